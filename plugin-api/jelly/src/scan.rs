@@ -1,0 +1,716 @@
+//! The one pass over everything that comes from a wire or a library.
+//!
+//! Resumable (an incomplete expression is never read twice), without recursion, and charged to a budget. It follows
+//! Jelly's grammar, so that `("remote" 5)` as a pair of a dictionary is told from a true reference.
+
+use std::collections::BTreeMap;
+
+use crate::token::{self, BananaError, Token};
+use crate::types;
+
+/// What one expression may cost. The defaults are those for a peer that has logged in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// The longest string in bytes, and the longest list in elements.
+    pub item: u32,
+    /// The longest expression, in bytes.
+    pub expression: usize,
+    /// How deep lists may nest, shared values followed.
+    pub depth: usize,
+    /// How many values there may be, each shared one counted every time it is used.
+    pub values: u64,
+}
+
+impl Limits {
+    /// For a peer that has not logged in.
+    pub const BEFORE_LOGIN: Self = Self { item: 1024, expression: 4096, depth: 16, values: 64 };
+    /// No limits but those of the machine: for what the host itself has written.
+    pub const NONE: Self = Self { item: u32::MAX, expression: usize::MAX, depth: 512, values: u64::MAX };
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { item: token::SIZE_LIMIT, expression: 8 << 20, depth: 128, values: 1_000_000 }
+    }
+}
+
+/// What the outermost tokens are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Shape {
+    /// One Jelly value.
+    Value,
+    /// A message of the broker: a list, each of whose elements is a Jelly value.
+    Message,
+}
+
+/// A whole expression that is no good Jelly, or costs too much. It answers its call with an error; the connection
+/// lives on.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Defect {
+    /// Nested deeper than the limit.
+    #[error("nested deeper than {0}")]
+    TooDeep(usize),
+    /// More values than the limit, shared ones counted each time.
+    #[error("more than {0} values")]
+    TooManyValues(u64),
+    /// A list whose first element is no byte string.
+    #[error("a list that does not start with its type")]
+    Untagged,
+    /// A list of a known type that does not have the elements of that type.
+    #[error("a malformed {0}")]
+    Malformed(String),
+    /// A dictionary's key, or an element of a set, that Python cannot hash.
+    #[error("unhashable: a list, set or dictionary as a key")]
+    Unhashable,
+    /// Two `(reference n …)` of one number.
+    #[error("reference {0} is defined twice")]
+    DuplicateReference(u64),
+    /// A `(dereference n)` without its `(reference n …)`.
+    #[error("dereference of {0}, which is not defined")]
+    Dangling(u64),
+    /// Tokens that are not Banana, where the framing was known otherwise.
+    #[error(transparent)]
+    Banana(BananaError),
+}
+
+/// Which table a reference names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum RefKind {
+    /// `(remote luid)`: an object of the sender's.
+    Remote,
+    /// `(local luid)`: an object of the receiver's, coming home.
+    Local,
+    /// `(cached luid)`: a cached object of the sender's that the receiver has.
+    Cached,
+    /// `(lcache luid)`: a cached object of the receiver's, coming home.
+    Lcache,
+    /// `("type" luid state)`: a cached object of the sender's, for the first time.
+    Cache,
+}
+
+/// A true reference, and where its number stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Reference {
+    /// Which table it names.
+    pub kind: RefKind,
+    /// Its number; `None` for a name (`(local "root")`) or a number that fits no table.
+    pub luid: Option<u64>,
+    /// Where its list starts, from the start of the expression.
+    pub open: usize,
+    /// Where the token of its number starts.
+    pub start: usize,
+    /// Where that token ends.
+    pub end: usize,
+}
+
+/// What a scan found out about a complete expression.
+#[derive(Debug, Clone, Copy)]
+pub struct Scanned<'s> {
+    /// How many bytes the expression has.
+    pub end: usize,
+    /// Where the elements of a message start (the first eight; a message has at most seven), then where it ends.
+    pub elements: &'s [usize],
+    /// How many elements the message has.
+    pub count: usize,
+    /// The true references, in order.
+    pub references: &'s [Reference],
+    /// What is wrong with it, if something is. The references are then incomplete.
+    pub defect: Option<&'s Defect>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Message,
+    /// The type is not yet read.
+    Untyped,
+    /// Any number of values (list, tuple, and whatever is not known otherwise).
+    Values,
+    /// Values that must be hashable.
+    Set,
+    Dictionary,
+    Pair,
+    /// `(None)`: nothing more.
+    Nothing,
+    /// One byte string, checked by the type's own rule.
+    Leaf(Leaf),
+    Decimal,
+    ReferenceId,
+    ReferenceBody(u64),
+    DereferenceId,
+    Handle(RefKind),
+    /// Nothing more may follow.
+    Full,
+    /// An unknown type: an instance, a Copyable, or a Cacheable.
+    Instance,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Leaf {
+    Boolean,
+    Unicode,
+    DateTime,
+    Date,
+    Time,
+    TimeDelta,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Frame {
+    kind: Kind,
+    left: u32,
+    length: u32,
+    /// Where its own token starts.
+    open: usize,
+    /// The deepest level below this one, in absolute depth.
+    deepest: usize,
+    hashable: bool,
+    /// The count of values when it began.
+    values: u64,
+    /// Where its number stands (an instance that may be a cache).
+    luid: (usize, usize, Option<u64>),
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Shared {
+    at: usize,
+    /// Once it is complete: values it counts for, levels it has, whether it can be a key.
+    done: Option<(u64, usize, bool)>,
+}
+
+/// Finds the end of one expression after the other. Keeps its buffers from one to the next.
+#[derive(Debug)]
+pub struct Scanner {
+    shape: Shape,
+    limits: Limits,
+    at: usize,
+    stack: Vec<Frame>,
+    /// After a defect: the tokens still to come, whatever they mean.
+    pending: u64,
+    values: u64,
+    elements: Vec<usize>,
+    count: usize,
+    references: Vec<Reference>,
+    shared: BTreeMap<u64, Shared>,
+    forward: Vec<u64>,
+    defect: Option<Defect>,
+    done: bool,
+}
+
+impl Scanner {
+    /// A scanner for expressions of this shape, within these limits.
+    #[must_use]
+    pub fn new(shape: Shape, limits: Limits) -> Self {
+        Self {
+            shape,
+            limits,
+            at: 0,
+            stack: Vec::new(),
+            pending: 0,
+            values: 0,
+            elements: Vec::new(),
+            count: 0,
+            references: Vec::new(),
+            shared: BTreeMap::new(),
+            forward: Vec::new(),
+            defect: None,
+            done: false,
+        }
+    }
+
+    /// Changes the limits, from the next token on (a peer has logged in).
+    pub fn set_limits(&mut self, limits: Limits) {
+        self.limits = limits;
+    }
+
+    /// Goes on with the expression that starts at `bytes[0]`; `None` while it is incomplete. Called again with more
+    /// of the same expression, it goes on where it stopped; after a complete one, it starts with the next.
+    ///
+    /// # Errors
+    /// When the bytes are not Banana within the limits. What is only bad Jelly is [`Scanned::defect`].
+    pub fn scan(&mut self, bytes: &[u8]) -> Result<Option<Scanned<'_>>, BananaError> {
+        if self.done {
+            self.clear();
+        }
+        loop {
+            let rest = bytes.get(self.at..).unwrap_or_default();
+            let Some((token, used)) = token::read(rest, self.limits.item)? else {
+                let expected = self.at + token::announced(rest).unwrap_or(rest.len());
+                return if expected > self.limits.expression {
+                    Err(BananaError::ExpressionTooLong(self.limits.expression))
+                } else {
+                    Ok(None)
+                };
+            };
+            let start = self.at;
+            self.at += used;
+            if self.at > self.limits.expression {
+                return Err(BananaError::ExpressionTooLong(self.limits.expression));
+            }
+            if self.defect.is_some() {
+                self.pending -= 1;
+                if let Token::List(length) = token {
+                    self.pending += u64::from(length);
+                }
+            } else if let Err(defect) = self.step(token, start) {
+                self.give_up(defect, token);
+            }
+            let complete = if self.defect.is_some() { self.pending == 0 } else { self.stack.is_empty() };
+            if complete {
+                return Ok(Some(self.finish()));
+            }
+        }
+    }
+
+    /// Where the value of `(reference n …)` starts, in the expression just scanned.
+    #[must_use]
+    pub fn shared_at(&self, id: u64) -> Option<usize> {
+        self.shared.get(&id).map(|shared| shared.at)
+    }
+
+    /// Whether the expression just scanned has any `(reference n …)`.
+    #[must_use]
+    pub fn shares(&self) -> bool {
+        !self.shared.is_empty()
+    }
+
+    fn clear(&mut self) {
+        self.at = 0;
+        self.stack.clear();
+        self.pending = 0;
+        self.values = 0;
+        self.elements.clear();
+        self.count = 0;
+        self.references.clear();
+        self.shared.clear();
+        self.forward.clear();
+        self.defect = None;
+        self.done = false;
+    }
+
+    fn finish(&mut self) -> Scanned<'_> {
+        self.done = true;
+        if self.defect.is_none()
+            && let Some(&id) = self.forward.iter().find(|id| !self.shared.contains_key(id))
+        {
+            self.defect = Some(Defect::Dangling(id));
+        }
+        self.elements.push(self.at);
+        Scanned {
+            end: self.at,
+            elements: &self.elements,
+            count: self.count,
+            references: &self.references,
+            defect: self.defect.as_ref(),
+        }
+    }
+
+    /// From here on only the end of the expression matters: count tokens.
+    fn give_up(&mut self, defect: Defect, token: Token<'_>) {
+        self.defect = Some(defect);
+        self.pending = self.stack.iter().map(|frame| u64::from(frame.left)).sum();
+        if let Token::List(length) = token {
+            self.pending += u64::from(length);
+        }
+        self.stack.clear();
+    }
+
+    /// Takes one token. Before anything can fail, the token is taken off what its list still lacks.
+    fn step(&mut self, token: Token<'_>, start: usize) -> Result<(), Defect> {
+        let depth = self.stack.len();
+        let Some(frame) = self.stack.last_mut() else {
+            return self.outermost(token, start);
+        };
+        frame.left -= 1;
+        let kind = frame.kind;
+        match kind {
+            Kind::Message => {
+                self.count += 1;
+                if self.elements.len() < 8 {
+                    self.elements.push(start);
+                }
+                self.value(token, start)?;
+            }
+            Kind::Untyped => {
+                let Token::Bytes(name) = token else { return Err(Defect::Untagged) };
+                frame.kind = kind_of(name, frame.left)?;
+                if matches!(frame.kind, Kind::Dictionary | Kind::Set) || name == b"list" {
+                    frame.hashable = name == b"frozenset";
+                }
+            }
+            Kind::Values | Kind::ReferenceBody(_) => self.value(token, start)?,
+            Kind::Set => self.value(token, start)?,
+            Kind::Instance => {
+                if frame.length == 3 && frame.left == 1 {
+                    let Token::Int(value) = token else { return Err(malformed("instance")) };
+                    frame.luid = (start, self.at, value.to_u64());
+                } else {
+                    self.value(token, start)?;
+                }
+            }
+            Kind::Dictionary => match token {
+                Token::List(2) => {
+                    if depth >= self.limits.depth {
+                        return Err(Defect::TooDeep(self.limits.depth));
+                    }
+                    self.stack.push(Frame::new(Kind::Pair, 2, start, depth + 1, self.values));
+                    return Ok(());
+                }
+                _ => return Err(malformed("dictionary")),
+            },
+            Kind::Pair => self.value(token, start)?,
+            Kind::Nothing | Kind::Full => return Err(malformed("value")),
+            Kind::Leaf(leaf) => {
+                let Token::Bytes(string) = token else { return Err(malformed(leaf.name())) };
+                if !leaf.accepts(string) {
+                    return Err(malformed(leaf.name()));
+                }
+                frame.kind = Kind::Full;
+            }
+            Kind::Decimal => {
+                let Token::Int(number) = token else { return Err(malformed("decimal")) };
+                if frame.left == 0 && number.to_i64().is_none() {
+                    return Err(malformed("decimal"));
+                }
+            }
+            Kind::ReferenceId => {
+                let id = number(token).ok_or_else(|| malformed("reference"))?;
+                frame.kind = Kind::ReferenceBody(id);
+                let shared = Shared { at: self.at, done: None };
+                if self.shared.insert(id, shared).is_some() {
+                    return Err(Defect::DuplicateReference(id));
+                }
+            }
+            Kind::DereferenceId => {
+                let id = number(token).ok_or_else(|| malformed("dereference"))?;
+                frame.kind = Kind::Full;
+                match self.shared.get(&id) {
+                    Some(Shared { done: Some((values, levels, hashable)), .. }) => {
+                        frame.hashable = *hashable;
+                        frame.deepest = frame.deepest.max(depth + levels);
+                        self.values = self.values.saturating_add(*values);
+                        if depth + levels > self.limits.depth {
+                            return Err(Defect::TooDeep(self.limits.depth));
+                        }
+                    }
+                    // Inside itself (a cycle), or before its definition; both are for untyped values only, which
+                    // share it and never expand it.
+                    Some(Shared { done: None, .. }) => {}
+                    None => self.forward.push(id),
+                }
+                self.charge(0)?;
+            }
+            Kind::Handle(kind) => {
+                let luid = match token {
+                    Token::Int(value) => value.to_u64(),
+                    Token::Bytes(_) if kind == RefKind::Local => None,
+                    _ => return Err(malformed(handle_name(kind))),
+                };
+                frame.kind = Kind::Full;
+                let open = frame.open;
+                self.references.push(Reference { kind, luid, open, start, end: self.at });
+            }
+        }
+        self.close()
+    }
+
+    fn outermost(&mut self, token: Token<'_>, start: usize) -> Result<(), Defect> {
+        match (self.shape, token) {
+            (Shape::Message, Token::List(length)) => {
+                self.stack.push(Frame::new(Kind::Message, length, start, 1, 0));
+                self.close()
+            }
+            (Shape::Message, _) => Ok(()),
+            (Shape::Value, _) => {
+                self.value(token, start)?;
+                self.close()
+            }
+        }
+    }
+
+    /// A token where a value stands: an atom, or the list that begins a typed value.
+    fn value(&mut self, token: Token<'_>, start: usize) -> Result<(), Defect> {
+        self.charge(1)?;
+        if let Token::List(length) = token {
+            let depth = self.stack.len();
+            if depth >= self.limits.depth {
+                return Err(Defect::TooDeep(self.limits.depth));
+            }
+            if length == 0 {
+                return Err(Defect::Untagged);
+            }
+            self.stack.push(Frame::new(Kind::Untyped, length, start, depth + 1, self.values - 1));
+        }
+        Ok(())
+    }
+
+    fn charge(&mut self, values: u64) -> Result<(), Defect> {
+        self.values = self.values.saturating_add(values);
+        if self.values > self.limits.values { Err(Defect::TooManyValues(self.limits.values)) } else { Ok(()) }
+    }
+
+    /// Pops every list that is complete, and checks what can be checked only then.
+    fn close(&mut self) -> Result<(), Defect> {
+        while let Some(frame) = self.stack.last() {
+            // A pair's key is complete when its value has not begun.
+            if frame.left > 0 {
+                return Ok(());
+            }
+            let frame = *frame;
+            self.stack.pop();
+            match frame.kind {
+                Kind::Leaf(leaf) => return Err(malformed(leaf.name())),
+                Kind::ReferenceId => return Err(malformed("reference")),
+                Kind::DereferenceId => return Err(malformed("dereference")),
+                Kind::Handle(kind) => return Err(malformed(handle_name(kind))),
+                Kind::Untyped => return Err(Defect::Untagged),
+                Kind::ReferenceBody(id) => {
+                    let depth = self.stack.len() + 1;
+                    if let Some(shared) = self.shared.get_mut(&id) {
+                        let values = self.values.saturating_sub(frame.values);
+                        shared.done = Some((values, frame.deepest.saturating_sub(depth), frame.hashable));
+                    }
+                }
+                Kind::Instance if frame.length == 3 => {
+                    let (start, end, luid) = frame.luid;
+                    self.references.push(Reference { kind: RefKind::Cache, luid, open: frame.open, start, end });
+                }
+                _ => {}
+            }
+            if let Some(parent) = self.stack.last_mut() {
+                parent.deepest = parent.deepest.max(frame.deepest);
+                match parent.kind {
+                    Kind::Pair if parent.left == 1 && !frame.hashable => return Err(Defect::Unhashable),
+                    Kind::Set if !frame.hashable => return Err(Defect::Unhashable),
+                    Kind::Values | Kind::ReferenceBody(_) => parent.hashable &= frame.hashable,
+                    _ => {}
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Frame {
+    fn new(kind: Kind, length: u32, open: usize, depth: usize, values: u64) -> Self {
+        Self { kind, left: length, length, open, deepest: depth, hashable: true, values, luid: (0, 0, None) }
+    }
+}
+
+impl Leaf {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Boolean => "boolean",
+            Self::Unicode => "unicode",
+            Self::DateTime => "datetime",
+            Self::Date => "date",
+            Self::Time => "time",
+            Self::TimeDelta => "timedelta",
+        }
+    }
+
+    fn accepts(self, string: &[u8]) -> bool {
+        let text = || std::str::from_utf8(string);
+        match self {
+            Self::Boolean => matches!(string, b"true" | b"false"),
+            Self::Unicode => text().is_ok(),
+            Self::DateTime => text().is_ok_and(|text| text.parse::<types::DateTime>().is_ok()),
+            Self::Date => text().is_ok_and(|text| text.parse::<types::Date>().is_ok()),
+            Self::Time => text().is_ok_and(|text| text.parse::<types::Time>().is_ok()),
+            Self::TimeDelta => text().is_ok_and(|text| text.parse::<types::TimeDelta>().is_ok()),
+        }
+    }
+}
+
+/// What follows a type's name. `rest` is how many elements do.
+fn kind_of(name: &[u8], rest: u32) -> Result<Kind, Defect> {
+    let exactly = |count: u32, kind: Kind| {
+        if rest == count { Ok(kind) } else { Err(malformed(&String::from_utf8_lossy(name))) }
+    };
+    match name {
+        b"list" | b"tuple" => Ok(Kind::Values),
+        b"unicode" => exactly(1, Kind::Leaf(Leaf::Unicode)),
+        b"dictionary" => Ok(Kind::Dictionary),
+        b"None" => exactly(0, Kind::Nothing),
+        b"boolean" => exactly(1, Kind::Leaf(Leaf::Boolean)),
+        b"set" | b"frozenset" => Ok(Kind::Set),
+        b"reference" => exactly(2, Kind::ReferenceId),
+        b"dereference" => exactly(1, Kind::DereferenceId),
+        b"remote" => exactly(1, Kind::Handle(RefKind::Remote)),
+        b"local" => exactly(1, Kind::Handle(RefKind::Local)),
+        b"cached" => exactly(1, Kind::Handle(RefKind::Cached)),
+        b"lcache" => exactly(1, Kind::Handle(RefKind::Lcache)),
+        b"datetime" => exactly(1, Kind::Leaf(Leaf::DateTime)),
+        b"date" => exactly(1, Kind::Leaf(Leaf::Date)),
+        b"time" => exactly(1, Kind::Leaf(Leaf::Time)),
+        b"timedelta" => exactly(1, Kind::Leaf(Leaf::TimeDelta)),
+        b"decimal" => exactly(2, Kind::Decimal),
+        b"unpersistable" | b"persistent" | b"class" | b"module" | b"function" => exactly(1, Kind::Values),
+        b"instance" => exactly(2, Kind::Values),
+        b"method" => exactly(3, Kind::Values),
+        _ => match rest {
+            1 | 2 => Ok(Kind::Instance),
+            _ => Err(malformed(&String::from_utf8_lossy(name))),
+        },
+    }
+}
+
+fn handle_name(kind: RefKind) -> &'static str {
+    match kind {
+        RefKind::Remote => "remote",
+        RefKind::Local => "local",
+        RefKind::Cached => "cached",
+        RefKind::Lcache => "lcache",
+        RefKind::Cache => "cache",
+    }
+}
+
+fn malformed(what: &str) -> Defect {
+    Defect::Malformed(what.chars().take(64).collect())
+}
+
+fn number(token: Token<'_>) -> Option<u64> {
+    match token {
+        Token::Int(value) => value.to_u64(),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A tiny writer for tests: `"(list 1 (remote 5))"`, words bare, strings in quotes.
+    pub(crate) fn tokens(text: &str) -> Vec<u8> {
+        let spaced = text.replace('(', " ( ").replace(')', " ) ");
+        let words: Vec<&str> = spaced.split_whitespace().collect();
+        let mut out = Vec::new();
+        for (index, word) in words.iter().enumerate() {
+            match *word {
+                "(" => {
+                    let (mut depth, mut count) = (0, 0);
+                    for other in &words[index..] {
+                        match *other {
+                            "(" => {
+                                count += usize::from(depth == 1);
+                                depth += 1;
+                            }
+                            ")" => depth -= 1,
+                            _ => count += usize::from(depth == 1),
+                        }
+                        if depth == 0 {
+                            break;
+                        }
+                    }
+                    token::list(&mut out, count);
+                }
+                ")" => {}
+                number if number.parse::<i64>().is_ok() => token::int(&mut out, number.parse().unwrap()),
+                name => token::bytes(&mut out, name.trim_matches('"').as_bytes()),
+            }
+        }
+        out
+    }
+
+    fn verdict(text: &str, limits: Limits) -> Option<Defect> {
+        let bytes = tokens(text);
+        let mut scanner = Scanner::new(Shape::Value, limits);
+        let scanned = scanner.scan(&bytes).unwrap().expect(text);
+        assert_eq!(scanned.end, bytes.len(), "{text}");
+        scanned.defect.cloned()
+    }
+
+    #[test]
+    fn byte_by_byte_finds_what_all_at_once_finds() {
+        let bytes = tokens("(message 1 root echo 1 (tuple (remote 5) (list 1 2 (local 7))) (dictionary (k (remote 6))))");
+        let mut whole = Scanner::new(Shape::Message, Limits::default());
+        let all = whole.scan(&bytes).unwrap().unwrap();
+        let mut slow = Scanner::new(Shape::Message, Limits::default());
+        for end in 0..bytes.len() {
+            assert!(slow.scan(&bytes[..end]).unwrap().is_none());
+        }
+        let one = slow.scan(&bytes).unwrap().unwrap();
+        assert_eq!(one.elements, all.elements);
+        assert_eq!(one.references, all.references);
+        assert_eq!(one.references.len(), 3);
+        assert_eq!((one.count, one.end, one.defect), (7, bytes.len(), None));
+    }
+
+    #[test]
+    fn a_pair_that_looks_like_a_reference_is_none() {
+        let bytes = tokens("(dictionary (remote 5) (a (remote 6)))");
+        let mut scanner = Scanner::new(Shape::Value, Limits::default());
+        let scanned = scanner.scan(&bytes).unwrap().unwrap();
+        let luids: Vec<_> = scanned.references.iter().map(|reference| reference.luid).collect();
+        assert_eq!(luids, [Some(6)]);
+    }
+
+    #[test]
+    fn a_bomb_of_references_is_charged_for_what_it_expands_to() {
+        let mut text = "(reference 1 (list 0 0))".to_owned();
+        for level in 2..=41 {
+            text = format!("(reference {level} (list {text} (dereference {})))", level - 1);
+        }
+        assert_eq!(verdict(&text, Limits::default()), Some(Defect::TooManyValues(1_000_000)));
+    }
+
+    #[test]
+    fn depth_counts_through_shared_values() {
+        let limits = Limits { depth: 6, ..Limits::default() };
+        assert_eq!(verdict("(list (reference 1 (list (list 1))) (list (dereference 1)))", limits), None);
+        let deep = "(list (reference 1 (list (list 1))) (list (list (list (dereference 1)))))";
+        assert_eq!(verdict(deep, limits), Some(Defect::TooDeep(6)));
+    }
+
+    #[test]
+    fn depth_is_a_defect_at_the_edge_and_the_end_is_found_all_the_same() {
+        let nested = |levels: usize| format!("{}1{}", "(list ".repeat(levels), ")".repeat(levels));
+        assert_eq!(verdict(&nested(128), Limits::default()), None);
+        assert_eq!(verdict(&nested(129), Limits::default()), Some(Defect::TooDeep(128)));
+        let limits = Limits { depth: 16, ..Limits::default() };
+        assert_eq!(verdict(&nested(16), limits), None);
+        assert_eq!(verdict(&nested(17), limits), Some(Defect::TooDeep(16)));
+    }
+
+    #[test]
+    fn values_are_counted_to_the_edge() {
+        let limits = Limits { values: 4, ..Limits::default() };
+        assert_eq!(verdict("(list 1 2 3)", limits), None);
+        assert_eq!(verdict("(list 1 2 3 4)", limits), Some(Defect::TooManyValues(4)));
+        let shared = "(list (reference 1 (tuple)) (dereference 1))";
+        assert_eq!(verdict(shared, limits), Some(Defect::TooManyValues(4)));
+        assert_eq!(verdict(shared, Limits { values: 6, ..limits }), None);
+    }
+
+    #[test]
+    fn an_expression_is_refused_when_it_can_no_longer_fit() {
+        let limits = Limits { expression: 100, ..Limits::default() };
+        let mut scanner = Scanner::new(Shape::Value, limits);
+        assert_eq!(scanner.scan(&[0x7f, 0x82, b'x']).unwrap_err(), BananaError::ExpressionTooLong(100));
+    }
+
+    #[test]
+    fn what_breaks_a_python_client_is_a_defect() {
+        for (text, expected) in [
+            ("(boolean maybe)", malformed("boolean")),
+            ("(unicode)", malformed("unicode")),
+            ("(date \"2020\")", malformed("date")),
+            ("(dictionary (a 1 2))", malformed("dictionary")),
+            ("(dictionary ((list 1) 2))", Defect::Unhashable),
+            ("(dictionary ((tuple (list 1)) 2))", Defect::Unhashable),
+            ("(set (dictionary))", Defect::Unhashable),
+            ("(list (reference 1 (list)) (set (dereference 1)))", Defect::Unhashable),
+            ("(list ())", Defect::Untagged),
+            ("(1 2)", Defect::Untagged),
+            ("(dereference 4)", Defect::Dangling(4)),
+            ("(list (reference 1 (list)) (reference 1 (list)))", Defect::DuplicateReference(1)),
+            ("(remote luid)", malformed("remote")),
+            ("(NoSuchType 1 2 3)", malformed("NoSuchType")),
+        ] {
+            assert_eq!(verdict(text, Limits::default()), Some(expected), "{text}");
+        }
+        for text in ["(set (frozenset 1))", "(dictionary ((tuple 1 2) 3))", "(reference 1 (list (dereference 1)))"] {
+            assert_eq!(verdict(text, Limits::default()), None, "{text}");
+        }
+    }
+}

@@ -1,0 +1,901 @@
+//! A value of no particular type, held as an arena: nodes that name each other by index.
+//!
+//! So sharing and cycles are kept as they came, and a value nested a hundred thousand deep is dropped without
+//! recursion.
+
+use serde::de::{self, Deserialize, Deserializer, Visitor};
+use serde::ser::{Serialize, Serializer};
+
+use crate::error::{Error, Result};
+use crate::scan::{Limits, RefKind, Scanner, Shape};
+use crate::token::{self, Token};
+use crate::types::{BigInt, Date, DateTime, Decimal, Raw, Time, TimeDelta, name};
+
+/// Any value that Jelly can carry.
+///
+/// Two values are equal when they are written the same: sharing counts, order in dictionaries counts.
+#[derive(Clone)]
+pub struct Value {
+    nodes: Vec<Stored>,
+    root: u32,
+}
+
+#[derive(Clone)]
+enum Stored {
+    None,
+    Bool(bool),
+    Int(i64),
+    Big(BigInt),
+    Float(f64),
+    Bytes(Vec<u8>),
+    Text(String),
+    /// list, tuple, set, frozenset, and types that PB refuses to make anything of (class, module …).
+    Items(&'static str, Vec<u32>),
+    Dictionary(Vec<(u32, u32)>),
+    DateTime(DateTime),
+    Date(Date),
+    Time(Time),
+    TimeDelta(TimeDelta),
+    Decimal(Decimal),
+    Reference(RefKind, Option<u64>),
+    Instance { tag: String, luid: Option<u64>, state: u32 },
+}
+
+/// One node of a [`Value`], to look at.
+#[derive(Clone, Copy)]
+pub struct ValueRef<'a> {
+    value: &'a Value,
+    index: u32,
+}
+
+/// What a node is.
+#[derive(Debug, Clone, Copy)]
+#[non_exhaustive]
+#[expect(missing_docs, reason = "each is the Python type of that name")]
+pub enum Node<'a> {
+    None,
+    Bool(bool),
+    Int(i64),
+    /// An integer beyond 64 bits.
+    BigInt(&'a BigInt),
+    Float(f64),
+    Bytes(&'a [u8]),
+    Text(&'a str),
+    List,
+    Tuple,
+    Set,
+    FrozenSet,
+    Dictionary,
+    DateTime(DateTime),
+    Date(Date),
+    Time(Time),
+    TimeDelta(TimeDelta),
+    Decimal(&'a Decimal),
+    /// A reference, and its number where it has one.
+    Reference(RefKind, Option<u64>),
+    /// An instance of this class; [`ValueRef::items`] has its state.
+    Instance(&'a str),
+    /// A type that PB does not allow (`class`, `module`, `function`, `method`, `instance`, `persistent`) or could not
+    /// send (`unpersistable`).
+    Refused(&'a str),
+}
+
+impl Value {
+    /// Reads one whole value within the default limits.
+    ///
+    /// # Errors
+    /// When the bytes are no Jelly, cost too much, or are followed by others.
+    pub fn decode(bytes: &[u8]) -> Result<Self> {
+        let mut scanner = Scanner::new(Shape::Value, Limits::default());
+        let scanned = scanner.scan(bytes)?.ok_or(Error::Incomplete)?;
+        if let Some(defect) = scanned.defect {
+            return Err(defect.clone().into());
+        }
+        if scanned.end != bytes.len() {
+            return Err(Error::Trailing(bytes.len() - scanned.end));
+        }
+        Self::decode_part(bytes, 0)
+    }
+
+    /// Reads the value that starts at `start` inside the expression `bytes`, with all that it shares.
+    pub(crate) fn decode_part(bytes: &[u8], start: usize) -> Result<Self> {
+        Builder::default().build(bytes, start)
+    }
+
+    /// The value as bytes. What is used more than once is written once, as `(reference n …)`; the numbers are those
+    /// that Twisted would give.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        let mut out = Vec::new();
+        self.write(&mut out, &mut 0);
+        out
+    }
+
+    /// Of a typed value, an untyped one.
+    ///
+    /// # Errors
+    /// As [`crate::to_vec`].
+    pub fn from_typed<T: Serialize + ?Sized>(typed: &T) -> Result<Self> {
+        Self::decode(&crate::to_vec(typed)?)
+    }
+
+    /// Of an untyped value, a typed one.
+    ///
+    /// # Errors
+    /// When it does not fit the type, or contains itself.
+    pub fn to_typed<T: de::DeserializeOwned>(&self) -> Result<T> {
+        crate::from_slice(&self.encode())
+    }
+
+    /// Its outermost node.
+    #[must_use]
+    pub fn root(&self) -> ValueRef<'_> {
+        ValueRef { value: self, index: self.root }
+    }
+
+    /// Python's None.
+    #[must_use]
+    pub fn none() -> Self {
+        Self::leaf(Stored::None)
+    }
+
+    /// A list of values.
+    pub fn list(items: impl IntoIterator<Item = Self>) -> Self {
+        Self::items("list", items)
+    }
+
+    /// A tuple of values.
+    pub fn tuple(items: impl IntoIterator<Item = Self>) -> Self {
+        Self::items("tuple", items)
+    }
+
+    /// A set of values. Whether they differ is not looked at.
+    pub fn set(items: impl IntoIterator<Item = Self>) -> Self {
+        Self::items("set", items)
+    }
+
+    /// A dictionary of pairs, in this order. Whether the keys differ is not looked at.
+    pub fn dictionary(pairs: impl IntoIterator<Item = (Self, Self)>) -> Self {
+        let mut all = Self { nodes: Vec::new(), root: 0 };
+        let pairs = pairs.into_iter().map(|(key, value)| (all.absorb(key), all.absorb(value))).collect();
+        all.root = all.push(Stored::Dictionary(pairs));
+        all
+    }
+
+    fn items(tag: &'static str, items: impl IntoIterator<Item = Self>) -> Self {
+        let mut all = Self { nodes: Vec::new(), root: 0 };
+        let items = items.into_iter().map(|item| all.absorb(item)).collect();
+        all.root = all.push(Stored::Items(tag, items));
+        all
+    }
+
+    fn leaf(node: Stored) -> Self {
+        Self { nodes: vec![node], root: 0 }
+    }
+
+    fn push(&mut self, node: Stored) -> u32 {
+        self.nodes.push(node);
+        index(self.nodes.len() - 1)
+    }
+
+    fn absorb(&mut self, other: Self) -> u32 {
+        let base = index(self.nodes.len());
+        self.nodes.extend(other.nodes.into_iter().map(|mut node| {
+            match &mut node {
+                Stored::Items(_, items) => items.iter_mut().for_each(|item| *item += base),
+                Stored::Dictionary(pairs) => pairs.iter_mut().for_each(|(key, value)| {
+                    *key += base;
+                    *value += base;
+                }),
+                Stored::Instance { state, .. } => *state += base,
+                _ => {}
+            }
+            node
+        }));
+        other.root + base
+    }
+
+    /// Numbers for the nodes that are met more than once, in the order in which they are met the second time: that is
+    /// when Twisted gives them one. `next` is the highest number in use.
+    fn shared(&self, next: &mut u64) -> Vec<u64> {
+        let mut numbers = vec![0; self.nodes.len()];
+        let mut met = vec![false; self.nodes.len()];
+        let mut stack = vec![self.root];
+        while let Some(at) = stack.pop() {
+            let node = &self.nodes[at as usize];
+            if !matches!(node, Stored::Items(..) | Stored::Dictionary(_) | Stored::Instance { .. }) {
+                continue;
+            }
+            if std::mem::replace(&mut met[at as usize], true) {
+                if numbers[at as usize] == 0 {
+                    *next += 1;
+                    numbers[at as usize] = *next;
+                }
+                continue;
+            }
+            match node {
+                Stored::Items(_, items) => stack.extend(items.iter().rev()),
+                Stored::Dictionary(pairs) => stack.extend(pairs.iter().rev().flat_map(|(key, value)| [value, key])),
+                Stored::Instance { state, .. } => stack.push(*state),
+                _ => {}
+            }
+        }
+        numbers
+    }
+
+    fn write(&self, out: &mut Vec<u8>, next: &mut u64) {
+        enum Step {
+            Node(u32),
+            Pair,
+        }
+        let numbers = self.shared(next);
+        let mut written = vec![false; self.nodes.len()];
+        let mut stack = vec![Step::Node(self.root)];
+        while let Some(step) = stack.pop() {
+            let Step::Node(at) = step else {
+                token::list(out, 2);
+                continue;
+            };
+            let number = numbers[at as usize];
+            if number != 0 {
+                if std::mem::replace(&mut written[at as usize], true) {
+                    tagged(out, "dereference", 1);
+                    token::uint(out, number);
+                    continue;
+                }
+                tagged(out, "reference", 2);
+                token::uint(out, number);
+            }
+            match &self.nodes[at as usize] {
+                Stored::Items(tag, items) => {
+                    tagged(out, tag, items.len());
+                    stack.extend(items.iter().rev().map(|item| Step::Node(*item)));
+                }
+                Stored::Dictionary(pairs) => {
+                    tagged(out, "dictionary", pairs.len());
+                    for (key, value) in pairs.iter().rev() {
+                        stack.extend([Step::Node(*value), Step::Node(*key), Step::Pair]);
+                    }
+                }
+                Stored::Instance { tag, luid, state } => {
+                    tagged(out, tag, 1 + usize::from(luid.is_some()));
+                    if let Some(luid) = luid {
+                        token::uint(out, *luid);
+                    }
+                    stack.push(Step::Node(*state));
+                }
+                leaf => leaf.write(out),
+            }
+        }
+    }
+}
+
+impl Stored {
+    fn write(&self, out: &mut Vec<u8>) {
+        let text = |out: &mut Vec<u8>, tag: &str, text: &str| {
+            tagged(out, tag, 1);
+            token::bytes(out, text.as_bytes());
+        };
+        match self {
+            Self::None => tagged(out, "None", 0),
+            Self::Bool(value) => text(out, "boolean", if *value { "true" } else { "false" }),
+            Self::Int(value) => token::int(out, *value),
+            Self::Big(value) => big(out, value),
+            Self::Float(value) => token::float(out, *value),
+            Self::Bytes(value) => token::bytes(out, value),
+            Self::Text(value) => text(out, "unicode", value),
+            Self::DateTime(value) => text(out, "datetime", &value.to_string()),
+            Self::Date(value) => text(out, "date", &value.to_string()),
+            Self::Time(value) => text(out, "time", &value.to_string()),
+            Self::TimeDelta(value) => text(out, "timedelta", &value.to_string()),
+            Self::Decimal(value) => {
+                tagged(out, "decimal", 2);
+                big(out, &value.digits);
+                token::int(out, value.exponent);
+            }
+            Self::Reference(kind, luid) => {
+                let tag = match kind {
+                    RefKind::Remote | RefKind::Cache => "remote",
+                    RefKind::Local => "local",
+                    RefKind::Cached => "cached",
+                    RefKind::Lcache => "lcache",
+                };
+                tagged(out, tag, 1);
+                match luid {
+                    Some(luid) => token::uint(out, *luid),
+                    None => token::bytes(out, b"root"),
+                }
+            }
+            Self::Items(..) | Self::Dictionary(_) | Self::Instance { .. } => {}
+        }
+    }
+}
+
+fn big(out: &mut Vec<u8>, value: &BigInt) {
+    // What was read from the wire fits it; what was made in Rust is checked where it is made.
+    let (negative, digits) = value.digits().unwrap_or_default();
+    token::integer(out, token::Integer { negative, digits: &digits });
+}
+
+fn tagged(out: &mut Vec<u8>, tag: &str, length: usize) {
+    token::list(out, length + 1);
+    token::bytes(out, tag.as_bytes());
+}
+
+fn index(at: usize) -> u32 {
+    // An expression has fewer tokens than bytes, and its bytes are limited far below this.
+    u32::try_from(at).unwrap_or(u32::MAX)
+}
+
+/// Appends an encoded value to a larger expression in which `next` numbers are taken.
+pub(crate) fn splice(out: &mut Vec<u8>, encoded: &[u8], next: &mut u64) -> Result<()> {
+    let mut scanner = Scanner::new(Shape::Value, Limits::NONE);
+    let shares = scanner.scan(encoded)?.is_some() && scanner.shares();
+    if shares {
+        Value::decode_part(encoded, 0)?.write(out, next);
+    } else {
+        out.extend_from_slice(encoded);
+    }
+    Ok(())
+}
+
+#[derive(Default)]
+struct Builder {
+    nodes: Vec<Stored>,
+    stack: Vec<Open>,
+    /// `(reference n …)` to its node.
+    defined: std::collections::BTreeMap<u64, u32>,
+    /// `(dereference n)` before its `(reference n …)`: nodes that stand in for it.
+    forward: Vec<(u32, u64)>,
+}
+
+/// A list that is being read.
+struct Open {
+    node: u32,
+    left: u32,
+    pair: bool,
+    key: Option<u32>,
+}
+
+impl Builder {
+    fn build(mut self, bytes: &[u8], start: usize) -> Result<Value> {
+        let mut at = 0;
+        let mut root = None;
+        let mut first = None;
+        let read = |at: &mut usize| -> Result<Token<'_>> {
+            let rest = bytes.get(*at..).unwrap_or_default();
+            let (token, used) = token::read(rest, u32::MAX)?.ok_or(Error::Incomplete)?;
+            *at += used;
+            Ok(token)
+        };
+        let raw = |at: &mut usize| match read(at)? {
+            Token::Bytes(bytes) => Ok(bytes),
+            other => Err(Error::Unexpected { expected: "a byte string", found: other.kind().to_owned() }),
+        };
+        let text = |at: &mut usize| std::str::from_utf8(raw(at)?).map_err(|_| Error::NotUtf8);
+        let number = |at: &mut usize| match read(at)? {
+            Token::Int(value) => value.to_u64().ok_or_else(|| Error::IntegerRange(value.to_string())),
+            other => Err(Error::Unexpected { expected: "a number", found: other.kind().to_owned() }),
+        };
+        loop {
+            // A pair of a dictionary: its own list, not a value.
+            if let Some(open) = self.stack.last()
+                && open.pair
+                && open.key.is_none()
+            {
+                match read(&mut at)? {
+                    Token::List(2) => {}
+                    other => return Err(Error::Unexpected { expected: "a pair", found: other.kind().to_owned() }),
+                }
+            }
+            let begins = at;
+            let depth = self.stack.len();
+            let mut references = Vec::new();
+            let node = loop {
+                let length = match read(&mut at)? {
+                    Token::Int(value) => {
+                        break self.node(match value.to_i64() {
+                            Some(small) => Stored::Int(small),
+                            None => Stored::Big(value.into()),
+                        });
+                    }
+                    Token::Float(value) => break self.node(Stored::Float(value)),
+                    Token::Bytes(bytes) => break self.node(Stored::Bytes(bytes.to_vec())),
+                    Token::List(length) => length,
+                };
+                let tag = raw(&mut at)?;
+                let rest = length.saturating_sub(1);
+                let calendar = |_| Error::Custom("a date that is none".to_owned());
+                break match tag {
+                    b"None" => self.node(Stored::None),
+                    b"boolean" => {
+                        let value = raw(&mut at)? == b"true";
+                        self.node(Stored::Bool(value))
+                    }
+                    b"unicode" => {
+                        let value = text(&mut at)?.to_owned();
+                        self.node(Stored::Text(value))
+                    }
+                    b"datetime" => {
+                        let value = text(&mut at)?.parse().map_err(calendar)?;
+                        self.node(Stored::DateTime(value))
+                    }
+                    b"date" => {
+                        let value = text(&mut at)?.parse().map_err(calendar)?;
+                        self.node(Stored::Date(value))
+                    }
+                    b"time" => {
+                        let value = text(&mut at)?.parse().map_err(calendar)?;
+                        self.node(Stored::Time(value))
+                    }
+                    b"timedelta" => {
+                        let value = text(&mut at)?.parse().map_err(calendar)?;
+                        self.node(Stored::TimeDelta(value))
+                    }
+                    b"decimal" => {
+                        let (Token::Int(digits), Token::Int(exponent)) = (read(&mut at)?, read(&mut at)?) else {
+                            return Err(Error::Custom("a decimal has digits and an exponent".to_owned()));
+                        };
+                        let exponent =
+                            exponent.to_i64().ok_or_else(|| Error::IntegerRange(exponent.to_string()))?;
+                        self.node(Stored::Decimal(Decimal { digits: digits.into(), exponent }))
+                    }
+                    b"remote" | b"local" | b"cached" | b"lcache" => {
+                        let kind = match tag {
+                            b"remote" => RefKind::Remote,
+                            b"local" => RefKind::Local,
+                            b"cached" => RefKind::Cached,
+                            _ => RefKind::Lcache,
+                        };
+                        let luid = match read(&mut at)? {
+                            Token::Int(value) => value.to_u64(),
+                            _ => None,
+                        };
+                        self.node(Stored::Reference(kind, luid))
+                    }
+                    b"reference" => {
+                        references.push(number(&mut at)?);
+                        continue;
+                    }
+                    b"dereference" => {
+                        let id = number(&mut at)?;
+                        match self.defined.get(&id) {
+                            Some(node) => *node,
+                            None => {
+                                let node = self.node(Stored::None);
+                                self.forward.push((node, id));
+                                node
+                            }
+                        }
+                    }
+                    b"dictionary" => {
+                        let node = self.node(Stored::Dictionary(Vec::new()));
+                        self.stack.push(Open { node, left: rest, pair: true, key: None });
+                        node
+                    }
+                    other => {
+                        let known = [
+                            "list", "tuple", "set", "frozenset", "unpersistable", "persistent", "class", "module",
+                            "function", "method", "instance",
+                        ];
+                        let stored = match known.iter().find(|known| known.as_bytes() == other) {
+                            Some(tag) => (Stored::Items(tag, Vec::new()), rest),
+                            None => {
+                                let tag = String::from_utf8_lossy(other).into_owned();
+                                let luid = if rest == 2 { Some(number(&mut at)?) } else { None };
+                                (Stored::Instance { tag, luid, state: u32::MAX }, 1)
+                            }
+                        };
+                        let node = self.node(stored.0);
+                        self.stack.push(Open { node, left: stored.1, pair: false, key: None });
+                        node
+                    }
+                };
+            };
+            for id in references {
+                self.defined.insert(id, node);
+            }
+            if begins == start {
+                root = Some(node);
+            }
+            first.get_or_insert(node);
+            // Give it to the list it stands in, which may now lie below the one that it opened.
+            if let Some(parent) = depth.checked_sub(1) {
+                self.give(parent, node);
+            }
+            while self.stack.last().is_some_and(|open| open.left == 0) {
+                self.stack.pop();
+            }
+            if self.stack.is_empty() {
+                break;
+            }
+        }
+        for (node, id) in std::mem::take(&mut self.forward) {
+            let target = *self.defined.get(&id).ok_or(Error::Dangling(id))?;
+            self.redirect(node, target);
+        }
+        let root = root.or(first).ok_or(Error::Incomplete)?;
+        Ok(Value { nodes: self.nodes, root })
+    }
+
+    fn node(&mut self, stored: Stored) -> u32 {
+        self.nodes.push(stored);
+        index(self.nodes.len() - 1)
+    }
+
+    fn give(&mut self, parent: usize, child: u32) {
+        let open = &mut self.stack[parent];
+        match &mut self.nodes[open.node as usize] {
+            Stored::Items(_, items) => items.push(child),
+            Stored::Instance { state, .. } => *state = child,
+            Stored::Dictionary(pairs) => match open.key.take() {
+                None => {
+                    open.key = Some(child);
+                    return;
+                }
+                Some(key) => pairs.push((key, child)),
+            },
+            _ => {}
+        }
+        open.left -= 1;
+    }
+
+    fn redirect(&mut self, from: u32, to: u32) {
+        for node in &mut self.nodes {
+            match node {
+                Stored::Items(_, items) => items.iter_mut().filter(|item| **item == from).for_each(|item| *item = to),
+                Stored::Dictionary(pairs) => pairs.iter_mut().for_each(|(key, value)| {
+                    if *key == from {
+                        *key = to;
+                    }
+                    if *value == from {
+                        *value = to;
+                    }
+                }),
+                Stored::Instance { state, .. } if *state == from => *state = to,
+                _ => {}
+            }
+        }
+    }
+}
+
+impl<'a> ValueRef<'a> {
+    /// What it is.
+    #[must_use]
+    pub fn node(&self) -> Node<'a> {
+        match &self.value.nodes[self.index as usize] {
+            Stored::None => Node::None,
+            Stored::Bool(value) => Node::Bool(*value),
+            Stored::Int(value) => Node::Int(*value),
+            Stored::Big(value) => Node::BigInt(value),
+            Stored::Float(value) => Node::Float(*value),
+            Stored::Bytes(value) => Node::Bytes(value),
+            Stored::Text(value) => Node::Text(value),
+            Stored::Items("list", _) => Node::List,
+            Stored::Items("tuple", _) => Node::Tuple,
+            Stored::Items("set", _) => Node::Set,
+            Stored::Items("frozenset", _) => Node::FrozenSet,
+            Stored::Items(tag, _) => Node::Refused(tag),
+            Stored::Dictionary(_) => Node::Dictionary,
+            Stored::DateTime(value) => Node::DateTime(*value),
+            Stored::Date(value) => Node::Date(*value),
+            Stored::Time(value) => Node::Time(*value),
+            Stored::TimeDelta(value) => Node::TimeDelta(*value),
+            Stored::Decimal(value) => Node::Decimal(value),
+            Stored::Reference(kind, luid) => Node::Reference(*kind, *luid),
+            Stored::Instance { tag, .. } => Node::Instance(tag),
+        }
+    }
+
+    /// Its elements: of a list, tuple or set; the state of an instance; nothing of others.
+    pub fn items(&self) -> impl ExactSizeIterator<Item = ValueRef<'a>> + use<'a> {
+        let value = self.value;
+        let items: &[u32] = match &value.nodes[self.index as usize] {
+            Stored::Items(_, items) => items,
+            Stored::Instance { state, .. } => std::slice::from_ref(state),
+            _ => &[],
+        };
+        items.iter().map(move |&index| ValueRef { value, index })
+    }
+
+    /// Its pairs, if it is a dictionary.
+    pub fn pairs(&self) -> impl ExactSizeIterator<Item = (ValueRef<'a>, ValueRef<'a>)> + use<'a> {
+        let value = self.value;
+        let pairs: &[(u32, u32)] = match &value.nodes[self.index as usize] {
+            Stored::Dictionary(pairs) => pairs,
+            _ => &[],
+        };
+        pairs.iter().map(move |&(key, index)| (ValueRef { value, index: key }, ValueRef { value, index }))
+    }
+
+    /// The value under this key, if it is a dictionary that has it; texts and byte strings alike.
+    #[must_use]
+    pub fn get(&self, key: &str) -> Option<ValueRef<'a>> {
+        self.pairs().find(|(found, _)| found.as_text() == Some(key)).map(|(_, value)| value)
+    }
+
+    /// Its text, from either era: a text, or a byte string of UTF-8.
+    #[must_use]
+    pub fn as_text(&self) -> Option<&'a str> {
+        match self.node() {
+            Node::Text(text) => Some(text),
+            Node::Bytes(bytes) => std::str::from_utf8(bytes).ok(),
+            _ => None,
+        }
+    }
+
+    /// Its integer, if it is one of 64 bits.
+    #[must_use]
+    pub fn as_int(&self) -> Option<i64> {
+        match self.node() {
+            Node::Int(value) => Some(value),
+            _ => None,
+        }
+    }
+
+    /// Whether both are the same node: shared, not merely equal.
+    #[must_use]
+    pub fn is(&self, other: &ValueRef<'_>) -> bool {
+        std::ptr::eq(self.value, other.value) && self.index == other.index
+    }
+}
+
+impl std::fmt::Debug for Value {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        std::fmt::Display::fmt(self, f)
+    }
+}
+
+impl std::fmt::Debug for ValueRef<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:?}", self.node())
+    }
+}
+
+/// As Python would show it, near enough for a person to read.
+impl std::fmt::Display for Value {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        enum Step<'a> {
+            Node(u32),
+            Word(&'a str),
+        }
+        let mut open = vec![false; self.nodes.len()];
+        let mut stack = vec![Step::Node(self.root)];
+        // A value that shares much could be far longer to show than to hold.
+        let mut budget = 10_000;
+        let mut closing: Vec<(usize, u32)> = Vec::new();
+        while let Some(step) = stack.pop() {
+            while closing.last().is_some_and(|(depth, _)| stack.len() < *depth) {
+                if let Some((_, at)) = closing.pop() {
+                    open[at as usize] = false;
+                }
+            }
+            let at = match step {
+                Step::Word(word) => {
+                    f.write_str(word)?;
+                    continue;
+                }
+                Step::Node(at) => at,
+            };
+            budget -= 1;
+            if budget == 0 {
+                return f.write_str("…");
+            }
+            let node = ValueRef { value: self, index: at };
+            let (before, after) = match node.node() {
+                Node::None => ("None", ""),
+                Node::Bool(true) => ("True", ""),
+                Node::Bool(false) => ("False", ""),
+                Node::Int(value) => {
+                    write!(f, "{value}")?;
+                    continue;
+                }
+                Node::BigInt(value) => {
+                    write!(f, "{value}")?;
+                    continue;
+                }
+                Node::Float(value) => {
+                    write!(f, "{value:?}")?;
+                    continue;
+                }
+                Node::Bytes(value) => {
+                    write!(f, "b\"{}\"", value.escape_ascii())?;
+                    continue;
+                }
+                Node::Text(value) => {
+                    write!(f, "{value:?}")?;
+                    continue;
+                }
+                Node::DateTime(value) => {
+                    write!(f, "datetime({value})")?;
+                    continue;
+                }
+                Node::Date(value) => {
+                    write!(f, "date({value})")?;
+                    continue;
+                }
+                Node::Time(value) => {
+                    write!(f, "time({value})")?;
+                    continue;
+                }
+                Node::TimeDelta(value) => {
+                    write!(f, "timedelta({value})")?;
+                    continue;
+                }
+                Node::Decimal(value) => {
+                    write!(f, "{}e{}", value.digits, value.exponent)?;
+                    continue;
+                }
+                Node::Reference(kind, luid) => {
+                    write!(f, "<{kind:?} {}>", luid.unwrap_or(0))?;
+                    continue;
+                }
+                Node::List => ("[", "]"),
+                Node::Tuple if node.items().len() == 1 => ("(", ",)"),
+                Node::Tuple => ("(", ")"),
+                Node::Set if node.items().len() == 0 => ("set()", ""),
+                Node::Set => ("{", "}"),
+                Node::FrozenSet => ("frozenset({", "})"),
+                Node::Dictionary => ("{", "}"),
+                Node::Instance(tag) | Node::Refused(tag) => {
+                    f.write_str(tag)?;
+                    ("(", ")")
+                }
+            };
+            if std::mem::replace(&mut open[at as usize], true) && node.items().len() + node.pairs().len() > 0 {
+                f.write_str("…")?;
+                continue;
+            }
+            f.write_str(before)?;
+            closing.push((stack.len(), at));
+            stack.push(Step::Word(after));
+            for (place, (key, value)) in node.pairs().enumerate().collect::<Vec<_>>().into_iter().rev() {
+                stack.extend([Step::Node(value.index), Step::Word(": "), Step::Node(key.index)]);
+                if place > 0 {
+                    stack.push(Step::Word(", "));
+                }
+            }
+            for (place, item) in node.items().enumerate().collect::<Vec<_>>().into_iter().rev() {
+                stack.push(Step::Node(item.index));
+                if place > 0 {
+                    stack.push(Step::Word(", "));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl PartialEq for Value {
+    fn eq(&self, other: &Self) -> bool {
+        self.encode() == other.encode()
+    }
+}
+
+impl Serialize for Value {
+    fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+        serializer.serialize_newtype_struct(name::VALUE, &Raw(&self.encode()))
+    }
+}
+
+impl<'de> Deserialize<'de> for Value {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        struct Of;
+        impl Visitor<'_> for Of {
+            type Value = Value;
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("a value in Jelly")
+            }
+            fn visit_byte_buf<E: de::Error>(self, bytes: Vec<u8>) -> std::result::Result<Value, E> {
+                Value::decode_part(&bytes, 0).map_err(E::custom)
+            }
+        }
+        deserializer.deserialize_newtype_struct(name::VALUE, Of)
+    }
+}
+
+macro_rules! from {
+    ($($type:ty, $value:ident => $stored:expr;)*) => {$(
+        impl From<$type> for Value {
+            fn from($value: $type) -> Self {
+                Self::leaf($stored)
+            }
+        }
+    )*};
+}
+from! {
+    bool, value => Stored::Bool(value);
+    i32, value => Stored::Int(value.into());
+    i64, value => Stored::Int(value);
+    u32, value => Stored::Int(value.into());
+    f64, value => Stored::Float(value);
+    &str, value => Stored::Text(value.to_owned());
+    String, value => Stored::Text(value);
+    crate::Bytes, value => Stored::Bytes(value.0);
+    &[u8], value => Stored::Bytes(value.to_vec());
+    DateTime, value => Stored::DateTime(value);
+    Date, value => Stored::Date(value);
+    Time, value => Stored::Time(value);
+    TimeDelta, value => Stored::TimeDelta(value);
+    Decimal, value => Stored::Decimal(value);
+}
+
+impl TryFrom<BigInt> for Value {
+    type Error = Error;
+    /// # Errors
+    /// From 2^448 on.
+    fn try_from(value: BigInt) -> Result<Self> {
+        if let Ok(small) = i64::try_from(&value) {
+            return Ok(Self::leaf(Stored::Int(small)));
+        }
+        match value.digits() {
+            Some(_) => Ok(Self::leaf(Stored::Big(value))),
+            None => Err(Error::IntegerRange(value.to_string())),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cycles_are_kept_and_written_as_they_came() {
+        // (reference 1 (list 1 (dereference 1))), from the captures of Twisted 26.10.
+        let bytes = [3, 0x80, 4, 0x87, 1, 0x81, 3, 0x80, 8, 0x87, 1, 0x81, 2, 0x80, 3, 0x87, 1, 0x81];
+        let value = Value::decode(&bytes).unwrap();
+        let inner = value.root().items().nth(1).unwrap();
+        assert!(inner.is(&value.root()));
+        assert_eq!(value.encode(), bytes);
+        assert_eq!(value.to_string(), "[1, …]");
+        assert_eq!(value.to_typed::<Vec<i64>>().unwrap_err(), Error::Unexpected {
+            expected: "an integer",
+            found: "a list of 2".to_owned()
+        });
+        #[derive(Debug, serde::Deserialize)]
+        #[serde(untagged)]
+        #[expect(dead_code, reason = "only its shape matters")]
+        enum Nested {
+            Leaf(i64),
+            List(Vec<Nested>),
+        }
+        assert_eq!(value.to_typed::<Vec<Nested>>().unwrap_err(), Error::Cycle);
+    }
+
+    #[test]
+    fn a_list_that_holds_itself_first_is_no_list_of_nothing() {
+        let bytes = Value::decode(&[3, 0x80, 4, 0x87, 1, 0x81, 2, 0x80, 8, 0x87, 2, 0x80, 3, 0x87, 1, 0x81]).unwrap();
+        assert_eq!(bytes.root().items().len(), 1);
+        assert!(bytes.root().items().next().unwrap().is(&bytes.root()));
+    }
+
+    #[test]
+    fn a_deep_value_is_dropped_flat() {
+        let mut value = Value::from(1);
+        for _ in 0..2_000 {
+            value = Value::list([value]);
+        }
+        assert_eq!(value.encode().len(), 2 + 2_000 * 4);
+        drop(value);
+    }
+
+    #[test]
+    fn two_untyped_values_in_one_typed_do_not_share_numbers() {
+        let shared = Value::decode(&[3, 0x80, 11, 0x87, 3, 0x80, 4, 0x87, 1, 0x81, 2, 0x80, 8, 0x87, 1, 0x81, 2, 0x80, 3, 0x87, 1, 0x81]).unwrap();
+        let both = crate::to_vec(&(&shared, &shared)).unwrap();
+        let (one, two): (Value, Value) = crate::from_slice(&both).unwrap();
+        assert_eq!(one, shared);
+        assert_eq!(two, shared);
+    }
+
+    #[test]
+    fn an_untyped_part_takes_along_what_it_shares_with_the_rest() {
+        // (tuple (reference 1 (list 1)) (dereference 1)): the second element alone is the list.
+        let bytes = [3, 0x80, 11, 0x87, 3, 0x80, 4, 0x87, 1, 0x81, 2, 0x80, 8, 0x87, 1, 0x81, 2, 0x80, 3, 0x87, 1, 0x81];
+        let (one, two): (Vec<i64>, Value) = crate::from_slice(&bytes).unwrap();
+        assert_eq!(one, [1]);
+        assert_eq!(two, Value::list([Value::from(1)]));
+        let typed: (Vec<i64>, Vec<i64>) = crate::from_slice(&bytes).unwrap();
+        assert_eq!(typed, (vec![1], vec![1]));
+    }
+}
