@@ -296,6 +296,12 @@ impl Scanner {
             self.defect = Some(Defect::Dangling(id));
         }
         self.elements.push(self.at);
+        self.last()
+    }
+
+    /// What the last scan found, if it was complete: for a caller that could not keep the borrow.
+    #[must_use]
+    pub fn last(&self) -> Scanned<'_> {
         Scanned {
             end: self.at,
             elements: &self.elements,
@@ -325,7 +331,6 @@ impl Scanner {
         let kind = frame.kind;
         match kind {
             Kind::Message => {
-                self.count += 1;
                 if self.elements.len() < 8 {
                     self.elements.push(start);
                 }
@@ -417,6 +422,7 @@ impl Scanner {
     fn outermost(&mut self, token: Token<'_>, start: usize) -> Result<(), Defect> {
         match (self.shape, token) {
             (Shape::Message, Token::List(length)) => {
+                self.count = length as usize;
                 self.stack.push(Frame::new(Kind::Message, length, start, 1, 0));
                 self.close()
             }

@@ -1,0 +1,543 @@
+//! One end of a connection.
+
+use std::collections::HashSet;
+use std::hash::Hash;
+
+use jelly::token::{self, BananaError, Token};
+use jelly::{Defect, Limits, Reference, Scanner, Shape};
+
+use crate::failure::Failure;
+use crate::tables::{Tables, VIOLATIONS};
+use crate::translate::{Jelly, Translated};
+
+/// The version of the protocol that every Twisted has spoken since 2002.
+const VERSION: i64 = 6;
+/// Input that has been served is moved out of the way when it exceeds this.
+const COMPACT: usize = 64 << 10;
+
+/// Which end of the connection this is: the server speaks first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(missing_docs, reason = "they are what they say")]
+pub enum Role {
+    Server,
+    Client,
+}
+
+/// What a peer did that ends the connection, as Twisted would end it.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum PeerFault {
+    /// Bytes that are no Banana, or over a limit.
+    #[error(transparent)]
+    Banana(#[from] BananaError),
+    /// The negotiation's answer is not "pb" or "none".
+    #[error("the peer speaks no dialect known here")]
+    Dialect,
+    /// A protocol version other than 6.
+    #[error("the peer speaks version {0} of the protocol, not 6")]
+    Version(String),
+    /// Something that is no message: not a list, an empty one, or one that does not start with a command.
+    #[error("not a message")]
+    NotAMessage,
+    /// A message with the wrong elements.
+    #[error("a malformed {0}")]
+    Malformed(&'static str),
+    /// An answer to a call that was never made, or was answered before.
+    #[error("an answer to call {0}, which is not waiting")]
+    UnknownRequest(u64),
+    /// A reference given back that is not held.
+    #[error("{0} of {1}, which is not held")]
+    UnknownReference(&'static str, u64),
+    /// The limit of references was run into once too often.
+    #[error("Maximum PB reference count exceeded. Goodbye.")]
+    TooManyReferences,
+}
+
+/// Whom a call is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Target<'b> {
+    /// A published name: "root".
+    Name(&'b str),
+    /// An exported object.
+    Luid(u64),
+}
+
+/// A call that the peer makes.
+#[derive(Debug, Clone, Copy)]
+pub struct Call<'b> {
+    /// The number to answer under.
+    pub request: u64,
+    /// Whom it is for.
+    pub target: Target<'b>,
+    /// The method's name, without the prefix that Twisted's own objects give it.
+    pub method: &'b str,
+    /// Whether the caller wants an answer; if not, no answer and no error are sent.
+    pub answer: bool,
+    /// A tuple or list.
+    pub arguments: Jelly<'b>,
+    /// A dictionary.
+    pub keywords: Jelly<'b>,
+    /// What is wrong with the arguments, if something is. The call gets an error and is not made.
+    pub defect: Option<&'b Defect>,
+}
+
+/// What a peer's bytes mean.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Event<'b, O> {
+    /// The dialect is agreed upon.
+    Ready,
+    /// A call of an exported object, or of the root.
+    Call(Call<'b>),
+    /// A call of the cached object `luid` that the peer sent us; `Call::target` is its luid.
+    CacheCall(Call<'b>),
+    /// The answer to one of our calls. With a defect, its value cannot be read.
+    Answer {
+        /// Our call.
+        request: u64,
+        /// What it came to.
+        value: Jelly<'b>,
+        /// What is wrong with it, if something is.
+        defect: Option<&'b Defect>,
+    },
+    /// The error to one of our calls. With a defect, it cannot be read.
+    Error {
+        /// Our call.
+        request: u64,
+        /// The Jelly of a failure: see [`Failure::read`].
+        failure: Jelly<'b>,
+        /// What is wrong with it, if something is.
+        defect: Option<&'b Defect>,
+    },
+    /// The peer has let go of its last reference to this object.
+    Dropped(O),
+    /// The peer did not understand one of our messages.
+    DidNotUnderstand,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    /// A server waits for the client's choice; a client for the server's offer.
+    Negotiating,
+    Running,
+}
+
+/// One end of a connection: see the [crate]'s page.
+#[derive(Debug)]
+pub struct Broker<O> {
+    role: Role,
+    stage: Stage,
+    vocabulary: bool,
+    scanner: Scanner,
+    input: Vec<u8>,
+    served: usize,
+    output: Vec<u8>,
+    /// The references of this connection.
+    pub tables: Tables<O>,
+    waiting: HashSet<u64>,
+    request: u64,
+}
+
+impl<O: Clone + Eq + Hash> Broker<O> {
+    /// A broker whose peer may send expressions within `limits` and hold `references` objects. A server's offer is in
+    /// the output at once.
+    #[must_use]
+    pub fn new(role: Role, limits: Limits, references: usize) -> Self {
+        let mut output = Vec::new();
+        if role == Role::Server {
+            token::list(&mut output, 2);
+            token::spelled(&mut output, b"pb");
+            token::spelled(&mut output, b"none");
+        }
+        Self {
+            role,
+            stage: Stage::Negotiating,
+            vocabulary: true,
+            scanner: Scanner::new(Shape::Message, limits),
+            input: Vec::new(),
+            served: 0,
+            output,
+            tables: Tables::new(references),
+            waiting: HashSet::new(),
+            request: 0,
+        }
+    }
+
+    /// Changes what the peer may send and hold: it has logged in.
+    pub fn set_limits(&mut self, limits: Limits, references: usize) {
+        self.scanner.set_limits(limits);
+        self.tables.set_limit(references);
+    }
+
+    /// Takes bytes that have arrived.
+    pub fn receive(&mut self, bytes: &[u8]) {
+        self.input.extend_from_slice(bytes);
+    }
+
+    /// The buffer to read into: append what arrives. What it holds already is not yet served.
+    pub fn input(&mut self) -> &mut Vec<u8> {
+        &mut self.input
+    }
+
+    /// How many bytes have arrived and are not yet served.
+    #[must_use]
+    pub fn unserved(&self) -> usize {
+        self.input.len() - self.served
+    }
+
+    /// What is to be sent. Take from its front what has been sent.
+    pub fn output(&mut self) -> &mut Vec<u8> {
+        &mut self.output
+    }
+
+    /// The next thing that the bytes received mean; `None` until more arrive.
+    ///
+    /// # Errors
+    /// What ends the connection. Nothing is served after that.
+    pub fn event(&mut self) -> Result<Option<Event<'_, O>>, PeerFault> {
+        // What a message says is worked out to plain numbers first, so that the loop can go on to the next one.
+        let (end, event) = loop {
+            if self.tables.violations >= VIOLATIONS {
+                return Err(PeerFault::TooManyReferences);
+            }
+            if self.served == self.input.len() {
+                self.input.clear();
+                self.served = 0;
+            } else if self.served > COMPACT {
+                self.input.drain(..self.served);
+                self.served = 0;
+            }
+            let bytes = &self.input[self.served..];
+            let Some(scanned) = self.scanner.scan(bytes)? else { return Ok(None) };
+            let end = scanned.end;
+            let message = Message { bytes: &bytes[..end], elements: scanned.elements, count: scanned.count };
+            if self.stage == Stage::Negotiating {
+                self.vocabulary = message.negotiate(self.role, &mut self.output)?;
+                self.stage = Stage::Running;
+                token_list_version(&mut self.output, self.vocabulary);
+                break (end, Plain::Ready);
+            }
+            match message.read()? {
+                Command::Event(Plain::Answer { request, .. } | Plain::Error { request, .. })
+                    if !self.waiting.remove(&request) =>
+                {
+                    return Err(PeerFault::UnknownRequest(request));
+                }
+                Command::Event(event) => break (end, event),
+                Command::Decref(luid) => match self.tables.decref(luid) {
+                    None => return Err(PeerFault::UnknownReference("decref", luid)),
+                    Some(None) => {}
+                    Some(Some(object)) => {
+                        self.served += end;
+                        return Ok(Some(Event::Dropped(object)));
+                    }
+                },
+                Command::Unknown => {
+                    let command = message.raw(0).unwrap_or_default().to_vec();
+                    let start = self.output.len();
+                    token::list(&mut self.output, 2);
+                    token::bytes(&mut self.output, b"didNotUnderstand");
+                    token::bytes(&mut self.output, &command);
+                    transcode(&mut self.output, start, self.vocabulary);
+                }
+                Command::Nothing => {}
+            }
+            self.served += end;
+        };
+        let start = self.served;
+        self.served += end;
+        let expression = &self.input[start..start + end];
+        let scanned = self.scanner.last();
+        let part = |index: usize| {
+            let from = scanned.elements.get(index).copied().unwrap_or(end);
+            let to = scanned.elements.get(index + 1).copied().unwrap_or(end);
+            Jelly::new(expression, scanned.references, from, to)
+        };
+        let message = Message { bytes: expression, elements: scanned.elements, count: scanned.count };
+        Ok(Some(match event {
+            Plain::Ready => Event::Ready,
+            Plain::DidNotUnderstand => Event::DidNotUnderstand,
+            Plain::Answer { request } => Event::Answer { request, value: part(2), defect: scanned.defect },
+            Plain::Error { request } => Event::Error { request, failure: part(2), defect: scanned.defect },
+            Plain::Call { request, target, answer, cache } => {
+                let name = |index| message.raw(index).and_then(|raw| std::str::from_utf8(raw).ok()).unwrap_or_default();
+                let target = target.map_or_else(|| Target::Name(name(2)), Target::Luid);
+                let call = Call {
+                    request,
+                    target,
+                    method: name(3),
+                    answer,
+                    arguments: part(5),
+                    keywords: part(6),
+                    defect: scanned.defect,
+                };
+                if cache { Event::CacheCall(call) } else { Event::Call(call) }
+            }
+        }))
+    }
+
+    /// Calls the peer's object `target`. `arguments` is a whole tuple, `keywords` a whole dictionary, in Jelly, with
+    /// the numbers of this connection. Answers with the number under which the answer will come.
+    pub fn call(&mut self, target: Target<'_>, method: &str, answer: bool, arguments: &[u8], keywords: &[u8]) -> u64 {
+        let (request, start) = self.begin_call(target, method, answer);
+        self.output.extend_from_slice(arguments);
+        self.output.extend_from_slice(keywords);
+        transcode(&mut self.output, start, self.vocabulary);
+        request
+    }
+
+    /// [`Broker::call`] with references to translate on the way.
+    ///
+    /// # Errors
+    /// As `translate`; then nothing is sent.
+    pub fn call_translated<E>(
+        &mut self,
+        target: Target<'_>,
+        method: &str,
+        answer: bool,
+        arguments: &Jelly<'_>,
+        keywords: &Jelly<'_>,
+        mut translate: impl FnMut(&mut Tables<O>, &Reference) -> Result<Translated, E>,
+    ) -> Result<u64, E> {
+        let (request, start) = self.begin_call(target, method, answer);
+        let Self { output, tables, .. } = self;
+        let written = arguments
+            .translate(output, |reference| translate(tables, reference))
+            .and_then(|()| keywords.translate(output, |reference| translate(tables, reference)));
+        if let Err(error) = written {
+            self.output.truncate(start);
+            self.waiting.remove(&request);
+            return Err(error);
+        }
+        transcode(&mut self.output, start, self.vocabulary);
+        Ok(request)
+    }
+
+    fn begin_call(&mut self, target: Target<'_>, method: &str, answer: bool) -> (u64, usize) {
+        self.request += 1;
+        let request = self.request;
+        if answer {
+            self.waiting.insert(request);
+        }
+        let start = self.output.len();
+        let out = &mut self.output;
+        token::list(out, 7);
+        token::bytes(out, b"message");
+        token::uint(out, request);
+        match target {
+            Target::Name(name) => token::bytes(out, name.as_bytes()),
+            Target::Luid(luid) => token::uint(out, luid),
+        }
+        token::bytes(out, method.as_bytes());
+        token::int(out, i64::from(answer));
+        (request, start)
+    }
+
+    /// Answers the peer's call with a value in Jelly, with the numbers of this connection.
+    pub fn answer(&mut self, request: u64, value: &[u8]) {
+        let start = self.begin("answer", request);
+        self.output.extend_from_slice(value);
+        transcode(&mut self.output, start, self.vocabulary);
+    }
+
+    /// [`Broker::answer`] with references to translate on the way.
+    ///
+    /// # Errors
+    /// As `translate`; then nothing is sent, and the call still waits.
+    pub fn answer_translated<E>(
+        &mut self,
+        request: u64,
+        value: &Jelly<'_>,
+        mut translate: impl FnMut(&mut Tables<O>, &Reference) -> Result<Translated, E>,
+    ) -> Result<(), E> {
+        let start = self.begin("answer", request);
+        let Self { output, tables, .. } = self;
+        if let Err(error) = value.translate(output, |reference| translate(tables, reference)) {
+            self.output.truncate(start);
+            return Err(error);
+        }
+        transcode(&mut self.output, start, self.vocabulary);
+        Ok(())
+    }
+
+    /// Answers the peer's call with an error.
+    pub fn fail(&mut self, request: u64, failure: &Failure) {
+        let start = self.begin("error", request);
+        failure.write(&mut self.output);
+        transcode(&mut self.output, start, self.vocabulary);
+    }
+
+    fn begin(&mut self, command: &'static str, request: u64) -> usize {
+        let start = self.output.len();
+        token::list(&mut self.output, 3);
+        token::bytes(&mut self.output, command.as_bytes());
+        token::uint(&mut self.output, request);
+        start
+    }
+
+    /// Gives back every reference that we hold to the peer's object.
+    pub fn release(&mut self, luid: u64) {
+        for _ in 0..self.tables.release(luid) {
+            let start = self.output.len();
+            token::list(&mut self.output, 2);
+            token::bytes(&mut self.output, b"decref");
+            token::uint(&mut self.output, luid);
+            transcode(&mut self.output, start, self.vocabulary);
+        }
+    }
+
+    /// The calls of ours that still wait for an answer.
+    pub fn waiting(&self) -> impl Iterator<Item = u64> {
+        self.waiting.iter().copied()
+    }
+}
+
+/// Every end says its version as soon as the dialect is chosen.
+fn token_list_version(out: &mut Vec<u8>, vocabulary: bool) {
+    let start = out.len();
+    token::list(out, 2);
+    token::bytes(out, b"version");
+    token::int(out, VERSION);
+    transcode(out, start, vocabulary);
+}
+
+/// In dialect "none", spells out what was written since `start`.
+fn transcode(out: &mut Vec<u8>, start: usize, vocabulary: bool) {
+    if vocabulary {
+        return;
+    }
+    let message = out.split_off(start);
+    // The message was written by this module: it is whole tokens, and cannot fail.
+    let _ = token::transcode_to_none(out, &message);
+}
+
+enum Command {
+    Event(Plain),
+    Decref(u64),
+    Unknown,
+    Nothing,
+}
+
+enum Plain {
+    Ready,
+    DidNotUnderstand,
+    Answer { request: u64 },
+    Error { request: u64 },
+    Call { request: u64, target: Option<u64>, answer: bool, cache: bool },
+}
+
+struct Message<'a> {
+    bytes: &'a [u8],
+    elements: &'a [usize],
+    count: usize,
+}
+
+impl<'a> Message<'a> {
+    /// The token with which element `index` starts. `elements` holds where each starts, then the end.
+    fn token(&self, index: usize) -> Option<Token<'a>> {
+        if index >= self.count {
+            return None;
+        }
+        let start = *self.elements.get(index)?;
+        token::read(self.bytes.get(start..)?, u32::MAX).ok()?.map(|(token, _)| token)
+    }
+
+    fn raw(&self, index: usize) -> Option<&'a [u8]> {
+        match self.token(index)? {
+            Token::Bytes(bytes) => Some(bytes),
+            _ => None,
+        }
+    }
+
+    fn number(&self, index: usize, command: &'static str) -> Result<u64, PeerFault> {
+        match self.token(index) {
+            Some(Token::Int(value)) => value.to_u64().ok_or(PeerFault::Malformed(command)),
+            _ => Err(PeerFault::Malformed(command)),
+        }
+    }
+
+    fn arity(&self, count: usize, command: &'static str) -> Result<(), PeerFault> {
+        if self.count == count { Ok(()) } else { Err(PeerFault::Malformed(command)) }
+    }
+
+    /// Whether the dialect has the vocabulary. A client's choice goes to the output.
+    fn negotiate(&self, role: Role, output: &mut Vec<u8>) -> Result<bool, PeerFault> {
+        let known = |name: &[u8]| match name {
+            b"pb" => Some(true),
+            b"none" => Some(false),
+            _ => None,
+        };
+        match role {
+            Role::Server => match token::read(self.bytes, u32::MAX) {
+                Ok(Some((Token::Bytes(name), _))) => known(name).ok_or(PeerFault::Dialect),
+                _ => Err(PeerFault::Dialect),
+            },
+            Role::Client => {
+                let choice = (0..self.count).find_map(|index| Some((index, known(self.raw(index)?)?)));
+                let (index, vocabulary) = choice.ok_or(PeerFault::Dialect)?;
+                token::spelled(output, self.raw(index).unwrap_or_default());
+                Ok(vocabulary)
+            }
+        }
+    }
+
+    fn read(&self) -> Result<Command, PeerFault> {
+        let command = self.raw(0).ok_or(PeerFault::NotAMessage)?;
+        Ok(match command {
+            b"message" => Command::Event(self.call("message", false)?),
+            b"cachemessage" => Command::Event(self.call("cachemessage", true)?),
+            b"answer" => {
+                self.arity(3, "answer")?;
+                Command::Event(Plain::Answer { request: self.number(1, "answer")? })
+            }
+            b"error" => {
+                self.arity(3, "error")?;
+                Command::Event(Plain::Error { request: self.number(1, "error")? })
+            }
+            b"decref" => {
+                self.arity(2, "decref")?;
+                Command::Decref(self.number(1, "decref")?)
+            }
+            b"version" => {
+                self.arity(2, "version")?;
+                match self.token(1) {
+                    Some(Token::Int(value)) if value.to_i64() == Some(VERSION) => Command::Nothing,
+                    Some(Token::Int(value)) => return Err(PeerFault::Version(value.to_string())),
+                    _ => return Err(PeerFault::Malformed("version")),
+                }
+            }
+            // We hold no cached object of a peer's, and none of ours is out: each of these names an unknown one.
+            b"decache" => {
+                self.arity(2, "decache")?;
+                return Err(PeerFault::UnknownReference("decache", self.number(1, "decache")?));
+            }
+            b"uncache" => {
+                self.arity(2, "uncache")?;
+                return Err(PeerFault::UnknownReference("uncache", self.number(1, "uncache")?));
+            }
+            b"didNotUnderstand" => Command::Event(Plain::DidNotUnderstand),
+            _ => Command::Unknown,
+        })
+    }
+
+    fn call(&self, command: &'static str, cache: bool) -> Result<Plain, PeerFault> {
+        self.arity(7, command)?;
+        let request = self.number(1, command)?;
+        let target = match self.token(2) {
+            Some(Token::Int(value)) => Some(value.to_u64().unwrap_or(u64::MAX)),
+            Some(Token::Bytes(name)) if std::str::from_utf8(name).is_ok() => None,
+            _ => return Err(PeerFault::Malformed(command)),
+        };
+        if self.raw(3).is_none_or(|name| std::str::from_utf8(name).is_err()) {
+            return Err(PeerFault::Malformed(command));
+        }
+        let answer = match self.token(4) {
+            Some(Token::Int(value)) => value.to_i64() != Some(0),
+            _ => return Err(PeerFault::Malformed(command)),
+        };
+        Ok(Plain::Call { request, target, answer, cache })
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,188 @@
+//! Two brokers back to back: a whole network in one thread.
+
+use super::*;
+
+const TUPLE: &[u8] = &[1, 0x80, 11, 0x87];
+const DICTIONARY: &[u8] = &[1, 0x80, 5, 0x87];
+const NONE: &[u8] = &[1, 0x80, 1, 0x87];
+
+struct Pair {
+    server: Broker<char>,
+    client: Broker<char>,
+}
+
+/// Everything that happened at one end, in words.
+fn drain(broker: &mut Broker<char>) -> Result<Vec<String>, PeerFault> {
+    let mut seen = Vec::new();
+    while let Some(event) = broker.event()? {
+        seen.push(match event {
+            Event::Ready => "ready".to_owned(),
+            Event::Call(call) => format!("call {:?} {} {}", call.target, call.method, call.answer),
+            Event::CacheCall(call) => format!("cachecall {:?} {}", call.target, call.method),
+            Event::Answer { request, value, .. } => format!("answer {request} {:?}", value.bytes()),
+            Event::Error { request, failure, .. } => {
+                format!("error {request} {}", Failure::read(failure.bytes()).expect("a failure"))
+            }
+            Event::Dropped(object) => format!("dropped {object}"),
+            Event::DidNotUnderstand => "did not understand".to_owned(),
+        });
+    }
+    Ok(seen)
+}
+
+impl Pair {
+    fn new() -> Self {
+        let limits = Limits::default();
+        let mut pair = Self { server: Broker::new(Role::Server, limits, 1024), client: Broker::new(Role::Client, limits, 1024) };
+        assert_eq!(pair.to_client(), Ok(vec!["ready".to_owned()]));
+        assert_eq!(pair.to_server(), Ok(vec!["ready".to_owned()]));
+        assert_eq!(pair.to_client(), Ok(vec![]));
+        pair
+    }
+
+    fn to_server(&mut self) -> Result<Vec<String>, PeerFault> {
+        let bytes = std::mem::take(self.client.output());
+        self.server.receive(&bytes);
+        drain(&mut self.server)
+    }
+
+    fn to_client(&mut self) -> Result<Vec<String>, PeerFault> {
+        let bytes = std::mem::take(self.server.output());
+        self.client.receive(&bytes);
+        drain(&mut self.client)
+    }
+}
+
+#[test]
+fn a_call_is_answered_and_an_error_is_told() {
+    let mut pair = Pair::new();
+    let first = pair.client.call(Target::Name("root"), "login", true, TUPLE, DICTIONARY);
+    let second = pair.client.call(Target::Luid(9), "echo", true, TUPLE, DICTIONARY);
+    pair.client.call(Target::Luid(9), "tell", false, TUPLE, DICTIONARY);
+    assert_eq!(
+        pair.to_server().unwrap(),
+        ["call Name(\"root\") login true", "call Luid(9) echo true", "call Luid(9) tell false"]
+    );
+    pair.server.fail(second, &Failure::new("twisted.spread.pb.Error", "Invalid Object ID"));
+    pair.server.answer(first, NONE);
+    assert_eq!(
+        pair.to_client().unwrap(),
+        ["error 2 twisted.spread.pb.Error: Invalid Object ID".to_owned(), format!("answer 1 {NONE:?}")]
+    );
+    assert_eq!(pair.client.waiting().count(), 0);
+}
+
+#[test]
+fn references_are_counted_by_each_time_they_are_sent() {
+    let mut pair = Pair::new();
+    let call = pair.client.call(Target::Name("root"), "get", true, TUPLE, DICTIONARY);
+    pair.to_server().unwrap();
+    let both = jelly::to_vec(&(1, 2)).unwrap();
+    assert_eq!(pair.server.tables.export(&'a'), Ok(1));
+    assert_eq!(pair.server.tables.export(&'a'), Ok(1));
+    pair.server.answer(call, &both);
+    pair.to_client().unwrap();
+    pair.client.tables.import(1);
+    pair.client.tables.import(1);
+    pair.client.release(1);
+    assert_eq!(pair.to_server().unwrap(), ["dropped a"]);
+}
+
+#[test]
+fn what_twisted_closes_on_is_closed_on() {
+    let (list, spelled) = (|out: &mut Vec<u8>, n| token::list(out, n), |out: &mut Vec<u8>, s: &str| token::bytes(out, s.as_bytes()));
+    type Write = Box<dyn Fn(&mut Vec<u8>)>;
+    let cases: Vec<(&str, Write, PeerFault)> = vec![
+        ("not a list", Box::new(|out| token::int(out, 5)), PeerFault::NotAMessage),
+        ("an empty list", Box::new(move |out| list(out, 0)), PeerFault::NotAMessage),
+        ("no command", Box::new(move |out| { list(out, 1); token::int(out, 1) }), PeerFault::NotAMessage),
+        ("a wrong arity", Box::new(move |out| { list(out, 1); spelled(out, "decref") }), PeerFault::Malformed("decref")),
+        ("an answer to nothing", Box::new(move |out| { list(out, 3); spelled(out, "answer"); token::int(out, 7); token::int(out, 1) }), PeerFault::UnknownRequest(7)),
+        ("a decref of nothing", Box::new(move |out| { list(out, 2); spelled(out, "decref"); token::int(out, 7) }), PeerFault::UnknownReference("decref", 7)),
+        ("a decref of root", Box::new(move |out| { list(out, 2); spelled(out, "decref"); spelled(out, "root") }), PeerFault::Malformed("decref")),
+        ("a decache of nothing", Box::new(move |out| { list(out, 2); spelled(out, "decache"); token::int(out, 7) }), PeerFault::UnknownReference("decache", 7)),
+        ("an uncache of nothing", Box::new(move |out| { list(out, 2); spelled(out, "uncache"); token::int(out, 7) }), PeerFault::UnknownReference("uncache", 7)),
+        ("another version", Box::new(move |out| { list(out, 2); spelled(out, "version"); token::int(out, 7) }), PeerFault::Version("7".to_owned())),
+        ("an unknown token", Box::new(|out| out.push(0x88)), PeerFault::Banana(BananaError::UnknownType(0x88))),
+        ("an unknown word", Box::new(|out| out.extend([32, 0x87])), PeerFault::Banana(BananaError::UnknownWord)),
+        ("a method that is no text", Box::new(move |out| { list(out, 7); spelled(out, "message"); token::int(out, 1); spelled(out, "root"); token::bytes(out, &[0xff]); token::int(out, 1); out.extend(TUPLE); out.extend(DICTIONARY) }), PeerFault::Malformed("message")),
+    ];
+    for (name, write, fault) in cases {
+        let mut pair = Pair::new();
+        write(pair.client.output());
+        assert_eq!(pair.to_server(), Err(fault), "{name}");
+    }
+}
+
+#[test]
+fn an_unknown_command_is_answered_and_the_connection_goes_on() {
+    let mut pair = Pair::new();
+    token::list(pair.client.output(), 1);
+    token::bytes(pair.client.output(), b"frobnicate");
+    pair.client.call(Target::Name("root"), "login", true, TUPLE, DICTIONARY);
+    assert_eq!(pair.to_server().unwrap(), ["call Name(\"root\") login true"]);
+    assert_eq!(pair.to_client().unwrap(), ["did not understand"]);
+}
+
+#[test]
+fn an_unknown_dialect_is_refused_and_none_is_spelled_out() {
+    let mut server: Broker<char> = Broker::new(Role::Server, Limits::default(), 16);
+    token::spelled(server.input(), b"morse");
+    assert_eq!(drain(&mut server), Err(PeerFault::Dialect));
+
+    let mut server: Broker<char> = Broker::new(Role::Server, Limits::default(), 16);
+    server.output().clear();
+    token::spelled(server.input(), b"none");
+    drain(&mut server).unwrap();
+    server.answer(1, NONE);
+    let mut expected = Vec::new();
+    token::list(&mut expected, 2);
+    token::spelled(&mut expected, b"version");
+    token::int(&mut expected, 6);
+    token::list(&mut expected, 3);
+    token::spelled(&mut expected, b"answer");
+    token::int(&mut expected, 1);
+    token::list(&mut expected, 1);
+    token::spelled(&mut expected, b"None");
+    assert_eq!(*server.output(), expected);
+}
+
+#[test]
+fn bad_arguments_reach_the_call_and_the_next_call_is_read() {
+    let mut pair = Pair::new();
+    let bad = [2, 0x80, 11, 0x87, 0, 0x80]; // (tuple ())
+    pair.client.call(Target::Name("root"), "one", true, &bad, DICTIONARY);
+    pair.client.call(Target::Name("root"), "two", true, TUPLE, DICTIONARY);
+    let bytes = std::mem::take(pair.client.output());
+    pair.server.receive(&bytes);
+    let Some(Event::Call(call)) = pair.server.event().unwrap() else { panic!() };
+    assert_eq!((call.method, call.defect), ("one", Some(&Defect::Untagged)));
+    let Some(Event::Call(call)) = pair.server.event().unwrap() else { panic!() };
+    assert_eq!((call.method, call.defect), ("two", None));
+}
+
+#[test]
+fn the_fourth_reference_too_many_closes() {
+    let mut pair = Pair::new();
+    pair.server.set_limits(Limits::default(), 1);
+    assert!(pair.server.tables.export(&'a').is_ok());
+    for _ in 0..4 {
+        assert!(pair.server.tables.export(&'b').is_err());
+    }
+    assert_eq!(pair.to_server(), Err(PeerFault::TooManyReferences));
+}
+
+#[test]
+fn byte_by_byte_is_the_same() {
+    let mut pair = Pair::new();
+    for name in ["one", "two", "three"] {
+        pair.client.call(Target::Name("root"), name, true, TUPLE, DICTIONARY);
+    }
+    let bytes = std::mem::take(pair.client.output());
+    let mut seen = Vec::new();
+    for byte in bytes {
+        pair.server.receive(&[byte]);
+        seen.extend(drain(&mut pair.server).unwrap());
+    }
+    assert_eq!(seen.len(), 3);
+}

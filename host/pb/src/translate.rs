@@ -1,0 +1,101 @@
+//! Values on their way between two worlds that number references differently.
+
+use jelly::{RefKind, Reference, token};
+
+/// A value as it stands in an expression, and the true references in it.
+#[derive(Debug, Clone, Copy)]
+pub struct Jelly<'b> {
+    bytes: &'b [u8],
+    references: &'b [Reference],
+    /// Where `bytes` starts in the expression that the references count from.
+    base: usize,
+}
+
+/// What a reference becomes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Translated {
+    /// The same kind of reference with this number.
+    Number(u64),
+    /// A reference of another kind, with this number.
+    As(RefKind, u64),
+    /// Python's None: what Twisted makes of a `(local n)` that it does not know.
+    None,
+}
+
+impl<'b> Jelly<'b> {
+    /// The part `start..end` of an expression that a scanner found these references in.
+    #[must_use]
+    pub fn new(expression: &'b [u8], references: &'b [Reference], start: usize, end: usize) -> Self {
+        let first = references.partition_point(|reference| reference.open < start);
+        let last = references.partition_point(|reference| reference.open < end);
+        Self {
+            bytes: expression.get(start..end).unwrap_or_default(),
+            references: references.get(first..last).unwrap_or_default(),
+            base: start,
+        }
+    }
+
+    /// The value as it came.
+    #[must_use]
+    pub fn bytes(&self) -> &'b [u8] {
+        self.bytes
+    }
+
+    /// The true references in it.
+    #[must_use]
+    pub fn references(&self) -> &'b [Reference] {
+        self.references
+    }
+
+    /// Appends the value to `out` with each reference translated. After an error, `out` is as it was.
+    ///
+    /// # Errors
+    /// As `translate`.
+    pub fn translate<E>(
+        &self,
+        out: &mut Vec<u8>,
+        mut translate: impl FnMut(&Reference) -> Result<Translated, E>,
+    ) -> Result<(), E> {
+        let before = out.len();
+        let mut copied = 0;
+        for reference in self.references {
+            let new = match translate(reference) {
+                Ok(new) => new,
+                Err(error) => {
+                    out.truncate(before);
+                    return Err(error);
+                }
+            };
+            let at = |position: usize| position.saturating_sub(self.base).min(self.bytes.len());
+            match new {
+                Translated::Number(number) => {
+                    out.extend_from_slice(&self.bytes[copied..at(reference.start)]);
+                    token::uint(out, number);
+                }
+                Translated::As(kind, number) => {
+                    out.extend_from_slice(&self.bytes[copied..at(reference.open)]);
+                    token::list(out, 2);
+                    token::bytes(out, tag(kind));
+                    token::uint(out, number);
+                }
+                Translated::None => {
+                    out.extend_from_slice(&self.bytes[copied..at(reference.open)]);
+                    token::list(out, 1);
+                    token::bytes(out, b"None");
+                }
+            }
+            copied = at(reference.end);
+        }
+        out.extend_from_slice(&self.bytes[copied..]);
+        Ok(())
+    }
+}
+
+fn tag(kind: RefKind) -> &'static [u8] {
+    match kind {
+        RefKind::Remote | RefKind::Cache => b"remote",
+        RefKind::Local => b"local",
+        RefKind::Cached => b"cached",
+        RefKind::Lcache => b"lcache",
+    }
+}
