@@ -104,6 +104,12 @@ impl<'de> Deserializer<'de> {
         Self { bytes, at: 0, index: None, following: Vec::new() }
     }
 
+    /// Another deserializer at the same place of the same bytes: for what is to be read later.
+    #[must_use]
+    pub fn here(&self) -> Self {
+        Self { bytes: self.bytes, at: self.at, index: None, following: Vec::new() }
+    }
+
     /// How many bytes have been read.
     #[must_use]
     pub fn position(&self) -> usize {

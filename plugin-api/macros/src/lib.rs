@@ -1,0 +1,58 @@
+//! The two attributes of `plugin-api`.
+//!
+//! What they write is plain code against `plugin_api::__private`; what they refuse, they refuse in the words of the
+//! person who wrote it.
+
+mod perspective;
+mod service;
+
+use proc_macro::TokenStream;
+
+/// Makes the methods of an `impl` block callable by clients. Nothing else of the type is.
+///
+/// * `fn look(&self, …)` and `fn change(&mut self, …)` run to their end at once, one at a time.
+/// * `async fn wait(me: Handle<Self>, …)` may wait; it uses `me.read(…)` and `me.write(…)` in between.
+/// * Arguments are owned types that serde can read; an `Option` may be absent. A parameter `&Call` (`Call` in an async
+///   method) or `&Context<Service>` is filled in and is no argument.
+/// * A method answers with a type that serde can write, or a `Result` of one.
+///
+/// Doc comments become the manifest, which `credhost describe` shows.
+#[proc_macro_attribute]
+pub fn perspective(attribute: TokenStream, item: TokenStream) -> TokenStream {
+    perspective::expand(attribute.into(), item.into()).unwrap_or_else(syn::Error::into_compile_error).into()
+}
+
+/// Makes an `impl Service for …` block complete: `#[service("name")]`.
+///
+/// After the name, separated by commas: `save = "call"` (default), `"detach"` or `"never"`; `shared`, if the service
+/// itself has state that is to be saved.
+///
+/// Filled in where absent: `init` (the type's `Default`), `start`, `stop`, `perspective` (the perspective's
+/// `Default`), `attached`, `detached`, `health`. The doc comment of the block becomes the service's.
+#[proc_macro_attribute]
+pub fn service(attribute: TokenStream, item: TokenStream) -> TokenStream {
+    service::expand(attribute.into(), item.into()).unwrap_or_else(syn::Error::into_compile_error).into()
+}
+
+/// The text of an item's doc comment.
+fn doc(attributes: &[syn::Attribute]) -> String {
+    let lines = attributes.iter().filter_map(|attribute| match &attribute.meta {
+        syn::Meta::NameValue(pair) if pair.path.is_ident("doc") => match &pair.value {
+            syn::Expr::Lit(syn::ExprLit { lit: syn::Lit::Str(text), .. }) => Some(text.value().trim().to_owned()),
+            _ => None,
+        },
+        _ => None,
+    });
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+/// A type as a person would write it.
+fn shown(tokens: &impl quote::ToTokens) -> String {
+    let mut text = tokens.to_token_stream().to_string();
+    for (spaced, tight) in
+        [(" :: ", "::"), (" < ", "<"), ("< ", "<"), (" <", "<"), (" >", ">"), (" ,", ","), ("& ", "&"), ("( ", "("), (" )", ")"), ("[ ", "["), (" ]", "]"), (" ;", ";")]
+    {
+        text = text.replace(spaced, tight);
+    }
+    text
+}

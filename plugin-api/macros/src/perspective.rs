@@ -1,0 +1,274 @@
+//! `#[perspective]`.
+
+use proc_macro2::TokenStream;
+use quote::{format_ident, quote};
+use syn::spanned::Spanned;
+use syn::{Error, FnArg, GenericArgument, ImplItem, ItemImpl, Pat, PathArguments, Result, ReturnType, Type};
+
+pub(crate) fn expand(attribute: TokenStream, item: TokenStream) -> Result<TokenStream> {
+    if !attribute.is_empty() {
+        return Err(Error::new(attribute.span(), "#[perspective] takes nothing: write #[perspective]"));
+    }
+    let block: ItemImpl = syn::parse2(item)
+        .map_err(|error| Error::new(error.span(), format!("#[perspective] stands before an `impl` block: {error}")))?;
+    if let Some(of) = &block.trait_ {
+        let message = "#[perspective] stands before an `impl` block of the type itself, not of a trait";
+        return Err(Error::new(of.0.span(), message));
+    }
+    if !block.generics.params.is_empty() {
+        return Err(Error::new(block.generics.span(), "a perspective is one type, without parameters of its own"));
+    }
+    let me = &block.self_ty;
+    let mut errors: Option<Error> = None;
+    let mut methods = Vec::new();
+    for item in &block.items {
+        let method = match item {
+            ImplItem::Fn(method) => Method::of(method, methods.len()),
+            other => Err(Error::new(other.span(), "a #[perspective] block has methods only; put this in another `impl` block")),
+        };
+        match method {
+            Ok(method) => methods.push(method),
+            Err(error) => match &mut errors {
+                Some(errors) => errors.combine(error),
+                None => errors = Some(error),
+            },
+        }
+    }
+    if let Some(errors) = errors {
+        return Err(errors);
+    }
+    let name = crate::shown(me);
+    let doc = crate::doc(&block.attrs);
+    let manifests = methods.iter().map(|method| &method.manifest);
+    let arms = methods.iter().map(|method| &method.arm);
+    Ok(quote! {
+        #block
+
+        impl ::plugin_api::Callable for #me {
+            const METHODS: &'static [::plugin_api::__private::Method] = &[#(#manifests),*];
+            const NAME: &'static str = #name;
+            const DOC: &'static str = #doc;
+
+            fn invoke(
+                me: &::plugin_api::Handle<Self>,
+                incoming: ::plugin_api::__private::Incoming<'_>,
+            ) -> ::plugin_api::__private::Invoked {
+                match incoming.method() {
+                    #(#arms)*
+                    _ => incoming.no_such_method::<Self>(),
+                }
+            }
+        }
+    })
+}
+
+struct Method {
+    manifest: TokenStream,
+    arm: TokenStream,
+}
+
+#[derive(PartialEq)]
+enum Receiver {
+    Look,
+    Change,
+    Handle,
+}
+
+impl Method {
+    fn of(method: &syn::ImplItemFn, index: usize) -> Result<Self> {
+        let signature = &method.sig;
+        let refuse = |at: proc_macro2::Span, message: &str| Err(Error::new(at, message));
+        if !signature.generics.params.is_empty() {
+            return refuse(signature.generics.span(), "a method that clients call has no type parameters");
+        }
+        let waits = signature.asyncness.is_some();
+        let mut inputs = signature.inputs.iter();
+        let receiver = receiver(inputs.next(), waits, signature)?;
+        let mut parameters = Vec::new();
+        let mut takes = Vec::new();
+        let mut passed = Vec::new();
+        let mut before = Vec::new();
+        let mut wants_call = false;
+        for input in inputs {
+            let FnArg::Typed(argument) = input else { continue };
+            let Pat::Ident(pattern) = &*argument.pat else {
+                return refuse(argument.pat.span(), "an argument needs a name: clients may give it by that");
+            };
+            let name = pattern.ident.to_string();
+            let local = format_ident!("argument_{}", pattern.ident);
+            match special(&argument.ty) {
+                Some(Special::Call { borrowed }) => {
+                    wants_call = true;
+                    if borrowed && waits {
+                        return refuse(argument.ty.span(), "an async method takes `call: Call`, not a borrowed one");
+                    }
+                    passed.push(if borrowed { quote!(&call) } else { quote!(call.clone()) });
+                }
+                Some(Special::Context { service, borrowed }) => {
+                    if borrowed && waits {
+                        return refuse(argument.ty.span(), "an async method takes `context: Context<…>`, not a borrowed one");
+                    }
+                    before.push(quote! {
+                        let #local = match incoming.context::<#service>() {
+                            ::core::result::Result::Ok(context) => context,
+                            ::core::result::Result::Err(fault) => {
+                                return ::plugin_api::__private::Invoked::Done(::core::result::Result::Err(fault));
+                            }
+                        };
+                    });
+                    passed.push(if borrowed { quote!(&#local) } else { quote!(#local.clone()) });
+                }
+                None => {
+                    if let Type::Reference(reference) = &*argument.ty {
+                        let message = "an argument is owned, for it comes from outside: String, not &str; Vec<T>, not &[T]";
+                        return refuse(reference.span(), message);
+                    }
+                    let kind = &argument.ty;
+                    let shown = crate::shown(kind);
+                    parameters.push(quote!(::plugin_api::__private::Parameter { name: #name, r#type: #shown }));
+                    takes.push(quote!(let #local: #kind = arguments.take()?;));
+                    passed.push(quote!(#local));
+                }
+            }
+        }
+        let name = signature.ident.to_string();
+        let name = name.trim_start_matches("r#");
+        let ident = &signature.ident;
+        let doc = crate::doc(&method.attrs);
+        let (returns, fallible) = match &signature.output {
+            ReturnType::Default => (String::new(), false),
+            ReturnType::Type(_, kind) => (crate::shown(kind), is_result(kind)),
+        };
+        let changes = receiver != Receiver::Look;
+        let manifest = quote! {
+            ::plugin_api::__private::Method {
+                name: #name,
+                doc: #doc,
+                parameters: &[#(#parameters),*],
+                returns: #returns,
+                changes: #changes,
+            }
+        };
+        let question = fallible.then(|| quote!(?));
+        let manifest_at = quote!(&<Self as ::plugin_api::Callable>::METHODS[#index]);
+        let call = wants_call.then(|| quote!(let call = incoming.call();));
+        let body = match receiver {
+            Receiver::Look | Receiver::Change => {
+                let run = if receiver == Receiver::Look { quote!(read) } else { quote!(write) };
+                quote! {
+                    incoming.#run(me, #manifest_at, |this, arguments, sink| {
+                        #(#takes)*
+                        arguments.end()?;
+                        let answer = Self::#ident(this, #(#passed),*) #question;
+                        sink.value(&answer)
+                    })
+                }
+            }
+            Receiver::Handle => {
+                let about = if wants_call {
+                    quote!(::core::option::Option::Some(call.clone()))
+                } else {
+                    quote!(::core::option::Option::None)
+                };
+                quote! {
+                    let about = #about;
+                    incoming.begin(#manifest_at, about, |arguments| {
+                        #(#takes)*
+                        arguments.end()?;
+                        let me = me.clone();
+                        ::core::result::Result::Ok(async move {
+                            let answer = Self::#ident(me, #(#passed),*).await #question;
+                            ::plugin_api::__private::encode(&answer)
+                        })
+                    })
+                }
+            }
+        };
+        Ok(Self { manifest, arm: quote!(#name => { #call #(#before)* #body }) })
+    }
+}
+
+fn receiver(first: Option<&FnArg>, waits: bool, signature: &syn::Signature) -> Result<Receiver> {
+    let name = &signature.ident;
+    match first {
+        Some(FnArg::Receiver(receiver)) if waits => Err(Error::new(
+            receiver.span(),
+            format!(
+                "an async method must not borrow the perspective while it waits: write `async fn {name}(me: Handle<Self>, …)` and use `me.read(…)` and `me.write(…)`"
+            ),
+        )),
+        Some(FnArg::Receiver(receiver)) => match shown_receiver(receiver) {
+            "&self" => Ok(Receiver::Look),
+            "&mut self" => Ok(Receiver::Change),
+            _ => Err(Error::new(receiver.span(), "the perspective stays where it is: take `&self` or `&mut self`")),
+        },
+        Some(FnArg::Typed(argument)) if is_handle_of_self(&argument.ty) => {
+            if waits {
+                Ok(Receiver::Handle)
+            } else {
+                Err(Error::new(
+                    argument.span(),
+                    format!("only an async method takes `me: Handle<Self>`: write `async fn {name}`, or take `&self` or `&mut self`"),
+                ))
+            }
+        }
+        _ if waits => Err(Error::new(
+            signature.span(),
+            format!("an async method takes its perspective first: `async fn {name}(me: Handle<Self>, …)`"),
+        )),
+        _ => Err(Error::new(
+            signature.span(),
+            "a method that clients call takes `&self` or `&mut self`; put a helper in another `impl` block",
+        )),
+    }
+}
+
+fn shown_receiver(receiver: &syn::Receiver) -> &'static str {
+    match crate::shown(receiver).as_str() {
+        "&self" => "&self",
+        "&mut self" => "&mut self",
+        _ => "other",
+    }
+}
+
+fn last(kind: &Type) -> Option<&syn::PathSegment> {
+    match kind {
+        Type::Path(path) => path.path.segments.last(),
+        _ => None,
+    }
+}
+
+fn is_handle_of_self(kind: &Type) -> bool {
+    last(kind).is_some_and(|segment| {
+        segment.ident == "Handle"
+            && matches!(&segment.arguments, PathArguments::AngleBracketed(of)
+                if matches!(of.args.first(), Some(GenericArgument::Type(of)) if crate::shown(of) == "Self"))
+    })
+}
+
+fn is_result(kind: &Type) -> bool {
+    last(kind).is_some_and(|segment| segment.ident == "Result")
+}
+
+enum Special {
+    Call { borrowed: bool },
+    Context { service: Box<Type>, borrowed: bool },
+}
+
+fn special(kind: &Type) -> Option<Special> {
+    let (inner, borrowed) = match kind {
+        Type::Reference(reference) => (&*reference.elem, true),
+        other => (other, false),
+    };
+    let segment = last(inner)?;
+    if segment.ident == "Call" {
+        return Some(Special::Call { borrowed });
+    }
+    if segment.ident == "Context"
+        && let PathArguments::AngleBracketed(of) = &segment.arguments
+        && let Some(GenericArgument::Type(service)) = of.args.first()
+    {
+        return Some(Special::Context { service: Box::new(service.clone()), borrowed });
+    }
+    None
+}

@@ -1,0 +1,335 @@
+//! What goes across the wall: frames of a kind, numbers and bytes. The same bytes could go through a socket.
+//!
+//! A frame is its length (4 bytes, what follows), its kind (1 byte), then its fields in order: numbers of 8 bytes,
+//! flags of 1, strings as 4 bytes of length and the bytes; all little-endian. New kinds and new fields at the end may
+//! be added: a reader passes over what it does not know.
+
+/// Appends frames and reads them back.
+macro_rules! frames {
+    (
+        $(#[$outer:meta])*
+        $name:ident {
+            $( $(#[$doc:meta])* $kind:literal $variant:ident { $( $(#[$field_doc:meta])* $field:ident : $type:tt ),* $(,)? } )*
+        }
+    ) => {
+        $(#[$outer])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        #[non_exhaustive]
+        pub enum $name<'a> {
+            $( $(#[$doc])* $variant { $( $(#[$field_doc])* $field: frames!(@type 'a $type) ),* }, )*
+            /// A kind that this version does not know.
+            Unknown(std::marker::PhantomData<&'a ()>),
+        }
+
+        impl<'a> $name<'a> {
+            /// Appends the frame.
+            pub fn write(&self, out: &mut Vec<u8>) {
+                let start = out.len();
+                out.extend_from_slice(&[0; 4]);
+                match self {
+                    $( Self::$variant { $( $field ),* } => {
+                        out.push($kind);
+                        $( frames!(@write out $type $field); )*
+                    } )*
+                    Self::Unknown(_) => out.push(0),
+                }
+                let length = u32::try_from(out.len() - start - 4).unwrap_or(u32::MAX);
+                out[start..start + 4].copy_from_slice(&length.to_le_bytes());
+            }
+
+            /// Takes the first frame off `bytes`. `None` at the end, or when the rest is no frame.
+            #[must_use]
+            pub fn read(bytes: &mut &'a [u8]) -> Option<Self> {
+                let body = take(bytes, 4).and_then(|length| {
+                    take(bytes, u32::from_le_bytes(length.try_into().ok()?) as usize)
+                })?;
+                let (&kind, rest) = body.split_first()?;
+                #[allow(unused_mut, unused_variables, reason = "kinds without fields")]
+                let mut fields = rest;
+                Some(match kind {
+                    $( $kind => Self::$variant { $( $field: frames!(@read fields $type) ),* }, )*
+                    _ => Self::Unknown(std::marker::PhantomData),
+                })
+            }
+        }
+    };
+    (@type $l:lifetime number) => { u64 };
+    (@type $l:lifetime flag) => { bool };
+    (@type $l:lifetime text) => { &$l str };
+    (@type $l:lifetime bytes) => { &$l [u8] };
+    (@type $l:lifetime maybe) => { Option<&$l [u8]> };
+    (@write $out:ident number $field:ident) => { $out.extend_from_slice(&$field.to_le_bytes()) };
+    (@write $out:ident flag $field:ident) => { $out.push(u8::from(*$field)) };
+    (@write $out:ident text $field:ident) => { put($out, $field.as_bytes()) };
+    (@write $out:ident bytes $field:ident) => { put($out, $field) };
+    (@write $out:ident maybe $field:ident) => {{
+        $out.push(u8::from($field.is_some()));
+        put($out, $field.unwrap_or_default());
+    }};
+    (@read $in:ident number) => { u64::from_le_bytes(take(&mut $in, 8)?.try_into().ok()?) };
+    (@read $in:ident flag) => { take(&mut $in, 1)? != [0] };
+    (@read $in:ident text) => { std::str::from_utf8(get(&mut $in)?).ok()? };
+    (@read $in:ident bytes) => { get(&mut $in)? };
+    (@read $in:ident maybe) => {{
+        let some = take(&mut $in, 1)? != [0];
+        let bytes = get(&mut $in)?;
+        some.then_some(bytes)
+    }};
+}
+
+fn put(out: &mut Vec<u8>, bytes: &[u8]) {
+    out.extend_from_slice(&u32::try_from(bytes.len()).unwrap_or(u32::MAX).to_le_bytes());
+    out.extend_from_slice(bytes);
+}
+
+fn take<'a>(bytes: &mut &'a [u8], count: usize) -> Option<&'a [u8]> {
+    let (taken, rest) = bytes.split_at_checked(count)?;
+    *bytes = rest;
+    Some(taken)
+}
+
+fn get<'a>(bytes: &mut &'a [u8]) -> Option<&'a [u8]> {
+    let length = u32::from_le_bytes(take(bytes, 4)?.try_into().ok()?);
+    take(bytes, length as usize)
+}
+
+frames! {
+    /// What the host says.
+    ToLibrary {
+        /// The first: make the service, from its section of the configuration. Answered by `Initialised` or `Refused`.
+        1 Init {
+            /// A dictionary in Jelly.
+            config: bytes,
+        }
+        /// Start it, from the state it saved last. Answered by `Started` or `Refused`.
+        2 Start {
+            /// The service's own saved state.
+            saved: maybe,
+        }
+        /// Somebody with the key attaches to a perspective. Answered by `Attached` or `Failed`.
+        3 Attach {
+            /// Its number from now on.
+            attachment: number,
+            /// The perspective's name.
+            perspective: text,
+            /// The identity's name.
+            identity: text,
+            /// A handle to the client's object, or 0.
+            mind: number,
+            /// Where the client is, for a person to read.
+            peer: text,
+        }
+        /// The attachment has ended.
+        4 Detach {
+            /// Which.
+            attachment: number,
+        }
+        /// A call of a client's. Answered by `Answer` or `Failed`, once.
+        5 Call {
+            /// Its number.
+            call: number,
+            /// By which attachment it comes.
+            attachment: number,
+            /// An object of the library's, or 0 for the attachment's perspective.
+            object: number,
+            /// Whether the caller wants an answer.
+            answer: flag,
+            /// The method.
+            method: text,
+            /// A tuple in Jelly; references are handles and objects of the library's.
+            arguments: bytes,
+            /// A dictionary in Jelly.
+            keywords: bytes,
+        }
+        /// The answer to a call of the library's.
+        6 Answer {
+            /// The library's number for it.
+            call: number,
+            /// In Jelly.
+            value: bytes,
+        }
+        /// The error to a call of the library's.
+        7 Failed {
+            /// The library's number for it.
+            call: number,
+            /// The class of the error.
+            class: text,
+            /// What it says.
+            message: text,
+        }
+        /// The client that made this call has gone.
+        8 Gone {
+            /// The host's number for it.
+            call: number,
+        }
+        /// References to an object of the library's were given back.
+        9 Dropped {
+            /// The object.
+            object: number,
+            /// How many.
+            count: number,
+        }
+        /// The answer to `Load`.
+        10 Loaded {
+            /// The library's number for it.
+            request: number,
+            /// The saved state, if there is one.
+            state: maybe,
+        }
+        /// The saved state cannot be had.
+        11 NotLoaded {
+            /// The library's number for it.
+            request: number,
+            /// Why.
+            message: text,
+        }
+        /// Are you well? Answered by `Healthy`.
+        12 Health {
+            /// To be handed back.
+            request: number,
+        }
+        /// The last: end all tasks, drop everything, and return from `run`.
+        13 Stop {}
+        /// A change could not be committed: this perspective's state is this again.
+        14 Revert {
+            /// The perspective's name; empty for the service itself.
+            perspective: text,
+            /// Its last committed state.
+            state: maybe,
+        }
+    }
+}
+
+frames! {
+    /// What the library says.
+    ToHost {
+        /// The first, before `Init`: what it is, in Jelly (see `manifest`).
+        1 Manifest {
+            /// In Jelly.
+            manifest: bytes,
+        }
+        /// `Init` went well.
+        2 Initialised {}
+        /// `Start` went well.
+        3 Started {}
+        /// `Init` or `Start` did not.
+        4 Refused {
+            /// Why, for the operator.
+            message: text,
+        }
+        /// `Attach` went well.
+        5 Attached {
+            /// Which.
+            attachment: number,
+        }
+        /// The answer to a call.
+        6 Answer {
+            /// The host's number for it.
+            call: number,
+            /// In Jelly; references are objects of the library's and handles.
+            value: bytes,
+        }
+        /// The error to a call, or to an `Attach`.
+        7 Failed {
+            /// The host's number for the call or the attachment.
+            call: number,
+            /// The class of the error.
+            class: text,
+            /// What it says.
+            message: text,
+            /// Whether it is the library's fault (a panic): the operator hears of it.
+            fault: flag,
+        }
+        /// A call of a client's object.
+        8 Call {
+            /// The library's number for it.
+            call: number,
+            /// The client's object.
+            handle: number,
+            /// Whether an answer is wanted.
+            answer: flag,
+            /// The method.
+            method: text,
+            /// A tuple in Jelly.
+            arguments: bytes,
+            /// A dictionary in Jelly.
+            keywords: bytes,
+        }
+        /// References to a client's object are given back.
+        9 Release {
+            /// The client's object.
+            handle: number,
+            /// How many.
+            count: number,
+        }
+        /// A perspective's saved state is wanted.
+        10 Load {
+            /// To be handed back.
+            request: number,
+            /// The perspective's name.
+            perspective: text,
+        }
+        /// A state to commit, before anything that follows is told to anybody.
+        11 Save {
+            /// The perspective's name; empty for the service itself.
+            perspective: text,
+            /// In Jelly.
+            state: bytes,
+        }
+        /// Well.
+        12 Healthy {
+            /// As it came.
+            request: number,
+        }
+        /// All is dropped; `run` returns.
+        13 Stopped {}
+        /// A library's call was given up by its caller: its answer is not wanted any more.
+        14 Forget {
+            /// The library's number for it.
+            call: number,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn frames_are_read_as_written_and_unknown_ones_are_passed_over() {
+        let call = ToLibrary::Call {
+            call: 7,
+            attachment: 1,
+            object: 0,
+            answer: true,
+            method: "add",
+            arguments: &[1, 0x80, 11, 0x87],
+            keywords: &[1, 0x80, 5, 0x87],
+        };
+        let mut bytes = Vec::new();
+        call.write(&mut bytes);
+        bytes.extend_from_slice(&[3, 0, 0, 0, 200, 1, 2]);
+        ToLibrary::Start { saved: None }.write(&mut bytes);
+        let mut rest = bytes.as_slice();
+        assert_eq!(ToLibrary::read(&mut rest), Some(call));
+        assert!(matches!(ToLibrary::read(&mut rest), Some(ToLibrary::Unknown(_))));
+        assert_eq!(ToLibrary::read(&mut rest), Some(ToLibrary::Start { saved: None }));
+        assert_eq!(ToLibrary::read(&mut rest), None);
+    }
+
+    #[test]
+    fn no_truncation_and_no_flipped_byte_is_more_than_an_end() {
+        let mut bytes = Vec::new();
+        ToHost::Failed { call: 1, class: "a", message: "b", fault: true }.write(&mut bytes);
+        for end in 0..bytes.len() {
+            assert_eq!(ToHost::read(&mut &bytes[..end]), None);
+        }
+        for at in 0..bytes.len() {
+            for bit in 0..8 {
+                let mut flipped = bytes.clone();
+                flipped[at] ^= 1 << bit;
+                let _ = ToHost::read(&mut flipped.as_slice());
+            }
+        }
+    }
+}

@@ -1,0 +1,95 @@
+//! The host's side of the wall: is this library one that can be talked to?
+
+use abi_stable::abi_stability::abi_checking::{CheckingGlobals, check_layout_compatibility_with_globals};
+use abi_stable::StableAbi;
+use abi_stable::library::{AbiHeaderRef, RootModule};
+use abi_stable::prefix_type::PrefixTypeTrait;
+
+use super::types::{Built, Host, HostRef, ModuleRef};
+
+pub use super::types::Span;
+
+/// Why a library cannot be talked to, in one sentence; what abi_stable says at length goes to the debug log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Incompatible {
+    /// One sentence, for the operator.
+    pub message: String,
+    /// Everything, for who wants to know.
+    pub details: String,
+}
+
+/// A library's module that has been checked.
+#[derive(Clone, Copy)]
+pub struct Library {
+    module: ModuleRef,
+}
+
+impl std::fmt::Debug for Library {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Library")
+    }
+}
+
+impl Library {
+    /// Checks the library behind its exported symbol. Runs code of the library's: only on a thread made for it.
+    ///
+    /// # Safety
+    /// `symbol` must be the value of the static [`super::types::SYMBOL`] in a library that stays open for as long as
+    /// the answer, or anything made of it, is used.
+    ///
+    /// # Errors
+    /// When it was built against another `plugin-api`, another `abi_stable`, or so that its panics abort.
+    pub unsafe fn check(symbol: AbiHeaderRef) -> Result<Self, Incompatible> {
+        let wrong = |message: &str, details: String| Incompatible { message: message.to_owned(), details };
+        let header = symbol.upgrade().map_err(|error| {
+            wrong("it was built with another abi_stable than this host's; rebuild it with the host's plugin-api", error.to_string())
+        })?;
+        let Some(theirs) = header.layout() else {
+            return Err(wrong("it does not say how its types are laid out; rebuild it with plugin-api's export!", String::new()));
+        };
+        let ours = <ModuleRef as StableAbi>::LAYOUT;
+        // Globals of its own for each check: the shared ones point into libraries that may be gone.
+        // The check is one-way; a library built against an older plugin-api passes it the other way round.
+        if let Err(newer) = check_layout_compatibility_with_globals(ours, theirs, &CheckingGlobals::new())
+            && check_layout_compatibility_with_globals(theirs, ours, &CheckingGlobals::new()).is_err()
+        {
+            return Err(wrong("it was built against a plugin-api that does not fit this host's; rebuild it", newer.to_string()));
+        }
+        // SAFETY: the layout was found compatible just now, in one direction or the other; fields that the older side
+        // lacks are behind accessors of the prefix type.
+        let module = unsafe { header.init_root_module_with_unchecked_layout::<ModuleRef>() }.map_err(|error| {
+            wrong(
+                &format!("its plugin-api {} does not fit this host's {}; rebuild it", header.version_strings(), ModuleRef::VERSION_STRINGS),
+                error.to_string(),
+            )
+        })?;
+        Self::of(module)
+    }
+
+    /// A service that is linked into this program.
+    ///
+    /// # Errors
+    /// When the program is built so that panics abort.
+    pub fn of(module: ModuleRef) -> Result<Self, Incompatible> {
+        let Built { unwinds } = (module.built())();
+        if unwinds {
+            return Ok(Self { module });
+        }
+        Err(Incompatible {
+            message: "it was built with panic = \"abort\": its first panic would end the host; rebuild it with panic = \"unwind\""
+                .to_owned(),
+            details: String::new(),
+        })
+    }
+
+    /// Runs the service on this thread until it is told to stop.
+    pub fn run(self, host: HostRef, gate: usize) {
+        (self.module.run())(host, gate);
+    }
+}
+
+/// The host's function table, to be made once.
+#[must_use]
+pub fn host(table: Host) -> HostRef {
+    table.leak_into_prefix()
+}

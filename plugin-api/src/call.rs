@@ -1,0 +1,125 @@
+//! The call being served, and the attachment it comes by.
+
+use std::cell::Cell;
+use std::rc::Rc;
+
+use crate::fault::{Fault, Result};
+use crate::remote::Remote;
+
+/// The call being served. A method that wants it takes `call: Call` (async) or `call: &Call`.
+#[derive(Clone)]
+pub struct Call {
+    shared: Rc<Shared>,
+}
+
+struct Shared {
+    attachment: Attachment,
+    gone: Cell<bool>,
+    told: tokio::sync::Notify,
+}
+
+impl Call {
+    pub(crate) fn new(attachment: &Attachment) -> Self {
+        let attachment = attachment.clone();
+        Self { shared: Rc::new(Shared { attachment, gone: Cell::new(false), told: tokio::sync::Notify::new() }) }
+    }
+
+    pub(crate) fn set_gone(&self) {
+        self.shared.gone.set(true);
+        self.shared.told.notify_waiters();
+    }
+
+    /// The object that the client gave when it attached: to call it back.
+    ///
+    /// # Errors
+    /// When it gave none.
+    pub fn mind(&self) -> Result<&Remote> {
+        self.shared.attachment.mind().ok_or_else(|| Fault::value("this needs a client that gives an object to call back"))
+    }
+
+    /// By which attachment it comes: whose it is.
+    #[must_use]
+    pub fn attachment(&self) -> &Attachment {
+        &self.shared.attachment
+    }
+
+    /// Whether the client has gone meanwhile. The call runs to its end all the same.
+    #[must_use]
+    pub fn is_gone(&self) -> bool {
+        self.shared.gone.get()
+    }
+
+    /// Waits until the client has gone; for ever, if it stays.
+    pub async fn gone(&self) {
+        let told = self.shared.told.notified();
+        if !self.is_gone() {
+            told.await;
+        }
+    }
+}
+
+impl std::fmt::Debug for Call {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Call").field("attachment", self.attachment()).finish_non_exhaustive()
+    }
+}
+
+/// One client, attached to one perspective.
+#[derive(Clone)]
+pub struct Attachment {
+    shared: Rc<Attached>,
+}
+
+struct Attached {
+    id: u64,
+    perspective: String,
+    identity: String,
+    peer: String,
+    mind: Option<Remote>,
+}
+
+impl Attachment {
+    pub(crate) fn new(id: u64, perspective: &str, identity: &str, peer: &str, mind: Option<Remote>) -> Self {
+        let (perspective, identity, peer) = (perspective.to_owned(), identity.to_owned(), peer.to_owned());
+        Self { shared: Rc::new(Attached { id, perspective, identity, peer, mind }) }
+    }
+
+    /// A number that no other attachment of this service has.
+    #[must_use]
+    pub fn id(&self) -> u64 {
+        self.shared.id
+    }
+
+    /// The perspective's name.
+    #[must_use]
+    pub fn perspective(&self) -> &str {
+        &self.shared.perspective
+    }
+
+    /// The name of the identity that has logged in.
+    #[must_use]
+    pub fn identity(&self) -> &str {
+        &self.shared.identity
+    }
+
+    /// Where the client is, for a person to read: "127.0.0.1:40312".
+    #[must_use]
+    pub fn peer(&self) -> &str {
+        &self.shared.peer
+    }
+
+    /// The object that the client gave, if it gave one.
+    #[must_use]
+    pub fn mind(&self) -> Option<&Remote> {
+        self.shared.mind.as_ref()
+    }
+}
+
+impl std::fmt::Debug for Attachment {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Attachment")
+            .field("identity", &self.identity())
+            .field("perspective", &self.perspective())
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,91 @@
+//! What a service knows of its surroundings.
+
+use std::rc::{Rc, Weak};
+
+use serde::de::DeserializeOwned;
+
+use crate::fault::{Fault, Result};
+use crate::handle::Handle;
+use crate::runtime::Runtime;
+use crate::service::Service;
+
+/// The surroundings of a service: its own handle, its perspectives, its tasks. Clones are the same.
+pub struct Context<S: Service> {
+    runtime: Weak<Runtime<S>>,
+}
+
+impl<S: Service> Context<S> {
+    pub(crate) fn new(runtime: &Rc<Runtime<S>>) -> Self {
+        Self { runtime: Rc::downgrade(runtime) }
+    }
+
+    fn runtime(&self) -> Result<Rc<Runtime<S>>> {
+        self.runtime.upgrade().ok_or_else(|| Fault::new("twisted.spread.pb.DeadReferenceError", "the service has ended"))
+    }
+
+    /// The service itself: the state that all perspectives share.
+    ///
+    /// # Errors
+    /// Before `init` has returned, and after the service has ended.
+    pub fn service(&self) -> Result<Handle<S>> {
+        self.runtime()?.service()
+    }
+
+    /// The perspective of this name: the one that is attached, or else loaded from its saved state, or else made new.
+    /// It is kept for as long as somebody is attached to it or holds its handle. Keys are not asked for: the service
+    /// itself looks.
+    ///
+    /// # Errors
+    /// When its saved state cannot be read, or the service makes no such perspective.
+    pub async fn perspective(&self, name: &str) -> Result<Handle<S::Perspective>> {
+        self.runtime()?.perspective(name).await
+    }
+
+    /// The perspectives that clients are attached to, by name, in no order.
+    #[must_use]
+    pub fn attached(&self) -> Vec<(String, Handle<S::Perspective>)> {
+        self.runtime().map(|runtime| runtime.attached()).unwrap_or_default()
+    }
+
+    /// Runs a task beside the calls, on the service's own thread. It ends with the service.
+    pub fn spawn(&self, task: impl Future<Output = ()> + 'static) {
+        tokio::task::spawn_local(task);
+    }
+}
+
+impl<S: Service> Clone for Context<S> {
+    fn clone(&self) -> Self {
+        Self { runtime: Weak::clone(&self.runtime) }
+    }
+}
+
+impl<S: Service> std::fmt::Debug for Context<S> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Context<{}>", S::NAME)
+    }
+}
+
+/// Runs what blocks (a file, a computation) on a thread of its own, while other calls go on.
+///
+/// # Errors
+/// When it panics.
+pub async fn blocking<R: Send + 'static>(work: impl FnOnce() -> R + Send + 'static) -> Result<R> {
+    tokio::task::spawn_blocking(work).await.map_err(|_| Fault::panicked("work on a thread of its own"))
+}
+
+/// The service's section of the host's configuration: `[service.NAME]` in `credhost.toml`.
+#[derive(Debug, Clone)]
+pub struct Config {
+    pub(crate) bytes: Vec<u8>,
+}
+
+impl Config {
+    /// Reads the section as a type of the author's; absent keys take the type's defaults (`#[serde(default)]`).
+    ///
+    /// # Errors
+    /// When a key is missing or has another type; the host shows the message to the operator.
+    pub fn read<T: DeserializeOwned>(&self) -> Result<T> {
+        jelly::from_slice(&self.bytes)
+            .map_err(|error| Fault::value(format!("the configuration of the service is not right: {error}")))
+    }
+}

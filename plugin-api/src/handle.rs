@@ -1,0 +1,227 @@
+//! The way to an object of the service's own.
+
+use std::cell::{Cell, RefCell};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::rc::Rc;
+
+use serde::de::Error as _;
+use serde::ser::Error as _;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use crate::abi::frame::ToHost;
+use crate::fault::{Fault, Result};
+use crate::runtime::core::Core;
+use crate::service::{Callable, Save};
+
+/// A handle to a perspective, to the service, or to any other object of the service's own.
+///
+/// All of a service runs on one thread, one thing at a time: `read` and `write` are short and never wait, and nothing
+/// is locked across an `await`. Clones are the same object.
+///
+/// Sent to a client, in an answer or an argument, it becomes a reference whose methods the client can call; sent back
+/// by the client, it is this object again. Only a type with a `#[perspective]` block can be sent.
+pub struct Handle<T> {
+    shared: Rc<Shared<T>>,
+}
+
+struct Shared<T> {
+    value: RefCell<T>,
+    saver: Option<Saver<T>>,
+    /// Taken away for good: after its generation has ended.
+    ended: Cell<bool>,
+}
+
+/// How a value is saved, and brought back after a panic.
+pub(crate) struct Saver<T> {
+    pub(crate) core: Rc<Core>,
+    /// The perspective's name; empty for the service itself.
+    pub(crate) name: String,
+    pub(crate) policy: Save,
+    pub(crate) save: fn(&T) -> Result<Vec<u8>>,
+    pub(crate) load: fn(&[u8]) -> Result<T>,
+    /// Makes a new one, where nothing is saved.
+    pub(crate) fresh: Box<dyn Fn() -> Result<T>>,
+    /// What the host has been given last.
+    pub(crate) last: RefCell<Option<Vec<u8>>>,
+}
+
+impl<T> Handle<T> {
+    /// A new object, which is not saved. A service's perspectives are made by the host's asking; this is for all else.
+    #[must_use]
+    pub fn new(value: T) -> Self {
+        Self { shared: Rc::new(Shared { value: RefCell::new(value), saver: None, ended: Cell::new(false) }) }
+    }
+
+    pub(crate) fn saved(value: T, saver: Saver<T>) -> Self {
+        Self { shared: Rc::new(Shared { value: RefCell::new(value), saver: Some(saver), ended: Cell::new(false) }) }
+    }
+
+    /// Looks at the object.
+    ///
+    /// # Errors
+    /// When it is being written to by the caller itself, further up, or its service has ended.
+    pub fn read<R>(&self, look: impl FnOnce(&T) -> R) -> Result<R> {
+        self.live()?;
+        let value = self.shared.value.try_borrow().map_err(|_| busy())?;
+        Ok(look(&value))
+    }
+
+    /// Changes the object. If it is one that is saved after each call, it is saved now: before anything is told to
+    /// anybody.
+    ///
+    /// # Errors
+    /// When it is being used by the caller itself, further up; when its service has ended; when it cannot be saved:
+    /// then the change is undone.
+    ///
+    /// # Panics
+    /// As `change`; the object is then back at its last saved state.
+    pub fn write<R>(&self, change: impl FnOnce(&mut T) -> R) -> Result<R> {
+        self.live()?;
+        let mut value = self.shared.value.try_borrow_mut().map_err(|_| busy())?;
+        let changed = catch_unwind(AssertUnwindSafe(|| change(&mut value)));
+        match changed {
+            Ok(result) => {
+                if let Some(saver) = &self.shared.saver
+                    && saver.policy == Save::Call
+                {
+                    saver.keep(&mut value)?;
+                }
+                Ok(result)
+            }
+            Err(panic) => {
+                if let Some(saver) = &self.shared.saver {
+                    saver.restore(&mut value);
+                }
+                drop(value);
+                std::panic::resume_unwind(panic)
+            }
+        }
+    }
+
+    /// Saves it now, whenever it would be saved by itself; not if it is never saved.
+    pub(crate) fn flush(&self) -> Result<()> {
+        let Some(saver) = &self.shared.saver else { return Ok(()) };
+        if saver.policy == Save::Never {
+            return Ok(());
+        }
+        let mut value = self.shared.value.try_borrow_mut().map_err(|_| busy())?;
+        saver.keep(&mut value)
+    }
+
+    /// The host could not commit: back to what it has.
+    pub(crate) fn revert(&self, state: Option<&[u8]>) {
+        if let Some(saver) = &self.shared.saver
+            && let Ok(mut value) = self.shared.value.try_borrow_mut()
+        {
+            *saver.last.borrow_mut() = state.map(<[u8]>::to_vec);
+            saver.restore(&mut value);
+        }
+    }
+
+    pub(crate) fn replace(&self, value: T) {
+        if let Ok(mut place) = self.shared.value.try_borrow_mut() {
+            *place = value;
+        }
+    }
+
+    /// What the host has of it.
+    pub(crate) fn remember(&self, state: Option<Vec<u8>>) {
+        if let Some(saver) = &self.shared.saver {
+            *saver.last.borrow_mut() = state;
+        }
+    }
+
+    pub(crate) fn end(&self) {
+        self.shared.ended.set(true);
+    }
+
+    fn live(&self) -> Result<()> {
+        if self.shared.ended.get() { Err(Fault::new("twisted.spread.pb.DeadReferenceError", "the service has ended")) } else { Ok(()) }
+    }
+
+    /// Whether both are the same object.
+    #[must_use]
+    pub fn is(&self, other: &Self) -> bool {
+        Rc::ptr_eq(&self.shared, &other.shared)
+    }
+
+    pub(crate) fn address(&self) -> usize {
+        Rc::as_ptr(&self.shared).cast::<()>() as usize
+    }
+
+    pub(crate) fn downgrade(&self) -> WeakHandle<T> {
+        WeakHandle(Rc::downgrade(&self.shared))
+    }
+}
+
+pub(crate) struct WeakHandle<T>(std::rc::Weak<Shared<T>>);
+
+impl<T> WeakHandle<T> {
+    pub(crate) fn upgrade(&self) -> Option<Handle<T>> {
+        self.0.upgrade().map(|shared| Handle { shared })
+    }
+}
+
+impl<T> Saver<T> {
+    /// Hands the state to the host, if it differs from what the host has.
+    fn keep(&self, value: &mut T) -> Result<()> {
+        let state = match (self.save)(value) {
+            Ok(state) => state,
+            Err(fault) => {
+                self.restore(value);
+                return Err(fault);
+            }
+        };
+        let mut last = self.last.borrow_mut();
+        if last.as_deref() != Some(&state) {
+            self.core.push(&ToHost::Save { perspective: &self.name, state: &state });
+            *last = Some(state);
+        }
+        Ok(())
+    }
+
+    /// Back to the last saved state, or to a new one where nothing is saved.
+    fn restore(&self, value: &mut T) {
+        let last = self.last.borrow();
+        let back = catch_unwind(AssertUnwindSafe(|| match last.as_deref() {
+            Some(state) if self.policy != Save::Never => (self.load)(state),
+            _ => (self.fresh)(),
+        }));
+        match back {
+            Ok(Ok(back)) => *value = back,
+            _ => tracing::error!(name = self.name, "cannot go back to the last saved state; it stays as it is"),
+        }
+    }
+}
+
+fn busy() -> Fault {
+    Fault::new("RuntimeError", "the object is in use further up in the same call")
+}
+
+impl<T> Clone for Handle<T> {
+    fn clone(&self) -> Self {
+        Self { shared: Rc::clone(&self.shared) }
+    }
+}
+
+impl<T> std::fmt::Debug for Handle<T> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Handle<{}>", std::any::type_name::<T>())
+    }
+}
+
+impl<T: Callable> Serialize for Handle<T> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+        let core = Core::current().ok_or_else(|| S::Error::custom("a reference can be sent in calls only"))?;
+        let id = core.export(self);
+        serializer.serialize_newtype_struct(jelly::types::reference::REMOTE, &id)
+    }
+}
+
+impl<'de, T: Callable> Deserialize<'de> for Handle<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        let id = crate::remote::number(deserializer, jelly::types::reference::LOCAL, "a reference to an object of this service")?;
+        let core = Core::current().ok_or_else(|| D::Error::custom("a reference can come in calls only"))?;
+        core.own(id).ok_or_else(|| D::Error::custom("a reference to another kind of object"))
+    }
+}

@@ -1,0 +1,85 @@
+//! What a service says of itself: its name, its methods, their types and docs. `credhost describe` shows it.
+
+use serde::{Deserialize, Serialize};
+
+/// A method of a perspective or of another object, as the `#[perspective]` macro found it.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct Method {
+    /// Its name, by which clients call it.
+    pub name: &'static str,
+    /// Its doc comment.
+    pub doc: &'static str,
+    /// Its parameters, without those that the runtime fills in.
+    pub parameters: &'static [Parameter],
+    /// The type it answers with, as written; empty for none.
+    pub returns: &'static str,
+    /// Whether it can change the perspective.
+    pub changes: bool,
+}
+
+/// A parameter of a method.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct Parameter {
+    /// Its name, by which a keyword argument finds it.
+    pub name: &'static str,
+    /// Its type, as written.
+    pub r#type: &'static str,
+}
+
+impl std::fmt::Display for Method {
+    /// The signature: `add(text: String) -> usize`.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}(", self.name)?;
+        for (index, parameter) in self.parameters.iter().enumerate() {
+            let comma = if index > 0 { ", " } else { "" };
+            write!(f, "{comma}{}: {}", parameter.name, parameter.r#type)?;
+        }
+        f.write_str(")")?;
+        if self.returns.is_empty() { Ok(()) } else { write!(f, " -> {}", self.returns) }
+    }
+}
+
+/// A service's manifest, as it crosses the wall.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Manifest {
+    /// The service's name: `#[service("todo")]`.
+    pub service: String,
+    /// Its doc comment.
+    pub doc: String,
+    /// When its perspectives are saved: "call", "detach" or "never".
+    pub save: String,
+    /// Whether the service itself has state that is saved.
+    pub shared: bool,
+    /// The version of `plugin-api` it was built with.
+    pub api: String,
+    /// The perspective's type, as written.
+    pub perspective: String,
+    /// Its doc comment.
+    pub perspective_doc: String,
+    /// The methods of its perspective.
+    pub methods: Vec<MethodManifest>,
+}
+
+/// A method, as it crosses the wall: see [`Method`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MethodManifest {
+    /// Its name.
+    pub name: String,
+    /// Its signature, as written.
+    pub signature: String,
+    /// Its doc comment.
+    pub doc: String,
+    /// Whether it can change the perspective.
+    pub changes: bool,
+}
+
+impl From<&Method> for MethodManifest {
+    fn from(method: &Method) -> Self {
+        Self {
+            name: method.name.to_owned(),
+            signature: method.to_string(),
+            doc: method.doc.to_owned(),
+            changes: method.changes,
+        }
+    }
+}

@@ -1,0 +1,87 @@
+//! A call's arguments, straight from their bytes into the author's types.
+
+use jelly::Deserializer;
+use serde::de::DeserializeOwned;
+
+use crate::fault::{Fault, Result};
+use crate::manifest::Method;
+
+/// The arguments of one call, taken in the order of the parameters.
+#[derive(Debug)]
+pub struct Arguments<'a> {
+    method: &'static Method,
+    positional: Deserializer<'a>,
+    left: usize,
+    /// Where each keyword's value starts, and whether it was taken.
+    keywords: Vec<(&'a str, Deserializer<'a>, bool)>,
+    index: usize,
+}
+
+impl<'a> Arguments<'a> {
+    pub(crate) fn new(method: &'static Method, arguments: &'a [u8], keywords: &'a [u8]) -> Result<Self> {
+        let broken = |error: jelly::Error| Fault::arguments(format!("{method}: {error}"));
+        let mut positional = Deserializer::new(arguments);
+        let left = positional.sequence().map_err(broken)?;
+        let mut named = Deserializer::new(keywords);
+        let count = named.dictionary().map_err(broken)?;
+        let mut keywords = Vec::new();
+        for _ in 0..count {
+            let name = named.key().map_err(broken)?;
+            let value = named.here();
+            named.skip().map_err(broken)?;
+            keywords.push((name, value, false));
+        }
+        if left > method.parameters.len() {
+            return Err(Fault::arguments(format!("{method} takes {}, not {left}", count_of(method.parameters.len()))));
+        }
+        Ok(Self { method, positional, left, keywords, index: 0 })
+    }
+
+    /// The next parameter: the next positional argument, or else the keyword of its name, or else what the type makes
+    /// of None (an `Option`).
+    ///
+    /// # Errors
+    /// When it is missing, given twice, or does not fit; with the method's signature.
+    pub fn take<T: DeserializeOwned>(&mut self) -> Result<T> {
+        const NONE: &[u8] = &[1, 0x80, 1, 0x87];
+        let method = self.method;
+        let name = method.parameters.get(self.index).map_or("?", |parameter| parameter.name);
+        self.index += 1;
+        let wrong = |error: jelly::Error| Fault::arguments(format!("{method}: argument {name}: {error}"));
+        let keyword = self.keywords.iter_mut().find(|(found, ..)| *found == name);
+        if self.left > 0 {
+            if keyword.is_some() {
+                return Err(Fault::arguments(format!("{method}: argument {name} is given twice")));
+            }
+            self.left -= 1;
+            return T::deserialize(&mut self.positional).map_err(wrong);
+        }
+        match keyword {
+            Some((_, value, taken)) => {
+                *taken = true;
+                T::deserialize(value).map_err(wrong)
+            }
+            None => T::deserialize(&mut Deserializer::new(NONE))
+                .map_err(|_| Fault::arguments(format!("{method}: argument {name} is missing"))),
+        }
+    }
+
+    /// All parameters are taken.
+    ///
+    /// # Errors
+    /// When a keyword is left that no parameter has the name of.
+    pub fn end(&self) -> Result<()> {
+        match self.keywords.iter().find(|(.., taken)| !taken) {
+            Some((name, ..)) => Err(Fault::arguments(format!("{}: there is no argument {name}", self.method))),
+            None => Ok(()),
+        }
+    }
+}
+
+fn count_of(parameters: usize) -> String {
+    match parameters {
+        0 => "no arguments".to_owned(),
+        1 => "one argument".to_owned(),
+        many => format!("{many} arguments"),
+    }
+}

@@ -1,0 +1,240 @@
+//! What does not depend on the service's type: the way out to the host, calls that wait, references.
+
+use std::any::Any;
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::rc::{Rc, Weak};
+
+use tokio::sync::{Notify, oneshot};
+
+use super::Wall;
+use super::incoming::{Incoming, Invoked};
+use crate::abi::frame::ToHost;
+use crate::fault::{Fault, Result};
+use crate::handle::Handle;
+use crate::remote::{self, Remote};
+use crate::service::Callable;
+
+thread_local! {
+    /// The service that runs on this thread. Its thread is its own, so that there is one at most.
+    static CURRENT: RefCell<Option<Rc<Core>>> = const { RefCell::new(None) };
+}
+
+/// An object of the service's that a client holds.
+pub(crate) trait Object {
+    fn invoke(&self, incoming: Incoming<'_>) -> Invoked;
+    fn any(&self) -> &dyn Any;
+}
+
+impl<T: Callable> Object for Handle<T> {
+    fn invoke(&self, incoming: Incoming<'_>) -> Invoked {
+        T::invoke(self, incoming)
+    }
+
+    fn any(&self) -> &dyn Any {
+        self
+    }
+}
+
+struct Exported {
+    object: Rc<dyn Object>,
+    address: usize,
+    count: u64,
+}
+
+type Waiting = oneshot::Sender<Result<Option<Vec<u8>>>>;
+
+pub(crate) struct Core {
+    pub(crate) wall: Box<dyn Wall>,
+    /// Frames that have not been handed to the host yet.
+    out: RefCell<Vec<u8>>,
+    /// Told when a task has written frames while the main loop slept.
+    pub(crate) written: Notify,
+    next: Cell<u64>,
+    waiting: RefCell<HashMap<u64, Waiting>>,
+    objects: RefCell<HashMap<u64, Exported>>,
+    addresses: RefCell<HashMap<usize, u64>>,
+    remotes: RefCell<HashMap<u64, Weak<remote::Shared>>>,
+    scratch: RefCell<Vec<u8>>,
+}
+
+impl Core {
+    pub(crate) fn new(wall: Box<dyn Wall>) -> Rc<Self> {
+        Rc::new(Self {
+            wall,
+            out: RefCell::default(),
+            written: Notify::new(),
+            next: Cell::new(0),
+            waiting: RefCell::default(),
+            objects: RefCell::default(),
+            addresses: RefCell::default(),
+            remotes: RefCell::default(),
+            scratch: RefCell::default(),
+        })
+    }
+
+    pub(crate) fn current() -> Option<Rc<Self>> {
+        CURRENT.with(|current| current.try_borrow().ok()?.clone())
+    }
+
+    pub(crate) fn set_current(core: Option<Rc<Self>>) {
+        let before = CURRENT.with(|current| current.replace(core));
+        drop(before);
+    }
+
+    /// A number that this generation has not used yet.
+    pub(crate) fn number(&self) -> u64 {
+        self.next.set(self.next.get() + 1);
+        self.next.get()
+    }
+
+    /// Says something to the host, at the next occasion.
+    pub(crate) fn push(&self, frame: &ToHost<'_>) {
+        let mut out = self.out.borrow_mut();
+        if out.is_empty() {
+            self.written.notify_one();
+        }
+        frame.write(&mut out);
+    }
+
+    /// Hands over what has been said since the last time.
+    pub(crate) fn flush(&self) {
+        let mut out = self.out.borrow_mut();
+        if !out.is_empty() {
+            self.wall.push(&out);
+            out.clear();
+            // A burst of large answers must not be kept for ever.
+            if out.capacity() > 1 << 20 {
+                out.shrink_to(1 << 16);
+            }
+        }
+    }
+
+    /// Lends a buffer to write a value into.
+    pub(crate) fn with_scratch<R>(&self, use_it: impl FnOnce(&mut Vec<u8>) -> R) -> R {
+        let mut buffer = self.scratch.take();
+        buffer.clear();
+        let result = use_it(&mut buffer);
+        if buffer.capacity() <= 1 << 20 {
+            self.scratch.replace(buffer);
+        }
+        result
+    }
+
+    fn wait(self: &Rc<Self>) -> (u64, impl Future<Output = Result<Option<Vec<u8>>>> + use<>) {
+        let (done, answer) = oneshot::channel();
+        let number = self.number();
+        self.waiting.borrow_mut().insert(number, done);
+        let waiting = Patience { core: Rc::clone(self), number };
+        (number, async move {
+            let answer = answer.await;
+            drop(waiting);
+            answer.unwrap_or_else(|_| Err(Fault::new("twisted.spread.pb.PBConnectionLost", "the service is ending")))
+        })
+    }
+
+    /// Calls a client's object.
+    pub(crate) fn call(
+        self: &Rc<Self>,
+        handle: u64,
+        method: &str,
+        arguments: &[u8],
+        keywords: &[u8],
+    ) -> impl Future<Output = Result<Vec<u8>>> + use<> {
+        let (call, answer) = self.wait();
+        self.push(&ToHost::Call { call, handle, answer: true, method, arguments, keywords });
+        async move { Ok(answer.await?.unwrap_or_default()) }
+    }
+
+    /// Asks for a perspective's saved state.
+    pub(crate) fn load(self: &Rc<Self>, perspective: &str) -> impl Future<Output = Result<Option<Vec<u8>>>> + use<> {
+        let (request, answer) = self.wait();
+        self.push(&ToHost::Load { request, perspective });
+        answer
+    }
+
+    /// An answer has come.
+    pub(crate) fn answered(&self, number: u64, answer: Result<Option<Vec<u8>>>) {
+        let waiting = self.waiting.borrow_mut().remove(&number);
+        if let Some(waiting) = waiting {
+            // Who asked may have given up.
+            let _ = waiting.send(answer);
+        }
+    }
+
+    /// The number of an object that goes out to a client once more.
+    pub(crate) fn export<T: Callable>(&self, handle: &Handle<T>) -> u64 {
+        let address = handle.address();
+        if let Some(&id) = self.addresses.borrow().get(&address)
+            && let Some(exported) = self.objects.borrow_mut().get_mut(&id)
+        {
+            exported.count += 1;
+            return id;
+        }
+        let id = self.number();
+        self.objects.borrow_mut().insert(id, Exported { object: Rc::new(handle.clone()), address, count: 1 });
+        self.addresses.borrow_mut().insert(address, id);
+        id
+    }
+
+    pub(crate) fn object(&self, id: u64) -> Option<Rc<dyn Object>> {
+        self.objects.borrow().get(&id).map(|exported| Rc::clone(&exported.object))
+    }
+
+    /// An own object that a client has sent back.
+    pub(crate) fn own<T: 'static>(&self, id: u64) -> Option<Handle<T>> {
+        self.object(id)?.any().downcast_ref::<Handle<T>>().cloned()
+    }
+
+    /// Clients have given back references to an own object.
+    pub(crate) fn dropped(&self, id: u64, count: u64) {
+        let mut objects = self.objects.borrow_mut();
+        let Some(exported) = objects.get_mut(&id) else { return };
+        exported.count = exported.count.saturating_sub(count);
+        if exported.count == 0 {
+            let gone = objects.remove(&id);
+            // Dropping the object may run code of the author's, which may come back here.
+            drop(objects);
+            if let Some(gone) = gone {
+                self.addresses.borrow_mut().remove(&gone.address);
+            }
+        }
+    }
+
+    pub(crate) fn remote(self: &Rc<Self>, handle: u64, make: impl FnOnce(Rc<Self>) -> remote::Shared) -> Remote {
+        let known = self.remotes.borrow().get(&handle).and_then(Weak::upgrade);
+        let shared = known.unwrap_or_else(|| {
+            let shared = Rc::new(make(Rc::clone(self)));
+            self.remotes.borrow_mut().insert(handle, Rc::downgrade(&shared));
+            shared
+        });
+        Remote::of(shared)
+    }
+
+    pub(crate) fn forget_remote(&self, handle: u64) {
+        self.remotes.borrow_mut().remove(&handle);
+    }
+
+    /// Drops everything that was handed out, and everybody who waits.
+    pub(crate) fn clear(&self) {
+        let objects = std::mem::take(&mut *self.objects.borrow_mut());
+        self.addresses.borrow_mut().clear();
+        let waiting = std::mem::take(&mut *self.waiting.borrow_mut());
+        drop((objects, waiting));
+    }
+}
+
+/// Forgets who waits, if they give up.
+struct Patience {
+    core: Rc<Core>,
+    number: u64,
+}
+
+impl Drop for Patience {
+    fn drop(&mut self) {
+        let waited = self.core.waiting.borrow_mut().remove(&self.number);
+        if waited.is_some() {
+            self.core.push(&ToHost::Forget { call: self.number });
+        }
+    }
+}

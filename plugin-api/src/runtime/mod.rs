@@ -1,0 +1,587 @@
+//! A generation from inside: the one thread on which all of a service runs.
+//!
+//! The main loop pops frames in batches and serves them in order; what they lead to is handed over in batches. Plain
+//! methods run to their end at once; async ones are polled once at once, so that calls start in the order they came,
+//! and then run on as tasks of this thread.
+
+pub mod arguments;
+pub(crate) mod core;
+pub mod incoming;
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::Poll;
+
+use tokio::sync::oneshot;
+use tokio::task::LocalSet;
+
+use self::core::Core;
+use self::incoming::{Incoming, Invoked};
+use crate::abi::frame::{ToHost, ToLibrary};
+use crate::call::{Attachment, Call};
+use crate::context::{Config, Context};
+use crate::fault::{Fault, Result};
+use crate::handle::{Handle, Saver, WeakHandle};
+use crate::manifest::Manifest;
+use crate::remote::Remote;
+use crate::service::{Callable, Save, Service};
+
+/// The host, as the main loop sees it.
+pub(crate) trait Wall {
+    /// Appends everything that waits.
+    fn pop(&self, into: &mut Vec<u8>);
+    /// Says that the loop will sleep; false: something has come in.
+    fn arm(&self) -> bool;
+    /// Hands over frames.
+    fn push(&self, frames: &[u8]);
+    /// Hands over a line of the log.
+    fn log(&self, level: u8, target: &str, text: &str);
+    /// What the loop sleeps on; asked for once, inside the runtime.
+    fn sleep(&self) -> Box<dyn Sleep>;
+}
+
+/// Sleeps until something has come in.
+pub(crate) trait Sleep {
+    fn sleep(&self) -> Pin<Box<dyn Future<Output = ()> + '_>>;
+}
+
+/// Runs a service on this thread until the host says stop.
+pub(crate) fn run<S: Service>(wall: Box<dyn Wall>) {
+    let core = Core::new(wall);
+    let tokio = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(tokio) => tokio,
+        Err(error) => {
+            core.push(&ToHost::Refused { message: &format!("the service's runtime cannot start: {error}") });
+            core.flush();
+            return;
+        }
+    };
+    Core::set_current(Some(Rc::clone(&core)));
+    let runtime = Runtime::<S>::new(&core);
+    let tasks = LocalSet::new();
+    tasks.block_on(&tokio, runtime.serve());
+    // Tasks first, then what they use, then what runs them. Each may run code of the author's that panics.
+    let _ = catch_unwind(AssertUnwindSafe(|| tokio.block_on(async { drop(tasks) })));
+    let _ = catch_unwind(AssertUnwindSafe(|| runtime.clear()));
+    let _ = catch_unwind(AssertUnwindSafe(|| core.clear()));
+    drop(runtime);
+    Core::set_current(None);
+    tokio.shutdown_timeout(std::time::Duration::from_secs(1));
+    core.push(&ToHost::Stopped {});
+    core.flush();
+}
+
+pub(crate) struct Runtime<S: Service> {
+    core: Rc<Core>,
+    me: RefCell<std::rc::Weak<Self>>,
+    service: RefCell<Option<Handle<S>>>,
+    perspectives: RefCell<HashMap<String, Cached<S::Perspective>>>,
+    loading: RefCell<HashMap<String, Vec<oneshot::Sender<()>>>>,
+    attachments: RefCell<HashMap<u64, Attaching<S::Perspective>>>,
+    calls: RefCell<HashMap<u64, Call>>,
+    stopping: Cell<bool>,
+}
+
+/// A perspective: kept while clients are attached, or somebody holds its handle.
+struct Cached<P> {
+    weak: WeakHandle<P>,
+    attached: usize,
+    keep: Option<Handle<P>>,
+}
+
+enum Attaching<P> {
+    /// The client has gone while its perspective was still being loaded, or not.
+    Pending { gone: bool },
+    Attached { perspective: Handle<P>, attachment: Attachment, name: Option<String> },
+}
+
+impl<S: Service> Runtime<S> {
+    fn new(core: &Rc<Core>) -> Rc<Self> {
+        let runtime = Rc::new(Self {
+            core: Rc::clone(core),
+            me: RefCell::default(),
+            service: RefCell::default(),
+            perspectives: RefCell::default(),
+            loading: RefCell::default(),
+            attachments: RefCell::default(),
+            calls: RefCell::default(),
+            stopping: Cell::new(false),
+        });
+        *runtime.me.borrow_mut() = Rc::downgrade(&runtime);
+        runtime
+    }
+
+    fn me(&self) -> Rc<Self> {
+        // `run` holds the runtime for as long as anything of it can be called.
+        self.me.borrow().upgrade().expect("the runtime is alive while it runs")
+    }
+
+    fn context(&self) -> Context<S> {
+        Context::new(&self.me())
+    }
+
+    async fn serve(&self) {
+        let core = &self.core;
+        core.push(&ToHost::Manifest { manifest: &jelly::to_vec(&manifest::<S>()).unwrap_or_default() });
+        let sleep = core.wall.sleep();
+        let context = self.context();
+        let mut batch = Vec::new();
+        loop {
+            core.flush();
+            batch.clear();
+            core.wall.pop(&mut batch);
+            if batch.is_empty() {
+                if self.stopping.get() {
+                    return;
+                }
+                if !core.wall.arm() {
+                    continue;
+                }
+                let mut asleep = sleep.sleep();
+                let mut written = std::pin::pin!(core.written.notified());
+                std::future::poll_fn(|poll| {
+                    match (asleep.as_mut().poll(poll), written.as_mut().poll(poll)) {
+                        (Poll::Pending, Poll::Pending) => Poll::Pending,
+                        _ => Poll::Ready(()),
+                    }
+                })
+                .await;
+                continue;
+            }
+            let mut rest = batch.as_slice();
+            while let Some(frame) = ToLibrary::read(&mut rest) {
+                self.serve_one(frame, &context);
+                if self.stopping.get() {
+                    self.stop().await;
+                    return;
+                }
+            }
+            core.flush();
+            // Tasks get their turn, however busy the queue is.
+            tokio::task::yield_now().await;
+        }
+    }
+
+    fn serve_one(&self, frame: ToLibrary<'_>, context: &Context<S>) {
+        let core = &self.core;
+        match frame {
+            ToLibrary::Call { call, attachment, object, answer, method, arguments, keywords } => {
+                self.call(context, call, attachment, object, answer, method, arguments, keywords);
+            }
+            ToLibrary::Answer { call, value } => core.answered(call, Ok(Some(value.to_vec()))),
+            ToLibrary::Failed { call, class, message } => core.answered(call, Err(Fault::new(class, message))),
+            ToLibrary::Loaded { request, state } => core.answered(request, Ok(state.map(<[u8]>::to_vec))),
+            ToLibrary::NotLoaded { request, message } => {
+                core.answered(request, Err(Fault::new("RuntimeError", message)));
+            }
+            ToLibrary::Attach { attachment, perspective, identity, mind, peer } => {
+                let mind = (mind != 0).then(|| Remote::new(core, mind));
+                let attachment = Attachment::new(attachment, perspective, identity, peer, mind);
+                self.attach(attachment);
+            }
+            ToLibrary::Detach { attachment } => self.detach(attachment),
+            ToLibrary::Gone { call } => {
+                if let Some(call) = self.calls.borrow().get(&call) {
+                    call.set_gone();
+                }
+            }
+            ToLibrary::Dropped { object, count } => core.dropped(object, count),
+            ToLibrary::Revert { perspective, state } => self.revert(perspective, state),
+            ToLibrary::Init { config } => self.init(config),
+            ToLibrary::Start { saved } => self.start(saved),
+            ToLibrary::Health { request } => {
+                let health = self.service().and_then(|service| contained("health", || S::health(&service)));
+                match health {
+                    Ok(()) => core.push(&ToHost::Healthy { request }),
+                    Err(fault) => core.push(&ToHost::Refused { message: &fault.to_string() }),
+                }
+            }
+            ToLibrary::Stop {} => self.stopping.set(true),
+            // A newer host may say more.
+            ToLibrary::Unknown(_) => {}
+        }
+    }
+
+    fn init(&self, config: &[u8]) {
+        let config = Config { bytes: config.to_vec() };
+        let made = contained("init", || S::init(&self.context(), &config));
+        match made {
+            Ok(service) => {
+                let saver = Saver {
+                    core: Rc::clone(&self.core),
+                    name: String::new(),
+                    policy: if S::SHARED { Save::Call } else { Save::Never },
+                    save: S::save_service,
+                    load: S::load_service,
+                    fresh: Box::new(|| Err(Fault::new("RuntimeError", "the service is not saved"))),
+                    last: RefCell::new(None),
+                };
+                *self.service.borrow_mut() = Some(Handle::saved(service, saver));
+                self.core.push(&ToHost::Initialised {});
+            }
+            Err(fault) => self.core.push(&ToHost::Refused { message: &fault.to_string() }),
+        }
+    }
+
+    fn start(&self, saved: Option<&[u8]>) {
+        let loaded = self.service().and_then(|service| {
+            if let (true, Some(state)) = (S::SHARED, saved) {
+                service.replace(contained("load", || S::load_service(state))?);
+            }
+            Ok(service)
+        });
+        let core = Rc::clone(&self.core);
+        let context = self.context();
+        tokio::task::spawn_local(async move {
+            let started = match loaded {
+                Ok(service) => {
+                    if let Some(saved) = service.read(S::save_service).ok().filter(|_| S::SHARED) {
+                        // What the host has is what was loaded; a panic goes back to it.
+                        service.remember(saved.ok());
+                    }
+                    settle("start", S::start(service, context)).await
+                }
+                Err(fault) => Err(fault),
+            };
+            match started {
+                Ok(()) => core.push(&ToHost::Started {}),
+                Err(fault) => core.push(&ToHost::Refused { message: &fault.to_string() }),
+            }
+        });
+    }
+
+    async fn stop(&self) {
+        let attachments: Vec<u64> = self.attachments.borrow().keys().copied().collect();
+        for attachment in attachments {
+            self.detach(attachment);
+        }
+        if let Ok(service) = self.service() {
+            let context = self.context();
+            let _ = settle("stop", async {
+                S::stop(service, context).await;
+                Ok(())
+            })
+            .await;
+        }
+        self.core.flush();
+    }
+
+    fn clear(&self) {
+        let perspectives = std::mem::take(&mut *self.perspectives.borrow_mut());
+        for cached in perspectives.values() {
+            if let Some(perspective) = cached.weak.upgrade() {
+                perspective.end();
+            }
+        }
+        drop(perspectives);
+        drop(std::mem::take(&mut *self.attachments.borrow_mut()));
+        drop(std::mem::take(&mut *self.calls.borrow_mut()));
+        if let Some(service) = self.service.borrow_mut().take() {
+            service.end();
+        }
+    }
+
+    pub(crate) fn service(&self) -> Result<Handle<S>> {
+        self.service
+            .borrow()
+            .clone()
+            .ok_or_else(|| Fault::new("RuntimeError", "the service is not made yet: wait until init has returned"))
+    }
+
+    pub(crate) fn attached(&self) -> Vec<(String, Handle<S::Perspective>)> {
+        let perspectives = self.perspectives.borrow();
+        perspectives
+            .iter()
+            .filter(|(_, cached)| cached.attached > 0)
+            .filter_map(|(name, cached)| Some((name.clone(), cached.weak.upgrade()?)))
+            .collect()
+    }
+
+    /// The perspective of this name, which is loaded once, however many ask at once.
+    pub(crate) async fn perspective(&self, name: &str) -> Result<Handle<S::Perspective>> {
+        loop {
+            if let Some(cached) = self.perspectives.borrow().get(name).and_then(|cached| cached.weak.upgrade()) {
+                return Ok(cached);
+            }
+            let others = {
+                let mut loading = self.loading.borrow_mut();
+                match loading.get_mut(name) {
+                    Some(waiting) => {
+                        let (done, loaded) = oneshot::channel();
+                        waiting.push(done);
+                        Some(loaded)
+                    }
+                    None => {
+                        loading.insert(name.to_owned(), Vec::new());
+                        None
+                    }
+                }
+            };
+            if let Some(loaded) = others {
+                let _ = loaded.await;
+                continue;
+            }
+            let turn = Turn { runtime: self, name };
+            let made = self.make(name).await;
+            if let Ok(perspective) = &made {
+                let cached = Cached { weak: perspective.downgrade(), attached: 0, keep: None };
+                self.perspectives.borrow_mut().insert(name.to_owned(), cached);
+            }
+            drop(turn);
+            return made;
+        }
+    }
+
+    async fn make(&self, name: &str) -> Result<Handle<S::Perspective>> {
+        let state = match S::SAVE {
+            Save::Never => None,
+            _ => self.core.load(name).await?,
+        };
+        let service = self.service()?;
+        let fresh = {
+            let (service, name) = (service.clone(), name.to_owned());
+            move || service.read(|service| S::perspective(service, &name))?
+        };
+        let value = contained("perspective", || match &state {
+            Some(state) => S::load_perspective(state),
+            None => fresh(),
+        })?;
+        let saver = Saver {
+            core: Rc::clone(&self.core),
+            name: name.to_owned(),
+            policy: S::SAVE,
+            save: S::save_perspective,
+            load: S::load_perspective,
+            fresh: Box::new(fresh),
+            last: RefCell::new(state),
+        };
+        Ok(Handle::saved(value, saver))
+    }
+
+    fn attach(&self, attachment: Attachment) {
+        let id = attachment.id();
+        self.attachments.borrow_mut().insert(id, Attaching::Pending { gone: false });
+        let me = self.me();
+        let mut attaching: Pin<Box<dyn Future<Output = ()>>> = Box::pin(async move {
+            let attached = me.attach_now(&attachment).await;
+            let gone = matches!(me.attachments.borrow().get(&id), Some(Attaching::Pending { gone: true }));
+            match attached {
+                Ok((perspective, name)) => {
+                    let now = Attaching::Attached { perspective, attachment, name };
+                    me.attachments.borrow_mut().insert(id, now);
+                    if gone {
+                        me.detach(id);
+                    }
+                    me.core.push(&ToHost::Attached { attachment: id });
+                }
+                Err(fault) => {
+                    me.attachments.borrow_mut().remove(&id);
+                    me.core.push(&failed(id, &fault));
+                }
+            }
+        });
+        if poll_once(&mut attaching).is_pending() {
+            tokio::task::spawn_local(attaching);
+        }
+    }
+
+    async fn attach_now(&self, attachment: &Attachment) -> Result<(Handle<S::Perspective>, Option<String>)> {
+        let asked = self.perspective(attachment.perspective()).await?;
+        let context = self.context();
+        let attached = contained("attached", || S::attached(&context, asked, attachment))?;
+        // Another perspective may have been answered: one of another name, or one that has none.
+        let mut perspectives = self.perspectives.borrow_mut();
+        let name = perspectives
+            .iter_mut()
+            .find(|(_, cached)| cached.weak.upgrade().is_some_and(|cached| cached.is(&attached)))
+            .map(|(name, cached)| {
+                cached.attached += 1;
+                cached.keep = Some(attached.clone());
+                name.clone()
+            });
+        Ok((attached, name))
+    }
+
+    fn detach(&self, id: u64) {
+        let entry = {
+            let mut attachments = self.attachments.borrow_mut();
+            match attachments.get_mut(&id) {
+                Some(Attaching::Pending { gone }) => {
+                    *gone = true;
+                    None
+                }
+                Some(Attaching::Attached { .. }) => attachments.remove(&id),
+                None => None,
+            }
+        };
+        let Some(Attaching::Attached { perspective, attachment, name }) = entry else { return };
+        let context = self.context();
+        let _ = contained("detached", || {
+            S::detached(&context, perspective.clone(), &attachment);
+            Ok(())
+        });
+        let Some(name) = name else { return };
+        let last = {
+            let mut perspectives = self.perspectives.borrow_mut();
+            match perspectives.get_mut(&name) {
+                Some(cached) => {
+                    cached.attached = cached.attached.saturating_sub(1);
+                    cached.attached == 0
+                }
+                None => false,
+            }
+        };
+        if last {
+            if let Err(fault) = contained("save", || perspective.flush()) {
+                tracing::error!(perspective = name, %fault, "the perspective could not be saved");
+            }
+            let kept = self.perspectives.borrow_mut().get_mut(&name).and_then(|cached| cached.keep.take());
+            drop((kept, perspective));
+            // Somebody may hold its handle: then it stays the one of its name.
+            self.perspectives.borrow_mut().retain(|_, cached| cached.weak.upgrade().is_some());
+        }
+    }
+
+    fn revert(&self, perspective: &str, state: Option<&[u8]>) {
+        if perspective.is_empty() {
+            if let Ok(service) = self.service() {
+                service.revert(state);
+            }
+            return;
+        }
+        let cached = self.perspectives.borrow().get(perspective).and_then(|cached| cached.weak.upgrade());
+        if let Some(cached) = cached {
+            cached.revert(state);
+        }
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "the fields of one frame")]
+    fn call(
+        &self,
+        context: &Context<S>,
+        call: u64,
+        attachment: u64,
+        object: u64,
+        answer: bool,
+        method: &str,
+        arguments: &[u8],
+        keywords: &[u8],
+    ) {
+        let core = &self.core;
+        let target = {
+            let attachments = self.attachments.borrow();
+            match attachments.get(&attachment) {
+                Some(Attaching::Attached { perspective, attachment, .. }) => Some((perspective.clone(), attachment.clone())),
+                _ => None,
+            }
+        };
+        core.with_scratch(|buffer| {
+            let invoked = match &target {
+                None => Invoked::Done(Err(dead())),
+                Some((perspective, attachment)) => {
+                    let incoming = Incoming { core, method, arguments, keywords, attachment, context, answer: &mut *buffer };
+                    if object == 0 {
+                        S::Perspective::invoke(perspective, incoming)
+                    } else {
+                        core.object(object).map_or_else(|| Invoked::Done(Err(dead())), |object| object.invoke(incoming))
+                    }
+                }
+            };
+            match invoked {
+                Invoked::Done(Ok(())) if answer => core.push(&ToHost::Answer { call, value: buffer }),
+                Invoked::Done(Err(fault)) if answer => core.push(&failed(call, &fault)),
+                Invoked::Done(Ok(())) => {}
+                Invoked::Done(Err(fault)) => tracing::debug!(method, %fault, "a call that wants no answer failed"),
+                Invoked::Later(future, about) => self.later(call, answer, future, about),
+            }
+        });
+    }
+
+    fn later(
+        &self,
+        call: u64,
+        answer: bool,
+        future: Pin<Box<dyn Future<Output = Result<Vec<u8>>>>>,
+        about: Option<Call>,
+    ) {
+        if let Some(about) = about {
+            self.calls.borrow_mut().insert(call, about);
+        }
+        let me = self.me();
+        let mut task: Pin<Box<dyn Future<Output = ()>>> = Box::pin(async move {
+            let result = settle("the method", future).await;
+            me.calls.borrow_mut().remove(&call);
+            if answer {
+                match result {
+                    Ok(value) => me.core.push(&ToHost::Answer { call, value: &value }),
+                    Err(fault) => me.core.push(&failed(call, &fault)),
+                }
+            }
+        });
+        if poll_once(&mut task).is_pending() {
+            tokio::task::spawn_local(task);
+        }
+    }
+}
+
+/// Lets those go on who wait for the same perspective, however its loading ended.
+struct Turn<'a, S: Service> {
+    runtime: &'a Runtime<S>,
+    name: &'a str,
+}
+
+impl<S: Service> Drop for Turn<'_, S> {
+    fn drop(&mut self) {
+        // Their ends of the channels are told by the drop.
+        self.runtime.loading.borrow_mut().remove(self.name);
+    }
+}
+
+fn manifest<S: Service>() -> Manifest {
+    Manifest {
+        service: S::NAME.to_owned(),
+        doc: S::DOC.to_owned(),
+        save: match S::SAVE {
+            Save::Call => "call",
+            Save::Detach => "detach",
+            Save::Never => "never",
+        }
+        .to_owned(),
+        shared: S::SHARED,
+        api: env!("CARGO_PKG_VERSION").to_owned(),
+        perspective: S::Perspective::NAME.to_owned(),
+        perspective_doc: S::Perspective::DOC.to_owned(),
+        methods: S::Perspective::METHODS.iter().map(Into::into).collect(),
+    }
+}
+
+fn failed(call: u64, fault: &Fault) -> ToHost<'_> {
+    ToHost::Failed { call, class: fault.class(), message: fault.message(), fault: fault.internal }
+}
+
+fn dead() -> Fault {
+    Fault::new("twisted.spread.pb.DeadReferenceError", "the object is not there any more")
+}
+
+/// A panic inside is an error, and ends there.
+fn contained<R>(what: &str, run: impl FnOnce() -> Result<R>) -> Result<R> {
+    catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|_| Err(Fault::panicked(what)))
+}
+
+/// A panic in a future is its error, and its end.
+async fn settle<R>(what: &str, future: impl Future<Output = Result<R>>) -> Result<R> {
+    let mut future = std::pin::pin!(future);
+    std::future::poll_fn(|poll| match catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(poll))) {
+        Ok(polled) => polled,
+        Err(_) => Poll::Ready(Err(Fault::panicked(what))),
+    })
+    .await
+}
+
+/// Starts a future at once. If it waits, it is polled again as a task, with a waker that counts.
+fn poll_once(future: &mut Pin<Box<dyn Future<Output = ()>>>) -> Poll<()> {
+    future.as_mut().poll(&mut std::task::Context::from_waker(std::task::Waker::noop()))
+}

@@ -1,0 +1,136 @@
+//! What an author implements.
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::call::Attachment;
+use crate::context::{Config, Context};
+use crate::fault::{Fault, Result};
+use crate::handle::Handle;
+use crate::manifest::Method;
+use crate::runtime::incoming::{Incoming, Invoked};
+
+/// When perspectives are saved: `#[service("name", save = "call")]`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Save {
+    /// After each call that changed it, before its answer leaves: what a client is told is durable. The default.
+    Call,
+    /// When the last client has detached: faster, and what was told may be lost with the power.
+    Detach,
+    /// Never.
+    Never,
+}
+
+/// A unit of functionality that people log in to. Write it with `#[service("name")]`, which fills in what is absent.
+///
+/// In the original: `twisted.cred.service.Service`.
+pub trait Service: Sized + 'static {
+    /// One identity's view onto the service.
+    type Perspective: Callable + Served<Service = Self>;
+
+    /// Its name, by which keys name it. Filled in.
+    const NAME: &'static str;
+    /// When its perspectives are saved. Filled in.
+    const SAVE: Save;
+    /// Whether the service itself is saved, too (`#[service("name", shared)]`): after each change, as a perspective
+    /// is. Filled in.
+    const SHARED: bool;
+    /// Its doc comment. Filled in.
+    const DOC: &'static str;
+
+    /// Makes the service from its configuration. No state yet, and no side effects: another generation may be
+    /// serving. Filled in: `Default`.
+    ///
+    /// # Errors
+    /// What the operator should know; the library is then not loaded.
+    fn init(context: &Context<Self>, config: &Config) -> Result<Self>;
+
+    /// Starts it: its saved state, if it is `shared`, is there. Background tasks begin here. Filled in: nothing.
+    ///
+    /// # Errors
+    /// What the operator should know; the service is then not started.
+    fn start(me: Handle<Self>, context: Context<Self>) -> impl Future<Output = Result<()>>;
+
+    /// Ends it. Its tasks are ended after this returns. Filled in: nothing.
+    fn stop(me: Handle<Self>, context: Context<Self>) -> impl Future<Output = ()>;
+
+    /// Makes the perspective of this name, which has no saved state. Filled in: `Default`.
+    ///
+    /// # Errors
+    /// When there shall be none of this name.
+    fn perspective(&self, name: &str) -> Result<Self::Perspective>;
+
+    /// Somebody with the key attaches. Answers with the perspective that is actually attached, which may be another
+    /// one (a guest's, a throw-away), or refuses. Filled in: the one asked for.
+    ///
+    /// # Errors
+    /// To refuse.
+    fn attached(
+        context: &Context<Self>,
+        perspective: Handle<Self::Perspective>,
+        attachment: &Attachment,
+    ) -> Result<Handle<Self::Perspective>>;
+
+    /// The attachment has ended: called once for each `attached` that did not refuse, on what that answered with.
+    /// Filled in: nothing.
+    fn detached(context: &Context<Self>, perspective: Handle<Self::Perspective>, attachment: &Attachment);
+
+    /// Whether it is well; asked after a start, before it serves. Filled in: yes.
+    ///
+    /// # Errors
+    /// When it is not.
+    fn health(me: &Handle<Self>) -> Result<()>;
+
+    /// Filled in.
+    #[doc(hidden)]
+    fn save_perspective(perspective: &Self::Perspective) -> Result<Vec<u8>>;
+    /// Filled in.
+    #[doc(hidden)]
+    fn load_perspective(state: &[u8]) -> Result<Self::Perspective>;
+    /// Filled in.
+    #[doc(hidden)]
+    fn save_service(&self) -> Result<Vec<u8>>;
+    /// Filled in.
+    #[doc(hidden)]
+    fn load_service(state: &[u8]) -> Result<Self>;
+}
+
+/// A type whose methods clients can call. Written by `#[perspective]`.
+pub trait Callable: Sized + 'static {
+    /// Its methods.
+    const METHODS: &'static [Method];
+    /// Its name, as written.
+    const NAME: &'static str;
+    /// The doc comment of its `#[perspective]` block.
+    const DOC: &'static str;
+
+    /// Calls one of them.
+    #[doc(hidden)]
+    fn invoke(me: &Handle<Self>, incoming: Incoming<'_>) -> Invoked;
+}
+
+/// Which service a perspective belongs to. Written by `#[service]`.
+pub trait Served {
+    /// The service.
+    type Service: Service;
+}
+
+/// For `#[service]`: the state of a type with serde.
+///
+/// # Errors
+/// As its `Serialize`.
+#[doc(hidden)]
+pub fn save<T: Serialize>(value: &T) -> Result<Vec<u8>> {
+    jelly::to_vec(value).map_err(|error| Fault::new("RuntimeError", format!("the state cannot be saved: {error}")))
+}
+
+/// For `#[service]`: a type with serde, of its state.
+///
+/// # Errors
+/// As its `Deserialize`.
+#[doc(hidden)]
+pub fn load<T: DeserializeOwned>(state: &[u8]) -> Result<T> {
+    // A state has a quota of its own, not the wire's limits.
+    jelly::from_scanned(state)
+        .map_err(|error| Fault::new("RuntimeError", format!("the saved state does not fit this version: {error}")))
+}

@@ -1,0 +1,1 @@
+//! Runs a service in a unit test, without a host.
