@@ -36,10 +36,6 @@ impl Remote {
         Self { shared }
     }
 
-    pub(crate) fn shared(&self) -> &Rc<Shared> {
-        &self.shared
-    }
-
     /// Calls a method of the client's object: `arguments` is a tuple, `(text,)` for one. The call is on its way when
     /// this returns; await the answer.
     ///

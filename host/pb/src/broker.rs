@@ -122,16 +122,32 @@ enum Stage {
     Running,
 }
 
-/// One end of a connection: see the [crate]'s page.
+/// One end of a connection: see the [crate]'s page. Its two halves can be borrowed apart: what an event says is still
+/// in the input when it is answered through the output.
 #[derive(Debug)]
 pub struct Broker<O> {
+    /// What comes.
+    pub input: Input,
+    /// What goes.
+    pub output: Output<O>,
+}
+
+/// The receiving half.
+#[derive(Debug)]
+pub struct Input {
     role: Role,
     stage: Stage,
-    vocabulary: bool,
     scanner: Scanner,
-    input: Vec<u8>,
+    bytes: Vec<u8>,
     served: usize,
-    output: Vec<u8>,
+}
+
+/// The sending half, and the tables of references.
+#[derive(Debug)]
+pub struct Output<O> {
+    vocabulary: bool,
+    /// What is to be sent. Take from its front what has been sent.
+    pub bytes: Vec<u8>,
     /// The references of this connection.
     pub tables: Tables<O>,
     waiting: HashSet<u64>,
@@ -143,51 +159,28 @@ impl<O: Clone + Eq + Hash> Broker<O> {
     /// the output at once.
     #[must_use]
     pub fn new(role: Role, limits: Limits, references: usize) -> Self {
-        let mut output = Vec::new();
+        let mut bytes = Vec::new();
         if role == Role::Server {
-            token::list(&mut output, 2);
-            token::spelled(&mut output, b"pb");
-            token::spelled(&mut output, b"none");
+            token::list(&mut bytes, 2);
+            token::spelled(&mut bytes, b"pb");
+            token::spelled(&mut bytes, b"none");
         }
+        let scanner = Scanner::new(Shape::Message, limits);
         Self {
-            role,
-            stage: Stage::Negotiating,
-            vocabulary: true,
-            scanner: Scanner::new(Shape::Message, limits),
-            input: Vec::new(),
-            served: 0,
-            output,
-            tables: Tables::new(references),
-            waiting: HashSet::new(),
-            request: 0,
+            input: Input { role, stage: Stage::Negotiating, scanner, bytes: Vec::new(), served: 0 },
+            output: Output {
+                vocabulary: true,
+                bytes,
+                tables: Tables::new(references),
+                waiting: HashSet::new(),
+                request: 0,
+            },
         }
-    }
-
-    /// Changes what the peer may send and hold: it has logged in.
-    pub fn set_limits(&mut self, limits: Limits, references: usize) {
-        self.scanner.set_limits(limits);
-        self.tables.set_limit(references);
     }
 
     /// Takes bytes that have arrived.
     pub fn receive(&mut self, bytes: &[u8]) {
-        self.input.extend_from_slice(bytes);
-    }
-
-    /// The buffer to read into: append what arrives. What it holds already is not yet served.
-    pub fn input(&mut self) -> &mut Vec<u8> {
-        &mut self.input
-    }
-
-    /// How many bytes have arrived and are not yet served.
-    #[must_use]
-    pub fn unserved(&self) -> usize {
-        self.input.len() - self.served
-    }
-
-    /// What is to be sent. Take from its front what has been sent.
-    pub fn output(&mut self) -> &mut Vec<u8> {
-        &mut self.output
+        self.input.bytes.extend_from_slice(bytes);
     }
 
     /// The next thing that the bytes received mean; `None` until more arrive.
@@ -195,36 +188,62 @@ impl<O: Clone + Eq + Hash> Broker<O> {
     /// # Errors
     /// What ends the connection. Nothing is served after that.
     pub fn event(&mut self) -> Result<Option<Event<'_, O>>, PeerFault> {
+        self.input.event(&mut self.output)
+    }
+}
+
+impl Input {
+    /// Changes what the peer may send, from the next token on: it has logged in.
+    pub fn set_limits(&mut self, limits: Limits) {
+        self.scanner.set_limits(limits);
+    }
+
+    /// The buffer to read into: append what arrives. What it holds already is not yet served.
+    pub fn buffer(&mut self) -> &mut Vec<u8> {
+        &mut self.bytes
+    }
+
+    /// How many bytes have arrived and are not yet served.
+    #[must_use]
+    pub fn unserved(&self) -> usize {
+        self.bytes.len() - self.served
+    }
+
+    /// [`Broker::event`], with the other half borrowed apart.
+    ///
+    /// # Errors
+    /// What ends the connection. Nothing is served after that.
+    pub fn event<O: Clone + Eq + Hash>(&mut self, output: &mut Output<O>) -> Result<Option<Event<'_, O>>, PeerFault> {
         // What a message says is worked out to plain numbers first, so that the loop can go on to the next one.
         let (end, event) = loop {
-            if self.tables.violations >= VIOLATIONS {
+            if output.tables.violations >= VIOLATIONS {
                 return Err(PeerFault::TooManyReferences);
             }
-            if self.served == self.input.len() {
-                self.input.clear();
+            if self.served == self.bytes.len() {
+                self.bytes.clear();
                 self.served = 0;
             } else if self.served > COMPACT {
-                self.input.drain(..self.served);
+                self.bytes.drain(..self.served);
                 self.served = 0;
             }
-            let bytes = &self.input[self.served..];
+            let bytes = &self.bytes[self.served..];
             let Some(scanned) = self.scanner.scan(bytes)? else { return Ok(None) };
             let end = scanned.end;
             let message = Message { bytes: &bytes[..end], elements: scanned.elements, count: scanned.count };
             if self.stage == Stage::Negotiating {
-                self.vocabulary = message.negotiate(self.role, &mut self.output)?;
+                output.vocabulary = message.negotiate(self.role, &mut output.bytes)?;
                 self.stage = Stage::Running;
-                token_list_version(&mut self.output, self.vocabulary);
+                token_list_version(&mut output.bytes, output.vocabulary);
                 break (end, Plain::Ready);
             }
             match message.read()? {
                 Command::Event(Plain::Answer { request, .. } | Plain::Error { request, .. })
-                    if !self.waiting.remove(&request) =>
+                    if !output.waiting.remove(&request) =>
                 {
                     return Err(PeerFault::UnknownRequest(request));
                 }
                 Command::Event(event) => break (end, event),
-                Command::Decref(luid) => match self.tables.decref(luid) {
+                Command::Decref(luid) => match output.tables.decref(luid) {
                     None => return Err(PeerFault::UnknownReference("decref", luid)),
                     Some(None) => {}
                     Some(Some(object)) => {
@@ -234,11 +253,11 @@ impl<O: Clone + Eq + Hash> Broker<O> {
                 },
                 Command::Unknown => {
                     let command = message.raw(0).unwrap_or_default().to_vec();
-                    let start = self.output.len();
-                    token::list(&mut self.output, 2);
-                    token::bytes(&mut self.output, b"didNotUnderstand");
-                    token::bytes(&mut self.output, &command);
-                    transcode(&mut self.output, start, self.vocabulary);
+                    let start = output.bytes.len();
+                    token::list(&mut output.bytes, 2);
+                    token::bytes(&mut output.bytes, b"didNotUnderstand");
+                    token::bytes(&mut output.bytes, &command);
+                    transcode(&mut output.bytes, start, output.vocabulary);
                 }
                 Command::Nothing => {}
             }
@@ -246,7 +265,7 @@ impl<O: Clone + Eq + Hash> Broker<O> {
         };
         let start = self.served;
         self.served += end;
-        let expression = &self.input[start..start + end];
+        let expression = &self.bytes[start..start + end];
         let scanned = self.scanner.last();
         let part = |index: usize| {
             let from = scanned.elements.get(index).copied().unwrap_or(end);
@@ -275,14 +294,21 @@ impl<O: Clone + Eq + Hash> Broker<O> {
             }
         }))
     }
+}
+
+impl<O: Clone + Eq + Hash> Output<O> {
+    /// Changes how many objects the peer may hold: it has logged in.
+    pub fn set_limit(&mut self, references: usize) {
+        self.tables.set_limit(references);
+    }
 
     /// Calls the peer's object `target`. `arguments` is a whole tuple, `keywords` a whole dictionary, in Jelly, with
     /// the numbers of this connection. Answers with the number under which the answer will come.
     pub fn call(&mut self, target: Target<'_>, method: &str, answer: bool, arguments: &[u8], keywords: &[u8]) -> u64 {
         let (request, start) = self.begin_call(target, method, answer);
-        self.output.extend_from_slice(arguments);
-        self.output.extend_from_slice(keywords);
-        transcode(&mut self.output, start, self.vocabulary);
+        self.bytes.extend_from_slice(arguments);
+        self.bytes.extend_from_slice(keywords);
+        transcode(&mut self.bytes, start, self.vocabulary);
         request
     }
 
@@ -300,16 +326,16 @@ impl<O: Clone + Eq + Hash> Broker<O> {
         mut translate: impl FnMut(&mut Tables<O>, &Reference) -> Result<Translated, E>,
     ) -> Result<u64, E> {
         let (request, start) = self.begin_call(target, method, answer);
-        let Self { output, tables, .. } = self;
+        let Self { bytes, tables, .. } = self;
         let written = arguments
-            .translate(output, |reference| translate(tables, reference))
-            .and_then(|()| keywords.translate(output, |reference| translate(tables, reference)));
+            .translate(bytes, |reference| translate(tables, reference))
+            .and_then(|()| keywords.translate(bytes, |reference| translate(tables, reference)));
         if let Err(error) = written {
-            self.output.truncate(start);
+            self.bytes.truncate(start);
             self.waiting.remove(&request);
             return Err(error);
         }
-        transcode(&mut self.output, start, self.vocabulary);
+        transcode(&mut self.bytes, start, self.vocabulary);
         Ok(request)
     }
 
@@ -319,8 +345,8 @@ impl<O: Clone + Eq + Hash> Broker<O> {
         if answer {
             self.waiting.insert(request);
         }
-        let start = self.output.len();
-        let out = &mut self.output;
+        let start = self.bytes.len();
+        let out = &mut self.bytes;
         token::list(out, 7);
         token::bytes(out, b"message");
         token::uint(out, request);
@@ -336,8 +362,8 @@ impl<O: Clone + Eq + Hash> Broker<O> {
     /// Answers the peer's call with a value in Jelly, with the numbers of this connection.
     pub fn answer(&mut self, request: u64, value: &[u8]) {
         let start = self.begin("answer", request);
-        self.output.extend_from_slice(value);
-        transcode(&mut self.output, start, self.vocabulary);
+        self.bytes.extend_from_slice(value);
+        transcode(&mut self.bytes, start, self.vocabulary);
     }
 
     /// [`Broker::answer`] with references to translate on the way.
@@ -351,38 +377,38 @@ impl<O: Clone + Eq + Hash> Broker<O> {
         mut translate: impl FnMut(&mut Tables<O>, &Reference) -> Result<Translated, E>,
     ) -> Result<(), E> {
         let start = self.begin("answer", request);
-        let Self { output, tables, .. } = self;
-        if let Err(error) = value.translate(output, |reference| translate(tables, reference)) {
-            self.output.truncate(start);
+        let Self { bytes, tables, .. } = self;
+        if let Err(error) = value.translate(bytes, |reference| translate(tables, reference)) {
+            self.bytes.truncate(start);
             return Err(error);
         }
-        transcode(&mut self.output, start, self.vocabulary);
+        transcode(&mut self.bytes, start, self.vocabulary);
         Ok(())
     }
 
     /// Answers the peer's call with an error.
     pub fn fail(&mut self, request: u64, failure: &Failure) {
         let start = self.begin("error", request);
-        failure.write(&mut self.output);
-        transcode(&mut self.output, start, self.vocabulary);
+        failure.write(&mut self.bytes);
+        transcode(&mut self.bytes, start, self.vocabulary);
     }
 
     fn begin(&mut self, command: &'static str, request: u64) -> usize {
-        let start = self.output.len();
-        token::list(&mut self.output, 3);
-        token::bytes(&mut self.output, command.as_bytes());
-        token::uint(&mut self.output, request);
+        let start = self.bytes.len();
+        token::list(&mut self.bytes, 3);
+        token::bytes(&mut self.bytes, command.as_bytes());
+        token::uint(&mut self.bytes, request);
         start
     }
 
-    /// Gives back every reference that we hold to the peer's object.
-    pub fn release(&mut self, luid: u64) {
-        for _ in 0..self.tables.release(luid) {
-            let start = self.output.len();
-            token::list(&mut self.output, 2);
-            token::bytes(&mut self.output, b"decref");
-            token::uint(&mut self.output, luid);
-            transcode(&mut self.output, start, self.vocabulary);
+    /// Gives back `count` references to the peer's object: one for each time that it was sent.
+    pub fn release(&mut self, luid: u64, count: u64) {
+        for _ in 0..count {
+            let start = self.bytes.len();
+            token::list(&mut self.bytes, 2);
+            token::bytes(&mut self.bytes, b"decref");
+            token::uint(&mut self.bytes, luid);
+            transcode(&mut self.bytes, start, self.vocabulary);
         }
     }
 

@@ -17,7 +17,7 @@ mod failure;
 mod tables;
 mod translate;
 
-pub use broker::{Broker, Call, Event, PeerFault, Role, Target};
+pub use broker::{Broker, Call, Event, Input, Output, PeerFault, Role, Target};
 pub use failure::Failure;
 pub use tables::{Tables, TooManyReferences};
 pub use translate::{Jelly, Translated};

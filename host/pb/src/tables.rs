@@ -25,7 +25,6 @@ pub struct Tables<O> {
     next: u64,
     limit: usize,
     pub(crate) violations: u32,
-    imports: HashMap<u64, u64>,
 }
 
 impl<O: Clone + Eq + Hash> Tables<O> {
@@ -36,7 +35,6 @@ impl<O: Clone + Eq + Hash> Tables<O> {
             next: 1,
             limit,
             violations: 0,
-            imports: HashMap::new(),
         }
     }
 
@@ -84,6 +82,13 @@ impl<O: Clone + Eq + Hash> Tables<O> {
         }
     }
 
+    /// Takes back one count of `object`: what it was exported for was not sent after all.
+    pub fn unexport(&mut self, object: &O) {
+        if let Some(luid) = self.luids.get(object).copied() {
+            self.decref(luid);
+        }
+    }
+
     /// The peer has let go of one reference. `None`: there is no such luid. `Some(Some(object))`: it was the last.
     pub(crate) fn decref(&mut self, luid: u64) -> Option<Option<O>> {
         let export = self.exports.get_mut(&luid)?;
@@ -94,16 +99,6 @@ impl<O: Clone + Eq + Hash> Tables<O> {
         let export = self.exports.remove(&luid)?;
         self.luids.remove(&export.object);
         Some(Some(export.object))
-    }
-
-    /// Counts one more reference to the peer's object `luid`, which it has sent.
-    pub fn import(&mut self, luid: u64) {
-        *self.imports.entry(luid).or_insert(0) += 1;
-    }
-
-    /// How many references we hold to the peer's object, each to be given back by a `decref` of its own; forgets them.
-    pub(crate) fn release(&mut self, luid: u64) -> u64 {
-        self.imports.remove(&luid).unwrap_or(0)
     }
 }
 

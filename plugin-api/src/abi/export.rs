@@ -93,10 +93,6 @@ impl Wall for Foreign {
         (self.host.push())(self.gate, Span::new(frames));
     }
 
-    fn log(&self, level: u8, target: &str, text: &str) {
-        (self.host.log())(self.gate, level, Span::new(target.as_bytes()), Span::new(text.as_bytes()));
-    }
-
     fn sleep(&self) -> Box<dyn Sleep> {
         let raw = (self.host.descriptor())(self.gate);
         // SAFETY: the host keeps the gate's descriptor open until `run` has returned; it is only duplicated here.

@@ -2,12 +2,10 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
-use std::rc::Rc;
 
 use serde::Serialize;
 
 use super::arguments::Arguments;
-use super::core::Core;
 use crate::call::{Attachment, Call};
 use crate::context::Context;
 use crate::fault::{Fault, Result};
@@ -25,7 +23,6 @@ pub enum Invoked {
 
 /// A call on its way.
 pub struct Incoming<'a> {
-    pub(crate) core: &'a Rc<Core>,
     pub(crate) method: &'a str,
     pub(crate) arguments: &'a [u8],
     pub(crate) keywords: &'a [u8],

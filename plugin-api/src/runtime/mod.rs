@@ -4,9 +4,9 @@
 //! methods run to their end at once; async ones are polled once at once, so that calls start in the order they came,
 //! and then run on as tasks of this thread.
 
-pub mod arguments;
+pub(crate) mod arguments;
 pub(crate) mod core;
-pub mod incoming;
+pub(crate) mod incoming;
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -37,8 +37,6 @@ pub(crate) trait Wall {
     fn arm(&self) -> bool;
     /// Hands over frames.
     fn push(&self, frames: &[u8]);
-    /// Hands over a line of the log.
-    fn log(&self, level: u8, target: &str, text: &str);
     /// What the loop sleeps on; asked for once, inside the runtime.
     fn sleep(&self) -> Box<dyn Sleep>;
 }
@@ -482,7 +480,7 @@ impl<S: Service> Runtime<S> {
             let invoked = match &target {
                 None => Invoked::Done(Err(dead())),
                 Some((perspective, attachment)) => {
-                    let incoming = Incoming { core, method, arguments, keywords, attachment, context, answer: &mut *buffer };
+                    let incoming = Incoming { method, arguments, keywords, attachment, context, answer: &mut *buffer };
                     if object == 0 {
                         S::Perspective::invoke(perspective, incoming)
                     } else {

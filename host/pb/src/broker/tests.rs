@@ -41,13 +41,13 @@ impl Pair {
     }
 
     fn to_server(&mut self) -> Result<Vec<String>, PeerFault> {
-        let bytes = std::mem::take(self.client.output());
+        let bytes = std::mem::take(&mut self.client.output.bytes);
         self.server.receive(&bytes);
         drain(&mut self.server)
     }
 
     fn to_client(&mut self) -> Result<Vec<String>, PeerFault> {
-        let bytes = std::mem::take(self.server.output());
+        let bytes = std::mem::take(&mut self.server.output.bytes);
         self.client.receive(&bytes);
         drain(&mut self.client)
     }
@@ -56,35 +56,33 @@ impl Pair {
 #[test]
 fn a_call_is_answered_and_an_error_is_told() {
     let mut pair = Pair::new();
-    let first = pair.client.call(Target::Name("root"), "login", true, TUPLE, DICTIONARY);
-    let second = pair.client.call(Target::Luid(9), "echo", true, TUPLE, DICTIONARY);
-    pair.client.call(Target::Luid(9), "tell", false, TUPLE, DICTIONARY);
+    let first = pair.client.output.call(Target::Name("root"), "login", true, TUPLE, DICTIONARY);
+    let second = pair.client.output.call(Target::Luid(9), "echo", true, TUPLE, DICTIONARY);
+    pair.client.output.call(Target::Luid(9), "tell", false, TUPLE, DICTIONARY);
     assert_eq!(
         pair.to_server().unwrap(),
         ["call Name(\"root\") login true", "call Luid(9) echo true", "call Luid(9) tell false"]
     );
-    pair.server.fail(second, &Failure::new("twisted.spread.pb.Error", "Invalid Object ID"));
-    pair.server.answer(first, NONE);
+    pair.server.output.fail(second, &Failure::new("twisted.spread.pb.Error", "Invalid Object ID"));
+    pair.server.output.answer(first, NONE);
     assert_eq!(
         pair.to_client().unwrap(),
         ["error 2 twisted.spread.pb.Error: Invalid Object ID".to_owned(), format!("answer 1 {NONE:?}")]
     );
-    assert_eq!(pair.client.waiting().count(), 0);
+    assert_eq!(pair.client.output.waiting().count(), 0);
 }
 
 #[test]
 fn references_are_counted_by_each_time_they_are_sent() {
     let mut pair = Pair::new();
-    let call = pair.client.call(Target::Name("root"), "get", true, TUPLE, DICTIONARY);
+    let call = pair.client.output.call(Target::Name("root"), "get", true, TUPLE, DICTIONARY);
     pair.to_server().unwrap();
     let both = jelly::to_vec(&(1, 2)).unwrap();
-    assert_eq!(pair.server.tables.export(&'a'), Ok(1));
-    assert_eq!(pair.server.tables.export(&'a'), Ok(1));
-    pair.server.answer(call, &both);
+    assert_eq!(pair.server.output.tables.export(&'a'), Ok(1));
+    assert_eq!(pair.server.output.tables.export(&'a'), Ok(1));
+    pair.server.output.answer(call, &both);
     pair.to_client().unwrap();
-    pair.client.tables.import(1);
-    pair.client.tables.import(1);
-    pair.client.release(1);
+    pair.client.output.release(1, 2);
     assert_eq!(pair.to_server().unwrap(), ["dropped a"]);
 }
 
@@ -109,7 +107,7 @@ fn what_twisted_closes_on_is_closed_on() {
     ];
     for (name, write, fault) in cases {
         let mut pair = Pair::new();
-        write(pair.client.output());
+        write(&mut pair.client.output.bytes);
         assert_eq!(pair.to_server(), Err(fault), "{name}");
     }
 }
@@ -117,9 +115,9 @@ fn what_twisted_closes_on_is_closed_on() {
 #[test]
 fn an_unknown_command_is_answered_and_the_connection_goes_on() {
     let mut pair = Pair::new();
-    token::list(pair.client.output(), 1);
-    token::bytes(pair.client.output(), b"frobnicate");
-    pair.client.call(Target::Name("root"), "login", true, TUPLE, DICTIONARY);
+    token::list(&mut pair.client.output.bytes, 1);
+    token::bytes(&mut pair.client.output.bytes, b"frobnicate");
+    pair.client.output.call(Target::Name("root"), "login", true, TUPLE, DICTIONARY);
     assert_eq!(pair.to_server().unwrap(), ["call Name(\"root\") login true"]);
     assert_eq!(pair.to_client().unwrap(), ["did not understand"]);
 }
@@ -127,14 +125,14 @@ fn an_unknown_command_is_answered_and_the_connection_goes_on() {
 #[test]
 fn an_unknown_dialect_is_refused_and_none_is_spelled_out() {
     let mut server: Broker<char> = Broker::new(Role::Server, Limits::default(), 16);
-    token::spelled(server.input(), b"morse");
+    token::spelled(server.input.buffer(), b"morse");
     assert_eq!(drain(&mut server), Err(PeerFault::Dialect));
 
     let mut server: Broker<char> = Broker::new(Role::Server, Limits::default(), 16);
-    server.output().clear();
-    token::spelled(server.input(), b"none");
+    server.output.bytes.clear();
+    token::spelled(server.input.buffer(), b"none");
     drain(&mut server).unwrap();
-    server.answer(1, NONE);
+    server.output.answer(1, NONE);
     let mut expected = Vec::new();
     token::list(&mut expected, 2);
     token::spelled(&mut expected, b"version");
@@ -144,16 +142,16 @@ fn an_unknown_dialect_is_refused_and_none_is_spelled_out() {
     token::int(&mut expected, 1);
     token::list(&mut expected, 1);
     token::spelled(&mut expected, b"None");
-    assert_eq!(*server.output(), expected);
+    assert_eq!(server.output.bytes, expected);
 }
 
 #[test]
 fn bad_arguments_reach_the_call_and_the_next_call_is_read() {
     let mut pair = Pair::new();
     let bad = [2, 0x80, 11, 0x87, 0, 0x80]; // (tuple ())
-    pair.client.call(Target::Name("root"), "one", true, &bad, DICTIONARY);
-    pair.client.call(Target::Name("root"), "two", true, TUPLE, DICTIONARY);
-    let bytes = std::mem::take(pair.client.output());
+    pair.client.output.call(Target::Name("root"), "one", true, &bad, DICTIONARY);
+    pair.client.output.call(Target::Name("root"), "two", true, TUPLE, DICTIONARY);
+    let bytes = std::mem::take(&mut pair.client.output.bytes);
     pair.server.receive(&bytes);
     let Some(Event::Call(call)) = pair.server.event().unwrap() else { panic!() };
     assert_eq!((call.method, call.defect), ("one", Some(&Defect::Untagged)));
@@ -164,10 +162,10 @@ fn bad_arguments_reach_the_call_and_the_next_call_is_read() {
 #[test]
 fn the_fourth_reference_too_many_closes() {
     let mut pair = Pair::new();
-    pair.server.set_limits(Limits::default(), 1);
-    assert!(pair.server.tables.export(&'a').is_ok());
+    pair.server.output.set_limit(1);
+    assert!(pair.server.output.tables.export(&'a').is_ok());
     for _ in 0..4 {
-        assert!(pair.server.tables.export(&'b').is_err());
+        assert!(pair.server.output.tables.export(&'b').is_err());
     }
     assert_eq!(pair.to_server(), Err(PeerFault::TooManyReferences));
 }
@@ -176,9 +174,9 @@ fn the_fourth_reference_too_many_closes() {
 fn byte_by_byte_is_the_same() {
     let mut pair = Pair::new();
     for name in ["one", "two", "three"] {
-        pair.client.call(Target::Name("root"), name, true, TUPLE, DICTIONARY);
+        pair.client.output.call(Target::Name("root"), name, true, TUPLE, DICTIONARY);
     }
-    let bytes = std::mem::take(pair.client.output());
+    let bytes = std::mem::take(&mut pair.client.output.bytes);
     let mut seen = Vec::new();
     for byte in bytes {
         pair.server.receive(&[byte]);

@@ -1,0 +1,97 @@
+//! The simplest authorizer: identities in memory.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use parking_lot::RwLock;
+
+use super::authorizer::{Answer, Authorizer};
+use super::error::{DuplicateIdentity, NoSuchIdentity};
+use super::identity::Identity;
+use super::name::Name;
+
+/// Identities in memory, by name.
+///
+/// In the original: `twisted.cred.authorizer.DefaultAuthorizer`.
+#[derive(Debug, Default)]
+pub struct DefaultAuthorizer {
+    identities: RwLock<BTreeMap<Name, Arc<Identity>>>,
+}
+
+impl DefaultAuthorizer {
+    /// An authorizer that knows nobody.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds an identity.
+    ///
+    /// # Errors
+    /// When there is one of its name.
+    pub fn add(&self, identity: Identity) -> Result<(), DuplicateIdentity> {
+        let mut identities = self.identities.write();
+        if identities.contains_key(&identity.name) {
+            return Err(DuplicateIdentity(identity.name.to_string()));
+        }
+        identities.insert(identity.name.clone(), Arc::new(identity));
+        Ok(())
+    }
+
+    /// Changes an identity; who is logged in sees the change at the next attach.
+    ///
+    /// # Errors
+    /// When there is none of this name.
+    pub fn update<R>(&self, name: &str, change: impl FnOnce(&mut Identity) -> R) -> Result<R, NoSuchIdentity> {
+        let mut identities = self.identities.write();
+        let identity = identities.get_mut(name).ok_or_else(|| NoSuchIdentity(name.to_owned()))?;
+        Ok(change(Arc::make_mut(identity)))
+    }
+
+    /// Removes an identity. Sessions that are logged in go on, but attach to nothing more.
+    ///
+    /// # Errors
+    /// When there is none of this name.
+    pub fn remove(&self, name: &str) -> Result<(), NoSuchIdentity> {
+        self.identities.write().remove(name).map(drop).ok_or_else(|| NoSuchIdentity(name.to_owned()))
+    }
+
+    /// The identity of this name.
+    #[must_use]
+    pub fn get(&self, name: &str) -> Option<Arc<Identity>> {
+        self.identities.read().get(name).cloned()
+    }
+
+    /// All identities, in the order of names.
+    #[must_use]
+    pub fn all(&self) -> Vec<Arc<Identity>> {
+        self.identities.read().values().cloned().collect()
+    }
+
+    /// Puts others in the place of all.
+    pub fn replace(&self, identities: impl IntoIterator<Item = Identity>) {
+        *self.identities.write() =
+            identities.into_iter().map(|identity| (identity.name.clone(), Arc::new(identity))).collect();
+    }
+}
+
+impl Authorizer for DefaultAuthorizer {
+    fn identity<'a>(&'a self, name: &'a str) -> Answer<'a, Option<Arc<Identity>>> {
+        Box::pin(std::future::ready(Ok(self.get(name))))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_is_taken_once() {
+        let authorizer = DefaultAuthorizer::new();
+        authorizer.add(Identity::new("joe").unwrap()).unwrap();
+        let again = authorizer.add(Identity::new("joe").unwrap()).unwrap_err();
+        assert_eq!(again.to_string(), "There is already an identity named joe.");
+        authorizer.remove("joe").unwrap();
+        assert_eq!(authorizer.remove("joe"), Err(NoSuchIdentity("joe".to_owned())));
+    }
+}

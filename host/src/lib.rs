@@ -1,0 +1,16 @@
+//! A host for services that people log in to.
+//!
+//! The host owns an [`Authorizer`](cred::Authorizer), which stores [`Identities`](cred::Identity), and a
+//! [`MultiService`](multiservice::MultiService). Services are libraries in a folder, or linked into a program that
+//! embeds this one (`examples/embed.rs`). After log-in the host asks a service for a *perspective*: one identity's view
+//! onto it, whose methods the client calls. The network side is Twisted's Perspective Broker.
+//!
+//! It is Twisted.Cred as it was in 2005, in Rust. ARCHITECTURE.md has the rooms and what must always be true.
+
+pub mod cred;
+// The host's one room with `unsafe`: the other side of the wall, and dlopen.
+#[allow(unsafe_code)]
+pub mod loader;
+pub mod multiservice;
+pub mod session;
+pub mod store;

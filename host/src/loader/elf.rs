@@ -1,0 +1,119 @@
+//! Is this file a whole library for this machine? Said before anything opens it: a truncated library does not fail to
+//! open, it crashes who opens it.
+
+/// The library's extent, up to the end of what is loaded of it: what follows are symbols for debuggers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Extent {
+    /// Bytes to copy.
+    pub loaded: u64,
+}
+
+const MACHINE: u16 = if cfg!(target_arch = "x86_64") {
+    62
+} else if cfg!(target_arch = "aarch64") {
+    183
+} else if cfg!(target_arch = "riscv64") {
+    243
+} else {
+    0
+};
+
+/// Checks the head of a file that has `length` bytes.
+///
+/// # Errors
+/// One sentence that says what is wrong with it.
+pub fn check(file: &[u8], length: u64) -> Result<Extent, String> {
+    if length == 0 {
+        return Err("it is empty".to_owned());
+    }
+    if file.get(..4) != Some(b"\x7fELF") {
+        return Err("it is no library: it does not start as an ELF file does".to_owned());
+    }
+    let truncated = || "it is only part of a library: was it copied whole?".to_owned();
+    let u16_at = |at: usize| Some(u16::from_le_bytes(file.get(at..at + 2)?.try_into().ok()?));
+    let u32_at = |at: usize| Some(u32::from_le_bytes(file.get(at..at + 4)?.try_into().ok()?));
+    let u64_at = |at: usize| Some(u64::from_le_bytes(file.get(at..at + 8)?.try_into().ok()?));
+    if file.len() < 64 {
+        return Err(truncated());
+    }
+    if file[4] != 2 || file[5] != 1 {
+        return Err("it is built for another kind of machine: this host needs 64 bits, little-endian".to_owned());
+    }
+    let machine = u16_at(18).unwrap_or_default();
+    if MACHINE != 0 && machine != MACHINE {
+        return Err(format!("it is built for another processor (ELF machine {machine}; this host is {MACHINE})"));
+    }
+    match u16_at(16) {
+        Some(3) => {}
+        Some(1) => return Err("it is an object file, not a library: set crate-type = [\"cdylib\"]".to_owned()),
+        _ => return Err("it is a program, not a library: set crate-type = [\"cdylib\"]".to_owned()),
+    }
+    let (start, size, count) = (u64_at(32), u16_at(54), u16_at(56));
+    let (Some(start), Some(size), Some(count)) = (start, size, count) else { return Err(truncated()) };
+    if size < 56 || count == 0 {
+        return Err("its program headers are damaged".to_owned());
+    }
+    let mut loaded = 64;
+    for index in 0..u64::from(count) {
+        let header = start
+            .checked_add(index * u64::from(size))
+            .and_then(|at| usize::try_from(at).ok())
+            .ok_or_else(truncated)?;
+        let (Some(kind), Some(offset), Some(bytes)) =
+            (u32_at(header), u64_at(header.saturating_add(8)), u64_at(header.saturating_add(32)))
+        else {
+            return Err(truncated());
+        };
+        if kind == 1 {
+            let end = offset.checked_add(bytes).ok_or_else(|| "its program headers are damaged".to_owned())?;
+            if end > length {
+                return Err(truncated());
+            }
+            loaded = loaded.max(end);
+        }
+        loaded = loaded.max((header as u64).saturating_add(u64::from(size)));
+    }
+    // The section table ends the file: a copy that lacks it is not finished, though all that is loaded be there.
+    if let (Some(sections), Some(size), Some(count)) = (u64_at(40), u16_at(58), u16_at(60))
+        && sections.saturating_add(u64::from(size) * u64::from(count)) > length
+    {
+        return Err(truncated());
+    }
+    Ok(Extent { loaded })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_no_library_is_told_what_it_is() {
+        assert_eq!(check(b"", 0).unwrap_err(), "it is empty");
+        assert!(check(b"#!/bin/sh\n", 10).unwrap_err().starts_with("it is no library"));
+        assert!(check(b"\x7fELF\x02\x01", 6).unwrap_err().starts_with("it is only part"));
+    }
+
+    #[test]
+    fn this_very_program_is_whole_until_it_is_cut() {
+        let own = std::fs::read(std::env::current_exe().unwrap()).unwrap();
+        let length = own.len() as u64;
+        let extent = check(&own, length).unwrap();
+        assert!(extent.loaded <= length);
+        for cut in [64, 300, 4_000, length / 2, length - 1] {
+            let part = &own[..usize::try_from(cut).unwrap()];
+            assert!(check(part, cut).is_err(), "cut at {cut}");
+        }
+    }
+
+    #[test]
+    fn no_flipped_bit_in_the_head_does_more_than_be_refused() {
+        let own = std::fs::read(std::env::current_exe().unwrap()).unwrap();
+        for at in 0..512 {
+            for bit in 0..8 {
+                let mut flipped = own[..4096.min(own.len())].to_vec();
+                flipped[at] ^= 1 << bit;
+                let _ = check(&flipped, own.len() as u64);
+            }
+        }
+    }
+}

@@ -1,0 +1,156 @@
+//! The queue between the host and one generation, in the host's memory.
+//!
+//! The host pushes frames; the generation's main thread pops all there are, and sleeps on an eventfd when there are
+//! none. A busy generation is not woken: it looks again before it sleeps.
+
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+
+use parking_lot::Mutex;
+use plugin_api::abi::import;
+use plugin_api::abi::types::{Host, HostRef, Span};
+use rustix::event::{EventfdFlags, eventfd};
+
+/// The most bytes that may wait in a gate. Connections bound what each of them has in flight; this bounds them all.
+const LIMIT: usize = 256 << 20;
+
+/// Where a generation's frames go.
+pub trait Outlet: Send + Sync + 'static {
+    /// Whole frames, in order.
+    fn frames(&self, frames: &[u8]);
+    /// A line for the log; may come from any thread of the library's.
+    fn log(&self, level: u8, target: &str, text: &str);
+}
+
+/// The gate is full: its service does not keep up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the service does not keep up")]
+pub struct Full;
+
+/// One generation's gate.
+pub struct Gate {
+    queue: Mutex<Vec<u8>>,
+    /// What was popped last: the library reads it until it pops again.
+    popped: Mutex<Vec<u8>>,
+    asleep: AtomicBool,
+    eventfd: OwnedFd,
+    outlet: Arc<dyn Outlet>,
+}
+
+impl std::fmt::Debug for Gate {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Gate")
+    }
+}
+
+impl Gate {
+    /// A gate whose generation's frames go to `outlet`.
+    ///
+    /// # Errors
+    /// When the machine has no descriptor left.
+    pub fn new(outlet: Arc<dyn Outlet>) -> std::io::Result<Arc<Self>> {
+        let eventfd = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        Ok(Arc::new(Self {
+            queue: Mutex::default(),
+            popped: Mutex::default(),
+            asleep: AtomicBool::new(false),
+            eventfd,
+            outlet,
+        }))
+    }
+
+    /// Hands whole frames to the generation.
+    ///
+    /// # Errors
+    /// When too much waits already; nothing is handed over then.
+    pub fn push(&self, frames: &[u8]) -> Result<(), Full> {
+        let mut queue = self.queue.lock();
+        if queue.len() + frames.len() > LIMIT {
+            return Err(Full);
+        }
+        queue.extend_from_slice(frames);
+        drop(queue);
+        if self.asleep.swap(false, Ordering::SeqCst) {
+            // It can fail only when its count is at its limit; then the generation is awake.
+            let _ = rustix::io::write(&self.eventfd, &1u64.to_ne_bytes());
+        }
+        Ok(())
+    }
+
+    fn pop(&self) -> Span {
+        let mut popped = self.popped.lock();
+        popped.clear();
+        // A burst must not be kept for ever.
+        if popped.capacity() > 1 << 20 {
+            *popped = Vec::new();
+        }
+        std::mem::swap(&mut *self.queue.lock(), &mut *popped);
+        Span::new(&popped)
+    }
+
+    fn arm(&self) -> bool {
+        self.asleep.store(true, Ordering::SeqCst);
+        // A push that came before the store saw no sleeper: look once more, now that the next one will see it.
+        let empty = self.queue.lock().is_empty();
+        if !empty {
+            self.asleep.store(false, Ordering::SeqCst);
+        }
+        empty
+    }
+
+    /// The number by which a library's calls come back to this gate. Valid for as long as the `Arc` is held.
+    pub(super) fn number(self: &Arc<Self>) -> usize {
+        Arc::as_ptr(self) as usize
+    }
+}
+
+/// The host's function table.
+pub(super) fn host() -> HostRef {
+    static TABLE: OnceLock<HostRef> = OnceLock::new();
+    *TABLE.get_or_init(|| import::host(Host { descriptor, pop, arm, push, log }))
+}
+
+/// The gate behind a number.
+fn gate<'a>(number: usize) -> &'a Gate {
+    // SAFETY: the number was made by `Gate::number` and given to one library, which hands it back as it came. That
+    // library's thread holds the `Arc` until `run` has returned, and a library lives no longer in a way that could
+    // call: its threads are joined before, or it is never unmapped and then the `Arc` is never dropped either
+    // (`generation`). A library that makes up a number breaks its contract; it runs with the host's rights anyway.
+    unsafe { &*(number as *const Gate) }
+}
+
+/// A panic must not cross the wall into the library.
+fn contained<R>(otherwise: R, run: impl FnOnce() -> R) -> R {
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)).unwrap_or_else(|_| {
+        tracing::error!("a fault of the host's own at the wall; please report it");
+        otherwise
+    })
+}
+
+extern "C" fn descriptor(number: usize) -> i32 {
+    gate(number).eventfd.as_raw_fd()
+}
+
+extern "C" fn pop(number: usize) -> Span {
+    contained(Span::new(&[]), || gate(number).pop())
+}
+
+extern "C" fn arm(number: usize) -> bool {
+    contained(true, || gate(number).arm())
+}
+
+extern "C" fn push(number: usize, frames: Span) {
+    contained((), || {
+        // SAFETY: the library lends the bytes for the length of this call.
+        gate(number).outlet.frames(unsafe { frames.bytes() });
+    });
+}
+
+extern "C" fn log(number: usize, level: u8, target: Span, text: Span) {
+    contained((), || {
+        // SAFETY: the library lends the bytes for the length of this call.
+        let (target, text) = unsafe { (target.bytes(), text.bytes()) };
+        gate(number).outlet.log(level, &String::from_utf8_lossy(target), &String::from_utf8_lossy(text));
+    });
+}

@@ -1,0 +1,131 @@
+//! One loaded library, or one service linked into this program, on a thread of its own.
+//!
+//! No code of a library's runs on any other thread of the host's: a library that blocks, spins or panics stalls itself
+//! alone, and what it leaves behind in its thread goes with the thread.
+
+use std::sync::Arc;
+use std::thread::{Builder, JoinHandle};
+
+use parking_lot::Mutex;
+use plugin_api::Service;
+use plugin_api::abi::export::linked;
+use plugin_api::abi::frame::ToLibrary;
+use plugin_api::abi::import::Library;
+use plugin_api::abi::types::ModuleRef;
+
+use super::gate::{Full, Gate, Outlet, host};
+use super::library::{self, OpenLibrary};
+use super::private::PrivateCopy;
+
+/// Where a generation's code comes from.
+pub enum Source {
+    /// The private copy of a library.
+    Copy(PrivateCopy),
+    /// A service that is linked into this program.
+    Linked(Linked),
+}
+
+/// A service that is linked into this program.
+#[derive(Clone, Copy)]
+pub struct Linked(ModuleRef);
+
+impl Linked {
+    /// This one.
+    #[must_use]
+    pub fn new<S: Service>() -> Self {
+        Self(linked::<S>())
+    }
+}
+
+impl std::fmt::Debug for Linked {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Linked")
+    }
+}
+
+/// A generation, from its first frame to its last.
+#[derive(Debug)]
+pub struct Generation {
+    gate: Arc<Gate>,
+    thread: Mutex<Option<JoinHandle<Option<OpenLibrary>>>>,
+}
+
+/// What is said to a generation's outlet when its library cannot be opened: as if it had refused to be made.
+fn refuse(outlet: &dyn Outlet, message: &str) {
+    let mut frame = Vec::new();
+    plugin_api::abi::frame::ToHost::Refused { message }.write(&mut frame);
+    plugin_api::abi::frame::ToHost::Stopped {}.write(&mut frame);
+    outlet.frames(&frame);
+}
+
+impl Generation {
+    /// Starts the thread. What it says goes to `outlet`: first its manifest, or why there is none.
+    ///
+    /// # Errors
+    /// When the machine has no thread or descriptor left.
+    pub fn start(source: Source, outlet: Arc<dyn Outlet>) -> std::io::Result<Self> {
+        let gate = Gate::new(Arc::clone(&outlet))?;
+        let own = Arc::clone(&gate);
+        let thread = Builder::new().name("service".to_owned()).spawn(move || match source {
+            Source::Linked(Linked(module)) => {
+                match Library::of(module) {
+                    Ok(library) => library.run(host(), own.number()),
+                    Err(wrong) => refuse(&*outlet, &wrong.message),
+                }
+                None
+            }
+            Source::Copy(copy) => match library::open(copy.path()) {
+                Ok(open) => {
+                    drop(copy);
+                    open.library.run(host(), own.number());
+                    Some(open)
+                }
+                Err(message) => {
+                    refuse(&*outlet, &message);
+                    None
+                }
+            },
+        })?;
+        Ok(Self { gate, thread: Mutex::new(Some(thread)) })
+    }
+
+    /// Hands whole frames to it.
+    ///
+    /// # Errors
+    /// When it does not keep up.
+    pub fn push(&self, frames: &[u8]) -> Result<(), Full> {
+        self.gate.push(frames)
+    }
+
+    /// Hands one frame to it, however much waits.
+    pub fn tell(&self, frame: &ToLibrary<'_>) {
+        let mut bytes = Vec::new();
+        frame.write(&mut bytes);
+        if self.gate.push(&bytes).is_err() {
+            tracing::error!("a service does not keep up; it was not told {frame:?}");
+        }
+    }
+
+    /// Joins its thread, which has said that it has stopped, and lets go of its library.
+    pub fn join(&self) {
+        let Some(thread) = self.thread.lock().take() else { return };
+        match thread.join() {
+            // The library stays mapped: its statics, and threads it may have left, are not accounted for. So the
+            // gate, which they might still call, stays too.
+            Ok(Some(open)) => {
+                std::mem::forget(open.opened);
+                std::mem::forget(Arc::clone(&self.gate));
+            }
+            Ok(None) => {}
+            Err(_) => std::mem::forget(Arc::clone(&self.gate)),
+        }
+    }
+
+    /// Gives up on a thread that does not come back: it and its library stay for as long as the process does.
+    pub fn condemn(&self) {
+        if let Some(thread) = self.thread.lock().take() {
+            std::mem::forget(Arc::clone(&self.gate));
+            drop(thread);
+        }
+    }
+}

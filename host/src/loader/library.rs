@@ -1,0 +1,48 @@
+//! Opening a library.
+
+use std::path::Path;
+
+use abi_stable::library::AbiHeaderRef;
+use libloading::os::unix::{Library as Opened, RTLD_LOCAL, RTLD_NOW};
+use plugin_api::abi::import::Library;
+use plugin_api::abi::types::SYMBOL;
+
+/// A library that is open, and found to be a service.
+#[derive(Debug)]
+pub struct OpenLibrary {
+    pub(super) library: Library,
+    /// Closed by nobody yet: see `generation`.
+    pub(super) opened: Opened,
+}
+
+/// Opens the private copy of a library and checks that it can be talked to. Runs code of the library's: only on a
+/// thread made for it.
+///
+/// # Errors
+/// One sentence that says what is wrong with it.
+pub fn open(copy: &Path) -> Result<OpenLibrary, String> {
+    // SAFETY: opening runs the library's initialisers, with the host's rights: that is what a folder of libraries
+    // means (SECURITY.md). The file is a private copy under a name of its own, which nobody truncates or replaces
+    // while it is mapped, and its segments were found inside of it (`elf`).
+    let opened = unsafe { Opened::open(Some(copy), RTLD_NOW | RTLD_LOCAL) }.map_err(|error| explain(&error))?;
+    // SAFETY: the symbol is a static of a library built with `plugin_api::export!`; one of that name in any other
+    // library is read as a header, whose magic string is checked before anything else of it is used.
+    let symbol = unsafe { opened.get::<AbiHeaderRef>(SYMBOL.as_bytes()) };
+    let Ok(symbol) = symbol else {
+        return Err("it is a library, but no service: it lacks plugin_api::export!(…)".to_owned());
+    };
+    // SAFETY: the symbol is that static, and the library stays open: `OpenLibrary` keeps it beside what is made of it.
+    let library = unsafe { Library::check(*symbol) }.map_err(|wrong| {
+        tracing::debug!(details = wrong.details, "the library's layout");
+        wrong.message
+    })?;
+    Ok(OpenLibrary { library, opened })
+}
+
+/// The dynamic linker's complaint, in one sentence.
+fn explain(error: &libloading::Error) -> String {
+    let text = error.to_string();
+    // "/path/to/copy: undefined symbol: x": the path is our private copy's, which nobody knows.
+    let text = text.split_once(": ").map_or(text.as_str(), |(_, rest)| rest);
+    format!("the system cannot open it: {}", text.trim())
+}

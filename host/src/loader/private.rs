@@ -1,0 +1,91 @@
+//! The host's own copy of a library: nobody can change it under the host's feet, and its name is new each time, for
+//! the dynamic linker answers with the old library to a path that it knows.
+
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::elf;
+
+/// What is read of a library to see its headers; they stand at its start.
+const HEAD: u64 = 64 << 10;
+
+/// A folder of private copies, which belongs to this process; emptied when it is made.
+#[derive(Debug)]
+pub struct PrivateFolder {
+    folder: PathBuf,
+}
+
+/// A private copy. Its file is removed at once when it is opened or dropped.
+#[derive(Debug)]
+pub struct PrivateCopy {
+    path: PathBuf,
+}
+
+impl PrivateFolder {
+    /// Makes the folder, or empties it of what a killed process has left.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub fn new(folder: PathBuf) -> io::Result<Self> {
+        match fs::remove_dir_all(&folder) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => fs::create_dir_all(&folder)?,
+        }
+        Ok(Self { folder })
+    }
+
+    /// Checks a library and copies what is loaded of it.
+    ///
+    /// # Errors
+    /// One sentence that says what is wrong with it.
+    pub fn copy(&self, source: &Path) -> Result<PrivateCopy, String> {
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        let mut file = File::open(source).map_err(|error| format!("it cannot be read: {error}"))?;
+        let about = file.metadata().map_err(|error| format!("it cannot be read: {error}"))?;
+        if !about.is_file() {
+            return Err("it is no file".to_owned());
+        }
+        let mut head = Vec::new();
+        (&mut file).take(HEAD).read_to_end(&mut head).map_err(|error| format!("it cannot be read: {error}"))?;
+        let extent = elf::check(&head, about.len())?;
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let copy = PrivateCopy { path: self.folder.join(format!("{}-{number}.so", std::process::id())) };
+        copy.fill(&head, &mut file, extent.loaded).map_err(|error| match error.kind() {
+            io::ErrorKind::UnexpectedEof => "it became shorter while it was copied".to_owned(),
+            _ => format!("it cannot be copied into the host's home: {error}"),
+        })?;
+        Ok(copy)
+    }
+}
+
+impl PrivateCopy {
+    fn fill(&self, head: &[u8], rest: &mut File, length: u64) -> io::Result<()> {
+        let mut out = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&self.path)?;
+        let from_head = head.len().min(usize::try_from(length).unwrap_or(usize::MAX));
+        let mut start = head[..from_head].to_vec();
+        // What was cut off must not be looked for: where the section table is, how many sections there are.
+        start[40..48].fill(0);
+        start[60..62].fill(0);
+        start[62..64].fill(0);
+        out.write_all(&start)?;
+        let wanted = length - from_head as u64;
+        let copied = io::copy(&mut rest.take(wanted), &mut out)?;
+        if copied == wanted { Ok(()) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl Drop for PrivateCopy {
+    fn drop(&mut self) {
+        // Once it is mapped its name is not needed; a leftover is removed at the next start.
+        let _ = fs::remove_file(&self.path);
+    }
+}

@@ -1,0 +1,139 @@
+//! Sees files come into the folder.
+//!
+//! Events only say where to look; what counts is what is there. A file is taken when its inode, size and time of change
+//! have stood still for a moment: copies are written bit by bit. Where a file system tells nothing, looking now and
+//! then does.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use notify::{RecommendedWatcher, RecursiveMode, Watcher};
+use tokio::sync::mpsc;
+
+/// How long a file must stand still.
+const REST: Duration = Duration::from_millis(60);
+/// How often a folder is looked at though nothing was told.
+const LOOK: Duration = Duration::from_secs(2);
+
+/// What identifies a file's content without reading it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Print {
+    inode: u64,
+    size: u64,
+    changed: (i64, i64),
+}
+
+/// What has happened in the folder.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Change {
+    /// A file has come, or has been replaced, and stands still.
+    Came(PathBuf),
+    /// A file has gone.
+    Gone(PathBuf),
+}
+
+struct Seen {
+    print: Print,
+    since: Instant,
+    told: bool,
+}
+
+/// Watches a folder for libraries: files whose names end in `.so`.
+pub struct Watch {
+    folder: PathBuf,
+    seen: BTreeMap<PathBuf, Seen>,
+    events: mpsc::Receiver<()>,
+    watcher: Option<RecommendedWatcher>,
+}
+
+impl std::fmt::Debug for Watch {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Watch").field("folder", &self.folder).finish_non_exhaustive()
+    }
+}
+
+impl Watch {
+    /// Watches this folder, which must be there.
+    #[must_use]
+    pub fn new(folder: &Path) -> Self {
+        let (told, events) = mpsc::channel(1);
+        let watcher = notify::recommended_watcher(move |_| {
+            // One event that waits is as good as many.
+            let _ = told.try_send(());
+        })
+        .and_then(|mut watcher| watcher.watch(folder, RecursiveMode::NonRecursive).map(|()| watcher))
+        .inspect_err(|error| tracing::warn!(%error, "the folder of services cannot be watched; it is looked at every two seconds"))
+        .ok();
+        Self { folder: folder.to_owned(), seen: BTreeMap::new(), events, watcher }
+    }
+
+    /// The libraries that are there now, in the order of their names; they are not told of again until they change.
+    pub fn present(&mut self) -> Vec<PathBuf> {
+        self.look(Instant::now());
+        for seen in self.seen.values_mut() {
+            seen.told = true;
+        }
+        self.seen.keys().cloned().collect()
+    }
+
+    /// Waits for what happens next.
+    pub async fn next(&mut self) -> Vec<Change> {
+        loop {
+            let unrest = self.seen.values().any(|seen| !seen.told);
+            let wait = if unrest { REST / 3 } else { LOOK };
+            tokio::select! {
+                event = self.events.recv(), if self.watcher.is_some() => {
+                    if event.is_none() {
+                        self.watcher = None;
+                    }
+                }
+                () = tokio::time::sleep(wait) => {}
+            }
+            let now = Instant::now();
+            let mut changes = self.look(now);
+            for (path, seen) in &mut self.seen {
+                if !seen.told && now.duration_since(seen.since) >= REST {
+                    seen.told = true;
+                    changes.push(Change::Came(path.clone()));
+                }
+            }
+            if !changes.is_empty() {
+                return changes;
+            }
+        }
+    }
+
+    /// Compares the folder with what was seen of it; answers with what has gone.
+    fn look(&mut self, now: Instant) -> Vec<Change> {
+        let mut there = BTreeMap::new();
+        for entry in fs::read_dir(&self.folder).into_iter().flatten().flatten() {
+            let path = entry.path();
+            let name = entry.file_name();
+            let hidden = name.to_string_lossy().starts_with('.');
+            if !hidden
+                && path.extension().is_some_and(|extension| extension == "so")
+                && let Ok(about) = fs::metadata(&path)
+                && about.is_file()
+            {
+                let changed = (about.mtime(), about.mtime_nsec());
+                there.insert(path, Print { inode: about.ino(), size: about.size(), changed });
+            }
+        }
+        let gone: Vec<PathBuf> = self.seen.keys().filter(|path| !there.contains_key(*path)).cloned().collect();
+        for path in &gone {
+            self.seen.remove(path);
+        }
+        for (path, print) in there {
+            match self.seen.get_mut(&path) {
+                Some(seen) if seen.print == print => {}
+                _ => {
+                    self.seen.insert(path, Seen { print, since: now, told: false });
+                }
+            }
+        }
+        gone.into_iter().map(Change::Gone).collect()
+    }
+}

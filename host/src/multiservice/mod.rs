@@ -1,0 +1,172 @@
+//! Services by name.
+//!
+//! A [`MultiService`] owns its services and other collections. Names are looked up in order, its own services first,
+//! then those of the collections in it. It starts its services in order and stops them in reverse.
+//!
+//! In the original: `twisted.internet.app.MultiService`. Unlike it, children know no parent, and a name that is taken
+//! is an error.
+
+mod line;
+pub mod slot;
+pub mod switchboard;
+
+use std::sync::Arc;
+
+use parking_lot::RwLock;
+
+use self::slot::{NotServing, Slot};
+
+/// A collection of services.
+#[derive(Debug)]
+pub struct MultiService {
+    name: String,
+    children: RwLock<Vec<Child>>,
+    running: RwLock<bool>,
+}
+
+#[derive(Debug, Clone)]
+enum Child {
+    Service(Arc<Slot>),
+    Collection(Arc<MultiService>),
+}
+
+/// The name is taken, here or in a collection that is in here.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("there is already a service named {0}")]
+pub struct NameTaken(pub String);
+
+/// Why a service could not be added.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum NotAdded {
+    /// Its name is taken.
+    #[error(transparent)]
+    NameTaken(#[from] NameTaken),
+    /// The collection runs, and the service did not start.
+    #[error(transparent)]
+    NotServing(#[from] NotServing),
+}
+
+impl MultiService {
+    /// An empty collection.
+    #[must_use]
+    pub fn new(name: impl Into<String>) -> Arc<Self> {
+        Arc::new(Self { name: name.into(), children: RwLock::default(), running: RwLock::new(false) })
+    }
+
+    /// The collection's own name, for a person to read.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Adds a service; if the collection runs, starts it.
+    ///
+    /// # Errors
+    /// When its name is taken, or it does not start; it is then not in the collection.
+    pub async fn add(&self, service: Arc<Slot>) -> Result<(), NotAdded> {
+        let name = service.name().as_str().to_owned();
+        {
+            let mut children = self.children.write();
+            if find(&children, &name).is_some() {
+                return Err(NameTaken(name).into());
+            }
+            children.push(Child::Service(Arc::clone(&service)));
+        }
+        if *self.running.read()
+            && let Err(error) = service.start().await
+        {
+            self.take(&service);
+            return Err(error.into());
+        }
+        Ok(())
+    }
+
+    /// Adds another collection, whose services are looked up after this one's own.
+    ///
+    /// # Errors
+    /// When one of its names is taken here.
+    pub fn add_collection(&self, collection: Arc<Self>) -> Result<(), NameTaken> {
+        let mut children = self.children.write();
+        if let Some(taken) = collection.services().iter().find(|service| find(&children, service.name().as_str()).is_some()) {
+            return Err(NameTaken(taken.name().to_string()));
+        }
+        children.push(Child::Collection(collection));
+        Ok(())
+    }
+
+    /// The service of this name.
+    #[must_use]
+    pub fn service(&self, name: &str) -> Option<Arc<Slot>> {
+        find(&self.children.read(), name)
+    }
+
+    /// Removes a service of this collection's own, and stops it.
+    pub async fn remove(&self, service: &Arc<Slot>) {
+        self.take(service);
+        service.stop().await;
+    }
+
+    fn take(&self, service: &Arc<Slot>) {
+        self.children
+            .write()
+            .retain(|child| !matches!(child, Child::Service(other) if Arc::ptr_eq(other, service)));
+    }
+
+    /// All services, in the order in which they start.
+    #[must_use]
+    pub fn services(&self) -> Vec<Arc<Slot>> {
+        let children = self.children.read().clone();
+        children
+            .into_iter()
+            .flat_map(|child| match child {
+                Child::Service(service) => vec![service],
+                Child::Collection(collection) => collection.services(),
+            })
+            .collect()
+    }
+
+    /// Starts all services, in order. One that refuses keeps no other from starting; what it said is answered.
+    pub async fn start(&self) -> Vec<(String, NotServing)> {
+        self.set_running(true);
+        let mut refused = Vec::new();
+        for service in self.services() {
+            if service.state() == slot::State::Loaded
+                && let Err(error) = service.start().await
+            {
+                refused.push((service.name().to_string(), error));
+            }
+        }
+        refused
+    }
+
+    /// Stops all services, in reverse order.
+    pub async fn stop(&self) {
+        self.set_running(false);
+        for service in self.services().into_iter().rev() {
+            service.stop().await;
+        }
+    }
+
+    fn set_running(&self, running: bool) {
+        *self.running.write() = running;
+        for child in self.children.read().iter() {
+            if let Child::Collection(collection) = child {
+                collection.set_running(running);
+            }
+        }
+    }
+}
+
+fn find(children: &[Child], name: &str) -> Option<Arc<Slot>> {
+    let own = children.iter().find_map(|child| match child {
+        Child::Service(service) if service.name().as_str() == name => Some(Arc::clone(service)),
+        _ => None,
+    });
+    own.or_else(|| {
+        children.iter().find_map(|child| match child {
+            Child::Collection(collection) => collection.service(name),
+            Child::Service(_) => None,
+        })
+    })
+}

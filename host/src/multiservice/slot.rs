@@ -1,0 +1,293 @@
+//! A service's name, and the generation that serves under it.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use parking_lot::{Mutex, RwLock};
+use plugin_api::abi::frame::ToLibrary;
+use plugin_api::manifest::Manifest;
+use tokio::sync::{Mutex as Turn, mpsc};
+
+use super::line::{Line, Stage};
+use super::switchboard::Switchboard;
+use crate::cred::{Name, NameOf};
+use crate::loader::generation::{Generation, Linked, Source};
+use crate::store::Store;
+
+/// How long a service may take to be made, to start, or to say that it is well.
+const START: Duration = Duration::from_secs(30);
+/// How long it may take to stop.
+const STOP: Duration = Duration::from_secs(10);
+
+/// What services share: where states are kept, and where connections are.
+#[derive(Clone)]
+pub struct Surroundings {
+    /// Where states are kept.
+    pub store: Arc<dyn Store>,
+    /// Where connections are.
+    pub switchboard: Arc<Switchboard>,
+}
+
+impl std::fmt::Debug for Surroundings {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Surroundings")
+    }
+}
+
+/// Whether a service serves.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum State {
+    /// It is loaded, and was not started yet.
+    Loaded,
+    /// It serves.
+    Serving,
+    /// It refused to start; why.
+    Failed(String),
+    /// It was stopped.
+    Stopped,
+}
+
+/// Why a service is not there.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct NotServing(pub String);
+
+/// A service under its name.
+pub struct Slot {
+    number: u64,
+    name: Name,
+    manifest: Manifest,
+    config: Vec<u8>,
+    surroundings: Surroundings,
+    line: Arc<Line>,
+    generation: RwLock<Option<Arc<Generation>>>,
+    state: Mutex<State>,
+    /// Starting and stopping is one thing at a time.
+    stages: Turn<mpsc::UnboundedReceiver<Stage>>,
+    calls: AtomicU64,
+}
+
+impl std::fmt::Debug for Slot {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Slot").field("name", &self.name.as_str()).finish_non_exhaustive()
+    }
+}
+
+impl Slot {
+    /// A service that is linked into this program, with its configuration (a dictionary in Jelly, or nothing).
+    ///
+    /// # Errors
+    /// When it cannot be run.
+    pub async fn linked<S: plugin_api::Service>(surroundings: &Surroundings) -> Result<Arc<Self>, NotServing> {
+        Self::load(Source::Linked(Linked::new::<S>()), surroundings, |_| Ok(Vec::new())).await
+    }
+
+    /// Loads a service. `config` answers with the section of this name, in Jelly.
+    ///
+    /// # Errors
+    /// One sentence that says why it cannot be loaded.
+    pub async fn load(
+        source: Source,
+        surroundings: &Surroundings,
+        config: impl FnOnce(&str) -> Result<Vec<u8>, String>,
+    ) -> Result<Arc<Self>, NotServing> {
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let (line, mut stages) =
+            Line::new(number, Arc::clone(&surroundings.switchboard), Arc::clone(&surroundings.store));
+        let generation = Generation::start(source, Arc::clone(&line) as Arc<_>)
+            .map_err(|error| NotServing(format!("the machine has no thread or descriptor for it: {error}")))?;
+        let generation = Arc::new(generation);
+        let _ = line.generation.set(Arc::downgrade(&generation));
+        let manifest = match stage(&mut stages, START, "say what it is").await {
+            Ok(Stage::Manifest(manifest)) => manifest,
+            Ok(other) => return Err(give_up(&generation, &mut stages, &unexpected(&other)).await),
+            Err(why) => return Err(give_up(&generation, &mut stages, &why).await),
+        };
+        let read = jelly::from_slice::<Manifest>(&manifest)
+            .map_err(|error| format!("its manifest cannot be read: {error}"))
+            .and_then(|manifest| {
+                let name = Name::new(NameOf::Service, &manifest.service).map_err(|error| error.to_string())?;
+                let config = config(name.as_str())?;
+                Ok((manifest, name, config))
+            });
+        let (manifest, name, config) = match read {
+            Ok(read) => read,
+            Err(why) => return Err(give_up(&generation, &mut stages, &why).await),
+        };
+        let _ = line.name.set(name.to_string());
+        Ok(Arc::new(Self {
+            number,
+            name,
+            manifest,
+            config,
+            surroundings: surroundings.clone(),
+            line,
+            generation: RwLock::new(Some(generation)),
+            state: Mutex::new(State::Loaded),
+            stages: Turn::new(stages),
+            calls: AtomicU64::new(0),
+        }))
+    }
+
+    /// Makes the service, hands it its state, starts it, and asks whether it is well.
+    ///
+    /// # Errors
+    /// Why it does not serve. It is then ended.
+    pub async fn start(&self) -> Result<(), NotServing> {
+        let mut stages = self.stages.lock().await;
+        if *self.state.lock() != State::Loaded {
+            return Err(NotServing(format!("{} was started already", self.name)));
+        }
+        let Some(generation) = self.generation.read().clone() else {
+            return Err(NotServing(format!("{} has ended", self.name)));
+        };
+        let started = self.start_now(&generation, &mut stages).await;
+        match started {
+            Ok(()) => {
+                *self.state.lock() = State::Serving;
+                Ok(())
+            }
+            Err(why) => {
+                *self.state.lock() = State::Failed(why.clone());
+                *self.generation.write() = None;
+                Err(give_up(&generation, &mut stages, &why).await)
+            }
+        }
+    }
+
+    async fn start_now(
+        &self,
+        generation: &Generation,
+        stages: &mut mpsc::UnboundedReceiver<Stage>,
+    ) -> Result<(), String> {
+        let empty = [1, 0x80, 5, 0x87];
+        let config = if self.config.is_empty() { &empty } else { self.config.as_slice() };
+        generation.tell(&ToLibrary::Init { config });
+        expect(stage(stages, START, "be made").await?, &Stage::Initialised)?;
+        let saved = if self.manifest.shared { self.saved().await? } else { None };
+        generation.tell(&ToLibrary::Start { saved: saved.as_deref() });
+        expect(stage(stages, START, "start").await?, &Stage::Started)?;
+        generation.tell(&ToLibrary::Health { request: 1 });
+        expect(stage(stages, START, "say that it is well").await?, &Stage::Healthy(1))
+    }
+
+    async fn saved(&self) -> Result<Option<Vec<u8>>, String> {
+        let (done, loaded) = tokio::sync::oneshot::channel();
+        self.surroundings.store.load(self.name.as_str(), "", Box::new(move |state| drop(done.send(state))));
+        match loaded.await {
+            Ok(Ok(state)) => Ok(state),
+            Ok(Err(error)) => Err(error.to_string()),
+            Err(_) => Err("the store did not answer".to_owned()),
+        }
+    }
+
+    /// Stops the service: what it has to save is saved.
+    pub async fn stop(&self) {
+        let mut stages = self.stages.lock().await;
+        let Some(generation) = self.generation.write().take() else { return };
+        *self.state.lock() = State::Stopped;
+        end(&generation, &mut stages, self.name.as_str()).await;
+    }
+
+    /// Hands frames to the service, in order.
+    ///
+    /// # Errors
+    /// When it does not serve, or does not keep up; nothing was handed over then.
+    pub fn submit(&self, frames: &[u8]) -> Result<(), NotServing> {
+        // The lock is held over the push: no frame can enter a gate that is let go of already.
+        let generation = self.generation.read();
+        let Some(generation) = &*generation else {
+            return Err(NotServing(format!("{} has stopped", self.name)));
+        };
+        generation.push(frames).map_err(|full| NotServing(format!("{}: {full}", self.name)))
+    }
+
+    /// Counts calls, for the operator.
+    pub fn count_calls(&self, calls: u64) {
+        self.calls.fetch_add(calls, Ordering::Relaxed);
+    }
+
+    /// How many calls it was given.
+    #[must_use]
+    pub fn calls(&self) -> u64 {
+        self.calls.load(Ordering::Relaxed)
+    }
+
+    /// How many calls panicked.
+    #[must_use]
+    pub fn faults(&self) -> u64 {
+        self.line.faults.load(Ordering::Relaxed)
+    }
+
+    /// A number that no other slot of this process has had.
+    #[must_use]
+    pub fn number(&self) -> u64 {
+        self.number
+    }
+
+    /// Its name.
+    #[must_use]
+    pub fn name(&self) -> &Name {
+        &self.name
+    }
+
+    /// What it says of itself.
+    #[must_use]
+    pub fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
+    /// Whether it serves.
+    #[must_use]
+    pub fn state(&self) -> State {
+        self.state.lock().clone()
+    }
+}
+
+async fn stage(stages: &mut mpsc::UnboundedReceiver<Stage>, patience: Duration, what: &str) -> Result<Stage, String> {
+    match tokio::time::timeout(patience, stages.recv()).await {
+        Ok(Some(stage)) => Ok(stage),
+        Ok(None) => Err("its thread has ended".to_owned()),
+        Err(_) => Err(format!("it takes longer than {} seconds to {what}", patience.as_secs())),
+    }
+}
+
+fn expect(found: Stage, wanted: &Stage) -> Result<(), String> {
+    if found == *wanted { Ok(()) } else { Err(unexpected(&found)) }
+}
+
+fn unexpected(found: &Stage) -> String {
+    match found {
+        Stage::Refused(why) => why.clone(),
+        Stage::Stopped => "it ended by itself".to_owned(),
+        other => format!("it answered out of turn ({other:?})"),
+    }
+}
+
+/// Ends a generation that will not serve.
+async fn give_up(generation: &Arc<Generation>, stages: &mut mpsc::UnboundedReceiver<Stage>, why: &str) -> NotServing {
+    end(generation, stages, "?").await;
+    NotServing(why.to_owned())
+}
+
+async fn end(generation: &Arc<Generation>, stages: &mut mpsc::UnboundedReceiver<Stage>, name: &str) {
+    generation.tell(&ToLibrary::Stop {});
+    let stopped = async {
+        while let Some(stage) = stages.recv().await {
+            if stage == Stage::Stopped {
+                return;
+            }
+        }
+    };
+    if tokio::time::timeout(STOP, stopped).await.is_ok() {
+        // It has said its last: its thread is about to end.
+        let generation = Arc::clone(generation);
+        let _ = tokio::task::spawn_blocking(move || generation.join()).await;
+    } else {
+        tracing::error!(service = name, "it did not stop within {} seconds; its thread is given up", STOP.as_secs());
+        generation.condemn();
+    }
+}

@@ -1,0 +1,174 @@
+//! Bytes in, bytes out: as much as there is in one read, all answers that are ready in one write.
+
+use std::io;
+use std::net::TcpStream as Socket;
+use std::sync::Arc;
+
+use pb::PeerFault;
+use tokio::io::Interest;
+use tokio::net::TcpStream;
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep_until};
+
+use super::desk::Desk;
+use super::door::Shared;
+
+/// How much is read at once, at least.
+const READ: usize = 16 << 10;
+/// An output buffer that has become larger than this is given back when it is empty.
+const KEEP: usize = 256 << 10;
+/// Somebody who does not log in has that far a deadline.
+const NEVER: std::time::Duration = std::time::Duration::from_secs(365 * 24 * 3600);
+
+/// Why a connection ended.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum End {
+    #[error("the client has closed it")]
+    Closed,
+    #[error("{0}")]
+    Io(#[from] io::Error),
+    #[error("{0}")]
+    Peer(#[from] PeerFault),
+    #[error("nobody logged in in time")]
+    NoLogin,
+    #[error("the client reads nothing")]
+    Stalled,
+    #[error("too many calls wait for others to end")]
+    TooManyCalls,
+    #[error("the host closes")]
+    Closing,
+}
+
+/// Serves one connection to its end.
+pub(super) async fn serve(shared: Arc<Shared>, socket: Socket, closed: watch::Receiver<bool>) {
+    let peer = socket.peer_addr();
+    let end = match TcpStream::from_std(socket) {
+        Ok(stream) => {
+            let shown = peer.as_ref().map_or_else(|_| "?".to_owned(), ToString::to_string);
+            let (number, mailbox) = shared.surroundings.switchboard.connect();
+            let mut desk = Desk::new(Arc::clone(&shared), number, shown);
+            let end = Box::pin(run(&shared, &stream, &mut desk, &mailbox, closed)).await;
+            // From here on calls back to this client fail at once.
+            shared.surroundings.switchboard.disconnect(number);
+            desk.end();
+            end
+        }
+        Err(error) => End::Io(error),
+    };
+    if let Ok(peer) = peer {
+        shared.leave(peer.ip());
+        match end {
+            End::Closed | End::Closing => tracing::debug!(%peer, "{end}"),
+            end => tracing::info!(%peer, "connection closed: {end}"),
+        }
+    }
+}
+
+async fn run(
+    shared: &Shared,
+    stream: &TcpStream,
+    desk: &mut Desk,
+    mailbox: &crate::multiservice::switchboard::Mailbox,
+    mut closed: watch::Receiver<bool>,
+) -> End {
+    // Small answers must not wait for each other's acknowledgement.
+    if let Err(error) = stream.set_nodelay(true) {
+        return error.into();
+    }
+    let limits = &shared.limits;
+    let mut mail = Vec::new();
+    let mut sent = 0;
+    let mut readable = true;
+    let mut writable = true;
+    let mut login_by = Some(Instant::now() + limits.login);
+    let mut moved = Instant::now();
+    let mut closing: Option<Instant> = None;
+    loop {
+        mailbox.take(&mut mail);
+        desk.mail(&mail);
+        if let Err(end) = desk.serve().await {
+            // What was answered before the fault is still sent, as far as it goes.
+            let _ = stream.try_write(&desk.broker.output.bytes[sent..]);
+            return end;
+        }
+        desk.submit();
+        if desk.logged_in() {
+            login_by = None;
+        }
+
+        while writable && sent < desk.broker.output.bytes.len() {
+            match stream.try_write(&desk.broker.output.bytes[sent..]) {
+                Ok(0) => return End::Closed,
+                Ok(count) => {
+                    sent += count;
+                    moved = Instant::now();
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => writable = false,
+                Err(error) => return error.into(),
+            }
+        }
+        let output = &mut desk.broker.output.bytes;
+        if sent == output.len() {
+            output.clear();
+            output.shrink_to(KEEP);
+            sent = 0;
+            moved = Instant::now();
+        } else if sent > KEEP {
+            output.drain(..sent);
+            sent = 0;
+        }
+        let unread = output.len() - sent;
+
+        if closing.is_some() && unread == 0 && desk.idle() {
+            return End::Closing;
+        }
+        // A client that does not read its answers does not get more of them.
+        let listens = unread <= desk.limits().unread && closing.is_none();
+        if listens && readable {
+            let buffer = desk.broker.input.buffer();
+            if buffer.capacity() - buffer.len() < READ / 4 {
+                buffer.reserve(READ);
+            }
+            match stream.try_read_buf(buffer) {
+                Ok(0) => return End::Closed,
+                Ok(_) => continue,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => readable = false,
+                Err(error) => return error.into(),
+            }
+        }
+
+        let interest = match (listens, unread > 0) {
+            (true, true) => Interest::READABLE | Interest::WRITABLE,
+            (false, true) => Interest::WRITABLE,
+            // One that is closing is still watched for its client's end.
+            (_, false) => Interest::READABLE,
+        };
+        let deadline = [login_by, closing, (unread > 0).then(|| moved + limits.stalled)].into_iter().flatten().min();
+        tokio::select! {
+            biased;
+            () = mailbox.come() => {}
+            ready = stream.ready(interest), if listens || unread > 0 => match ready {
+                Ok(ready) => {
+                    readable |= ready.is_readable() || ready.is_read_closed();
+                    writable |= ready.is_writable() || ready.is_write_closed();
+                }
+                Err(error) => return error.into(),
+            },
+            () = sleep_until(deadline.unwrap_or_else(|| Instant::now() + NEVER)), if deadline.is_some() => {
+                let now = Instant::now();
+                if closing.is_some_and(|by| now >= by) {
+                    return End::Closing;
+                }
+                if login_by.is_some_and(|by| now >= by) {
+                    return End::NoLogin;
+                }
+                if unread > 0 && now >= moved + limits.stalled {
+                    return End::Stalled;
+                }
+            }
+            _ = closed.wait_for(|closed| *closed), if closing.is_none() => {
+                closing = Some(Instant::now() + limits.grace);
+            }
+        }
+    }
+}

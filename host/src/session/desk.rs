@@ -1,0 +1,250 @@
+//! What one connection knows and decides. No IO: bytes come into its broker and go out of it.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+
+use jelly::{Scanner, Shape};
+use pb::{Broker, Event, Failure, Role};
+
+use super::connection::End;
+use super::door::Shared;
+use super::limits::PeerLimits;
+use super::root::LoginObject;
+use super::services::Batch;
+use crate::cred::Identity;
+use crate::multiservice::slot::Slot;
+
+/// An object that the client can hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum Object {
+    /// One of log-in's: a challenger, an identity's wrapper, an avatar.
+    Login(u32),
+    /// The perspective of an attachment.
+    Perspective(u64),
+    /// An object of a service's own, which came by this attachment.
+    Service { attachment: u64, object: u64 },
+}
+
+/// Which words a client used to log in: they differ in how long an attachment lasts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Era {
+    /// Until the connection ends.
+    Old,
+    /// Until the client drops its last reference, or the connection ends.
+    New,
+}
+
+/// A client at a perspective.
+pub(super) struct Attached {
+    pub(super) slot: Arc<Slot>,
+    pub(super) era: Era,
+    /// The call to be answered, while the service has not answered.
+    pub(super) request: Option<u64>,
+}
+
+/// A call on its way through a service.
+pub(super) struct InFlight {
+    pub(super) slot: u64,
+    pub(super) attachment: u64,
+    pub(super) request: u64,
+    pub(super) answer: bool,
+}
+
+/// A service's reference to an object of the client's.
+pub(super) struct Held {
+    pub(super) slot: u64,
+    pub(super) luid: u64,
+    /// How often it was sent: each is given back.
+    pub(super) count: u64,
+}
+
+/// A call that waits until others have ended.
+pub(super) struct Parked {
+    pub(super) call: InFlight,
+    pub(super) object: u64,
+    pub(super) method: String,
+    pub(super) arguments: Vec<u8>,
+    pub(super) keywords: Vec<u8>,
+}
+
+impl Parked {
+    pub(super) fn size(&self) -> usize {
+        size_of::<Self>() + self.method.len() + self.arguments.len() + self.keywords.len()
+    }
+}
+
+/// The desk: see the module's page.
+pub(super) struct Desk {
+    pub(super) broker: Broker<Object>,
+    pub(super) state: State,
+}
+
+/// All but the broker, so that an event can be looked at while it is served.
+pub(super) struct State {
+    pub(super) shared: Arc<Shared>,
+    /// This connection's number, in the upper half of all numbers that services see.
+    pub(super) number: u32,
+    pub(super) peer: String,
+    pub(super) next: u32,
+    pub(super) identity: Option<Arc<Identity>>,
+    /// A mind that the call being served left with an avatar.
+    pub(super) keep: Option<u64>,
+    /// Limits to be raised, once the event that led to it is served.
+    pub(super) raise: bool,
+    pub(super) login: HashMap<u32, LoginObject>,
+    pub(super) attachments: HashMap<u64, Attached>,
+    pub(super) calls: HashMap<u32, InFlight>,
+    pub(super) parked: VecDeque<Parked>,
+    pub(super) parked_bytes: usize,
+    /// Our calls of the client's objects: whose they are.
+    pub(super) outgoing: HashMap<u64, (u64, u64)>,
+    pub(super) held: HashMap<u32, Held>,
+    pub(super) held_by: HashMap<(u64, u64), u32>,
+    /// How often each object of a service's was sent.
+    pub(super) sent: HashMap<Object, u64>,
+    /// Frames for services, to be handed over together.
+    pub(super) batches: Vec<Batch>,
+    pub(super) scanner: Scanner,
+    pub(super) keyword_scanner: Scanner,
+}
+
+impl Desk {
+    pub(super) fn new(shared: Arc<Shared>, number: u32, peer: String) -> Self {
+        let before = shared.limits.before;
+        let jelly = shared.limits.after.jelly;
+        Self {
+            broker: Broker::new(Role::Server, before.jelly, before.references),
+            state: State {
+                shared,
+                number,
+                peer,
+                next: 0,
+                identity: None,
+                keep: None,
+                raise: false,
+                login: HashMap::new(),
+                attachments: HashMap::new(),
+                calls: HashMap::new(),
+                parked: VecDeque::new(),
+                parked_bytes: 0,
+                outgoing: HashMap::new(),
+                held: HashMap::new(),
+                held_by: HashMap::new(),
+                sent: HashMap::new(),
+                batches: Vec::new(),
+                scanner: Scanner::new(Shape::Value, jelly),
+                keyword_scanner: Scanner::new(Shape::Value, jelly),
+            },
+        }
+    }
+
+    /// Serves everything that has come whole.
+    pub(super) async fn serve(&mut self) -> Result<(), End> {
+        let Self { broker, state } = self;
+        loop {
+            let output = &mut broker.output;
+            let Some(event) = broker.input.event(output)? else { return Ok(()) };
+            match event {
+                Event::Call(call) => match state.target(output, &call) {
+                    Some(Object::Perspective(attachment)) => state.call_service(output, attachment, 0, &call)?,
+                    Some(Object::Service { attachment, object }) => {
+                        state.call_service(output, attachment, object, &call)?;
+                    }
+                    Some(Object::Login(index)) => state.call_login(output, Some(index), &call).await,
+                    None if matches!(call.target, pb::Target::Name("root")) => {
+                        state.call_login(output, None, &call).await;
+                    }
+                    None if call.answer => {
+                        output.fail(call.request, &Failure::new("twisted.spread.pb.Error", "Invalid Object ID"));
+                    }
+                    None => {}
+                },
+                // No cached object of a client's is ever kept: there is none to observe.
+                Event::CacheCall(call) if call.answer => {
+                    let luid = if let pb::Target::Luid(luid) = call.target { luid } else { 0 };
+                    output.fail(call.request, &Failure::new("KeyError", luid.to_string()));
+                }
+                Event::Answer { request, value, defect } => state.answered(output, request, value, defect),
+                Event::Error { request, failure, defect } => state.failed(output, request, failure, defect),
+                Event::Dropped(object) => state.dropped(object),
+                Event::DidNotUnderstand => tracing::debug!(peer = state.peer, "the client did not understand"),
+                _ => {}
+            }
+            if std::mem::take(&mut state.raise) {
+                let after = state.shared.limits.after;
+                broker.input.set_limits(after.jelly);
+                broker.output.set_limit(after.references);
+            }
+        }
+    }
+
+    /// Serves what services have said: slot numbers, each with its frame.
+    pub(super) fn mail(&mut self, mut mail: &[u8]) {
+        while let Some((slot, rest)) = mail.split_first_chunk::<8>() {
+            mail = rest;
+            let Some(frame) = plugin_api::abi::frame::ToHost::read(&mut mail) else { return };
+            self.state.mail(&mut self.broker.output, u64::from_le_bytes(*slot), frame);
+        }
+        self.state.unpark(&mut self.broker.output);
+    }
+
+    /// Hands over what was gathered for services.
+    pub(super) fn submit(&mut self) {
+        self.state.submit(&mut self.broker.output);
+    }
+
+    pub(super) fn logged_in(&self) -> bool {
+        self.state.identity.is_some()
+    }
+
+    pub(super) fn limits(&self) -> &PeerLimits {
+        self.state.limits()
+    }
+
+    /// Whether nothing is under way for the client.
+    pub(super) fn idle(&self) -> bool {
+        self.state.calls.is_empty() && self.state.parked.is_empty()
+    }
+
+    /// The connection has ended: everybody who should know is told.
+    pub(super) fn end(mut self) {
+        self.state.end();
+    }
+}
+
+impl State {
+    pub(super) fn limits(&self) -> &PeerLimits {
+        if self.identity.is_some() { &self.shared.limits.after } else { &self.shared.limits.before }
+    }
+
+    /// A number that nothing of this connection has just now.
+    pub(super) fn fresh(&mut self) -> u32 {
+        loop {
+            self.next = self.next.wrapping_add(1);
+            let taken = self.calls.contains_key(&self.next)
+                || self.held.contains_key(&self.next)
+                || self.login.contains_key(&self.next)
+                || self.attachments.contains_key(&self.wide(self.next));
+            if self.next != 0 && !taken {
+                return self.next;
+            }
+        }
+    }
+
+    /// A number of this connection's, as services see it.
+    pub(super) fn wide(&self, number: u32) -> u64 {
+        u64::from(self.number) << 32 | u64::from(number)
+    }
+
+    /// A number that a service gave back; `None` if it is not of this connection.
+    pub(super) fn narrow(&self, number: u64) -> Option<u32> {
+        (number >> 32 == u64::from(self.number)).then_some(number as u32)
+    }
+
+    fn target(&self, output: &pb::Output<Object>, call: &pb::Call<'_>) -> Option<Object> {
+        match call.target {
+            pb::Target::Luid(luid) => output.tables.exported(luid).copied(),
+            pb::Target::Name(_) => None,
+        }
+    }
+}

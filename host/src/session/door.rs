@@ -1,0 +1,222 @@
+//! A listening socket, and the threads that its connections live on.
+
+use std::collections::HashMap;
+use std::io;
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use parking_lot::Mutex;
+use tokio::sync::{mpsc, watch};
+use tokio::task::LocalSet;
+
+use super::connection;
+use super::limits::Limits;
+use crate::cred::login::Login;
+use crate::multiservice::MultiService;
+use crate::multiservice::slot::Surroundings;
+
+/// The root object that clients of a door log in through.
+#[derive(Clone)]
+pub struct AuthRoot {
+    shared: Arc<Shared>,
+}
+
+pub(super) struct Shared {
+    pub(super) login: Login,
+    pub(super) services: Arc<MultiService>,
+    pub(super) surroundings: Surroundings,
+    pub(super) limits: Limits,
+    sources: Mutex<HashMap<IpAddr, usize>>,
+}
+
+impl std::fmt::Debug for AuthRoot {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("AuthRoot").field("services", &self.shared.services.name()).finish_non_exhaustive()
+    }
+}
+
+impl AuthRoot {
+    /// A root through which `login`'s identities reach these services.
+    #[must_use]
+    pub fn new(login: Login, services: Arc<MultiService>, surroundings: Surroundings, limits: Limits) -> Self {
+        Self { shared: Arc::new(Shared { login, services, surroundings, limits, sources: Mutex::default() }) }
+    }
+
+    /// Opens a door: listens on this address, and serves on as many threads as there are processors.
+    ///
+    /// # Errors
+    /// When the address cannot be listened on, or a thread cannot be started.
+    pub fn listen(&self, address: impl std::net::ToSocketAddrs) -> io::Result<Door> {
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        self.listen_on(TcpListener::bind(address)?, threads)
+    }
+
+    /// Opens a door on a socket that listens already.
+    ///
+    /// # Errors
+    /// When a thread cannot be started.
+    pub fn listen_on(&self, listener: TcpListener, threads: usize) -> io::Result<Door> {
+        let address = listener.local_addr()?;
+        listener.set_nonblocking(true)?;
+        let (closing, closed) = watch::channel(false);
+        let mut workers = Vec::new();
+        let mut senders = Vec::new();
+        for index in 0..threads.max(1) {
+            let (sender, connections) = mpsc::unbounded_channel();
+            let (shared, closed) = (Arc::clone(&self.shared), closed.clone());
+            senders.push(sender);
+            workers.push(
+                std::thread::Builder::new()
+                    .name(format!("io-{index}"))
+                    .spawn(move || work(shared, connections, closed))?,
+            );
+        }
+        let shared = Arc::clone(&self.shared);
+        workers.push(
+            std::thread::Builder::new().name("accept".to_owned()).spawn(move || accept(&shared, listener, senders, closed))?,
+        );
+        Ok(Door { address, closing, workers: Mutex::new(workers) })
+    }
+}
+
+/// An open door. Closing it lets calls in flight end first, for a while.
+#[derive(Debug)]
+pub struct Door {
+    address: SocketAddr,
+    closing: watch::Sender<bool>,
+    workers: Mutex<Vec<JoinHandle<()>>>,
+}
+
+impl Door {
+    /// Where it listens.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Closes it: nobody comes in, calls in flight end, or are given up after the grace time. Blocks until all is
+    /// closed.
+    pub fn close(&self) {
+        // Nobody listens any more if all has ended.
+        let _ = self.closing.send(true);
+        for worker in self.workers.lock().drain(..) {
+            if worker.join().is_err() {
+                tracing::error!("a fault of the host's own on a connection's thread; please report it");
+            }
+        }
+    }
+}
+
+impl Drop for Door {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+fn runtime() -> io::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build()
+}
+
+fn work(shared: Arc<Shared>, mut connections: mpsc::UnboundedReceiver<TcpStream>, closed: watch::Receiver<bool>) {
+    let runtime = match runtime() {
+        Ok(runtime) => runtime,
+        Err(error) => return tracing::error!(%error, "a thread for connections cannot start"),
+    };
+    let tasks = LocalSet::new();
+    tasks.spawn_local(async move {
+        let mut open = tokio::task::JoinSet::new();
+        loop {
+            tokio::select! {
+                stream = connections.recv() => match stream {
+                    Some(stream) => {
+                        open.spawn_local(connection::serve(Arc::clone(&shared), stream, closed.clone()));
+                    }
+                    None => break,
+                },
+                Some(ended) = open.join_next(), if !open.is_empty() => report(ended),
+            }
+        }
+        while let Some(ended) = open.join_next().await {
+            report(ended);
+        }
+    });
+    runtime.block_on(tasks);
+}
+
+fn report(ended: Result<(), tokio::task::JoinError>) {
+    if let Err(error) = ended {
+        tracing::error!(%error, "a fault of the host's own on a connection; please report it");
+    }
+}
+
+fn accept(
+    shared: &Arc<Shared>,
+    listener: TcpListener,
+    workers: Vec<mpsc::UnboundedSender<TcpStream>>,
+    mut closed: watch::Receiver<bool>,
+) {
+    let runtime = match runtime() {
+        Ok(runtime) => runtime,
+        Err(error) => return tracing::error!(%error, "the thread that accepts connections cannot start"),
+    };
+    runtime.block_on(async {
+        let listener = match tokio::net::TcpListener::from_std(listener) {
+            Ok(listener) => listener,
+            Err(error) => return tracing::error!(%error, "connections cannot be accepted"),
+        };
+        let mut next = 0;
+        loop {
+            let accepted = tokio::select! {
+                accepted = listener.accept() => accepted,
+                _ = closed.wait_for(|closed| *closed) => return,
+            };
+            let (stream, source) = match accepted {
+                Ok(accepted) => accepted,
+                Err(error) => {
+                    // Out of descriptors, most likely: what is connected goes on; look again in a while.
+                    tracing::warn!(%error, "a connection cannot be accepted");
+                    tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+                    continue;
+                }
+            };
+            if !shared.admit(source.ip()) {
+                tracing::debug!(%source, "too many connections");
+                continue;
+            }
+            let Ok(stream) = stream.into_std() else {
+                shared.leave(source.ip());
+                continue;
+            };
+            next = (next + 1) % workers.len();
+            if workers[next].send(stream).is_err() {
+                shared.leave(source.ip());
+            }
+        }
+    });
+}
+
+impl Shared {
+    fn admit(&self, source: IpAddr) -> bool {
+        let mut sources = self.sources.lock();
+        if sources.values().sum::<usize>() >= self.limits.connections {
+            return false;
+        }
+        let count = sources.entry(source).or_insert(0);
+        if *count >= self.limits.per_source {
+            return false;
+        }
+        *count += 1;
+        true
+    }
+
+    pub(super) fn leave(&self, source: IpAddr) {
+        let mut sources = self.sources.lock();
+        if let Some(count) = sources.get_mut(&source) {
+            *count -= 1;
+            if *count == 0 {
+                sources.remove(&source);
+            }
+        }
+    }
+}

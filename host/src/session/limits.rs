@@ -1,0 +1,63 @@
+//! What a connection may cost.
+
+use std::time::Duration;
+
+/// What a peer may send, hold and have in flight.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PeerLimits {
+    /// What one expression may cost.
+    pub jelly: jelly::Limits,
+    /// Calls in flight to services.
+    pub calls: usize,
+    /// Calls beyond that wait here, in bytes.
+    pub parked: usize,
+    /// Objects of ours that it may hold.
+    pub references: usize,
+    /// Answers that it has not read, in bytes, before its calls are no longer read.
+    pub unread: usize,
+}
+
+/// All limits of a door, each with the default of ARCHITECTURE.md.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Before log-in.
+    pub before: PeerLimits,
+    /// After.
+    pub after: PeerLimits,
+    /// How long a log-in may take.
+    pub login: Duration,
+    /// How long a peer with unread answers may read nothing.
+    pub stalled: Duration,
+    /// How long calls in flight may take to end when the door closes.
+    pub grace: Duration,
+    /// Connections in all.
+    pub connections: usize,
+    /// Connections from one address.
+    pub per_source: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            before: PeerLimits {
+                jelly: jelly::Limits::BEFORE_LOGIN,
+                calls: 4,
+                parked: 16 << 10,
+                references: 16,
+                unread: 16 << 10,
+            },
+            after: PeerLimits {
+                jelly: jelly::Limits::default(),
+                calls: 1024,
+                parked: 8 << 20,
+                references: 1024,
+                unread: 1 << 20,
+            },
+            login: Duration::from_secs(30),
+            stalled: Duration::from_secs(30),
+            grace: Duration::from_secs(5),
+            connections: 10_000,
+            per_source: 256,
+        }
+    }
+}

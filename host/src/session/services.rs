@@ -1,0 +1,604 @@
+//! The way to services and back: calls, answers, references.
+
+use std::sync::Arc;
+
+use jelly::{Defect, RefKind, Reference};
+use pb::{Call, Failure, Jelly, Output, Tables, Target, Translated};
+use plugin_api::abi::frame::{ToHost, ToLibrary};
+
+use super::connection::End;
+use super::desk::{Attached, Era, Held, InFlight, Object, Parked, State};
+use crate::multiservice::slot::Slot;
+
+type Out = Output<Object>;
+
+/// Frames for one service, gathered while one read is served.
+pub(super) struct Batch {
+    slot: Arc<Slot>,
+    frames: Vec<u8>,
+    calls: u64,
+}
+
+/// An object that a client gave to be called back.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Mind {
+    pub(super) luid: u64,
+    /// It was sent to an avatar, which keeps it for all that attach by it: it is not given back with one of them.
+    pub(super) lent: bool,
+}
+
+/// A value that names what is not its sender's to name.
+const FOREIGN: &str = "a reference to something that is not this service's";
+
+pub(super) fn insecure(what: &str) -> Failure {
+    Failure::new("twisted.spread.jelly.InsecureJelly", what)
+}
+
+pub(super) fn defective(defect: &Defect) -> Failure {
+    let class = match defect {
+        Defect::TooDeep(_) => "RecursionError",
+        Defect::Unhashable => "TypeError",
+        _ => "twisted.spread.jelly.InsecureJelly",
+    };
+    Failure::new(class, defect.to_string())
+}
+
+impl State {
+    /// The client calls a perspective (object 0) or an object of a service's.
+    pub(super) fn call_service(
+        &mut self,
+        output: &mut Out,
+        attachment: u64,
+        object: u64,
+        call: &Call<'_>,
+    ) -> Result<(), End> {
+        let refuse = |output: &mut Out, failure: &Failure| {
+            if call.answer {
+                output.fail(call.request, failure);
+            }
+        };
+        if let Some(defect) = call.defect {
+            refuse(output, &defective(defect));
+            return Ok(());
+        }
+        let Some(attached) = self.attachments.get(&attachment) else {
+            refuse(output, &Failure::new("twisted.spread.pb.DeadReferenceError", "the perspective was detached"));
+            return Ok(());
+        };
+        let slot = Arc::clone(&attached.slot);
+        let references = || call.arguments.references().iter().chain(call.keywords.references());
+        if let Some(failure) = references().find_map(|reference| self.acceptable(output, slot.number(), reference)) {
+            for reference in references().filter(|reference| reference.kind == RefKind::Remote) {
+                // The client counts each of them as sent.
+                output.release(reference.luid.unwrap_or(0), 1);
+            }
+            refuse(output, &failure);
+            return Ok(());
+        }
+        let in_flight =
+            InFlight { slot: slot.number(), attachment, request: call.request, answer: call.answer };
+        let must_park = self.calls.len() >= self.limits().calls || !self.parked.is_empty();
+        if !must_park && references().next().is_none() {
+            // The way of nearly all calls: from the connection's buffer to the gate's, once.
+            let (arguments, keywords) = (call.arguments.bytes(), call.keywords.bytes());
+            self.begin(&slot, in_flight, object, call.method, arguments, keywords);
+            return Ok(());
+        }
+        let (mut arguments, mut keywords) = (Vec::new(), Vec::new());
+        self.translate_in(output, slot.number(), &call.arguments, &mut arguments);
+        self.translate_in(output, slot.number(), &call.keywords, &mut keywords);
+        if !must_park {
+            self.begin(&slot, in_flight, object, call.method, &arguments, &keywords);
+            return Ok(());
+        }
+        let parked = Parked { call: in_flight, object, method: call.method.to_owned(), arguments, keywords };
+        self.parked_bytes += parked.size();
+        self.parked.push_back(parked);
+        if self.parked_bytes > self.limits().parked { Err(End::TooManyCalls) } else { Ok(()) }
+    }
+
+    fn begin(&mut self, slot: &Arc<Slot>, call: InFlight, object: u64, method: &str, arguments: &[u8], keywords: &[u8]) {
+        let index = self.fresh();
+        let number = self.wide(index);
+        // The service answers every call, so that what is in flight is known; who wants no answer gets none.
+        let frame = ToLibrary::Call {
+            call: number,
+            attachment: call.attachment,
+            object,
+            answer: true,
+            method,
+            arguments,
+            keywords,
+        };
+        self.calls.insert(index, call);
+        let batch = self.batch(slot);
+        frame.write(&mut batch.frames);
+        batch.calls += 1;
+    }
+
+    /// Calls that waited, as far as others have ended.
+    pub(super) fn unpark(&mut self, output: &mut Out) {
+        while self.calls.len() < self.limits().calls
+            && let Some(parked) = self.parked.pop_front()
+        {
+            self.parked_bytes -= parked.size();
+            match self.attachments.get(&parked.call.attachment).map(|attached| Arc::clone(&attached.slot)) {
+                Some(slot) => {
+                    let Parked { call, object, method, arguments, keywords } = parked;
+                    self.begin(&slot, call, object, &method, &arguments, &keywords);
+                }
+                None if parked.call.answer => {
+                    let gone = Failure::new("twisted.spread.pb.DeadReferenceError", "the perspective was detached");
+                    output.fail(parked.call.request, &gone);
+                }
+                None => {}
+            }
+        }
+    }
+
+    fn batch(&mut self, slot: &Arc<Slot>) -> &mut Batch {
+        let at = match self.batches.iter().position(|batch| Arc::ptr_eq(&batch.slot, slot)) {
+            Some(at) => at,
+            None => {
+                self.batches.push(Batch { slot: Arc::clone(slot), frames: Vec::new(), calls: 0 });
+                self.batches.len() - 1
+            }
+        };
+        &mut self.batches[at]
+    }
+
+    pub(super) fn say(&mut self, slot: &Arc<Slot>, frame: &ToLibrary<'_>) {
+        frame.write(&mut self.batch(slot).frames);
+    }
+
+    fn slot(&self, number: u64) -> Option<Arc<Slot>> {
+        self.attachments
+            .values()
+            .map(|attached| &attached.slot)
+            .find(|slot| slot.number() == number)
+            .or_else(|| self.batches.iter().map(|batch| &batch.slot).find(|slot| slot.number() == number))
+            .cloned()
+    }
+
+    /// Hands over what was gathered. What cannot be handed over is an error to its callers.
+    pub(super) fn submit(&mut self, output: &mut Out) {
+        for at in 0..self.batches.len() {
+            let batch = &mut self.batches[at];
+            if batch.frames.is_empty() {
+                continue;
+            }
+            batch.slot.count_calls(std::mem::take(&mut batch.calls));
+            let slot = batch.slot.number();
+            let submitted = batch.slot.submit(&batch.frames);
+            if let Err(error) = submitted {
+                let frames = std::mem::take(&mut batch.frames);
+                let failure = Failure::new("twisted.spread.pb.DeadReferenceError", error.to_string());
+                let mut rest = frames.as_slice();
+                while let Some(frame) = ToLibrary::read(&mut rest) {
+                    let request = match frame {
+                        ToLibrary::Call { call, .. } => {
+                            self.ended(slot, call).filter(|call| call.answer).map(|call| call.request)
+                        }
+                        ToLibrary::Attach { attachment, .. } => self.refused(slot, attachment),
+                        _ => None,
+                    };
+                    if let Some(request) = request {
+                        output.fail(request, &failure);
+                    }
+                }
+            } else {
+                batch.frames.clear();
+                batch.frames.shrink_to(1 << 16);
+            }
+        }
+        // Slots that were used long ago must not be held for ever.
+        if self.batches.len() > 16 {
+            self.batches.clear();
+        }
+    }
+
+    /// A service's frame.
+    pub(super) fn mail(&mut self, output: &mut Out, slot: u64, frame: ToHost<'_>) {
+        match frame {
+            ToHost::Answer { call, value } => {
+                let Some(call) = self.ended(slot, call) else { return };
+                if call.answer
+                    && let Err(failure) = self.answer(output, &call, value)
+                {
+                    output.fail(call.request, &failure);
+                }
+            }
+            ToHost::Failed { call, class, message, .. } => {
+                let failure = || Failure::new(class, message);
+                if let Some(call) = self.ended(slot, call) {
+                    if call.answer {
+                        output.fail(call.request, &failure());
+                    }
+                } else if let Some(request) = self.refused(slot, call) {
+                    output.fail(request, &failure());
+                }
+            }
+            ToHost::Attached { attachment } => self.attached(output, slot, attachment),
+            ToHost::Call { call, handle, answer, method, arguments, keywords } => {
+                let sent = self.call_client(output, slot, handle, answer, method, arguments, keywords);
+                match sent {
+                    Ok(request) => {
+                        if answer {
+                            self.outgoing.insert(request, (slot, call));
+                        }
+                    }
+                    Err(failure) if answer => {
+                        if let Some(slot) = self.slot(slot) {
+                            let (class, message) = (failure.class.as_str(), failure.value.as_str());
+                            self.say(&slot, &ToLibrary::Failed { call, class, message });
+                        }
+                    }
+                    Err(_) => {}
+                }
+            }
+            ToHost::Release { handle, count } => self.release(output, slot, handle, count),
+            _ => {}
+        }
+    }
+
+    /// A call that a service has ended: only its own.
+    fn ended(&mut self, slot: u64, number: u64) -> Option<InFlight> {
+        let index = self.narrow(number)?;
+        if self.calls.get(&index)?.slot != slot {
+            return None;
+        }
+        self.calls.remove(&index)
+    }
+
+    fn refused(&mut self, slot: u64, attachment: u64) -> Option<u64> {
+        let attached = self.attachments.get_mut(&attachment)?;
+        if attached.slot.number() != slot {
+            return None;
+        }
+        let request = attached.request.take()?;
+        self.attachments.remove(&attachment);
+        Some(request)
+    }
+
+    fn attached(&mut self, output: &mut Out, slot: u64, attachment: u64) {
+        let Some(attached) = self.attachments.get_mut(&attachment) else { return };
+        if attached.slot.number() != slot {
+            return;
+        }
+        let Some(request) = attached.request.take() else { return };
+        match output.tables.export(&Object::Perspective(attachment)) {
+            Ok(luid) => {
+                let mut value = Vec::new();
+                reference(&mut value, luid);
+                output.answer(request, &value);
+            }
+            Err(error) => {
+                self.detach(attachment);
+                output.fail(request, &Failure::new("twisted.spread.pb.Error", error.to_string()));
+            }
+        }
+    }
+
+    /// Writes a service's answer, after the same pass that a client's bytes go through.
+    fn answer(&mut self, output: &mut Out, call: &InFlight, value: &[u8]) -> Result<(), Failure> {
+        let unsendable = |why: &dyn std::fmt::Display| {
+            Failure::new("twisted.spread.pb.Error", format!("the service's answer cannot be sent: {why}"))
+        };
+        let scanned = match self.scanner.scan(value) {
+            Ok(Some(scanned)) if scanned.end == value.len() => scanned,
+            Ok(_) => return Err(self.afresh(unsendable(&"it is not one whole value"))),
+            Err(error) => return Err(self.afresh(unsendable(&error))),
+        };
+        if let Some(defect) = scanned.defect {
+            return Err(unsendable(defect));
+        }
+        let jelly = Jelly::new(value, scanned.references, 0, value.len());
+        let (held, sent, slot, attachment) = (&self.held, &mut self.sent, call.slot, call.attachment);
+        let connection = self.number;
+        let mut exported = Vec::new();
+        let written = output.answer_translated(call.request, &jelly, |tables, reference| {
+            let translated = translate_out(tables, held, connection, slot, attachment, reference)?;
+            if let Some(object) = translated.1 {
+                exported.push(object);
+            }
+            Ok::<_, Failure>(translated.0)
+        });
+        settle(output, sent, exported, written.is_ok());
+        written
+    }
+
+    /// A scanner that met an error may stand anywhere: a new one.
+    fn afresh(&mut self, failure: Failure) -> Failure {
+        self.scanner = jelly::Scanner::new(jelly::Shape::Value, self.shared.limits.after.jelly);
+        self.keyword_scanner = jelly::Scanner::new(jelly::Shape::Value, self.shared.limits.after.jelly);
+        failure
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "the fields of one frame")]
+    fn call_client(
+        &mut self,
+        output: &mut Out,
+        slot: u64,
+        handle: u64,
+        answer: bool,
+        method: &str,
+        arguments: &[u8],
+        keywords: &[u8],
+    ) -> Result<u64, Failure> {
+        let held = self.narrow(handle).and_then(|index| self.held.get(&index)).filter(|held| held.slot == slot);
+        let Some(luid) = held.map(|held| held.luid) else {
+            return Err(Failure::new("twisted.spread.pb.DeadReferenceError", "the client's object is not there any more"));
+        };
+        let attachment = self
+            .attachments
+            .iter()
+            .find(|(_, attached)| attached.slot.number() == slot)
+            .map_or(0, |(attachment, _)| *attachment);
+        let unsendable = |why: &dyn std::fmt::Display| Failure::new("TypeError", format!("the arguments cannot be sent: {why}"));
+        let whole = |scanned: Result<Option<jelly::Scanned<'_>>, jelly::token::BananaError>, length: usize| match scanned {
+            Ok(Some(scanned)) if scanned.end == length => match scanned.defect {
+                Some(defect) => Err(unsendable(defect)),
+                None => Ok(()),
+            },
+            Ok(_) => Err(unsendable(&"they are not one whole value")),
+            Err(error) => Err(unsendable(&error)),
+        };
+        let checked = whole(self.scanner.scan(arguments), arguments.len())
+            .and_then(|()| whole(self.keyword_scanner.scan(keywords), keywords.len()));
+        if let Err(failure) = checked {
+            return Err(self.afresh(failure));
+        }
+        let arguments = Jelly::new(arguments, self.scanner.last().references, 0, arguments.len());
+        let keywords = Jelly::new(keywords, self.keyword_scanner.last().references, 0, keywords.len());
+        let (held, sent, connection) = (&self.held, &mut self.sent, self.number);
+        let mut exported = Vec::new();
+        let target = Target::Luid(luid);
+        let written = output.call_translated(target, method, answer, &arguments, &keywords, |tables, reference| {
+            let translated = translate_out(tables, held, connection, slot, attachment, reference)?;
+            if let Some(object) = translated.1 {
+                exported.push(object);
+            }
+            Ok::<_, Failure>(translated.0)
+        });
+        settle(output, sent, exported, written.is_ok());
+        written
+    }
+
+    fn release(&mut self, output: &mut Out, slot: u64, handle: u64, count: u64) {
+        let Some(index) = self.narrow(handle) else { return };
+        let Some(held) = self.held.get_mut(&index).filter(|held| held.slot == slot) else { return };
+        let count = count.min(held.count);
+        held.count -= count;
+        let (luid, left) = (held.luid, held.count);
+        if left == 0 {
+            self.held.remove(&index);
+            self.held_by.remove(&(slot, luid));
+        }
+        output.release(luid, count);
+    }
+
+    /// The client has answered a service's call.
+    pub(super) fn answered(&mut self, output: &mut Out, request: u64, value: Jelly<'_>, defect: Option<&Defect>) {
+        let Some((slot, call)) = self.outgoing.remove(&request) else { return };
+        let Some(slot) = self.slot(slot) else { return };
+        let wrong = defect.map(defective).or_else(|| {
+            value.references().iter().find_map(|reference| self.acceptable(output, slot.number(), reference))
+        });
+        if let Some(failure) = wrong {
+            let message = format!("the client's answer: {}", failure.value);
+            self.say(&slot, &ToLibrary::Failed { call, class: &failure.class, message: &message });
+            return;
+        }
+        if value.references().is_empty() {
+            self.say(&slot, &ToLibrary::Answer { call, value: value.bytes() });
+            return;
+        }
+        let mut translated = Vec::new();
+        self.translate_in(output, slot.number(), &value, &mut translated);
+        self.say(&slot, &ToLibrary::Answer { call, value: &translated });
+    }
+
+    /// The client's object has raised an error.
+    pub(super) fn failed(&mut self, _: &mut Out, request: u64, failure: Jelly<'_>, defect: Option<&Defect>) {
+        let Some((slot, call)) = self.outgoing.remove(&request) else { return };
+        let Some(slot) = self.slot(slot) else { return };
+        let failure = match defect {
+            Some(defect) => defective(defect),
+            None => Failure::read(failure.bytes())
+                .unwrap_or_else(|error| Failure::new("twisted.spread.pb.Error", error.to_string())),
+        };
+        self.say(&slot, &ToLibrary::Failed { call, class: &failure.class, message: &failure.value });
+    }
+
+    /// What keeps a reference of the client's from going to this service.
+    fn acceptable(&self, output: &Out, slot: u64, reference: &Reference) -> Option<Failure> {
+        match reference.kind {
+            RefKind::Remote => reference.luid.is_none().then(|| insecure("a reference whose number is too large")),
+            RefKind::Local => {
+                // Twisted makes None of one that it does not know.
+                let object = output.tables.exported(reference.luid?)?;
+                let mine = match object {
+                    Object::Service { attachment, .. } => {
+                        self.attachments.get(attachment).is_some_and(|attached| attached.slot.number() == slot)
+                    }
+                    Object::Login(_) | Object::Perspective(_) => false,
+                };
+                (!mine).then(|| insecure(FOREIGN))
+            }
+            RefKind::Cached | RefKind::Lcache | RefKind::Cache => Some(insecure("a cached object: services take none")),
+        }
+    }
+
+    /// Writes a client's value as a service sees it. Its references were found acceptable.
+    fn translate_in(&mut self, output: &Out, slot: u64, value: &Jelly<'_>, into: &mut Vec<u8>) {
+        let translated = value.translate(into, |reference| {
+            Ok::<_, std::convert::Infallible>(match (reference.kind, reference.luid) {
+                (RefKind::Remote, Some(luid)) => Translated::Number(self.hold(slot, luid)),
+                (RefKind::Local, Some(luid)) => match output.tables.exported(luid) {
+                    Some(Object::Service { object, .. }) => Translated::Number(*object),
+                    _ => Translated::None,
+                },
+                _ => Translated::None,
+            })
+        });
+        match translated {
+            Ok(()) => {}
+            Err(never) => match never {},
+        }
+    }
+
+    /// The number by which a service knows an object of the client's, which was sent once more.
+    pub(super) fn hold(&mut self, slot: u64, luid: u64) -> u64 {
+        let index = match self.held_by.get(&(slot, luid)) {
+            Some(index) => *index,
+            None => {
+                let index = self.fresh();
+                self.held.insert(index, Held { slot, luid, count: 0 });
+                self.held_by.insert((slot, luid), index);
+                index
+            }
+        };
+        if let Some(held) = self.held.get_mut(&index) {
+            held.count += 1;
+        }
+        self.wide(index)
+    }
+
+    /// The client has let go of its last reference to an object.
+    pub(super) fn dropped(&mut self, object: Object) {
+        match object {
+            Object::Login(index) => {
+                self.login.remove(&index);
+            }
+            Object::Perspective(attachment) => {
+                if self.attachments.get(&attachment).is_some_and(|attached| attached.era == Era::New) {
+                    self.detach(attachment);
+                }
+            }
+            Object::Service { attachment, object: number } => {
+                let count = self.sent.remove(&object).unwrap_or(0);
+                if let Some(slot) = self.attachments.get(&attachment).map(|attached| Arc::clone(&attached.slot)) {
+                    self.say(&slot, &ToLibrary::Dropped { object: number, count });
+                }
+            }
+        }
+    }
+
+    /// Asks a service to attach this client. Its answer becomes the answer to `request`.
+    pub(super) fn attach(
+        &mut self,
+        slot: Arc<Slot>,
+        perspective: &str,
+        identity: &str,
+        mind: Option<Mind>,
+        request: u64,
+        era: Era,
+    ) {
+        let index = self.fresh();
+        let attachment = self.wide(index);
+        let mind = mind.map_or(0, |mind| {
+            let number = self.hold(slot.number(), mind.luid);
+            if mind.lent
+                && let Some(held) = self.narrow(number).and_then(|index| self.held.get_mut(&index))
+            {
+                held.count -= 1;
+            }
+            number
+        });
+        let peer = std::mem::take(&mut self.peer);
+        self.say(&slot, &ToLibrary::Attach { attachment, perspective, identity, mind, peer: &peer });
+        self.peer = peer;
+        self.attachments.insert(attachment, Attached { slot, era, request: Some(request) });
+    }
+
+    pub(super) fn detach(&mut self, attachment: u64) {
+        let Some(attached) = self.attachments.remove(&attachment) else { return };
+        // What the service handed out by this attachment goes with it.
+        let handed: Vec<(Object, u64)> = self
+            .sent
+            .extract_if(|object, _| matches!(object, Object::Service { attachment: by, .. } if *by == attachment))
+            .collect();
+        for (object, count) in handed {
+            if let Object::Service { object, .. } = object {
+                self.say(&attached.slot, &ToLibrary::Dropped { object, count });
+            }
+        }
+        self.say(&attached.slot, &ToLibrary::Detach { attachment });
+    }
+
+    /// The connection has ended.
+    pub(super) fn end(&mut self) {
+        for (index, call) in std::mem::take(&mut self.calls) {
+            let number = self.wide(index);
+            if let Some(slot) = self.slot(call.slot) {
+                self.say(&slot, &ToLibrary::Gone { call: number });
+            }
+        }
+        for (_, (slot, call)) in std::mem::take(&mut self.outgoing) {
+            if let Some(slot) = self.slot(slot) {
+                let (class, message) = ("twisted.spread.pb.PBConnectionLost", "the client has gone");
+                self.say(&slot, &ToLibrary::Failed { call, class, message });
+            }
+        }
+        let attachments: Vec<u64> = self.attachments.keys().copied().collect();
+        for attachment in attachments {
+            self.detach(attachment);
+        }
+        for batch in &self.batches {
+            if !batch.frames.is_empty() {
+                // A service that has stopped has detached everybody itself.
+                let _ = batch.slot.submit(&batch.frames);
+            }
+        }
+    }
+}
+
+/// What a reference in a service's value becomes for the client, and the object that went out for it.
+fn translate_out(
+    tables: &mut Tables<Object>,
+    held: &std::collections::HashMap<u32, Held>,
+    connection: u32,
+    slot: u64,
+    attachment: u64,
+    reference: &Reference,
+) -> Result<(Translated, Option<Object>), Failure> {
+    let number = reference.luid.ok_or_else(|| insecure(FOREIGN))?;
+    match reference.kind {
+        RefKind::Remote => {
+            let object = Object::Service { attachment, object: number };
+            let luid = tables
+                .export(&object)
+                .map_err(|error| Failure::new("twisted.spread.pb.Error", error.to_string()))?;
+            Ok((Translated::Number(luid), Some(object)))
+        }
+        RefKind::Local => {
+            let mine = (number >> 32 == u64::from(connection)).then_some(number as u32);
+            let held = mine.and_then(|index| held.get(&index)).filter(|held| held.slot == slot);
+            let luid = held.ok_or_else(|| insecure(FOREIGN))?.luid;
+            Ok((Translated::Number(luid), None))
+        }
+        RefKind::Cached | RefKind::Lcache | RefKind::Cache => Err(insecure("a cached object: it cannot be sent yet")),
+    }
+}
+
+/// Counts what was sent, or takes back what was not.
+fn settle(
+    output: &mut Out,
+    sent: &mut std::collections::HashMap<Object, u64>,
+    exported: Vec<Object>,
+    written: bool,
+) {
+    for object in exported {
+        *sent.entry(object).or_insert(0) += 1;
+        if !written {
+            output.tables.unexport(&object);
+        }
+    }
+}
+
+/// A reference to an object of ours.
+pub(super) fn reference(out: &mut Vec<u8>, luid: u64) {
+    jelly::token::list(out, 2);
+    jelly::token::bytes(out, b"remote");
+    jelly::token::uint(out, luid);
+}
