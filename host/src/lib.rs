@@ -7,10 +7,13 @@
 //!
 //! It is Twisted.Cred as it was in 2005, in Rust. ARCHITECTURE.md has the rooms and what must always be true.
 
+pub mod config;
+pub mod control;
 pub mod cred;
 // The host's one room with `unsafe`: the other side of the wall, and dlopen.
 #[allow(unsafe_code)]
 pub mod loader;
 pub mod multiservice;
+pub mod server;
 pub mod session;
 pub mod store;

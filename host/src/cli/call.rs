@@ -1,0 +1,194 @@
+//! `credhost call`: a PB client for the shell.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use clap::Args;
+use jelly::{Node, Value, ValueRef};
+use pb::client::{Client, Error};
+
+use super::home::password;
+use super::{Output, Trouble};
+
+/// How long a host may take to accept a connection.
+const CONNECT: Duration = Duration::from_secs(10);
+/// PB's port, unless another is named (`twisted.spread.pb.portno`).
+const PORT: u16 = 8787;
+
+#[derive(Debug, Args)]
+pub(super) struct Call {
+    /// USER@HOST[:PORT]/SERVICE[/PERSPECTIVE]
+    target: String,
+    /// The method.
+    method: String,
+    /// Arguments: JSON, or else a text as it is; NAME=ARGUMENT for a keyword.
+    #[arg(allow_negative_numbers = true)]
+    arguments: Vec<String>,
+    /// Read the password from standard input.
+    #[arg(long)]
+    password_stdin: bool,
+}
+
+impl Call {
+    pub(super) fn run(self, output: Output) -> Result<(), Trouble> {
+        let target = Target::parse(&self.target)?;
+        let (positional, keywords) = arguments(&self.arguments)?;
+        let secret = password(self.password_stdin, &format!("password of {}: ", target.user), false)?;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let answer = runtime.block_on(async {
+            let address = (target.host.as_str(), target.port);
+            let connecting = tokio::net::TcpStream::connect(address);
+            let stream = tokio::time::timeout(CONNECT, connecting)
+                .await
+                .unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()))
+                .map_err(|error| {
+                    Trouble::new(format!("cannot reach {}:{}: {error}", target.host, target.port))
+                        .hint("does a host run there? `credhost run` starts one")
+                })?;
+            let client = Client::new(stream).await?;
+            let name = format!("{}/{}", target.user, target.path);
+            let perspective = client.login(&name, &secret.0, None).await.map_err(|error| refused(&error, &target))?;
+            let answer = perspective.call_with(&self.method, &positional, &keywords).await.map_err(|error| match error {
+                Error::Failure(failure) => Trouble::new(failure.to_string()),
+                error => error.into(),
+            })?;
+            Ok::<_, Trouble>(answer.value()?)
+        })?;
+        output.show(&json(answer.root()), || answer.to_string());
+        Ok(())
+    }
+}
+
+fn refused(error: &Error, target: &Target) -> Trouble {
+    match error {
+        Error::Failure(failure) if failure.class == "twisted.cred.error.UnauthorizedLogin" => {
+            Trouble::new(format!("{} is not let in: wrong name or password", target.user))
+        }
+        Error::Failure(failure) if failure.is("twisted.cred.error.Unauthorized") => {
+            Trouble::new(format!("{} has no key to {}", target.user, target.path))
+                .hint(format!("the operator can give one: credhost key add {} {}", target.user, target.path.replace('/', " ")))
+        }
+        Error::Failure(failure) if failure.is("twisted.python.failure.DefaultException") => {
+            Trouble::new(format!("{} has no key to the service {}", target.user, target.path))
+                .hint(format!("the operator can give one: credhost key add {} {}", target.user, target.path))
+        }
+        Error::Failure(failure) if failure.is("builtins.KeyError") => {
+            Trouble::new(format!("there is no service named {}", failure.value.trim_matches('\'')))
+                .hint("the operator sees them all: credhost service list")
+        }
+        other => Trouble::new(other.to_string()),
+    }
+}
+
+struct Target {
+    user: String,
+    host: String,
+    port: u16,
+    path: String,
+}
+
+impl Target {
+    fn parse(text: &str) -> Result<Self, Trouble> {
+        let wrong = || {
+            Trouble::new(format!("{text:?} names no perspective"))
+                .hint("write USER@HOST[:PORT]/SERVICE[/PERSPECTIVE], as in alice@127.0.0.1:8787/todo")
+        };
+        let (user, rest) = text.split_once('@').ok_or_else(wrong)?;
+        let (place, path) = rest.split_once('/').ok_or_else(wrong)?;
+        let (host, port) = match place.rsplit_once(':') {
+            Some((host, port)) if !host.ends_with(':') => (host, port.parse().map_err(|_| wrong())?),
+            _ => (place, PORT),
+        };
+        let host = host.trim_start_matches('[').trim_end_matches(']');
+        if user.is_empty() || host.is_empty() || path.is_empty() {
+            return Err(wrong());
+        }
+        Ok(Self { user: user.to_owned(), host: host.to_owned(), port, path: path.to_owned() })
+    }
+}
+
+type Keywords = BTreeMap<String, serde_json::Value>;
+
+/// Arguments from the command line: what is JSON is taken as such, all else as a text.
+fn arguments(texts: &[String]) -> Result<(Value, Keywords), Trouble> {
+    let value = |text: &str| {
+        serde_json::from_str(text).unwrap_or_else(|_| serde_json::Value::String(text.to_owned()))
+    };
+    let mut positional = Vec::new();
+    let mut keywords = BTreeMap::new();
+    for text in texts {
+        let keyword = text.split_once('=').filter(|(name, _)| {
+            let mut letters = name.chars();
+            letters.next().is_some_and(|first| first.is_alphabetic() || first == '_')
+                && letters.all(|letter| letter.is_alphanumeric() || letter == '_')
+        });
+        match keyword {
+            Some((name, text)) => {
+                keywords.insert(name.to_owned(), value(text));
+            }
+            None => positional.push(Value::from_typed(&value(text))?),
+        }
+    }
+    Ok((Value::tuple(positional), keywords))
+}
+
+/// An answer as JSON: bytes and dates as texts, tuples and sets as lists, keys as texts. An answer that contains
+/// itself ends in an ellipsis: JSON cannot say it.
+fn json(value: ValueRef<'_>) -> serde_json::Value {
+    json_within(value, jelly::Limits::default().depth)
+}
+
+fn json_within(value: ValueRef<'_>, depth: usize) -> serde_json::Value {
+    use serde_json::Value as Json;
+    let Some(depth) = depth.checked_sub(1) else { return "…".into() };
+    match value.node() {
+        Node::None => Json::Null,
+        Node::Bool(value) => value.into(),
+        Node::Int(value) => value.into(),
+        Node::Float(value) => value.into(),
+        Node::Text(value) => value.into(),
+        Node::Bytes(value) => String::from_utf8_lossy(value).into(),
+        Node::List | Node::Tuple | Node::Set | Node::FrozenSet => {
+            value.items().map(|item| json_within(item, depth)).collect()
+        }
+        Node::Dictionary => {
+            let key = |key: ValueRef<'_>| match json_within(key, depth) {
+                Json::String(text) => text,
+                other => other.to_string(),
+            };
+            Json::Object(value.pairs().map(|(name, value)| (key(name), json_within(value, depth))).collect())
+        }
+        Node::Instance(_) => value.items().next().map_or(Json::Null, |state| json_within(state, depth)),
+        Node::BigInt(value) => value.to_string().into(),
+        Node::DateTime(value) => value.to_string().into(),
+        Node::Date(value) => value.to_string().into(),
+        Node::Time(value) => value.to_string().into(),
+        Node::TimeDelta(value) => value.to_string().into(),
+        Node::Decimal(value) => format!("{}e{}", value.digits, value.exponent).into(),
+        other => format!("{other:?}").into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn targets_are_taken_apart() {
+        let target = Target::parse("alice@127.0.0.1:9000/todo/work").ok().unwrap();
+        assert_eq!((target.user.as_str(), target.host.as_str(), target.port, target.path.as_str()), ("alice", "127.0.0.1", 9000, "todo/work"));
+        assert_eq!(Target::parse("alice@[::1]/todo").ok().unwrap().port, PORT);
+        assert_eq!(Target::parse("alice@[::1]:9/todo").ok().unwrap().host, "::1");
+        for bad in ["alice", "alice@host", "@host/todo", "alice@/todo", "alice@host:port/todo"] {
+            assert!(Target::parse(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn arguments_are_json_or_texts_and_may_be_named() {
+        let texts = ["milk", "5", "[1,2]", "\"5\"", "done=true", "a b=c"].map(str::to_owned);
+        let (positional, keywords) = arguments(&texts).ok().unwrap();
+        assert_eq!(positional.to_string(), "(\"milk\", 5, [1, 2], \"5\", \"a b=c\")");
+        assert_eq!(keywords["done"], serde_json::Value::Bool(true));
+    }
+}

@@ -1,0 +1,181 @@
+//! `credhost demo`: everything at once, for who has just come.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::rc::Rc;
+
+use clap::Args;
+use credhost::config::{Home, random};
+use credhost::cred::{Identity, Key, Password};
+use credhost::server::{Host, Options};
+use pb::client::Client;
+use zeroize::Zeroizing;
+
+use super::{Trouble, run, say};
+
+/// The services that are built, in `plugins/`.
+const SAMPLES: [&str; 3] = ["todo", "scores", "chat"];
+/// The identities that are made.
+const PEOPLE: [&str; 2] = ["alice", "bob"];
+/// What passwords are made of: nothing that looks like something else.
+const LETTERS: &[u8; 32] = b"abcdefghijkmnpqrstuvwxyz23456789";
+
+#[derive(Debug, Args)]
+pub(super) struct Demo {
+    /// Where to serve Perspective Broker.
+    #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:8787")]
+    listen: String,
+    /// The checkout whose sample services are built.
+    #[arg(long, value_name = "FOLDER", hide = true)]
+    workspace: Option<PathBuf>,
+}
+
+impl Demo {
+    pub(super) fn run(self, home: Home) -> Result<(), Trouble> {
+        let workspace = match self.workspace {
+            Some(workspace) => workspace,
+            None => workspace()?,
+        };
+        home.make()?;
+        say("building the sample services …");
+        let built = build(&workspace)?;
+        for library in &built {
+            put(library, &home.plugins())?;
+        }
+        let options = Options { listen: Some(self.listen), plaintext: false };
+        run::serve(home, &options, first_call)
+    }
+}
+
+/// The checkout that this program was built in, or the one it stands in.
+fn workspace() -> Result<PathBuf, Trouble> {
+    let has_samples = |folder: &Path| folder.join("plugins/todo/Cargo.toml").is_file();
+    let here = std::env::current_dir()?;
+    here.ancestors()
+        .chain(Path::new(env!("CARGO_MANIFEST_DIR")).parent())
+        .find(|folder| has_samples(folder))
+        .map(Path::to_owned)
+        .ok_or_else(|| {
+            Trouble::new("the sample services are not here to be built").hint("run the demo in a checkout of credhost")
+        })
+}
+
+/// Builds the samples in an invocation of their own, or the host's features would be theirs, too.
+fn build(workspace: &Path) -> Result<Vec<PathBuf>, Trouble> {
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.current_dir(workspace).args(["build", "--release", "--message-format=json-render-diagnostics"]);
+    cargo.arg("--target-dir").arg(workspace.join("target/plugins"));
+    for sample in SAMPLES {
+        cargo.args(["--package", sample]);
+    }
+    let output = cargo.stderr(Stdio::inherit()).output().map_err(|error| {
+        Trouble::new(format!("cargo cannot be run: {error}")).hint("the demo builds services: it needs Rust's cargo")
+    })?;
+    if !output.status.success() {
+        return Err(Trouble::new("the sample services do not build; cargo says why above"));
+    }
+    let mut libraries = Vec::new();
+    for line in output.stdout.split(|byte| *byte == b'\n') {
+        let Ok(message) = serde_json::from_slice::<serde_json::Value>(line) else { continue };
+        let files = message["filenames"].as_array().map(Vec::as_slice).unwrap_or_default();
+        let is_sample = message["target"]["name"].as_str().is_some_and(|name| SAMPLES.contains(&name));
+        if is_sample {
+            let paths = files.iter().filter_map(|file| file.as_str()).map(PathBuf::from);
+            libraries.extend(paths.filter(|path| path.extension().is_some_and(|extension| extension == "so")));
+        }
+    }
+    Ok(libraries)
+}
+
+/// Puts a library into the folder at once: a host that watches never sees half of it.
+fn put(library: &Path, folder: &Path) -> Result<(), Trouble> {
+    let name = library.file_name().ok_or_else(|| Trouble::new("a library without a name"))?;
+    let place = folder.join(name);
+    let same = std::fs::read(&place).is_ok_and(|old| std::fs::read(library).is_ok_and(|new| old == new));
+    if !same {
+        let half = folder.join(format!(".{}.half", name.to_string_lossy()));
+        std::fs::copy(library, &half)?;
+        std::fs::rename(half, place)?;
+    }
+    Ok(())
+}
+
+fn password() -> Result<Zeroizing<String>, Trouble> {
+    let random: [u8; 20] = random()?;
+    Ok(Zeroizing::new(random.iter().map(|byte| char::from(LETTERS[usize::from(byte % 32)])).collect()))
+}
+
+/// Makes the two identities, if they are not there, and one call through a real socket.
+async fn first_call(host: Rc<Host>) -> Result<(), Trouble> {
+    let address = host.address();
+    say(&format!("serving Perspective Broker on {address}\n"));
+    let mut new = Vec::new();
+    for name in PEOPLE {
+        let accounts = host.accounts();
+        if accounts.authorizer().get(name).is_none() {
+            let password = password()?;
+            accounts.add(name, Some(&Password::new(&password)))?;
+            for service in SAMPLES {
+                accounts.key_add(name, Key::new(service, name)?)?;
+            }
+            new.push((name, password));
+        }
+    }
+    if new.is_empty() {
+        say("alice and bob are here already; their passwords were printed when they were made.");
+        say("Forgotten? credhost identity password alice\n");
+    } else {
+        say("Two identities, with their passwords, which are printed only this once:");
+        for (name, password) in &new {
+            say(&format!("  {name:6} {}", **password));
+        }
+        say("");
+    }
+    let shown = match new.first() {
+        Some((name, password)) => call(address, name, password).await?,
+        None => call_as_guest(&host).await?,
+    };
+    say(&format!("A first call, through a socket: alice's todo.list() answers {shown}\n"));
+    say("Next, from another terminal:");
+    say(&format!("  cargo run --release -- call alice@{address}/todo add milk"));
+    say("  cargo run --release -- describe todo");
+    say(&format!("  cp your_service.so {}/", std::path::absolute(host.plugins())?.display()));
+    say("\nOr from Twisted (pip install Twisted):\n");
+    say(&python(address.port()));
+    say("\nCtrl-C stops.");
+    Ok(())
+}
+
+async fn call(address: std::net::SocketAddr, name: &str, password: &str) -> Result<String, Trouble> {
+    let client = Client::new(tokio::net::TcpStream::connect(address).await?).await?;
+    let todo = client.login(&format!("{name}/todo/alice"), password, None).await?;
+    Ok(todo.call("list", &()).await?.value()?.to_string())
+}
+
+/// On a second run nobody's password is known: somebody who exists for this one call makes it.
+async fn call_as_guest(host: &Host) -> Result<String, Trouble> {
+    let password = password()?;
+    let name = format!("demo-{}", &*password);
+    let mut guest = Identity::new(&name)?;
+    guest.set_password(&Password::new(&password), host.accounts().key(), &credhost::config::entropy()?)?;
+    guest.keyring.add(Key::new("todo", "alice")?);
+    host.accounts().authorizer().add(guest)?;
+    let answer = call(host.address(), &name, &password).await;
+    host.accounts().authorizer().remove(&name)?;
+    answer
+}
+
+fn python(port: u16) -> String {
+    format!(
+        "    from getpass import getpass
+    from twisted.cred.credentials import UsernamePassword
+    from twisted.internet import task
+    from twisted.spread import pb
+    async def main(reactor):
+        factory = pb.PBClientFactory()
+        reactor.connectTCP(\"127.0.0.1\", {port}, factory)
+        todo = await factory.login(UsernamePassword(b\"alice/todo\", getpass().encode()))
+        print(await todo.callRemote(\"add\", \"milk\"), await todo.callRemote(\"list\"))
+    task.react(main)"
+    )
+}

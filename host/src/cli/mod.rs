@@ -1,0 +1,152 @@
+//! Commands: one small file each.
+
+mod call;
+mod demo;
+mod describe;
+mod home;
+mod identity;
+mod key;
+mod run;
+mod service;
+
+use std::io::IsTerminal;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser, Subcommand};
+use tracing_subscriber::EnvFilter;
+
+/// A host for services that people log in to.
+///
+/// Services are shared libraries in a folder; clients speak Twisted's Perspective Broker. `credhost demo` shows it all.
+#[derive(Debug, Parser)]
+#[command(name = "credhost", version, max_term_width = 100)]
+struct Cli {
+    /// The home folder: configuration, services, secrets.
+    #[arg(long, global = true, env = "CREDHOST_HOME", default_value = "credhost-home", value_name = "FOLDER")]
+    home: PathBuf,
+
+    /// Print JSON, for programs.
+    #[arg(long, global = true)]
+    json: bool,
+
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Build the sample services, make two identities, serve, and show a first call.
+    Demo(demo::Demo),
+    /// Serve a home folder until Ctrl-C or SIGTERM.
+    Run(run::Run),
+    /// Call a method of a perspective: USER@HOST[:PORT]/SERVICE[/PERSPECTIVE] METHOD ARGUMENT…
+    Call(call::Call),
+    /// Show a service's methods, types and docs.
+    Describe(describe::Describe),
+    /// Who may log in.
+    #[command(subcommand)]
+    Identity(identity::Identity),
+    /// What an identity may get: its keyring.
+    #[command(subcommand)]
+    Key(key::Key),
+    /// What runs.
+    #[command(subcommand)]
+    Service(service::Service),
+    /// Print a script that completes commands in a shell.
+    Completions {
+        /// bash, zsh, fish …
+        shell: clap_complete::Shell,
+    },
+}
+
+/// Why a command was not done: what, and what to do.
+#[derive(Debug)]
+struct Trouble {
+    error: String,
+    hint: Option<String>,
+}
+
+impl Trouble {
+    fn new(error: impl Into<String>) -> Self {
+        Self { error: error.into(), hint: None }
+    }
+
+    fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+}
+
+impl<E: std::error::Error> From<E> for Trouble {
+    fn from(error: E) -> Self {
+        Self::new(error.to_string())
+    }
+}
+
+/// What a command prints.
+#[derive(Debug, Clone, Copy)]
+struct Output {
+    json: bool,
+}
+
+impl Output {
+    /// Prints for a program, or for a person.
+    fn show(self, value: &serde_json::Value, person: impl FnOnce() -> String) {
+        let text = if self.json { value.to_string() } else { person() };
+        if !text.is_empty() {
+            say(&text);
+        }
+    }
+}
+
+/// Prints a line; a reader that has gone (`| head`) is no error.
+fn say(text: &str) {
+    use std::io::Write;
+    let _ = writeln!(std::io::stdout(), "{text}");
+}
+
+pub(crate) fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let output = Output { json: cli.json };
+    let home = credhost::config::Home::new(cli.home);
+    let done = match cli.command {
+        Command::Demo(demo) => demo.run(home),
+        Command::Run(run) => run.run(home),
+        Command::Call(call) => call.run(output),
+        Command::Describe(describe) => describe.run(&home, output),
+        Command::Identity(identity) => identity.run(&home, output),
+        Command::Key(key) => key.run(&home, output),
+        Command::Service(service) => service.run(&home, output),
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "credhost", &mut std::io::stdout());
+            Ok(())
+        }
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(trouble) => {
+            if output.json {
+                eprintln!("{}", serde_json::json!({ "error": trouble.error, "hint": trouble.hint }));
+            } else {
+                eprintln!("credhost: {}", trouble.error);
+                if let Some(hint) = trouble.hint {
+                    eprintln!("  {hint}");
+                }
+            }
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Lines of the log go to standard error; `CREDHOST_LOG` says which.
+fn start_log() {
+    let filter = EnvFilter::try_from_env("CREDHOST_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    // A second call in one process would find it set.
+    let _ = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_target(false)
+        .try_init();
+}

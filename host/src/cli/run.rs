@@ -1,0 +1,55 @@
+//! `credhost run`
+
+use std::rc::Rc;
+
+use clap::Args;
+use credhost::config::Home;
+use credhost::server::{Host, Options};
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::{Trouble, start_log};
+
+#[derive(Debug, Args)]
+pub(super) struct Run {
+    /// Where to serve Perspective Broker, instead of what credhost.toml says.
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    listen: Option<String>,
+    /// Serve in the clear though others can listen.
+    #[arg(long)]
+    plaintext: bool,
+}
+
+impl Run {
+    pub(super) fn run(self, home: Home) -> Result<(), Trouble> {
+        let options = Options { listen: self.listen, plaintext: self.plaintext };
+        serve(home, &options, async |host| {
+            tracing::info!("serving Perspective Broker on {}", host.address());
+            Ok(())
+        })
+    }
+}
+
+/// Serves until Ctrl-C or SIGTERM. `first` is done when the door is open.
+pub(super) fn serve(
+    home: Home,
+    options: &Options,
+    first: impl AsyncFnOnce(Rc<Host>) -> Result<(), Trouble>,
+) -> Result<(), Trouble> {
+    start_log();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let tasks = tokio::task::LocalSet::new();
+    tasks.block_on(&runtime, async {
+        // Before anything else: a signal that comes while it starts must stop it, too.
+        let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+        let stop = async move {
+            tokio::select! {
+                _ = interrupt.recv() => {}
+                _ = terminate.recv() => {}
+            }
+        };
+        let (host, watch) = Host::start(home, options).await?;
+        let run = Rc::clone(&host).run(watch, stop);
+        let (first, ()) = tokio::join!(first(host), run);
+        first
+    })
+}

@@ -1,0 +1,147 @@
+//! The home folder: one host's, and nobody else's to read.
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{FlockOperation, flock};
+
+/// A home folder.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Home {
+    path: PathBuf,
+}
+
+/// Held by the one process that uses a home folder.
+#[derive(Debug)]
+pub struct Lock {
+    _file: File,
+}
+
+/// Why a home folder cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum HomeError {
+    /// It is not there.
+    #[error("there is no home folder {0}; `credhost run` makes one, and so does `credhost demo`")]
+    Missing(PathBuf),
+    /// It cannot be made or read.
+    #[error("the home folder {path} cannot be used: {error}")]
+    Io {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        error: io::Error,
+    },
+    /// Others could read or change it.
+    #[error("{path} can be used by others (mode {mode:o}); it holds secrets: run `chmod {wanted:o} {path}`")]
+    Open {
+        /// Which.
+        path: PathBuf,
+        /// As it is.
+        mode: u32,
+        /// As it should be.
+        wanted: u32,
+    },
+    /// It belongs to somebody else.
+    #[error("{0} belongs to another user; run credhost as that user")]
+    Owner(PathBuf),
+    /// Another process uses it.
+    #[error("another credhost uses {0}; stop it first")]
+    Locked(PathBuf),
+}
+
+impl Home {
+    /// The home folder at this path.
+    #[must_use]
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        Self { path: path.into() }
+    }
+
+    /// Makes the folder and its folder for services, if they are not there; checks that nobody else can read them.
+    ///
+    /// # Errors
+    /// When it cannot be made, or others can read it.
+    pub fn make(&self) -> Result<(), HomeError> {
+        for folder in [self.path.clone(), self.plugins()] {
+            let made = DirBuilder::new().recursive(true).mode(0o700).create(&folder);
+            made.map_err(|error| HomeError::Io { path: folder, error })?;
+        }
+        self.check()
+    }
+
+    /// Checks that the folder is there, and that nobody else can read it.
+    ///
+    /// # Errors
+    /// When it is not, or they can.
+    pub fn check(&self) -> Result<(), HomeError> {
+        if !self.path.is_dir() {
+            return Err(HomeError::Missing(self.path.clone()));
+        }
+        private(&self.path, 0o700)
+    }
+
+    /// Takes the folder for this process.
+    ///
+    /// # Errors
+    /// When another has it.
+    pub fn lock(&self) -> Result<Lock, HomeError> {
+        let path = self.path.join("lock");
+        let file = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path);
+        let file = file.map_err(|error| HomeError::Io { path, error })?;
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(Lock { _file: file }),
+            Err(_) => Err(HomeError::Locked(self.path.clone())),
+        }
+    }
+
+    /// The folder itself.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The folder that libraries are dropped into.
+    #[must_use]
+    pub fn plugins(&self) -> PathBuf {
+        self.path.join("plugins")
+    }
+
+    /// Settings, and identities.
+    #[must_use]
+    pub fn config(&self) -> PathBuf {
+        self.path.join("credhost.toml")
+    }
+
+    /// The key that verifiers are sealed under.
+    #[must_use]
+    pub fn master_key(&self) -> PathBuf {
+        self.path.join("master.key")
+    }
+
+    /// Where a running host is spoken to.
+    #[must_use]
+    pub fn control(&self) -> PathBuf {
+        self.path.join("control.sock")
+    }
+
+    /// Where libraries are opened from.
+    #[must_use]
+    pub fn private(&self) -> PathBuf {
+        self.path.join("generations")
+    }
+}
+
+/// Checks that a file or folder is this user's, and nobody else's to use.
+pub(super) fn private(path: &Path, wanted: u32) -> Result<(), HomeError> {
+    let about = fs::metadata(path).map_err(|error| HomeError::Io { path: path.to_owned(), error })?;
+    if about.uid() != rustix::process::geteuid().as_raw() {
+        return Err(HomeError::Owner(path.to_owned()));
+    }
+    let mode = about.mode() & 0o777;
+    if mode & 0o077 != 0 {
+        return Err(HomeError::Open { path: path.to_owned(), mode, wanted });
+    }
+    Ok(())
+}

@@ -1,0 +1,49 @@
+//! Randomness, and the file `master.key`.
+
+use std::fs::{self, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+
+use zeroize::Zeroizing;
+
+use super::home::{Home, HomeError, private};
+use crate::cred::{Entropy, MasterKey};
+
+/// Random bytes from the system.
+///
+/// # Errors
+/// When the system has none to give.
+pub fn random<const N: usize>() -> io::Result<[u8; N]> {
+    let mut bytes = [0; N];
+    getrandom::fill(&mut bytes).map_err(|error| io::Error::other(format!("no randomness: {error}")))?;
+    Ok(bytes)
+}
+
+/// Randomness for one password.
+///
+/// # Errors
+/// When the system has none to give.
+pub fn entropy() -> io::Result<Entropy> {
+    Ok(Entropy { salt: random()?, nonce: random()? })
+}
+
+/// The home's master key; made if there is none yet.
+///
+/// # Errors
+/// When it cannot be read or made, others can read it, or it is no key.
+pub fn master_key(home: &Home) -> Result<MasterKey, HomeError> {
+    let path = home.master_key();
+    let failed = |error| HomeError::Io { path: path.clone(), error };
+    if !path.exists() {
+        let bytes = Zeroizing::new(random::<32>().map_err(failed)?);
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path).map_err(failed)?;
+        file.write_all(bytes.as_slice()).and_then(|()| file.sync_all()).map_err(failed)?;
+    }
+    private(&path, 0o600)?;
+    let bytes = Zeroizing::new(fs::read(&path).map_err(failed)?);
+    let bytes: [u8; 32] = bytes
+        .as_slice()
+        .try_into()
+        .map_err(|_| failed(io::Error::other("it is not 32 bytes long; restore it from a backup")))?;
+    Ok(MasterKey::new(bytes))
+}
