@@ -4,7 +4,7 @@
 //! of 2005 takes them, too. Builtin exceptions have another module name in each (`exceptions.ValueError`,
 //! `builtins.ValueError`); `parents`, which a client's `trap` looks in, names both.
 
-use jelly::{token, ValueRef, Value};
+use jelly::{Value, ValueRef, token};
 
 /// An error with the class name that clients trap it by.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,7 +21,11 @@ pub struct Failure {
 
 impl std::fmt::Display for Failure {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        if self.value.is_empty() { f.write_str(&self.class) } else { write!(f, "{}: {}", self.class, self.value) }
+        if self.value.is_empty() {
+            f.write_str(&self.class)
+        } else {
+            write!(f, "{}: {}", self.class, self.value)
+        }
     }
 }
 
@@ -49,11 +53,35 @@ const BUILTINS: [(&str, &[&str]); 14] = [
 const TWISTED: [(&str, &[&str]); 10] = [
     ("twisted.cred.error.Unauthorized", &["Exception"]),
     ("twisted.cred.error.LoginFailed", &["Exception"]),
-    ("twisted.cred.error.UnauthorizedLogin", &["twisted.cred.error.LoginFailed", "twisted.cred.error.Unauthorized", "Exception"]),
-    ("twisted.cred.error.UnhandledCredentials", &["twisted.cred.error.LoginFailed", "Exception"]),
-    ("twisted.cred.error.LoginDenied", &["twisted.cred.error.LoginFailed", "Exception"]),
-    ("twisted.cred.error.KeyNotFound", &["KeyError", "LookupError", "twisted.cred.error.Unauthorized", "Exception"]),
-    ("twisted.cred.error.DuplicateIdentity", &["KeyError", "LookupError", "Exception"]),
+    (
+        "twisted.cred.error.UnauthorizedLogin",
+        &[
+            "twisted.cred.error.LoginFailed",
+            "twisted.cred.error.Unauthorized",
+            "Exception",
+        ],
+    ),
+    (
+        "twisted.cred.error.UnhandledCredentials",
+        &["twisted.cred.error.LoginFailed", "Exception"],
+    ),
+    (
+        "twisted.cred.error.LoginDenied",
+        &["twisted.cred.error.LoginFailed", "Exception"],
+    ),
+    (
+        "twisted.cred.error.KeyNotFound",
+        &[
+            "KeyError",
+            "LookupError",
+            "twisted.cred.error.Unauthorized",
+            "Exception",
+        ],
+    ),
+    (
+        "twisted.cred.error.DuplicateIdentity",
+        &["KeyError", "LookupError", "Exception"],
+    ),
     ("twisted.spread.flavors.NoSuchMethod", &["AttributeError", "Exception"]),
     ("twisted.spread.jelly.InsecureJelly", &["Exception"]),
     ("twisted.python.failure.DefaultException", &["Exception"]),
@@ -64,7 +92,10 @@ impl Failure {
     /// is taken for one derived from `twisted.spread.pb.Error`, Twisted's class for errors that are meant for clients.
     #[must_use]
     pub fn new(class: &str, value: impl Into<String>) -> Self {
-        let bare = class.strip_prefix("builtins.").or_else(|| class.strip_prefix("exceptions.")).unwrap_or(class);
+        let bare = class
+            .strip_prefix("builtins.")
+            .or_else(|| class.strip_prefix("exceptions."))
+            .unwrap_or(class);
         let mut parents = Vec::new();
         let class = if let Some((name, bases)) = BUILTINS.iter().find(|(name, _)| *name == bare) {
             push(&mut parents, name);
@@ -81,7 +112,12 @@ impl Failure {
         };
         push(&mut parents, "Exception");
         parents.extend(["builtins.BaseException", "builtins.object"].map(str::to_owned));
-        Self { class, value: value.into(), parents, traceback: None }
+        Self {
+            class,
+            value: value.into(),
+            parents,
+            traceback: None,
+        }
     }
 
     /// Whether a client's `trap(class)` would catch it.
@@ -131,15 +167,28 @@ impl Failure {
         let value = Value::decode(bytes)?;
         let root = value.root();
         let jelly::Node::Instance(class) = root.node() else {
-            return Err(jelly::Error::Unexpected { expected: "a failure", found: value.to_string() });
+            return Err(jelly::Error::Unexpected {
+                expected: "a failure",
+                found: value.to_string(),
+            });
         };
-        let Some(state) = root.items().next() else { return Ok(Self::new(class, "")) };
-        let field = |name: &str| state.get(name).and_then(|found: ValueRef<'_>| found.as_text()).unwrap_or_default();
+        let Some(state) = root.items().next() else {
+            return Ok(Self::new(class, ""));
+        };
+        let field = |name: &str| {
+            state
+                .get(name)
+                .and_then(|found: ValueRef<'_>| found.as_text())
+                .unwrap_or_default()
+        };
         if class != "twisted.spread.pb.CopyableFailure" && class != "twisted.spread.pb.CopiedFailure" {
             return Ok(Self::new(class, field("value")));
         }
         let parents = state.get("parents").map(|parents| {
-            parents.items().filter_map(|parent| parent.as_text().map(str::to_owned)).collect::<Vec<_>>()
+            parents
+                .items()
+                .filter_map(|parent| parent.as_text().map(str::to_owned))
+                .collect::<Vec<_>>()
         });
         let traceback = field("traceback");
         Ok(Self {
@@ -196,7 +245,12 @@ mod tests {
     #[test]
     fn both_eras_can_trap_it() {
         let failure = Failure::new("KeyError", "'late'");
-        for class in ["builtins.KeyError", "exceptions.KeyError", "builtins.LookupError", "exceptions.StandardError"] {
+        for class in [
+            "builtins.KeyError",
+            "exceptions.KeyError",
+            "builtins.LookupError",
+            "exceptions.StandardError",
+        ] {
             assert!(failure.is(class), "{class}");
         }
         let refused = Failure::new("twisted.cred.error.KeyNotFound", "");

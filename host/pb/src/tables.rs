@@ -59,7 +59,13 @@ impl<O: Clone + Eq + Hash> Tables<O> {
         }
         let luid = self.next;
         self.next += 1;
-        self.exports.insert(luid, Export { object: object.clone(), count: 1 });
+        self.exports.insert(
+            luid,
+            Export {
+                object: object.clone(),
+                count: 1,
+            },
+        );
         self.luids.insert(object.clone(), luid);
         Ok(luid)
     }

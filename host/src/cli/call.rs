@@ -47,11 +47,17 @@ impl Call {
                 })?;
             let client = Client::new(stream).await?;
             let name = format!("{}/{}", target.user, target.path);
-            let perspective = client.login(&name, &secret.0, None).await.map_err(|error| refused(&error, &target))?;
-            let answer = perspective.call_with(&self.method, &positional, &keywords).await.map_err(|error| match error {
-                Error::Failure(failure) => Trouble::new(failure.to_string()),
-                error => error.into(),
-            })?;
+            let perspective = client
+                .login(&name, &secret.0, None)
+                .await
+                .map_err(|error| refused(&error, &target))?;
+            let answer = perspective
+                .call_with(&self.method, &positional, &keywords)
+                .await
+                .map_err(|error| match error {
+                    Error::Failure(failure) => Trouble::new(failure.to_string()),
+                    error => error.into(),
+                })?;
             Ok::<_, Trouble>(answer.value()?)
         })?;
         output.show(&json(answer.root()), || answer.to_string());
@@ -65,17 +71,23 @@ fn refused(error: &Error, target: &Target) -> Trouble {
             Trouble::new(format!("{} is not let in: wrong name or password", target.user))
         }
         Error::Failure(failure) if failure.is("twisted.cred.error.Unauthorized") => {
-            Trouble::new(format!("{} has no key to {}", target.user, target.path))
-                .hint(format!("the operator can give one: credhost key add {} {}", target.user, target.path.replace('/', " ")))
+            Trouble::new(format!("{} has no key to {}", target.user, target.path)).hint(format!(
+                "the operator can give one: credhost key add {} {}",
+                target.user,
+                target.path.replace('/', " ")
+            ))
         }
         Error::Failure(failure) if failure.is("twisted.python.failure.DefaultException") => {
-            Trouble::new(format!("{} has no key to the service {}", target.user, target.path))
-                .hint(format!("the operator can give one: credhost key add {} {}", target.user, target.path))
+            Trouble::new(format!("{} has no key to the service {}", target.user, target.path)).hint(format!(
+                "the operator can give one: credhost key add {} {}",
+                target.user, target.path
+            ))
         }
-        Error::Failure(failure) if failure.is("builtins.KeyError") => {
-            Trouble::new(format!("there is no service named {}", failure.value.trim_matches('\'')))
-                .hint("the operator sees them all: credhost service list")
-        }
+        Error::Failure(failure) if failure.is("builtins.KeyError") => Trouble::new(format!(
+            "there is no service named {}",
+            failure.value.trim_matches('\'')
+        ))
+        .hint("the operator sees them all: credhost service list"),
         other => Trouble::new(other.to_string()),
     }
 }
@@ -103,7 +115,12 @@ impl Target {
         if user.is_empty() || host.is_empty() || path.is_empty() {
             return Err(wrong());
         }
-        Ok(Self { user: user.to_owned(), host: host.to_owned(), port, path: path.to_owned() })
+        Ok(Self {
+            user: user.to_owned(),
+            host: host.to_owned(),
+            port,
+            path: path.to_owned(),
+        })
     }
 }
 
@@ -111,15 +128,15 @@ type Keywords = BTreeMap<String, serde_json::Value>;
 
 /// Arguments from the command line: what is JSON is taken as such, all else as a text.
 fn arguments(texts: &[String]) -> Result<(Value, Keywords), Trouble> {
-    let value = |text: &str| {
-        serde_json::from_str(text).unwrap_or_else(|_| serde_json::Value::String(text.to_owned()))
-    };
+    let value = |text: &str| serde_json::from_str(text).unwrap_or_else(|_| serde_json::Value::String(text.to_owned()));
     let mut positional = Vec::new();
     let mut keywords = BTreeMap::new();
     for text in texts {
         let keyword = text.split_once('=').filter(|(name, _)| {
             let mut letters = name.chars();
-            letters.next().is_some_and(|first| first.is_alphabetic() || first == '_')
+            letters
+                .next()
+                .is_some_and(|first| first.is_alphabetic() || first == '_')
                 && letters.all(|letter| letter.is_alphanumeric() || letter == '_')
         });
         match keyword {
@@ -140,7 +157,9 @@ fn json(value: ValueRef<'_>) -> serde_json::Value {
 
 fn json_within(value: ValueRef<'_>, depth: usize) -> serde_json::Value {
     use serde_json::Value as Json;
-    let Some(depth) = depth.checked_sub(1) else { return "…".into() };
+    let Some(depth) = depth.checked_sub(1) else {
+        return "…".into();
+    };
     match value.node() {
         Node::None => Json::Null,
         Node::Bool(value) => value.into(),
@@ -156,9 +175,17 @@ fn json_within(value: ValueRef<'_>, depth: usize) -> serde_json::Value {
                 Json::String(text) => text,
                 other => other.to_string(),
             };
-            Json::Object(value.pairs().map(|(name, value)| (key(name), json_within(value, depth))).collect())
+            Json::Object(
+                value
+                    .pairs()
+                    .map(|(name, value)| (key(name), json_within(value, depth)))
+                    .collect(),
+            )
         }
-        Node::Instance(_) => value.items().next().map_or(Json::Null, |state| json_within(state, depth)),
+        Node::Instance(_) => value
+            .items()
+            .next()
+            .map_or(Json::Null, |state| json_within(state, depth)),
         Node::BigInt(value) => value.to_string().into(),
         Node::DateTime(value) => value.to_string().into(),
         Node::Date(value) => value.to_string().into(),
@@ -176,10 +203,24 @@ mod tests {
     #[test]
     fn targets_are_taken_apart() {
         let target = Target::parse("alice@127.0.0.1:9000/todo/work").ok().unwrap();
-        assert_eq!((target.user.as_str(), target.host.as_str(), target.port, target.path.as_str()), ("alice", "127.0.0.1", 9000, "todo/work"));
+        assert_eq!(
+            (
+                target.user.as_str(),
+                target.host.as_str(),
+                target.port,
+                target.path.as_str()
+            ),
+            ("alice", "127.0.0.1", 9000, "todo/work")
+        );
         assert_eq!(Target::parse("alice@[::1]/todo").ok().unwrap().port, PORT);
         assert_eq!(Target::parse("alice@[::1]:9/todo").ok().unwrap().host, "::1");
-        for bad in ["alice", "alice@host", "@host/todo", "alice@/todo", "alice@host:port/todo"] {
+        for bad in [
+            "alice",
+            "alice@host",
+            "@host/todo",
+            "alice@/todo",
+            "alice@host:port/todo",
+        ] {
             assert!(Target::parse(bad).is_err(), "{bad}");
         }
     }

@@ -35,11 +35,14 @@ fn described(manifest: &Manifest) -> String {
     };
     paragraph("  ", &manifest.doc);
     paragraph("  ", &manifest.perspective_doc);
-    paragraph("  ", match manifest.save.as_str() {
-        "call" => "Changes are saved before they are answered.",
-        "detach" => "Changes are saved when the last client has gone: what was answered may be lost.",
-        _ => "Nothing is saved.",
-    });
+    paragraph(
+        "  ",
+        match manifest.save.as_str() {
+            "call" => "Changes are saved before they are answered.",
+            "detach" => "Changes are saved when the last client has gone: what was answered may be lost.",
+            _ => "Nothing is saved.",
+        },
+    );
     for method in &manifest.methods {
         paragraph("", &format!("\n  {}", method.signature));
         paragraph("      ", &method.doc);

@@ -8,8 +8,8 @@ use super::file::{ConfigError, ConfigFile, Settings};
 use super::home::{Home, HomeError};
 use super::key::{entropy, master_key};
 use crate::cred::{
-    CredentialError, DefaultAuthorizer, DuplicateIdentity, Identity, Key, MasterKey, NameError, NoSuchIdentity, Password,
-    PasswordRules,
+    CredentialError, DefaultAuthorizer, DuplicateIdentity, Identity, Key, MasterKey, NameError, NoSuchIdentity,
+    Password, PasswordRules,
 };
 
 /// The identities of a home.
@@ -57,8 +57,19 @@ impl Accounts {
         let settings = file.settings()?;
         let authorizer = Arc::new(DefaultAuthorizer::new());
         authorizer.replace(file.identities()?);
-        let rules = PasswordRules { shortest: settings.password.shortest };
-        Ok((Self { home: home.clone(), key, rules, authorizer, turn: Mutex::new(()) }, settings))
+        let rules = PasswordRules {
+            shortest: settings.password.shortest,
+        };
+        Ok((
+            Self {
+                home: home.clone(),
+                key,
+                rules,
+                authorizer,
+                turn: Mutex::new(()),
+            },
+            settings,
+        ))
     }
 
     /// Who keeps them in memory.
@@ -139,7 +150,11 @@ impl Accounts {
             if identity.keyring.remove(key) {
                 return Ok(());
             }
-            Err(AccountError::NoKey(name.to_owned(), key.service.to_string(), key.perspective.to_string()))
+            Err(AccountError::NoKey(
+                name.to_owned(),
+                key.service.to_string(),
+                key.perspective.to_string(),
+            ))
         })
     }
 

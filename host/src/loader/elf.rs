@@ -41,7 +41,9 @@ pub fn check(file: &[u8], length: u64) -> Result<Extent, String> {
     }
     let machine = u16_at(18).unwrap_or_default();
     if MACHINE != 0 && machine != MACHINE {
-        return Err(format!("it is built for another processor (ELF machine {machine}; this host is {MACHINE})"));
+        return Err(format!(
+            "it is built for another processor (ELF machine {machine}; this host is {MACHINE})"
+        ));
     }
     match u16_at(16) {
         Some(3) => {}
@@ -49,7 +51,9 @@ pub fn check(file: &[u8], length: u64) -> Result<Extent, String> {
         _ => return Err("it is a program, not a library: set crate-type = [\"cdylib\"]".to_owned()),
     }
     let (start, size, count) = (u64_at(32), u16_at(54), u16_at(56));
-    let (Some(start), Some(size), Some(count)) = (start, size, count) else { return Err(truncated()) };
+    let (Some(start), Some(size), Some(count)) = (start, size, count) else {
+        return Err(truncated());
+    };
     if size < 56 || count == 0 {
         return Err("its program headers are damaged".to_owned());
     }
@@ -59,13 +63,17 @@ pub fn check(file: &[u8], length: u64) -> Result<Extent, String> {
             .checked_add(index * u64::from(size))
             .and_then(|at| usize::try_from(at).ok())
             .ok_or_else(truncated)?;
-        let (Some(kind), Some(offset), Some(bytes)) =
-            (u32_at(header), u64_at(header.saturating_add(8)), u64_at(header.saturating_add(32)))
-        else {
+        let (Some(kind), Some(offset), Some(bytes)) = (
+            u32_at(header),
+            u64_at(header.saturating_add(8)),
+            u64_at(header.saturating_add(32)),
+        ) else {
             return Err(truncated());
         };
         if kind == 1 {
-            let end = offset.checked_add(bytes).ok_or_else(|| "its program headers are damaged".to_owned())?;
+            let end = offset
+                .checked_add(bytes)
+                .ok_or_else(|| "its program headers are damaged".to_owned())?;
             if end > length {
                 return Err(truncated());
             }

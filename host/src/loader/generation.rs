@@ -86,7 +86,10 @@ impl Generation {
                 }
             },
         })?;
-        Ok(Self { gate, thread: Mutex::new(Some(thread)) })
+        Ok(Self {
+            gate,
+            thread: Mutex::new(Some(thread)),
+        })
     }
 
     /// Hands whole frames to it.
@@ -108,7 +111,9 @@ impl Generation {
 
     /// Joins its thread, which has said that it has stopped, and lets go of its library.
     pub fn join(&self) {
-        let Some(thread) = self.thread.lock().take() else { return };
+        let Some(thread) = self.thread.lock().take() else {
+            return;
+        };
         match thread.join() {
             // The library stays mapped: its statics, and threads it may have left, are not accounted for. So the
             // gate, which they might still call, stays too.

@@ -94,14 +94,20 @@ pub(super) struct Delivery<'s> {
 
 impl<'s> Delivery<'s> {
     pub(super) fn new(switchboard: &'s Switchboard) -> Self {
-        Self { switchboard, last: None, woken: Vec::new() }
+        Self {
+            switchboard,
+            last: None,
+            woken: Vec::new(),
+        }
     }
 
     /// Hands a frame to the connection whose number is in `number`; false if it has gone.
     pub(super) fn deliver(&mut self, number: u64, slot: u64, frame: &[u8]) -> bool {
         let connection = (number >> 32) as u32;
         if self.last.as_ref().is_none_or(|(last, _)| *last != connection) {
-            let Some(mailbox) = self.switchboard.find(number) else { return false };
+            let Some(mailbox) = self.switchboard.find(number) else {
+                return false;
+            };
             self.last = Some((connection, mailbox));
         }
         if let Some((_, mailbox)) = &self.last

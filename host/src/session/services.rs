@@ -62,7 +62,10 @@ impl State {
             return Ok(());
         }
         let Some(attached) = self.attachments.get(&attachment) else {
-            refuse(output, &Failure::new("twisted.spread.pb.DeadReferenceError", "the perspective was detached"));
+            refuse(
+                output,
+                &Failure::new("twisted.spread.pb.DeadReferenceError", "the perspective was detached"),
+            );
             return Ok(());
         };
         let slot = Arc::clone(&attached.slot);
@@ -75,8 +78,12 @@ impl State {
             refuse(output, &failure);
             return Ok(());
         }
-        let in_flight =
-            InFlight { slot: slot.number(), attachment, request: call.request, answer: call.answer };
+        let in_flight = InFlight {
+            slot: slot.number(),
+            attachment,
+            request: call.request,
+            answer: call.answer,
+        };
         let must_park = self.calls.len() >= self.limits().calls || !self.parked.is_empty();
         if !must_park && references().next().is_none() {
             // The way of nearly all calls: from the connection's buffer to the gate's, once.
@@ -91,13 +98,31 @@ impl State {
             self.begin(&slot, in_flight, object, call.method, &arguments, &keywords);
             return Ok(());
         }
-        let parked = Parked { call: in_flight, object, method: call.method.to_owned(), arguments, keywords };
+        let parked = Parked {
+            call: in_flight,
+            object,
+            method: call.method.to_owned(),
+            arguments,
+            keywords,
+        };
         self.parked_bytes += parked.size();
         self.parked.push_back(parked);
-        if self.parked_bytes > self.limits().parked { Err(End::TooManyCalls) } else { Ok(()) }
+        if self.parked_bytes > self.limits().parked {
+            Err(End::TooManyCalls)
+        } else {
+            Ok(())
+        }
     }
 
-    fn begin(&mut self, slot: &Arc<Slot>, call: InFlight, object: u64, method: &str, arguments: &[u8], keywords: &[u8]) {
+    fn begin(
+        &mut self,
+        slot: &Arc<Slot>,
+        call: InFlight,
+        object: u64,
+        method: &str,
+        arguments: &[u8],
+        keywords: &[u8],
+    ) {
         let index = self.fresh();
         let number = self.wide(index);
         // The service answers every call, so that what is in flight is known; who wants no answer gets none.
@@ -122,9 +147,19 @@ impl State {
             && let Some(parked) = self.parked.pop_front()
         {
             self.parked_bytes -= parked.size();
-            match self.attachments.get(&parked.call.attachment).map(|attached| Arc::clone(&attached.slot)) {
+            match self
+                .attachments
+                .get(&parked.call.attachment)
+                .map(|attached| Arc::clone(&attached.slot))
+            {
                 Some(slot) => {
-                    let Parked { call, object, method, arguments, keywords } = parked;
+                    let Parked {
+                        call,
+                        object,
+                        method,
+                        arguments,
+                        keywords,
+                    } = parked;
                     self.begin(&slot, call, object, &method, &arguments, &keywords);
                 }
                 None if parked.call.answer => {
@@ -140,7 +175,11 @@ impl State {
         let at = match self.batches.iter().position(|batch| Arc::ptr_eq(&batch.slot, slot)) {
             Some(at) => at,
             None => {
-                self.batches.push(Batch { slot: Arc::clone(slot), frames: Vec::new(), calls: 0 });
+                self.batches.push(Batch {
+                    slot: Arc::clone(slot),
+                    frames: Vec::new(),
+                    calls: 0,
+                });
                 self.batches.len() - 1
             }
         };
@@ -156,7 +195,12 @@ impl State {
             .values()
             .map(|attached| &attached.slot)
             .find(|slot| slot.number() == number)
-            .or_else(|| self.batches.iter().map(|batch| &batch.slot).find(|slot| slot.number() == number))
+            .or_else(|| {
+                self.batches
+                    .iter()
+                    .map(|batch| &batch.slot)
+                    .find(|slot| slot.number() == number)
+            })
             .cloned()
     }
 
@@ -176,9 +220,10 @@ impl State {
                 let mut rest = frames.as_slice();
                 while let Some(frame) = ToLibrary::read(&mut rest) {
                     let request = match frame {
-                        ToLibrary::Call { call, .. } => {
-                            self.ended(slot, call).filter(|call| call.answer).map(|call| call.request)
-                        }
+                        ToLibrary::Call { call, .. } => self
+                            .ended(slot, call)
+                            .filter(|call| call.answer)
+                            .map(|call| call.request),
                         ToLibrary::Attach { attachment, .. } => self.refused(slot, attachment),
                         _ => None,
                     };
@@ -208,7 +253,9 @@ impl State {
                     output.fail(call.request, &failure);
                 }
             }
-            ToHost::Failed { call, class, message, .. } => {
+            ToHost::Failed {
+                call, class, message, ..
+            } => {
                 let failure = || Failure::new(class, message);
                 if let Some(call) = self.ended(slot, call) {
                     if call.answer {
@@ -219,7 +266,14 @@ impl State {
                 }
             }
             ToHost::Attached { attachment } => self.attached(output, slot, attachment),
-            ToHost::Call { call, handle, answer, method, arguments, keywords } => {
+            ToHost::Call {
+                call,
+                handle,
+                answer,
+                method,
+                arguments,
+                keywords,
+            } => {
                 let sent = self.call_client(output, slot, handle, answer, method, arguments, keywords);
                 match sent {
                     Ok(request) => {
@@ -261,7 +315,9 @@ impl State {
     }
 
     fn attached(&mut self, output: &mut Out, slot: u64, attachment: u64) {
-        let Some(attached) = self.attachments.get_mut(&attachment) else { return };
+        let Some(attached) = self.attachments.get_mut(&attachment) else {
+            return;
+        };
         if attached.slot.number() != slot {
             return;
         }
@@ -282,7 +338,10 @@ impl State {
     /// Writes a service's answer, after the same pass that a client's bytes go through.
     fn answer(&mut self, output: &mut Out, call: &InFlight, value: &[u8]) -> Result<(), Failure> {
         let unsendable = |why: &dyn std::fmt::Display| {
-            Failure::new("twisted.spread.pb.Error", format!("the service's answer cannot be sent: {why}"))
+            Failure::new(
+                "twisted.spread.pb.Error",
+                format!("the service's answer cannot be sent: {why}"),
+            )
         };
         let scanned = match self.scanner.scan(value) {
             Ok(Some(scanned)) if scanned.end == value.len() => scanned,
@@ -325,24 +384,32 @@ impl State {
         arguments: &[u8],
         keywords: &[u8],
     ) -> Result<u64, Failure> {
-        let held = self.narrow(handle).and_then(|index| self.held.get(&index)).filter(|held| held.slot == slot);
+        let held = self
+            .narrow(handle)
+            .and_then(|index| self.held.get(&index))
+            .filter(|held| held.slot == slot);
         let Some(luid) = held.map(|held| held.luid) else {
-            return Err(Failure::new("twisted.spread.pb.DeadReferenceError", "the client's object is not there any more"));
+            return Err(Failure::new(
+                "twisted.spread.pb.DeadReferenceError",
+                "the client's object is not there any more",
+            ));
         };
         let attachment = self
             .attachments
             .iter()
             .find(|(_, attached)| attached.slot.number() == slot)
             .map_or(0, |(attachment, _)| *attachment);
-        let unsendable = |why: &dyn std::fmt::Display| Failure::new("TypeError", format!("the arguments cannot be sent: {why}"));
-        let whole = |scanned: Result<Option<jelly::Scanned<'_>>, jelly::token::BananaError>, length: usize| match scanned {
-            Ok(Some(scanned)) if scanned.end == length => match scanned.defect {
-                Some(defect) => Err(unsendable(defect)),
-                None => Ok(()),
-            },
-            Ok(_) => Err(unsendable(&"they are not one whole value")),
-            Err(error) => Err(unsendable(&error)),
-        };
+        let unsendable =
+            |why: &dyn std::fmt::Display| Failure::new("TypeError", format!("the arguments cannot be sent: {why}"));
+        let whole =
+            |scanned: Result<Option<jelly::Scanned<'_>>, jelly::token::BananaError>, length: usize| match scanned {
+                Ok(Some(scanned)) if scanned.end == length => match scanned.defect {
+                    Some(defect) => Err(unsendable(defect)),
+                    None => Ok(()),
+                },
+                Ok(_) => Err(unsendable(&"they are not one whole value")),
+                Err(error) => Err(unsendable(&error)),
+            };
         let checked = whole(self.scanner.scan(arguments), arguments.len())
             .and_then(|()| whole(self.keyword_scanner.scan(keywords), keywords.len()));
         if let Err(failure) = checked {
@@ -366,7 +433,9 @@ impl State {
 
     fn release(&mut self, output: &mut Out, slot: u64, handle: u64, count: u64) {
         let Some(index) = self.narrow(handle) else { return };
-        let Some(held) = self.held.get_mut(&index).filter(|held| held.slot == slot) else { return };
+        let Some(held) = self.held.get_mut(&index).filter(|held| held.slot == slot) else {
+            return;
+        };
         let count = count.min(held.count);
         held.count -= count;
         let (luid, left) = (held.luid, held.count);
@@ -379,48 +448,85 @@ impl State {
 
     /// The client has answered a service's call.
     pub(super) fn answered(&mut self, output: &mut Out, request: u64, value: Jelly<'_>, defect: Option<&Defect>) {
-        let Some((slot, call)) = self.outgoing.remove(&request) else { return };
+        let Some((slot, call)) = self.outgoing.remove(&request) else {
+            return;
+        };
         let Some(slot) = self.slot(slot) else { return };
         let wrong = defect.map(defective).or_else(|| {
-            value.references().iter().find_map(|reference| self.acceptable(output, slot.number(), reference))
+            value
+                .references()
+                .iter()
+                .find_map(|reference| self.acceptable(output, slot.number(), reference))
         });
         if let Some(failure) = wrong {
             let message = format!("the client's answer: {}", failure.value);
-            self.say(&slot, &ToLibrary::Failed { call, class: &failure.class, message: &message });
+            self.say(
+                &slot,
+                &ToLibrary::Failed {
+                    call,
+                    class: &failure.class,
+                    message: &message,
+                },
+            );
             return;
         }
         if value.references().is_empty() {
-            self.say(&slot, &ToLibrary::Answer { call, value: value.bytes() });
+            self.say(
+                &slot,
+                &ToLibrary::Answer {
+                    call,
+                    value: value.bytes(),
+                },
+            );
             return;
         }
         let mut translated = Vec::new();
         self.translate_in(output, slot.number(), &value, &mut translated);
-        self.say(&slot, &ToLibrary::Answer { call, value: &translated });
+        self.say(
+            &slot,
+            &ToLibrary::Answer {
+                call,
+                value: &translated,
+            },
+        );
     }
 
     /// The client's object has raised an error.
     pub(super) fn failed(&mut self, _: &mut Out, request: u64, failure: Jelly<'_>, defect: Option<&Defect>) {
-        let Some((slot, call)) = self.outgoing.remove(&request) else { return };
+        let Some((slot, call)) = self.outgoing.remove(&request) else {
+            return;
+        };
         let Some(slot) = self.slot(slot) else { return };
         let failure = match defect {
             Some(defect) => defective(defect),
             None => Failure::read(failure.bytes())
                 .unwrap_or_else(|error| Failure::new("twisted.spread.pb.Error", error.to_string())),
         };
-        self.say(&slot, &ToLibrary::Failed { call, class: &failure.class, message: &failure.value });
+        self.say(
+            &slot,
+            &ToLibrary::Failed {
+                call,
+                class: &failure.class,
+                message: &failure.value,
+            },
+        );
     }
 
     /// What keeps a reference of the client's from going to this service.
     fn acceptable(&self, output: &Out, slot: u64, reference: &Reference) -> Option<Failure> {
         match reference.kind {
-            RefKind::Remote => reference.luid.is_none().then(|| insecure("a reference whose number is too large")),
+            RefKind::Remote => reference
+                .luid
+                .is_none()
+                .then(|| insecure("a reference whose number is too large")),
             RefKind::Local => {
                 // Twisted makes None of one that it does not know.
                 let object = output.tables.exported(reference.luid?)?;
                 let mine = match object {
-                    Object::Service { attachment, .. } => {
-                        self.attachments.get(attachment).is_some_and(|attached| attached.slot.number() == slot)
-                    }
+                    Object::Service { attachment, .. } => self
+                        .attachments
+                        .get(attachment)
+                        .is_some_and(|attached| attached.slot.number() == slot),
                     Object::Login(_) | Object::Perspective(_) => false,
                 };
                 (!mine).then(|| insecure(FOREIGN))
@@ -471,13 +577,24 @@ impl State {
                 self.login.remove(&index);
             }
             Object::Perspective(attachment) => {
-                if self.attachments.get(&attachment).is_some_and(|attached| attached.era == Era::New) {
+                if self
+                    .attachments
+                    .get(&attachment)
+                    .is_some_and(|attached| attached.era == Era::New)
+                {
                     self.detach(attachment);
                 }
             }
-            Object::Service { attachment, object: number } => {
+            Object::Service {
+                attachment,
+                object: number,
+            } => {
                 let count = self.sent.remove(&object).unwrap_or(0);
-                if let Some(slot) = self.attachments.get(&attachment).map(|attached| Arc::clone(&attached.slot)) {
+                if let Some(slot) = self
+                    .attachments
+                    .get(&attachment)
+                    .map(|attached| Arc::clone(&attached.slot))
+                {
                     self.say(&slot, &ToLibrary::Dropped { object: number, count });
                 }
             }
@@ -506,13 +623,31 @@ impl State {
             number
         });
         let peer = std::mem::take(&mut self.peer);
-        self.say(&slot, &ToLibrary::Attach { attachment, perspective, identity, mind, peer: &peer });
+        self.say(
+            &slot,
+            &ToLibrary::Attach {
+                attachment,
+                perspective,
+                identity,
+                mind,
+                peer: &peer,
+            },
+        );
         self.peer = peer;
-        self.attachments.insert(attachment, Attached { slot, era, request: Some(request) });
+        self.attachments.insert(
+            attachment,
+            Attached {
+                slot,
+                era,
+                request: Some(request),
+            },
+        );
     }
 
     pub(super) fn detach(&mut self, attachment: u64) {
-        let Some(attached) = self.attachments.remove(&attachment) else { return };
+        let Some(attached) = self.attachments.remove(&attachment) else {
+            return;
+        };
         // What the service handed out by this attachment goes with it.
         let handed: Vec<(Object, u64)> = self
             .sent
@@ -565,7 +700,10 @@ fn translate_out(
     let number = reference.luid.ok_or_else(|| insecure(FOREIGN))?;
     match reference.kind {
         RefKind::Remote => {
-            let object = Object::Service { attachment, object: number };
+            let object = Object::Service {
+                attachment,
+                object: number,
+            };
             let luid = tables
                 .export(&object)
                 .map_err(|error| Failure::new("twisted.spread.pb.Error", error.to_string()))?;
@@ -582,12 +720,7 @@ fn translate_out(
 }
 
 /// Counts what was sent, or takes back what was not.
-fn settle(
-    output: &mut Out,
-    sent: &mut std::collections::HashMap<Object, u64>,
-    exported: Vec<Object>,
-    written: bool,
-) {
+fn settle(output: &mut Out, sent: &mut std::collections::HashMap<Object, u64>, exported: Vec<Object>, written: bool) {
     for object in exported {
         *sent.entry(object).or_insert(0) += 1;
         if !written {

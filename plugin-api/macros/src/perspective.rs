@@ -7,16 +7,26 @@ use syn::{Error, FnArg, GenericArgument, ImplItem, ItemImpl, Pat, PathArguments,
 
 pub(crate) fn expand(attribute: TokenStream, item: TokenStream) -> Result<TokenStream> {
     if !attribute.is_empty() {
-        return Err(Error::new(attribute.span(), "#[perspective] takes nothing: write #[perspective]"));
+        return Err(Error::new(
+            attribute.span(),
+            "#[perspective] takes nothing: write #[perspective]",
+        ));
     }
-    let block: ItemImpl = syn::parse2(item)
-        .map_err(|error| Error::new(error.span(), format!("#[perspective] stands before an `impl` block: {error}")))?;
+    let block: ItemImpl = syn::parse2(item).map_err(|error| {
+        Error::new(
+            error.span(),
+            format!("#[perspective] stands before an `impl` block: {error}"),
+        )
+    })?;
     if let Some(of) = &block.trait_ {
         let message = "#[perspective] stands before an `impl` block of the type itself, not of a trait";
         return Err(Error::new(of.0.span(), message));
     }
     if !block.generics.params.is_empty() {
-        return Err(Error::new(block.generics.span(), "a perspective is one type, without parameters of its own"));
+        return Err(Error::new(
+            block.generics.span(),
+            "a perspective is one type, without parameters of its own",
+        ));
     }
     let me = &block.self_ty;
     let mut errors: Option<Error> = None;
@@ -24,7 +34,10 @@ pub(crate) fn expand(attribute: TokenStream, item: TokenStream) -> Result<TokenS
     for item in &block.items {
         let method = match item {
             ImplItem::Fn(method) => Method::of(method, methods.len()),
-            other => Err(Error::new(other.span(), "a #[perspective] block has methods only; put this in another `impl` block")),
+            other => Err(Error::new(
+                other.span(),
+                "a #[perspective] block has methods only; put this in another `impl` block",
+            )),
         };
         match method {
             Ok(method) => methods.push(method),
@@ -79,7 +92,10 @@ impl Method {
         let signature = &method.sig;
         let refuse = |at: proc_macro2::Span, message: &str| Err(Error::new(at, message));
         if !signature.generics.params.is_empty() {
-            return refuse(signature.generics.span(), "a method that clients call has no type parameters");
+            return refuse(
+                signature.generics.span(),
+                "a method that clients call has no type parameters",
+            );
         }
         let waits = signature.asyncness.is_some();
         let mut inputs = signature.inputs.iter();
@@ -92,7 +108,10 @@ impl Method {
         for input in inputs {
             let FnArg::Typed(argument) = input else { continue };
             let Pat::Ident(pattern) = &*argument.pat else {
-                return refuse(argument.pat.span(), "an argument needs a name: clients may give it by that");
+                return refuse(
+                    argument.pat.span(),
+                    "an argument needs a name: clients may give it by that",
+                );
             };
             let name = pattern.ident.to_string();
             let local = format_ident!("argument_{}", pattern.ident);
@@ -100,13 +119,19 @@ impl Method {
                 Some(Special::Call { borrowed }) => {
                     wants_call = true;
                     if borrowed && waits {
-                        return refuse(argument.ty.span(), "an async method takes `call: Call`, not a borrowed one");
+                        return refuse(
+                            argument.ty.span(),
+                            "an async method takes `call: Call`, not a borrowed one",
+                        );
                     }
                     passed.push(if borrowed { quote!(&call) } else { quote!(call.clone()) });
                 }
                 Some(Special::Context { service, borrowed }) => {
                     if borrowed && waits {
-                        return refuse(argument.ty.span(), "an async method takes `context: Context<…>`, not a borrowed one");
+                        return refuse(
+                            argument.ty.span(),
+                            "an async method takes `context: Context<…>`, not a borrowed one",
+                        );
                     }
                     before.push(quote! {
                         let #local = match incoming.context::<#service>() {
@@ -116,11 +141,16 @@ impl Method {
                             }
                         };
                     });
-                    passed.push(if borrowed { quote!(&#local) } else { quote!(#local.clone()) });
+                    passed.push(if borrowed {
+                        quote!(&#local)
+                    } else {
+                        quote!(#local.clone())
+                    });
                 }
                 None => {
                     if let Type::Reference(reference) = &*argument.ty {
-                        let message = "an argument is owned, for it comes from outside: String, not &str; Vec<T>, not &[T]";
+                        let message =
+                            "an argument is owned, for it comes from outside: String, not &str; Vec<T>, not &[T]";
                         return refuse(reference.span(), message);
                     }
                     let kind = &argument.ty;
@@ -154,7 +184,11 @@ impl Method {
         let call = wants_call.then(|| quote!(let call = incoming.call();));
         let body = match receiver {
             Receiver::Look | Receiver::Change => {
-                let run = if receiver == Receiver::Look { quote!(read) } else { quote!(write) };
+                let run = if receiver == Receiver::Look {
+                    quote!(read)
+                } else {
+                    quote!(write)
+                };
                 quote! {
                     incoming.#run(me, #manifest_at, |this, arguments, sink| {
                         #(#takes)*
@@ -184,7 +218,10 @@ impl Method {
                 }
             }
         };
-        Ok(Self { manifest, arm: quote!(#name => { #call #(#before)* #body }) })
+        Ok(Self {
+            manifest,
+            arm: quote!(#name => { #call #(#before)* #body }),
+        })
     }
 }
 
@@ -200,7 +237,10 @@ fn receiver(first: Option<&FnArg>, waits: bool, signature: &syn::Signature) -> R
         Some(FnArg::Receiver(receiver)) => match shown_receiver(receiver) {
             "&self" => Ok(Receiver::Look),
             "&mut self" => Ok(Receiver::Change),
-            _ => Err(Error::new(receiver.span(), "the perspective stays where it is: take `&self` or `&mut self`")),
+            _ => Err(Error::new(
+                receiver.span(),
+                "the perspective stays where it is: take `&self` or `&mut self`",
+            )),
         },
         Some(FnArg::Typed(argument)) if is_handle_of_self(&argument.ty) => {
             if waits {
@@ -208,7 +248,9 @@ fn receiver(first: Option<&FnArg>, waits: bool, signature: &syn::Signature) -> R
             } else {
                 Err(Error::new(
                     argument.span(),
-                    format!("only an async method takes `me: Handle<Self>`: write `async fn {name}`, or take `&self` or `&mut self`"),
+                    format!(
+                        "only an async method takes `me: Handle<Self>`: write `async fn {name}`, or take `&self` or `&mut self`"
+                    ),
                 ))
             }
         }
@@ -268,7 +310,10 @@ fn special(kind: &Type) -> Option<Special> {
         && let PathArguments::AngleBracketed(of) = &segment.arguments
         && let Some(GenericArgument::Type(service)) = of.args.first()
     {
-        return Some(Special::Context { service: Box::new(service.clone()), borrowed });
+        return Some(Special::Context {
+            service: Box::new(service.clone()),
+            borrowed,
+        });
     }
     None
 }

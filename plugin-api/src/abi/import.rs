@@ -1,7 +1,7 @@
 //! The host's side of the wall: is this library one that can be talked to?
 
-use abi_stable::abi_stability::abi_checking::{CheckingGlobals, check_layout_compatibility_with_globals};
 use abi_stable::StableAbi;
+use abi_stable::abi_stability::abi_checking::{CheckingGlobals, check_layout_compatibility_with_globals};
 use abi_stable::library::{AbiHeaderRef, RootModule};
 use abi_stable::prefix_type::PrefixTypeTrait;
 
@@ -40,12 +40,21 @@ impl Library {
     /// # Errors
     /// When it was built against another `plugin-api`, another `abi_stable`, or so that its panics abort.
     pub unsafe fn check(symbol: AbiHeaderRef) -> Result<Self, Incompatible> {
-        let wrong = |message: &str, details: String| Incompatible { message: message.to_owned(), details };
+        let wrong = |message: &str, details: String| Incompatible {
+            message: message.to_owned(),
+            details,
+        };
         let header = symbol.upgrade().map_err(|error| {
-            wrong("it was built with another abi_stable than this host's; rebuild it with the host's plugin-api", error.to_string())
+            wrong(
+                "it was built with another abi_stable than this host's; rebuild it with the host's plugin-api",
+                error.to_string(),
+            )
         })?;
         let Some(theirs) = header.layout() else {
-            return Err(wrong("it does not say how its types are laid out; rebuild it with plugin-api's export!", String::new()));
+            return Err(wrong(
+                "it does not say how its types are laid out; rebuild it with plugin-api's export!",
+                String::new(),
+            ));
         };
         let ours = <ModuleRef as StableAbi>::LAYOUT;
         // Globals of its own for each check: the shared ones point into libraries that may be gone.
@@ -53,13 +62,20 @@ impl Library {
         if let Err(newer) = check_layout_compatibility_with_globals(ours, theirs, &CheckingGlobals::new())
             && check_layout_compatibility_with_globals(theirs, ours, &CheckingGlobals::new()).is_err()
         {
-            return Err(wrong("it was built against a plugin-api that does not fit this host's; rebuild it", newer.to_string()));
+            return Err(wrong(
+                "it was built against a plugin-api that does not fit this host's; rebuild it",
+                newer.to_string(),
+            ));
         }
         // SAFETY: the layout was found compatible just now, in one direction or the other; fields that the older side
         // lacks are behind accessors of the prefix type.
         let module = unsafe { header.init_root_module_with_unchecked_layout::<ModuleRef>() }.map_err(|error| {
             wrong(
-                &format!("its plugin-api {} does not fit this host's {}; rebuild it", header.version_strings(), ModuleRef::VERSION_STRINGS),
+                &format!(
+                    "its plugin-api {} does not fit this host's {}; rebuild it",
+                    header.version_strings(),
+                    ModuleRef::VERSION_STRINGS
+                ),
                 error.to_string(),
             )
         })?;

@@ -1,0 +1,67 @@
+//! High scores: the model for a service whose state is shared by all.
+//!
+//! The table belongs to the service itself, which is `shared`: it is saved after each change, as a perspective is. A
+//! player's own perspective counts tries.
+
+use std::collections::BTreeMap;
+
+use plugin_api::prelude::*;
+
+plugin_api::export!(Scores);
+
+/// The best score of each player.
+#[derive(Default, Serialize, Deserialize)]
+struct Scores {
+    best: BTreeMap<String, u64>,
+}
+
+/// High scores of all players.
+#[service("scores", shared)]
+impl Service for Scores {
+    type Perspective = Player;
+}
+
+/// One player.
+#[derive(Default, Serialize, Deserialize)]
+struct Player {
+    tries: u64,
+}
+
+/// What a submitted score came to.
+#[derive(Serialize)]
+struct Standing {
+    best: u64,
+    tries: u64,
+    rank: usize,
+}
+
+/// A player's view of the table.
+#[perspective]
+impl Player {
+    /// Hands in a score; answers with the player's `best`, `tries` and `rank`.
+    fn submit(&mut self, context: &Context<Scores>, call: &Call, score: u64) -> Result<Standing> {
+        self.tries += 1;
+        let player = call.attachment().perspective();
+        context.service()?.write(|scores| {
+            let best = scores.best.entry(player.to_owned()).or_insert(0);
+            *best = score.max(*best);
+            let best = *best;
+            let rank = 1 + scores.best.values().filter(|other| **other > best).count();
+            Standing {
+                best,
+                tries: self.tries,
+                rank,
+            }
+        })
+    }
+
+    /// The best players first, as pairs of name and score; ten, if no `count` is given.
+    fn top(&self, context: &Context<Scores>, count: Option<usize>) -> Result<Vec<(String, u64)>> {
+        context.service()?.read(|scores| {
+            let mut all: Vec<(String, u64)> = scores.best.iter().map(|(name, best)| (name.clone(), *best)).collect();
+            all.sort_by(|one, other| other.1.cmp(&one.1).then_with(|| one.0.cmp(&other.0)));
+            all.truncate(count.unwrap_or(10));
+            all
+        })
+    }
+}

@@ -1,0 +1,93 @@
+//! Builds by cargo, each in an invocation of its own: built with the host, its features would become the services', too.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::{Mutex, OnceLock};
+
+/// The sample services and the services for tests, which are all built at once.
+const LIBRARIES: [&str; 5] = ["todo", "scores", "chat", "my-service", "another-service"];
+
+/// The library of a sample service or of one for tests.
+///
+/// # Panics
+/// When it does not build.
+#[must_use]
+pub fn library(package: &str) -> PathBuf {
+    static BUILT: OnceLock<HashMap<String, PathBuf>> = OnceLock::new();
+    let built = BUILT.get_or_init(|| {
+        let mut arguments: Vec<&str> = vec!["build"];
+        for package in LIBRARIES {
+            arguments.extend(["--package", package]);
+        }
+        let artifacts = cargo(&arguments, &crate::target().join("plugins"));
+        let libraries = artifacts
+            .into_iter()
+            .filter(|(_, path)| path.extension().is_some_and(|end| end == "so"));
+        libraries.map(|(name, path)| (name.replace('_', "-"), path)).collect()
+    });
+    built
+        .get(package)
+        .unwrap_or_else(|| panic!("{package} is not among the libraries that are built"))
+        .clone()
+}
+
+/// The command `credhost`.
+///
+/// # Panics
+/// When it does not build.
+#[must_use]
+pub fn credhost() -> PathBuf {
+    static BUILT: OnceLock<PathBuf> = OnceLock::new();
+    BUILT
+        .get_or_init(|| {
+            let artifacts = cargo(
+                &["build", "--package", "credhost", "--bin", "credhost"],
+                &crate::target(),
+            );
+            let found = artifacts
+                .into_iter()
+                .find(|(name, path)| name == "credhost" && path.extension().is_none());
+            found.expect("the command is built").1
+        })
+        .clone()
+}
+
+/// Runs cargo; answers with the names of targets and the files they were built to.
+fn cargo(arguments: &[&str], target: &Path) -> Vec<(String, PathBuf)> {
+    // One at a time in this process; cargo itself sees to other processes.
+    static TURN: Mutex<()> = Mutex::new(());
+    let _turn = TURN.lock();
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo
+        .current_dir(crate::workspace())
+        .args(arguments)
+        .arg("--target-dir")
+        .arg(target);
+    cargo.args(["--quiet", "--message-format=json-render-diagnostics"]);
+    // What this test was built with is no matter of what it builds.
+    cargo.env_remove("RUSTFLAGS").env_remove("CARGO_ENCODED_RUSTFLAGS");
+    let output = cargo.stderr(Stdio::inherit()).output().expect("cargo runs");
+    assert!(
+        output.status.success(),
+        "cargo {} failed; see above",
+        arguments.join(" ")
+    );
+    let mut artifacts = Vec::new();
+    for line in output.stdout.split(|byte| *byte == b'\n') {
+        let Ok(message) = serde_json::from_slice::<serde_json::Value>(line) else {
+            continue;
+        };
+        let name = message["target"]["name"].as_str().unwrap_or_default().to_owned();
+        let mut files: Vec<&str> = Vec::new();
+        files.extend(
+            message["filenames"]
+                .as_array()
+                .into_iter()
+                .flatten()
+                .filter_map(serde_json::Value::as_str),
+        );
+        artifacts.extend(files.into_iter().map(|file| (name.clone(), PathBuf::from(file))));
+    }
+    artifacts
+}

@@ -1,0 +1,277 @@
+//! A host that runs, in a home of its own.
+
+use std::io::{BufRead, BufReader, Write};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+
+/// A guard against hanging, not a measure.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A home folder for one test.
+pub struct TestHome {
+    folder: TempDir,
+}
+
+/// A running host.
+pub struct TestHost {
+    pub home: TestHome,
+    child: Child,
+    log: Arc<Log>,
+    address: SocketAddr,
+}
+
+#[derive(Default)]
+struct Log {
+    lines: Mutex<Vec<String>>,
+    come: Condvar,
+}
+
+impl Default for TestHome {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl TestHome {
+    #[must_use]
+    pub fn new() -> Self {
+        Self {
+            folder: tempfile::tempdir().expect("a folder for the test"),
+        }
+    }
+
+    #[must_use]
+    pub fn path(&self) -> PathBuf {
+        self.folder.path().join("home")
+    }
+
+    #[must_use]
+    pub fn plugins(&self) -> PathBuf {
+        self.path().join("plugins")
+    }
+
+    /// The command, with this home.
+    #[must_use]
+    pub fn command(&self) -> Command {
+        let mut command = Command::new(crate::build::credhost());
+        command.arg("--home").arg(self.path()).current_dir(self.folder.path());
+        command.env_remove("CREDHOST_HOME").env_remove("CREDHOST_LOG");
+        command
+    }
+
+    /// Runs a command, with this on its standard input.
+    #[must_use]
+    pub fn run_with(&self, arguments: &[&str], input: &str) -> Output {
+        let mut command = self.command();
+        command
+            .args(arguments)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        let mut child = command.spawn().expect("credhost runs");
+        child
+            .stdin
+            .take()
+            .expect("it has an input")
+            .write_all(input.as_bytes())
+            .expect("it reads its input");
+        child.wait_with_output().expect("credhost ends")
+    }
+
+    /// Runs a command that must succeed; answers with what it prints.
+    pub fn run(&self, arguments: &[&str], input: &str) -> String {
+        let output = self.run_with(arguments, input);
+        let error = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(
+            output.status.success(),
+            "credhost {} failed: {error}",
+            arguments.join(" ")
+        );
+        String::from_utf8(output.stdout)
+            .expect("it prints text")
+            .trim_end()
+            .to_owned()
+    }
+
+    /// Runs a command that must fail; answers with what it says.
+    #[must_use]
+    pub fn refused(&self, arguments: &[&str], input: &str) -> String {
+        let output = self.run_with(arguments, input);
+        let error = String::from_utf8_lossy(&output.stderr).trim_end().to_owned();
+        assert_eq!(
+            output.status.code(),
+            Some(1),
+            "credhost {} should fail: {error}",
+            arguments.join(" ")
+        );
+        error
+    }
+
+    /// Adds an identity with keys, "service" or "service/perspective" each.
+    pub fn identity(&self, name: &str, password: &str, keys: &[&str]) {
+        let mut config = self.path();
+        self.run(&["identity", "list"], "");
+        config.push("credhost.toml");
+        self.run(&["identity", "add", name, "--password-stdin"], password);
+        for key in keys {
+            let (service, perspective) = key.split_once('/').unwrap_or((key, name));
+            self.run(&["key", "add", name, service, perspective], "");
+        }
+    }
+
+    /// Makes the home with short passwords allowed: Twisted's captures have such.
+    pub fn make(&self) {
+        self.run(&["identity", "add", "nobody", "--no-password"], "");
+        let config = self.path().join("credhost.toml");
+        let text = std::fs::read_to_string(&config).expect("the configuration is there");
+        std::fs::write(&config, text.replace("shortest = 15", "shortest = 1")).expect("it can be written");
+    }
+
+    /// Copies a library into the folder.
+    pub fn install(&self, package: &str) {
+        let library = crate::build::library(package);
+        put(
+            &library,
+            &self.plugins().join(library.file_name().expect("it has a name")),
+        );
+    }
+
+    /// Starts a host here.
+    #[must_use]
+    pub fn start(self) -> TestHost {
+        let mut command = self.command();
+        command
+            .args(["run", "--listen", "127.0.0.1:0"])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null());
+        command.env("CREDHOST_LOG", "debug");
+        let mut child = command.stderr(Stdio::piped()).spawn().expect("credhost runs");
+        let log = Arc::new(Log::default());
+        let (writer, lines) = (
+            Arc::clone(&log),
+            BufReader::new(child.stderr.take().expect("it has an output")),
+        );
+        std::thread::spawn(move || {
+            for line in lines.lines().map_while(Result::ok) {
+                writer.lines.lock().expect("no test panics with it").push(line);
+                writer.come.notify_all();
+            }
+        });
+        let mut host = TestHost {
+            home: self,
+            child,
+            log,
+            address: ([127, 0, 0, 1], 0).into(),
+        };
+        let line = host.wait_for("serving Perspective Broker on ");
+        let address = line.rsplit(' ').next().and_then(|address| address.parse().ok());
+        host.address = address.expect("the line ends with the address");
+        host
+    }
+}
+
+/// Copies a file as a person does it.
+///
+/// # Panics
+/// When it cannot be copied.
+pub fn put(from: &Path, to: &Path) {
+    std::fs::copy(from, to).expect("the library can be copied");
+}
+
+impl TestHost {
+    /// A host with these libraries in its folder, and alice and bob, whose passwords are those of the captures.
+    #[must_use]
+    pub fn with(libraries: &[&str]) -> Self {
+        let home = TestHome::new();
+        home.make();
+        let all: Vec<String> = libraries.iter().map(|library| library.replace('-', " ")).collect();
+        let keys: Vec<&str> = all.iter().map(String::as_str).collect();
+        home.identity("alice", "alice-pw", &keys);
+        home.identity("bob", "bob-pw", &keys);
+        for library in libraries {
+            home.install(library);
+        }
+        home.start()
+    }
+
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    #[must_use]
+    pub fn port(&self) -> String {
+        self.address.port().to_string()
+    }
+
+    /// Waits until a line of the log has this in it.
+    ///
+    /// # Panics
+    /// When it does not come.
+    pub fn wait_for(&mut self, text: &str) -> String {
+        let deadline = Instant::now() + PATIENCE;
+        let mut lines = self.log.lines.lock().expect("no test panics with it");
+        loop {
+            if let Some(line) = lines.iter().find(|line| line.contains(text)) {
+                return line.clone();
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            let ended = self.child.try_wait().ok().flatten();
+            assert!(
+                !left.is_zero() && ended.is_none(),
+                "{text:?} did not come; the log: {lines:#?} {ended:?}"
+            );
+            let wait = left.min(Duration::from_millis(200));
+            lines = self
+                .log
+                .come
+                .wait_timeout(lines, wait)
+                .expect("no test panics with it")
+                .0;
+        }
+    }
+
+    /// The log so far.
+    #[must_use]
+    pub fn log(&self) -> String {
+        self.log.lines.lock().expect("no test panics with it").join("\n")
+    }
+
+    /// The process.
+    #[must_use]
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Sends SIGTERM and waits for the end.
+    ///
+    /// # Panics
+    /// When it does not end.
+    pub fn terminate(&mut self) -> Option<i32> {
+        let process = rustix::process::Pid::from_raw(self.child.id().cast_signed()).expect("a process has a number");
+        rustix::process::kill_process(process, rustix::process::Signal::TERM).expect("it can be told");
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Some(status) = self.child.try_wait().expect("it can be waited for") {
+                return status.code();
+            }
+            assert!(Instant::now() < deadline, "it does not end; the log: {}", self.log());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+}
+
+impl Drop for TestHost {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if std::thread::panicking() {
+            eprintln!("the host's log:\n{}", self.log());
+        }
+    }
+}

@@ -1,0 +1,32 @@
+//! What system tests share: libraries built as their authors would build them, a host in a home of its own, real
+//! Twisted.
+
+#![allow(missing_docs, reason = "helpers of tests, named for what they do")]
+
+pub mod build;
+pub mod host;
+pub mod python;
+pub mod wire;
+
+use std::path::PathBuf;
+
+/// The checkout.
+#[must_use]
+pub fn workspace() -> PathBuf {
+    let tests = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+    tests.parent().map_or_else(|| tests.clone(), PathBuf::from)
+}
+
+/// The target directory that this very test was built in.
+///
+/// # Panics
+/// When the test does not know its own path.
+#[must_use]
+pub fn target() -> PathBuf {
+    let own = std::env::current_exe().expect("a test knows its own path");
+    // target/debug/deps/test-1234
+    own.ancestors()
+        .nth(3)
+        .expect("a test stands in target/PROFILE/deps")
+        .to_owned()
+}
