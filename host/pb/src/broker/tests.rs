@@ -37,19 +37,19 @@ impl Pair {
             server: Broker::new(Role::Server, limits, 1024),
             client: Broker::new(Role::Client, limits, 1024),
         };
-        assert_eq!(pair.to_client(), Ok(vec!["ready".to_owned()]));
-        assert_eq!(pair.to_server(), Ok(vec!["ready".to_owned()]));
-        assert_eq!(pair.to_client(), Ok(vec![]));
+        assert_eq!(pair.at_client(), Ok(vec!["ready".to_owned()]));
+        assert_eq!(pair.at_server(), Ok(vec!["ready".to_owned()]));
+        assert_eq!(pair.at_client(), Ok(vec![]));
         pair
     }
 
-    fn to_server(&mut self) -> Result<Vec<String>, PeerFault> {
+    fn at_server(&mut self) -> Result<Vec<String>, PeerFault> {
         let bytes = std::mem::take(&mut self.client.output.bytes);
         self.server.receive(&bytes);
         drain(&mut self.server)
     }
 
-    fn to_client(&mut self) -> Result<Vec<String>, PeerFault> {
+    fn at_client(&mut self) -> Result<Vec<String>, PeerFault> {
         let bytes = std::mem::take(&mut self.server.output.bytes);
         self.client.receive(&bytes);
         drain(&mut self.client)
@@ -71,7 +71,7 @@ fn a_call_is_answered_and_an_error_is_told() {
         .output
         .call(Target::Luid(9), "tell", false, TUPLE, DICTIONARY);
     assert_eq!(
-        pair.to_server().unwrap(),
+        pair.at_server().unwrap(),
         [
             "call Name(\"root\") login true",
             "call Luid(9) echo true",
@@ -83,7 +83,7 @@ fn a_call_is_answered_and_an_error_is_told() {
         .fail(second, &Failure::new("twisted.spread.pb.Error", "Invalid Object ID"));
     pair.server.output.answer(first, NONE);
     assert_eq!(
-        pair.to_client().unwrap(),
+        pair.at_client().unwrap(),
         [
             "error 2 twisted.spread.pb.Error: Invalid Object ID".to_owned(),
             format!("answer 1 {NONE:?}")
@@ -99,14 +99,14 @@ fn references_are_counted_by_each_time_they_are_sent() {
         .client
         .output
         .call(Target::Name("root"), "get", true, TUPLE, DICTIONARY);
-    pair.to_server().unwrap();
+    pair.at_server().unwrap();
     let both = jelly::to_vec(&(1, 2)).unwrap();
     assert_eq!(pair.server.output.tables.export(&'a'), Ok(1));
     assert_eq!(pair.server.output.tables.export(&'a'), Ok(1));
     pair.server.output.answer(call, &both);
-    pair.to_client().unwrap();
+    pair.at_client().unwrap();
     pair.client.output.release(1, 2);
-    assert_eq!(pair.to_server().unwrap(), ["dropped a"]);
+    assert_eq!(pair.at_server().unwrap(), ["dropped a"]);
 }
 
 #[test]
@@ -222,7 +222,7 @@ fn what_twisted_closes_on_is_closed_on() {
     for (name, write, fault) in cases {
         let mut pair = Pair::new();
         write(&mut pair.client.output.bytes);
-        assert_eq!(pair.to_server(), Err(fault), "{name}");
+        assert_eq!(pair.at_server(), Err(fault), "{name}");
     }
 }
 
@@ -234,8 +234,8 @@ fn an_unknown_command_is_answered_and_the_connection_goes_on() {
     pair.client
         .output
         .call(Target::Name("root"), "login", true, TUPLE, DICTIONARY);
-    assert_eq!(pair.to_server().unwrap(), ["call Name(\"root\") login true"]);
-    assert_eq!(pair.to_client().unwrap(), ["did not understand"]);
+    assert_eq!(pair.at_server().unwrap(), ["call Name(\"root\") login true"]);
+    assert_eq!(pair.at_client().unwrap(), ["did not understand"]);
 }
 
 #[test]
@@ -291,7 +291,7 @@ fn the_fourth_reference_too_many_closes() {
     for _ in 0..4 {
         assert!(pair.server.output.tables.export(&'b').is_err());
     }
-    assert_eq!(pair.to_server(), Err(PeerFault::TooManyReferences));
+    assert_eq!(pair.at_server(), Err(PeerFault::TooManyReferences));
 }
 
 #[test]
