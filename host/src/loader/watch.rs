@@ -10,7 +10,8 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use notify::{RecommendedWatcher, RecursiveMode, Watcher};
+use notify::event::{AccessKind, AccessMode};
+use notify::{Event, EventKind, RecommendedWatcher, RecursiveMode, Watcher};
 use tokio::sync::mpsc;
 
 /// How long a file must stand still.
@@ -62,9 +63,15 @@ impl Watch {
     #[must_use]
     pub fn new(folder: &Path) -> Self {
         let (told, events) = mpsc::channel(1);
-        let watcher = notify::recommended_watcher(move |_| {
-            // One event that waits is as good as many.
-            let _ = told.try_send(());
+        let watcher = notify::recommended_watcher(move |event: notify::Result<Event>| {
+            // Looking at the folder is an event, too, and must not lead to another look.
+            let read = |kind| {
+                matches!(kind, EventKind::Access(access) if access != AccessKind::Close(AccessMode::Write))
+            };
+            if !event.is_ok_and(|event| read(event.kind)) {
+                // One event that waits is as good as many.
+                let _ = told.try_send(());
+            }
         })
         .and_then(|mut watcher| watcher.watch(folder, RecursiveMode::NonRecursive).map(|()| watcher))
         .inspect_err(|error| tracing::warn!(%error, "the folder of services cannot be watched; it is looked at every two seconds"))
