@@ -38,9 +38,17 @@ pub fn library(package: &str) -> PathBuf {
 /// When it does not build.
 #[must_use]
 pub fn release(package: &str) -> PathBuf {
-    let artifacts = cargo(&["build", "--release", "--package", package], &crate::target().join("plugins"));
-    let mut libraries = artifacts.into_iter().filter(|(_, path)| path.extension().is_some_and(|end| end == "so"));
-    libraries.find(|(name, _)| name.replace('_', "-") == package).expect("it is built").1
+    let artifacts = cargo(
+        &["build", "--release", "--package", package],
+        &crate::target().join("plugins"),
+    );
+    let mut libraries = artifacts
+        .into_iter()
+        .filter(|(_, path)| path.extension().is_some_and(|end| end == "so"));
+    libraries
+        .find(|(name, _)| name.replace('_', "-") == package)
+        .expect("it is built")
+        .1
 }
 
 /// The command `credhost`.

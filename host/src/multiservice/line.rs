@@ -103,11 +103,17 @@ impl Line {
                 }
                 delivery.deliver(*call, self.slot, raw);
             }
-            ToHost::Call { call, handle, answer, .. } => {
+            ToHost::Call {
+                call, handle, answer, ..
+            } => {
                 let delivered = delivery.deliver(*handle, self.slot, raw);
                 if *answer && !delivered {
                     let (class, message) = ("twisted.spread.pb.PBConnectionLost", "the client has gone");
-                    self.tell(&ToLibrary::Failed { call: *call, class, message });
+                    self.tell(&ToLibrary::Failed {
+                        call: *call,
+                        class,
+                        message,
+                    });
                 }
             }
             ToHost::Release { handle, .. } => {

@@ -78,3 +78,6 @@ impl Guest {
         })
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -65,3 +65,6 @@ impl Player {
         })
     }
 }
+
+#[cfg(test)]
+mod tests;

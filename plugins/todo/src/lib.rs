@@ -74,3 +74,6 @@ impl Tasks {
             .ok_or_else(|| Fault::new("todo.NoSuchTask", format!("there is no task {number}")))
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,51 @@
+use plugin_api::testing::TestHost;
+
+use super::*;
+
+#[test]
+fn a_list_belongs_to_one_and_is_there_again_after_a_restart() {
+    let host = TestHost::<Todo>::start().unwrap();
+    let alice = host.attach("alice").unwrap();
+    assert_eq!(alice.call::<usize>("add", ("milk",)).unwrap(), 0);
+    alice.call::<()>("done", (0,)).unwrap();
+    assert_eq!(
+        host.attach("bob").unwrap().call::<Vec<Task>>("list", ()).unwrap().len(),
+        0
+    );
+    drop(alice);
+    let saved = host.stop().unwrap();
+
+    let host = TestHost::<Todo>::start_with(&(), saved).unwrap();
+    let list: Vec<Task> = host.attach("alice").unwrap().call("list", ()).unwrap();
+    assert_eq!(
+        list.iter()
+            .map(|task| (task.text.as_str(), task.done))
+            .collect::<Vec<_>>(),
+        [("milk", true)]
+    );
+}
+
+#[test]
+fn a_task_that_is_not_there_is_an_error_with_a_class_to_trap() {
+    let host = TestHost::<Todo>::start().unwrap();
+    let alice = host.attach("alice").unwrap();
+    assert_eq!(alice.call::<()>("done", (7,)).unwrap_err().class(), "todo.NoSuchTask");
+    assert_eq!(alice.call::<usize>("clear", ()).unwrap(), 0);
+}
+
+#[test]
+fn the_client_is_rung() {
+    let host = TestHost::<Todo>::start().unwrap();
+    let (rung, heard) = std::sync::mpsc::channel();
+    let mind = move |method: &str, arguments: Value| {
+        rung.send(format!("{method}{arguments}"))
+            .map_err(|error| Fault::value(error.to_string()))?;
+        Ok(Value::none())
+    };
+    let alice = host.attach_with("alice", mind).unwrap();
+    alice.call::<usize>("add", ("milk",)).unwrap();
+    alice.call::<()>("remind", (0, 0)).unwrap();
+    assert_eq!(heard.recv().unwrap(), "ring(\"milk\",)");
+    let deaf = host.attach("bob").unwrap();
+    assert_eq!(deaf.call::<()>("remind", (0, 0)).unwrap_err().class(), "ValueError");
+}
