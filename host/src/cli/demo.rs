@@ -192,15 +192,15 @@ async fn call_as_guest(host: &Host) -> Result<String, Trouble> {
 
 fn python(port: u16) -> String {
     format!(
-        "    from getpass import getpass
-    from twisted.cred.credentials import UsernamePassword
-    from twisted.internet import task
-    from twisted.spread import pb
-    async def main(reactor):
-        factory = pb.PBClientFactory()
-        reactor.connectTCP(\"127.0.0.1\", {port}, factory)
-        todo = await factory.login(UsernamePassword(b\"alice/todo\", getpass().encode()))
-        print(await todo.callRemote(\"add\", \"milk\"), await todo.callRemote(\"list\"))
-    task.react(main)"
+        "from getpass import getpass
+from twisted.cred.credentials import UsernamePassword
+from twisted.internet import task
+from twisted.spread import pb
+async def main(reactor):
+    factory = pb.PBClientFactory()
+    reactor.connectTCP(\"127.0.0.1\", {port}, factory)
+    todo = await factory.login(UsernamePassword(b\"alice/todo\", getpass().encode()))
+    print(await todo.callRemote(\"add\", \"milk\"), await todo.callRemote(\"list\"))
+task.react(main)"
     )
 }
