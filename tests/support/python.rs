@@ -72,6 +72,79 @@ pub fn twisted(program: &str, arguments: &[&str]) -> String {
     run(&python(), &[], program, arguments)
 }
 
+/// Runs one of `tests/twisted`'s programs on Twisted 2.1.0, of 2005, where this machine has a python2.7. Says so, where
+/// it has none.
+///
+/// # Panics
+/// When it fails, or Twisted 2.1.0 cannot be had though there is a python2.7.
+pub fn twisted_of_2005(program: &str, arguments: &[&str]) -> Option<String> {
+    let Some(python) = python_2() else {
+        println!("SKIPPED: no python2.7 on this machine, which Twisted 2.1.0 needs");
+        return None;
+    };
+    let folder = crate::target().join("python-2.7");
+    std::fs::create_dir_all(&folder).expect("the folder can be made");
+    let lock = File::create(folder.join("lock")).expect("the lock can be made");
+    flock(&lock, FlockOperation::LockExclusive).expect("the lock can be taken");
+    let (packages, ready) = (folder.join("packages"), folder.join("ready"));
+    let source = folder.join("Twisted-2.1.0");
+    if !ready.exists() {
+        // Its setup does not run any more; its source does, as it is.
+        let pip = |arguments: &[&str]| {
+            let mut command = Command::new(&python);
+            command
+                .args(["-m", "pip", "--quiet", "--disable-pip-version-check"])
+                .args(arguments)
+                .current_dir(&folder);
+            command
+                .stdout(Stdio::null())
+                .stderr(Stdio::null())
+                .status()
+                .is_ok_and(|status| status.success())
+        };
+        assert!(
+            pip(&["install", "--target", "packages", "zope.interface<5"]),
+            "zope.interface cannot be installed"
+        );
+        File::create(packages.join("zope/__init__.py")).expect("the package can be marked");
+        let _ = pip(&["download", "--no-deps", "--no-binary", ":all:", "Twisted==2.1.0"]);
+        let unpacked = Command::new("python3")
+            .args([
+                "-c",
+                "import tarfile; tarfile.open('Twisted-2.1.0.tar.bz2').extractall('.')",
+            ])
+            .current_dir(&folder)
+            .status();
+        assert!(
+            unpacked.is_ok_and(|status| status.success()),
+            "Twisted 2.1.0's archive cannot be had from PyPI"
+        );
+        File::create(ready).expect("the mark can be made");
+    }
+    drop(lock);
+    let path = format!("{}:{}", source.display(), packages.display());
+    Some(run(&python, &[("PYTHONPATH", path)], program, arguments))
+}
+
+fn python_2() -> Option<PathBuf> {
+    let pyenv = std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".pyenv/versions"));
+    let versions = pyenv
+        .and_then(|folder| std::fs::read_dir(folder).ok())
+        .into_iter()
+        .flatten()
+        .flatten();
+    let candidates = versions.map(|version| version.path().join("bin/python2.7"));
+    candidates.chain([PathBuf::from("python2.7")]).find(|python| {
+        let mut works = Command::new(python);
+        works.args(["-c", "import sys; assert sys.version_info[:2] == (2, 7)"]);
+        works
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .status()
+            .is_ok_and(|status| status.success())
+    })
+}
+
 pub(crate) fn run(python: &Path, environment: &[(&str, String)], program: &str, arguments: &[&str]) -> String {
     let path = crate::workspace().join("tests/twisted").join(program);
     let mut command = Command::new(python);
