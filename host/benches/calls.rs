@@ -62,13 +62,7 @@ fn main() {
         return;
     }
     let rows: Vec<HashMap<&str, serde_json::Value>> = (0..1000)
-        .map(|id| {
-            HashMap::from([
-                ("id", id.into()),
-                ("name", format!("name {id}").into()),
-                ("score", 0.5.into()),
-            ])
-        })
+        .map(|id| HashMap::from([("id", id.into()), ("name", format!("name {id}").into()), ("score", 0.5.into())]))
         .collect();
     let load = |name, method, arguments, connections, in_flight, pinned| Load {
         name,
@@ -94,10 +88,7 @@ fn main() {
         "", "server", "calls/cpu-s", "p50 us", "p99 us", "to Twisted", "to canned"
     );
     // `cargo bench -p credhost -- dicts` runs those that have this in their name.
-    let filter = std::env::args()
-        .skip(1)
-        .find(|argument| !argument.starts_with('-'))
-        .unwrap_or_default();
+    let filter = std::env::args().skip(1).find(|argument| !argument.starts_with('-')).unwrap_or_default();
     for load in loads.iter().filter(|load| load.name.contains(&filter)) {
         let answer = probe(&ours, load);
         let canned = canned_server(load, &answer);
@@ -113,20 +104,12 @@ fn main() {
 
 fn print(name: &str, figures: &[(&str, Figures)]) {
     let rate = |figures: &Figures| figures.calls as f64 / figures.cpu;
-    let of = |server: &str| {
-        figures
-            .iter()
-            .find(|(name, _)| *name == server)
-            .map(|(_, figures)| rate(figures))
-    };
+    let of = |server: &str| figures.iter().find(|(name, _)| *name == server).map(|(_, figures)| rate(figures));
     for (index, (server, measured)) in figures.iter().enumerate() {
         let mut sorted = measured.latencies.clone();
         sorted.sort_unstable();
-        let at = |part: f64| {
-            sorted
-                .get((sorted.len() as f64 * part) as usize)
-                .map_or(0.0, |time| time.as_secs_f64() * 1e6)
-        };
+        let at =
+            |part: f64| sorted.get((sorted.len() as f64 * part) as usize).map_or(0.0, |time| time.as_secs_f64() * 1e6);
         let ratio = |other: Option<f64>| {
             other.map_or_else(|| "-".to_owned(), |other| format!("{:.2}x", rate(measured) / other))
         };
@@ -150,34 +133,18 @@ fn credhost() -> Server {
     let library = build::release("my-service");
     system_tests::host::put(&library, &home.plugins().join("my_service.so"));
     let mut command = Command::new(env!("CARGO_BIN_EXE_credhost"));
-    command
-        .arg("--home")
-        .arg(home.path())
-        .args(["run", "--listen", "127.0.0.1:0"]);
+    command.arg("--home").arg(home.path()).args(["run", "--listen", "127.0.0.1:0"]);
     let mut process = command.stderr(Stdio::piped()).spawn().expect("the host runs");
     let mut lines = BufReader::new(process.stderr.take().expect("it has an output")).lines();
-    let line = lines
-        .by_ref()
-        .map_while(Result::ok)
-        .find(|line| line.contains("serving Perspective Broker on"));
-    let address = line
-        .and_then(|line| line.rsplit(' ').next()?.parse().ok())
-        .expect("it says where it serves");
+    let line = lines.by_ref().map_while(Result::ok).find(|line| line.contains("serving Perspective Broker on"));
+    let address = line.and_then(|line| line.rsplit(' ').next()?.parse().ok()).expect("it says where it serves");
     std::thread::spawn(move || lines.count());
-    Server {
-        name: "credhost",
-        process,
-        address,
-        login: "alice/my service",
-        _home: Some(home),
-    }
+    Server { name: "credhost", process, address, login: "alice/my service", _home: Some(home) }
 }
 
 fn twisted() -> Server {
     let mut command = Command::new(python::python());
-    command
-        .arg(workspace().join("tests/twisted/bench_server.py"))
-        .stdout(Stdio::piped());
+    command.arg(workspace().join("tests/twisted/bench_server.py")).stdout(Stdio::piped());
     started("twisted", command, "alice")
 }
 
@@ -186,31 +153,17 @@ fn canned_server(load: &Load, answer: &[u8]) -> Server {
     let mut command = Command::new(std::env::current_exe().expect("a bench knows its own path"));
     let hex = data_encoding::HEXLOWER.encode(answer);
     // A long answer does not fit into an argument: its length is what counts.
-    let answer = if answer.len() < 1000 {
-        hex
-    } else {
-        format!("len{}", answer.len())
-    };
-    command
-        .args(["--canned", &format!("{request}:{answer}")])
-        .stdout(Stdio::piped());
+    let answer = if answer.len() < 1000 { hex } else { format!("len{}", answer.len()) };
+    command.args(["--canned", &format!("{request}:{answer}")]).stdout(Stdio::piped());
     started("canned", command, "")
 }
 
 fn started(name: &'static str, mut command: Command, login: &'static str) -> Server {
     let mut process = command.spawn().expect("the server runs");
     let mut line = String::new();
-    BufReader::new(process.stdout.take().expect("it has an output"))
-        .read_line(&mut line)
-        .expect("it prints its port");
+    BufReader::new(process.stdout.take().expect("it has an output")).read_line(&mut line).expect("it prints its port");
     let port: u16 = line.trim().parse().expect("it prints its port");
-    Server {
-        name,
-        process,
-        address: ([127, 0, 0, 1], port).into(),
-        login,
-        _home: None,
-    }
+    Server { name, process, address: ([127, 0, 0, 1], port).into(), login, _home: None }
 }
 
 /// Answers every so many bytes with the same bytes.
@@ -251,13 +204,7 @@ fn request(load: &Load, luid: u64) -> Vec<u8> {
         broker.output.call(Target::Luid(luid), "", false, &[], &[]);
     }
     broker.output.bytes.clear();
-    broker.output.call(
-        Target::Luid(luid),
-        load.method,
-        true,
-        &load.arguments,
-        &[1, 0x80, 5, 0x87],
-    );
+    broker.output.call(Target::Luid(luid), load.method, true, &load.arguments, &[1, 0x80, 5, 0x87]);
     broker.output.bytes.clone()
 }
 
@@ -294,13 +241,7 @@ fn login(server: &Server) -> (TcpStream, u64) {
                     let proof = jelly::Bytes(credhost::cred::challenge_response(challenge, &password).to_vec());
                     let arguments = jelly::to_vec(&(proof, None::<()>)).expect("a proof");
                     let challenger = value.references()[0].luid.expect("a challenger");
-                    output.call(
-                        Target::Luid(challenger),
-                        "respond",
-                        true,
-                        &arguments,
-                        &[1, 0x80, 5, 0x87],
-                    );
+                    output.call(Target::Luid(challenger), "respond", true, &arguments, &[1, 0x80, 5, 0x87]);
                 }
                 Event::Answer { value, .. } => luid = value.references()[0].luid,
                 Event::Error { failure, .. } => panic!("refused: {:?}", pb::Failure::read(failure.bytes())),
@@ -332,12 +273,7 @@ fn probe(server: &Server, load: &Load) -> Vec<u8> {
         bytes.extend_from_slice(&buffer[..count]);
         if let Some(scanned) = scanner.scan(&bytes).expect("it speaks PB") {
             let end = scanned.end;
-            assert_eq!(
-                bytes[2..4],
-                [27, 0x87],
-                "an answer, no error: {:?}",
-                String::from_utf8_lossy(&bytes)
-            );
+            assert_eq!(bytes[2..4], [27, 0x87], "an answer, no error: {:?}", String::from_utf8_lossy(&bytes));
             return bytes[..end].to_vec();
         }
     }
@@ -349,33 +285,19 @@ fn cpu(process: &Child) -> f64 {
     let stat = std::fs::read_to_string(format!("/proc/{}/stat", process.id())).unwrap_or_default();
     // The second field is a name in parentheses, which may hold anything.
     let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
-    let ticks = |index: usize| {
-        fields
-            .get(index)
-            .and_then(|field| field.parse::<f64>().ok())
-            .unwrap_or(0.0)
-    };
+    let ticks = |index: usize| fields.get(index).and_then(|field| field.parse::<f64>().ok()).unwrap_or(0.0);
     (ticks(11) + ticks(12)) / 100.0
 }
 
 fn pin(process: u32, processors: &str) {
-    let pinned = Command::new("taskset")
-        .args(["-acp", processors, &process.to_string()])
-        .stdout(Stdio::null())
-        .status();
-    assert!(
-        pinned.is_ok_and(|status| status.success()),
-        "taskset (util-linux) is needed to pin processes"
-    );
+    let pinned =
+        Command::new("taskset").args(["-acp", processors, &process.to_string()]).stdout(Stdio::null()).status();
+    assert!(pinned.is_ok_and(|status| status.success()), "taskset (util-linux) is needed to pin processes");
 }
 
 fn measure(server: &Server, load: &Load) -> Figures {
     // A canned server answers whatever it is asked: its answers are as long as ours.
-    let length = if server.login.is_empty() {
-        None
-    } else {
-        Some(probe(server, load).len())
-    };
+    let length = if server.login.is_empty() { None } else { Some(probe(server, load).len()) };
     let connections: Vec<_> = (0..load.connections).map(|_| login(server)).collect();
     if load.pinned {
         pin(server.process.id(), "0");
@@ -384,9 +306,7 @@ fn measure(server: &Server, load: &Load) -> Figures {
     let length = length.unwrap_or_else(|| {
         let (mut stream, luid) = login(server);
         stream.write_all(&request(load, luid)).expect("it reads");
-        stream
-            .set_read_timeout(Some(Duration::from_millis(300)))
-            .expect("it is a socket");
+        stream.set_read_timeout(Some(Duration::from_millis(300))).expect("it is a socket");
         let mut bytes = Vec::new();
         let _ = stream.read_to_end(&mut bytes);
         bytes.len()
@@ -471,16 +391,8 @@ fn logins(server: &Server) -> Figures {
 fn idle(server: &Server) -> u64 {
     let memory = || {
         let status = std::fs::read_to_string(format!("/proc/{}/status", server.process.id())).unwrap_or_default();
-        let line = status
-            .lines()
-            .find(|line| line.starts_with("VmRSS:"))
-            .unwrap_or_default()
-            .to_owned();
-        line.split_whitespace()
-            .nth(1)
-            .and_then(|kib| kib.parse::<u64>().ok())
-            .unwrap_or(0)
-            * 1024
+        let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap_or_default().to_owned();
+        line.split_whitespace().nth(1).and_then(|kib| kib.parse::<u64>().ok()).unwrap_or(0) * 1024
     };
     // What the allocator takes once for all is taken first.
     let first: Vec<_> = (0..50).map(|_| login(server)).collect();

@@ -65,15 +65,10 @@ impl Echo {
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let address = std::env::args().nth(1).unwrap_or_else(|| "127.0.0.1:8787".to_owned());
 
-    let surroundings = Surroundings {
-        store: Arc::new(MemoryStore::new()),
-        switchboard: Switchboard::new(),
-    };
+    let surroundings = Surroundings { store: Arc::new(MemoryStore::new()), switchboard: Switchboard::new() };
     let services = MultiService::new("pb");
     services.add(Slot::linked::<MyService>(&surroundings).await?).await?;
-    services
-        .add(Slot::linked::<AnotherService>(&surroundings).await?)
-        .await?;
+    services.add(Slot::linked::<AnotherService>(&surroundings).await?).await?;
 
     let mut random = [0; 96];
     getrandom::fill(&mut random)?;
@@ -84,14 +79,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let key = MasterKey::new(*key);
     let authorizer = Arc::new(DefaultAuthorizer::new());
     let mut alice = Identity::new("alice")?;
-    alice.set_password(
-        &Password::new("alice-pw"),
-        &key,
-        &Entropy {
-            salt: *salt,
-            nonce: *nonce,
-        },
-    )?;
+    alice.set_password(&Password::new("alice-pw"), &key, &Entropy { salt: *salt, nonce: *nonce })?;
     alice.keyring.add(Key::new("my service", "alice")?);
     alice.keyring.add(Key::new("another service", "alice")?);
     authorizer.add(alice)?;
@@ -99,12 +87,8 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     for (name, why) in services.start().await {
         eprintln!("{name}: {why}");
     }
-    let root = AuthRoot::new(
-        Login::new(authorizer, key, decoy),
-        Arc::clone(&services),
-        surroundings,
-        Limits::default(),
-    );
+    let root =
+        AuthRoot::new(Login::new(authorizer, key, decoy), Arc::clone(&services), surroundings, Limits::default());
     let door = root.listen(&address)?;
     println!("serving on {}; alice's password is alice-pw", door.address());
 

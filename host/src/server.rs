@@ -84,10 +84,7 @@ impl Host {
         let lock = home.lock()?;
         let (accounts, settings) = Accounts::open(&home)?;
         let accounts = Arc::new(accounts);
-        let surroundings = Surroundings {
-            store: Arc::new(MemoryStore::new()),
-            switchboard: Switchboard::new(),
-        };
+        let surroundings = Surroundings { store: Arc::new(MemoryStore::new()), switchboard: Switchboard::new() };
         let services = MultiService::new("pb");
         let private = Arc::new(PrivateFolder::new(home.private())?);
 
@@ -173,11 +170,7 @@ impl Host {
     /// What became of the files in the folder of services.
     #[must_use]
     pub fn libraries(&self) -> Vec<LibraryStatus> {
-        self.libraries
-            .lock()
-            .iter()
-            .map(|(path, library)| status(path, library))
-            .collect()
+        self.libraries.lock().iter().map(|(path, library)| status(path, library)).collect()
     }
 
     async fn answer(self: Rc<Self>, request: Request) -> Result<serde_json::Value, Failed> {
@@ -186,10 +179,7 @@ impl Host {
         let done =
             tokio::task::spawn_blocking(move || control::perform(&request, &accounts, Some((&services, &libraries))));
         done.await.unwrap_or_else(|_| {
-            Err(Failed {
-                error: "a fault of the host's own; please report it".to_owned(),
-                hint: None,
-            })
+            Err(Failed { error: "a fault of the host's own; please report it".to_owned(), hint: None })
         })
     }
 
@@ -201,24 +191,14 @@ impl Host {
                 if let Some(Library::Loaded { slot, note }) = self.libraries.lock().get_mut(&path) {
                     replaced = true;
                     *note = Some("the file has changed; restart the host to serve it".to_owned());
-                    tracing::warn!(
-                        service = slot.name().as_str(),
-                        "{file} has changed; restart the host to serve it"
-                    );
+                    tracing::warn!(service = slot.name().as_str(), "{file} has changed; restart the host to serve it");
                 }
                 if replaced {
                     return;
                 }
                 let known = std::mem::take(&mut *self.libraries.lock());
-                let library = load(
-                    &self.private,
-                    &self.services,
-                    &self.surroundings,
-                    &self.settings,
-                    &known,
-                    &path,
-                )
-                .await;
+                let library =
+                    load(&self.private, &self.services, &self.surroundings, &self.settings, &known, &path).await;
                 let mut libraries = self.libraries.lock();
                 *libraries = known;
                 libraries.insert(path, library);
@@ -244,21 +224,15 @@ impl Host {
 }
 
 fn shown(path: &Path) -> String {
-    path.file_name()
-        .map_or_else(String::new, |name| name.to_string_lossy().into_owned())
+    path.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned())
 }
 
 fn status(path: &Path, library: &Library) -> LibraryStatus {
     let file = shown(path);
     match library {
-        Library::Refused(why) => LibraryStatus {
-            file,
-            service: None,
-            state: format!("refused: {why}"),
-            note: None,
-            calls: 0,
-            faults: 0,
-        },
+        Library::Refused(why) => {
+            LibraryStatus { file, service: None, state: format!("refused: {why}"), note: None, calls: 0, faults: 0 }
+        }
         Library::Loaded { slot, note } => LibraryStatus {
             file,
             service: Some(slot.name().to_string()),
@@ -305,17 +279,13 @@ async fn try_load(
     path: &Path,
 ) -> Result<Arc<Slot>, String> {
     let (folder, source) = (Arc::clone(private), path.to_owned());
-    let copy = tokio::task::spawn_blocking(move || folder.copy(&source))
-        .await
-        .map_err(|error| error.to_string())??;
+    let copy = tokio::task::spawn_blocking(move || folder.copy(&source)).await.map_err(|error| error.to_string())??;
     let section = |name: &str| match settings.service.get(name) {
         Some(table) => jelly::to_vec(table)
             .map_err(|error| format!("[service.{name}] in credhost.toml cannot be handed to it: {error}")),
         None => Ok(Vec::new()),
     };
-    let slot = Slot::load(Source::Copy(copy), surroundings, section)
-        .await
-        .map_err(|error| error.to_string())?;
+    let slot = Slot::load(Source::Copy(copy), surroundings, section).await.map_err(|error| error.to_string())?;
     match services.add(Arc::clone(&slot)).await {
         Ok(()) => Ok(slot),
         Err(NotAdded::NameTaken(taken)) => {
@@ -325,20 +295,14 @@ async fn try_load(
                 _ => None,
             });
             let other = other.map_or_else(|| "another".to_owned(), |file| format!("the file {file}"));
-            Err(format!(
-                "its service {} is served by {other} already; remove one of the two",
-                taken.0
-            ))
+            Err(format!("its service {} is served by {other} already; remove one of the two", taken.0))
         }
         Err(error) => Err(error.to_string()),
     }
 }
 
 fn listen(address: &str, plaintext: bool) -> Result<std::net::TcpListener, StartError> {
-    let failed = |error| StartError::Listen {
-        address: address.to_owned(),
-        error,
-    };
+    let failed = |error| StartError::Listen { address: address.to_owned(), error };
     let found: Vec<SocketAddr> = address.to_socket_addrs().map_err(failed)?.collect();
     if let Some(open) = found.iter().find(|found| !found.ip().is_loopback())
         && !plaintext

@@ -21,13 +21,7 @@ struct Shared {
 impl Call {
     pub(crate) fn new(attachment: &Attachment) -> Self {
         let attachment = attachment.clone();
-        Self {
-            shared: Rc::new(Shared {
-                attachment,
-                gone: Cell::new(false),
-                told: tokio::sync::Notify::new(),
-            }),
-        }
+        Self { shared: Rc::new(Shared { attachment, gone: Cell::new(false), told: tokio::sync::Notify::new() }) }
     }
 
     pub(crate) fn set_gone(&self) {
@@ -69,9 +63,7 @@ impl Call {
 
 impl std::fmt::Debug for Call {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Call")
-            .field("attachment", self.attachment())
-            .finish_non_exhaustive()
+        f.debug_struct("Call").field("attachment", self.attachment()).finish_non_exhaustive()
     }
 }
 
@@ -92,15 +84,7 @@ struct Attached {
 impl Attachment {
     pub(crate) fn new(id: u64, perspective: &str, identity: &str, peer: &str, mind: Option<Remote>) -> Self {
         let (perspective, identity, peer) = (perspective.to_owned(), identity.to_owned(), peer.to_owned());
-        Self {
-            shared: Rc::new(Attached {
-                id,
-                perspective,
-                identity,
-                peer,
-                mind,
-            }),
-        }
+        Self { shared: Rc::new(Attached { id, perspective, identity, peer, mind }) }
     }
 
     /// A number that no other attachment of this service has.

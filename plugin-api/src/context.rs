@@ -16,9 +16,7 @@ pub struct Context<S: Service> {
 
 impl<S: Service> Context<S> {
     pub(crate) fn new(runtime: &Rc<Runtime<S>>) -> Self {
-        Self {
-            runtime: Rc::downgrade(runtime),
-        }
+        Self { runtime: Rc::downgrade(runtime) }
     }
 
     fn runtime(&self) -> Result<Rc<Runtime<S>>> {
@@ -59,9 +57,7 @@ impl<S: Service> Context<S> {
 
 impl<S: Service> Clone for Context<S> {
     fn clone(&self) -> Self {
-        Self {
-            runtime: Weak::clone(&self.runtime),
-        }
+        Self { runtime: Weak::clone(&self.runtime) }
     }
 }
 
@@ -76,9 +72,7 @@ impl<S: Service> std::fmt::Debug for Context<S> {
 /// # Errors
 /// When it panics.
 pub async fn blocking<R: Send + 'static>(work: impl FnOnce() -> R + Send + 'static) -> Result<R> {
-    tokio::task::spawn_blocking(work)
-        .await
-        .map_err(|_| Fault::panicked("work on a thread of its own"))
+    tokio::task::spawn_blocking(work).await.map_err(|_| Fault::panicked("work on a thread of its own"))
 }
 
 /// The service's section of the host's configuration: `[service.NAME]` in `credhost.toml`.

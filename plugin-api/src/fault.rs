@@ -22,11 +22,7 @@ impl Fault {
     /// An error of this class: `todo.NoSuchTask`, or a Python builtin by its bare name.
     #[must_use]
     pub fn new(class: impl Into<String>, message: impl Into<String>) -> Self {
-        Self {
-            class: class.into(),
-            message: message.into(),
-            internal: false,
-        }
+        Self { class: class.into(), message: message.into(), internal: false }
     }
 
     /// Python's ValueError: an argument of the right type that makes no sense.
@@ -48,10 +44,7 @@ impl Fault {
     }
 
     pub(crate) fn panicked(what: &str) -> Self {
-        Self {
-            internal: true,
-            ..Self::new("RuntimeError", format!("{what} failed inside the service"))
-        }
+        Self { internal: true, ..Self::new("RuntimeError", format!("{what} failed inside the service")) }
     }
 
     /// The class that clients trap it by.
@@ -75,11 +68,7 @@ impl std::fmt::Debug for Fault {
 
 impl std::fmt::Display for Fault {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        if self.message.is_empty() {
-            f.write_str(&self.class)
-        } else {
-            write!(f, "{}: {}", self.class, self.message)
-        }
+        if self.message.is_empty() { f.write_str(&self.class) } else { write!(f, "{}: {}", self.class, self.message) }
     }
 }
 

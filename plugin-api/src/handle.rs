@@ -49,23 +49,11 @@ impl<T> Handle<T> {
     /// A new object, which is not saved. A service's perspectives are made by the host's asking; this is for all else.
     #[must_use]
     pub fn new(value: T) -> Self {
-        Self {
-            shared: Rc::new(Shared {
-                value: RefCell::new(value),
-                saver: None,
-                ended: Cell::new(false),
-            }),
-        }
+        Self { shared: Rc::new(Shared { value: RefCell::new(value), saver: None, ended: Cell::new(false) }) }
     }
 
     pub(crate) fn saved(value: T, saver: Saver<T>) -> Self {
-        Self {
-            shared: Rc::new(Shared {
-                value: RefCell::new(value),
-                saver: Some(saver),
-                ended: Cell::new(false),
-            }),
-        }
+        Self { shared: Rc::new(Shared { value: RefCell::new(value), saver: Some(saver), ended: Cell::new(false) }) }
     }
 
     /// Looks at the object.
@@ -149,10 +137,7 @@ impl<T> Handle<T> {
 
     fn live(&self) -> Result<()> {
         if self.shared.ended.get() {
-            Err(Fault::new(
-                "twisted.spread.pb.DeadReferenceError",
-                "the service has ended",
-            ))
+            Err(Fault::new("twisted.spread.pb.DeadReferenceError", "the service has ended"))
         } else {
             Ok(())
         }
@@ -193,10 +178,7 @@ impl<T> Saver<T> {
         };
         let mut last = self.last.borrow_mut();
         if last.as_deref() != Some(&state) {
-            self.core.push(&ToHost::Save {
-                perspective: &self.name,
-                state: &state,
-            });
+            self.core.push(&ToHost::Save { perspective: &self.name, state: &state });
             *last = Some(state);
         }
         Ok(())
@@ -211,10 +193,7 @@ impl<T> Saver<T> {
         }));
         match back {
             Ok(Ok(back)) => *value = back,
-            _ => tracing::error!(
-                name = self.name,
-                "cannot go back to the last saved state; it stays as it is"
-            ),
+            _ => tracing::error!(name = self.name, "cannot go back to the last saved state; it stays as it is"),
         }
     }
 }
@@ -225,9 +204,7 @@ fn busy() -> Fault {
 
 impl<T> Clone for Handle<T> {
     fn clone(&self) -> Self {
-        Self {
-            shared: Rc::clone(&self.shared),
-        }
+        Self { shared: Rc::clone(&self.shared) }
     }
 }
 
@@ -253,7 +230,6 @@ impl<'de, T: Callable> Deserialize<'de> for Handle<T> {
             "a reference to an object of this service",
         )?;
         let core = Core::current().ok_or_else(|| D::Error::custom("a reference can come in calls only"))?;
-        core.own(id)
-            .ok_or_else(|| D::Error::custom("a reference to another kind of object"))
+        core.own(id).ok_or_else(|| D::Error::custom("a reference to another kind of object"))
     }
 }

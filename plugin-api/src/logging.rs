@@ -21,9 +21,7 @@ pub(crate) fn install(log: Log) {
     let _ = tracing::subscriber::set_global_default(Forward);
     // Never symbolizes: a backtrace costs 35 MB and a quarter of a second, and pins the library.
     std::panic::set_hook(Box::new(|panic| {
-        let place = panic
-            .location()
-            .map_or_else(String::new, |at| format!(" at {}:{}", at.file(), at.line()));
+        let place = panic.location().map_or_else(String::new, |at| format!(" at {}:{}", at.file(), at.line()));
         say(1, "panic", &format!("panicked{place}: {}", payload(panic.payload())));
     }));
 }

@@ -35,11 +35,7 @@ impl std::fmt::Display for Method {
             write!(f, "{comma}{}: {}", parameter.name, parameter.r#type)?;
         }
         f.write_str(")")?;
-        if self.returns.is_empty() {
-            Ok(())
-        } else {
-            write!(f, " -> {}", self.returns)
-        }
+        if self.returns.is_empty() { Ok(()) } else { write!(f, " -> {}", self.returns) }
     }
 }
 

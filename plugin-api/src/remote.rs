@@ -28,11 +28,7 @@ pub(crate) struct Shared {
 
 impl Remote {
     pub(crate) fn new(core: &Rc<Core>, handle: u64) -> Self {
-        core.remote(handle, |core| Shared {
-            core,
-            handle,
-            count: std::cell::Cell::new(0),
-        })
+        core.remote(handle, |core| Shared { core, handle, count: std::cell::Cell::new(0) })
     }
 
     pub(crate) fn of(shared: Rc<Shared>) -> Self {
@@ -114,20 +110,13 @@ pub(crate) fn tuple<A: Serialize>(arguments: &A) -> Result<Vec<u8>> {
         return Ok(EMPTY.to_vec());
     }
     let is_tuple = jelly::Deserializer::new(&bytes).sequence().is_ok();
-    if is_tuple {
-        Ok(bytes)
-    } else {
-        Err(Fault::arguments("arguments are a tuple: (text,) for one"))
-    }
+    if is_tuple { Ok(bytes) } else { Err(Fault::arguments("arguments are a tuple: (text,) for one")) }
 }
 
 impl Drop for Shared {
     fn drop(&mut self) {
         self.core.forget_remote(self.handle);
-        self.core.push(&ToHost::Release {
-            handle: self.handle,
-            count: self.count.get(),
-        });
+        self.core.push(&ToHost::Release { handle: self.handle, count: self.count.get() });
     }
 }
 
@@ -148,11 +137,7 @@ impl Serialize for Remote {
 
 impl<'de> Deserialize<'de> for Remote {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
-        let handle = number(
-            deserializer,
-            jelly::types::reference::REMOTE,
-            "a reference to an object of the client's",
-        )?;
+        let handle = number(deserializer, jelly::types::reference::REMOTE, "a reference to an object of the client's")?;
         let core = Core::current().ok_or_else(|| D::Error::custom("a reference can come in calls only"))?;
         Ok(Self::new(&core, handle))
     }

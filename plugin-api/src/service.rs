@@ -131,10 +131,6 @@ pub fn save<T: Serialize>(value: &T) -> Result<Vec<u8>> {
 #[doc(hidden)]
 pub fn load<T: DeserializeOwned>(state: &[u8]) -> Result<T> {
     // A state has a quota of its own, not the wire's limits.
-    jelly::from_scanned(state).map_err(|error| {
-        Fault::new(
-            "RuntimeError",
-            format!("the saved state does not fit this version: {error}"),
-        )
-    })
+    jelly::from_scanned(state)
+        .map_err(|error| Fault::new("RuntimeError", format!("the saved state does not fit this version: {error}")))
 }

@@ -141,24 +141,10 @@ impl<S: Service> TestHost<S> {
         let (sender, frames) = channel();
         let gate = Arc::new(Gate::default());
         let wall_gate = Arc::clone(&gate);
-        let thread = std::thread::spawn(move || {
-            run::<S>(Box::new(TestWall {
-                gate: wall_gate,
-                frames: sender,
-            }))
-        });
+        let thread = std::thread::spawn(move || run::<S>(Box::new(TestWall { gate: wall_gate, frames: sender })));
         let saved = saved.into_iter().map(|(name, state)| (name, state.encode())).collect();
-        let state = RefCell::new(State {
-            saved,
-            ..State::default()
-        });
-        let host = Self {
-            gate,
-            frames,
-            thread: Some(thread),
-            state,
-            service: PhantomData,
-        };
+        let state = RefCell::new(State { saved, ..State::default() });
+        let host = Self { gate, frames, thread: Some(thread), state, service: PhantomData };
         let config = jelly::to_vec(config)?;
         host.tell(&ToLibrary::Init { config: &config });
         host.stage("initialised")?;
@@ -194,13 +180,7 @@ impl<S: Service> TestHost<S> {
         if let Some(mind) = mind {
             self.state.borrow_mut().minds.insert(handle, mind);
         }
-        self.tell(&ToLibrary::Attach {
-            attachment,
-            perspective,
-            identity,
-            mind: handle,
-            peer: "a test",
-        });
+        self.tell(&ToLibrary::Attach { attachment, perspective, identity, mind: handle, peer: "a test" });
         self.until(|state| {
             if state.attached.contains(&attachment) {
                 return Some(Ok(()));
@@ -238,10 +218,7 @@ impl<S: Service> TestHost<S> {
             let _ = thread.join();
         }
         let saved = std::mem::take(&mut self.state.borrow_mut().saved);
-        Ok(saved
-            .into_iter()
-            .filter_map(|(name, state)| Some((name, Value::decode(&state).ok()?)))
-            .collect())
+        Ok(saved.into_iter().filter_map(|(name, state)| Some((name, Value::decode(&state).ok()?))).collect())
     }
 
     fn number(&self) -> u64 {
@@ -259,10 +236,7 @@ impl<S: Service> TestHost<S> {
         self.until(|state| {
             state.lifecycle.pop().map(|stage| match stage {
                 Ok(found) if found == wanted => Ok(()),
-                Ok(found) => Err(Fault::new(
-                    "RuntimeError",
-                    format!("the service is {found}, not {wanted}"),
-                )),
+                Ok(found) => Err(Fault::new("RuntimeError", format!("the service is {found}, not {wanted}"))),
                 Err(why) => Err(Fault::new("RuntimeError", why)),
             })
         })
@@ -305,33 +279,18 @@ impl<S: Service> TestHost<S> {
             ToHost::Answer { call, value } => {
                 state.answers.insert(call, Ok(value.to_vec()));
             }
-            ToHost::Failed {
-                call, class, message, ..
-            } => {
+            ToHost::Failed { call, class, message, .. } => {
                 state.answers.insert(call, Err(Fault::new(class, message)));
             }
-            ToHost::Save {
-                perspective,
-                state: saved,
-            } => {
+            ToHost::Save { perspective, state: saved } => {
                 state.saved.insert(perspective.to_owned(), saved.to_vec());
             }
             ToHost::Load { request, perspective } => {
                 let saved = state.saved.get(perspective).cloned();
                 drop(state);
-                self.tell(&ToLibrary::Loaded {
-                    request,
-                    state: saved.as_deref(),
-                });
+                self.tell(&ToLibrary::Loaded { request, state: saved.as_deref() });
             }
-            ToHost::Call {
-                call,
-                handle,
-                answer,
-                method,
-                arguments,
-                ..
-            } => {
+            ToHost::Call { call, handle, answer, method, arguments, .. } => {
                 let mind = state.minds.remove(&handle);
                 // The mind may use the host.
                 drop(state);
@@ -346,16 +305,9 @@ impl<S: Service> TestHost<S> {
                 };
                 match result {
                     _ if !answer => {}
-                    Ok(value) => self.tell(&ToLibrary::Answer {
-                        call,
-                        value: &value.encode(),
-                    }),
+                    Ok(value) => self.tell(&ToLibrary::Answer { call, value: &value.encode() }),
                     Err(fault) => {
-                        self.tell(&ToLibrary::Failed {
-                            call,
-                            class: fault.class(),
-                            message: fault.message(),
-                        });
+                        self.tell(&ToLibrary::Failed { call, class: fault.class(), message: fault.message() });
                     }
                 }
             }
@@ -453,9 +405,7 @@ impl<S: Service> TestCall<'_, S> {
 
 impl<S: Service> Drop for TestClient<'_, S> {
     fn drop(&mut self) {
-        self.host.tell(&ToLibrary::Detach {
-            attachment: self.attachment,
-        });
+        self.host.tell(&ToLibrary::Detach { attachment: self.attachment });
     }
 }
 

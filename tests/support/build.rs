@@ -21,15 +21,10 @@ pub fn library(package: &str) -> PathBuf {
             arguments.extend(["--package", package]);
         }
         let artifacts = cargo(&arguments, &crate::target().join("plugins"));
-        let libraries = artifacts
-            .into_iter()
-            .filter(|(_, path)| path.extension().is_some_and(|end| end == "so"));
+        let libraries = artifacts.into_iter().filter(|(_, path)| path.extension().is_some_and(|end| end == "so"));
         libraries.map(|(name, path)| (name.replace('_', "-"), path)).collect()
     });
-    built
-        .get(package)
-        .unwrap_or_else(|| panic!("{package} is not among the libraries that are built"))
-        .clone()
+    built.get(package).unwrap_or_else(|| panic!("{package} is not among the libraries that are built")).clone()
 }
 
 /// The same, optimised: for benches.
@@ -38,17 +33,9 @@ pub fn library(package: &str) -> PathBuf {
 /// When it does not build.
 #[must_use]
 pub fn release(package: &str) -> PathBuf {
-    let artifacts = cargo(
-        &["build", "--release", "--package", package],
-        &crate::target().join("plugins"),
-    );
-    let mut libraries = artifacts
-        .into_iter()
-        .filter(|(_, path)| path.extension().is_some_and(|end| end == "so"));
-    libraries
-        .find(|(name, _)| name.replace('_', "-") == package)
-        .expect("it is built")
-        .1
+    let artifacts = cargo(&["build", "--release", "--package", package], &crate::target().join("plugins"));
+    let mut libraries = artifacts.into_iter().filter(|(_, path)| path.extension().is_some_and(|end| end == "so"));
+    libraries.find(|(name, _)| name.replace('_', "-") == package).expect("it is built").1
 }
 
 /// The command `credhost`.
@@ -60,13 +47,8 @@ pub fn credhost() -> PathBuf {
     static BUILT: OnceLock<PathBuf> = OnceLock::new();
     BUILT
         .get_or_init(|| {
-            let artifacts = cargo(
-                &["build", "--package", "credhost", "--bin", "credhost"],
-                &crate::target(),
-            );
-            let found = artifacts
-                .into_iter()
-                .find(|(name, path)| name == "credhost" && path.extension().is_none());
+            let artifacts = cargo(&["build", "--package", "credhost", "--bin", "credhost"], &crate::target());
+            let found = artifacts.into_iter().find(|(name, path)| name == "credhost" && path.extension().is_none());
             found.expect("the command is built").1
         })
         .clone()
@@ -78,20 +60,12 @@ fn cargo(arguments: &[&str], target: &Path) -> Vec<(String, PathBuf)> {
     static TURN: Mutex<()> = Mutex::new(());
     let _turn = TURN.lock();
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo
-        .current_dir(crate::workspace())
-        .args(arguments)
-        .arg("--target-dir")
-        .arg(target);
+    cargo.current_dir(crate::workspace()).args(arguments).arg("--target-dir").arg(target);
     cargo.args(["--quiet", "--message-format=json-render-diagnostics"]);
     // What this test was built with is no matter of what it builds.
     cargo.env_remove("RUSTFLAGS").env_remove("CARGO_ENCODED_RUSTFLAGS");
     let output = cargo.stderr(Stdio::inherit()).output().expect("cargo runs");
-    assert!(
-        output.status.success(),
-        "cargo {} failed; see above",
-        arguments.join(" ")
-    );
+    assert!(output.status.success(), "cargo {} failed; see above", arguments.join(" "));
     let mut artifacts = Vec::new();
     for line in output.stdout.split(|byte| *byte == b'\n') {
         let Ok(message) = serde_json::from_slice::<serde_json::Value>(line) else {
@@ -99,13 +73,7 @@ fn cargo(arguments: &[&str], target: &Path) -> Vec<(String, PathBuf)> {
         };
         let name = message["target"]["name"].as_str().unwrap_or_default().to_owned();
         let mut files: Vec<&str> = Vec::new();
-        files.extend(
-            message["filenames"]
-                .as_array()
-                .into_iter()
-                .flatten()
-                .filter_map(serde_json::Value::as_str),
-        );
+        files.extend(message["filenames"].as_array().into_iter().flatten().filter_map(serde_json::Value::as_str));
         artifacts.extend(files.into_iter().map(|file| (name.clone(), PathBuf::from(file))));
     }
     artifacts

@@ -40,9 +40,7 @@ impl Default for TestHome {
 impl TestHome {
     #[must_use]
     pub fn new() -> Self {
-        Self {
-            folder: tempfile::tempdir().expect("a folder for the test"),
-        }
+        Self { folder: tempfile::tempdir().expect("a folder for the test") }
     }
 
     #[must_use]
@@ -68,18 +66,9 @@ impl TestHome {
     #[must_use]
     pub fn run_with(&self, arguments: &[&str], input: &str) -> Output {
         let mut command = self.command();
-        command
-            .args(arguments)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
+        command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().expect("credhost runs");
-        child
-            .stdin
-            .take()
-            .expect("it has an input")
-            .write_all(input.as_bytes())
-            .expect("it reads its input");
+        child.stdin.take().expect("it has an input").write_all(input.as_bytes()).expect("it reads its input");
         child.wait_with_output().expect("credhost ends")
     }
 
@@ -87,15 +76,8 @@ impl TestHome {
     pub fn run(&self, arguments: &[&str], input: &str) -> String {
         let output = self.run_with(arguments, input);
         let error = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert!(
-            output.status.success(),
-            "credhost {} failed: {error}",
-            arguments.join(" ")
-        );
-        String::from_utf8(output.stdout)
-            .expect("it prints text")
-            .trim_end()
-            .to_owned()
+        assert!(output.status.success(), "credhost {} failed: {error}", arguments.join(" "));
+        String::from_utf8(output.stdout).expect("it prints text").trim_end().to_owned()
     }
 
     /// Runs a command that must fail; answers with what it says.
@@ -103,12 +85,7 @@ impl TestHome {
     pub fn refused(&self, arguments: &[&str], input: &str) -> String {
         let output = self.run_with(arguments, input);
         let error = String::from_utf8_lossy(&output.stderr).trim_end().to_owned();
-        assert_eq!(
-            output.status.code(),
-            Some(1),
-            "credhost {} should fail: {error}",
-            arguments.join(" ")
-        );
+        assert_eq!(output.status.code(), Some(1), "credhost {} should fail: {error}", arguments.join(" "));
         error
     }
 
@@ -135,39 +112,25 @@ impl TestHome {
     /// Copies a library into the folder.
     pub fn install(&self, package: &str) {
         let library = crate::build::library(package);
-        put(
-            &library,
-            &self.plugins().join(library.file_name().expect("it has a name")),
-        );
+        put(&library, &self.plugins().join(library.file_name().expect("it has a name")));
     }
 
     /// Starts a host here.
     #[must_use]
     pub fn start(self) -> TestHost {
         let mut command = self.command();
-        command
-            .args(["run", "--listen", "127.0.0.1:0"])
-            .stdin(Stdio::null())
-            .stdout(Stdio::null());
+        command.args(["run", "--listen", "127.0.0.1:0"]).stdin(Stdio::null()).stdout(Stdio::null());
         command.env("CREDHOST_LOG", "debug");
         let mut child = command.stderr(Stdio::piped()).spawn().expect("credhost runs");
         let log = Arc::new(Log::default());
-        let (writer, lines) = (
-            Arc::clone(&log),
-            BufReader::new(child.stderr.take().expect("it has an output")),
-        );
+        let (writer, lines) = (Arc::clone(&log), BufReader::new(child.stderr.take().expect("it has an output")));
         std::thread::spawn(move || {
             for line in lines.lines().map_while(Result::ok) {
                 writer.lines.lock().expect("no test panics with it").push(line);
                 writer.come.notify_all();
             }
         });
-        let mut host = TestHost {
-            home: self,
-            child,
-            log,
-            address: ([127, 0, 0, 1], 0).into(),
-        };
+        let mut host = TestHost { home: self, child, log, address: ([127, 0, 0, 1], 0).into() };
         let line = host.wait_for("serving Perspective Broker on ");
         let address = line.rsplit(' ').next().and_then(|address| address.parse().ok());
         host.address = address.expect("the line ends with the address");
@@ -222,17 +185,9 @@ impl TestHost {
             }
             let left = deadline.saturating_duration_since(Instant::now());
             let ended = self.child.try_wait().ok().flatten();
-            assert!(
-                !left.is_zero() && ended.is_none(),
-                "{text:?} did not come; the log: {lines:#?} {ended:?}"
-            );
+            assert!(!left.is_zero() && ended.is_none(), "{text:?} did not come; the log: {lines:#?} {ended:?}");
             let wait = left.min(Duration::from_millis(200));
-            lines = self
-                .log
-                .come
-                .wait_timeout(lines, wait)
-                .expect("no test panics with it")
-                .0;
+            lines = self.log.come.wait_timeout(lines, wait).expect("no test panics with it").0;
         }
     }
 

@@ -4,6 +4,7 @@
 #![allow(missing_docs, reason = "helpers of tests, named for what they do")]
 
 pub mod build;
+pub mod embedded;
 pub mod host;
 pub mod python;
 pub mod wire;
@@ -25,8 +26,5 @@ pub fn workspace() -> PathBuf {
 pub fn target() -> PathBuf {
     let own = std::env::current_exe().expect("a test knows its own path");
     // target/debug/deps/test-1234
-    own.ancestors()
-        .nth(3)
-        .expect("a test stands in target/PROFILE/deps")
-        .to_owned()
+    own.ancestors().nth(3).expect("a test stands in target/PROFILE/deps").to_owned()
 }

@@ -36,32 +36,16 @@ pub fn python() -> PathBuf {
 }
 
 fn set_up(environment: &Path, python: &Path) {
-    let made = Command::new("python3")
-        .args(["-m", "venv", "--clear"])
-        .arg(environment)
-        .output();
+    let made = Command::new("python3").args(["-m", "venv", "--clear"]).arg(environment).output();
     let made =
         made.unwrap_or_else(|error| panic!("these tests need python3 (3.9 or newer), which does not run: {error}"));
     let said = String::from_utf8_lossy(&made.stdout).into_owned();
-    assert!(
-        made.status.success(),
-        "python3 cannot make an environment; install python3-venv: {said}"
-    );
+    assert!(made.status.success(), "python3 cannot make an environment; install python3-venv: {said}");
     let installed = Command::new(python)
-        .args([
-            "-m",
-            "pip",
-            "install",
-            "--quiet",
-            "--disable-pip-version-check",
-            TWISTED,
-        ])
+        .args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", TWISTED])
         .status()
         .expect("pip runs");
-    assert!(
-        installed.success(),
-        "{TWISTED} cannot be installed from PyPI; pip says why above"
-    );
+    assert!(installed.success(), "{TWISTED} cannot be installed from PyPI; pip says why above");
 }
 
 /// Runs one of `tests/twisted`'s programs, which asserts for itself; answers with what it prints.
@@ -92,33 +76,17 @@ pub fn twisted_of_2005(program: &str, arguments: &[&str]) -> Option<String> {
         // Its setup does not run any more; its source does, as it is.
         let pip = |arguments: &[&str]| {
             let mut command = Command::new(&python);
-            command
-                .args(["-m", "pip", "--quiet", "--disable-pip-version-check"])
-                .args(arguments)
-                .current_dir(&folder);
-            command
-                .stdout(Stdio::null())
-                .stderr(Stdio::null())
-                .status()
-                .is_ok_and(|status| status.success())
+            command.args(["-m", "pip", "--quiet", "--disable-pip-version-check"]).args(arguments).current_dir(&folder);
+            command.stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok_and(|status| status.success())
         };
-        assert!(
-            pip(&["install", "--target", "packages", "zope.interface<5"]),
-            "zope.interface cannot be installed"
-        );
+        assert!(pip(&["install", "--target", "packages", "zope.interface<5"]), "zope.interface cannot be installed");
         File::create(packages.join("zope/__init__.py")).expect("the package can be marked");
         let _ = pip(&["download", "--no-deps", "--no-binary", ":all:", "Twisted==2.1.0"]);
         let unpacked = Command::new("python3")
-            .args([
-                "-c",
-                "import tarfile; tarfile.open('Twisted-2.1.0.tar.bz2').extractall('.')",
-            ])
+            .args(["-c", "import tarfile; tarfile.open('Twisted-2.1.0.tar.bz2').extractall('.')"])
             .current_dir(&folder)
             .status();
-        assert!(
-            unpacked.is_ok_and(|status| status.success()),
-            "Twisted 2.1.0's archive cannot be had from PyPI"
-        );
+        assert!(unpacked.is_ok_and(|status| status.success()), "Twisted 2.1.0's archive cannot be had from PyPI");
         File::create(ready).expect("the mark can be made");
     }
     drop(lock);
@@ -128,40 +96,22 @@ pub fn twisted_of_2005(program: &str, arguments: &[&str]) -> Option<String> {
 
 fn python_2() -> Option<PathBuf> {
     let pyenv = std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".pyenv/versions"));
-    let versions = pyenv
-        .and_then(|folder| std::fs::read_dir(folder).ok())
-        .into_iter()
-        .flatten()
-        .flatten();
+    let versions = pyenv.and_then(|folder| std::fs::read_dir(folder).ok()).into_iter().flatten().flatten();
     let candidates = versions.map(|version| version.path().join("bin/python2.7"));
     candidates.chain([PathBuf::from("python2.7")]).find(|python| {
         let mut works = Command::new(python);
         works.args(["-c", "import sys; assert sys.version_info[:2] == (2, 7)"]);
-        works
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .status()
-            .is_ok_and(|status| status.success())
+        works.stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok_and(|status| status.success())
     })
 }
 
 pub(crate) fn run(python: &Path, environment: &[(&str, String)], program: &str, arguments: &[&str]) -> String {
     let path = crate::workspace().join("tests/twisted").join(program);
     let mut command = Command::new(python);
-    command
-        .arg("-W")
-        .arg("ignore")
-        .arg(path)
-        .args(arguments)
-        .stdin(Stdio::null());
-    command
-        .env("PYTHONDONTWRITEBYTECODE", "1")
-        .envs(environment.iter().map(|(name, value)| (name, value)));
+    command.arg("-W").arg("ignore").arg(path).args(arguments).stdin(Stdio::null());
+    command.env("PYTHONDONTWRITEBYTECODE", "1").envs(environment.iter().map(|(name, value)| (name, value)));
     let output = command.output().expect("python runs");
-    let (out, error) = (
-        String::from_utf8_lossy(&output.stdout),
-        String::from_utf8_lossy(&output.stderr),
-    );
+    let (out, error) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success(), "{program} failed:\n{out}\n{error}");
     out.into_owned()
 }

@@ -24,10 +24,7 @@ impl Wire {
     pub fn connect(address: SocketAddr) -> Self {
         let stream = TcpStream::connect(address).expect("the door is open");
         stream.set_read_timeout(Some(PATIENCE)).expect("a timeout can be set");
-        let mut wire = Self {
-            stream,
-            received: Vec::new(),
-        };
+        let mut wire = Self { stream, received: Vec::new() };
         wire.wait_for(&[2, 0x80, 2, 0x82, b'p', b'b', 4, 0x82, b'n', b'o', b'n', b'e']);
         wire.send(&[2, 0x82, b'p', b'b', 2, 0x80, 19, 0x87, 6, 0x81]);
         wire
@@ -47,11 +44,7 @@ impl Wire {
             if let Some(at) = self.received.windows(wanted.len()).position(|window| window == wanted) {
                 return self.received.drain(..at + wanted.len()).collect();
             }
-            assert!(
-                self.read(),
-                "it closed before {wanted:?} came; it sent {:?}",
-                self.received
-            );
+            assert!(self.read(), "it closed before {wanted:?} came; it sent {:?}", self.received);
         }
     }
 

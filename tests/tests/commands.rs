@@ -7,41 +7,26 @@ const PASSWORD: &str = "correct horse battery staple";
 #[test]
 fn identities_and_keys_without_a_host() {
     let home = TestHome::new();
-    assert!(
-        home.refused(&["identity", "list"], "")
-            .contains("there is no home folder")
-    );
+    assert!(home.refused(&["identity", "list"], "").contains("there is no home folder"));
     home.run(&["identity", "add", "alice", "--password-stdin"], PASSWORD);
     let again = home.refused(&["identity", "add", "alice", "--password-stdin"], PASSWORD);
     assert!(again.contains("There is already an identity named alice."), "{again}");
     let short = home.refused(&["identity", "add", "bob", "--password-stdin"], "short");
     assert!(short.contains("the password has 5 characters; it needs 15"), "{short}");
     let slash = home.refused(&["identity", "add", "a/b", "--no-password"], "");
-    assert!(
-        slash.contains("cannot be the name of an identity: it has a `/`"),
-        "{slash}"
-    );
+    assert!(slash.contains("cannot be the name of an identity: it has a `/`"), "{slash}");
     home.run(&["key", "add", "alice", "todo"], "");
     home.run(&["key", "add", "alice", "my service", "work"], "");
     assert_eq!(home.run(&["key", "list", "alice"], ""), "my service/work\ntodo/alice");
     let none = home.refused(&["key", "remove", "alice", "chat"], "");
-    assert!(
-        none.contains("alice has no key for service chat, perspective alice"),
-        "{none}"
-    );
+    assert!(none.contains("alice has no key for service chat, perspective alice"), "{none}");
     home.run(&["key", "remove", "alice", "todo"], "");
     let shown: serde_json::Value =
         serde_json::from_str(&home.run(&["identity", "show", "alice", "--json"], "")).unwrap();
-    assert_eq!(
-        shown["keys"],
-        serde_json::json!([{ "service": "my service", "perspective": "work" }])
-    );
+    assert_eq!(shown["keys"], serde_json::json!([{ "service": "my service", "perspective": "work" }]));
     assert_eq!(shown["password"], true);
     let nobody = home.refused(&["identity", "show", "carol"], "");
-    assert!(
-        nobody.contains("there is no identity named carol") && nobody.contains("identity list"),
-        "{nobody}"
-    );
+    assert!(nobody.contains("there is no identity named carol") && nobody.contains("identity list"), "{nobody}");
     home.run(&["identity", "password", "alice", "--clear"], "");
     assert!(home.run(&["identity", "list"], "").contains("no password"));
     home.run(&["identity", "remove", "alice"], "");
@@ -55,21 +40,14 @@ fn with_a_running_host_they_act_at_once() {
     home.install("todo");
     let host = home.start();
     let target = format!("alice@{}/todo", host.address());
-    let list = |password: &str| {
-        host.home
-            .run_with(&["call", &target, "list", "--password-stdin"], password)
-    };
+    let list = |password: &str| host.home.run_with(&["call", &target, "list", "--password-stdin"], password);
     assert!(!list("one").status.success());
     host.home.run(&["identity", "add", "alice", "--password-stdin"], "one");
     let keyless = host.home.refused(&["call", &target, "list", "--password-stdin"], "one");
-    assert!(
-        keyless.contains("alice has no key to") && keyless.contains("credhost key add alice todo"),
-        "{keyless}"
-    );
+    assert!(keyless.contains("alice has no key to") && keyless.contains("credhost key add alice todo"), "{keyless}");
     host.home.run(&["key", "add", "alice", "todo"], "");
     assert!(list("one").status.success());
-    host.home
-        .run(&["identity", "password", "alice", "--password-stdin"], "two");
+    host.home.run(&["identity", "password", "alice", "--password-stdin"], "two");
     let wrong = host.home.refused(&["call", &target, "list", "--password-stdin"], "one");
     assert!(wrong.contains("alice is not let in: wrong name or password"), "{wrong}");
     assert!(list("two").status.success());
@@ -86,10 +64,7 @@ fn comments_in_the_configuration_stay() {
     std::fs::write(&config, text).unwrap();
     home.run(&["identity", "add", "alice", "--no-password"], "");
     let text = std::fs::read_to_string(&config).unwrap();
-    assert!(
-        text.contains("# my own words") && text.contains("# Where Perspective Broker is served."),
-        "{text}"
-    );
+    assert!(text.contains("# my own words") && text.contains("# Where Perspective Broker is served."), "{text}");
 }
 
 #[test]
@@ -100,10 +75,7 @@ fn what_others_could_read_is_refused() {
         home.make();
         std::fs::set_permissions(home.path().join(file), std::fs::Permissions::from_mode(0o755)).unwrap();
         let refused = home.refused(&["run", "--listen", "127.0.0.1:0"], "");
-        assert!(
-            refused.contains("can be used by others (mode 755)") && refused.contains("chmod"),
-            "{file}: {refused}"
-        );
+        assert!(refused.contains("can be used by others (mode 755)") && refused.contains("chmod"), "{file}: {refused}");
     }
 }
 
@@ -115,10 +87,7 @@ fn a_configuration_that_cannot_be_is_said_with_its_place() {
     let text = std::fs::read_to_string(&config).unwrap().replace("listen =", "lisen =");
     std::fs::write(&config, text).unwrap();
     let refused = home.refused(&["run"], "");
-    assert!(
-        refused.contains("credhost.toml") && refused.contains("lisen"),
-        "{refused}"
-    );
+    assert!(refused.contains("credhost.toml") && refused.contains("lisen"), "{refused}");
 }
 
 #[test]
@@ -126,10 +95,7 @@ fn in_the_clear_is_served_to_this_machine_only() {
     let home = TestHome::new();
     home.make();
     let refused = home.refused(&["run", "--listen", "0.0.0.0:0"], "");
-    assert!(
-        refused.contains("can be reached by others") && refused.contains("--plaintext"),
-        "{refused}"
-    );
+    assert!(refused.contains("can be reached by others") && refused.contains("--plaintext"), "{refused}");
 }
 
 #[test]
@@ -137,10 +103,7 @@ fn wrong_use_is_told_with_exit_code_2() {
     let home = TestHome::new();
     assert_eq!(home.run_with(&["frobnicate"], "").status.code(), Some(2));
     let odd = home.refused(&["call", "alice", "list"], "");
-    assert!(
-        odd.contains("names no perspective") && odd.contains("alice@127.0.0.1:8787/todo"),
-        "{odd}"
-    );
+    assert!(odd.contains("names no perspective") && odd.contains("alice@127.0.0.1:8787/todo"), "{odd}");
 }
 
 #[test]
@@ -148,12 +111,8 @@ fn answers_are_json_on_request() {
     let host = TestHost::with(&["my-service"]);
     let target = format!("alice@{}/my service", host.address());
     let call = |rest: &[&str]| {
-        let arguments: Vec<&str> = ["call", &target]
-            .iter()
-            .chain(rest)
-            .copied()
-            .chain(["--json", "--password-stdin"])
-            .collect();
+        let arguments: Vec<&str> =
+            ["call", &target].iter().chain(rest).copied().chain(["--json", "--password-stdin"]).collect();
         host.home.run(&arguments, "alice-pw")
     };
     assert_eq!(call(&["add", "2", "b=5"]), "7");

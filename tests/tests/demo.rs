@@ -20,21 +20,12 @@ impl Drop for Demo {
 
 fn demo(home: &TestHome) -> Demo {
     let mut command = home.command();
-    command
-        .args(["demo", "--listen", "127.0.0.1:0", "--workspace"])
-        .arg(workspace());
+    command.args(["demo", "--listen", "127.0.0.1:0", "--workspace"]).arg(workspace());
     // Built where the demo builds them, whatever this test's own target directory is.
     command.env("CARGO_TARGET_DIR", system_tests::target());
-    let mut child = command
-        .stdout(Stdio::piped())
-        .stdin(Stdio::null())
-        .spawn()
-        .expect("the demo runs");
+    let mut child = command.stdout(Stdio::piped()).stdin(Stdio::null()).spawn().expect("the demo runs");
     let mut printed = Vec::new();
-    for line in BufReader::new(child.stdout.take().expect("it prints"))
-        .lines()
-        .map_while(Result::ok)
-    {
+    for line in BufReader::new(child.stdout.take().expect("it prints")).lines().map_while(Result::ok) {
         printed.push(line);
         if printed.last().is_some_and(|line| line.contains("Ctrl-C stops")) {
             return Demo { child, printed };
@@ -51,11 +42,7 @@ impl Demo {
 
     /// The Python that it prints.
     fn python(&self) -> String {
-        let start = self
-            .printed
-            .iter()
-            .position(|line| line.contains("from getpass"))
-            .expect("Python is printed");
+        let start = self.printed.iter().position(|line| line.contains("from getpass")).expect("Python is printed");
         let lines = self.printed[start..].iter().take_while(|line| !line.is_empty());
         lines.map(|line| line.clone() + "\n").collect()
     }
@@ -65,12 +52,7 @@ impl Demo {
 fn what_the_demo_prints_works_as_printed_and_a_second_run_finds_its_home() {
     let home = TestHome::new();
     let first = demo(&home);
-    let password = first
-        .line("  alice ")
-        .split_whitespace()
-        .nth(1)
-        .expect("a password")
-        .to_owned();
+    let password = first.line("  alice ").split_whitespace().nth(1).expect("a password").to_owned();
     assert!(password.len() >= 15);
     assert!(first.line("A first call").ends_with("answers []"));
 
@@ -86,25 +68,13 @@ fn what_the_demo_prints_works_as_printed_and_a_second_run_finds_its_home() {
     assert!(first.python().lines().count() <= 10, "ten lines at most");
     let mut command = Command::new("setsid");
     command.arg(python::python()).arg("-W").arg("ignore").arg(file.path());
-    command
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped());
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().expect("python runs");
-    std::io::Write::write_all(
-        &mut child.stdin.take().expect("an input"),
-        format!("{password}\n").as_bytes(),
-    )
-    .expect("it reads");
+    std::io::Write::write_all(&mut child.stdin.take().expect("an input"), format!("{password}\n").as_bytes())
+        .expect("it reads");
     let output = child.wait_with_output().expect("python ends");
-    let (out, error) = (
-        String::from_utf8_lossy(&output.stdout),
-        String::from_utf8_lossy(&output.stderr),
-    );
-    assert!(
-        out.contains("1 [{'text': 'milk', 'done': False}, {'text': 'milk', 'done': False}]"),
-        "{out}\n{error}"
-    );
+    let (out, error) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(out.contains("1 [{'text': 'milk', 'done': False}, {'text': 'milk', 'done': False}]"), "{out}\n{error}");
 
     // The passwords are printed once.
     drop(first);
@@ -115,10 +85,7 @@ fn what_the_demo_prints_works_as_printed_and_a_second_run_finds_its_home() {
     assert!(second.line("A first call").ends_with("answers []"));
     assert_eq!(home.run(&arguments_at(&second), &password), "0");
     let list = home.run(&["identity", "list"], "");
-    assert!(
-        !list.contains("demo-"),
-        "who made the call for the second run is gone: {list}"
-    );
+    assert!(!list.contains("demo-"), "who made the call for the second run is gone: {list}");
     let _ = build::credhost();
 }
 

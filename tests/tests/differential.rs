@@ -10,9 +10,7 @@ use proptest::test_runner::TestRunner;
 use system_tests::python::twisted;
 
 fn hex(line: &str) -> Vec<u8> {
-    data_encoding::HEXLOWER
-        .decode(line.as_bytes())
-        .expect("a line of hexadecimal digits")
+    data_encoding::HEXLOWER.decode(line.as_bytes()).expect("a line of hexadecimal digits")
 }
 
 #[test]
@@ -26,10 +24,7 @@ fn what_twisted_writes_we_read_and_write_the_same() {
         assert_eq!(data_encoding::HEXLOWER.encode(&value.encode()), line, "{value}");
         shared += usize::from(line.contains("048701"));
     }
-    assert!(
-        lines.lines().count() == 5000 && shared > 100,
-        "values that share are among them: {shared}"
-    );
+    assert!(lines.lines().count() == 5000 && shared > 100, "values that share are among them: {shared}");
 }
 
 /// Every kind of value, and how deep it goes.
@@ -53,26 +48,17 @@ fn any_value() -> impl Strategy<Value = Value> {
         Just(Value::none()),
         any::<bool>().prop_map(Value::from),
         int,
-        any::<f64>()
-            .prop_filter("a NaN has many faces", |value| !value.is_nan())
-            .prop_map(Value::from),
+        any::<f64>().prop_filter("a NaN has many faces", |value| !value.is_nan()).prop_map(Value::from),
         any::<String>().prop_map(Value::from),
         any::<Vec<u8>>().prop_map(|bytes| Value::from(Bytes(bytes))),
         Just(Value::from(Bytes::from(*b"reference"))),
         date.clone().prop_map(Value::from),
         time.clone().prop_map(Value::from),
         (date, time).prop_map(|(date, time)| Value::from(DateTime { date, time })),
-        (-999_999_999..=999_999_999i32, 0..86_400u32, 0..1_000_000u32).prop_map(|(days, seconds, microseconds)| {
-            Value::from(TimeDelta {
-                days,
-                seconds,
-                microseconds,
-            })
-        }),
-        (any::<i64>(), -50..50i64).prop_map(|(digits, exponent)| Value::from(Decimal {
-            digits: digits.into(),
-            exponent
-        })),
+        (-999_999_999..=999_999_999i32, 0..86_400u32, 0..1_000_000u32)
+            .prop_map(|(days, seconds, microseconds)| { Value::from(TimeDelta { days, seconds, microseconds }) }),
+        (any::<i64>(), -50..50i64)
+            .prop_map(|(digits, exponent)| Value::from(Decimal { digits: digits.into(), exponent })),
         any::<i64>().prop_map(|item| Value::set([Value::from(item)])),
     ];
     leaf.prop_recursive(5, 60, 6, |inner| {
@@ -106,9 +92,7 @@ fn num(value: u128, shift: u32) -> String {
 fn what_we_write_twisted_reads_and_writes_the_same() {
     let mut runner = TestRunner::deterministic();
     let mut file = tempfile::NamedTempFile::new().expect("a file");
-    let values: Vec<Value> = (0..3000)
-        .map(|_| any_value().new_tree(&mut runner).expect("a value").current())
-        .collect();
+    let values: Vec<Value> = (0..3000).map(|_| any_value().new_tree(&mut runner).expect("a value").current()).collect();
     for value in &values {
         writeln!(file, "{}", data_encoding::HEXLOWER.encode(&value.encode())).expect("it can be written");
     }
@@ -121,13 +105,7 @@ fn what_we_write_twisted_reads_and_writes_the_same() {
 
 #[test]
 fn typed_values_are_what_twisted_makes_of_them() {
-    let typed = (
-        BTreeMap::from([("a", 1)]),
-        Set::from_iter([2]),
-        Some(1.5),
-        "text",
-        Bytes::from(*b"bytes"),
-    );
+    let typed = (BTreeMap::from([("a", 1)]), Set::from_iter([2]), Some(1.5), "text", Bytes::from(*b"bytes"));
     let bytes = jelly::to_vec(&typed).expect("it can be written");
     let mut file = tempfile::NamedTempFile::new().expect("a file");
     writeln!(file, "{}", data_encoding::HEXLOWER.encode(&bytes)).expect("it can be written");

@@ -11,12 +11,7 @@ fn serving(home: TestHome) -> TestHost {
 
 fn call(host: &TestHost, target: &str, rest: &[&str]) -> String {
     let target = format!("alice@{}/{target}", host.address());
-    let arguments: Vec<&str> = ["call", &target]
-        .iter()
-        .chain(rest)
-        .copied()
-        .chain(["--password-stdin"])
-        .collect();
+    let arguments: Vec<&str> = ["call", &target].iter().chain(rest).copied().chain(["--password-stdin"]).collect();
     host.home.run(&arguments, "alice-pw")
 }
 
@@ -24,9 +19,7 @@ fn call(host: &TestHost, target: &str, rest: &[&str]) -> String {
 fn a_library_that_is_copied_in_serves_a_moment_later() {
     let mut host = serving(TestHome::new());
     let target = format!("alice@{}/todo", host.address());
-    let refused = host
-        .home
-        .refused(&["call", &target, "list", "--password-stdin"], "alice-pw");
+    let refused = host.home.refused(&["call", &target, "list", "--password-stdin"], "alice-pw");
     assert!(refused.contains("there is no service named todo"), "{refused}");
     assert!(host.home.run(&["service", "list"], "").contains("no services yet"));
 
@@ -37,21 +30,12 @@ fn a_library_that_is_copied_in_serves_a_moment_later() {
     // A service without the api's `host` feature, loaded while another serves.
     host.home.install("scores");
     host.wait_for("libscores.so serves");
-    assert_eq!(
-        call(&host, "scores", &["submit", "50"]),
-        r#"{"best": 50, "tries": 1, "rank": 1}"#
-    );
+    assert_eq!(call(&host, "scores", &["submit", "50"]), r#"{"best": 50, "tries": 1, "rank": 1}"#);
 
     let list = host.home.run(&["service", "list"], "");
-    assert!(
-        list.contains("todo") && list.contains("libscores.so") && !list.contains("refused"),
-        "{list}"
-    );
+    assert!(list.contains("todo") && list.contains("libscores.so") && !list.contains("refused"), "{list}");
     let described = host.home.run(&["describe", "todo"], "");
-    assert!(
-        described.contains("add(text: String) -> usize") && described.contains("Adds a task"),
-        "{described}"
-    );
+    assert!(described.contains("add(text: String) -> usize") && described.contains("Adds a task"), "{described}");
     let shown = host.home.run(&["service", "show", "todo"], "");
     assert!(shown.contains("serving") && shown.contains("plugin-api"), "{shown}");
 }
@@ -64,16 +48,8 @@ fn what_is_no_service_is_one_sentence_and_the_host_goes_on() {
     let whole = std::fs::read(library("todo")).expect("the library is there");
     let cases: [(&str, Vec<u8>, &str); 5] = [
         ("empty.so", Vec::new(), "it is empty"),
-        (
-            "text.so",
-            b"#!/bin/sh\necho hello\n".to_vec(),
-            "it does not start as an ELF file does",
-        ),
-        (
-            "half.so",
-            whole[..whole.len() / 2].to_vec(),
-            "it is only part of a library",
-        ),
+        ("text.so", b"#!/bin/sh\necho hello\n".to_vec(), "it does not start as an ELF file does"),
+        ("half.so", whole[..whole.len() / 2].to_vec(), "it is only part of a library"),
         (
             "arm.so",
             {
@@ -97,10 +73,7 @@ fn what_is_no_service_is_one_sentence_and_the_host_goes_on() {
     }
     let list = host.home.run(&["service", "list"], "");
     for (file, _, says) in &cases {
-        let line = list
-            .lines()
-            .find(|line| line.contains(file))
-            .unwrap_or_else(|| panic!("{file} in {list}"));
+        let line = list.lines().find(|line| line.contains(file)).unwrap_or_else(|| panic!("{file} in {list}"));
         assert!(line.contains("refused") && line.contains(says), "{line}");
     }
 }
@@ -112,10 +85,7 @@ fn a_second_library_of_one_name_is_refused_and_says_which_file_has_it() {
     host.wait_for("libtodo.so serves");
     put(&library("todo"), &host.home.plugins().join("another.so"));
     let line = host.wait_for("another.so is not loaded");
-    assert!(
-        line.contains("its service todo is served by the file libtodo.so already"),
-        "{line}"
-    );
+    assert!(line.contains("its service todo is served by the file libtodo.so already"), "{line}");
     assert_eq!(call(&host, "todo", &["list"]), "[]");
 }
 
@@ -128,10 +98,7 @@ fn a_host_that_is_told_to_stop_stops_cleanly() {
     assert_eq!(host.terminate(), Some(0));
     assert!(!host.home.path().join("control.sock").exists());
     let refused = host.home.refused(&["service", "list"], "");
-    assert!(
-        refused.contains("no host runs in this home") && refused.contains("credhost run"),
-        "{refused}"
-    );
+    assert!(refused.contains("no host runs in this home") && refused.contains("credhost run"), "{refused}");
 }
 
 #[test]

@@ -49,20 +49,8 @@ fn todays_messages_are_written_again_byte_by_byte() {
             assert_eq!(value.encode(), *bytes, "{command} {value}");
         }
     }
-    for command in [
-        "message",
-        "answer",
-        "error",
-        "decref",
-        "cachemessage",
-        "decache",
-        "uncache",
-        "version",
-    ] {
-        assert!(
-            messages.iter().any(|(found, _)| found == command),
-            "{command} is in the recording"
-        );
+    for command in ["message", "answer", "error", "decref", "cachemessage", "decache", "uncache", "version"] {
+        assert!(messages.iter().any(|(found, _)| found == command), "{command} is in the recording");
     }
 }
 
@@ -82,18 +70,11 @@ fn the_messages_of_2005_mean_the_same_when_written_again() {
 
 #[test]
 fn recorded_failures_are_read() {
-    for (file, class) in [
-        ("new.jsonl", "builtins.ValueError"),
-        ("old.jsonl", "exceptions.ValueError"),
-    ] {
+    for (file, class) in [("new.jsonl", "builtins.ValueError"), ("old.jsonl", "exceptions.ValueError")] {
         let errors = messages(file).into_iter().filter(|(command, _)| command == "error");
-        let failures: Vec<pb::Failure> = errors
-            .map(|(_, values)| pb::Failure::read(&values[0]).expect("a failure"))
-            .collect();
-        let failure = failures
-            .iter()
-            .find(|failure| failure.class == class)
-            .expect("it is in the recording");
+        let failures: Vec<pb::Failure> =
+            errors.map(|(_, values)| pb::Failure::read(&values[0]).expect("a failure")).collect();
+        let failure = failures.iter().find(|failure| failure.class == class).expect("it is in the recording");
         assert_eq!(failure.value, "bad value");
         assert!(failure.is(class));
     }

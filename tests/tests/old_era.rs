@@ -41,20 +41,12 @@ fn answered(wire: &mut Wire, request: u64) -> Result<Value, String> {
 fn the_recorded_bytes_of_2005_log_in_attach_and_call() {
     let host = TestHost::with(&["my-service", "another-service"]);
     let mut wire = Wire::connect(host.address());
-    let hex = |text: &str| {
-        data_encoding::HEXLOWER
-            .decode(text.replace(' ', "").as_bytes())
-            .expect("hex")
-    };
+    let hex = |text: &str| data_encoding::HEXLOWER.decode(text.replace(' ', "").as_bytes()).expect("hex");
     // (message 1 'root' 'username' 1 (tuple 'alice') (dictionary))
-    wire.send(&hex(
-        "07801a870181 0482726f6f74 0882757365726e616d65 0181 02800b87 0582616c696365 01800587",
-    ));
+    wire.send(&hex("07801a870181 0482726f6f74 0882757365726e616d65 0181 02800b87 0582616c696365 01800587"));
     let answer = answered(&mut wire, 1).expect("a challenge");
     let mut items = answer.root().items();
-    let Some(jelly::Node::Bytes(challenge)) = items.next().map(|item| item.node()) else {
-        panic!("{answer}")
-    };
+    let Some(jelly::Node::Bytes(challenge)) = items.next().map(|item| item.node()) else { panic!("{answer}") };
     assert!(matches!(
         items.next().map(|item| item.node()),
         Some(jelly::Node::Reference(jelly::RefKind::Remote, Some(1)))
@@ -74,21 +66,12 @@ fn the_recorded_bytes_of_2005_log_in_attach_and_call() {
     wire.send(&attach);
     assert_eq!(answered(&mut wire, 3).expect("a perspective").to_string(), "<Remote 3>");
     // (message 4 3 'echo' 1 (tuple 'hello') (dictionary)), and its integers of nine digits under INT.
-    wire.send(&hex(
-        "07801a870481 0381 04826563686f 0181 02800b87 058268656c6c6f 01800587",
-    ));
+    wire.send(&hex("07801a870481 0381 04826563686f 0181 02800b87 058268656c6c6f 01800587"));
     assert_eq!(answered(&mut wire, 4).expect("an answer").to_string(), "b\"hello\"");
-    wire.send(&hex(
-        "07801a870581 0381 04826563686f 0181 02800b87 00000000002081 01800587",
-    ));
-    assert_eq!(
-        answered(&mut wire, 5).expect("an answer").root().as_int(),
-        Some(1 << 40)
-    );
+    wire.send(&hex("07801a870581 0381 04826563686f 0181 02800b87 00000000002081 01800587"));
+    assert_eq!(answered(&mut wire, 5).expect("an answer").root().as_int(), Some(1 << 40));
     // add(1, b=5), with a keyword that is a plain string.
-    wire.send(&hex(
-        "07801a870681 0381 0382616464 0181 02800b870181 02800587 02800182620581",
-    ));
+    wire.send(&hex("07801a870681 0381 0382616464 0181 02800b870181 02800587 02800182620581"));
     assert_eq!(answered(&mut wire, 6).expect("an answer").root().as_int(), Some(6));
 }
 
@@ -102,17 +85,12 @@ fn the_old_roots_refusals_are_the_originals() {
         wire.send(&call(request, Err("root"), "username", &text(name)));
         let answer = answered(&mut wire, request).expect("a challenge");
         let challenger = answer.root().items().nth(1).map(|item| item.node());
-        let Some(jelly::Node::Reference(_, Some(luid))) = challenger else {
-            panic!("{answer}")
-        };
+        let Some(jelly::Node::Reference(_, Some(luid))) = challenger else { panic!("{answer}") };
         wire.send(&call(request + 1, Ok(luid), "respond", &text("0123456789abcdef")));
         assert_eq!(answered(&mut wire, request + 1).expect("None").to_string(), "None");
     }
     wire.send(&call(5, Err("root"), "nosuch", &[1, 0x80, 11, 0x87]));
-    assert_eq!(
-        answered(&mut wire, 5).unwrap_err(),
-        "twisted.spread.flavors.NoSuchMethod"
-    );
+    assert_eq!(answered(&mut wire, 5).unwrap_err(), "twisted.spread.flavors.NoSuchMethod");
     wire.send(&call(6, Ok(99), "x", &[1, 0x80, 11, 0x87]));
     assert_eq!(answered(&mut wire, 6).unwrap_err(), "twisted.spread.pb.Error");
     wire.send(&call(7, Err("root"), "username", &[1, 0x80, 11, 0x87]));

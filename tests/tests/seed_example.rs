@@ -14,14 +14,8 @@ fn twisted_26_attaches_to_both_services_and_all_of_it_works() {
 fn states_outlive_the_last_detach() {
     let host = TestHost::with(&["my-service", "another-service"]);
     twisted("seed.py", &[&host.port()]);
-    let answer = host.home.run(
-        &[
-            "call",
-            &format!("alice@{}/my service", host.address()),
-            "bump",
-            "--password-stdin",
-        ],
-        "alice-pw",
-    );
+    let answer = host
+        .home
+        .run(&["call", &format!("alice@{}/my service", host.address()), "bump", "--password-stdin"], "alice-pw");
     assert_eq!(answer, "4");
 }

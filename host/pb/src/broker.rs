@@ -167,13 +167,7 @@ impl<O: Clone + Eq + Hash> Broker<O> {
         }
         let scanner = Scanner::new(Shape::Message, limits);
         Self {
-            input: Input {
-                role,
-                stage: Stage::Negotiating,
-                scanner,
-                bytes: Vec::new(),
-                served: 0,
-            },
+            input: Input { role, stage: Stage::Negotiating, scanner, bytes: Vec::new(), served: 0 },
             output: Output {
                 vocabulary: true,
                 bytes,
@@ -237,11 +231,7 @@ impl Input {
                 return Ok(None);
             };
             let end = scanned.end;
-            let message = Message {
-                bytes: &bytes[..end],
-                elements: scanned.elements,
-                count: scanned.count,
-            };
+            let message = Message { bytes: &bytes[..end], elements: scanned.elements, count: scanned.count };
             if self.stage == Stage::Negotiating {
                 output.vocabulary = message.negotiate(self.role, &mut output.bytes)?;
                 self.stage = Stage::Running;
@@ -284,36 +274,14 @@ impl Input {
             let to = scanned.elements.get(index + 1).copied().unwrap_or(end);
             Jelly::new(expression, scanned.references, from, to)
         };
-        let message = Message {
-            bytes: expression,
-            elements: scanned.elements,
-            count: scanned.count,
-        };
+        let message = Message { bytes: expression, elements: scanned.elements, count: scanned.count };
         Ok(Some(match event {
             Plain::Ready => Event::Ready,
             Plain::DidNotUnderstand => Event::DidNotUnderstand,
-            Plain::Answer { request } => Event::Answer {
-                request,
-                value: part(2),
-                defect: scanned.defect,
-            },
-            Plain::Error { request } => Event::Error {
-                request,
-                failure: part(2),
-                defect: scanned.defect,
-            },
-            Plain::Call {
-                request,
-                target,
-                answer,
-                cache,
-            } => {
-                let name = |index| {
-                    message
-                        .raw(index)
-                        .and_then(|raw| std::str::from_utf8(raw).ok())
-                        .unwrap_or_default()
-                };
+            Plain::Answer { request } => Event::Answer { request, value: part(2), defect: scanned.defect },
+            Plain::Error { request } => Event::Error { request, failure: part(2), defect: scanned.defect },
+            Plain::Call { request, target, answer, cache } => {
+                let name = |index| message.raw(index).and_then(|raw| std::str::from_utf8(raw).ok()).unwrap_or_default();
                 let target = target.map_or_else(|| Target::Name(name(2)), Target::Luid);
                 let call = Call {
                     request,
@@ -324,11 +292,7 @@ impl Input {
                     keywords: part(6),
                     defect: scanned.defect,
                 };
-                if cache {
-                    Event::CacheCall(call)
-                } else {
-                    Event::Call(call)
-                }
+                if cache { Event::CacheCall(call) } else { Event::Call(call) }
             }
         }))
     }
@@ -485,18 +449,9 @@ enum Command {
 enum Plain {
     Ready,
     DidNotUnderstand,
-    Answer {
-        request: u64,
-    },
-    Error {
-        request: u64,
-    },
-    Call {
-        request: u64,
-        target: Option<u64>,
-        answer: bool,
-        cache: bool,
-    },
+    Answer { request: u64 },
+    Error { request: u64 },
+    Call { request: u64, target: Option<u64>, answer: bool, cache: bool },
 }
 
 struct Message<'a> {
@@ -512,9 +467,7 @@ impl<'a> Message<'a> {
             return None;
         }
         let start = *self.elements.get(index)?;
-        token::read(self.bytes.get(start..)?, u32::MAX)
-            .ok()?
-            .map(|(token, _)| token)
+        token::read(self.bytes.get(start..)?, u32::MAX).ok()?.map(|(token, _)| token)
     }
 
     fn raw(&self, index: usize) -> Option<&'a [u8]> {
@@ -532,11 +485,7 @@ impl<'a> Message<'a> {
     }
 
     fn arity(&self, count: usize, command: &'static str) -> Result<(), PeerFault> {
-        if self.count == count {
-            Ok(())
-        } else {
-            Err(PeerFault::Malformed(command))
-        }
+        if self.count == count { Ok(()) } else { Err(PeerFault::Malformed(command)) }
     }
 
     /// Whether the dialect has the vocabulary. A client's choice goes to the output.
@@ -567,15 +516,11 @@ impl<'a> Message<'a> {
             b"cachemessage" => Command::Event(self.call("cachemessage", true)?),
             b"answer" => {
                 self.arity(3, "answer")?;
-                Command::Event(Plain::Answer {
-                    request: self.number(1, "answer")?,
-                })
+                Command::Event(Plain::Answer { request: self.number(1, "answer")? })
             }
             b"error" => {
                 self.arity(3, "error")?;
-                Command::Event(Plain::Error {
-                    request: self.number(1, "error")?,
-                })
+                Command::Event(Plain::Error { request: self.number(1, "error")? })
             }
             b"decref" => {
                 self.arity(2, "decref")?;
@@ -618,12 +563,7 @@ impl<'a> Message<'a> {
             Some(Token::Int(value)) => value.to_i64() != Some(0),
             _ => return Err(PeerFault::Malformed(command)),
         };
-        Ok(Plain::Call {
-            request,
-            target,
-            answer,
-            cache,
-        })
+        Ok(Plain::Call { request, target, answer, cache })
     }
 }
 

@@ -69,10 +69,7 @@ impl Drop for Shared {
     fn drop(&mut self) {
         if let Some(luid) = self.luid {
             // A closed connection has no references.
-            let _ = self.commands.send(Command::Release {
-                luid,
-                count: self.count,
-            });
+            let _ = self.commands.send(Command::Release { luid, count: self.count });
         }
     }
 }
@@ -162,25 +159,10 @@ impl Answer {
 type Waiting = oneshot::Sender<Result<Answer, Error>>;
 
 enum Command {
-    Call {
-        luid: Option<u64>,
-        method: String,
-        arguments: Vec<u8>,
-        keywords: Vec<u8>,
-        done: Option<Waiting>,
-    },
-    Release {
-        luid: u64,
-        count: u64,
-    },
-    Register {
-        number: u64,
-        object: Arc<dyn Referenceable>,
-    },
-    Reply {
-        request: u64,
-        result: Result<Value, Failure>,
-    },
+    Call { luid: Option<u64>, method: String, arguments: Vec<u8>, keywords: Vec<u8>, done: Option<Waiting> },
+    Release { luid: u64, count: u64 },
+    Register { number: u64, object: Arc<dyn Referenceable> },
+    Reply { request: u64, result: Result<Value, Failure> },
 }
 
 impl std::fmt::Debug for Command {
@@ -211,13 +193,7 @@ impl Client {
     /// The root object.
     #[must_use]
     pub fn root(&self) -> Remote {
-        Remote {
-            shared: Arc::new(Shared {
-                commands: self.commands.clone(),
-                luid: None,
-                count: 0,
-            }),
-        }
+        Remote { shared: Arc::new(Shared { commands: self.commands.clone(), luid: None, count: 0 }) }
     }
 
     /// Makes an object of ours known, so that it can be sent.
@@ -225,10 +201,7 @@ impl Client {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         // On a closed connection the call that sends it fails.
-        let _ = self.commands.send(Command::Register {
-            number,
-            object: Arc::new(object),
-        });
+        let _ = self.commands.send(Command::Register { number, object: Arc::new(object) });
         Local { number }
     }
 
@@ -244,11 +217,7 @@ impl Client {
             Some(jelly::Node::Bytes(challenge)) => challenge.to_vec(),
             _ => return Err(Error::Unexpected(value.to_string())),
         };
-        let challenger = answer
-            .references
-            .values()
-            .next()
-            .ok_or_else(|| Error::Unexpected(value.to_string()))?;
+        let challenger = answer.references.values().next().ok_or_else(|| Error::Unexpected(value.to_string()))?;
         let digest: Zeroizing<[u8; 16]> = Zeroizing::new(Md5::digest(password.as_bytes()).into());
         let mut proof = Md5::new();
         proof.update(digest.as_slice());
@@ -279,9 +248,7 @@ impl Remote {
     ) -> Result<Answer, Error> {
         let (done, answer) = oneshot::channel();
         self.send(method, arguments, keywords, Some(done))?;
-        answer
-            .await
-            .unwrap_or_else(|_| Err(Error::Lost("it closed".to_owned())))
+        answer.await.unwrap_or_else(|_| Err(Error::Lost("it closed".to_owned())))
     }
 
     /// Calls a method and wants no answer.
@@ -308,13 +275,7 @@ impl Remote {
         let (luid, method) = (self.shared.luid, method.to_owned());
         self.shared
             .commands
-            .send(Command::Call {
-                luid,
-                method,
-                arguments,
-                keywords,
-                done,
-            })
+            .send(Command::Call { luid, method, arguments, keywords, done })
             .map_err(|_| Error::Lost("it closed".to_owned()))
     }
 }
@@ -390,13 +351,7 @@ impl Driver {
                 Ok(value) => self.broker.output.answer(request, &value.encode()),
                 Err(failure) => self.broker.output.fail(request, &failure),
             },
-            Command::Call {
-                luid,
-                method,
-                arguments,
-                keywords,
-                done,
-            } => {
+            Command::Call { luid, method, arguments, keywords, done } => {
                 let target = luid.map_or(Target::Name("root"), Target::Luid);
                 let mut scanner = jelly::Scanner::new(jelly::Shape::Value, Limits::NONE);
                 let Ok(Some(scanned)) = scanner.scan(&arguments) else {
@@ -460,11 +415,7 @@ impl Driver {
                     };
                     let _ = waiting.send(answer);
                 }
-                Event::Error {
-                    request,
-                    failure,
-                    defect,
-                } => {
+                Event::Error { request, failure, defect } => {
                     let Some(waiting) = self.waiting.remove(&request) else {
                         continue;
                     };
@@ -482,16 +433,10 @@ impl Driver {
                         Target::Luid(luid) => output.tables.exported(luid).and_then(|number| self.objects.get(number)),
                         Target::Name(_) => None,
                     };
-                    let values = (
-                        Value::decode(call.arguments.bytes()),
-                        Value::decode(call.keywords.bytes()),
-                    );
+                    let values = (Value::decode(call.arguments.bytes()), Value::decode(call.keywords.bytes()));
                     let (Some(object), (Ok(arguments), Ok(keywords))) = (object, values) else {
                         if call.answer {
-                            output.fail(
-                                call.request,
-                                &Failure::new("twisted.spread.pb.Error", "Invalid Object ID"),
-                            );
+                            output.fail(call.request, &Failure::new("twisted.spread.pb.Error", "Invalid Object ID"));
                         }
                         continue;
                     };
@@ -515,32 +460,15 @@ impl Driver {
 
 fn answer(value: &Jelly<'_>, commands: &mpsc::WeakUnboundedSender<Command>) -> Answer {
     let mut counts: HashMap<u64, u64> = HashMap::new();
-    for luid in value
-        .references()
-        .iter()
-        .filter(|found| found.kind == RefKind::Remote)
-        .filter_map(|found| found.luid)
-    {
+    for luid in value.references().iter().filter(|found| found.kind == RefKind::Remote).filter_map(|found| found.luid) {
         *counts.entry(luid).or_insert(0) += 1;
     }
     let references = counts
         .into_iter()
         .filter_map(|(luid, count)| {
-            let shared = Shared {
-                commands: commands.upgrade()?,
-                luid: Some(luid),
-                count,
-            };
-            Some((
-                luid,
-                Remote {
-                    shared: Arc::new(shared),
-                },
-            ))
+            let shared = Shared { commands: commands.upgrade()?, luid: Some(luid), count };
+            Some((luid, Remote { shared: Arc::new(shared) }))
         })
         .collect();
-    Answer {
-        bytes: value.bytes().to_vec(),
-        references,
-    }
+    Answer { bytes: value.bytes().to_vec(), references }
 }

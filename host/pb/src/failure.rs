@@ -21,11 +21,7 @@ pub struct Failure {
 
 impl std::fmt::Display for Failure {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        if self.value.is_empty() {
-            f.write_str(&self.class)
-        } else {
-            write!(f, "{}: {}", self.class, self.value)
-        }
+        if self.value.is_empty() { f.write_str(&self.class) } else { write!(f, "{}: {}", self.class, self.value) }
     }
 }
 
@@ -55,33 +51,12 @@ const TWISTED: [(&str, &[&str]); 10] = [
     ("twisted.cred.error.LoginFailed", &["Exception"]),
     (
         "twisted.cred.error.UnauthorizedLogin",
-        &[
-            "twisted.cred.error.LoginFailed",
-            "twisted.cred.error.Unauthorized",
-            "Exception",
-        ],
+        &["twisted.cred.error.LoginFailed", "twisted.cred.error.Unauthorized", "Exception"],
     ),
-    (
-        "twisted.cred.error.UnhandledCredentials",
-        &["twisted.cred.error.LoginFailed", "Exception"],
-    ),
-    (
-        "twisted.cred.error.LoginDenied",
-        &["twisted.cred.error.LoginFailed", "Exception"],
-    ),
-    (
-        "twisted.cred.error.KeyNotFound",
-        &[
-            "KeyError",
-            "LookupError",
-            "twisted.cred.error.Unauthorized",
-            "Exception",
-        ],
-    ),
-    (
-        "twisted.cred.error.DuplicateIdentity",
-        &["KeyError", "LookupError", "Exception"],
-    ),
+    ("twisted.cred.error.UnhandledCredentials", &["twisted.cred.error.LoginFailed", "Exception"]),
+    ("twisted.cred.error.LoginDenied", &["twisted.cred.error.LoginFailed", "Exception"]),
+    ("twisted.cred.error.KeyNotFound", &["KeyError", "LookupError", "twisted.cred.error.Unauthorized", "Exception"]),
+    ("twisted.cred.error.DuplicateIdentity", &["KeyError", "LookupError", "Exception"]),
     ("twisted.spread.flavors.NoSuchMethod", &["AttributeError", "Exception"]),
     ("twisted.spread.jelly.InsecureJelly", &["Exception"]),
     ("twisted.python.failure.DefaultException", &["Exception"]),
@@ -92,10 +67,7 @@ impl Failure {
     /// is taken for one derived from `twisted.spread.pb.Error`, Twisted's class for errors that are meant for clients.
     #[must_use]
     pub fn new(class: &str, value: impl Into<String>) -> Self {
-        let bare = class
-            .strip_prefix("builtins.")
-            .or_else(|| class.strip_prefix("exceptions."))
-            .unwrap_or(class);
+        let bare = class.strip_prefix("builtins.").or_else(|| class.strip_prefix("exceptions.")).unwrap_or(class);
         let mut parents = Vec::new();
         let class = if let Some((name, bases)) = BUILTINS.iter().find(|(name, _)| *name == bare) {
             push(&mut parents, name);
@@ -112,12 +84,7 @@ impl Failure {
         };
         push(&mut parents, "Exception");
         parents.extend(["builtins.BaseException", "builtins.object"].map(str::to_owned));
-        Self {
-            class,
-            value: value.into(),
-            parents,
-            traceback: None,
-        }
+        Self { class, value: value.into(), parents, traceback: None }
     }
 
     /// Whether a client's `trap(class)` would catch it.
@@ -167,28 +134,17 @@ impl Failure {
         let value = Value::decode(bytes)?;
         let root = value.root();
         let jelly::Node::Instance(class) = root.node() else {
-            return Err(jelly::Error::Unexpected {
-                expected: "a failure",
-                found: value.to_string(),
-            });
+            return Err(jelly::Error::Unexpected { expected: "a failure", found: value.to_string() });
         };
         let Some(state) = root.items().next() else {
             return Ok(Self::new(class, ""));
         };
-        let field = |name: &str| {
-            state
-                .get(name)
-                .and_then(|found: ValueRef<'_>| found.as_text())
-                .unwrap_or_default()
-        };
+        let field = |name: &str| state.get(name).and_then(|found: ValueRef<'_>| found.as_text()).unwrap_or_default();
         if class != "twisted.spread.pb.CopyableFailure" && class != "twisted.spread.pb.CopiedFailure" {
             return Ok(Self::new(class, field("value")));
         }
         let parents = state.get("parents").map(|parents| {
-            parents
-                .items()
-                .filter_map(|parent| parent.as_text().map(str::to_owned))
-                .collect::<Vec<_>>()
+            parents.items().filter_map(|parent| parent.as_text().map(str::to_owned)).collect::<Vec<_>>()
         });
         let traceback = field("traceback");
         Ok(Self {
@@ -245,12 +201,7 @@ mod tests {
     #[test]
     fn both_eras_can_trap_it() {
         let failure = Failure::new("KeyError", "'late'");
-        for class in [
-            "builtins.KeyError",
-            "exceptions.KeyError",
-            "builtins.LookupError",
-            "exceptions.StandardError",
-        ] {
+        for class in ["builtins.KeyError", "exceptions.KeyError", "builtins.LookupError", "exceptions.StandardError"] {
             assert!(failure.is(class), "{class}");
         }
         let refused = Failure::new("twisted.cred.error.KeyNotFound", "");

@@ -29,13 +29,7 @@ pub struct Tables<O> {
 
 impl<O: Clone + Eq + Hash> Tables<O> {
     pub(crate) fn new(limit: usize) -> Self {
-        Self {
-            exports: HashMap::new(),
-            luids: HashMap::new(),
-            next: 1,
-            limit,
-            violations: 0,
-        }
+        Self { exports: HashMap::new(), luids: HashMap::new(), next: 1, limit, violations: 0 }
     }
 
     pub(crate) fn set_limit(&mut self, limit: usize) {
@@ -59,13 +53,7 @@ impl<O: Clone + Eq + Hash> Tables<O> {
         }
         let luid = self.next;
         self.next += 1;
-        self.exports.insert(
-            luid,
-            Export {
-                object: object.clone(),
-                count: 1,
-            },
-        );
+        self.exports.insert(luid, Export { object: object.clone(), count: 1 });
         self.luids.insert(object.clone(), luid);
         Ok(luid)
     }

@@ -47,14 +47,9 @@ impl Call {
                 })?;
             let client = Client::new(stream).await?;
             let name = format!("{}/{}", target.user, target.path);
-            let perspective = client
-                .login(&name, &secret.0, None)
-                .await
-                .map_err(|error| refused(&error, &target))?;
-            let answer = perspective
-                .call_with(&self.method, &positional, &keywords)
-                .await
-                .map_err(|error| match error {
+            let perspective = client.login(&name, &secret.0, None).await.map_err(|error| refused(&error, &target))?;
+            let answer =
+                perspective.call_with(&self.method, &positional, &keywords).await.map_err(|error| match error {
                     Error::Failure(failure) => Trouble::new(failure.to_string()),
                     error => error.into(),
                 })?;
@@ -78,16 +73,13 @@ fn refused(error: &Error, target: &Target) -> Trouble {
             ))
         }
         Error::Failure(failure) if failure.is("twisted.python.failure.DefaultException") => {
-            Trouble::new(format!("{} has no key to the service {}", target.user, target.path)).hint(format!(
-                "the operator can give one: credhost key add {} {}",
-                target.user, target.path
-            ))
+            Trouble::new(format!("{} has no key to the service {}", target.user, target.path))
+                .hint(format!("the operator can give one: credhost key add {} {}", target.user, target.path))
         }
-        Error::Failure(failure) if failure.is("builtins.KeyError") => Trouble::new(format!(
-            "there is no service named {}",
-            failure.value.trim_matches('\'')
-        ))
-        .hint("the operator sees them all: credhost service list"),
+        Error::Failure(failure) if failure.is("builtins.KeyError") => {
+            Trouble::new(format!("there is no service named {}", failure.value.trim_matches('\'')))
+                .hint("the operator sees them all: credhost service list")
+        }
         other => Trouble::new(other.to_string()),
     }
 }
@@ -115,12 +107,7 @@ impl Target {
         if user.is_empty() || host.is_empty() || path.is_empty() {
             return Err(wrong());
         }
-        Ok(Self {
-            user: user.to_owned(),
-            host: host.to_owned(),
-            port,
-            path: path.to_owned(),
-        })
+        Ok(Self { user: user.to_owned(), host: host.to_owned(), port, path: path.to_owned() })
     }
 }
 
@@ -134,9 +121,7 @@ fn arguments(texts: &[String]) -> Result<(Value, Keywords), Trouble> {
     for text in texts {
         let keyword = text.split_once('=').filter(|(name, _)| {
             let mut letters = name.chars();
-            letters
-                .next()
-                .is_some_and(|first| first.is_alphabetic() || first == '_')
+            letters.next().is_some_and(|first| first.is_alphabetic() || first == '_')
                 && letters.all(|letter| letter.is_alphanumeric() || letter == '_')
         });
         match keyword {
@@ -175,17 +160,9 @@ fn json_within(value: ValueRef<'_>, depth: usize) -> serde_json::Value {
                 Json::String(text) => text,
                 other => other.to_string(),
             };
-            Json::Object(
-                value
-                    .pairs()
-                    .map(|(name, value)| (key(name), json_within(value, depth)))
-                    .collect(),
-            )
+            Json::Object(value.pairs().map(|(name, value)| (key(name), json_within(value, depth))).collect())
         }
-        Node::Instance(_) => value
-            .items()
-            .next()
-            .map_or(Json::Null, |state| json_within(state, depth)),
+        Node::Instance(_) => value.items().next().map_or(Json::Null, |state| json_within(state, depth)),
         Node::BigInt(value) => value.to_string().into(),
         Node::DateTime(value) => value.to_string().into(),
         Node::Date(value) => value.to_string().into(),
@@ -204,23 +181,12 @@ mod tests {
     fn targets_are_taken_apart() {
         let target = Target::parse("alice@127.0.0.1:9000/todo/work").ok().unwrap();
         assert_eq!(
-            (
-                target.user.as_str(),
-                target.host.as_str(),
-                target.port,
-                target.path.as_str()
-            ),
+            (target.user.as_str(), target.host.as_str(), target.port, target.path.as_str()),
             ("alice", "127.0.0.1", 9000, "todo/work")
         );
         assert_eq!(Target::parse("alice@[::1]/todo").ok().unwrap().port, PORT);
         assert_eq!(Target::parse("alice@[::1]:9/todo").ok().unwrap().host, "::1");
-        for bad in [
-            "alice",
-            "alice@host",
-            "@host/todo",
-            "alice@/todo",
-            "alice@host:port/todo",
-        ] {
+        for bad in ["alice", "alice@host", "@host/todo", "alice@/todo", "alice@host:port/todo"] {
             assert!(Target::parse(bad).is_err(), "{bad}");
         }
     }

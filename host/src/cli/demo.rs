@@ -42,10 +42,7 @@ impl Demo {
         for library in &built {
             put(library, &home.plugins())?;
         }
-        let options = Options {
-            listen: Some(self.listen),
-            plaintext: false,
-        };
+        let options = Options { listen: Some(self.listen), plaintext: false };
         run::serve(home, &options, first_call)
     }
 }
@@ -66,9 +63,7 @@ fn workspace() -> Result<PathBuf, Trouble> {
 /// Builds the samples in an invocation of their own, or the host's features would be theirs, too.
 fn build(workspace: &Path) -> Result<Vec<PathBuf>, Trouble> {
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo
-        .current_dir(workspace)
-        .args(["build", "--release", "--message-format=json-render-diagnostics"]);
+    cargo.current_dir(workspace).args(["build", "--release", "--message-format=json-render-diagnostics"]);
     cargo.arg("--target-dir").arg(workspace.join("target/plugins"));
     for sample in SAMPLES {
         cargo.args(["--package", sample]);
@@ -85,9 +80,7 @@ fn build(workspace: &Path) -> Result<Vec<PathBuf>, Trouble> {
             continue;
         };
         let files = message["filenames"].as_array().map(Vec::as_slice).unwrap_or_default();
-        let is_sample = message["target"]["name"]
-            .as_str()
-            .is_some_and(|name| SAMPLES.contains(&name));
+        let is_sample = message["target"]["name"].as_str().is_some_and(|name| SAMPLES.contains(&name));
         if is_sample {
             let paths = files.iter().filter_map(|file| file.as_str()).map(PathBuf::from);
             libraries.extend(paths.filter(|path| path.extension().is_some_and(|extension| extension == "so")));
@@ -98,9 +91,7 @@ fn build(workspace: &Path) -> Result<Vec<PathBuf>, Trouble> {
 
 /// Puts a library into the folder at once: a host that watches never sees half of it.
 fn put(library: &Path, folder: &Path) -> Result<(), Trouble> {
-    let name = library
-        .file_name()
-        .ok_or_else(|| Trouble::new("a library without a name"))?;
+    let name = library.file_name().ok_or_else(|| Trouble::new("a library without a name"))?;
     let place = folder.join(name);
     let same = std::fs::read(&place).is_ok_and(|old| std::fs::read(library).is_ok_and(|new| old == new));
     if !same {
@@ -113,12 +104,7 @@ fn put(library: &Path, folder: &Path) -> Result<(), Trouble> {
 
 fn password() -> Result<Zeroizing<String>, Trouble> {
     let random: [u8; 20] = random()?;
-    Ok(Zeroizing::new(
-        random
-            .iter()
-            .map(|byte| char::from(LETTERS[usize::from(byte % 32)]))
-            .collect(),
-    ))
+    Ok(Zeroizing::new(random.iter().map(|byte| char::from(LETTERS[usize::from(byte % 32)])).collect()))
 }
 
 /// Makes the two identities, if they are not there, and one call through a real socket.
@@ -151,16 +137,11 @@ async fn first_call(host: Rc<Host>) -> Result<(), Trouble> {
         Some((name, password)) => call(address, name, password).await?,
         None => call_as_guest(&host).await?,
     };
-    say(&format!(
-        "A first call, through a socket: alice's todo.list() answers {shown}\n"
-    ));
+    say(&format!("A first call, through a socket: alice's todo.list() answers {shown}\n"));
     say("Next, from another terminal:");
     say(&format!("  cargo run --release -- call alice@{address}/todo add milk"));
     say("  cargo run --release -- describe todo");
-    say(&format!(
-        "  cp your_service.so {}/",
-        std::path::absolute(host.plugins())?.display()
-    ));
+    say(&format!("  cp your_service.so {}/", std::path::absolute(host.plugins())?.display()));
     say("\nOr from Twisted (pip install Twisted):\n");
     say(&python(address.port()));
     say("\nCtrl-C stops.");
@@ -178,11 +159,7 @@ async fn call_as_guest(host: &Host) -> Result<String, Trouble> {
     let password = password()?;
     let name = format!("demo-{}", &*password);
     let mut guest = Identity::new(&name)?;
-    guest.set_password(
-        &Password::new(&password),
-        host.accounts().key(),
-        &credhost::config::entropy()?,
-    )?;
+    guest.set_password(&Password::new(&password), host.accounts().key(), &credhost::config::entropy()?)?;
     guest.keyring.add(Key::new("todo", "alice")?);
     host.accounts().authorizer().add(guest)?;
     let answer = call(host.address(), &name, &password).await;

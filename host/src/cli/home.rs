@@ -9,10 +9,7 @@ use zeroize::Zeroizing;
 use super::Trouble;
 
 fn trouble(failed: Failed) -> Trouble {
-    Trouble {
-        error: failed.error,
-        hint: failed.hint,
-    }
+    Trouble { error: failed.error, hint: failed.hint }
 }
 
 /// Does what is asked for: a running host at once, or else on the files of its home.
@@ -60,13 +57,7 @@ pub(super) fn password(from_stdin: bool, prompt: &str, twice: bool) -> Result<Se
 pub(super) fn table(rows: &[Vec<String>]) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
     let widths: Vec<usize> = (0..columns)
-        .map(|column| {
-            rows.iter()
-                .filter_map(|row| row.get(column))
-                .map(|cell| cell.chars().count())
-                .max()
-                .unwrap_or(0)
-        })
+        .map(|column| rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max().unwrap_or(0))
         .collect();
     let lines = rows.iter().map(|row| {
         let cells = row.iter().enumerate().map(|(column, cell)| {

@@ -42,29 +42,13 @@ impl Identity {
     pub(super) fn run(self, home: &Home, output: Output) -> Result<(), Trouble> {
         let prompt = |name: &str| format!("new password for {name}: ");
         let (request, done) = match self {
-            Self::Add {
-                name,
-                password_stdin,
-                no_password,
-            } => {
-                let password = if no_password {
-                    None
-                } else {
-                    Some(password(password_stdin, &prompt(&name), true)?)
-                };
+            Self::Add { name, password_stdin, no_password } => {
+                let password = if no_password { None } else { Some(password(password_stdin, &prompt(&name), true)?) };
                 let done = format!("{name} is added; give it a key: credhost key add {name} SERVICE");
                 (Request::IdentityAdd { name, password }, done)
             }
-            Self::Password {
-                name,
-                password_stdin,
-                clear,
-            } => {
-                let password = if clear {
-                    None
-                } else {
-                    Some(password(password_stdin, &prompt(&name), true)?)
-                };
+            Self::Password { name, password_stdin, clear } => {
+                let password = if clear { None } else { Some(password(password_stdin, &prompt(&name), true)?) };
                 let done = format!("the password of {name} is changed");
                 (Request::IdentityPassword { name, password }, done)
             }
@@ -90,11 +74,7 @@ impl Identity {
 }
 
 pub(super) fn key(key: &Value) -> String {
-    format!(
-        "{}/{}",
-        key["service"].as_str().unwrap_or("?"),
-        key["perspective"].as_str().unwrap_or("?")
-    )
+    format!("{}/{}", key["service"].as_str().unwrap_or("?"), key["perspective"].as_str().unwrap_or("?"))
 }
 
 fn keys(identity: &Value) -> String {
@@ -116,22 +96,14 @@ fn listed(list: &Value) -> String {
         return "nobody yet; credhost identity add NAME".to_owned();
     }
     let rows = identities.iter().map(|identity| {
-        vec![
-            identity["name"].as_str().unwrap_or("?").to_owned(),
-            words(identity).to_owned(),
-            keys(identity),
-        ]
+        vec![identity["name"].as_str().unwrap_or("?").to_owned(), words(identity).to_owned(), keys(identity)]
     });
     table(&rows.collect::<Vec<_>>())
 }
 
 fn shown(identity: &Value) -> String {
     let yes = |key: &str| {
-        if identity[key].as_bool() == Some(true) {
-            "yes"
-        } else {
-            "no"
-        }
+        if identity[key].as_bool() == Some(true) { "yes" } else { "no" }
     };
     table(&[
         vec!["name".to_owned(), identity["name"].as_str().unwrap_or("?").to_owned()],

@@ -10,17 +10,9 @@ use super::{Output, Trouble};
 #[derive(Debug, Subcommand)]
 pub(super) enum Key {
     /// Give an identity the key to a perspective; its own name's, if none is named.
-    Add {
-        name: String,
-        service: String,
-        perspective: Option<String>,
-    },
+    Add { name: String, service: String, perspective: Option<String> },
     /// Take a key away.
-    Remove {
-        name: String,
-        service: String,
-        perspective: Option<String>,
-    },
+    Remove { name: String, service: String, perspective: Option<String> },
     /// List an identity's keys.
     List { name: String },
 }
@@ -28,37 +20,18 @@ pub(super) enum Key {
 impl Key {
     pub(super) fn run(self, home: &Home, output: Output) -> Result<(), Trouble> {
         match self {
-            Self::Add {
-                name,
-                service,
-                perspective,
-            } => {
+            Self::Add { name, service, perspective } => {
                 let shown = format!("{service}/{}", perspective.as_deref().unwrap_or(&name));
-                let request = Request::KeyAdd {
-                    name: name.clone(),
-                    service,
-                    perspective,
-                };
+                let request = Request::KeyAdd { name: name.clone(), service, perspective };
                 let answer = ask(home, &request)?;
                 output.show(&answer, || match answer["added"].as_bool() {
                     Some(false) => format!("{name} had the key to {shown} already"),
                     _ => format!("{name} has the key to {shown}"),
                 });
             }
-            Self::Remove {
-                name,
-                service,
-                perspective,
-            } => {
+            Self::Remove { name, service, perspective } => {
                 let shown = format!("{service}/{}", perspective.as_deref().unwrap_or(&name));
-                let answer = ask(
-                    home,
-                    &Request::KeyRemove {
-                        name: name.clone(),
-                        service,
-                        perspective,
-                    },
-                )?;
+                let answer = ask(home, &Request::KeyRemove { name: name.clone(), service, perspective })?;
                 output.show(&answer, || format!("{name} no longer has the key to {shown}"));
             }
             Self::List { name } => {

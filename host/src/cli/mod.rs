@@ -23,13 +23,7 @@ use tracing_subscriber::EnvFilter;
 #[command(name = "credhost", version, max_term_width = 100)]
 struct Cli {
     /// The home folder: configuration, services, secrets.
-    #[arg(
-        long,
-        global = true,
-        env = "CREDHOST_HOME",
-        default_value = "credhost-home",
-        value_name = "FOLDER"
-    )]
+    #[arg(long, global = true, env = "CREDHOST_HOME", default_value = "credhost-home", value_name = "FOLDER")]
     home: PathBuf,
 
     /// Print JSON, for programs.
@@ -75,10 +69,7 @@ struct Trouble {
 
 impl Trouble {
     fn new(error: impl Into<String>) -> Self {
-        Self {
-            error: error.into(),
-            hint: None,
-        }
+        Self { error: error.into(), hint: None }
     }
 
     fn hint(mut self, hint: impl Into<String>) -> Self {
@@ -136,10 +127,7 @@ pub(crate) fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(trouble) => {
             if output.json {
-                eprintln!(
-                    "{}",
-                    serde_json::json!({ "error": trouble.error, "hint": trouble.hint })
-                );
+                eprintln!("{}", serde_json::json!({ "error": trouble.error, "hint": trouble.hint }));
             } else {
                 eprintln!("credhost: {}", trouble.error);
                 if let Some(hint) = trouble.hint {

@@ -57,19 +57,8 @@ impl Accounts {
         let settings = file.settings()?;
         let authorizer = Arc::new(DefaultAuthorizer::new());
         authorizer.replace(file.identities()?);
-        let rules = PasswordRules {
-            shortest: settings.password.shortest,
-        };
-        Ok((
-            Self {
-                home: home.clone(),
-                key,
-                rules,
-                authorizer,
-                turn: Mutex::new(()),
-            },
-            settings,
-        ))
+        let rules = PasswordRules { shortest: settings.password.shortest };
+        Ok((Self { home: home.clone(), key, rules, authorizer, turn: Mutex::new(()) }, settings))
     }
 
     /// Who keeps them in memory.
@@ -150,11 +139,7 @@ impl Accounts {
             if identity.keyring.remove(key) {
                 return Ok(());
             }
-            Err(AccountError::NoKey(
-                name.to_owned(),
-                key.service.to_string(),
-                key.perspective.to_string(),
-            ))
+            Err(AccountError::NoKey(name.to_owned(), key.service.to_string(), key.perspective.to_string()))
         })
     }
 

@@ -52,10 +52,7 @@ pub struct PbSection {
 
 impl Default for PbSection {
     fn default() -> Self {
-        Self {
-            listen: "127.0.0.1:8787".to_owned(),
-            plaintext: false,
-        }
+        Self { listen: "127.0.0.1:8787".to_owned(), plaintext: false }
     }
 }
 
@@ -126,26 +123,15 @@ impl ConfigFile {
     /// When it cannot be read or made, others can read it, or it is no TOML.
     pub fn open(path: &Path) -> Result<Self, ConfigError> {
         if !path.exists() {
-            write(path, TEMPLATE).map_err(|error| ConfigError::Io {
-                path: path.to_owned(),
-                error,
-            })?;
+            write(path, TEMPLATE).map_err(|error| ConfigError::Io { path: path.to_owned(), error })?;
         }
         private(path, 0o600)?;
-        let text = fs::read_to_string(path).map_err(|error| ConfigError::Io {
+        let text = fs::read_to_string(path).map_err(|error| ConfigError::Io { path: path.to_owned(), error })?;
+        let document = text.parse().map_err(|error: toml_edit::TomlError| ConfigError::Content {
             path: path.to_owned(),
-            error,
+            message: error.to_string(),
         })?;
-        let document = text
-            .parse()
-            .map_err(|error: toml_edit::TomlError| ConfigError::Content {
-                path: path.to_owned(),
-                message: error.to_string(),
-            })?;
-        Ok(Self {
-            path: path.to_owned(),
-            document,
-        })
+        Ok(Self { path: path.to_owned(), document })
     }
 
     /// What it says.
@@ -162,11 +148,7 @@ impl ConfigFile {
     /// When one of them cannot be.
     pub fn identities(&self) -> Result<Vec<Identity>, ConfigError> {
         let settings = self.settings()?;
-        settings
-            .identity
-            .into_iter()
-            .map(|(name, section)| self.identity(&name, section))
-            .collect()
+        settings.identity.into_iter().map(|(name, section)| self.identity(&name, section)).collect()
     }
 
     fn identity(&self, name: &str, section: IdentitySection) -> Result<Identity, ConfigError> {
@@ -180,9 +162,8 @@ impl ConfigFile {
             .transpose()
             .map_err(|error| at(format!("verifier is not base64: {error}")))?;
         for key in section.keys {
-            let named = key
-                .split_once('/')
-                .ok_or_else(|| at(format!("the key {key:?} is not \"service/perspective\"")))?;
+            let named =
+                key.split_once('/').ok_or_else(|| at(format!("the key {key:?} is not \"service/perspective\"")))?;
             let key: Result<Key, NameError> = Key::new(named.0, named.1);
             identity.keyring.add(key.map_err(|error| at(error.to_string()))?);
         }
@@ -217,17 +198,10 @@ impl ConfigFile {
             }
         };
         set("password", identity.password.as_deref().map(Into::into));
-        let verifier = identity
-            .verifier
-            .as_ref()
-            .map(|sealed| data_encoding::BASE64.encode(&sealed.0));
+        let verifier = identity.verifier.as_ref().map(|sealed| data_encoding::BASE64.encode(&sealed.0));
         set("verifier", verifier.map(Into::into));
         set("disabled", (!identity.enabled).then(|| true.into()));
-        let keys: Array = identity
-            .keyring
-            .keys()
-            .map(|key| format!("{}/{}", key.service, key.perspective))
-            .collect();
+        let keys: Array = identity.keyring.keys().map(|key| format!("{}/{}", key.service, key.perspective)).collect();
         set("keys", Some(toml_edit::Value::Array(keys)));
     }
 
@@ -243,29 +217,19 @@ impl ConfigFile {
     /// # Errors
     /// When it cannot be written; it is then as it was.
     pub fn save(&self) -> Result<(), ConfigError> {
-        write(&self.path, &self.document.to_string()).map_err(|error| ConfigError::Io {
-            path: self.path.clone(),
-            error,
-        })
+        write(&self.path, &self.document.to_string())
+            .map_err(|error| ConfigError::Io { path: self.path.clone(), error })
     }
 
     fn wrong(&self, message: String) -> ConfigError {
-        ConfigError::Content {
-            path: self.path.clone(),
-            message,
-        }
+        ConfigError::Content { path: self.path.clone(), message }
     }
 }
 
 fn write(path: &Path, text: &str) -> io::Result<()> {
     let folder = path.parent().unwrap_or(Path::new("."));
     let new = folder.join(".credhost.toml.new");
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(&new)?;
+    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
     file.write_all(text.as_bytes())?;
     file.sync_all()?;
     fs::rename(&new, path)?;
@@ -310,10 +274,7 @@ mod tests {
         assert!(message.contains("lisen") && message.contains("line 2"), "{message}");
         let (_folder, odd) = file("[identity.alice]\nkeys = [\"todo\"]\n");
         let message = odd.identities().unwrap_err().to_string();
-        assert!(
-            message.contains("[identity.alice]") && message.contains("service/perspective"),
-            "{message}"
-        );
+        assert!(message.contains("[identity.alice]") && message.contains("service/perspective"), "{message}");
     }
 
     #[test]
@@ -322,9 +283,6 @@ mod tests {
         let (_folder, file) = file("");
         fs::set_permissions(&file.path, fs::Permissions::from_mode(0o644)).unwrap();
         let message = ConfigFile::open(&file.path).unwrap_err().to_string();
-        assert!(
-            message.contains("mode 644") && message.contains("chmod 600"),
-            "{message}"
-        );
+        assert!(message.contains("mode 644") && message.contains("chmod 600"), "{message}");
     }
 }

@@ -88,12 +88,7 @@ impl Home {
     /// When another has it.
     pub fn lock(&self) -> Result<Lock, HomeError> {
         let path = self.path.join("lock");
-        let file = OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .mode(0o600)
-            .open(&path);
+        let file = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path);
         let file = file.map_err(|error| HomeError::Io { path, error })?;
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => Ok(Lock { _file: file }),
@@ -140,20 +135,13 @@ impl Home {
 
 /// Checks that a file or folder is this user's, and nobody else's to use.
 pub(super) fn private(path: &Path, wanted: u32) -> Result<(), HomeError> {
-    let about = fs::metadata(path).map_err(|error| HomeError::Io {
-        path: path.to_owned(),
-        error,
-    })?;
+    let about = fs::metadata(path).map_err(|error| HomeError::Io { path: path.to_owned(), error })?;
     if about.uid() != rustix::process::geteuid().as_raw() {
         return Err(HomeError::Owner(path.to_owned()));
     }
     let mode = about.mode() & 0o777;
     if mode & 0o077 != 0 {
-        return Err(HomeError::Open {
-            path: path.to_owned(),
-            mode,
-            wanted,
-        });
+        return Err(HomeError::Open { path: path.to_owned(), mode, wanted });
     }
     Ok(())
 }

@@ -24,10 +24,7 @@ pub fn random<const N: usize>() -> io::Result<[u8; N]> {
 /// # Errors
 /// When the system has none to give.
 pub fn entropy() -> io::Result<Entropy> {
-    Ok(Entropy {
-        salt: random()?,
-        nonce: random()?,
-    })
+    Ok(Entropy { salt: random()?, nonce: random()? })
 }
 
 /// The home's master key; made if there is none yet.
@@ -36,21 +33,11 @@ pub fn entropy() -> io::Result<Entropy> {
 /// When it cannot be read or made, others can read it, or it is no key.
 pub fn master_key(home: &Home) -> Result<MasterKey, HomeError> {
     let path = home.master_key();
-    let failed = |error| HomeError::Io {
-        path: path.clone(),
-        error,
-    };
+    let failed = |error| HomeError::Io { path: path.clone(), error };
     if !path.exists() {
         let bytes = Zeroizing::new(random::<32>().map_err(failed)?);
-        let mut file = OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(&path)
-            .map_err(failed)?;
-        file.write_all(bytes.as_slice())
-            .and_then(|()| file.sync_all())
-            .map_err(failed)?;
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path).map_err(failed)?;
+        file.write_all(bytes.as_slice()).and_then(|()| file.sync_all()).map_err(failed)?;
     }
     private(&path, 0o600)?;
     let bytes = Zeroizing::new(fs::read(&path).map_err(failed)?);

@@ -24,10 +24,7 @@ impl From<AccountError> for Failed {
             AccountError::NoKey(..) => Some("`credhost key list NAME` shows its keys"),
             _ => None,
         };
-        Self {
-            error: error.to_string(),
-            hint: hint.map(str::to_owned),
-        }
+        Self { error: error.to_string(), hint: hint.map(str::to_owned) }
     }
 }
 
@@ -69,25 +66,12 @@ pub fn perform(
             accounts.remove(name)?;
             Value::Null
         }
-        Request::IdentityList {} => accounts
-            .authorizer()
-            .all()
-            .iter()
-            .map(|identity| shown(identity))
-            .collect(),
+        Request::IdentityList {} => accounts.authorizer().all().iter().map(|identity| shown(identity)).collect(),
         Request::IdentityShow { name } => shown(&*identity(name)?),
-        Request::KeyAdd {
-            name,
-            service,
-            perspective,
-        } => {
+        Request::KeyAdd { name, service, perspective } => {
             json!({ "added": accounts.key_add(name, key(name, service, perspective)?)? })
         }
-        Request::KeyRemove {
-            name,
-            service,
-            perspective,
-        } => {
+        Request::KeyRemove { name, service, perspective } => {
             accounts.key_remove(name, &key(name, service, perspective)?)?;
             Value::Null
         }
@@ -96,9 +80,7 @@ pub fn perform(
         Request::ServiceShow { name } => {
             let (services, libraries) = running(host)?;
             let service = services.service(name).ok_or_else(|| no_service(name))?;
-            let library = libraries
-                .iter()
-                .find(|library| library.service.as_deref() == Some(name));
+            let library = libraries.iter().find(|library| library.service.as_deref() == Some(name));
             json!({ "library": library, "manifest": service.manifest() })
         }
         Request::Describe { service } => {

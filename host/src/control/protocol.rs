@@ -31,41 +31,17 @@ impl<'de> Deserialize<'de> for Secret {
 #[non_exhaustive]
 #[expect(missing_docs, reason = "each is the command of that name")]
 pub enum Request {
-    IdentityAdd {
-        name: String,
-        password: Option<Secret>,
-    },
+    IdentityAdd { name: String, password: Option<Secret> },
     IdentityList {},
-    IdentityShow {
-        name: String,
-    },
-    IdentityPassword {
-        name: String,
-        password: Option<Secret>,
-    },
-    IdentityRemove {
-        name: String,
-    },
-    KeyAdd {
-        name: String,
-        service: String,
-        perspective: Option<String>,
-    },
-    KeyRemove {
-        name: String,
-        service: String,
-        perspective: Option<String>,
-    },
-    KeyList {
-        name: String,
-    },
+    IdentityShow { name: String },
+    IdentityPassword { name: String, password: Option<Secret> },
+    IdentityRemove { name: String },
+    KeyAdd { name: String, service: String, perspective: Option<String> },
+    KeyRemove { name: String, service: String, perspective: Option<String> },
+    KeyList { name: String },
     ServiceList {},
-    ServiceShow {
-        name: String,
-    },
-    Describe {
-        service: String,
-    },
+    ServiceShow { name: String },
+    Describe { service: String },
 }
 
 /// What is answered.

@@ -68,16 +68,10 @@ where
                     Ok(done) => Response::Done(done),
                     Err(Failed { error, hint }) => Response::Failed { error, hint },
                 },
-                Err(error) => Response::Failed {
-                    error: format!("not a request: {error}"),
-                    hint: None,
-                },
+                Err(error) => Response::Failed { error: format!("not a request: {error}"), hint: None },
             }
         } else {
-            Response::Failed {
-                error: format!("a line of more than {LINE} bytes"),
-                hint: None,
-            }
+            Response::Failed { error: format!("a line of more than {LINE} bytes"), hint: None }
         };
         let mut text = serde_json::to_string(&response)?;
         text.push('\n');

@@ -57,9 +57,7 @@ impl Password {
         let failed = |error: &dyn std::fmt::Display| CredentialError::Hash(error.to_string());
         let params = Params::new(MEMORY_KIB, PASSES, LANES, None).map_err(|error| failed(&error))?;
         let argon2 = Argon2::new(Algorithm::Argon2id, Version::V0x13, params);
-        let hash = argon2
-            .hash_password_with_salt(self.0.as_bytes(), salt)
-            .map_err(|error| failed(&error))?;
+        let hash = argon2.hash_password_with_salt(self.0.as_bytes(), salt).map_err(|error| failed(&error))?;
         Ok(hash.to_string())
     }
 
@@ -115,10 +113,7 @@ impl Verifier {
     /// Sealed for the store, bound to the identity's name: moved to another, it does not open.
     #[must_use]
     pub fn seal(&self, key: &MasterKey, name: &str, nonce: &[u8; 24]) -> Sealed {
-        let payload = Payload {
-            msg: self.0.as_slice(),
-            aad: name.as_bytes(),
-        };
+        let payload = Payload { msg: self.0.as_slice(), aad: name.as_bytes() };
         // Encrypting sixteen bytes in memory cannot fail.
         let sealed = key.cipher().encrypt(&XNonce::from(*nonce), payload).unwrap_or_default();
         Sealed([nonce.as_slice(), &sealed].concat())
@@ -152,14 +147,8 @@ impl Sealed {
     /// When it was sealed under another key or for another name, or was changed.
     pub fn open(&self, key: &MasterKey, name: &str) -> Result<Verifier, CredentialError> {
         let (nonce, sealed) = self.0.split_first_chunk::<24>().ok_or(CredentialError::Sealed)?;
-        let payload = Payload {
-            msg: sealed,
-            aad: name.as_bytes(),
-        };
-        let plain = key
-            .cipher()
-            .decrypt(&XNonce::from(*nonce), payload)
-            .map_err(|_| CredentialError::Sealed)?;
+        let payload = Payload { msg: sealed, aad: name.as_bytes() };
+        let plain = key.cipher().decrypt(&XNonce::from(*nonce), payload).map_err(|_| CredentialError::Sealed)?;
         let plain = Zeroizing::new(plain);
         let md5: [u8; 16] = plain.as_slice().try_into().map_err(|_| CredentialError::Sealed)?;
         Ok(Verifier(Zeroizing::new(md5)))
@@ -211,15 +200,8 @@ mod tests {
             let decode = |hex: &str| data_encoding::HEXLOWER.decode(hex.as_bytes()).unwrap();
             let verifier = Password::new("alice-pw").verifier();
             assert!(verifier.proves(&decode(challenge), &decode(response)));
-            assert_eq!(
-                challenge_response(&decode(challenge), &Password::new("alice-pw")).to_vec(),
-                decode(response)
-            );
-            assert!(
-                !Password::new("alice-pq")
-                    .verifier()
-                    .proves(&decode(challenge), &decode(response))
-            );
+            assert_eq!(challenge_response(&decode(challenge), &Password::new("alice-pw")).to_vec(), decode(response));
+            assert!(!Password::new("alice-pq").verifier().proves(&decode(challenge), &decode(response)));
             assert!(!verifier.proves(&decode(challenge), b""));
         }
     }

@@ -44,9 +44,7 @@ impl DefaultAuthorizer {
     /// When there is none of this name.
     pub fn update<R>(&self, name: &str, change: impl FnOnce(&mut Identity) -> R) -> Result<R, NoSuchIdentity> {
         let mut identities = self.identities.write();
-        let identity = identities
-            .get_mut(name)
-            .ok_or_else(|| NoSuchIdentity(name.to_owned()))?;
+        let identity = identities.get_mut(name).ok_or_else(|| NoSuchIdentity(name.to_owned()))?;
         Ok(change(Arc::make_mut(identity)))
     }
 
@@ -55,11 +53,7 @@ impl DefaultAuthorizer {
     /// # Errors
     /// When there is none of this name.
     pub fn remove(&self, name: &str) -> Result<(), NoSuchIdentity> {
-        self.identities
-            .write()
-            .remove(name)
-            .map(drop)
-            .ok_or_else(|| NoSuchIdentity(name.to_owned()))
+        self.identities.write().remove(name).map(drop).ok_or_else(|| NoSuchIdentity(name.to_owned()))
     }
 
     /// The identity of this name.
@@ -76,10 +70,8 @@ impl DefaultAuthorizer {
 
     /// Puts others in the place of all.
     pub fn replace(&self, identities: impl IntoIterator<Item = Identity>) {
-        *self.identities.write() = identities
-            .into_iter()
-            .map(|identity| (identity.name.clone(), Arc::new(identity)))
-            .collect();
+        *self.identities.write() =
+            identities.into_iter().map(|identity| (identity.name.clone(), Arc::new(identity))).collect();
     }
 }
 

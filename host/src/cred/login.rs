@@ -38,10 +38,7 @@ impl Challenge {
     /// A challenge of these random bytes. Twisted's is an md5 of random letters; only its length is seen.
     #[must_use]
     pub fn new(name: &str, bytes: [u8; 16]) -> Self {
-        Self {
-            name: name.to_owned(),
-            bytes,
-        }
+        Self { name: name.to_owned(), bytes }
     }
 
     /// What the client is to prove its password with.
@@ -73,11 +70,7 @@ impl Login {
     /// # Errors
     /// When the authorizer cannot say.
     pub async fn identity(&self, name: &str) -> Result<Option<Arc<Identity>>, AuthorizerError> {
-        Ok(self
-            .authorizer
-            .identity(name)
-            .await?
-            .filter(|identity| identity.enabled))
+        Ok(self.authorizer.identity(name).await?.filter(|identity| identity.enabled))
     }
 
     /// Checks the answer to a challenge. The same work is done for every name.
@@ -93,10 +86,9 @@ impl Login {
             Some(_) => None,
         };
         let (sealed, name) = match &found {
-            Some(identity) if refusal.is_none() => (
-                identity.verifier.as_ref().unwrap_or(&self.decoy),
-                identity.name.as_str(),
-            ),
+            Some(identity) if refusal.is_none() => {
+                (identity.verifier.as_ref().unwrap_or(&self.decoy), identity.name.as_str())
+            }
             _ => (&self.decoy, ""),
         };
         let proven = match sealed.open(&self.key, name) {
@@ -125,9 +117,7 @@ impl Wanted {
     pub fn parse(name: &str) -> Self {
         let mut parts = name.splitn(3, '/');
         let identity = parts.next().unwrap_or_default().to_owned();
-        let perspective = parts
-            .next()
-            .map(|service| (service.to_owned(), parts.next().map(str::to_owned)));
+        let perspective = parts.next().map(|service| (service.to_owned(), parts.next().map(str::to_owned)));
         Self { identity, perspective }
     }
 }
@@ -157,11 +147,7 @@ pub fn key(identity: &Identity, service: &str, perspective: Option<&str>) -> Res
     match perspective {
         Some(perspective) => {
             let key = Key::new(service, perspective)?;
-            if identity.keyring.has(&key) {
-                Ok(key)
-            } else {
-                Err(KeyNotFound(key).into())
-            }
+            if identity.keyring.has(&key) { Ok(key) } else { Err(KeyNotFound(key).into()) }
         }
         None => identity.keyring.first_for(service).cloned().ok_or(NoKey::NoneFor),
     }
@@ -184,16 +170,7 @@ mod tests {
         let key = MasterKey::new([1; 32]);
         let authorizer = Arc::new(DefaultAuthorizer::new());
         let mut alice = Identity::new("alice").unwrap();
-        alice
-            .set_password(
-                &Password::new("alice-pw"),
-                &key,
-                &Entropy {
-                    salt: [2; 16],
-                    nonce: [3; 24],
-                },
-            )
-            .unwrap();
+        alice.set_password(&Password::new("alice-pw"), &key, &Entropy { salt: [2; 16], nonce: [3; 24] }).unwrap();
         alice.keyring.add(Key::new("todo", "alice").unwrap());
         alice.keyring.add(Key::new("todo", "work").unwrap());
         authorizer.add(alice).unwrap();
@@ -214,11 +191,7 @@ mod tests {
         assert_eq!(answer(&login, "alice", "wrong"), Err(Refusal::WrongPassword));
         assert_eq!(answer(&login, "mallory", "x"), Err(Refusal::UnknownName));
         assert_eq!(answer(&login, "nopass", "x"), Err(Refusal::NoPassword));
-        assert_eq!(
-            answer(&login, "mallory", ""),
-            Err(Refusal::UnknownName),
-            "the decoy lets nobody in"
-        );
+        assert_eq!(answer(&login, "mallory", ""), Err(Refusal::UnknownName), "the decoy lets nobody in");
         assert_eq!(answer(&login, "nopass", ""), Err(Refusal::NoPassword));
         authorizer.update("alice", |alice| alice.enabled = false).unwrap();
         assert_eq!(answer(&login, "alice", "alice-pw"), Err(Refusal::Disabled));
@@ -229,10 +202,7 @@ mod tests {
         let wanted = |name| Wanted::parse(name).perspective;
         assert_eq!(wanted("alice"), None);
         assert_eq!(wanted("alice/todo"), Some(("todo".to_owned(), None)));
-        assert_eq!(
-            wanted("alice/todo/work"),
-            Some(("todo".to_owned(), Some("work".to_owned())))
-        );
+        assert_eq!(wanted("alice/todo/work"), Some(("todo".to_owned(), Some("work".to_owned()))));
     }
 
     #[test]
@@ -242,10 +212,7 @@ mod tests {
         assert_eq!(key(&alice, "todo", None), Key::new("todo", "alice").map_err(Into::into));
         assert!(key(&alice, "todo", Some("work")).is_ok());
         let refused = key(&alice, "time", Some("bob")).unwrap_err();
-        assert_eq!(
-            refused.to_string(),
-            "No key for service \"'time'\", perspective \"'bob'\"."
-        );
+        assert_eq!(refused.to_string(), "No key for service \"'time'\", perspective \"'bob'\".");
         assert_eq!(key(&alice, "time", None), Err(NoKey::NoneFor));
     }
 }

@@ -36,13 +36,7 @@ impl Name {
     /// When it is empty, too long, or has a `/` or a control character.
     pub fn new(of: NameOf, name: &str) -> Result<Self, NameError> {
         let normal: String = name.nfc().collect();
-        let refuse = |why| {
-            Err(NameError {
-                of,
-                name: normal.chars().take(40).collect(),
-                why,
-            })
-        };
+        let refuse = |why| Err(NameError { of, name: normal.chars().take(40).collect(), why });
         if normal.is_empty() {
             return refuse("it is empty");
         }

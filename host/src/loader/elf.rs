@@ -41,9 +41,7 @@ pub fn check(file: &[u8], length: u64) -> Result<Extent, String> {
     }
     let machine = u16_at(18).unwrap_or_default();
     if MACHINE != 0 && machine != MACHINE {
-        return Err(format!(
-            "it is built for another processor (ELF machine {machine}; this host is {MACHINE})"
-        ));
+        return Err(format!("it is built for another processor (ELF machine {machine}; this host is {MACHINE})"));
     }
     match u16_at(16) {
         Some(3) => {}
@@ -59,21 +57,15 @@ pub fn check(file: &[u8], length: u64) -> Result<Extent, String> {
     }
     let mut loaded = 64;
     for index in 0..u64::from(count) {
-        let header = start
-            .checked_add(index * u64::from(size))
-            .and_then(|at| usize::try_from(at).ok())
-            .ok_or_else(truncated)?;
-        let (Some(kind), Some(offset), Some(bytes)) = (
-            u32_at(header),
-            u64_at(header.saturating_add(8)),
-            u64_at(header.saturating_add(32)),
-        ) else {
+        let header =
+            start.checked_add(index * u64::from(size)).and_then(|at| usize::try_from(at).ok()).ok_or_else(truncated)?;
+        let (Some(kind), Some(offset), Some(bytes)) =
+            (u32_at(header), u64_at(header.saturating_add(8)), u64_at(header.saturating_add(32)))
+        else {
             return Err(truncated());
         };
         if kind == 1 {
-            let end = offset
-                .checked_add(bytes)
-                .ok_or_else(|| "its program headers are damaged".to_owned())?;
+            let end = offset.checked_add(bytes).ok_or_else(|| "its program headers are damaged".to_owned())?;
             if end > length {
                 return Err(truncated());
             }

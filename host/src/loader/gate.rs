@@ -108,15 +108,7 @@ impl Gate {
 /// The host's function table.
 pub(super) fn host() -> HostRef {
     static TABLE: OnceLock<HostRef> = OnceLock::new();
-    *TABLE.get_or_init(|| {
-        import::host(Host {
-            descriptor,
-            pop,
-            arm,
-            push,
-            log,
-        })
-    })
+    *TABLE.get_or_init(|| import::host(Host { descriptor, pop, arm, push, log }))
 }
 
 /// The gate behind a number.
@@ -159,8 +151,6 @@ extern "C" fn log(number: usize, level: u8, target: Span, text: Span) {
     contained((), || {
         // SAFETY: the library lends the bytes for the length of this call.
         let (target, text) = unsafe { (target.bytes(), text.bytes()) };
-        gate(number)
-            .outlet
-            .log(level, &String::from_utf8_lossy(target), &String::from_utf8_lossy(text));
+        gate(number).outlet.log(level, &String::from_utf8_lossy(target), &String::from_utf8_lossy(text));
     });
 }

@@ -86,10 +86,7 @@ impl Generation {
                 }
             },
         })?;
-        Ok(Self {
-            gate,
-            thread: Mutex::new(Some(thread)),
-        })
+        Ok(Self { gate, thread: Mutex::new(Some(thread)) })
     }
 
     /// Hands whole frames to it.

@@ -49,31 +49,21 @@ impl PrivateFolder {
             return Err("it is no file".to_owned());
         }
         let mut head = Vec::new();
-        (&mut file)
-            .take(HEAD)
-            .read_to_end(&mut head)
-            .map_err(|error| format!("it cannot be read: {error}"))?;
+        (&mut file).take(HEAD).read_to_end(&mut head).map_err(|error| format!("it cannot be read: {error}"))?;
         let extent = elf::check(&head, about.len())?;
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let copy = PrivateCopy {
-            path: self.folder.join(format!("{}-{number}.so", std::process::id())),
-        };
-        copy.fill(&head, &mut file, extent.loaded)
-            .map_err(|error| match error.kind() {
-                io::ErrorKind::UnexpectedEof => "it became shorter while it was copied".to_owned(),
-                _ => format!("it cannot be copied into the host's home: {error}"),
-            })?;
+        let copy = PrivateCopy { path: self.folder.join(format!("{}-{number}.so", std::process::id())) };
+        copy.fill(&head, &mut file, extent.loaded).map_err(|error| match error.kind() {
+            io::ErrorKind::UnexpectedEof => "it became shorter while it was copied".to_owned(),
+            _ => format!("it cannot be copied into the host's home: {error}"),
+        })?;
         Ok(copy)
     }
 }
 
 impl PrivateCopy {
     fn fill(&self, head: &[u8], rest: &mut File, length: u64) -> io::Result<()> {
-        let mut out = fs::OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(&self.path)?;
+        let mut out = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&self.path)?;
         let from_head = head.len().min(usize::try_from(length).unwrap_or(usize::MAX));
         let mut start = head[..from_head].to_vec();
         // What was cut off must not be looked for: where the section table is, how many sections there are.
@@ -83,11 +73,7 @@ impl PrivateCopy {
         out.write_all(&start)?;
         let wanted = length - from_head as u64;
         let copied = io::copy(&mut rest.take(wanted), &mut out)?;
-        if copied == wanted {
-            Ok(())
-        } else {
-            Err(io::ErrorKind::UnexpectedEof.into())
-        }
+        if copied == wanted { Ok(()) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
     }
 
     /// Where it is.

@@ -52,9 +52,7 @@ pub struct Watch {
 
 impl std::fmt::Debug for Watch {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Watch")
-            .field("folder", &self.folder)
-            .finish_non_exhaustive()
+        f.debug_struct("Watch").field("folder", &self.folder).finish_non_exhaustive()
     }
 }
 
@@ -76,12 +74,7 @@ impl Watch {
         .and_then(|mut watcher| watcher.watch(folder, RecursiveMode::NonRecursive).map(|()| watcher))
         .inspect_err(|error| tracing::warn!(%error, "the folder of services cannot be watched; it is looked at every two seconds"))
         .ok();
-        Self {
-            folder: folder.to_owned(),
-            seen: BTreeMap::new(),
-            events,
-            watcher,
-        }
+        Self { folder: folder.to_owned(), seen: BTreeMap::new(), events, watcher }
     }
 
     /// The libraries that are there now, in the order of their names; they are not told of again until they change.
@@ -133,22 +126,10 @@ impl Watch {
                 && about.is_file()
             {
                 let changed = (about.mtime(), about.mtime_nsec());
-                there.insert(
-                    path,
-                    Print {
-                        inode: about.ino(),
-                        size: about.size(),
-                        changed,
-                    },
-                );
+                there.insert(path, Print { inode: about.ino(), size: about.size(), changed });
             }
         }
-        let gone: Vec<PathBuf> = self
-            .seen
-            .keys()
-            .filter(|path| !there.contains_key(*path))
-            .cloned()
-            .collect();
+        let gone: Vec<PathBuf> = self.seen.keys().filter(|path| !there.contains_key(*path)).cloned().collect();
         for path in &gone {
             self.seen.remove(path);
         }
@@ -156,14 +137,7 @@ impl Watch {
             match self.seen.get_mut(&path) {
                 Some(seen) if seen.print == print => {}
                 _ => {
-                    self.seen.insert(
-                        path,
-                        Seen {
-                            print,
-                            since: now,
-                            told: false,
-                        },
-                    );
+                    self.seen.insert(path, Seen { print, since: now, told: false });
                 }
             }
         }

@@ -94,26 +94,18 @@ impl Line {
             ToHost::Answer { call: number, .. } | ToHost::Attached { attachment: number } => {
                 delivery.deliver(*number, self.slot, raw);
             }
-            ToHost::Failed {
-                call, fault, message, ..
-            } => {
+            ToHost::Failed { call, fault, message, .. } => {
                 if *fault {
                     self.faults.fetch_add(1, Ordering::Relaxed);
                     tracing::error!(service = self.name(), "a call panicked: {message}");
                 }
                 delivery.deliver(*call, self.slot, raw);
             }
-            ToHost::Call {
-                call, handle, answer, ..
-            } => {
+            ToHost::Call { call, handle, answer, .. } => {
                 let delivered = delivery.deliver(*handle, self.slot, raw);
                 if *answer && !delivered {
                     let (class, message) = ("twisted.spread.pb.PBConnectionLost", "the client has gone");
-                    self.tell(&ToLibrary::Failed {
-                        call: *call,
-                        class,
-                        message,
-                    });
+                    self.tell(&ToLibrary::Failed { call: *call, class, message });
                 }
             }
             ToHost::Release { handle, .. } => {
@@ -137,14 +129,8 @@ impl Line {
         let done = Box::new(move |state: Result<Option<Vec<u8>>, StoreError>| {
             let Some(me) = me.upgrade() else { return };
             match state {
-                Ok(state) => me.tell(&ToLibrary::Loaded {
-                    request,
-                    state: state.as_deref(),
-                }),
-                Err(error) => me.tell(&ToLibrary::NotLoaded {
-                    request,
-                    message: &error.to_string(),
-                }),
+                Ok(state) => me.tell(&ToLibrary::Loaded { request, state: state.as_deref() }),
+                Err(error) => me.tell(&ToLibrary::NotLoaded { request, message: &error.to_string() }),
             }
         });
         self.store.load(self.name(), perspective, done);
@@ -181,13 +167,7 @@ impl Line {
                 ToHost::Answer { call, .. } => {
                     let mut failed = Vec::new();
                     let (class, message) = ("RuntimeError", "the change could not be saved, and is undone");
-                    ToHost::Failed {
-                        call,
-                        class,
-                        message,
-                        fault: false,
-                    }
-                    .write(&mut failed);
+                    ToHost::Failed { call, class, message, fault: false }.write(&mut failed);
                     delivery.deliver(call, self.slot, &failed);
                 }
                 ToHost::Call { call, answer, .. } => {
@@ -204,10 +184,7 @@ impl Line {
             let of = perspective.clone();
             let done = Box::new(move |state: Result<Option<Vec<u8>>, StoreError>| {
                 if let (Some(me), Ok(state)) = (me.upgrade(), state) {
-                    me.tell(&ToLibrary::Revert {
-                        perspective: &of,
-                        state: state.as_deref(),
-                    });
+                    me.tell(&ToLibrary::Revert { perspective: &of, state: state.as_deref() });
                 }
             });
             self.store.load(self.name(), perspective, done);
@@ -250,12 +227,7 @@ impl Outlet for Line {
             let mut held = self.held.lock();
             let number = held.back().map_or(0, |batch| batch.number + 1);
             let changed = changes.iter().map(|change| change.perspective.clone()).collect();
-            held.push_back(Batch {
-                number,
-                frames: waiting,
-                changed,
-                done: None,
-            });
+            held.push_back(Batch { number, frames: waiting, changed, done: None });
             number
         };
         let me = Weak::clone(&self.me);
@@ -276,10 +248,7 @@ impl Outlet for Line {
             if logged.0 != now {
                 let dropped = logged.1.saturating_sub(LOG_LIMIT);
                 if dropped > 0 {
-                    tracing::warn!(
-                        service = self.name(),
-                        "{dropped} lines of the log were dropped within a second"
-                    );
+                    tracing::warn!(service = self.name(), "{dropped} lines of the log were dropped within a second");
                 }
                 *logged = (now, 0);
             }
@@ -290,11 +259,7 @@ impl Outlet for Line {
         }
         let service = self.name();
         // What a library says must not break the terminal or fake a line of ours.
-        let text: String = text
-            .chars()
-            .take(2_000)
-            .map(|c| if c.is_control() { ' ' } else { c })
-            .collect();
+        let text: String = text.chars().take(2_000).map(|c| if c.is_control() { ' ' } else { c }).collect();
         match level {
             1 => tracing::error!(service, module = target, "{text}"),
             2 => tracing::warn!(service, module = target, "{text}"),
@@ -354,32 +319,10 @@ mod tests {
         let (number, mailbox) = switchboard.connect();
         let call = |n: u64| u64::from(number) << 32 | n;
         let (line, _stages) = Line::new(1, switchboard, Arc::clone(&store) as Arc<dyn Store>);
-        let answer = |n| ToHost::Answer {
-            call: call(n),
-            value: &[],
-        };
-        say(
-            &line,
-            &[
-                answer(1),
-                ToHost::Save {
-                    perspective: "a",
-                    state: &[1],
-                },
-                answer(2),
-            ],
-        );
+        let answer = |n| ToHost::Answer { call: call(n), value: &[] };
+        say(&line, &[answer(1), ToHost::Save { perspective: "a", state: &[1] }, answer(2)]);
         say(&line, &[answer(3)]);
-        say(
-            &line,
-            &[
-                ToHost::Save {
-                    perspective: "b",
-                    state: &[1],
-                },
-                answer(4),
-            ],
-        );
+        say(&line, &[ToHost::Save { perspective: "b", state: &[1] }, answer(4)]);
         assert_eq!(heard(&mailbox), ["answer 1"]);
         let mut commits = std::mem::take(&mut *store.waiting.lock());
         let first = commits.remove(0);
@@ -396,32 +339,11 @@ mod tests {
         let (number, mailbox) = switchboard.connect();
         let call = |n: u64| u64::from(number) << 32 | n;
         let (line, _stages) = Line::new(1, switchboard, Arc::clone(&store) as Arc<dyn Store>);
-        say(
-            &line,
-            &[
-                ToHost::Save {
-                    perspective: "a",
-                    state: &[1],
-                },
-                ToHost::Answer {
-                    call: call(1),
-                    value: &[],
-                },
-            ],
-        );
+        say(&line, &[ToHost::Save { perspective: "a", state: &[1] }, ToHost::Answer { call: call(1), value: &[] }]);
         let done = store.waiting.lock().remove(0);
         done(Err(StoreError("the disk is full".to_owned())));
-        assert_eq!(
-            heard(&mailbox),
-            ["failed 1: the change could not be saved, and is undone"]
-        );
-        say(
-            &line,
-            &[ToHost::Answer {
-                call: call(2),
-                value: &[],
-            }],
-        );
+        assert_eq!(heard(&mailbox), ["failed 1: the change could not be saved, and is undone"]);
+        say(&line, &[ToHost::Answer { call: call(2), value: &[] }]);
         assert_eq!(heard(&mailbox), ["answer 2"]);
     }
 }

@@ -51,11 +51,7 @@ impl MultiService {
     /// An empty collection.
     #[must_use]
     pub fn new(name: impl Into<String>) -> Arc<Self> {
-        Arc::new(Self {
-            name: name.into(),
-            children: RwLock::default(),
-            running: RwLock::new(false),
-        })
+        Arc::new(Self { name: name.into(), children: RwLock::default(), running: RwLock::new(false) })
     }
 
     /// The collection's own name, for a person to read.
@@ -92,10 +88,8 @@ impl MultiService {
     /// When one of its names is taken here.
     pub fn add_collection(&self, collection: Arc<Self>) -> Result<(), NameTaken> {
         let mut children = self.children.write();
-        if let Some(taken) = collection
-            .services()
-            .iter()
-            .find(|service| find(&children, service.name().as_str()).is_some())
+        if let Some(taken) =
+            collection.services().iter().find(|service| find(&children, service.name().as_str()).is_some())
         {
             return Err(NameTaken(taken.name().to_string()));
         }
@@ -116,9 +110,7 @@ impl MultiService {
     }
 
     fn take(&self, service: &Arc<Slot>) {
-        self.children
-            .write()
-            .retain(|child| !matches!(child, Child::Service(other) if Arc::ptr_eq(other, service)));
+        self.children.write().retain(|child| !matches!(child, Child::Service(other) if Arc::ptr_eq(other, service)));
     }
 
     /// All services, in the order in which they start.

@@ -71,9 +71,7 @@ pub struct Slot {
 
 impl std::fmt::Debug for Slot {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Slot")
-            .field("name", &self.name.as_str())
-            .finish_non_exhaustive()
+        f.debug_struct("Slot").field("name", &self.name.as_str()).finish_non_exhaustive()
     }
 }
 
@@ -97,11 +95,8 @@ impl Slot {
     ) -> Result<Arc<Self>, NotServing> {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let (line, mut stages) = Line::new(
-            number,
-            Arc::clone(&surroundings.switchboard),
-            Arc::clone(&surroundings.store),
-        );
+        let (line, mut stages) =
+            Line::new(number, Arc::clone(&surroundings.switchboard), Arc::clone(&surroundings.store));
         let generation = Generation::start(source, Arc::clone(&line) as Arc<_>)
             .map_err(|error| NotServing(format!("the machine has no thread or descriptor for it: {error}")))?;
         let generation = Arc::new(generation);
@@ -169,21 +164,11 @@ impl Slot {
         stages: &mut mpsc::UnboundedReceiver<Stage>,
     ) -> Result<(), String> {
         let empty = [1, 0x80, 5, 0x87];
-        let config = if self.config.is_empty() {
-            &empty
-        } else {
-            self.config.as_slice()
-        };
+        let config = if self.config.is_empty() { &empty } else { self.config.as_slice() };
         generation.tell(&ToLibrary::Init { config });
         expect(stage(stages, START, "be made").await?, &Stage::Initialised)?;
-        let saved = if self.manifest.shared {
-            self.saved().await?
-        } else {
-            None
-        };
-        generation.tell(&ToLibrary::Start {
-            saved: saved.as_deref(),
-        });
+        let saved = if self.manifest.shared { self.saved().await? } else { None };
+        generation.tell(&ToLibrary::Start { saved: saved.as_deref() });
         expect(stage(stages, START, "start").await?, &Stage::Started)?;
         generation.tell(&ToLibrary::Health { request: 1 });
         expect(stage(stages, START, "say that it is well").await?, &Stage::Healthy(1))
@@ -191,9 +176,7 @@ impl Slot {
 
     async fn saved(&self) -> Result<Option<Vec<u8>>, String> {
         let (done, loaded) = tokio::sync::oneshot::channel();
-        self.surroundings
-            .store
-            .load(self.name.as_str(), "", Box::new(move |state| drop(done.send(state))));
+        self.surroundings.store.load(self.name.as_str(), "", Box::new(move |state| drop(done.send(state))));
         match loaded.await {
             Ok(Ok(state)) => Ok(state),
             Ok(Err(error)) => Err(error.to_string()),
@@ -221,9 +204,7 @@ impl Slot {
         let Some(generation) = &*generation else {
             return Err(NotServing(format!("{} has stopped", self.name)));
         };
-        generation
-            .push(frames)
-            .map_err(|full| NotServing(format!("{}: {full}", self.name)))
+        generation.push(frames).map_err(|full| NotServing(format!("{}: {full}", self.name)))
     }
 
     /// Counts calls, for the operator.
@@ -277,11 +258,7 @@ async fn stage(stages: &mut mpsc::UnboundedReceiver<Stage>, patience: Duration, 
 }
 
 fn expect(found: Stage, wanted: &Stage) -> Result<(), String> {
-    if found == *wanted {
-        Ok(())
-    } else {
-        Err(unexpected(&found))
-    }
+    if found == *wanted { Ok(()) } else { Err(unexpected(&found)) }
 }
 
 fn unexpected(found: &Stage) -> String {
@@ -312,11 +289,7 @@ async fn end(generation: &Arc<Generation>, stages: &mut mpsc::UnboundedReceiver<
         let generation = Arc::clone(generation);
         let _ = tokio::task::spawn_blocking(move || generation.join()).await;
     } else {
-        tracing::error!(
-            service = name,
-            "it did not stop within {} seconds; its thread is given up",
-            STOP.as_secs()
-        );
+        tracing::error!(service = name, "it did not stop within {} seconds; its thread is given up", STOP.as_secs());
         generation.condemn();
     }
 }

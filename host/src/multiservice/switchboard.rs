@@ -94,11 +94,7 @@ pub(super) struct Delivery<'s> {
 
 impl<'s> Delivery<'s> {
     pub(super) fn new(switchboard: &'s Switchboard) -> Self {
-        Self {
-            switchboard,
-            last: None,
-            woken: Vec::new(),
-        }
+        Self { switchboard, last: None, woken: Vec::new() }
     }
 
     /// Hands a frame to the connection whose number is in `number`; false if it has gone.

@@ -143,10 +143,7 @@ async fn run(
             // One that is closing is still watched for its client's end.
             (_, false) => Interest::READABLE,
         };
-        let deadline = [login_by, closing, (unread > 0).then(|| moved + limits.stalled)]
-            .into_iter()
-            .flatten()
-            .min();
+        let deadline = [login_by, closing, (unread > 0).then(|| moved + limits.stalled)].into_iter().flatten().min();
         tokio::select! {
             biased;
             () = mailbox.come() => {}

@@ -157,28 +157,17 @@ impl Desk {
                         state.call_login(output, None, &call).await;
                     }
                     None if call.answer => {
-                        output.fail(
-                            call.request,
-                            &Failure::new("twisted.spread.pb.Error", "Invalid Object ID"),
-                        );
+                        output.fail(call.request, &Failure::new("twisted.spread.pb.Error", "Invalid Object ID"));
                     }
                     None => {}
                 },
                 // No cached object of a client's is ever kept: there is none to observe.
                 Event::CacheCall(call) if call.answer => {
-                    let luid = if let pb::Target::Luid(luid) = call.target {
-                        luid
-                    } else {
-                        0
-                    };
+                    let luid = if let pb::Target::Luid(luid) = call.target { luid } else { 0 };
                     output.fail(call.request, &Failure::new("KeyError", luid.to_string()));
                 }
                 Event::Answer { request, value, defect } => state.answered(output, request, value, defect),
-                Event::Error {
-                    request,
-                    failure,
-                    defect,
-                } => state.failed(output, request, failure, defect),
+                Event::Error { request, failure, defect } => state.failed(output, request, failure, defect),
                 Event::Dropped(object) => state.dropped(object),
                 Event::DidNotUnderstand => tracing::debug!(peer = state.peer, "the client did not understand"),
                 _ => {}
@@ -198,8 +187,7 @@ impl Desk {
             let Some(frame) = plugin_api::abi::frame::ToHost::read(&mut mail) else {
                 return;
             };
-            self.state
-                .mail(&mut self.broker.output, u64::from_le_bytes(*slot), frame);
+            self.state.mail(&mut self.broker.output, u64::from_le_bytes(*slot), frame);
         }
         self.state.unpark(&mut self.broker.output);
     }
@@ -230,11 +218,7 @@ impl Desk {
 
 impl State {
     pub(super) fn limits(&self) -> &PeerLimits {
-        if self.identity.is_some() {
-            &self.shared.limits.after
-        } else {
-            &self.shared.limits.before
-        }
+        if self.identity.is_some() { &self.shared.limits.after } else { &self.shared.limits.before }
     }
 
     /// A number that nothing of this connection has just now.

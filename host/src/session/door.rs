@@ -32,9 +32,7 @@ pub(super) struct Shared {
 
 impl std::fmt::Debug for AuthRoot {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("AuthRoot")
-            .field("services", &self.shared.services.name())
-            .finish_non_exhaustive()
+        f.debug_struct("AuthRoot").field("services", &self.shared.services.name()).finish_non_exhaustive()
     }
 }
 
@@ -42,15 +40,7 @@ impl AuthRoot {
     /// A root through which `login`'s identities reach these services.
     #[must_use]
     pub fn new(login: Login, services: Arc<MultiService>, surroundings: Surroundings, limits: Limits) -> Self {
-        Self {
-            shared: Arc::new(Shared {
-                login,
-                services,
-                surroundings,
-                limits,
-                sources: Mutex::default(),
-            }),
-        }
+        Self { shared: Arc::new(Shared { login, services, surroundings, limits, sources: Mutex::default() }) }
     }
 
     /// Opens a door: listens on this address, and serves on as many threads as there are processors.
@@ -88,11 +78,7 @@ impl AuthRoot {
                 .name("accept".to_owned())
                 .spawn(move || accept(&shared, listener, senders, closed))?,
         );
-        Ok(Door {
-            address,
-            closing,
-            workers: Mutex::new(workers),
-        })
+        Ok(Door { address, closing, workers: Mutex::new(workers) })
     }
 }
 

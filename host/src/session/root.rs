@@ -23,11 +23,7 @@ type Out = Output<Object>;
 /// An object of log-in that the client holds.
 pub(super) enum LoginObject {
     /// Waits for a proof. It may be answered more than once.
-    Challenger {
-        challenge: Challenge,
-        era: Era,
-        wanted: Wanted,
-    },
+    Challenger { challenge: Challenge, era: Era, wanted: Wanted },
     /// An identity that has logged in, by name: its keys are looked at anew for each attach.
     Identity { name: String, era: Era, mind: Option<u64> },
 }
@@ -44,18 +40,11 @@ impl Arguments {
             return Err(defective(defect));
         }
         let read = |bytes| Value::decode(bytes).map_err(|error| Failure::new("TypeError", error.to_string()));
-        Ok(Self {
-            positional: read(call.arguments.bytes())?,
-            keywords: read(call.keywords.bytes())?,
-        })
+        Ok(Self { positional: read(call.arguments.bytes())?, keywords: read(call.keywords.bytes())? })
     }
 
     fn at(&self, index: usize, name: &str) -> Option<ValueRef<'_>> {
-        self.positional
-            .root()
-            .items()
-            .nth(index)
-            .or_else(|| self.keywords.root().get(name))
+        self.positional.root().items().nth(index).or_else(|| self.keywords.root().get(name))
     }
 
     fn text(&self, index: usize, name: &str) -> Result<String, Failure> {
@@ -83,10 +72,7 @@ impl Arguments {
         match self.at(index, name).map(|value| value.node()) {
             None | Some(Node::None) => Ok(None),
             Some(Node::Reference(RefKind::Remote, Some(luid))) => Ok(Some(luid)),
-            Some(_) => Err(Failure::new(
-                "TypeError",
-                format!("argument {name}: expected a reference or None"),
-            )),
+            Some(_) => Err(Failure::new("TypeError", format!("argument {name}: expected a reference or None"))),
         }
     }
 }
@@ -103,18 +89,12 @@ fn unauthorized() -> Failure {
 }
 
 fn no_such_method(method: &str) -> Failure {
-    Failure::new(
-        "twisted.spread.flavors.NoSuchMethod",
-        format!("No such method: remote_{method}"),
-    )
+    Failure::new("twisted.spread.flavors.NoSuchMethod", format!("No such method: remote_{method}"))
 }
 
 fn broken(error: &AuthorizerError) -> Failure {
     tracing::error!(%error, "identities cannot be looked up");
-    Failure::new(
-        "twisted.cred.error.LoginFailed",
-        "the host cannot check logins just now",
-    )
+    Failure::new("twisted.cred.error.LoginFailed", "the host cannot check logins just now")
 }
 
 impl State {
@@ -130,10 +110,7 @@ impl State {
             // an avatar keeps for later stays for as long as the connection does.
             let kept = self.keep.take();
             let sent = arguments.references().iter().chain(keywords.references());
-            for luid in sent
-                .filter(|sent| sent.kind == RefKind::Remote)
-                .filter_map(|sent| sent.luid)
-            {
+            for luid in sent.filter(|sent| sent.kind == RefKind::Remote).filter_map(|sent| sent.luid) {
                 if kept != Some(luid) {
                     output.release(luid, 1);
                 }
@@ -167,8 +144,7 @@ impl State {
         match (self.login.get(&index), call.method) {
             (Some(LoginObject::Challenger { challenge, era, wanted }), "respond") => {
                 let (challenge, era, wanted) = (challenge.clone(), *era, wanted.clone());
-                self.respond(output, &challenge, era, &wanted, call.request, arguments)
-                    .await
+                self.respond(output, &challenge, era, &wanted, call.request, arguments).await
             }
             (Some(LoginObject::Identity { name, era, mind }), "attach") => {
                 let (name, era, default_mind) = (name.clone(), *era, *mind);
@@ -178,12 +154,7 @@ impl State {
                     Era::New => arguments.optional_text(1, "perspective")?,
                 };
                 let mind = arguments.mind(2, "mind")?;
-                let identity = self
-                    .shared
-                    .login
-                    .identity(&name)
-                    .await
-                    .map_err(|error| broken(&error))?;
+                let identity = self.shared.login.identity(&name).await.map_err(|error| broken(&error))?;
                 let identity = identity.ok_or_else(unauthorized)?;
                 let mind = match mind {
                     Some(luid) => Some(Mind { luid, lent: false }),
@@ -191,28 +162,13 @@ impl State {
                 };
                 self.attach_to(&identity, &service, perspective.as_deref(), mind, call.request, era)
             }
-            (
-                Some(LoginObject::Identity {
-                    name, era: Era::New, ..
-                }),
-                "keys",
-            ) => {
+            (Some(LoginObject::Identity { name, era: Era::New, .. }), "keys") => {
                 let name = name.clone();
-                let identity = self
-                    .shared
-                    .login
-                    .identity(&name)
-                    .await
-                    .map_err(|error| broken(&error))?;
+                let identity = self.shared.login.identity(&name).await.map_err(|error| broken(&error))?;
                 let identity = identity.ok_or_else(unauthorized)?;
-                let keys: Vec<(&str, &str)> = identity
-                    .keyring
-                    .keys()
-                    .map(|key| (key.service.as_str(), key.perspective.as_str()))
-                    .collect();
-                Ok(Reply::Value(
-                    jelly::to_vec(&keys).map_err(|error| insecure(&error.to_string()))?,
-                ))
+                let keys: Vec<(&str, &str)> =
+                    identity.keyring.keys().map(|key| (key.service.as_str(), key.perspective.as_str())).collect();
+                Ok(Reply::Value(jelly::to_vec(&keys).map_err(|error| insecure(&error.to_string()))?))
             }
             (_, method) => Err(no_such_method(method)),
         }
@@ -224,17 +180,13 @@ impl State {
         getrandom::fill(&mut random)
             .map_err(|error| Failure::new("RuntimeError", format!("the host has no randomness: {error}")))?;
         let wanted = match era {
-            Era::Old => Wanted {
-                identity: name.to_owned(),
-                perspective: None,
-            },
+            Era::Old => Wanted { identity: name.to_owned(), perspective: None },
             Era::New => Wanted::parse(name),
         };
         let challenge = Challenge::new(&wanted.identity, random);
         let index = self.fresh();
         let luid = export(output, index)?;
-        self.login
-            .insert(index, LoginObject::Challenger { challenge, era, wanted });
+        self.login.insert(index, LoginObject::Challenger { challenge, era, wanted });
         let mut value = Vec::with_capacity(40);
         jelly::token::list(&mut value, 3);
         jelly::token::bytes(&mut value, b"tuple");
@@ -253,17 +205,8 @@ impl State {
         arguments: &Arguments,
     ) -> Result<Reply, Failure> {
         let response = arguments.bytes(0, "response")?;
-        let mind = if era == Era::New {
-            arguments.mind(1, "mind")?
-        } else {
-            None
-        };
-        let proof = self
-            .shared
-            .login
-            .respond(challenge, &response)
-            .await
-            .map_err(|error| broken(&error))?;
+        let mind = if era == Era::New { arguments.mind(1, "mind")? } else { None };
+        let proof = self.shared.login.respond(challenge, &response).await.map_err(|error| broken(&error))?;
         let identity = match proof {
             Ok(identity) => identity,
             Err(refusal) => {
@@ -283,14 +226,7 @@ impl State {
         }
         let index = self.fresh();
         let luid = export(output, index)?;
-        self.login.insert(
-            index,
-            LoginObject::Identity {
-                name: identity.name.to_string(),
-                era,
-                mind,
-            },
-        );
+        self.login.insert(index, LoginObject::Identity { name: identity.name.to_string(), era, mind });
         self.keep = mind;
         let mut value = Vec::new();
         reference(&mut value, luid);
@@ -316,14 +252,7 @@ impl State {
             .services
             .service(key.service.as_str())
             .ok_or_else(|| Failure::new("KeyError", format!("'{}'", key.service)))?;
-        self.attach(
-            slot,
-            key.perspective.as_str(),
-            identity.name.as_str(),
-            mind,
-            request,
-            era,
-        );
+        self.attach(slot, key.perspective.as_str(), identity.name.as_str(), mind, request, era);
         Ok(Reply::Later)
     }
 }

@@ -62,10 +62,7 @@ impl State {
             return Ok(());
         }
         let Some(attached) = self.attachments.get(&attachment) else {
-            refuse(
-                output,
-                &Failure::new("twisted.spread.pb.DeadReferenceError", "the perspective was detached"),
-            );
+            refuse(output, &Failure::new("twisted.spread.pb.DeadReferenceError", "the perspective was detached"));
             return Ok(());
         };
         let slot = Arc::clone(&attached.slot);
@@ -78,12 +75,7 @@ impl State {
             refuse(output, &failure);
             return Ok(());
         }
-        let in_flight = InFlight {
-            slot: slot.number(),
-            attachment,
-            request: call.request,
-            answer: call.answer,
-        };
+        let in_flight = InFlight { slot: slot.number(), attachment, request: call.request, answer: call.answer };
         let must_park = self.calls.len() >= self.limits().calls || !self.parked.is_empty();
         if !must_park && references().next().is_none() {
             // The way of nearly all calls: from the connection's buffer to the gate's, once.
@@ -98,20 +90,10 @@ impl State {
             self.begin(&slot, in_flight, object, call.method, &arguments, &keywords);
             return Ok(());
         }
-        let parked = Parked {
-            call: in_flight,
-            object,
-            method: call.method.to_owned(),
-            arguments,
-            keywords,
-        };
+        let parked = Parked { call: in_flight, object, method: call.method.to_owned(), arguments, keywords };
         self.parked_bytes += parked.size();
         self.parked.push_back(parked);
-        if self.parked_bytes > self.limits().parked {
-            Err(End::TooManyCalls)
-        } else {
-            Ok(())
-        }
+        if self.parked_bytes > self.limits().parked { Err(End::TooManyCalls) } else { Ok(()) }
     }
 
     fn begin(
@@ -147,19 +129,9 @@ impl State {
             && let Some(parked) = self.parked.pop_front()
         {
             self.parked_bytes -= parked.size();
-            match self
-                .attachments
-                .get(&parked.call.attachment)
-                .map(|attached| Arc::clone(&attached.slot))
-            {
+            match self.attachments.get(&parked.call.attachment).map(|attached| Arc::clone(&attached.slot)) {
                 Some(slot) => {
-                    let Parked {
-                        call,
-                        object,
-                        method,
-                        arguments,
-                        keywords,
-                    } = parked;
+                    let Parked { call, object, method, arguments, keywords } = parked;
                     self.begin(&slot, call, object, &method, &arguments, &keywords);
                 }
                 None if parked.call.answer => {
@@ -175,11 +147,7 @@ impl State {
         let at = match self.batches.iter().position(|batch| Arc::ptr_eq(&batch.slot, slot)) {
             Some(at) => at,
             None => {
-                self.batches.push(Batch {
-                    slot: Arc::clone(slot),
-                    frames: Vec::new(),
-                    calls: 0,
-                });
+                self.batches.push(Batch { slot: Arc::clone(slot), frames: Vec::new(), calls: 0 });
                 self.batches.len() - 1
             }
         };
@@ -195,12 +163,7 @@ impl State {
             .values()
             .map(|attached| &attached.slot)
             .find(|slot| slot.number() == number)
-            .or_else(|| {
-                self.batches
-                    .iter()
-                    .map(|batch| &batch.slot)
-                    .find(|slot| slot.number() == number)
-            })
+            .or_else(|| self.batches.iter().map(|batch| &batch.slot).find(|slot| slot.number() == number))
             .cloned()
     }
 
@@ -220,10 +183,9 @@ impl State {
                 let mut rest = frames.as_slice();
                 while let Some(frame) = ToLibrary::read(&mut rest) {
                     let request = match frame {
-                        ToLibrary::Call { call, .. } => self
-                            .ended(slot, call)
-                            .filter(|call| call.answer)
-                            .map(|call| call.request),
+                        ToLibrary::Call { call, .. } => {
+                            self.ended(slot, call).filter(|call| call.answer).map(|call| call.request)
+                        }
                         ToLibrary::Attach { attachment, .. } => self.refused(slot, attachment),
                         _ => None,
                     };
@@ -253,9 +215,7 @@ impl State {
                     output.fail(call.request, &failure);
                 }
             }
-            ToHost::Failed {
-                call, class, message, ..
-            } => {
+            ToHost::Failed { call, class, message, .. } => {
                 let failure = || Failure::new(class, message);
                 if let Some(call) = self.ended(slot, call) {
                     if call.answer {
@@ -266,14 +226,7 @@ impl State {
                 }
             }
             ToHost::Attached { attachment } => self.attached(output, slot, attachment),
-            ToHost::Call {
-                call,
-                handle,
-                answer,
-                method,
-                arguments,
-                keywords,
-            } => {
+            ToHost::Call { call, handle, answer, method, arguments, keywords } => {
                 let sent = self.call_client(output, slot, handle, answer, method, arguments, keywords);
                 match sent {
                     Ok(request) => {
@@ -338,10 +291,7 @@ impl State {
     /// Writes a service's answer, after the same pass that a client's bytes go through.
     fn answer(&mut self, output: &mut Out, call: &InFlight, value: &[u8]) -> Result<(), Failure> {
         let unsendable = |why: &dyn std::fmt::Display| {
-            Failure::new(
-                "twisted.spread.pb.Error",
-                format!("the service's answer cannot be sent: {why}"),
-            )
+            Failure::new("twisted.spread.pb.Error", format!("the service's answer cannot be sent: {why}"))
         };
         let scanned = match self.scanner.scan(value) {
             Ok(Some(scanned)) if scanned.end == value.len() => scanned,
@@ -384,10 +334,7 @@ impl State {
         arguments: &[u8],
         keywords: &[u8],
     ) -> Result<u64, Failure> {
-        let held = self
-            .narrow(handle)
-            .and_then(|index| self.held.get(&index))
-            .filter(|held| held.slot == slot);
+        let held = self.narrow(handle).and_then(|index| self.held.get(&index)).filter(|held| held.slot == slot);
         let Some(luid) = held.map(|held| held.luid) else {
             return Err(Failure::new(
                 "twisted.spread.pb.DeadReferenceError",
@@ -453,42 +400,20 @@ impl State {
         };
         let Some(slot) = self.slot(slot) else { return };
         let wrong = defect.map(defective).or_else(|| {
-            value
-                .references()
-                .iter()
-                .find_map(|reference| self.acceptable(output, slot.number(), reference))
+            value.references().iter().find_map(|reference| self.acceptable(output, slot.number(), reference))
         });
         if let Some(failure) = wrong {
             let message = format!("the client's answer: {}", failure.value);
-            self.say(
-                &slot,
-                &ToLibrary::Failed {
-                    call,
-                    class: &failure.class,
-                    message: &message,
-                },
-            );
+            self.say(&slot, &ToLibrary::Failed { call, class: &failure.class, message: &message });
             return;
         }
         if value.references().is_empty() {
-            self.say(
-                &slot,
-                &ToLibrary::Answer {
-                    call,
-                    value: value.bytes(),
-                },
-            );
+            self.say(&slot, &ToLibrary::Answer { call, value: value.bytes() });
             return;
         }
         let mut translated = Vec::new();
         self.translate_in(output, slot.number(), &value, &mut translated);
-        self.say(
-            &slot,
-            &ToLibrary::Answer {
-                call,
-                value: &translated,
-            },
-        );
+        self.say(&slot, &ToLibrary::Answer { call, value: &translated });
     }
 
     /// The client's object has raised an error.
@@ -502,31 +427,20 @@ impl State {
             None => Failure::read(failure.bytes())
                 .unwrap_or_else(|error| Failure::new("twisted.spread.pb.Error", error.to_string())),
         };
-        self.say(
-            &slot,
-            &ToLibrary::Failed {
-                call,
-                class: &failure.class,
-                message: &failure.value,
-            },
-        );
+        self.say(&slot, &ToLibrary::Failed { call, class: &failure.class, message: &failure.value });
     }
 
     /// What keeps a reference of the client's from going to this service.
     fn acceptable(&self, output: &Out, slot: u64, reference: &Reference) -> Option<Failure> {
         match reference.kind {
-            RefKind::Remote => reference
-                .luid
-                .is_none()
-                .then(|| insecure("a reference whose number is too large")),
+            RefKind::Remote => reference.luid.is_none().then(|| insecure("a reference whose number is too large")),
             RefKind::Local => {
                 // Twisted makes None of one that it does not know.
                 let object = output.tables.exported(reference.luid?)?;
                 let mine = match object {
-                    Object::Service { attachment, .. } => self
-                        .attachments
-                        .get(attachment)
-                        .is_some_and(|attached| attached.slot.number() == slot),
+                    Object::Service { attachment, .. } => {
+                        self.attachments.get(attachment).is_some_and(|attached| attached.slot.number() == slot)
+                    }
                     Object::Login(_) | Object::Perspective(_) => false,
                 };
                 (!mine).then(|| insecure(FOREIGN))
@@ -577,24 +491,13 @@ impl State {
                 self.login.remove(&index);
             }
             Object::Perspective(attachment) => {
-                if self
-                    .attachments
-                    .get(&attachment)
-                    .is_some_and(|attached| attached.era == Era::New)
-                {
+                if self.attachments.get(&attachment).is_some_and(|attached| attached.era == Era::New) {
                     self.detach(attachment);
                 }
             }
-            Object::Service {
-                attachment,
-                object: number,
-            } => {
+            Object::Service { attachment, object: number } => {
                 let count = self.sent.remove(&object).unwrap_or(0);
-                if let Some(slot) = self
-                    .attachments
-                    .get(&attachment)
-                    .map(|attached| Arc::clone(&attached.slot))
-                {
+                if let Some(slot) = self.attachments.get(&attachment).map(|attached| Arc::clone(&attached.slot)) {
                     self.say(&slot, &ToLibrary::Dropped { object: number, count });
                 }
             }
@@ -623,25 +526,9 @@ impl State {
             number
         });
         let peer = std::mem::take(&mut self.peer);
-        self.say(
-            &slot,
-            &ToLibrary::Attach {
-                attachment,
-                perspective,
-                identity,
-                mind,
-                peer: &peer,
-            },
-        );
+        self.say(&slot, &ToLibrary::Attach { attachment, perspective, identity, mind, peer: &peer });
         self.peer = peer;
-        self.attachments.insert(
-            attachment,
-            Attached {
-                slot,
-                era,
-                request: Some(request),
-            },
-        );
+        self.attachments.insert(attachment, Attached { slot, era, request: Some(request) });
     }
 
     pub(super) fn detach(&mut self, attachment: u64) {
@@ -700,13 +587,9 @@ fn translate_out(
     let number = reference.luid.ok_or_else(|| insecure(FOREIGN))?;
     match reference.kind {
         RefKind::Remote => {
-            let object = Object::Service {
-                attachment,
-                object: number,
-            };
-            let luid = tables
-                .export(&object)
-                .map_err(|error| Failure::new("twisted.spread.pb.Error", error.to_string()))?;
+            let object = Object::Service { attachment, object: number };
+            let luid =
+                tables.export(&object).map_err(|error| Failure::new("twisted.spread.pb.Error", error.to_string()))?;
             Ok((Translated::Number(luid), Some(object)))
         }
         RefKind::Local => {

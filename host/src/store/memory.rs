@@ -22,22 +22,13 @@ impl MemoryStore {
 
 impl Store for MemoryStore {
     fn load(&self, service: &str, perspective: &str, done: Done<Option<Vec<u8>>>) {
-        let state = self
-            .states
-            .lock()
-            .get(&(service.to_owned(), perspective.to_owned()))
-            .cloned();
+        let state = self.states.lock().get(&(service.to_owned(), perspective.to_owned())).cloned();
         done(Ok(state));
     }
 
     fn commit(&self, changes: Vec<Change>, done: Done<()>) {
         let mut states = self.states.lock();
-        for Change {
-            service,
-            perspective,
-            state,
-        } in changes
-        {
+        for Change { service, perspective, state } in changes {
             states.insert((service, perspective), state);
         }
         drop(states);

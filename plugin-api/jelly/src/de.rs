@@ -96,34 +96,20 @@ impl Head<'_> {
 }
 
 fn short(text: &str) -> String {
-    if text.chars().count() <= 40 {
-        text.to_owned()
-    } else {
-        text.chars().take(40).chain(['…']).collect()
-    }
+    if text.chars().count() <= 40 { text.to_owned() } else { text.chars().take(40).chain(['…']).collect() }
 }
 
 impl<'de> Deserializer<'de> {
     /// A deserializer at the start of `bytes`, which a [`Scanner`] has found good.
     #[must_use]
     pub fn new(bytes: &'de [u8]) -> Self {
-        Self {
-            bytes,
-            at: 0,
-            index: None,
-            following: Vec::new(),
-        }
+        Self { bytes, at: 0, index: None, following: Vec::new() }
     }
 
     /// Another deserializer at the same place of the same bytes: for what is to be read later.
     #[must_use]
     pub fn here(&self) -> Self {
-        Self {
-            bytes: self.bytes,
-            at: self.at,
-            index: None,
-            following: Vec::new(),
-        }
+        Self { bytes: self.bytes, at: self.at, index: None, following: Vec::new() }
     }
 
     /// How many bytes have been read.
@@ -194,20 +180,14 @@ impl<'de> Deserializer<'de> {
     fn pair(&mut self) -> Result<()> {
         match self.token()? {
             Token::List(2) => Ok(()),
-            other => Err(Error::Unexpected {
-                expected: "a pair",
-                found: other.kind().to_owned(),
-            }),
+            other => Err(Error::Unexpected { expected: "a pair", found: other.kind().to_owned() }),
         }
     }
 
     fn raw(&mut self) -> Result<&'de [u8]> {
         match self.token()? {
             Token::Bytes(bytes) => Ok(bytes),
-            other => Err(Error::Unexpected {
-                expected: "a byte string",
-                found: other.kind().to_owned(),
-            }),
+            other => Err(Error::Unexpected { expected: "a byte string", found: other.kind().to_owned() }),
         }
     }
 
@@ -218,10 +198,7 @@ impl<'de> Deserializer<'de> {
     fn number(&mut self) -> Result<u64> {
         match self.token()? {
             Token::Int(value) => value.to_u64().ok_or_else(|| Error::IntegerRange(value.to_string())),
-            other => Err(Error::Unexpected {
-                expected: "a number",
-                found: other.kind().to_owned(),
-            }),
+            other => Err(Error::Unexpected { expected: "a number", found: other.kind().to_owned() }),
         }
     }
 
@@ -272,10 +249,7 @@ impl<'de> Deserializer<'de> {
             scanner.scan(self.bytes)?.ok_or(Error::Incomplete)?;
             self.index = Some(scanner);
         }
-        self.index
-            .as_ref()
-            .and_then(|index| index.shared_at(id))
-            .ok_or(Error::Dangling(id))
+        self.index.as_ref().and_then(|index| index.shared_at(id)).ok_or(Error::Dangling(id))
     }
 
     /// Runs `read` at the value that `(dereference id)` stands for, then goes on behind the dereference.
@@ -372,10 +346,7 @@ fn integer<'de, V: Visitor<'de>>(value: Integer<'_>, visitor: V) -> Result<V::Va
 }
 
 fn unexpected(expected: &'static str, found: &Head<'_>) -> Error {
-    Error::Unexpected {
-        expected,
-        found: found.describe(),
-    }
+    Error::Unexpected { expected, found: found.describe() }
 }
 
 macro_rules! ints {
@@ -506,9 +477,9 @@ impl<'de> de::Deserializer<'de> for &mut Deserializer<'de> {
 
     fn deserialize_tuple<V: Visitor<'de>>(self, length: usize, visitor: V) -> Result<V::Value> {
         self.with_head(|this, head| match head {
-            Head::List(tag, found) if found as usize != length => Err(Error::Custom(format!(
-                "expected {length} elements, found a {tag} of {found}"
-            ))),
+            Head::List(tag, found) if found as usize != length => {
+                Err(Error::Custom(format!("expected {length} elements, found a {tag} of {found}")))
+            }
             Head::List(_, found) => this.list(found, visitor),
             other => Err(unexpected("a tuple", &other)),
         })
@@ -541,10 +512,7 @@ impl<'de> de::Deserializer<'de> for &mut Deserializer<'de> {
         }
         self.with_head(|this, head| match head {
             Head::Instance(tag, 1) if tag == name.as_bytes() => de::Deserializer::deserialize_map(this, visitor),
-            other => Err(Error::Unexpected {
-                expected: name,
-                found: other.describe(),
-            }),
+            other => Err(Error::Unexpected { expected: name, found: other.describe() }),
         })
     }
 

@@ -23,29 +23,14 @@ pub struct Limits {
 
 impl Limits {
     /// For a peer that has not logged in.
-    pub const BEFORE_LOGIN: Self = Self {
-        item: 1024,
-        expression: 4096,
-        depth: 16,
-        values: 64,
-    };
+    pub const BEFORE_LOGIN: Self = Self { item: 1024, expression: 4096, depth: 16, values: 64 };
     /// No limits but those of the machine: for what the host itself has written.
-    pub const NONE: Self = Self {
-        item: u32::MAX,
-        expression: usize::MAX,
-        depth: 512,
-        values: u64::MAX,
-    };
+    pub const NONE: Self = Self { item: u32::MAX, expression: usize::MAX, depth: 512, values: u64::MAX };
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self {
-            item: token::SIZE_LIMIT,
-            expression: 8 << 20,
-            depth: 128,
-            values: 1_000_000,
-        }
+        Self { item: token::SIZE_LIMIT, expression: 8 << 20, depth: 128, values: 1_000_000 }
     }
 }
 
@@ -270,11 +255,7 @@ impl Scanner {
             } else if let Err(defect) = self.step(token, start) {
                 self.give_up(defect, token);
             }
-            let complete = if self.defect.is_some() {
-                self.pending == 0
-            } else {
-                self.stack.is_empty()
-            };
+            let complete = if self.defect.is_some() { self.pending == 0 } else { self.stack.is_empty() };
             if complete {
                 return Ok(Some(self.finish()));
             }
@@ -381,8 +362,7 @@ impl Scanner {
                     if depth >= self.limits.depth {
                         return Err(Defect::TooDeep(self.limits.depth));
                     }
-                    self.stack
-                        .push(Frame::new(Kind::Pair, 2, start, depth + 1, self.values));
+                    self.stack.push(Frame::new(Kind::Pair, 2, start, depth + 1, self.values));
                     return Ok(());
                 }
                 _ => return Err(malformed("dictionary")),
@@ -409,10 +389,7 @@ impl Scanner {
             Kind::ReferenceId => {
                 let id = number(token).ok_or_else(|| malformed("reference"))?;
                 frame.kind = Kind::ReferenceBody(id);
-                let shared = Shared {
-                    at: self.at,
-                    done: None,
-                };
+                let shared = Shared { at: self.at, done: None };
                 if self.shared.insert(id, shared).is_some() {
                     return Err(Defect::DuplicateReference(id));
                 }
@@ -421,10 +398,7 @@ impl Scanner {
                 let id = number(token).ok_or_else(|| malformed("dereference"))?;
                 frame.kind = Kind::Full;
                 match self.shared.get(&id) {
-                    Some(Shared {
-                        done: Some((values, levels, hashable)),
-                        ..
-                    }) => {
+                    Some(Shared { done: Some((values, levels, hashable)), .. }) => {
                         frame.hashable = *hashable;
                         frame.deepest = frame.deepest.max(depth + levels);
                         self.values = self.values.saturating_add(*values);
@@ -447,13 +421,7 @@ impl Scanner {
                 };
                 frame.kind = Kind::Full;
                 let open = frame.open;
-                self.references.push(Reference {
-                    kind,
-                    luid,
-                    open,
-                    start,
-                    end: self.at,
-                });
+                self.references.push(Reference { kind, luid, open, start, end: self.at });
             }
         }
         self.close()
@@ -485,19 +453,14 @@ impl Scanner {
             if length == 0 {
                 return Err(Defect::Untagged);
             }
-            self.stack
-                .push(Frame::new(Kind::Untyped, length, start, depth + 1, self.values - 1));
+            self.stack.push(Frame::new(Kind::Untyped, length, start, depth + 1, self.values - 1));
         }
         Ok(())
     }
 
     fn charge(&mut self, values: u64) -> Result<(), Defect> {
         self.values = self.values.saturating_add(values);
-        if self.values > self.limits.values {
-            Err(Defect::TooManyValues(self.limits.values))
-        } else {
-            Ok(())
-        }
+        if self.values > self.limits.values { Err(Defect::TooManyValues(self.limits.values)) } else { Ok(()) }
     }
 
     /// Pops every list that is complete, and checks what can be checked only then.
@@ -524,13 +487,7 @@ impl Scanner {
                 }
                 Kind::Instance if frame.length == 3 => {
                     let (start, end, luid) = frame.luid;
-                    self.references.push(Reference {
-                        kind: RefKind::Cache,
-                        luid,
-                        open: frame.open,
-                        start,
-                        end,
-                    });
+                    self.references.push(Reference { kind: RefKind::Cache, luid, open: frame.open, start, end });
                 }
                 _ => {}
             }
@@ -550,16 +507,7 @@ impl Scanner {
 
 impl Frame {
     fn new(kind: Kind, length: u32, open: usize, depth: usize, values: u64) -> Self {
-        Self {
-            kind,
-            left: length,
-            length,
-            open,
-            deepest: depth,
-            hashable: true,
-            values,
-            luid: (0, 0, None),
-        }
+        Self { kind, left: length, length, open, deepest: depth, hashable: true, values, luid: (0, 0, None) }
     }
 }
 
@@ -591,11 +539,7 @@ impl Leaf {
 /// What follows a type's name. `rest` is how many elements do.
 fn kind_of(name: &[u8], rest: u32) -> Result<Kind, Defect> {
     let exactly = |count: u32, kind: Kind| {
-        if rest == count {
-            Ok(kind)
-        } else {
-            Err(malformed(&String::from_utf8_lossy(name)))
-        }
+        if rest == count { Ok(kind) } else { Err(malformed(&String::from_utf8_lossy(name))) }
     };
     match name {
         b"list" | b"tuple" => Ok(Kind::Values),
@@ -722,22 +666,13 @@ mod tests {
         for level in 2..=41 {
             text = format!("(reference {level} (list {text} (dereference {})))", level - 1);
         }
-        assert_eq!(
-            verdict(&text, Limits::default()),
-            Some(Defect::TooManyValues(1_000_000))
-        );
+        assert_eq!(verdict(&text, Limits::default()), Some(Defect::TooManyValues(1_000_000)));
     }
 
     #[test]
     fn depth_counts_through_shared_values() {
-        let limits = Limits {
-            depth: 6,
-            ..Limits::default()
-        };
-        assert_eq!(
-            verdict("(list (reference 1 (list (list 1))) (list (dereference 1)))", limits),
-            None
-        );
+        let limits = Limits { depth: 6, ..Limits::default() };
+        assert_eq!(verdict("(list (reference 1 (list (list 1))) (list (dereference 1)))", limits), None);
         let deep = "(list (reference 1 (list (list 1))) (list (list (list (dereference 1)))))";
         assert_eq!(verdict(deep, limits), Some(Defect::TooDeep(6)));
     }
@@ -747,20 +682,14 @@ mod tests {
         let nested = |levels: usize| format!("{}1{}", "(list ".repeat(levels), ")".repeat(levels));
         assert_eq!(verdict(&nested(128), Limits::default()), None);
         assert_eq!(verdict(&nested(129), Limits::default()), Some(Defect::TooDeep(128)));
-        let limits = Limits {
-            depth: 16,
-            ..Limits::default()
-        };
+        let limits = Limits { depth: 16, ..Limits::default() };
         assert_eq!(verdict(&nested(16), limits), None);
         assert_eq!(verdict(&nested(17), limits), Some(Defect::TooDeep(16)));
     }
 
     #[test]
     fn values_are_counted_to_the_edge() {
-        let limits = Limits {
-            values: 4,
-            ..Limits::default()
-        };
+        let limits = Limits { values: 4, ..Limits::default() };
         assert_eq!(verdict("(list 1 2 3)", limits), None);
         assert_eq!(verdict("(list 1 2 3 4)", limits), Some(Defect::TooManyValues(4)));
         let shared = "(list (reference 1 (tuple)) (dereference 1))";
@@ -770,15 +699,9 @@ mod tests {
 
     #[test]
     fn an_expression_is_refused_when_it_can_no_longer_fit() {
-        let limits = Limits {
-            expression: 100,
-            ..Limits::default()
-        };
+        let limits = Limits { expression: 100, ..Limits::default() };
         let mut scanner = Scanner::new(Shape::Value, limits);
-        assert_eq!(
-            scanner.scan(&[0x7f, 0x82, b'x']).unwrap_err(),
-            BananaError::ExpressionTooLong(100)
-        );
+        assert_eq!(scanner.scan(&[0x7f, 0x82, b'x']).unwrap_err(), BananaError::ExpressionTooLong(100));
     }
 
     #[test]
@@ -795,20 +718,13 @@ mod tests {
             ("(list ())", Defect::Untagged),
             ("(1 2)", Defect::Untagged),
             ("(dereference 4)", Defect::Dangling(4)),
-            (
-                "(list (reference 1 (list)) (reference 1 (list)))",
-                Defect::DuplicateReference(1),
-            ),
+            ("(list (reference 1 (list)) (reference 1 (list)))", Defect::DuplicateReference(1)),
             ("(remote luid)", malformed("remote")),
             ("(NoSuchType 1 2 3)", malformed("NoSuchType")),
         ] {
             assert_eq!(verdict(text, Limits::default()), Some(expected), "{text}");
         }
-        for text in [
-            "(set (frozenset 1))",
-            "(dictionary ((tuple 1 2) 3))",
-            "(reference 1 (list (dereference 1)))",
-        ] {
+        for text in ["(set (frozenset 1))", "(dictionary ((tuple 1 2) 3))", "(reference 1 (list (dereference 1)))"] {
             assert_eq!(verdict(text, Limits::default()), None, "{text}");
         }
     }

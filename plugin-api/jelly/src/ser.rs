@@ -22,14 +22,8 @@ pub fn to_vec<T: Serialize + ?Sized>(value: &T) -> Result<Vec<u8>> {
 /// As [`to_vec`].
 pub fn write<T: Serialize + ?Sized>(out: &mut Vec<u8>, value: &T) -> Result<()> {
     let before = out.len();
-    let mut output = Output {
-        bytes: std::mem::take(out),
-        shared: 0,
-    };
-    let written = value.serialize(&mut Serializer {
-        out: &mut output,
-        special: Special::None,
-    });
+    let mut output = Output { bytes: std::mem::take(out), shared: 0 };
+    let written = value.serialize(&mut Serializer { out: &mut output, special: Special::None });
     *out = output.bytes;
     if written.is_err() {
         out.truncate(before);
@@ -89,15 +83,7 @@ impl Serializer<'_> {
     fn begin(&mut self, tag: &'static str, length: Option<usize>) -> Compound<'_> {
         let start = self.out.bytes.len();
         self.tagged(tag, length.unwrap_or(0));
-        Compound {
-            out: self.out,
-            tag,
-            start,
-            body: 0,
-            announced: length,
-            count: 0,
-        }
-        .at_body()
+        Compound { out: self.out, tag, start, body: 0, announced: length, count: 0 }.at_body()
     }
 }
 
@@ -121,18 +107,12 @@ impl Compound<'_> {
 
     fn element<T: Serialize + ?Sized>(&mut self, value: &T) -> Result<()> {
         self.count += 1;
-        value.serialize(&mut Serializer {
-            out: self.out,
-            special: Special::None,
-        })
+        value.serialize(&mut Serializer { out: self.out, special: Special::None })
     }
 
     fn field<T: Serialize + ?Sized>(&mut self, key: &str, value: &T) -> Result<()> {
         self.count += 1;
-        let mut serializer = Serializer {
-            out: self.out,
-            special: Special::None,
-        };
+        let mut serializer = Serializer { out: self.out, special: Special::None };
         serializer.pair(key);
         value.serialize(&mut serializer)
     }
@@ -228,13 +208,7 @@ impl<'a> ser::Serializer for &'a mut Serializer<'_> {
             Special::Value => crate::value::splice(&mut self.out.bytes, value, &mut self.out.shared)?,
             Special::Int => {
                 let (sign, digits) = value.split_first().unwrap_or((&0, &[]));
-                token::integer(
-                    &mut self.out.bytes,
-                    token::Integer {
-                        negative: *sign != 0,
-                        digits,
-                    },
-                );
+                token::integer(&mut self.out.bytes, token::Integer { negative: *sign != 0, digits });
             }
             _ => token::bytes(&mut self.out.bytes, value),
         }
@@ -296,20 +270,12 @@ impl<'a> ser::Serializer for &'a mut Serializer<'_> {
     }
 
     fn serialize_seq(self, length: Option<usize>) -> Result<Compound<'a>> {
-        let tag = if let Special::Set(tag) = self.special {
-            tag
-        } else {
-            "list"
-        };
+        let tag = if let Special::Set(tag) = self.special { tag } else { "list" };
         Ok(self.begin(tag, length))
     }
 
     fn serialize_tuple(self, length: usize) -> Result<Compound<'a>> {
-        let tag = if self.special == Special::Decimal {
-            "decimal"
-        } else {
-            "tuple"
-        };
+        let tag = if self.special == Special::Decimal { "decimal" } else { "tuple" };
         Ok(self.begin(tag, Some(length)))
     }
 
@@ -413,10 +379,7 @@ impl ser::SerializeMap for Compound<'_> {
         self.element(key)
     }
     fn serialize_value<T: Serialize + ?Sized>(&mut self, value: &T) -> Result<()> {
-        value.serialize(&mut Serializer {
-            out: self.out,
-            special: Special::None,
-        })
+        value.serialize(&mut Serializer { out: self.out, special: Special::None })
     }
     fn end(self) -> Result<()> {
         self.finish();

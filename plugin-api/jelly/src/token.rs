@@ -99,11 +99,7 @@ impl Integer<'_> {
     #[must_use]
     pub fn to_i128(&self) -> Option<i128> {
         let magnitude = self.magnitude()?;
-        if self.negative {
-            0i128.checked_sub_unsigned(magnitude)
-        } else {
-            i128::try_from(magnitude).ok()
-        }
+        if self.negative { 0i128.checked_sub_unsigned(magnitude) } else { i128::try_from(magnitude).ok() }
     }
 }
 
@@ -162,10 +158,7 @@ pub fn read(bytes: &[u8], size_limit: u32) -> std::result::Result<Option<(Token<
                 None => return Ok(None),
             }
         }
-        INT | LONGINT => Token::Int(Integer {
-            negative: false,
-            digits,
-        }),
+        INT | LONGINT => Token::Int(Integer { negative: false, digits }),
         NEG | LONGNEG => Token::Int(Integer { negative: true, digits }),
         FLOAT => match bytes.get(body..body + 8) {
             Some(raw) => {
@@ -177,10 +170,7 @@ pub fn read(bytes: &[u8], size_limit: u32) -> std::result::Result<Option<(Token<
         },
         VOCAB => {
             let id = size(digits, 31).ok_or(BananaError::UnknownWord)?;
-            let word = u8::try_from(id)
-                .ok()
-                .and_then(vocabulary::word)
-                .ok_or(BananaError::UnknownWord)?;
+            let word = u8::try_from(id).ok().and_then(vocabulary::word).ok_or(BananaError::UnknownWord)?;
             Token::Bytes(word)
         }
         other => return Err(BananaError::UnknownType(other)),
@@ -277,11 +267,7 @@ pub fn integer(out: &mut Vec<u8>, value: Integer<'_>) {
     if let Some(small) = value.magnitude() {
         return magnitude(out, value.negative, small);
     }
-    let used = value
-        .digits
-        .iter()
-        .rposition(|&digit| digit != 0)
-        .map_or(0, |last| last + 1);
+    let used = value.digits.iter().rposition(|&digit| digit != 0).map_or(0, |last| last + 1);
     out.extend_from_slice(&value.digits[..used]);
     out.push(if value.negative { LONGNEG } else { LONGINT });
 }
@@ -318,14 +304,10 @@ mod tests {
     #[test]
     fn zero_may_have_no_digit_and_digits_may_trail() {
         for bytes in [&[0x81][..], &[0, 0x81], &[0, 0, 0x83], &[0x83]] {
-            let Token::Int(value) = one(bytes) else {
-                panic!("{bytes:?}")
-            };
+            let Token::Int(value) = one(bytes) else { panic!("{bytes:?}") };
             assert_eq!(value.to_i64(), Some(0));
         }
-        let Token::Int(five) = one(&[5, 0, 0, 0x81]) else {
-            panic!()
-        };
+        let Token::Int(five) = one(&[5, 0, 0, 0x81]) else { panic!() };
         assert_eq!(five.to_u64(), Some(5));
     }
 
@@ -356,21 +338,11 @@ mod tests {
         digits(&mut header, u64::from(SIZE_LIMIT) + 1);
         let list_header = [header.clone(), vec![LIST]].concat();
         let string_header = [header, vec![STRING]].concat();
-        assert_eq!(
-            read(&list_header, SIZE_LIMIT),
-            Err(BananaError::ListTooLong(SIZE_LIMIT))
-        );
-        assert_eq!(
-            read(&string_header, SIZE_LIMIT),
-            Err(BananaError::StringTooLong(SIZE_LIMIT))
-        );
+        assert_eq!(read(&list_header, SIZE_LIMIT), Err(BananaError::ListTooLong(SIZE_LIMIT)));
+        assert_eq!(read(&string_header, SIZE_LIMIT), Err(BananaError::StringTooLong(SIZE_LIMIT)));
         assert_eq!(read(&[0; 64], SIZE_LIMIT), Ok(None));
         assert_eq!(read(&[0; 65], SIZE_LIMIT), Err(BananaError::PrefixTooLong));
-        assert!(
-            read(&[[0x7f; 64].as_slice(), &[LONGINT]].concat(), SIZE_LIMIT)
-                .unwrap()
-                .is_some()
-        );
+        assert!(read(&[[0x7f; 64].as_slice(), &[LONGINT]].concat(), SIZE_LIMIT).unwrap().is_some());
         assert_eq!(read(&[0x88], SIZE_LIMIT), Err(BananaError::UnknownType(0x88)));
         assert_eq!(read(&[0, VOCAB], SIZE_LIMIT), Err(BananaError::UnknownWord));
         assert_eq!(read(&[32, VOCAB], SIZE_LIMIT), Err(BananaError::UnknownWord));
@@ -393,11 +365,6 @@ mod tests {
         assert_eq!(out, [8, VOCAB, 5, STRING, b'l', b'i', b's', b't', b's']);
         let mut none = Vec::new();
         transcode_to_none(&mut none, &out).unwrap();
-        assert_eq!(
-            none,
-            [
-                4, STRING, b'l', b'i', b's', b't', 5, STRING, b'l', b'i', b's', b't', b's'
-            ]
-        );
+        assert_eq!(none, [4, STRING, b'l', b'i', b's', b't', 5, STRING, b'l', b'i', b's', b't', b's']);
     }
 }

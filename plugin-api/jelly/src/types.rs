@@ -140,11 +140,7 @@ impl BigInt {
     }
 
     pub(crate) fn from_digits(negative: bool, digits: &[u8]) -> Option<Self> {
-        let sign = if negative {
-            num_bigint::Sign::Minus
-        } else {
-            num_bigint::Sign::Plus
-        };
+        let sign = if negative { num_bigint::Sign::Minus } else { num_bigint::Sign::Plus };
         num_bigint::BigInt::from_radix_le(sign, digits, 128).map(Self)
     }
 }
@@ -204,9 +200,8 @@ impl Serialize for BigInt {
         if let Ok(small) = i64::try_from(self) {
             return serializer.serialize_i64(small);
         }
-        let (negative, mut digits) = self
-            .digits()
-            .ok_or_else(|| serde::ser::Error::custom("an integer of 2^448 or more cannot be sent"))?;
+        let (negative, mut digits) =
+            self.digits().ok_or_else(|| serde::ser::Error::custom("an integer of 2^448 or more cannot be sent"))?;
         digits.insert(0, u8::from(negative));
         serializer.serialize_newtype_struct(name::INT, &Raw(&digits))
     }
@@ -294,24 +289,13 @@ fn numbers<const N: usize>(text: &str) -> Result<[i64; N], &'static str> {
     let mut found = [0; N];
     let mut words = text.split(' ');
     for slot in &mut found {
-        *slot = words
-            .next()
-            .and_then(|word| word.parse().ok())
-            .ok_or("not numbers with one space between")?;
+        *slot = words.next().and_then(|word| word.parse().ok()).ok_or("not numbers with one space between")?;
     }
-    if words.next().is_some() {
-        Err("too many numbers")
-    } else {
-        Ok(found)
-    }
+    if words.next().is_some() { Err("too many numbers") } else { Ok(found) }
 }
 
 fn within<T: TryFrom<i64>>(value: i64, range: std::ops::RangeInclusive<i64>) -> Result<T, &'static str> {
-    if range.contains(&value) {
-        T::try_from(value).map_err(|_| "out of range")
-    } else {
-        Err("out of range")
-    }
+    if range.contains(&value) { T::try_from(value).map_err(|_| "out of range") } else { Err("out of range") }
 }
 
 fn date([year, month, day]: [i64; 3]) -> Result<Date, &'static str> {
@@ -321,11 +305,7 @@ fn date([year, month, day]: [i64; 3]) -> Result<Date, &'static str> {
         4 | 6 | 9 | 11 => 30,
         _ => 31,
     };
-    Ok(Date {
-        year: within(year, 1..=9999)?,
-        month: within(month, 1..=12)?,
-        day: within(day, 1..=last)?,
-    })
+    Ok(Date { year: within(year, 1..=9999)?, month: within(month, 1..=12)?, day: within(day, 1..=last)? })
 }
 
 fn time([hour, minute, second, microsecond]: [i64; 4]) -> Result<Time, &'static str> {
@@ -355,10 +335,7 @@ impl FromStr for DateTime {
     type Err = &'static str;
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let [year, month, day, hour, minute, second, microsecond] = numbers(text)?;
-        Ok(Self {
-            date: date([year, month, day])?,
-            time: time([hour, minute, second, microsecond])?,
-        })
+        Ok(Self { date: date([year, month, day])?, time: time([hour, minute, second, microsecond])? })
     }
 }
 
@@ -484,16 +461,7 @@ mod tests {
 
     #[test]
     fn dates_outside_the_calendar_are_refused() {
-        for bad in [
-            "2021 2 29",
-            "2020 13 1",
-            "0 1 1",
-            "2020 1",
-            "2020 1 1 1",
-            "2020  1 1",
-            "a b c",
-            "10000 1 1",
-        ] {
+        for bad in ["2021 2 29", "2020 13 1", "0 1 1", "2020 1", "2020 1 1 1", "2020  1 1", "a b c", "10000 1 1"] {
             assert!(bad.parse::<Date>().is_err(), "{bad}");
         }
         assert_eq!("2020 2 29".parse::<Date>().unwrap().to_string(), "2020 2 29");

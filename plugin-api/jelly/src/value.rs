@@ -134,10 +134,7 @@ impl Value {
     /// Its outermost node.
     #[must_use]
     pub fn root(&self) -> ValueRef<'_> {
-        ValueRef {
-            value: self,
-            index: self.root,
-        }
+        ValueRef { value: self, index: self.root }
     }
 
     /// Python's None.
@@ -163,33 +160,21 @@ impl Value {
 
     /// A dictionary of pairs, in this order. Whether the keys differ is not looked at.
     pub fn dictionary(pairs: impl IntoIterator<Item = (Self, Self)>) -> Self {
-        let mut all = Self {
-            nodes: Vec::new(),
-            root: 0,
-        };
-        let pairs = pairs
-            .into_iter()
-            .map(|(key, value)| (all.absorb(key), all.absorb(value)))
-            .collect();
+        let mut all = Self { nodes: Vec::new(), root: 0 };
+        let pairs = pairs.into_iter().map(|(key, value)| (all.absorb(key), all.absorb(value))).collect();
         all.root = all.push(Stored::Dictionary(pairs));
         all
     }
 
     fn items(tag: &'static str, items: impl IntoIterator<Item = Self>) -> Self {
-        let mut all = Self {
-            nodes: Vec::new(),
-            root: 0,
-        };
+        let mut all = Self { nodes: Vec::new(), root: 0 };
         let items = items.into_iter().map(|item| all.absorb(item)).collect();
         all.root = all.push(Stored::Items(tag, items));
         all
     }
 
     fn leaf(node: Stored) -> Self {
-        Self {
-            nodes: vec![node],
-            root: 0,
-        }
+        Self { nodes: vec![node], root: 0 }
     }
 
     fn push(&mut self, node: Stored) -> u32 {
@@ -222,10 +207,7 @@ impl Value {
         let mut stack = vec![self.root];
         while let Some(at) = stack.pop() {
             let node = &self.nodes[at as usize];
-            if !matches!(
-                node,
-                Stored::Items(..) | Stored::Dictionary(_) | Stored::Instance { .. }
-            ) {
+            if !matches!(node, Stored::Items(..) | Stored::Dictionary(_) | Stored::Instance { .. }) {
                 continue;
             }
             if std::mem::replace(&mut met[at as usize], true) {
@@ -336,13 +318,7 @@ impl Stored {
 fn big(out: &mut Vec<u8>, value: &BigInt) {
     // What was read from the wire fits it; what was made in Rust is checked where it is made.
     let (negative, digits) = value.digits().unwrap_or_default();
-    token::integer(
-        out,
-        token::Integer {
-            negative,
-            digits: &digits,
-        },
-    );
+    token::integer(out, token::Integer { negative, digits: &digits });
 }
 
 fn tagged(out: &mut Vec<u8>, tag: &str, length: usize) {
@@ -398,18 +374,12 @@ impl Builder {
         };
         let raw = |at: &mut usize| match read(at)? {
             Token::Bytes(bytes) => Ok(bytes),
-            other => Err(Error::Unexpected {
-                expected: "a byte string",
-                found: other.kind().to_owned(),
-            }),
+            other => Err(Error::Unexpected { expected: "a byte string", found: other.kind().to_owned() }),
         };
         let text = |at: &mut usize| std::str::from_utf8(raw(at)?).map_err(|_| Error::NotUtf8);
         let number = |at: &mut usize| match read(at)? {
             Token::Int(value) => value.to_u64().ok_or_else(|| Error::IntegerRange(value.to_string())),
-            other => Err(Error::Unexpected {
-                expected: "a number",
-                found: other.kind().to_owned(),
-            }),
+            other => Err(Error::Unexpected { expected: "a number", found: other.kind().to_owned() }),
         };
         loop {
             // A pair of a dictionary: its own list, not a value.
@@ -420,10 +390,7 @@ impl Builder {
                 match read(&mut at)? {
                     Token::List(2) => {}
                     other => {
-                        return Err(Error::Unexpected {
-                            expected: "a pair",
-                            found: other.kind().to_owned(),
-                        });
+                        return Err(Error::Unexpected { expected: "a pair", found: other.kind().to_owned() });
                     }
                 }
             }
@@ -475,13 +442,8 @@ impl Builder {
                         let (Token::Int(digits), Token::Int(exponent)) = (read(&mut at)?, read(&mut at)?) else {
                             return Err(Error::Custom("a decimal has digits and an exponent".to_owned()));
                         };
-                        let exponent = exponent
-                            .to_i64()
-                            .ok_or_else(|| Error::IntegerRange(exponent.to_string()))?;
-                        self.node(Stored::Decimal(Decimal {
-                            digits: digits.into(),
-                            exponent,
-                        }))
+                        let exponent = exponent.to_i64().ok_or_else(|| Error::IntegerRange(exponent.to_string()))?;
+                        self.node(Stored::Decimal(Decimal { digits: digits.into(), exponent }))
                     }
                     b"remote" | b"local" | b"cached" | b"lcache" => {
                         let kind = match tag {
@@ -513,12 +475,7 @@ impl Builder {
                     }
                     b"dictionary" => {
                         let node = self.node(Stored::Dictionary(Vec::new()));
-                        self.stack.push(Open {
-                            node,
-                            left: rest,
-                            pair: true,
-                            key: None,
-                        });
+                        self.stack.push(Open { node, left: rest, pair: true, key: None });
                         node
                     }
                     other => {
@@ -540,23 +497,11 @@ impl Builder {
                             None => {
                                 let tag = String::from_utf8_lossy(other).into_owned();
                                 let luid = if rest == 2 { Some(number(&mut at)?) } else { None };
-                                (
-                                    Stored::Instance {
-                                        tag,
-                                        luid,
-                                        state: u32::MAX,
-                                    },
-                                    1,
-                                )
+                                (Stored::Instance { tag, luid, state: u32::MAX }, 1)
                             }
                         };
                         let node = self.node(stored.0);
-                        self.stack.push(Open {
-                            node,
-                            left: stored.1,
-                            pair: false,
-                            key: None,
-                        });
+                        self.stack.push(Open { node, left: stored.1, pair: false, key: None });
                         node
                     }
                 };
@@ -584,10 +529,7 @@ impl Builder {
             self.redirect(node, target);
         }
         let root = root.or(first).ok_or(Error::Incomplete)?;
-        Ok(Value {
-            nodes: self.nodes,
-            root,
-        })
+        Ok(Value { nodes: self.nodes, root })
     }
 
     fn node(&mut self, stored: Stored) -> u32 {
@@ -615,10 +557,7 @@ impl Builder {
     fn redirect(&mut self, from: u32, to: u32) {
         for node in &mut self.nodes {
             match node {
-                Stored::Items(_, items) => items
-                    .iter_mut()
-                    .filter(|item| **item == from)
-                    .for_each(|item| *item = to),
+                Stored::Items(_, items) => items.iter_mut().filter(|item| **item == from).for_each(|item| *item = to),
                 Stored::Dictionary(pairs) => pairs.iter_mut().for_each(|(key, value)| {
                     if *key == from {
                         *key = to;
@@ -680,17 +619,13 @@ impl<'a> ValueRef<'a> {
             Stored::Dictionary(pairs) => pairs,
             _ => &[],
         };
-        pairs
-            .iter()
-            .map(move |&(key, index)| (ValueRef { value, index: key }, ValueRef { value, index }))
+        pairs.iter().map(move |&(key, index)| (ValueRef { value, index: key }, ValueRef { value, index }))
     }
 
     /// The value under this key, if it is a dictionary that has it; texts and byte strings alike.
     #[must_use]
     pub fn get(&self, key: &str) -> Option<ValueRef<'a>> {
-        self.pairs()
-            .find(|(found, _)| found.as_text() == Some(key))
-            .map(|(_, value)| value)
+        self.pairs().find(|(found, _)| found.as_text() == Some(key)).map(|(_, value)| value)
     }
 
     /// Its text, from either era: a text, or a byte string of UTF-8.
@@ -921,9 +856,7 @@ mod tests {
     #[test]
     fn cycles_are_kept_and_written_as_they_came() {
         // (reference 1 (list 1 (dereference 1))), from the captures of Twisted 26.10.
-        let bytes = [
-            3, 0x80, 4, 0x87, 1, 0x81, 3, 0x80, 8, 0x87, 1, 0x81, 2, 0x80, 3, 0x87, 1, 0x81,
-        ];
+        let bytes = [3, 0x80, 4, 0x87, 1, 0x81, 3, 0x80, 8, 0x87, 1, 0x81, 2, 0x80, 3, 0x87, 1, 0x81];
         let value = Value::decode(&bytes).unwrap();
         let inner = value.root().items().nth(1).unwrap();
         assert!(inner.is(&value.root()));
@@ -931,10 +864,7 @@ mod tests {
         assert_eq!(value.to_string(), "[1, …]");
         assert_eq!(
             value.to_typed::<Vec<i64>>().unwrap_err(),
-            Error::Unexpected {
-                expected: "an integer",
-                found: "a list of 2".to_owned()
-            }
+            Error::Unexpected { expected: "an integer", found: "a list of 2".to_owned() }
         );
         #[derive(Debug, serde::Deserialize)]
         #[serde(untagged)]
@@ -978,9 +908,8 @@ mod tests {
     #[test]
     fn an_untyped_part_takes_along_what_it_shares_with_the_rest() {
         // (tuple (reference 1 (list 1)) (dereference 1)): the second element alone is the list.
-        let bytes = [
-            3, 0x80, 11, 0x87, 3, 0x80, 4, 0x87, 1, 0x81, 2, 0x80, 8, 0x87, 1, 0x81, 2, 0x80, 3, 0x87, 1, 0x81,
-        ];
+        let bytes =
+            [3, 0x80, 11, 0x87, 3, 0x80, 4, 0x87, 1, 0x81, 2, 0x80, 8, 0x87, 1, 0x81, 2, 0x80, 3, 0x87, 1, 0x81];
         let (one, two): (Vec<i64>, Value) = crate::from_slice(&bytes).unwrap();
         assert_eq!(one, [1]);
         assert_eq!(two, Value::list([Value::from(1)]));

@@ -37,19 +37,13 @@ fn shade() -> impl Strategy<Value = Shade> {
         any::<String>().prop_map(|name| Shade::Named { name }),
         // Some(None) and None are the same to Python: an Option of an Option is not kept apart.
     ];
-    leaf.prop_recursive(3, 6, 1, |inner| {
-        inner.prop_map(|inner| Shade::Wrapped(Some(Box::new(inner))))
-    })
+    leaf.prop_recursive(3, 6, 1, |inner| inner.prop_map(|inner| Shade::Wrapped(Some(Box::new(inner)))))
 }
 
 fn everything() -> impl Strategy<Value = Everything> {
     let numbers = (any::<i8>(), any::<i128>(), any::<u128>(), -1e300..1e300f64);
     let texts = (any::<String>(), any::<char>(), any::<Vec<u8>>(), any::<Option<u64>>());
-    let lists = (
-        any::<Vec<(String, bool)>>(),
-        any::<BTreeMap<String, Vec<i64>>>(),
-        shade(),
-    );
+    let lists = (any::<Vec<(String, bool)>>(), any::<BTreeMap<String, Vec<i64>>>(), shade());
     (numbers, texts, lists).prop_map(
         |((small, wide, large, float), (text, letter, bytes, maybe), (list, map, shade))| Everything {
             small,

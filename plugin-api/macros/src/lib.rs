@@ -19,9 +19,7 @@ use proc_macro::TokenStream;
 /// Doc comments become the manifest, which `credhost describe` shows.
 #[proc_macro_attribute]
 pub fn perspective(attribute: TokenStream, item: TokenStream) -> TokenStream {
-    perspective::expand(attribute.into(), item.into())
-        .unwrap_or_else(syn::Error::into_compile_error)
-        .into()
+    perspective::expand(attribute.into(), item.into()).unwrap_or_else(syn::Error::into_compile_error).into()
 }
 
 /// Makes an `impl Service for …` block complete: `#[service("name")]`.
@@ -33,19 +31,14 @@ pub fn perspective(attribute: TokenStream, item: TokenStream) -> TokenStream {
 /// `Default`), `attached`, `detached`, `health`. The doc comment of the block becomes the service's.
 #[proc_macro_attribute]
 pub fn service(attribute: TokenStream, item: TokenStream) -> TokenStream {
-    service::expand(attribute.into(), item.into())
-        .unwrap_or_else(syn::Error::into_compile_error)
-        .into()
+    service::expand(attribute.into(), item.into()).unwrap_or_else(syn::Error::into_compile_error).into()
 }
 
 /// The text of an item's doc comment.
 fn doc(attributes: &[syn::Attribute]) -> String {
     let lines = attributes.iter().filter_map(|attribute| match &attribute.meta {
         syn::Meta::NameValue(pair) if pair.path.is_ident("doc") => match &pair.value {
-            syn::Expr::Lit(syn::ExprLit {
-                lit: syn::Lit::Str(text),
-                ..
-            }) => Some(text.value().trim().to_owned()),
+            syn::Expr::Lit(syn::ExprLit { lit: syn::Lit::Str(text), .. }) => Some(text.value().trim().to_owned()),
             _ => None,
         },
         _ => None,

@@ -7,26 +7,16 @@ use syn::{Error, FnArg, GenericArgument, ImplItem, ItemImpl, Pat, PathArguments,
 
 pub(crate) fn expand(attribute: TokenStream, item: TokenStream) -> Result<TokenStream> {
     if !attribute.is_empty() {
-        return Err(Error::new(
-            attribute.span(),
-            "#[perspective] takes nothing: write #[perspective]",
-        ));
+        return Err(Error::new(attribute.span(), "#[perspective] takes nothing: write #[perspective]"));
     }
-    let block: ItemImpl = syn::parse2(item).map_err(|error| {
-        Error::new(
-            error.span(),
-            format!("#[perspective] stands before an `impl` block: {error}"),
-        )
-    })?;
+    let block: ItemImpl = syn::parse2(item)
+        .map_err(|error| Error::new(error.span(), format!("#[perspective] stands before an `impl` block: {error}")))?;
     if let Some(of) = &block.trait_ {
         let message = "#[perspective] stands before an `impl` block of the type itself, not of a trait";
         return Err(Error::new(of.0.span(), message));
     }
     if !block.generics.params.is_empty() {
-        return Err(Error::new(
-            block.generics.span(),
-            "a perspective is one type, without parameters of its own",
-        ));
+        return Err(Error::new(block.generics.span(), "a perspective is one type, without parameters of its own"));
     }
     let me = &block.self_ty;
     let mut errors: Option<Error> = None;
@@ -92,10 +82,7 @@ impl Method {
         let signature = &method.sig;
         let refuse = |at: proc_macro2::Span, message: &str| Err(Error::new(at, message));
         if !signature.generics.params.is_empty() {
-            return refuse(
-                signature.generics.span(),
-                "a method that clients call has no type parameters",
-            );
+            return refuse(signature.generics.span(), "a method that clients call has no type parameters");
         }
         let waits = signature.asyncness.is_some();
         let mut inputs = signature.inputs.iter();
@@ -108,10 +95,7 @@ impl Method {
         for input in inputs {
             let FnArg::Typed(argument) = input else { continue };
             let Pat::Ident(pattern) = &*argument.pat else {
-                return refuse(
-                    argument.pat.span(),
-                    "an argument needs a name: clients may give it by that",
-                );
+                return refuse(argument.pat.span(), "an argument needs a name: clients may give it by that");
             };
             let name = pattern.ident.to_string();
             let local = format_ident!("argument_{}", pattern.ident);
@@ -119,10 +103,7 @@ impl Method {
                 Some(Special::Call { borrowed }) => {
                     wants_call = true;
                     if borrowed && waits {
-                        return refuse(
-                            argument.ty.span(),
-                            "an async method takes `call: Call`, not a borrowed one",
-                        );
+                        return refuse(argument.ty.span(), "an async method takes `call: Call`, not a borrowed one");
                     }
                     passed.push(if borrowed { quote!(&call) } else { quote!(call.clone()) });
                 }
@@ -141,11 +122,7 @@ impl Method {
                             }
                         };
                     });
-                    passed.push(if borrowed {
-                        quote!(&#local)
-                    } else {
-                        quote!(#local.clone())
-                    });
+                    passed.push(if borrowed { quote!(&#local) } else { quote!(#local.clone()) });
                 }
                 None => {
                     if let Type::Reference(reference) = &*argument.ty {
@@ -184,11 +161,7 @@ impl Method {
         let call = wants_call.then(|| quote!(let call = incoming.call();));
         let body = match receiver {
             Receiver::Look | Receiver::Change => {
-                let run = if receiver == Receiver::Look {
-                    quote!(read)
-                } else {
-                    quote!(write)
-                };
+                let run = if receiver == Receiver::Look { quote!(read) } else { quote!(write) };
                 quote! {
                     incoming.#run(me, #manifest_at, |this, arguments, sink| {
                         #(#takes)*
@@ -218,10 +191,7 @@ impl Method {
                 }
             }
         };
-        Ok(Self {
-            manifest,
-            arm: quote!(#name => { #call #(#before)* #body }),
-        })
+        Ok(Self { manifest, arm: quote!(#name => { #call #(#before)* #body }) })
     }
 }
 
@@ -237,10 +207,7 @@ fn receiver(first: Option<&FnArg>, waits: bool, signature: &syn::Signature) -> R
         Some(FnArg::Receiver(receiver)) => match shown_receiver(receiver) {
             "&self" => Ok(Receiver::Look),
             "&mut self" => Ok(Receiver::Change),
-            _ => Err(Error::new(
-                receiver.span(),
-                "the perspective stays where it is: take `&self` or `&mut self`",
-            )),
+            _ => Err(Error::new(receiver.span(), "the perspective stays where it is: take `&self` or `&mut self`")),
         },
         Some(FnArg::Typed(argument)) if is_handle_of_self(&argument.ty) => {
             if waits {
@@ -310,10 +277,7 @@ fn special(kind: &Type) -> Option<Special> {
         && let PathArguments::AngleBracketed(of) = &segment.arguments
         && let Some(GenericArgument::Type(service)) = of.args.first()
     {
-        return Some(Special::Context {
-            service: Box::new(service.clone()),
-            borrowed,
-        });
+        return Some(Special::Context { service: Box::new(service.clone()), borrowed });
     }
     None
 }

@@ -20,11 +20,7 @@ impl Parse for Attribute {
         const USAGE: &str =
             "write #[service(\"name\")]; after the name may stand save = \"call\", \"detach\" or \"never\", and shared";
         let name: LitStr = input.parse().map_err(|error| Error::new(error.span(), USAGE))?;
-        let mut attribute = Self {
-            name,
-            save: None,
-            shared: false,
-        };
+        let mut attribute = Self { name, save: None, shared: false };
         while !input.is_empty() {
             input.parse::<Token![,]>()?;
             if input.is_empty() {
@@ -38,10 +34,7 @@ impl Parse for Attribute {
                 }
                 "shared" => attribute.shared = true,
                 other => {
-                    return Err(Error::new(
-                        word.span(),
-                        format!("{other} is nothing that a service has: {USAGE}"),
-                    ));
+                    return Err(Error::new(word.span(), format!("{other} is nothing that a service has: {USAGE}")));
                 }
             }
         }
@@ -66,42 +59,23 @@ pub(crate) fn expand(attribute: TokenStream, item: TokenStream) -> Result<TokenS
         }
     };
     let never = save.to_string() == "Never";
-    let block: ItemImpl = syn::parse2(item).map_err(|error| {
-        Error::new(
-            error.span(),
-            format!("#[service] stands before `impl Service for …`: {error}"),
-        )
-    })?;
-    if block
-        .trait_
-        .as_ref()
-        .and_then(|of| of.0.segments.last())
-        .is_none_or(|of| of.ident != "Service")
-    {
-        return Err(Error::new(
-            block.self_ty.span(),
-            "#[service] stands before `impl Service for …`",
-        ));
+    let block: ItemImpl = syn::parse2(item)
+        .map_err(|error| Error::new(error.span(), format!("#[service] stands before `impl Service for …`: {error}")))?;
+    if block.trait_.as_ref().and_then(|of| of.0.segments.last()).is_none_or(|of| of.ident != "Service") {
+        return Err(Error::new(block.self_ty.span(), "#[service] stands before `impl Service for …`"));
     }
     let me = &block.self_ty;
     let perspective = perspective(&block)?;
-    let has = |name: &str| {
-        block
-            .items
-            .iter()
-            .any(|item| matches!(item, ImplItem::Fn(method) if method.sig.ident == name))
-    };
+    let has =
+        |name: &str| block.items.iter().any(|item| matches!(item, ImplItem::Fn(method) if method.sig.ident == name));
     let mut filled = Vec::new();
     let mut fill = |name: &str, tokens: TokenStream| {
         if !has(name) {
             filled.push(tokens);
         }
     };
-    let (context, handle, result) = (
-        quote!(::plugin_api::Context<Self>),
-        quote!(::plugin_api::Handle),
-        quote!(::plugin_api::Result),
-    );
+    let (context, handle, result) =
+        (quote!(::plugin_api::Context<Self>), quote!(::plugin_api::Handle), quote!(::plugin_api::Result));
     fill(
         "init",
         quote! {
@@ -158,34 +132,20 @@ pub(crate) fn expand(attribute: TokenStream, item: TokenStream) -> Result<TokenS
             }
         },
     );
-    let unsaved = quote!(::core::result::Result::Err(::plugin_api::Fault::new(
-        "RuntimeError",
-        "it is never saved"
-    )));
+    let unsaved = quote!(::core::result::Result::Err(::plugin_api::Fault::new("RuntimeError", "it is never saved")));
     let (save_perspective, load_perspective) = if never {
-        (
-            quote!({ let _ = perspective; #unsaved }),
-            quote!({ let _ = state; #unsaved }),
-        )
+        (quote!({ let _ = perspective; #unsaved }), quote!({ let _ = state; #unsaved }))
     } else {
-        (
-            quote!(::plugin_api::__private::save(perspective)),
-            quote!(::plugin_api::__private::load(state)),
-        )
+        (quote!(::plugin_api::__private::save(perspective)), quote!(::plugin_api::__private::load(state)))
     };
     let shared = attribute.shared;
     let (save_service, load_service) = if shared {
-        (
-            quote!(::plugin_api::__private::save(self)),
-            quote!(::plugin_api::__private::load(state)),
-        )
+        (quote!(::plugin_api::__private::save(self)), quote!(::plugin_api::__private::load(state)))
     } else {
         (unsaved.clone(), quote!({ let _ = state; #unsaved }))
     };
     let doc = crate::doc(&block.attrs);
-    let ItemImpl {
-        attrs, items, generics, ..
-    } = &block;
+    let ItemImpl { attrs, items, generics, .. } = &block;
     Ok(quote! {
         #(#attrs)*
         impl #generics ::plugin_api::Service for #me {
@@ -215,10 +175,5 @@ fn perspective(block: &ItemImpl) -> Result<&Type> {
             ImplItem::Type(of) if of.ident == "Perspective" => Some(&of.ty),
             _ => None,
         })
-        .ok_or_else(|| {
-            Error::new(
-                block.self_ty.span(),
-                "a service names its perspective: `type Perspective = …;`",
-            )
-        })
+        .ok_or_else(|| Error::new(block.self_ty.span(), "a service names its perspective: `type Perspective = …;`"))
 }

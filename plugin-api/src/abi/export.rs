@@ -39,25 +39,15 @@ pub fn module<S: Service>() -> ModuleResult {
 /// The module of a service that is linked into the host's own program: it shares the program's logging and panic hook.
 #[must_use]
 pub fn linked<S: Service>() -> ModuleRef {
-    Module {
-        built,
-        run: run_linked::<S>,
-    }
-    .leak_into_prefix()
+    Module { built, run: run_linked::<S> }.leak_into_prefix()
 }
 
 fn table<S: Service>() -> ModuleRef {
-    Module {
-        built,
-        run: run_library::<S>,
-    }
-    .leak_into_prefix()
+    Module { built, run: run_library::<S> }.leak_into_prefix()
 }
 
 extern "C" fn built() -> Built {
-    Built {
-        unwinds: cfg!(panic = "unwind"),
-    }
+    Built { unwinds: cfg!(panic = "unwind") }
 }
 
 extern "C" fn run_library<S: Service>(host: HostRef, gate: usize) {

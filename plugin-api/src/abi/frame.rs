@@ -320,13 +320,7 @@ mod tests {
     #[test]
     fn no_truncation_and_no_flipped_byte_is_more_than_an_end() {
         let mut bytes = Vec::new();
-        ToHost::Failed {
-            call: 1,
-            class: "a",
-            message: "b",
-            fault: true,
-        }
-        .write(&mut bytes);
+        ToHost::Failed { call: 1, class: "a", message: "b", fault: true }.write(&mut bytes);
         for end in 0..bytes.len() {
             assert_eq!(ToHost::read(&mut &bytes[..end]), None);
         }

@@ -40,10 +40,7 @@ impl Library {
     /// # Errors
     /// When it was built against another `plugin-api`, another `abi_stable`, or so that its panics abort.
     pub unsafe fn check(symbol: AbiHeaderRef) -> Result<Self, Incompatible> {
-        let wrong = |message: &str, details: String| Incompatible {
-            message: message.to_owned(),
-            details,
-        };
+        let wrong = |message: &str, details: String| Incompatible { message: message.to_owned(), details };
         let header = symbol.upgrade().map_err(|error| {
             wrong(
                 "it was built with another abi_stable than this host's; rebuild it with the host's plugin-api",

@@ -62,10 +62,7 @@ impl Span {
     /// Borrows bytes for the length of one call.
     #[must_use]
     pub fn new(bytes: &[u8]) -> Self {
-        Self {
-            start: bytes.as_ptr(),
-            length: bytes.len(),
-        }
+        Self { start: bytes.as_ptr(), length: bytes.len() }
     }
 
     /// The bytes.

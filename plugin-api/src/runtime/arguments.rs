@@ -32,18 +32,9 @@ impl<'a> Arguments<'a> {
             keywords.push((name, value, false));
         }
         if left > method.parameters.len() {
-            return Err(Fault::arguments(format!(
-                "{method} takes {}, not {left}",
-                count_of(method.parameters.len())
-            )));
+            return Err(Fault::arguments(format!("{method} takes {}, not {left}", count_of(method.parameters.len()))));
         }
-        Ok(Self {
-            method,
-            positional,
-            left,
-            keywords,
-            index: 0,
-        })
+        Ok(Self { method, positional, left, keywords, index: 0 })
     }
 
     /// The next parameter: the next positional argument, or else the keyword of its name, or else what the type makes
@@ -54,10 +45,7 @@ impl<'a> Arguments<'a> {
     pub fn take<T: DeserializeOwned>(&mut self) -> Result<T> {
         const NONE: &[u8] = &[1, 0x80, 1, 0x87];
         let method = self.method;
-        let name = method
-            .parameters
-            .get(self.index)
-            .map_or("?", |parameter| parameter.name);
+        let name = method.parameters.get(self.index).map_or("?", |parameter| parameter.name);
         self.index += 1;
         let wrong = |error: jelly::Error| Fault::arguments(format!("{method}: argument {name}: {error}"));
         let keyword = self.keywords.iter_mut().find(|(found, ..)| *found == name);
@@ -84,10 +72,7 @@ impl<'a> Arguments<'a> {
     /// When a keyword is left that no parameter has the name of.
     pub fn end(&self) -> Result<()> {
         match self.keywords.iter().find(|(.., taken)| !taken) {
-            Some((name, ..)) => Err(Fault::arguments(format!(
-                "{}: there is no argument {name}",
-                self.method
-            ))),
+            Some((name, ..)) => Err(Fault::arguments(format!("{}: there is no argument {name}", self.method))),
             None => Ok(()),
         }
     }

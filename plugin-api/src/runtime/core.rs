@@ -125,19 +125,11 @@ impl Core {
         let (done, answer) = oneshot::channel();
         let number = self.number();
         self.waiting.borrow_mut().insert(number, done);
-        let waiting = Patience {
-            core: Rc::clone(self),
-            number,
-        };
+        let waiting = Patience { core: Rc::clone(self), number };
         (number, async move {
             let answer = answer.await;
             drop(waiting);
-            answer.unwrap_or_else(|_| {
-                Err(Fault::new(
-                    "twisted.spread.pb.PBConnectionLost",
-                    "the service is ending",
-                ))
-            })
+            answer.unwrap_or_else(|_| Err(Fault::new("twisted.spread.pb.PBConnectionLost", "the service is ending")))
         })
     }
 
@@ -150,14 +142,7 @@ impl Core {
         keywords: &[u8],
     ) -> impl Future<Output = Result<Vec<u8>>> + use<> {
         let (call, answer) = self.wait();
-        self.push(&ToHost::Call {
-            call,
-            handle,
-            answer: true,
-            method,
-            arguments,
-            keywords,
-        });
+        self.push(&ToHost::Call { call, handle, answer: true, method, arguments, keywords });
         async move { Ok(answer.await?.unwrap_or_default()) }
     }
 
@@ -187,23 +172,13 @@ impl Core {
             return id;
         }
         let id = self.number();
-        self.objects.borrow_mut().insert(
-            id,
-            Exported {
-                object: Rc::new(handle.clone()),
-                address,
-                count: 1,
-            },
-        );
+        self.objects.borrow_mut().insert(id, Exported { object: Rc::new(handle.clone()), address, count: 1 });
         self.addresses.borrow_mut().insert(address, id);
         id
     }
 
     pub(crate) fn object(&self, id: u64) -> Option<Rc<dyn Object>> {
-        self.objects
-            .borrow()
-            .get(&id)
-            .map(|exported| Rc::clone(&exported.object))
+        self.objects.borrow().get(&id).map(|exported| Rc::clone(&exported.object))
     }
 
     /// An own object that a client has sent back.

@@ -52,9 +52,7 @@ pub(crate) fn run<S: Service>(wall: Box<dyn Wall>) {
     let tokio = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(tokio) => tokio,
         Err(error) => {
-            core.push(&ToHost::Refused {
-                message: &format!("the service's runtime cannot start: {error}"),
-            });
+            core.push(&ToHost::Refused { message: &format!("the service's runtime cannot start: {error}") });
             core.flush();
             return;
         }
@@ -94,7 +92,9 @@ struct Cached<P> {
 
 enum Attaching<P> {
     /// The client has gone while its perspective was still being loaded, or not.
-    Pending { gone: bool },
+    Pending {
+        gone: bool,
+    },
     Attached {
         perspective: Handle<P>,
         attachment: Attachment,
@@ -129,9 +129,7 @@ impl<S: Service> Runtime<S> {
 
     async fn serve(&self) {
         let core = &self.core;
-        core.push(&ToHost::Manifest {
-            manifest: &jelly::to_vec(&manifest::<S>()).unwrap_or_default(),
-        });
+        core.push(&ToHost::Manifest { manifest: &jelly::to_vec(&manifest::<S>()).unwrap_or_default() });
         let sleep = core.wall.sleep();
         let context = self.context();
         let mut batch = Vec::new();
@@ -172,15 +170,7 @@ impl<S: Service> Runtime<S> {
     fn serve_one(&self, frame: ToLibrary<'_>, context: &Context<S>) {
         let core = &self.core;
         match frame {
-            ToLibrary::Call {
-                call,
-                attachment,
-                object,
-                answer,
-                method,
-                arguments,
-                keywords,
-            } => {
+            ToLibrary::Call { call, attachment, object, answer, method, arguments, keywords } => {
                 self.call(context, call, attachment, object, answer, method, arguments, keywords);
             }
             ToLibrary::Answer { call, value } => core.answered(call, Ok(Some(value.to_vec()))),
@@ -189,13 +179,7 @@ impl<S: Service> Runtime<S> {
             ToLibrary::NotLoaded { request, message } => {
                 core.answered(request, Err(Fault::new("RuntimeError", message)));
             }
-            ToLibrary::Attach {
-                attachment,
-                perspective,
-                identity,
-                mind,
-                peer,
-            } => {
+            ToLibrary::Attach { attachment, perspective, identity, mind, peer } => {
                 let mind = (mind != 0).then(|| Remote::new(core, mind));
                 let attachment = Attachment::new(attachment, perspective, identity, peer, mind);
                 self.attach(attachment);
@@ -211,14 +195,10 @@ impl<S: Service> Runtime<S> {
             ToLibrary::Init { config } => self.init(config),
             ToLibrary::Start { saved } => self.start(saved),
             ToLibrary::Health { request } => {
-                let health = self
-                    .service()
-                    .and_then(|service| contained("health", || S::health(&service)));
+                let health = self.service().and_then(|service| contained("health", || S::health(&service)));
                 match health {
                     Ok(()) => core.push(&ToHost::Healthy { request }),
-                    Err(fault) => core.push(&ToHost::Refused {
-                        message: &fault.to_string(),
-                    }),
+                    Err(fault) => core.push(&ToHost::Refused { message: &fault.to_string() }),
                 }
             }
             ToLibrary::Stop {} => self.stopping.set(true),
@@ -244,9 +224,7 @@ impl<S: Service> Runtime<S> {
                 *self.service.borrow_mut() = Some(Handle::saved(service, saver));
                 self.core.push(&ToHost::Initialised {});
             }
-            Err(fault) => self.core.push(&ToHost::Refused {
-                message: &fault.to_string(),
-            }),
+            Err(fault) => self.core.push(&ToHost::Refused { message: &fault.to_string() }),
         }
     }
 
@@ -272,9 +250,7 @@ impl<S: Service> Runtime<S> {
             };
             match started {
                 Ok(()) => core.push(&ToHost::Started {}),
-                Err(fault) => core.push(&ToHost::Refused {
-                    message: &fault.to_string(),
-                }),
+                Err(fault) => core.push(&ToHost::Refused { message: &fault.to_string() }),
             }
         });
     }
@@ -311,12 +287,10 @@ impl<S: Service> Runtime<S> {
     }
 
     pub(crate) fn service(&self) -> Result<Handle<S>> {
-        self.service.borrow().clone().ok_or_else(|| {
-            Fault::new(
-                "RuntimeError",
-                "the service is not made yet: wait until init has returned",
-            )
-        })
+        self.service
+            .borrow()
+            .clone()
+            .ok_or_else(|| Fault::new("RuntimeError", "the service is not made yet: wait until init has returned"))
     }
 
     pub(crate) fn attached(&self) -> Vec<(String, Handle<S::Perspective>)> {
@@ -331,12 +305,7 @@ impl<S: Service> Runtime<S> {
     /// The perspective of this name, which is loaded once, however many ask at once.
     pub(crate) async fn perspective(&self, name: &str) -> Result<Handle<S::Perspective>> {
         loop {
-            if let Some(cached) = self
-                .perspectives
-                .borrow()
-                .get(name)
-                .and_then(|cached| cached.weak.upgrade())
-            {
+            if let Some(cached) = self.perspectives.borrow().get(name).and_then(|cached| cached.weak.upgrade()) {
                 return Ok(cached);
             }
             let others = {
@@ -360,11 +329,7 @@ impl<S: Service> Runtime<S> {
             let turn = Turn { runtime: self, name };
             let made = self.make(name).await;
             if let Ok(perspective) = &made {
-                let cached = Cached {
-                    weak: perspective.downgrade(),
-                    attached: 0,
-                    keep: None,
-                };
+                let cached = Cached { weak: perspective.downgrade(), attached: 0, keep: None };
                 self.perspectives.borrow_mut().insert(name.to_owned(), cached);
             }
             drop(turn);
@@ -400,23 +365,14 @@ impl<S: Service> Runtime<S> {
 
     fn attach(&self, attachment: Attachment) {
         let id = attachment.id();
-        self.attachments
-            .borrow_mut()
-            .insert(id, Attaching::Pending { gone: false });
+        self.attachments.borrow_mut().insert(id, Attaching::Pending { gone: false });
         let me = self.me();
         let mut attaching: Pin<Box<dyn Future<Output = ()>>> = Box::pin(async move {
             let attached = me.attach_now(&attachment).await;
-            let gone = matches!(
-                me.attachments.borrow().get(&id),
-                Some(Attaching::Pending { gone: true })
-            );
+            let gone = matches!(me.attachments.borrow().get(&id), Some(Attaching::Pending { gone: true }));
             match attached {
                 Ok((perspective, name)) => {
-                    let now = Attaching::Attached {
-                        perspective,
-                        attachment,
-                        name,
-                    };
+                    let now = Attaching::Attached { perspective, attachment, name };
                     me.attachments.borrow_mut().insert(id, now);
                     if gone {
                         me.detach(id);
@@ -463,12 +419,7 @@ impl<S: Service> Runtime<S> {
                 None => None,
             }
         };
-        let Some(Attaching::Attached {
-            perspective,
-            attachment,
-            name,
-        }) = entry
-        else {
+        let Some(Attaching::Attached { perspective, attachment, name }) = entry else {
             return;
         };
         let context = self.context();
@@ -491,16 +442,10 @@ impl<S: Service> Runtime<S> {
             if let Err(fault) = contained("save", || perspective.flush()) {
                 tracing::error!(perspective = name, %fault, "the perspective could not be saved");
             }
-            let kept = self
-                .perspectives
-                .borrow_mut()
-                .get_mut(&name)
-                .and_then(|cached| cached.keep.take());
+            let kept = self.perspectives.borrow_mut().get_mut(&name).and_then(|cached| cached.keep.take());
             drop((kept, perspective));
             // Somebody may hold its handle: then it stays the one of its name.
-            self.perspectives
-                .borrow_mut()
-                .retain(|_, cached| cached.weak.upgrade().is_some());
+            self.perspectives.borrow_mut().retain(|_, cached| cached.weak.upgrade().is_some());
         }
     }
 
@@ -511,11 +456,7 @@ impl<S: Service> Runtime<S> {
             }
             return;
         }
-        let cached = self
-            .perspectives
-            .borrow()
-            .get(perspective)
-            .and_then(|cached| cached.weak.upgrade());
+        let cached = self.perspectives.borrow().get(perspective).and_then(|cached| cached.weak.upgrade());
         if let Some(cached) = cached {
             cached.revert(state);
         }
@@ -537,11 +478,9 @@ impl<S: Service> Runtime<S> {
         let target = {
             let attachments = self.attachments.borrow();
             match attachments.get(&attachment) {
-                Some(Attaching::Attached {
-                    perspective,
-                    attachment,
-                    ..
-                }) => Some((perspective.clone(), attachment.clone())),
+                Some(Attaching::Attached { perspective, attachment, .. }) => {
+                    Some((perspective.clone(), attachment.clone()))
+                }
                 _ => None,
             }
         };
@@ -549,19 +488,11 @@ impl<S: Service> Runtime<S> {
             let invoked = match &target {
                 None => Invoked::Done(Err(dead())),
                 Some((perspective, attachment)) => {
-                    let incoming = Incoming {
-                        method,
-                        arguments,
-                        keywords,
-                        attachment,
-                        context,
-                        answer: &mut *buffer,
-                    };
+                    let incoming = Incoming { method, arguments, keywords, attachment, context, answer: &mut *buffer };
                     if object == 0 {
                         S::Perspective::invoke(perspective, incoming)
                     } else {
-                        core.object(object)
-                            .map_or_else(|| Invoked::Done(Err(dead())), |object| object.invoke(incoming))
+                        core.object(object).map_or_else(|| Invoked::Done(Err(dead())), |object| object.invoke(incoming))
                     }
                 }
             };
@@ -634,19 +565,11 @@ fn manifest<S: Service>() -> Manifest {
 }
 
 fn failed(call: u64, fault: &Fault) -> ToHost<'_> {
-    ToHost::Failed {
-        call,
-        class: fault.class(),
-        message: fault.message(),
-        fault: fault.internal,
-    }
+    ToHost::Failed { call, class: fault.class(), message: fault.message(), fault: fault.internal }
 }
 
 fn dead() -> Fault {
-    Fault::new(
-        "twisted.spread.pb.DeadReferenceError",
-        "the object is not there any more",
-    )
+    Fault::new("twisted.spread.pb.DeadReferenceError", "the object is not there any more")
 }
 
 /// A panic inside is an error, and ends there.
@@ -657,18 +580,14 @@ fn contained<R>(what: &str, run: impl FnOnce() -> Result<R>) -> Result<R> {
 /// A panic in a future is its error, and its end.
 async fn settle<R>(what: &str, future: impl Future<Output = Result<R>>) -> Result<R> {
     let mut future = std::pin::pin!(future);
-    std::future::poll_fn(
-        |poll| match catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(poll))) {
-            Ok(polled) => polled,
-            Err(_) => Poll::Ready(Err(Fault::panicked(what))),
-        },
-    )
+    std::future::poll_fn(|poll| match catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(poll))) {
+        Ok(polled) => polled,
+        Err(_) => Poll::Ready(Err(Fault::panicked(what))),
+    })
     .await
 }
 
 /// Starts a future at once. If it waits, it is polled again as a task, with a waker that counts.
 fn poll_once(future: &mut Pin<Box<dyn Future<Output = ()>>>) -> Poll<()> {
-    future
-        .as_mut()
-        .poll(&mut std::task::Context::from_waker(std::task::Waker::noop()))
+    future.as_mut().poll(&mut std::task::Context::from_waker(std::task::Waker::noop()))
 }

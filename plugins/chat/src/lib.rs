@@ -53,9 +53,7 @@ struct Guest;
 impl Guest {
     /// Says something to everybody, oneself included; answers with how many are told.
     fn say(&self, context: &Context<Chat>, call: &Call, text: String) -> Result<usize> {
-        context
-            .service()?
-            .read(|chat| chat.tell("heard", (call.attachment().perspective(), text)))
+        context.service()?.read(|chat| chat.tell("heard", (call.attachment().perspective(), text)))
     }
 
     /// Says something to one guest, and answers with what their client answers.
@@ -70,12 +68,7 @@ impl Guest {
 
     /// Who is present.
     fn present(&self, context: &Context<Chat>) -> Result<Vec<String>> {
-        context.service()?.read(|chat| {
-            chat.present
-                .iter()
-                .map(|guest| guest.perspective().to_owned())
-                .collect()
-        })
+        context.service()?.read(|chat| chat.present.iter().map(|guest| guest.perspective().to_owned()).collect())
     }
 }
 

@@ -7,8 +7,7 @@ use super::*;
 fn ear() -> (impl FnMut(&str, Value) -> Result<Value>, Receiver<String>) {
     let (said, heard) = channel();
     let mind = move |method: &str, arguments: Value| {
-        said.send(format!("{method}{arguments}"))
-            .map_err(|error| Fault::value(error.to_string()))?;
+        said.send(format!("{method}{arguments}")).map_err(|error| Fault::value(error.to_string()))?;
         Ok(Value::from("I hear you"))
     };
     (mind, heard)
@@ -20,19 +19,12 @@ fn everybody_present_hears_what_is_said_and_who_comes_and_goes() {
     let (mind, heard) = ear();
     let alice = host.attach_with("alice", mind).unwrap();
     let bob = host.attach("bob").unwrap();
-    assert_eq!(
-        bob.call::<usize>("say", ("hello",)).unwrap(),
-        1,
-        "bob gave no object to be told by"
-    );
+    assert_eq!(bob.call::<usize>("say", ("hello",)).unwrap(), 1, "bob gave no object to be told by");
     assert_eq!(alice.call::<Vec<String>>("present", ()).unwrap(), ["alice", "bob"]);
     drop(bob);
     host.settle().unwrap();
     host.settle().unwrap();
-    assert_eq!(
-        heard.try_iter().collect::<Vec<_>>(),
-        ["came(\"bob\",)", "heard(\"bob\", \"hello\")", "went(\"bob\",)"]
-    );
+    assert_eq!(heard.try_iter().collect::<Vec<_>>(), ["came(\"bob\",)", "heard(\"bob\", \"hello\")", "went(\"bob\",)"]);
 }
 
 #[test]
@@ -42,8 +34,5 @@ fn one_guest_can_be_asked() {
     let _alice = host.attach_with("alice", mind).unwrap();
     let bob = host.attach("bob").unwrap();
     assert_eq!(bob.call::<String>("ask", ("alice", "there?")).unwrap(), "I hear you");
-    assert_eq!(
-        bob.call::<String>("ask", ("carol", "there?")).unwrap_err().class(),
-        "chat.NotPresent"
-    );
+    assert_eq!(bob.call::<String>("ask", ("carol", "there?")).unwrap_err().class(), "chat.NotPresent");
 }

@@ -47,11 +47,7 @@ impl Player {
             *best = score.max(*best);
             let best = *best;
             let rank = 1 + scores.best.values().filter(|other| **other > best).count();
-            Standing {
-                best,
-                tries: self.tries,
-                rank,
-            }
+            Standing { best, tries: self.tries, rank }
         })
     }
 

@@ -69,9 +69,7 @@ impl Tasks {
 
 impl Tasks {
     fn task(&mut self, number: usize) -> Result<&mut Task> {
-        self.tasks
-            .get_mut(number)
-            .ok_or_else(|| Fault::new("todo.NoSuchTask", format!("there is no task {number}")))
+        self.tasks.get_mut(number).ok_or_else(|| Fault::new("todo.NoSuchTask", format!("there is no task {number}")))
     }
 }
 

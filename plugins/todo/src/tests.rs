@@ -8,21 +8,13 @@ fn a_list_belongs_to_one_and_is_there_again_after_a_restart() {
     let alice = host.attach("alice").unwrap();
     assert_eq!(alice.call::<usize>("add", ("milk",)).unwrap(), 0);
     alice.call::<()>("done", (0,)).unwrap();
-    assert_eq!(
-        host.attach("bob").unwrap().call::<Vec<Task>>("list", ()).unwrap().len(),
-        0
-    );
+    assert_eq!(host.attach("bob").unwrap().call::<Vec<Task>>("list", ()).unwrap().len(), 0);
     drop(alice);
     let saved = host.stop().unwrap();
 
     let host = TestHost::<Todo>::start_with(&(), saved).unwrap();
     let list: Vec<Task> = host.attach("alice").unwrap().call("list", ()).unwrap();
-    assert_eq!(
-        list.iter()
-            .map(|task| (task.text.as_str(), task.done))
-            .collect::<Vec<_>>(),
-        [("milk", true)]
-    );
+    assert_eq!(list.iter().map(|task| (task.text.as_str(), task.done)).collect::<Vec<_>>(), [("milk", true)]);
 }
 
 #[test]
@@ -38,8 +30,7 @@ fn the_client_is_rung() {
     let host = TestHost::<Todo>::start().unwrap();
     let (rung, heard) = std::sync::mpsc::channel();
     let mind = move |method: &str, arguments: Value| {
-        rung.send(format!("{method}{arguments}"))
-            .map_err(|error| Fault::value(error.to_string()))?;
+        rung.send(format!("{method}{arguments}")).map_err(|error| Fault::value(error.to_string()))?;
         Ok(Value::none())
     };
     let alice = host.attach_with("alice", mind).unwrap();

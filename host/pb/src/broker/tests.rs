@@ -33,10 +33,8 @@ fn drain(broker: &mut Broker<char>) -> Result<Vec<String>, PeerFault> {
 impl Pair {
     fn new() -> Self {
         let limits = Limits::default();
-        let mut pair = Self {
-            server: Broker::new(Role::Server, limits, 1024),
-            client: Broker::new(Role::Client, limits, 1024),
-        };
+        let mut pair =
+            Self { server: Broker::new(Role::Server, limits, 1024), client: Broker::new(Role::Client, limits, 1024) };
         assert_eq!(pair.at_client(), Ok(vec!["ready".to_owned()]));
         assert_eq!(pair.at_server(), Ok(vec!["ready".to_owned()]));
         assert_eq!(pair.at_client(), Ok(vec![]));
@@ -59,35 +57,18 @@ impl Pair {
 #[test]
 fn a_call_is_answered_and_an_error_is_told() {
     let mut pair = Pair::new();
-    let first = pair
-        .client
-        .output
-        .call(Target::Name("root"), "login", true, TUPLE, DICTIONARY);
-    let second = pair
-        .client
-        .output
-        .call(Target::Luid(9), "echo", true, TUPLE, DICTIONARY);
-    pair.client
-        .output
-        .call(Target::Luid(9), "tell", false, TUPLE, DICTIONARY);
+    let first = pair.client.output.call(Target::Name("root"), "login", true, TUPLE, DICTIONARY);
+    let second = pair.client.output.call(Target::Luid(9), "echo", true, TUPLE, DICTIONARY);
+    pair.client.output.call(Target::Luid(9), "tell", false, TUPLE, DICTIONARY);
     assert_eq!(
         pair.at_server().unwrap(),
-        [
-            "call Name(\"root\") login true",
-            "call Luid(9) echo true",
-            "call Luid(9) tell false"
-        ]
+        ["call Name(\"root\") login true", "call Luid(9) echo true", "call Luid(9) tell false"]
     );
-    pair.server
-        .output
-        .fail(second, &Failure::new("twisted.spread.pb.Error", "Invalid Object ID"));
+    pair.server.output.fail(second, &Failure::new("twisted.spread.pb.Error", "Invalid Object ID"));
     pair.server.output.answer(first, NONE);
     assert_eq!(
         pair.at_client().unwrap(),
-        [
-            "error 2 twisted.spread.pb.Error: Invalid Object ID".to_owned(),
-            format!("answer 1 {NONE:?}")
-        ]
+        ["error 2 twisted.spread.pb.Error: Invalid Object ID".to_owned(), format!("answer 1 {NONE:?}")]
     );
     assert_eq!(pair.client.output.waiting().count(), 0);
 }
@@ -95,10 +76,7 @@ fn a_call_is_answered_and_an_error_is_told() {
 #[test]
 fn references_are_counted_by_each_time_they_are_sent() {
     let mut pair = Pair::new();
-    let call = pair
-        .client
-        .output
-        .call(Target::Name("root"), "get", true, TUPLE, DICTIONARY);
+    let call = pair.client.output.call(Target::Name("root"), "get", true, TUPLE, DICTIONARY);
     pair.at_server().unwrap();
     let both = jelly::to_vec(&(1, 2)).unwrap();
     assert_eq!(pair.server.output.tables.export(&'a'), Ok(1));
@@ -111,18 +89,12 @@ fn references_are_counted_by_each_time_they_are_sent() {
 
 #[test]
 fn what_twisted_closes_on_is_closed_on() {
-    let (list, spelled) = (
-        |out: &mut Vec<u8>, n| token::list(out, n),
-        |out: &mut Vec<u8>, s: &str| token::bytes(out, s.as_bytes()),
-    );
+    let (list, spelled) =
+        (|out: &mut Vec<u8>, n| token::list(out, n), |out: &mut Vec<u8>, s: &str| token::bytes(out, s.as_bytes()));
     type Write = Box<dyn Fn(&mut Vec<u8>)>;
     let cases: Vec<(&str, Write, PeerFault)> = vec![
         ("not a list", Box::new(|out| token::int(out, 5)), PeerFault::NotAMessage),
-        (
-            "an empty list",
-            Box::new(move |out| list(out, 0)),
-            PeerFault::NotAMessage,
-        ),
+        ("an empty list", Box::new(move |out| list(out, 0)), PeerFault::NotAMessage),
         (
             "no command",
             Box::new(move |out| {
@@ -194,16 +166,8 @@ fn what_twisted_closes_on_is_closed_on() {
             }),
             PeerFault::Version("7".to_owned()),
         ),
-        (
-            "an unknown token",
-            Box::new(|out| out.push(0x88)),
-            PeerFault::Banana(BananaError::UnknownType(0x88)),
-        ),
-        (
-            "an unknown word",
-            Box::new(|out| out.extend([32, 0x87])),
-            PeerFault::Banana(BananaError::UnknownWord),
-        ),
+        ("an unknown token", Box::new(|out| out.push(0x88)), PeerFault::Banana(BananaError::UnknownType(0x88))),
+        ("an unknown word", Box::new(|out| out.extend([32, 0x87])), PeerFault::Banana(BananaError::UnknownWord)),
         (
             "a method that is no text",
             Box::new(move |out| {
@@ -231,9 +195,7 @@ fn an_unknown_command_is_answered_and_the_connection_goes_on() {
     let mut pair = Pair::new();
     token::list(&mut pair.client.output.bytes, 1);
     token::bytes(&mut pair.client.output.bytes, b"frobnicate");
-    pair.client
-        .output
-        .call(Target::Name("root"), "login", true, TUPLE, DICTIONARY);
+    pair.client.output.call(Target::Name("root"), "login", true, TUPLE, DICTIONARY);
     assert_eq!(pair.at_server().unwrap(), ["call Name(\"root\") login true"]);
     assert_eq!(pair.at_client().unwrap(), ["did not understand"]);
 }
@@ -265,21 +227,13 @@ fn an_unknown_dialect_is_refused_and_none_is_spelled_out() {
 fn bad_arguments_reach_the_call_and_the_next_call_is_read() {
     let mut pair = Pair::new();
     let bad = [2, 0x80, 11, 0x87, 0, 0x80]; // (tuple ())
-    pair.client
-        .output
-        .call(Target::Name("root"), "one", true, &bad, DICTIONARY);
-    pair.client
-        .output
-        .call(Target::Name("root"), "two", true, TUPLE, DICTIONARY);
+    pair.client.output.call(Target::Name("root"), "one", true, &bad, DICTIONARY);
+    pair.client.output.call(Target::Name("root"), "two", true, TUPLE, DICTIONARY);
     let bytes = std::mem::take(&mut pair.client.output.bytes);
     pair.server.receive(&bytes);
-    let Some(Event::Call(call)) = pair.server.event().unwrap() else {
-        panic!()
-    };
+    let Some(Event::Call(call)) = pair.server.event().unwrap() else { panic!() };
     assert_eq!((call.method, call.defect), ("one", Some(&Defect::Untagged)));
-    let Some(Event::Call(call)) = pair.server.event().unwrap() else {
-        panic!()
-    };
+    let Some(Event::Call(call)) = pair.server.event().unwrap() else { panic!() };
     assert_eq!((call.method, call.defect), ("two", None));
 }
 
@@ -298,9 +252,7 @@ fn the_fourth_reference_too_many_closes() {
 fn byte_by_byte_is_the_same() {
     let mut pair = Pair::new();
     for name in ["one", "two", "three"] {
-        pair.client
-            .output
-            .call(Target::Name("root"), name, true, TUPLE, DICTIONARY);
+        pair.client.output.call(Target::Name("root"), name, true, TUPLE, DICTIONARY);
     }
     let bytes = std::mem::take(&mut pair.client.output.bytes);
     let mut seen = Vec::new();

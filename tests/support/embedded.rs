@@ -1,0 +1,254 @@
+//! A host inside the test's own process, with a service that is linked in: for limits, which a test sets low.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use credhost::cred::login::Login;
+use credhost::cred::{DefaultAuthorizer, Entropy, Identity, Key, MasterKey, Password};
+use credhost::multiservice::MultiService;
+use credhost::multiservice::slot::{Slot, Surroundings};
+use credhost::multiservice::switchboard::Switchboard;
+use credhost::session::{AuthRoot, Door, Limits};
+use credhost::store::MemoryStore;
+use jelly::{Limits as JellyLimits, Scanner, Shape, Value, token};
+use plugin_api::prelude::*;
+
+use crate::wire::{Wire, call};
+
+/// Methods that limits can be tried on.
+#[derive(Default)]
+struct Trial;
+
+/// Limits are tried on it.
+#[service("trial", save = "never")]
+impl Service for Trial {
+    type Perspective = Trier;
+
+    fn attached(context: &Context<Self>, trier: Handle<Trier>, by: &Attachment) -> Result<Handle<Trier>> {
+        let _ = context;
+        let name = by.perspective().to_owned();
+        trier.write(|trier| trier.log.push(format!("attached {name}")))?;
+        Ok(trier)
+    }
+
+    fn detached(_: &Context<Self>, trier: Handle<Trier>, by: &Attachment) {
+        let name = by.perspective().to_owned();
+        // Nobody writes to it further up.
+        let _ = trier.write(|trier| trier.log.push(format!("detached {name}")));
+    }
+}
+
+#[derive(Default)]
+struct Trier {
+    log: Vec<String>,
+}
+
+/// An object, of which there can be many.
+#[derive(Default)]
+struct Pebble;
+
+#[perspective]
+impl Pebble {
+    /// Answers.
+    fn touch(&self) {}
+}
+
+#[perspective]
+impl Trier {
+    /// Answers with what it is given.
+    fn echo(&self, value: Value) -> Value {
+        value
+    }
+
+    /// So many bytes.
+    fn blob(&self, size: usize) -> plugin_api::Bytes {
+        plugin_api::Bytes(vec![b'x'; size])
+    }
+
+    /// So many objects.
+    fn pebbles(&self, count: usize) -> Vec<Handle<Pebble>> {
+        (0..count).map(|_| Handle::new(Pebble)).collect()
+    }
+
+    /// Never answers.
+    async fn never(_me: Handle<Self>) {
+        std::future::pending().await
+    }
+
+    /// Answers when the mind has.
+    async fn ask(_me: Handle<Self>, call: Call) -> Result<Value> {
+        call.mind()?.call("ask", ()).await
+    }
+
+    /// What has happened to this perspective.
+    fn log(&self) -> &[String] {
+        &self.log
+    }
+}
+
+/// A host in this process.
+pub struct Embedded {
+    door: Door,
+    pub services: Arc<MultiService>,
+    pub authorizer: Arc<DefaultAuthorizer>,
+}
+
+impl Embedded {
+    /// Starts it; alice (password "alice-pw") has the keys to "trial/alice" and "trial/other".
+    ///
+    /// # Panics
+    /// When it does not start.
+    #[must_use]
+    pub fn start(limits: Limits) -> Self {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        let surroundings = Surroundings { store: Arc::new(MemoryStore::new()), switchboard: Switchboard::new() };
+        let services = MultiService::new("pb");
+        runtime.block_on(async {
+            let trial = Slot::linked::<Trial>(&surroundings).await.expect("the service loads");
+            services.add(trial).await.expect("its name is free");
+            assert_eq!(services.start().await, []);
+        });
+        let key = MasterKey::new([1; 32]);
+        let authorizer = Arc::new(DefaultAuthorizer::new());
+        let mut alice = Identity::new("alice").expect("a name");
+        let entropy = Entropy { salt: [2; 16], nonce: [3; 24] };
+        alice.set_password(&Password::new("alice-pw"), &key, &entropy).expect("a password");
+        for perspective in ["alice", "other"] {
+            alice.keyring.add(Key::new("trial", perspective).expect("a key"));
+        }
+        authorizer.add(alice).expect("nobody else has the name");
+        let login = Login::new(Arc::clone(&authorizer) as Arc<_>, key, &[4; 24]);
+        let root = AuthRoot::new(login, Arc::clone(&services), surroundings, limits);
+        Self { door: root.listen("127.0.0.1:0").expect("a port"), services, authorizer }
+    }
+
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.door.address()
+    }
+
+    /// Closes the door, and lets calls in flight end first.
+    pub fn close(&self) {
+        self.door.close();
+    }
+}
+
+/// A client of raw bytes that has logged in.
+pub struct RawClient {
+    pub wire: Wire,
+    pub perspective: u64,
+    request: u64,
+}
+
+/// One message, taken apart: the command, its number, and the Jelly in it.
+#[derive(Debug)]
+pub struct Message {
+    pub command: String,
+    pub number: u64,
+    pub method: String,
+    pub value: Vec<u8>,
+}
+
+impl RawClient {
+    /// Logs in as alice, with the words of today, and attaches to "trial/PERSPECTIVE"; its mind is its object 1.
+    ///
+    /// # Panics
+    /// When it is refused.
+    #[must_use]
+    pub fn login(address: SocketAddr, perspective: &str) -> Self {
+        let mut client = Self { wire: Wire::connect(address), perspective: 0, request: 0 };
+        let name = jelly::to_vec(&(format!("alice/trial/{perspective}"),)).expect("a name");
+        let request = client.send(Err("root"), "login", &name);
+        let answer = client.answer(request);
+        let mut items = answer.root().items();
+        let challenge = match items.next().map(|item| item.node()) {
+            Some(jelly::Node::Bytes(challenge)) => challenge.to_vec(),
+            other => panic!("no challenge: {other:?}"),
+        };
+        let Some(jelly::Node::Reference(_, Some(challenger))) = items.next().map(|item| item.node()) else {
+            panic!("no challenger: {answer}");
+        };
+        let proof = credhost::cred::challenge_response(&challenge, &Password::new("alice-pw"));
+        let mut arguments = Vec::new();
+        token::list(&mut arguments, 3);
+        token::bytes(&mut arguments, b"tuple");
+        token::bytes(&mut arguments, &proof);
+        arguments.extend_from_slice(&[2, 0x80, 16, 0x87, 1, 0x81]);
+        let request = client.send(Ok(challenger), "respond", &arguments);
+        let answer = client.answer(request);
+        let jelly::Node::Reference(_, Some(luid)) = answer.root().node() else { panic!("refused: {answer}") };
+        client.perspective = luid;
+        client
+    }
+
+    /// Sends a call of an object or the root; answers with its number.
+    pub fn send(&mut self, target: Result<u64, &str>, method: &str, arguments: &[u8]) -> u64 {
+        self.request += 1;
+        let bytes = call(self.request, target, method, arguments);
+        self.wire.send(&bytes);
+        self.request
+    }
+
+    /// Sends a call of the perspective.
+    pub fn begin<A: Serialize>(&mut self, method: &str, arguments: &A) -> u64 {
+        let arguments = jelly::to_vec(arguments).expect("arguments can be written");
+        let arguments = if arguments == [1, 0x80, 1, 0x87] { vec![1, 0x80, 11, 0x87] } else { arguments };
+        self.send(Ok(self.perspective), method, &arguments)
+    }
+
+    /// The next message; `None` when the other side has closed.
+    pub fn next(&mut self) -> Option<Message> {
+        let mut scanner = Scanner::new(Shape::Message, JellyLimits::default());
+        loop {
+            if let Some(scanned) = scanner.scan(&self.wire.received).expect("the host speaks Banana") {
+                let (end, elements, count) = (scanned.end, scanned.elements.to_vec(), scanned.count);
+                let message: Vec<u8> = self.wire.received.drain(..end).collect();
+                let at =
+                    |index: usize| token::read(&message[elements[index]..], u32::MAX).ok().flatten().map(|it| it.0);
+                let text = |index: usize| match at(index) {
+                    Some(token::Token::Bytes(bytes)) => String::from_utf8_lossy(bytes).into_owned(),
+                    _ => String::new(),
+                };
+                let number = match at(1) {
+                    Some(token::Token::Int(number)) => number.to_u64().unwrap_or(0),
+                    _ => 0,
+                };
+                let value = if count == 3 { message[elements[2]..elements[3]].to_vec() } else { Vec::new() };
+                let method = if count == 7 { text(3) } else { String::new() };
+                return Some(Message { command: text(0), number, method, value });
+            }
+            if !self.wire.read() {
+                return None;
+            }
+        }
+    }
+
+    /// The answer to a call, whatever else comes before it.
+    ///
+    /// # Panics
+    /// When there is an error, or none.
+    pub fn answer(&mut self, request: u64) -> Value {
+        let message = self.reply(request);
+        assert_eq!(message.command, "answer", "{:?}", pb::Failure::read(&message.value));
+        Value::decode(&message.value).expect("the answer is Jelly")
+    }
+
+    /// The error to a call: its class.
+    ///
+    /// # Panics
+    /// When there is an answer, or nothing.
+    pub fn error(&mut self, request: u64) -> String {
+        let message = self.reply(request);
+        assert_eq!(message.command, "error");
+        pb::Failure::read(&message.value).expect("a failure").class
+    }
+
+    fn reply(&mut self, request: u64) -> Message {
+        loop {
+            let message = self.next().expect("the host has closed the connection");
+            if message.number == request && matches!(message.command.as_str(), "answer" | "error") {
+                return message;
+            }
+        }
+    }
+}

@@ -1,0 +1,268 @@
+//! What a connection may cost, each limit at its edge. What is over a limit is an error to its caller, or closes that one
+//! connection; nobody else notices.
+
+use std::io::Write;
+use std::net::TcpStream;
+use std::time::Duration;
+
+use credhost::session::Limits;
+use jelly::token;
+use system_tests::embedded::{Embedded, RawClient};
+use system_tests::wire::{Wire, call};
+
+const EMPTY: [u8; 4] = [1, 0x80, 11, 0x87];
+
+/// `(tuple VALUE)`
+fn tuple(value: &[u8]) -> Vec<u8> {
+    [&[2, 0x80, 11, 0x87], value].concat()
+}
+
+/// So many lists in each other, around an integer.
+fn nested(levels: usize) -> Vec<u8> {
+    let mut value = [2, 0x80, 8, 0x87].repeat(levels);
+    value.extend([1, 0x81]);
+    value
+}
+
+fn string(length: usize) -> Vec<u8> {
+    let mut value = Vec::new();
+    token::spelled(&mut value, &vec![b'x'; length]);
+    value
+}
+
+/// Whether the host still answers on this connection.
+fn alive(wire: &mut Wire) -> bool {
+    wire.send(&call(77, Err("root"), "nosuch", &EMPTY));
+    loop {
+        // (error 77 …
+        if wire.received.windows(6).any(|window| window == [3, 0x80, 28, 0x87, 77, 0x81]) {
+            return true;
+        }
+        if !wire.read() {
+            return false;
+        }
+    }
+}
+
+#[test]
+fn before_login_strings_lists_and_expressions_are_short() {
+    let host = Embedded::start(Limits::default());
+    for (value, lives) in [(string(1024), true), (string(1025), false)] {
+        let mut wire = Wire::connect(host.address());
+        wire.send(&call(1, Err("root"), "login", &tuple(&value)));
+        assert_eq!(alive(&mut wire), lives, "a string of {}", value.len());
+    }
+    for (length, lives) in [(1024, true), (1025, false)] {
+        let mut list = Vec::new();
+        token::list(&mut list, length);
+        token::bytes(&mut list, b"list");
+        list.extend([1, 0x81].repeat(length - 1));
+        let mut wire = Wire::connect(host.address());
+        wire.send(&call(1, Err("root"), "login", &tuple(&list)));
+        assert_eq!(alive(&mut wire), lives, "a list of {length}");
+    }
+    // Four strings of the allowed length are more than an expression may have.
+    let mut wire = Wire::connect(host.address());
+    let many = [vec![5, 0x80, 11, 0x87], string(1000), string(1000), string(1000), string(1000)].concat();
+    wire.send(&call(1, Err("root"), "login", &many));
+    assert!(alive(&mut wire));
+    let mut wire = Wire::connect(host.address());
+    let many = [vec![5, 0x80, 11, 0x87], string(1024), string(1024), string(1024), string(1024)].concat();
+    wire.send(&call(1, Err("root"), "login", &many));
+    assert!(!alive(&mut wire));
+}
+
+#[test]
+fn before_login_depth_and_number_of_values_are_small_and_over_them_is_an_error() {
+    let host = Embedded::start(Limits::default());
+    let mut wire = Wire::connect(host.address());
+    // The message and the tuple are two levels.
+    for (levels, class) in [(14, "builtins.TypeError"), (15, "builtins.RecursionError")] {
+        wire.send(&call(1, Err("root"), "login", &tuple(&nested(levels))));
+        let error = wire.wait_for(class.as_bytes());
+        assert!(error.starts_with(&[2, 0x80, 19, 0x87]) || !error.is_empty(), "{levels}");
+    }
+    assert!(alive(&mut wire));
+}
+
+#[test]
+fn before_login_few_objects_are_given_out_and_the_fourth_too_many_closes() {
+    let host = Embedded::start(Limits::default());
+    let mut wire = Wire::connect(host.address());
+    let name = tuple(&string(5));
+    for request in 0..16 {
+        wire.send(&call(request, Err("root"), "login", &name));
+        wire.wait_for(&[3, 0x80, 27, 0x87]);
+    }
+    for request in 0..3 {
+        wire.send(&call(request, Err("root"), "login", &name));
+        wire.wait_for(b"Maximum PB reference count exceeded.");
+    }
+    assert!(alive(&mut wire));
+    wire.send(&call(1, Err("root"), "login", &name));
+    assert!(!alive(&mut wire));
+}
+
+#[test]
+fn who_does_not_log_in_in_time_is_let_go() {
+    let host = Embedded::start(Limits { login: Duration::from_millis(100), ..Limits::default() });
+    let patient = RawClient::login(host.address(), "alice");
+    let idle = Wire::connect(host.address());
+    idle.closed();
+    // Who has logged in has no such limit.
+    let mut patient = patient;
+    let request = patient.begin("echo", &(1,));
+    assert_eq!(patient.answer(request).root().as_int(), Some(1));
+}
+
+#[test]
+fn after_login_depth_is_an_error_at_the_edge_and_a_string_too_long_closes() {
+    let host = Embedded::start(Limits::default());
+    let mut client = RawClient::login(host.address(), "alice");
+    // The message and the tuple are two of the 128 levels.
+    let request = client.send(Ok(client.perspective), "echo", &tuple(&nested(126)));
+    client.answer(request);
+    let request = client.send(Ok(client.perspective), "echo", &tuple(&nested(127)));
+    assert_eq!(client.error(request), "builtins.RecursionError");
+    // A bomb of shared values, of a few hundred bytes.
+    let mut bomb = vec![2, 0x80, 8, 0x87, 1, 0x81];
+    for level in 1..30u8 {
+        let reference = [&[3, 0x80, 4, 0x87, level, 0x81], bomb.as_slice()].concat();
+        bomb = [&[3, 0x80, 8, 0x87], reference.as_slice(), &[2, 0x80, 3, 0x87, level, 0x81]].concat();
+    }
+    assert!(bomb.len() < 1000);
+    let request = client.send(Ok(client.perspective), "echo", &tuple(&bomb));
+    assert_eq!(client.error(request), "twisted.spread.jelly.InsecureJelly");
+    let request = client.send(Ok(client.perspective), "echo", &tuple(&string(655_360)));
+    client.answer(request);
+    client.send(Ok(client.perspective), "echo", &tuple(&string(655_361)));
+    assert!(client.next().is_none(), "it closes");
+}
+
+#[test]
+fn an_answer_over_the_limits_is_an_error_to_its_caller() {
+    let host = Embedded::start(Limits::default());
+    let mut client = RawClient::login(host.address(), "alice");
+    let request = client.begin("blob", &(655_360,));
+    client.answer(request);
+    let request = client.begin("blob", &(655_361,));
+    assert_eq!(client.error(request), "twisted.spread.pb.Error");
+    let request = client.begin("echo", &(1,));
+    assert_eq!(client.answer(request).root().as_int(), Some(1));
+}
+
+#[test]
+fn after_login_a_thousand_objects_are_given_out_and_not_one_more() {
+    let host = Embedded::start(Limits::default());
+    let mut client = RawClient::login(host.address(), "alice");
+    // The challenger and the perspective are two of the 1,024.
+    let request = client.begin("pebbles", &(1022,));
+    assert_eq!(client.answer(request).root().items().len(), 1022);
+    let request = client.begin("pebbles", &(1,));
+    assert_eq!(client.error(request), "twisted.spread.pb.Error");
+    let request = client.begin("echo", &(1,));
+    client.answer(request);
+}
+
+#[test]
+fn calls_over_the_limit_wait_while_answers_go_on_being_read() {
+    let mut limits = Limits::default();
+    limits.after.calls = 1;
+    let host = Embedded::start(limits);
+    let mut client = RawClient::login(host.address(), "alice");
+    let ask = client.begin("ask", &());
+    let echo = client.begin("echo", &(5,));
+    let mind_call = client.next().expect("the mind is called");
+    assert_eq!((mind_call.command.as_str(), mind_call.method.as_str()), ("message", "ask"));
+    // (answer N 7): read though a call waits in front of it; or the call that waits would wait on itself.
+    let mut answer = vec![3, 0x80, 27, 0x87];
+    token::uint(&mut answer, mind_call.number);
+    token::int(&mut answer, 7);
+    client.wire.send(&answer);
+    let first = client.next().expect("an answer");
+    assert_eq!((first.command.as_str(), first.number), ("answer", ask));
+    let second = client.next().expect("an answer");
+    assert_eq!((second.command.as_str(), second.number), ("answer", echo));
+}
+
+#[test]
+fn more_calls_than_may_wait_close_the_connection_and_nobody_else_notices() {
+    let mut limits = Limits::default();
+    limits.after.calls = 1;
+    limits.after.parked = 10_000;
+    let host = Embedded::start(limits);
+    let mut other = RawClient::login(host.address(), "alice");
+    let mut client = RawClient::login(host.address(), "alice");
+    client.begin("never", &());
+    for _ in 0..20 {
+        client.send(Ok(client.perspective), "echo", &tuple(&string(1000)));
+    }
+    assert!(client.next().is_none(), "it closes");
+    let request = other.begin("echo", &(1,));
+    assert_eq!(other.answer(request).root().as_int(), Some(1));
+}
+
+#[test]
+fn who_reads_nothing_is_let_go_and_what_waits_for_them_stays_bounded() {
+    let mut limits = Limits { stalled: Duration::from_millis(300), ..Limits::default() };
+    limits.after.unread = 100_000;
+    let host = Embedded::start(limits);
+    let mut client = RawClient::login(host.address(), "alice");
+    // More than the system's own buffers hold.
+    for _ in 0..400 {
+        client.begin("blob", &(600_000,));
+    }
+    let before = memory();
+    let mut seen = 0;
+    // Reads nothing until the host has given up: its end is seen by writing.
+    while client.wire.stream.write_all(&call(1, Ok(1), "x", &EMPTY)).is_ok() && seen < 2000 {
+        std::thread::sleep(Duration::from_millis(5));
+        seen += 1;
+    }
+    assert!(seen < 2000, "it was not let go");
+    let grown = memory().saturating_sub(before);
+    assert!(grown < 100 << 20, "400 answers of 600 kB were not all kept: {grown} bytes");
+}
+
+fn memory() -> usize {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap_or_default();
+    line.split_whitespace().nth(1).and_then(|kib| kib.parse::<usize>().ok()).unwrap_or(0) * 1024
+}
+
+#[test]
+fn connections_are_counted_by_source_and_in_all() {
+    for limits in [Limits { per_source: 2, ..Limits::default() }, Limits { connections: 2, ..Limits::default() }] {
+        let host = Embedded::start(limits);
+        let one = Wire::connect(host.address());
+        let _two = Wire::connect(host.address());
+        let refused = TcpStream::connect(host.address()).expect("the door is open");
+        let refused = Wire { stream: refused, received: Vec::new() };
+        assert!(refused.closed().is_empty());
+        drop(one);
+        // Its place is free as soon as the host has seen it go.
+        loop {
+            let again = TcpStream::connect(host.address()).expect("the door is open");
+            let mut again = Wire { stream: again, received: Vec::new() };
+            if again.read() {
+                break;
+            }
+        }
+    }
+}
+
+#[test]
+fn a_door_that_closes_lets_calls_in_flight_end() {
+    let host = Embedded::start(Limits::default());
+    let mut client = RawClient::login(host.address(), "alice");
+    let ask = client.begin("ask", &());
+    let mind_call = client.next().expect("the mind is called");
+    let mut answer = vec![3, 0x80, 27, 0x87];
+    token::uint(&mut answer, mind_call.number);
+    token::int(&mut answer, 7);
+    client.wire.send(&answer);
+    assert_eq!(client.answer(ask).root().as_int(), Some(7));
+    host.close();
+    assert!(client.next().is_none());
+    assert!(TcpStream::connect(host.address()).is_err(), "nobody listens any more");
+}
