@@ -27,11 +27,9 @@ pub(crate) struct Shared {
 }
 
 impl Remote {
-    pub(crate) fn new(core: &Rc<Core>, handle: u64) -> Self {
-        core.remote(handle, |core| Shared { core, handle, count: std::cell::Cell::new(0) })
-    }
-
-    pub(crate) fn of(shared: Rc<Shared>) -> Self {
+    /// One that has come in once more.
+    pub(crate) fn received(core: &Rc<Core>, handle: u64) -> Self {
+        let shared = core.remote(handle, |core| Shared { core, handle, count: std::cell::Cell::new(0) });
         shared.count.set(shared.count.get() + 1);
         Self { shared }
     }
@@ -69,7 +67,9 @@ impl Remote {
         async move {
             let answer = sent?.await;
             drop(keep);
-            jelly::from_slice(&answer?).map_err(|error| Fault::arguments(format!("the client's answer: {error}")))
+            // What came with the answer is held until it is read.
+            let answer = answer?;
+            jelly::from_slice(&answer.bytes).map_err(|error| Fault::arguments(format!("the client's answer: {error}")))
         }
     }
 
@@ -138,8 +138,9 @@ impl Serialize for Remote {
 impl<'de> Deserialize<'de> for Remote {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
         let handle = number(deserializer, jelly::types::reference::REMOTE, "a reference to an object of the client's")?;
-        let core = Core::current().ok_or_else(|| D::Error::custom("a reference can come in calls only"))?;
-        Ok(Self::new(&core, handle))
+        // The runtime holds what has come in with a call while its arguments are read.
+        let known = Core::current().and_then(|core| core.known_remote(handle));
+        known.map(|shared| Self { shared }).ok_or_else(|| D::Error::custom("a reference can come in calls only"))
     }
 }
 

@@ -305,7 +305,7 @@ impl<S: Service> TestHost<S> {
                 };
                 match result {
                     _ if !answer => {}
-                    Ok(value) => self.tell(&ToLibrary::Answer { call, value: &value.encode() }),
+                    Ok(value) => self.tell(&ToLibrary::Answer { call, value: &value.encode(), handles: &[] }),
                     Err(fault) => {
                         self.tell(&ToLibrary::Failed { call, class: fault.class(), message: fault.message() });
                     }
@@ -387,6 +387,7 @@ impl<'h, S: Service> TestClient<'h, S> {
             method,
             arguments: &arguments,
             keywords: &keywords,
+            handles: &[],
         });
         Ok(TestCall { host: self.host, call })
     }

@@ -36,6 +36,7 @@ fn alive(wire: &mut Wire) -> bool {
     loop {
         // (error 77 …
         if wire.received.windows(6).any(|window| window == [3, 0x80, 28, 0x87, 77, 0x81]) {
+            wire.received.clear();
             return true;
         }
         if !wire.read() {

@@ -70,6 +70,7 @@ async def seed(reactor, port):
     assert await mine.callRemote("callmind", "hi") == ["pong", ("hi",), {}]
     assert await mine.callRemote("callme", mind) == ["pong", (1,), {"k": "v"}]
     assert await mine.callRemote("giveback", mind) is mind
+    assert await mine.callRemote("echo", [mind, {"k": mind}]) == [mind, {"k": mind}]
     assert await mine.callRemote("trapme", mind) == "builtins.ValueError"
     thing = await mine.callRemote("thing")
     assert await thing.callRemote("touch") == 1

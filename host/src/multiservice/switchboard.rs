@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::Notify;
@@ -15,12 +15,21 @@ use tokio::sync::Notify;
 pub struct Mailbox {
     frames: Mutex<Vec<u8>>,
     come: Notify,
+    full: AtomicBool,
 }
+
+/// What may wait in a mailbox, in bytes: its connection takes it out at once, whatever its client does.
+const LIMIT: usize = 64 << 20;
 
 impl Mailbox {
     /// Puts a frame in; true if the mailbox was empty, and who owns it is to be woken.
     fn push(&self, slot: u64, frame: &[u8]) -> bool {
         let mut frames = self.frames.lock();
+        if frames.len() > LIMIT {
+            // The connection is let go of when it looks; nothing of it is answered any more.
+            self.full.store(true, Ordering::Relaxed);
+            return false;
+        }
         let empty = frames.is_empty();
         frames.extend_from_slice(&slot.to_le_bytes());
         frames.extend_from_slice(frame);
@@ -28,9 +37,11 @@ impl Mailbox {
     }
 
     /// Swaps what has come for an empty buffer: slot numbers of eight bytes, little-endian, each before its frame.
-    pub fn take(&self, empty: &mut Vec<u8>) {
+    /// False: more came than is kept, and some of it is lost.
+    pub fn take(&self, empty: &mut Vec<u8>) -> bool {
         empty.clear();
         std::mem::swap(&mut *self.frames.lock(), empty);
+        !self.full.load(Ordering::Relaxed)
     }
 
     /// Waits until something has come.

@@ -17,6 +17,8 @@ use super::door::Shared;
 const READ: usize = 16 << 10;
 /// An output buffer that has become larger than this is given back when it is empty.
 const KEEP: usize = 256 << 10;
+/// Answers beyond this are not kept for a client, however it reads: it is let go.
+const BACKLOG: usize = 64 << 20;
 /// Somebody who does not log in has that far a deadline.
 const NEVER: std::time::Duration = std::time::Duration::from_secs(365 * 24 * 3600);
 
@@ -33,6 +35,8 @@ pub(super) enum End {
     NoLogin,
     #[error("the client reads nothing")]
     Stalled,
+    #[error("more answers wait for the client than are kept")]
+    Backlog,
     #[error("too many calls wait for others to end")]
     TooManyCalls,
     #[error("the host closes")]
@@ -84,8 +88,11 @@ async fn run(
     let mut moved = Instant::now();
     let mut closing: Option<Instant> = None;
     loop {
-        mailbox.take(&mut mail);
+        if !mailbox.take(&mut mail) {
+            return End::Backlog;
+        }
         desk.mail(&mail);
+        mail.shrink_to(KEEP);
         if let Err(end) = desk.serve().await {
             // What was answered before the fault is still sent, as far as it goes.
             let _ = stream.try_write(&desk.broker.output.bytes[sent..]);
@@ -118,6 +125,14 @@ async fn run(
             sent = 0;
         }
         let unread = output.len() - sent;
+        if unread > BACKLOG {
+            return End::Backlog;
+        }
+        if unread == 0 && desk.parked() {
+            // What waited for answers to be read can begin.
+            desk.unpark();
+            desk.submit();
+        }
 
         if closing.is_some() && unread == 0 && desk.idle() {
             return End::Closing;

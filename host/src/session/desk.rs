@@ -14,6 +14,15 @@ use super::services::Batch;
 use crate::cred::Identity;
 use crate::multiservice::slot::Slot;
 
+/// What the first answers are taken to be like, in bytes.
+const FIRST_ANSWER: usize = 64 << 10;
+/// How much may be on its way to a client in calls that have not ended, as far as their answers can be foretold.
+const WINDOW: usize = 4 << 20;
+/// An answer is never foretold to be smaller than this.
+const SMALL_ANSWER: usize = 4 << 10;
+/// A client always has some calls on their way, however large their answers.
+const FEW_CALLS: usize = 4;
+
 /// An object that the client can hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum Object {
@@ -65,11 +74,12 @@ pub(super) struct Parked {
     pub(super) method: String,
     pub(super) arguments: Vec<u8>,
     pub(super) keywords: Vec<u8>,
+    pub(super) handles: Vec<u8>,
 }
 
 impl Parked {
     pub(super) fn size(&self) -> usize {
-        size_of::<Self>() + self.method.len() + self.arguments.len() + self.keywords.len()
+        size_of::<Self>() + self.method.len() + self.arguments.len() + self.keywords.len() + self.handles.len()
     }
 }
 
@@ -96,6 +106,8 @@ pub(super) struct State {
     pub(super) calls: HashMap<u32, InFlight>,
     pub(super) parked: VecDeque<Parked>,
     pub(super) parked_bytes: usize,
+    /// How large an answer is likely to be, in bytes: quick to rise, slow to fall.
+    pub(super) answer_size: usize,
     /// Our calls of the client's objects: whose they are.
     pub(super) outgoing: HashMap<u64, (u64, u64)>,
     pub(super) held: HashMap<u32, Held>,
@@ -127,6 +139,7 @@ impl Desk {
                 calls: HashMap::new(),
                 parked: VecDeque::new(),
                 parked_bytes: 0,
+                answer_size: FIRST_ANSWER,
                 outgoing: HashMap::new(),
                 held: HashMap::new(),
                 held_by: HashMap::new(),
@@ -189,6 +202,11 @@ impl Desk {
             };
             self.state.mail(&mut self.broker.output, u64::from_le_bytes(*slot), frame);
         }
+        self.unpark();
+    }
+
+    /// Calls that waited, as far as there is room for their answers.
+    pub(super) fn unpark(&mut self) {
         self.state.unpark(&mut self.broker.output);
     }
 
@@ -205,6 +223,11 @@ impl Desk {
         self.state.limits()
     }
 
+    /// Whether calls wait for others to end, or for answers to be read.
+    pub(super) fn parked(&self) -> bool {
+        !self.state.parked.is_empty()
+    }
+
     /// Whether nothing is under way for the client.
     pub(super) fn idle(&self) -> bool {
         self.state.calls.is_empty() && self.state.parked.is_empty()
@@ -217,6 +240,20 @@ impl Desk {
 }
 
 impl State {
+    /// How many calls may be on their way. As many as its limit allows, if answers are small; fewer, if they are
+    /// large, or if those there are have not been read.
+    pub(super) fn room(&self, output: &pb::Output<Object>) -> usize {
+        if output.bytes.len() > self.limits().unread {
+            return 0;
+        }
+        (WINDOW / self.answer_size.max(SMALL_ANSWER)).max(FEW_CALLS).min(self.limits().calls)
+    }
+
+    /// An answer was as large as this.
+    pub(super) fn foretell(&mut self, size: usize) {
+        self.answer_size = size.max(self.answer_size - self.answer_size / 8);
+    }
+
     pub(super) fn limits(&self) -> &PeerLimits {
         if self.identity.is_some() { &self.shared.limits.after } else { &self.shared.limits.before }
     }

@@ -76,26 +76,27 @@ impl State {
             return Ok(());
         }
         let in_flight = InFlight { slot: slot.number(), attachment, request: call.request, answer: call.answer };
-        let must_park = self.calls.len() >= self.limits().calls || !self.parked.is_empty();
+        let must_park = self.calls.len() >= self.room(output) || !self.parked.is_empty();
         if !must_park && references().next().is_none() {
             // The way of nearly all calls: from the connection's buffer to the gate's, once.
             let (arguments, keywords) = (call.arguments.bytes(), call.keywords.bytes());
-            self.begin(&slot, in_flight, object, call.method, arguments, keywords);
+            self.begin(&slot, in_flight, object, call.method, arguments, keywords, &[]);
             return Ok(());
         }
-        let (mut arguments, mut keywords) = (Vec::new(), Vec::new());
-        self.translate_in(output, slot.number(), &call.arguments, &mut arguments);
-        self.translate_in(output, slot.number(), &call.keywords, &mut keywords);
+        let (mut arguments, mut keywords, mut handles) = (Vec::new(), Vec::new(), Vec::new());
+        self.translate_in(output, slot.number(), &call.arguments, &mut arguments, &mut handles);
+        self.translate_in(output, slot.number(), &call.keywords, &mut keywords, &mut handles);
         if !must_park {
-            self.begin(&slot, in_flight, object, call.method, &arguments, &keywords);
+            self.begin(&slot, in_flight, object, call.method, &arguments, &keywords, &handles);
             return Ok(());
         }
-        let parked = Parked { call: in_flight, object, method: call.method.to_owned(), arguments, keywords };
+        let parked = Parked { call: in_flight, object, method: call.method.to_owned(), arguments, keywords, handles };
         self.parked_bytes += parked.size();
         self.parked.push_back(parked);
         if self.parked_bytes > self.limits().parked { Err(End::TooManyCalls) } else { Ok(()) }
     }
 
+    #[expect(clippy::too_many_arguments, reason = "the fields of one frame")]
     fn begin(
         &mut self,
         slot: &Arc<Slot>,
@@ -104,6 +105,7 @@ impl State {
         method: &str,
         arguments: &[u8],
         keywords: &[u8],
+        handles: &[u8],
     ) {
         let index = self.fresh();
         let number = self.wide(index);
@@ -116,6 +118,7 @@ impl State {
             method,
             arguments,
             keywords,
+            handles,
         };
         self.calls.insert(index, call);
         let batch = self.batch(slot);
@@ -125,14 +128,14 @@ impl State {
 
     /// Calls that waited, as far as others have ended.
     pub(super) fn unpark(&mut self, output: &mut Out) {
-        while self.calls.len() < self.limits().calls
+        while self.calls.len() < self.room(output)
             && let Some(parked) = self.parked.pop_front()
         {
             self.parked_bytes -= parked.size();
             match self.attachments.get(&parked.call.attachment).map(|attached| Arc::clone(&attached.slot)) {
                 Some(slot) => {
-                    let Parked { call, object, method, arguments, keywords } = parked;
-                    self.begin(&slot, call, object, &method, &arguments, &keywords);
+                    let Parked { call, object, method, arguments, keywords, handles } = parked;
+                    self.begin(&slot, call, object, &method, &arguments, &keywords, &handles);
                 }
                 None if parked.call.answer => {
                     let gone = Failure::new("twisted.spread.pb.DeadReferenceError", "the perspective was detached");
@@ -183,7 +186,11 @@ impl State {
                 let mut rest = frames.as_slice();
                 while let Some(frame) = ToLibrary::read(&mut rest) {
                     let request = match frame {
-                        ToLibrary::Call { call, .. } => {
+                        ToLibrary::Call { call, handles, .. } => {
+                            // The service will not give back what it was never given.
+                            for handle in plugin_api::abi::frame::handles(handles) {
+                                self.release(output, slot, handle, 1);
+                            }
                             self.ended(slot, call).filter(|call| call.answer).map(|call| call.request)
                         }
                         ToLibrary::Attach { attachment, .. } => self.refused(slot, attachment),
@@ -209,6 +216,7 @@ impl State {
         match frame {
             ToHost::Answer { call, value } => {
                 let Some(call) = self.ended(slot, call) else { return };
+                self.foretell(value.len());
                 if call.answer
                     && let Err(failure) = self.answer(output, &call, value)
                 {
@@ -408,12 +416,12 @@ impl State {
             return;
         }
         if value.references().is_empty() {
-            self.say(&slot, &ToLibrary::Answer { call, value: value.bytes() });
+            self.say(&slot, &ToLibrary::Answer { call, value: value.bytes(), handles: &[] });
             return;
         }
-        let mut translated = Vec::new();
-        self.translate_in(output, slot.number(), &value, &mut translated);
-        self.say(&slot, &ToLibrary::Answer { call, value: &translated });
+        let (mut translated, mut handles) = (Vec::new(), Vec::new());
+        self.translate_in(output, slot.number(), &value, &mut translated, &mut handles);
+        self.say(&slot, &ToLibrary::Answer { call, value: &translated, handles: &handles });
     }
 
     /// The client's object has raised an error.
@@ -450,10 +458,14 @@ impl State {
     }
 
     /// Writes a client's value as a service sees it. Its references were found acceptable.
-    fn translate_in(&mut self, output: &Out, slot: u64, value: &Jelly<'_>, into: &mut Vec<u8>) {
+    fn translate_in(&mut self, output: &Out, slot: u64, value: &Jelly<'_>, into: &mut Vec<u8>, handles: &mut Vec<u8>) {
         let translated = value.translate(into, |reference| {
             Ok::<_, std::convert::Infallible>(match (reference.kind, reference.luid) {
-                (RefKind::Remote, Some(luid)) => Translated::Number(self.hold(slot, luid)),
+                (RefKind::Remote, Some(luid)) => {
+                    let handle = self.hold(slot, luid);
+                    handles.extend_from_slice(&handle.to_le_bytes());
+                    Translated::Number(handle)
+                }
                 (RefKind::Local, Some(luid)) => match output.tables.exported(luid) {
                     Some(Object::Service { object, .. }) => Translated::Number(*object),
                     _ => Translated::None,
@@ -586,6 +598,13 @@ fn translate_out(
 ) -> Result<(Translated, Option<Object>), Failure> {
     let number = reference.luid.ok_or_else(|| insecure(FOREIGN))?;
     match reference.kind {
+        // An untyped value that came from the client has it as it came: the client's own object, on its way home.
+        RefKind::Remote if number >> 32 != 0 => {
+            let mine = (number >> 32 == u64::from(connection)).then_some(number as u32);
+            let held = mine.and_then(|index| held.get(&index)).filter(|held| held.slot == slot);
+            let luid = held.ok_or_else(|| insecure(FOREIGN))?.luid;
+            Ok((Translated::As(RefKind::Local, luid), None))
+        }
         RefKind::Remote => {
             let object = Object::Service { attachment, object: number };
             let luid =

@@ -77,6 +77,11 @@ macro_rules! frames {
     }};
 }
 
+/// The handles in a frame's list of them.
+pub fn handles(bytes: &[u8]) -> impl Iterator<Item = u64> {
+    bytes.chunks_exact(8).filter_map(|handle| handle.try_into().ok().map(u64::from_le_bytes))
+}
+
 fn put(out: &mut Vec<u8>, bytes: &[u8]) {
     out.extend_from_slice(&u32::try_from(bytes.len()).unwrap_or(u32::MAX).to_le_bytes());
     out.extend_from_slice(bytes);
@@ -140,6 +145,8 @@ frames! {
             arguments: bytes,
             /// A dictionary in Jelly.
             keywords: bytes,
+            /// The handles in both, once for each time: 8 bytes each. Each is given back by `Release`.
+            handles: bytes,
         }
         /// The answer to a call of the library's.
         6 Answer {
@@ -147,6 +154,8 @@ frames! {
             call: number,
             /// In Jelly.
             value: bytes,
+            /// The handles in it, as in `Call`.
+            handles: bytes,
         }
         /// The error to a call of the library's.
         7 Failed {
@@ -305,6 +314,7 @@ mod tests {
             method: "add",
             arguments: &[1, 0x80, 11, 0x87],
             keywords: &[1, 0x80, 5, 0x87],
+            handles: &[],
         };
         let mut bytes = Vec::new();
         call.write(&mut bytes);

@@ -42,7 +42,17 @@ struct Exported {
     count: u64,
 }
 
-type Waiting = oneshot::Sender<Result<Option<Vec<u8>>>>;
+type Waiting = oneshot::Sender<Result<Reply>>;
+
+/// What a call of ours, or a wish for a state, is answered with.
+#[derive(Default)]
+pub(crate) struct Reply {
+    pub(crate) bytes: Vec<u8>,
+    /// Whether there is a state at all.
+    pub(crate) some: bool,
+    /// What came with it: held until it is read.
+    pub(crate) _remotes: Vec<Remote>,
+}
 
 pub(crate) struct Core {
     pub(crate) wall: Box<dyn Wall>,
@@ -121,7 +131,7 @@ impl Core {
         result
     }
 
-    fn wait(self: &Rc<Self>) -> (u64, impl Future<Output = Result<Option<Vec<u8>>>> + use<>) {
+    fn wait(self: &Rc<Self>) -> (u64, impl Future<Output = Result<Reply>> + use<>) {
         let (done, answer) = oneshot::channel();
         let number = self.number();
         self.waiting.borrow_mut().insert(number, done);
@@ -140,21 +150,24 @@ impl Core {
         method: &str,
         arguments: &[u8],
         keywords: &[u8],
-    ) -> impl Future<Output = Result<Vec<u8>>> + use<> {
+    ) -> impl Future<Output = Result<Reply>> + use<> {
         let (call, answer) = self.wait();
         self.push(&ToHost::Call { call, handle, answer: true, method, arguments, keywords });
-        async move { Ok(answer.await?.unwrap_or_default()) }
+        answer
     }
 
     /// Asks for a perspective's saved state.
     pub(crate) fn load(self: &Rc<Self>, perspective: &str) -> impl Future<Output = Result<Option<Vec<u8>>>> + use<> {
         let (request, answer) = self.wait();
         self.push(&ToHost::Load { request, perspective });
-        answer
+        async move {
+            let reply = answer.await?;
+            Ok(reply.some.then_some(reply.bytes))
+        }
     }
 
     /// An answer has come.
-    pub(crate) fn answered(&self, number: u64, answer: Result<Option<Vec<u8>>>) {
+    pub(crate) fn answered(&self, number: u64, answer: Result<Reply>) {
         let waiting = self.waiting.borrow_mut().remove(&number);
         if let Some(waiting) = waiting {
             // Who asked may have given up.
@@ -201,14 +214,25 @@ impl Core {
         }
     }
 
-    pub(crate) fn remote(self: &Rc<Self>, handle: u64, make: impl FnOnce(Rc<Self>) -> remote::Shared) -> Remote {
-        let known = self.remotes.borrow().get(&handle).and_then(Weak::upgrade);
-        let shared = known.unwrap_or_else(|| {
+    pub(crate) fn remote(
+        self: &Rc<Self>,
+        handle: u64,
+        make: impl FnOnce(Rc<Self>) -> remote::Shared,
+    ) -> Rc<remote::Shared> {
+        self.known_remote(handle).unwrap_or_else(|| {
             let shared = Rc::new(make(Rc::clone(self)));
             self.remotes.borrow_mut().insert(handle, Rc::downgrade(&shared));
             shared
-        });
-        Remote::of(shared)
+        })
+    }
+
+    pub(crate) fn known_remote(&self, handle: u64) -> Option<Rc<remote::Shared>> {
+        self.remotes.borrow().get(&handle).and_then(Weak::upgrade)
+    }
+
+    /// What has come in with a frame: held until its values are read, then given back if nobody kept it.
+    pub(crate) fn received(self: &Rc<Self>, handles: &[u8]) -> Vec<Remote> {
+        crate::abi::frame::handles(handles).map(|handle| Remote::received(self, handle)).collect()
     }
 
     pub(crate) fn forget_remote(&self, handle: u64) {

@@ -18,7 +18,7 @@ use std::task::Poll;
 use tokio::sync::oneshot;
 use tokio::task::LocalSet;
 
-use self::core::Core;
+use self::core::{Core, Reply};
 use self::incoming::{Incoming, Invoked};
 use crate::abi::frame::{ToHost, ToLibrary};
 use crate::call::{Attachment, Call};
@@ -170,17 +170,25 @@ impl<S: Service> Runtime<S> {
     fn serve_one(&self, frame: ToLibrary<'_>, context: &Context<S>) {
         let core = &self.core;
         match frame {
-            ToLibrary::Call { call, attachment, object, answer, method, arguments, keywords } => {
+            ToLibrary::Call { call, attachment, object, answer, method, arguments, keywords, handles } => {
+                // Dropped when the call has read its arguments, and has answered if it did so at once.
+                let _received = core.received(handles);
                 self.call(context, call, attachment, object, answer, method, arguments, keywords);
             }
-            ToLibrary::Answer { call, value } => core.answered(call, Ok(Some(value.to_vec()))),
+            ToLibrary::Answer { call, value, handles } => {
+                let reply = Reply { bytes: value.to_vec(), some: true, _remotes: core.received(handles) };
+                core.answered(call, Ok(reply));
+            }
             ToLibrary::Failed { call, class, message } => core.answered(call, Err(Fault::new(class, message))),
-            ToLibrary::Loaded { request, state } => core.answered(request, Ok(state.map(<[u8]>::to_vec))),
+            ToLibrary::Loaded { request, state } => {
+                let bytes = state.unwrap_or_default().to_vec();
+                core.answered(request, Ok(Reply { bytes, some: state.is_some(), _remotes: Vec::new() }));
+            }
             ToLibrary::NotLoaded { request, message } => {
                 core.answered(request, Err(Fault::new("RuntimeError", message)));
             }
             ToLibrary::Attach { attachment, perspective, identity, mind, peer } => {
-                let mind = (mind != 0).then(|| Remote::new(core, mind));
+                let mind = (mind != 0).then(|| Remote::received(core, mind));
                 let attachment = Attachment::new(attachment, perspective, identity, peer, mind);
                 self.attach(attachment);
             }
