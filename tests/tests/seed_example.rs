@@ -19,3 +19,23 @@ fn states_outlive_the_last_detach() {
         .run(&["call", &format!("alice@{}/my service", host.address()), "bump", "--password-stdin"], "alice-pw");
     assert_eq!(answer, "4");
 }
+
+#[test]
+fn attached_may_answer_with_another_perspective_or_refuse() {
+    let host = TestHost::with(&["my-service"]);
+    for perspective in ["throwaway", "closed", "ghost"] {
+        host.home.run(&["key", "add", "alice", "my service", perspective], "");
+    }
+    let call = |perspective: &str| {
+        let target = format!("alice@{}/my service/{perspective}", host.address());
+        host.home.run_with(&["call", &target, "bump", "--password-stdin"], "alice-pw")
+    };
+    for _ in 0..2 {
+        // A throw-away: another one each time, and never saved.
+        assert_eq!(String::from_utf8_lossy(&call("throwaway").stdout).trim(), "1001");
+    }
+    let refused = call("closed");
+    assert!(!refused.status.success());
+    let ghost = String::from_utf8_lossy(&call("ghost").stderr).into_owned();
+    assert!(!ghost.is_empty(), "a service may make no perspective of a name");
+}

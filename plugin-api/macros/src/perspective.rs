@@ -1,7 +1,7 @@
 //! `#[perspective]`.
 
 use proc_macro2::TokenStream;
-use quote::{format_ident, quote};
+use quote::{format_ident, quote, quote_spanned};
 use syn::spanned::Spanned;
 use syn::{Error, FnArg, GenericArgument, ImplItem, ItemImpl, Pat, PathArguments, Result, ReturnType, Type};
 
@@ -133,7 +133,8 @@ impl Method {
                     let kind = &argument.ty;
                     let shown = crate::shown(kind);
                     parameters.push(quote!(::plugin_api::__private::Parameter { name: #name, r#type: #shown }));
-                    takes.push(quote!(let #local: #kind = arguments.take()?;));
+                    // Told at the type, if serde cannot read it.
+                    takes.push(quote_spanned!(kind.span()=> let #local: #kind = arguments.take::<#kind>()?;));
                     passed.push(quote!(#local));
                 }
             }

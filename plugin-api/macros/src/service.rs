@@ -1,7 +1,7 @@
 //! `#[service("name")]`.
 
 use proc_macro2::TokenStream;
-use quote::quote;
+use quote::{quote, quote_spanned};
 use syn::parse::{Parse, ParseStream};
 use syn::spanned::Spanned;
 use syn::{Error, Ident, ImplItem, ItemImpl, LitStr, Result, Token, Type};
@@ -136,7 +136,12 @@ pub(crate) fn expand(attribute: TokenStream, item: TokenStream) -> Result<TokenS
     let (save_perspective, load_perspective) = if never {
         (quote!({ let _ = perspective; #unsaved }), quote!({ let _ = state; #unsaved }))
     } else {
-        (quote!(::plugin_api::__private::save(perspective)), quote!(::plugin_api::__private::load(state)))
+        // Told at the type, if serde cannot save it.
+        let at = perspective.span();
+        (
+            quote_spanned!(at=> ::plugin_api::__private::save::<#perspective>(perspective)),
+            quote_spanned!(at=> ::plugin_api::__private::load::<#perspective>(state)),
+        )
     };
     let shared = attribute.shared;
     let (save_service, load_service) = if shared {

@@ -1,0 +1,10 @@
+use plugin_api::prelude::*;
+
+struct Page;
+
+#[perspective]
+impl Page {
+    fn sign<T>(&self, text: T) {}
+}
+
+fn main() {}

@@ -1,0 +1,14 @@
+use plugin_api::prelude::*;
+
+#[derive(Default)]
+struct Guestbook;
+
+#[service]
+impl Service for Guestbook {
+    type Perspective = Page;
+}
+
+#[derive(Default)]
+struct Page;
+
+fn main() {}

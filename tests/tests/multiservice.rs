@@ -1,0 +1,150 @@
+//! Collections of services: names, nesting, the order of starting and stopping.
+
+use std::sync::{Arc, Mutex};
+
+use credhost::cred::DefaultAuthorizer;
+use credhost::multiservice::slot::{Slot, State, Surroundings};
+use credhost::multiservice::switchboard::Switchboard;
+use credhost::multiservice::{MultiService, NotAdded};
+use credhost::store::MemoryStore;
+use plugin_api::prelude::*;
+
+/// What the services of this test have done; each test's services have names of their own.
+static LOG: Mutex<Vec<String>> = Mutex::new(Vec::new());
+
+fn log(line: String) {
+    LOG.lock().expect("no service panics with it").push(line);
+}
+
+fn logged(prefix: &str) -> Vec<String> {
+    let log = LOG.lock().expect("no service panics with it");
+    log.iter().filter_map(|line| line.strip_prefix(prefix)).map(str::to_owned).collect()
+}
+
+macro_rules! services {
+    ($($module:ident: $name:literal, $refuses:literal;)*) => {$(
+        mod $module {
+            use super::*;
+
+            #[derive(Default)]
+            pub struct Here;
+
+            #[service($name, save = "never")]
+            impl Service for Here {
+                type Perspective = Nothing;
+
+                async fn start(_: Handle<Self>, _: Context<Self>) -> Result<()> {
+                    if $refuses {
+                        return Err(Fault::value("not today"));
+                    }
+                    log(format!("{} started", $name));
+                    Ok(())
+                }
+
+                async fn stop(_: Handle<Self>, _: Context<Self>) {
+                    log(format!("{} stopped", $name));
+                }
+            }
+
+            #[derive(Default)]
+            pub struct Nothing;
+
+            #[perspective]
+            impl Nothing {}
+        }
+    )*};
+}
+
+services! {
+    order_a: "order a", false;
+    order_b: "order b", false;
+    order_c: "order c", false;
+    late: "late one", false;
+    refusing: "refusing one", true;
+    sibling: "refusing two", false;
+    nested_a: "nested a", false;
+    nested_b: "nested b", false;
+    twice: "twice", false;
+}
+
+fn surroundings() -> Surroundings {
+    Surroundings { store: Arc::new(MemoryStore::new()), switchboard: Switchboard::new() }
+}
+
+async fn slot<S: Service>() -> Arc<Slot> {
+    Slot::linked::<S>(&surroundings()).await.expect("it loads")
+}
+
+#[tokio::test]
+async fn services_start_in_order_and_stop_in_reverse() {
+    let services = MultiService::new("pb");
+    services.add(slot::<order_a::Here>().await).await.unwrap();
+    services.add(slot::<order_b::Here>().await).await.unwrap();
+    services.add(slot::<order_c::Here>().await).await.unwrap();
+    assert_eq!(services.start().await, []);
+    services.stop().await;
+    assert_eq!(logged("order "), ["a started", "b started", "c started", "c stopped", "b stopped", "a stopped"]);
+}
+
+#[tokio::test]
+async fn a_service_added_to_a_running_collection_is_started_and_one_removed_is_stopped() {
+    let services = MultiService::new("pb");
+    services.start().await;
+    let late = slot::<late::Here>().await;
+    services.add(Arc::clone(&late)).await.unwrap();
+    assert_eq!(late.state(), State::Serving);
+    services.remove(&late).await;
+    assert_eq!((late.state(), services.service("late one").is_none()), (State::Stopped, true));
+    assert_eq!(logged("late "), ["one started", "one stopped"]);
+}
+
+#[tokio::test]
+async fn one_that_refuses_to_start_keeps_no_other_from_starting() {
+    let services = MultiService::new("pb");
+    services.add(slot::<refusing::Here>().await).await.unwrap();
+    services.add(slot::<sibling::Here>().await).await.unwrap();
+    let refused = services.start().await;
+    assert_eq!(refused.len(), 1);
+    assert!(refused[0].1.to_string().contains("not today"), "{refused:?}");
+    assert_eq!(services.service("refusing two").unwrap().state(), State::Serving);
+    // Added to a collection that runs, it is not in it.
+    let again = services.add(slot::<refusing::Here>().await).await;
+    assert!(matches!(again, Err(NotAdded::NameTaken(_))), "its name is still there: {again:?}");
+    services.stop().await;
+}
+
+#[tokio::test]
+async fn a_name_that_is_taken_is_an_error_and_the_first_keeps_it() {
+    let services = MultiService::new("pb");
+    let first = slot::<twice::Here>().await;
+    services.add(Arc::clone(&first)).await.unwrap();
+    let second = services.add(slot::<twice::Here>().await).await.unwrap_err();
+    assert_eq!(second.to_string(), "there is already a service named twice");
+    assert!(Arc::ptr_eq(&services.service("twice").unwrap(), &first));
+}
+
+#[tokio::test]
+async fn nested_collections_are_searched_in_order_and_started_with_their_parent() {
+    let (outer, inner) = (MultiService::new("pb"), MultiService::new("inner"));
+    inner.add(slot::<nested_b::Here>().await).await.unwrap();
+    outer.add(slot::<nested_a::Here>().await).await.unwrap();
+    outer.add_collection(Arc::clone(&inner)).unwrap();
+    // Unlike the original, the services around a nested collection stay visible.
+    assert!(outer.service("nested a").is_some() && outer.service("nested b").is_some());
+    assert!(inner.service("nested a").is_none());
+    let clash = MultiService::new("clash");
+    clash.add(slot::<nested_b::Here>().await).await.unwrap();
+    assert_eq!(outer.add_collection(clash).unwrap_err().0, "nested b");
+    outer.start().await;
+    outer.stop().await;
+    assert_eq!(logged("nested "), ["a started", "b started", "b stopped", "a stopped"]);
+}
+
+#[tokio::test]
+async fn an_authorizer_and_a_collection_know_nothing_of_each_other() {
+    // In the original, an unparented service resets the collection of its authorizer. Here nothing can.
+    let (services, authorizer) = (MultiService::new("pb"), DefaultAuthorizer::new());
+    services.add(slot::<twice::Here>().await).await.unwrap();
+    let _unparented = slot::<twice::Here>().await;
+    assert!(services.service("twice").is_some() && authorizer.all().is_empty());
+}
