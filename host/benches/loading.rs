@@ -48,7 +48,8 @@ fn main() {
                 slot.stop().await;
             }
         });
-        let names = ["check and private copy", "open, check types, manifest", "made, started, asked whether it is well"];
+        let names =
+            ["check and private copy", "open, check types, manifest", "made, started, asked whether it is well"];
         for (name, times) in names.iter().zip(parts) {
             print(&format!("{build}: {name}"), times, size);
         }

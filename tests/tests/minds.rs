@@ -1,0 +1,10 @@
+//! Services call their clients.
+
+use system_tests::host::TestHost;
+use system_tests::python::twisted;
+
+#[test]
+fn clients_of_twisted_talk_to_each_other_through_a_service() {
+    let host = TestHost::with(&["chat"]);
+    twisted("chat.py", &[&host.port()]);
+}
