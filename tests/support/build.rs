@@ -54,6 +54,17 @@ pub fn credhost() -> PathBuf {
         .clone()
 }
 
+/// An example of the package `credhost`.
+///
+/// # Panics
+/// When it does not build.
+#[must_use]
+pub fn example(name: &str) -> PathBuf {
+    let artifacts = cargo(&["build", "--package", "credhost", "--example", name], &crate::target());
+    let found = artifacts.into_iter().find(|(found, path)| found == name && path.extension().is_none());
+    found.expect("the example is built").1
+}
+
 /// Runs cargo; answers with the names of targets and the files they were built to.
 fn cargo(arguments: &[&str], target: &Path) -> Vec<(String, PathBuf)> {
     // One at a time in this process; cargo itself sees to other processes.

@@ -60,6 +60,11 @@ impl Trier {
         value
     }
 
+    /// Answers with the integer it is given.
+    fn echo_int(&self, value: i64) -> i64 {
+        value
+    }
+
     /// So many bytes.
     fn blob(&self, size: usize) -> plugin_api::Bytes {
         plugin_api::Bytes(vec![b'x'; size])

@@ -39,3 +39,19 @@ fn attached_may_answer_with_another_perspective_or_refuse() {
     let ghost = String::from_utf8_lossy(&call("ghost").stderr).into_owned();
     assert!(!ghost.is_empty(), "a service may make no perspective of a name");
 }
+
+#[test]
+fn a_program_of_ones_own_serves_the_same_with_services_linked_in() {
+    use std::io::{BufRead, BufReader};
+    use std::process::{Command, Stdio};
+
+    let mut command = Command::new(system_tests::build::example("embed"));
+    let mut program = command.arg("127.0.0.1:0").stdout(Stdio::piped()).spawn().expect("the program runs");
+    let mut line = String::new();
+    BufReader::new(program.stdout.take().expect("it prints")).read_line(&mut line).expect("it prints where it serves");
+    let port = line.split([':', ';']).nth(1).expect("an address").to_owned();
+    let ended = std::panic::catch_unwind(|| twisted("embed.py", &[&port]));
+    let _ = program.kill();
+    let _ = program.wait();
+    ended.expect("Twisted is served");
+}

@@ -32,6 +32,9 @@ fn code(text: &str) -> impl Iterator<Item = &str> {
     text[..end].lines().filter(|line| !line.trim_start().starts_with("//"))
 }
 
+/// A test's allocation counter.
+const COUNTER: &str = "tests/tests/allocations.rs";
+
 #[test]
 fn unsafe_lives_in_two_rooms() {
     let rooms = ["plugin-api/src/abi/", "host/src/loader/"];
@@ -41,7 +44,7 @@ fn unsafe_lives_in_two_rooms() {
         let uses = code(text).any(|line| {
             ["unsafe {", "unsafe fn", "unsafe impl", "unsafe extern"].iter().any(|form| line.contains(form))
         });
-        if uses && !rooms.iter().any(|room| path.starts_with(room)) {
+        if uses && path != COUNTER && !rooms.iter().any(|room| path.starts_with(room)) {
             outside.insert(path.clone());
         }
         if text.contains("allow(unsafe_code") {
@@ -49,7 +52,7 @@ fn unsafe_lives_in_two_rooms() {
         }
     }
     assert_eq!(outside, BTreeSet::new());
-    assert_eq!(allowed, BTreeSet::from(["host/src/lib.rs", "plugin-api/src/lib.rs"].map(str::to_owned)));
+    assert_eq!(allowed, BTreeSet::from(["host/src/lib.rs", "plugin-api/src/lib.rs", COUNTER].map(str::to_owned)));
 }
 
 #[test]

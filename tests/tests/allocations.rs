@@ -1,0 +1,64 @@
+//! Allocations on the way of a call are few, and do not grow with anything.
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use credhost::session::Limits;
+use system_tests::embedded::{Embedded, RawClient};
+
+struct Counting;
+
+static ALLOCATIONS: AtomicU64 = AtomicU64::new(0);
+
+// A test's allocation counter: one of the exceptions that `structure.rs` lists.
+#[allow(unsafe_code)]
+// SAFETY: every call is handed on to the system's allocator as it came; counting touches nothing else.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
+        // SAFETY: as the caller promises.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        // SAFETY: as the caller promises: the pointer came from `alloc` above, that is, from the system's.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+}
+
+#[global_allocator]
+static COUNTING: Counting = Counting;
+
+/// Calls in one write, and their answers in one read after the other: what this test's own client allocates for.
+fn allocations_per_call(client: &mut RawClient, calls: u64) -> f64 {
+    let mut bytes = Vec::new();
+    for request in 0..calls {
+        let arguments = [2, 0x80, 11, 0x87, 5, 0x81];
+        bytes.extend(system_tests::wire::call(1000 + request % 100, Ok(client.perspective), "echo_int", &arguments));
+    }
+    // (answer 1000.. 5): ten bytes each.
+    let wanted = usize::try_from(calls).expect("few") * 9;
+    client.wire.received = Vec::with_capacity(wanted + (64 << 10));
+    let before = ALLOCATIONS.load(Ordering::Relaxed);
+    for piece in bytes.chunks(4000) {
+        client.wire.send(piece);
+    }
+    while client.wire.received.len() < wanted {
+        assert!(client.wire.read(), "it closed");
+    }
+    (ALLOCATIONS.load(Ordering::Relaxed) - before) as f64 / calls as f64
+}
+
+#[test]
+fn a_small_call_allocates_next_to_nothing() {
+    let host = Embedded::start(Limits::default());
+    let mut client = RawClient::login(host.address(), "alice");
+    // Buffers grow to their size first.
+    allocations_per_call(&mut client, 2000);
+    client = RawClient::login(host.address(), "alice");
+    allocations_per_call(&mut client, 2000);
+    client.wire.received.clear();
+    let each = allocations_per_call(&mut client, 5000);
+    println!("{each:.2} allocations a call");
+    assert!(each < 3.0, "{each} allocations a call");
+}
