@@ -94,7 +94,7 @@ pub enum RefKind {
 pub struct Reference {
     /// Which table it names.
     pub kind: RefKind,
-    /// Its number; `None` for a name (`(local "root")`) or a number that fits no table.
+    /// Its number; `None` for a name (`(local "root")`).
     pub luid: Option<u64>,
     /// Where its list starts, from the start of the expression.
     pub open: usize,
@@ -352,7 +352,8 @@ impl Scanner {
                     let Token::Int(value) = token else {
                         return Err(malformed("instance"));
                     };
-                    frame.luid = (start, self.at, value.to_u64());
+                    let luid = value.to_u64().ok_or_else(|| malformed("instance"))?;
+                    frame.luid = (start, self.at, Some(luid));
                 } else {
                     self.value(token, start)?;
                 }
@@ -415,7 +416,8 @@ impl Scanner {
             }
             Kind::Handle(kind) => {
                 let luid = match token {
-                    Token::Int(value) => value.to_u64(),
+                    // A number that no table can have is no reference.
+                    Token::Int(value) => Some(value.to_u64().ok_or_else(|| malformed(handle_name(kind)))?),
                     Token::Bytes(_) if kind == RefKind::Local => None,
                     _ => return Err(malformed(handle_name(kind))),
                 };
@@ -720,6 +722,8 @@ mod tests {
             ("(dereference 4)", Defect::Dangling(4)),
             ("(list (reference 1 (list)) (reference 1 (list)))", Defect::DuplicateReference(1)),
             ("(remote luid)", malformed("remote")),
+            ("(remote -1)", malformed("remote")),
+            ("(a.Cache -1 (None))", malformed("instance")),
             ("(NoSuchType 1 2 3)", malformed("NoSuchType")),
         ] {
             assert_eq!(verdict(text, Limits::default()), Some(expected), "{text}");
