@@ -202,7 +202,7 @@ impl RawClient {
     }
 
     /// The next message; `None` when the other side has closed.
-    pub fn next(&mut self) -> Option<Message> {
+    pub fn message(&mut self) -> Option<Message> {
         let mut scanner = Scanner::new(Shape::Message, JellyLimits::default());
         loop {
             if let Some(scanned) = scanner.scan(&self.wire.received).expect("the host speaks Banana") {
@@ -250,7 +250,7 @@ impl RawClient {
 
     fn reply(&mut self, request: u64) -> Message {
         loop {
-            let message = self.next().expect("the host has closed the connection");
+            let message = self.message().expect("the host has closed the connection");
             if message.number == request && matches!(message.command.as_str(), "answer" | "error") {
                 return message;
             }

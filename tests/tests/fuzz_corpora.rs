@@ -2,6 +2,7 @@
 //! toolchain: `cd host && cargo +nightly fuzz run broker`.
 
 #[path = "../../host/fuzz/src/lib.rs"]
+#[expect(unreachable_pub, reason = "it is a crate of its own, too")]
 mod targets;
 
 use system_tests::workspace;

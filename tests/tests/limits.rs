@@ -137,7 +137,7 @@ fn after_login_depth_is_an_error_at_the_edge_and_a_string_too_long_closes() {
     let request = client.send(Ok(client.perspective), "echo", &tuple(&string(655_360)));
     client.answer(request);
     client.send(Ok(client.perspective), "echo", &tuple(&string(655_361)));
-    assert!(client.next().is_none(), "it closes");
+    assert!(client.message().is_none(), "it closes");
 }
 
 #[test]
@@ -173,16 +173,16 @@ fn calls_over_the_limit_wait_while_answers_go_on_being_read() {
     let mut client = RawClient::login(host.address(), "alice");
     let ask = client.begin("ask", &());
     let echo = client.begin("echo", &(5,));
-    let mind_call = client.next().expect("the mind is called");
+    let mind_call = client.message().expect("the mind is called");
     assert_eq!((mind_call.command.as_str(), mind_call.method.as_str()), ("message", "ask"));
     // (answer N 7): read though a call waits in front of it; or the call that waits would wait on itself.
     let mut answer = vec![3, 0x80, 27, 0x87];
     token::uint(&mut answer, mind_call.number);
     token::int(&mut answer, 7);
     client.wire.send(&answer);
-    let first = client.next().expect("an answer");
+    let first = client.message().expect("an answer");
     assert_eq!((first.command.as_str(), first.number), ("answer", ask));
-    let second = client.next().expect("an answer");
+    let second = client.message().expect("an answer");
     assert_eq!((second.command.as_str(), second.number), ("answer", echo));
 }
 
@@ -198,7 +198,7 @@ fn more_calls_than_may_wait_close_the_connection_and_nobody_else_notices() {
     for _ in 0..20 {
         client.send(Ok(client.perspective), "echo", &tuple(&string(1000)));
     }
-    assert!(client.next().is_none(), "it closes");
+    assert!(client.message().is_none(), "it closes");
     let request = other.begin("echo", &(1,));
     assert_eq!(other.answer(request).root().as_int(), Some(1));
 }
@@ -257,13 +257,35 @@ fn a_door_that_closes_lets_calls_in_flight_end() {
     let host = Embedded::start(Limits::default());
     let mut client = RawClient::login(host.address(), "alice");
     let ask = client.begin("ask", &());
-    let mind_call = client.next().expect("the mind is called");
+    let mind_call = client.message().expect("the mind is called");
     let mut answer = vec![3, 0x80, 27, 0x87];
     token::uint(&mut answer, mind_call.number);
     token::int(&mut answer, 7);
     client.wire.send(&answer);
     assert_eq!(client.answer(ask).root().as_int(), Some(7));
     host.close();
-    assert!(client.next().is_none());
+    assert!(client.message().is_none());
     assert!(TcpStream::connect(host.address()).is_err(), "nobody listens any more");
+}
+
+#[test]
+fn many_clients_at_once_each_get_their_own_answers() {
+    let host = Embedded::start(Limits::default());
+    let clients: Vec<_> = (0..200)
+        .map(|number| {
+            let address = host.address();
+            std::thread::spawn(move || {
+                let mut client = RawClient::login(address, "alice");
+                let requests: Vec<(u64, i64)> = (0..50)
+                    .map(|call| (client.begin("echo_int", &(number * 1000 + call,)), number * 1000 + call))
+                    .collect();
+                for (request, value) in requests {
+                    assert_eq!(client.answer(request).root().as_int(), Some(value));
+                }
+            })
+        })
+        .collect();
+    for client in clients {
+        client.join().expect("each client is served");
+    }
 }

@@ -63,7 +63,7 @@ fn a_new_era_attachment_ends_when_its_last_reference_is_dropped() {
     }
     // A second decref of it is of something that is not held.
     two.wire.send(&decref);
-    assert!(two.next().is_none(), "it closes, as Twisted does");
+    assert!(two.message().is_none(), "it closes, as Twisted does");
 }
 
 #[test]
@@ -73,7 +73,7 @@ fn a_client_that_goes_in_the_middle_of_a_call_harms_nobody() {
     let mut two = RawClient::login(host.address(), "alice");
     two.begin("never", &());
     two.begin("ask", &());
-    let called = two.next().expect("its mind is called");
+    let called = two.message().expect("its mind is called");
     assert_eq!(called.method, "ask");
     drop(two);
     let request = one.begin("echo", &(1,));
@@ -88,7 +88,7 @@ fn a_mind_is_given_back_when_the_service_lets_go_of_it() {
     jelly::token::uint(&mut decref, client.perspective);
     client.wire.send(&decref);
     // The attachment ends, and with it the service's hold on the client's object 1: (decref 1).
-    let message = client.next().expect("a decref");
+    let message = client.message().expect("a decref");
     assert_eq!((message.command.as_str(), message.number), ("decref", 1));
 }
 
@@ -102,7 +102,7 @@ fn references_in_arguments_are_given_back_once_each() {
     let mut released = 0;
     let mut answered = false;
     while released < 2 || !answered {
-        let message = client.next().expect("it lives on");
+        let message = client.message().expect("it lives on");
         match message.command.as_str() {
             "decref" => {
                 assert_eq!(message.number, 9);
