@@ -23,15 +23,16 @@ fn demo(home: &TestHome) -> Demo {
     command.args(["demo", "--listen", "127.0.0.1:0", "--workspace"]).arg(workspace());
     // Built where the demo builds them, whatever this test's own target directory is.
     command.env("CARGO_TARGET_DIR", system_tests::target());
-    let mut child = command.stdout(Stdio::piped()).stdin(Stdio::null()).spawn().expect("the demo runs");
-    let mut printed = Vec::new();
-    for line in BufReader::new(child.stdout.take().expect("it prints")).lines().map_while(Result::ok) {
-        printed.push(line);
-        if printed.last().is_some_and(|line| line.contains("Ctrl-C stops")) {
-            return Demo { child, printed };
+    let child = command.stdout(Stdio::piped()).stdin(Stdio::null()).spawn().expect("the demo runs");
+    let mut demo = Demo { child, printed: Vec::new() };
+    let lines = BufReader::new(demo.child.stdout.take().expect("it prints")).lines();
+    for line in lines.map_while(Result::ok) {
+        demo.printed.push(line);
+        if demo.printed.last().is_some_and(|line| line.contains("Ctrl-C stops")) {
+            return demo;
         }
     }
-    panic!("the demo ended: {printed:#?}");
+    panic!("the demo ended: {:#?}", demo.printed);
 }
 
 impl Demo {

@@ -27,7 +27,7 @@ macro_rules! services {
             use super::*;
 
             #[derive(Default)]
-            pub struct Here;
+            pub(super) struct Here;
 
             #[service($name, save = "never")]
             impl Service for Here {
@@ -47,7 +47,7 @@ macro_rules! services {
             }
 
             #[derive(Default)]
-            pub struct Nothing;
+            pub(super) struct Nothing;
 
             #[perspective]
             impl Nothing {}

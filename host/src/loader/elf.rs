@@ -30,9 +30,9 @@ pub fn check(file: &[u8], length: u64) -> Result<Extent, String> {
         return Err("it is no library: it does not start as an ELF file does".to_owned());
     }
     let truncated = || "it is only part of a library: was it copied whole?".to_owned();
-    let u16_at = |at: usize| Some(u16::from_le_bytes(file.get(at..at + 2)?.try_into().ok()?));
-    let u32_at = |at: usize| Some(u32::from_le_bytes(file.get(at..at + 4)?.try_into().ok()?));
-    let u64_at = |at: usize| Some(u64::from_le_bytes(file.get(at..at + 8)?.try_into().ok()?));
+    let u16_at = |at: usize| at_place(file, at).map(u16::from_le_bytes);
+    let u32_at = |at: usize| at_place(file, at).map(u32::from_le_bytes);
+    let u64_at = |at: usize| at_place(file, at).map(u64::from_le_bytes);
     if file.len() < 64 {
         return Err(truncated());
     }
@@ -80,6 +80,11 @@ pub fn check(file: &[u8], length: u64) -> Result<Extent, String> {
         return Err(truncated());
     }
     Ok(Extent { loaded })
+}
+
+/// Bytes at a place that the file itself names, which may be anywhere.
+fn at_place<const N: usize>(file: &[u8], at: usize) -> Option<[u8; N]> {
+    file.get(at..at.checked_add(N)?)?.try_into().ok()
 }
 
 #[cfg(test)]
