@@ -1,7 +1,6 @@
 //! The library's side of the wall.
 
 use std::fs::File;
-use std::io::Read;
 use std::os::fd::BorrowedFd;
 
 use abi_stable::library::{CheckTypeLayout, LibHeader};
@@ -118,8 +117,7 @@ impl Sleep for Eventfd {
                 return;
             };
             if let Ok(mut guard) = ready.readable().await {
-                // The count is of no interest; reading it takes it back to zero. The descriptor does not block.
-                let _ = ready.get_ref().read(&mut [0; 8]);
+                // Its count is never read: each write is told once, however high it stands (tokio waits for edges).
                 guard.clear_ready();
             }
         })

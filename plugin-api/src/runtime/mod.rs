@@ -29,6 +29,10 @@ use crate::manifest::Manifest;
 use crate::remote::Remote;
 use crate::service::{Callable, Save, Service};
 
+/// How many batches are served before tasks get a turn between them. A turn looks for events, which is a call of the
+/// system.
+const BATCHES_A_TURN: u32 = 8;
+
 /// The host, as the main loop sees it.
 pub(crate) trait Wall {
     /// Appends everything that waits.
@@ -133,6 +137,7 @@ impl<S: Service> Runtime<S> {
         let sleep = core.wall.sleep();
         let context = self.context();
         let mut batch = Vec::new();
+        let mut busy = 0u32;
         loop {
             core.flush();
             batch.clear();
@@ -162,8 +167,11 @@ impl<S: Service> Runtime<S> {
                 }
             }
             core.flush();
-            // Tasks get their turn, however busy the queue is.
-            tokio::task::yield_now().await;
+            // Tasks get their turn when the queue is empty, and now and then however busy it is.
+            busy = busy.wrapping_add(1);
+            if busy % BATCHES_A_TURN == 0 {
+                tokio::task::yield_now().await;
+            }
         }
     }
 
