@@ -5,6 +5,8 @@
 
 use std::sync::Arc;
 
+use unicode_normalization::UnicodeNormalization;
+
 use super::authorizer::Authorizer;
 use super::credential::{MasterKey, Password, Sealed};
 use super::error::{AuthorizerError, KeyNotFound, Refusal};
@@ -38,7 +40,8 @@ impl Challenge {
     /// A challenge of these random bytes. Twisted's is an md5 of random letters; only its length is seen.
     #[must_use]
     pub fn new(name: &str, bytes: [u8; 16]) -> Self {
-        Self { name: name.to_owned(), bytes }
+        // As names are kept: a client may have composed it otherwise.
+        Self { name: name.nfc().collect(), bytes }
     }
 
     /// What the client is to prove its password with.

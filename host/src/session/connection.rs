@@ -144,14 +144,9 @@ async fn run(
             if buffer.capacity() - buffer.len() < READ / 4 {
                 buffer.reserve(READ);
             }
-            let room = buffer.capacity() - buffer.len();
             match stream.try_read_buf(buffer) {
                 Ok(0) => return End::Closed,
-                Ok(count) => {
-                    // Less than there was room for: that was all there is. More will be told.
-                    readable = count == room;
-                    continue;
-                }
+                Ok(_) => continue,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => readable = false,
                 Err(error) => return error.into(),
             }

@@ -61,7 +61,7 @@ pub(super) struct InFlight {
 
 /// A service's reference to an object of the client's.
 pub(super) struct Held {
-    pub(super) slot: u64,
+    pub(super) slot: Arc<Slot>,
     pub(super) luid: u64,
     /// How often it was sent: each is given back.
     pub(super) count: u64,
@@ -109,7 +109,7 @@ pub(super) struct State {
     /// How large an answer is likely to be, in bytes: quick to rise, slow to fall.
     pub(super) answer_size: usize,
     /// Our calls of the client's objects: whose they are.
-    pub(super) outgoing: HashMap<u64, (u64, u64)>,
+    pub(super) outgoing: HashMap<u64, (Arc<Slot>, u64)>,
     pub(super) held: HashMap<u32, Held>,
     pub(super) held_by: HashMap<(u64, u64), u32>,
     /// How often each object of a service's was sent.

@@ -84,8 +84,8 @@ impl State {
             return Ok(());
         }
         let (mut arguments, mut keywords, mut handles) = (Vec::new(), Vec::new(), Vec::new());
-        self.translate_in(output, slot.number(), &call.arguments, &mut arguments, &mut handles);
-        self.translate_in(output, slot.number(), &call.keywords, &mut keywords, &mut handles);
+        self.translate_in(output, &slot, &call.arguments, &mut arguments, &mut handles);
+        self.translate_in(output, &slot, &call.keywords, &mut keywords, &mut handles);
         if !must_park {
             self.begin(&slot, in_flight, object, call.method, &arguments, &keywords, &handles);
             return Ok(());
@@ -137,11 +137,17 @@ impl State {
                     let Parked { call, object, method, arguments, keywords, handles } = parked;
                     self.begin(&slot, call, object, &method, &arguments, &keywords, &handles);
                 }
-                None if parked.call.answer => {
+                None => {
+                    // The service will not give back what it was never given.
+                    for handle in plugin_api::abi::frame::handles(&parked.handles) {
+                        self.release(output, parked.call.slot, handle, 1);
+                    }
+                    if !parked.call.answer {
+                        continue;
+                    }
                     let gone = Failure::new("twisted.spread.pb.DeadReferenceError", "the perspective was detached");
                     output.fail(parked.call.request, &gone);
                 }
-                None => {}
             }
         }
     }
@@ -193,7 +199,10 @@ impl State {
                             }
                             self.ended(slot, call).filter(|call| call.answer).map(|call| call.request)
                         }
-                        ToLibrary::Attach { attachment, .. } => self.refused(slot, attachment),
+                        ToLibrary::Attach { attachment, mind, .. } => {
+                            self.release(output, slot, mind, 1);
+                            self.refused(slot, attachment)
+                        }
                         _ => None,
                     };
                     if let Some(request) = request {
@@ -237,7 +246,7 @@ impl State {
             ToHost::Call { call, handle, answer, method, arguments, keywords } => {
                 let sent = self.call_client(output, slot, handle, answer, method, arguments, keywords);
                 match sent {
-                    Ok(request) => {
+                    Ok((request, slot)) => {
                         if answer {
                             self.outgoing.insert(request, (slot, call));
                         }
@@ -309,6 +318,23 @@ impl State {
         if let Some(defect) = scanned.defect {
             return Err(unsendable(defect));
         }
+        if !self.attachments.contains_key(&call.attachment) {
+            // What would be handed out by an attachment that has ended could never be given back.
+            let objects: Vec<u64> = scanned
+                .references
+                .iter()
+                .filter(|found| found.kind == RefKind::Remote)
+                .filter_map(|found| found.luid)
+                .collect();
+            if !objects.is_empty() {
+                if let Some(slot) = self.slot(call.slot) {
+                    for object in objects {
+                        self.say(&slot, &ToLibrary::Dropped { object, count: 1 });
+                    }
+                }
+                return Err(Failure::new("twisted.spread.pb.DeadReferenceError", "the perspective was detached"));
+            }
+        }
         let jelly = Jelly::new(value, scanned.references, 0, value.len());
         let (held, sent, slot, attachment) = (&self.held, &mut self.sent, call.slot, call.attachment);
         let connection = self.number;
@@ -341,9 +367,10 @@ impl State {
         method: &str,
         arguments: &[u8],
         keywords: &[u8],
-    ) -> Result<u64, Failure> {
-        let held = self.narrow(handle).and_then(|index| self.held.get(&index)).filter(|held| held.slot == slot);
-        let Some(luid) = held.map(|held| held.luid) else {
+    ) -> Result<(u64, Arc<Slot>), Failure> {
+        let held =
+            self.narrow(handle).and_then(|index| self.held.get(&index)).filter(|held| held.slot.number() == slot);
+        let Some((luid, owner)) = held.map(|held| (held.luid, Arc::clone(&held.slot))) else {
             return Err(Failure::new(
                 "twisted.spread.pb.DeadReferenceError",
                 "the client's object is not there any more",
@@ -383,12 +410,12 @@ impl State {
             Ok::<_, Failure>(translated.0)
         });
         settle(output, sent, exported, written.is_ok());
-        written
+        Ok((written?, owner))
     }
 
     fn release(&mut self, output: &mut Out, slot: u64, handle: u64, count: u64) {
         let Some(index) = self.narrow(handle) else { return };
-        let Some(held) = self.held.get_mut(&index).filter(|held| held.slot == slot) else {
+        let Some(held) = self.held.get_mut(&index).filter(|held| held.slot.number() == slot) else {
             return;
         };
         let count = count.min(held.count);
@@ -403,10 +430,7 @@ impl State {
 
     /// The client has answered a service's call.
     pub(super) fn answered(&mut self, output: &mut Out, request: u64, value: Jelly<'_>, defect: Option<&Defect>) {
-        let Some((slot, call)) = self.outgoing.remove(&request) else {
-            return;
-        };
-        let Some(slot) = self.slot(slot) else { return };
+        let Some((slot, call)) = self.outgoing.remove(&request) else { return };
         let wrong = defect.map(defective).or_else(|| {
             value.references().iter().find_map(|reference| self.acceptable(output, slot.number(), reference))
         });
@@ -420,16 +444,13 @@ impl State {
             return;
         }
         let (mut translated, mut handles) = (Vec::new(), Vec::new());
-        self.translate_in(output, slot.number(), &value, &mut translated, &mut handles);
+        self.translate_in(output, &slot, &value, &mut translated, &mut handles);
         self.say(&slot, &ToLibrary::Answer { call, value: &translated, handles: &handles });
     }
 
     /// The client's object has raised an error.
     pub(super) fn failed(&mut self, _: &mut Out, request: u64, failure: Jelly<'_>, defect: Option<&Defect>) {
-        let Some((slot, call)) = self.outgoing.remove(&request) else {
-            return;
-        };
-        let Some(slot) = self.slot(slot) else { return };
+        let Some((slot, call)) = self.outgoing.remove(&request) else { return };
         let failure = match defect {
             Some(defect) => defective(defect),
             None => Failure::read(failure.bytes())
@@ -458,7 +479,14 @@ impl State {
     }
 
     /// Writes a client's value as a service sees it. Its references were found acceptable.
-    fn translate_in(&mut self, output: &Out, slot: u64, value: &Jelly<'_>, into: &mut Vec<u8>, handles: &mut Vec<u8>) {
+    fn translate_in(
+        &mut self,
+        output: &Out,
+        slot: &Arc<Slot>,
+        value: &Jelly<'_>,
+        into: &mut Vec<u8>,
+        handles: &mut Vec<u8>,
+    ) {
         let translated = value.translate(into, |reference| {
             Ok::<_, std::convert::Infallible>(match (reference.kind, reference.luid) {
                 (RefKind::Remote, Some(luid)) => {
@@ -480,13 +508,13 @@ impl State {
     }
 
     /// The number by which a service knows an object of the client's, which was sent once more.
-    pub(super) fn hold(&mut self, slot: u64, luid: u64) -> u64 {
-        let index = match self.held_by.get(&(slot, luid)) {
+    pub(super) fn hold(&mut self, slot: &Arc<Slot>, luid: u64) -> u64 {
+        let index = match self.held_by.get(&(slot.number(), luid)) {
             Some(index) => *index,
             None => {
                 let index = self.fresh();
-                self.held.insert(index, Held { slot, luid, count: 0 });
-                self.held_by.insert((slot, luid), index);
+                self.held.insert(index, Held { slot: Arc::clone(slot), luid, count: 0 });
+                self.held_by.insert((slot.number(), luid), index);
                 index
             }
         };
@@ -529,7 +557,7 @@ impl State {
         let index = self.fresh();
         let attachment = self.wide(index);
         let mind = mind.map_or(0, |mind| {
-            let number = self.hold(slot.number(), mind.luid);
+            let number = self.hold(&slot, mind.luid);
             if mind.lent
                 && let Some(held) = self.narrow(number).and_then(|index| self.held.get_mut(&index))
             {
@@ -569,10 +597,8 @@ impl State {
             }
         }
         for (_, (slot, call)) in std::mem::take(&mut self.outgoing) {
-            if let Some(slot) = self.slot(slot) {
-                let (class, message) = ("twisted.spread.pb.PBConnectionLost", "the client has gone");
-                self.say(&slot, &ToLibrary::Failed { call, class, message });
-            }
+            let (class, message) = ("twisted.spread.pb.PBConnectionLost", "the client has gone");
+            self.say(&slot, &ToLibrary::Failed { call, class, message });
         }
         let attachments: Vec<u64> = self.attachments.keys().copied().collect();
         for attachment in attachments {
@@ -601,7 +627,7 @@ fn translate_out(
         // An untyped value that came from the client has it as it came: the client's own object, on its way home.
         RefKind::Remote if number >> 32 != 0 => {
             let mine = (number >> 32 == u64::from(connection)).then_some(number as u32);
-            let held = mine.and_then(|index| held.get(&index)).filter(|held| held.slot == slot);
+            let held = mine.and_then(|index| held.get(&index)).filter(|held| held.slot.number() == slot);
             let luid = held.ok_or_else(|| insecure(FOREIGN))?.luid;
             Ok((Translated::As(RefKind::Local, luid), None))
         }
@@ -613,7 +639,7 @@ fn translate_out(
         }
         RefKind::Local => {
             let mine = (number >> 32 == u64::from(connection)).then_some(number as u32);
-            let held = mine.and_then(|index| held.get(&index)).filter(|held| held.slot == slot);
+            let held = mine.and_then(|index| held.get(&index)).filter(|held| held.slot.number() == slot);
             let luid = held.ok_or_else(|| insecure(FOREIGN))?.luid;
             Ok((Translated::Number(luid), None))
         }
