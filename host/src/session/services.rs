@@ -435,6 +435,9 @@ impl State {
             value.references().iter().find_map(|reference| self.acceptable(output, slot.number(), reference))
         });
         if let Some(failure) = wrong {
+            // The client counts each of them as sent.
+            let sent = value.references().iter().filter(|reference| reference.kind == RefKind::Remote);
+            sent.for_each(|reference| output.release(reference.luid.unwrap_or(0), 1));
             let message = format!("the client's answer: {}", failure.value);
             self.say(&slot, &ToLibrary::Failed { call, class: &failure.class, message: &message });
             return;
