@@ -38,6 +38,7 @@
 //! * [`Service`] says what can be overridden: making, starting, stopping, attaching.
 //! * [`Handle`] is a way to an object of the service's own: `read` and `write` it, send it to a client.
 //! * [`Call`] is the call being served: who makes it, and the client's own object ([`Call::mind`]).
+//! * [`Cached`] is an object that clients get a copy of, and are told the changes of.
 //! * [`Remote`] is an object of the client's; [`Context`] is what the service knows of its surroundings.
 //! * [`Fault`] is an error with the class name that clients trap it by.
 //! * [`testing`] runs a service in a unit test, without a host.
@@ -49,6 +50,7 @@
 // The one room of this crate with `unsafe`: the wall.
 #[allow(unsafe_code)]
 pub mod abi;
+mod cached;
 mod call;
 mod context;
 mod fault;
@@ -60,6 +62,7 @@ mod runtime;
 mod service;
 pub mod testing;
 
+pub use cached::{Cacheable, Cached};
 pub use call::{Attachment, Call};
 pub use context::{Config, Context, blocking};
 pub use fault::{Fault, Result};
@@ -72,7 +75,9 @@ pub use service::{Callable, Save, Served, Service};
 
 /// All that a service usually needs.
 pub mod prelude {
-    pub use crate::{Attachment, Call, Config, Context, Fault, Handle, Remote, Result, Save, Service, Value};
+    pub use crate::{
+        Attachment, Cacheable, Cached, Call, Config, Context, Fault, Handle, Remote, Result, Save, Service, Value,
+    };
     pub use crate::{perspective, service};
     pub use serde::{Deserialize, Serialize};
 }

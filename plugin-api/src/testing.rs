@@ -79,6 +79,7 @@ struct State {
     attached: HashSet<u64>,
     minds: HashMap<u64, Mind>,
     lifecycle: Vec<std::result::Result<&'static str, String>>,
+    updates: HashMap<u64, Vec<(String, Value)>>,
 }
 
 #[derive(Default)]
@@ -175,7 +176,8 @@ impl<S: Service> TestHost<S> {
     }
 
     fn attach_as(&self, perspective: &str, identity: &str, mind: Option<Mind>) -> Result<TestClient<'_, S>> {
-        let attachment = self.number();
+        // Each client is a connection of its own, whose number is the upper half.
+        let attachment = self.number() << 32;
         let handle = if mind.is_some() { self.number() } else { 0 };
         if let Some(mind) = mind {
             self.state.borrow_mut().minds.insert(handle, mind);
@@ -290,6 +292,10 @@ impl<S: Service> TestHost<S> {
                 drop(state);
                 self.tell(&ToLibrary::Loaded { request, state: saved.as_deref() });
             }
+            ToHost::Update { attachment, method, arguments, .. } => {
+                let arguments = Value::decode(arguments).unwrap_or_else(|_| Value::none());
+                state.updates.entry(attachment).or_default().push((method.to_owned(), arguments));
+            }
             ToHost::Call { call, handle, answer, method, arguments, .. } => {
                 let mind = state.minds.remove(&handle);
                 // The mind may use the host.
@@ -374,6 +380,13 @@ impl<'h, S: Service> TestClient<'h, S> {
     /// When the arguments cannot be written.
     pub fn begin(&self, method: &str, arguments: impl Serialize) -> Result<TestCall<'h, S>> {
         self.send(method, &arguments, &HashMap::<String, u8>::new())
+    }
+
+    /// What this client was told of changes to cached objects, since it was asked last: methods and arguments. A
+    /// client of a real host is told only of those that it has.
+    #[must_use]
+    pub fn updates(&self) -> Vec<(String, Value)> {
+        self.host.state.borrow_mut().updates.remove(&self.attachment).unwrap_or_default()
     }
 
     fn send(&self, method: &str, arguments: &impl Serialize, keywords: &impl Serialize) -> Result<TestCall<'h, S>> {

@@ -107,8 +107,17 @@ fn python_2() -> Option<PathBuf> {
 
 pub(crate) fn run(python: &Path, environment: &[(&str, String)], program: &str, arguments: &[&str]) -> String {
     let path = crate::workspace().join("tests/twisted").join(program);
-    let mut command = Command::new(python);
-    command.arg("-W").arg("ignore").arg(path).args(arguments).stdin(Stdio::null());
+    // A guard: a program that waits for what never comes must not hold up all tests.
+    let mut command = Command::new("timeout");
+    command
+        .arg("--kill-after=5")
+        .arg("300")
+        .arg(python)
+        .arg("-W")
+        .arg("ignore")
+        .arg(path)
+        .args(arguments)
+        .stdin(Stdio::null());
     command.env("PYTHONDONTWRITEBYTECODE", "1").envs(environment.iter().map(|(name, value)| (name, value)));
     let output = command.output().expect("python runs");
     let (out, error) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));

@@ -23,7 +23,13 @@ class Note(pb.RemoteCopy):
     pass
 
 
+class Board(pb.RemoteCache):
+    def observe_moved(self, text):
+        self.moves.append(text)
+
+
 pb.setCopierForClass("golden.Note", Note)
+pb.setCopierForClass("golden.Board", Board)
 mind = Mind()
 
 
@@ -98,6 +104,18 @@ def shared():
         if answer[0] is not answer[1]:
             problems.append("not shared: %r" % (answer,))
     return mine.callRemote("echo", [one, one]).addCallback(check)
+
+
+@step
+def cached():
+    boards = []
+    def played(_):
+        # As many moves as others have made before, and this one, told before the answer came.
+        if boards[0].moves[-1] != u"d4":
+            problems.append("%r" % (boards[0].moves,))
+        return mine.callRemote("sameboard", boards[0]).addCallback(equal(True))
+    deferred = mine.callRemote("board").addCallback(boards.append)
+    return deferred.addCallback(lambda _: mine.callRemote("play", "d4")).addCallback(played)
 
 
 @step

@@ -1,6 +1,7 @@
 """The example of Twisted.Cred's documentation, from Twisted 26.10: two services on one port, one authorizer."""
 import datetime
 import decimal
+import gc
 
 from common import Mind, UsernamePassword, connect, defer, main, pb, trap
 
@@ -9,7 +10,22 @@ class Note(pb.RemoteCopy):
     pass
 
 
+class Board(pb.RemoteCache):
+    def observe_moved(self, text):
+        self.moves.append(text)
+        if self.heard is not None:
+            heard, self.heard = self.heard, None
+            heard.callback(None)
+
+    heard = None
+
+    def next(self):
+        self.heard = defer.Deferred()
+        return self.heard
+
+
 pb.setUnjellyableForClass("golden.Note", Note)
+pb.setUnjellyableForClass("golden.Board", Board)
 
 VALUES = [
     None, True, False, 0, 1, -1, 2**31 - 1, 2**31, -(2**31), -(2**31) - 1, 2**63, -(2**64), 2**447, -(2**448) + 1,
@@ -77,6 +93,31 @@ async def seed(reactor, port):
     assert await (await mine.callRemote("thing")).callRemote("touch") == 2
     assert await mine.callRemote("samething", thing) is True
     await trap(another.callRemote("now", thing), "builtins.TypeError", "twisted.spread.jelly.InsecureJelly")
+
+    # A cached object: its state comes once, its changes are told to all who have it, and it comes home.
+    board = await mine.callRemote("board")
+    assert isinstance(board, Board) and board.moves == [], vars(board)
+    other, _ = connect(reactor, int(port))
+    perspective = await other.login(UsernamePassword(b"alice/my service", b"alice-pw"))
+    theirs = await perspective.callRemote("board")
+    heard = theirs.next()
+    assert await mine.callRemote("play", "e4") == 1
+    assert board.moves == ["e4"], "a change is told before the answer to the call that made it"
+    await heard
+    assert theirs.moves == ["e4"], theirs.moves
+    again = await mine.callRemote("board")
+    assert await mine.callRemote("play", "e5") == 2
+    assert board.moves == again.moves == ["e4", "e5"], (board.moves, again.moves)
+    assert await mine.callRemote("sameboard", board) is True
+    await trap(mine.callRemote("samething", board), "builtins.TypeError")
+    await trap(another.callRemote("now", board), "builtins.TypeError", "twisted.spread.jelly.InsecureJelly")
+    # Let go of, it comes anew with its state of then.
+    del board, again
+    gc.collect()
+    await mine.callRemote("none")
+    assert await mine.callRemote("play", "Nf3") == 3
+    assert (await mine.callRemote("board")).moves == ["e4", "e5", "Nf3"]
+    other.disconnect()
 
     # Later answers do not hold up others.
     later = mine.callRemote("defer")

@@ -111,6 +111,8 @@ pub enum Event<'b, O> {
     },
     /// The peer has let go of its last reference to this object.
     Dropped(O),
+    /// The peer has let go of this object's state: it need not be told of changes any more.
+    Uncached(O),
     /// The peer did not understand one of our messages.
     DidNotUnderstand,
 }
@@ -253,6 +255,20 @@ impl Input {
                         return Ok(Some(Event::Dropped(object)));
                     }
                 },
+                Command::Decache(luid) => match output.tables.decache(luid) {
+                    None => return Err(PeerFault::UnknownReference("decache", luid)),
+                    Some(None) => {}
+                    Some(Some(object)) => {
+                        output.about("uncache", luid);
+                        self.served += end;
+                        return Ok(Some(Event::Uncached(object)));
+                    }
+                },
+                Command::Uncache(luid) => {
+                    if !output.tables.forget(luid) {
+                        return Err(PeerFault::UnknownReference("uncache", luid));
+                    }
+                }
                 Command::Unknown => {
                     let command = message.raw(0).unwrap_or_default().to_vec();
                     let start = output.bytes.len();
@@ -307,7 +323,7 @@ impl<O: Clone + Eq + Hash> Output<O> {
     /// Calls the peer's object `target`. `arguments` is a whole tuple, `keywords` a whole dictionary, in Jelly, with
     /// the numbers of this connection. Answers with the number under which the answer will come.
     pub fn call(&mut self, target: Target<'_>, method: &str, answer: bool, arguments: &[u8], keywords: &[u8]) -> u64 {
-        let (request, start) = self.begin_call(target, method, answer);
+        let (request, start) = self.begin_call("message", target, method, answer);
         self.bytes.extend_from_slice(arguments);
         self.bytes.extend_from_slice(keywords);
         transcode(&mut self.bytes, start, self.vocabulary);
@@ -325,9 +341,39 @@ impl<O: Clone + Eq + Hash> Output<O> {
         answer: bool,
         arguments: &Jelly<'_>,
         keywords: &Jelly<'_>,
+        translate: impl FnMut(&mut Tables<O>, &Reference) -> Result<Translated, E>,
+    ) -> Result<u64, E> {
+        self.send_translated("message", target, method, answer, arguments, keywords, translate)
+    }
+
+    /// Calls the peer's copy of a cached object of ours, to tell it of a change. No answer is wanted.
+    ///
+    /// # Errors
+    /// As `translate`; then nothing is sent.
+    pub fn update_translated<E>(
+        &mut self,
+        luid: u64,
+        method: &str,
+        arguments: &Jelly<'_>,
+        keywords: &Jelly<'_>,
+        translate: impl FnMut(&mut Tables<O>, &Reference) -> Result<Translated, E>,
+    ) -> Result<(), E> {
+        self.send_translated("cachemessage", Target::Luid(luid), method, false, arguments, keywords, translate)?;
+        Ok(())
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "the elements of one message")]
+    fn send_translated<E>(
+        &mut self,
+        command: &'static str,
+        target: Target<'_>,
+        method: &str,
+        answer: bool,
+        arguments: &Jelly<'_>,
+        keywords: &Jelly<'_>,
         mut translate: impl FnMut(&mut Tables<O>, &Reference) -> Result<Translated, E>,
     ) -> Result<u64, E> {
-        let (request, start) = self.begin_call(target, method, answer);
+        let (request, start) = self.begin_call(command, target, method, answer);
         let Self { bytes, tables, .. } = self;
         let written = arguments
             .translate(bytes, |reference| translate(tables, reference))
@@ -341,7 +387,7 @@ impl<O: Clone + Eq + Hash> Output<O> {
         Ok(request)
     }
 
-    fn begin_call(&mut self, target: Target<'_>, method: &str, answer: bool) -> (u64, usize) {
+    fn begin_call(&mut self, command: &str, target: Target<'_>, method: &str, answer: bool) -> (u64, usize) {
         self.request += 1;
         let request = self.request;
         if answer {
@@ -350,7 +396,7 @@ impl<O: Clone + Eq + Hash> Output<O> {
         let start = self.bytes.len();
         let out = &mut self.bytes;
         token::list(out, 7);
-        token::bytes(out, b"message");
+        token::bytes(out, command.as_bytes());
         token::uint(out, request);
         match target {
             Target::Name(name) => token::bytes(out, name.as_bytes()),
@@ -406,12 +452,23 @@ impl<O: Clone + Eq + Hash> Output<O> {
     /// Gives back `count` references to the peer's object: one for each time that it was sent.
     pub fn release(&mut self, luid: u64, count: u64) {
         for _ in 0..count {
-            let start = self.bytes.len();
-            token::list(&mut self.bytes, 2);
-            token::bytes(&mut self.bytes, b"decref");
-            token::uint(&mut self.bytes, luid);
-            transcode(&mut self.bytes, start, self.vocabulary);
+            self.about("decref", luid);
         }
+    }
+
+    /// Takes note of a cached object of the peer's that has come in once more, and gives it back: its state was read,
+    /// and no change of it is to be told.
+    pub fn decache(&mut self, luid: u64) {
+        self.tables.keep(luid);
+        self.about("decache", luid);
+    }
+
+    fn about(&mut self, command: &str, luid: u64) {
+        let start = self.bytes.len();
+        token::list(&mut self.bytes, 2);
+        token::bytes(&mut self.bytes, command.as_bytes());
+        token::uint(&mut self.bytes, luid);
+        transcode(&mut self.bytes, start, self.vocabulary);
     }
 
     /// The calls of ours that still wait for an answer.
@@ -442,6 +499,8 @@ fn transcode(out: &mut Vec<u8>, start: usize, vocabulary: bool) {
 enum Command {
     Event(Plain),
     Decref(u64),
+    Decache(u64),
+    Uncache(u64),
     Unknown,
     Nothing,
 }
@@ -534,14 +593,13 @@ impl<'a> Message<'a> {
                     _ => return Err(PeerFault::Malformed("version")),
                 }
             }
-            // We hold no cached object of a peer's, and none of ours is out: each of these names an unknown one.
             b"decache" => {
                 self.arity(2, "decache")?;
-                return Err(PeerFault::UnknownReference("decache", self.number(1, "decache")?));
+                Command::Decache(self.number(1, "decache")?)
             }
             b"uncache" => {
                 self.arity(2, "uncache")?;
-                return Err(PeerFault::UnknownReference("uncache", self.number(1, "uncache")?));
+                Command::Uncache(self.number(1, "uncache")?)
             }
             b"didNotUnderstand" => Command::Event(Plain::DidNotUnderstand),
             _ => Command::Unknown,

@@ -413,6 +413,10 @@ impl Driver {
                         Some(defect) => Err(Error::Jelly(defect.clone().into())),
                         None => Ok(answer(&value, &self.commands)),
                     };
+                    // A cached object is read once, as the state that came.
+                    for cache in value.references().iter().filter(|found| found.kind == RefKind::Cache) {
+                        output.decache(cache.luid.unwrap_or(0));
+                    }
                     let _ = waiting.send(answer);
                 }
                 Event::Error { request, failure, defect } => {
@@ -448,6 +452,10 @@ impl Driver {
                             let _ = commands.send(Command::Reply { request, result });
                         }
                     });
+                }
+                // One that came while the owner was not yet told that we need none.
+                Event::CacheCall(call) if call.answer => {
+                    output.answer(call.request, &[1, 0x80, 1, 0x87]);
                 }
                 Event::Dropped(number) => {
                     self.objects.remove(&number);

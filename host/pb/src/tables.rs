@@ -1,6 +1,6 @@
 //! Who holds what: the references of one connection, and their counts.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::hash::Hash;
 
 /// The peer holds as many of our objects as it may.
@@ -17,74 +17,31 @@ struct Export<O> {
     count: u64,
 }
 
-/// The tables of one connection. `O` names an object of ours; equal names are one object.
+/// Objects of one kind that the peer holds.
 #[derive(Debug)]
-pub struct Tables<O> {
+struct Held<O> {
     exports: HashMap<u64, Export<O>>,
     luids: HashMap<O, u64>,
-    next: u64,
-    limit: usize,
-    pub(crate) violations: u32,
 }
 
-impl<O: Clone + Eq + Hash> Tables<O> {
-    pub(crate) fn new(limit: usize) -> Self {
-        Self { exports: HashMap::new(), luids: HashMap::new(), next: 1, limit, violations: 0 }
+impl<O: Clone + Eq + Hash> Held<O> {
+    fn new() -> Self {
+        Self { exports: HashMap::new(), luids: HashMap::new() }
     }
 
-    pub(crate) fn set_limit(&mut self, limit: usize) {
-        self.limit = limit;
+    /// Counts one more of an object that the peer holds already.
+    fn again(&mut self, object: &O) -> Option<u64> {
+        let luid = *self.luids.get(object)?;
+        self.exports.get_mut(&luid)?.count += 1;
+        Some(luid)
     }
 
-    /// The luid under which `object` goes out once more: counts one reference of the peer's.
-    ///
-    /// # Errors
-    /// When the peer holds too many objects already.
-    pub fn export(&mut self, object: &O) -> Result<u64, TooManyReferences> {
-        if let Some(luid) = self.luids.get(object)
-            && let Some(export) = self.exports.get_mut(luid)
-        {
-            export.count += 1;
-            return Ok(*luid);
-        }
-        if self.exports.len() >= self.limit {
-            self.violations += 1;
-            return Err(TooManyReferences);
-        }
-        let luid = self.next;
-        self.next += 1;
+    fn insert(&mut self, luid: u64, object: &O) {
         self.exports.insert(luid, Export { object: object.clone(), count: 1 });
         self.luids.insert(object.clone(), luid);
-        Ok(luid)
     }
 
-    /// The object that the peer calls by this luid.
-    #[must_use]
-    pub fn exported(&self, luid: u64) -> Option<&O> {
-        self.exports.get(&luid).map(|export| &export.object)
-    }
-
-    /// All objects that the peer holds.
-    pub fn all_exported(&self) -> impl Iterator<Item = &O> {
-        self.exports.values().map(|export| &export.object)
-    }
-
-    /// Takes an object back, whatever the count: it is revoked.
-    pub fn revoke(&mut self, object: &O) {
-        if let Some(luid) = self.luids.remove(object) {
-            self.exports.remove(&luid);
-        }
-    }
-
-    /// Takes back one count of `object`: what it was exported for was not sent after all.
-    pub fn unexport(&mut self, object: &O) {
-        if let Some(luid) = self.luids.get(object).copied() {
-            self.decref(luid);
-        }
-    }
-
-    /// The peer has let go of one reference. `None`: there is no such luid. `Some(Some(object))`: it was the last.
-    pub(crate) fn decref(&mut self, luid: u64) -> Option<Option<O>> {
+    fn less(&mut self, luid: u64) -> Option<Option<O>> {
         let export = self.exports.get_mut(&luid)?;
         export.count -= 1;
         if export.count > 0 {
@@ -93,6 +50,140 @@ impl<O: Clone + Eq + Hash> Tables<O> {
         let export = self.exports.remove(&luid)?;
         self.luids.remove(&export.object);
         Some(Some(export.object))
+    }
+}
+
+/// The tables of one connection. `O` names an object of ours; equal names are one object.
+#[derive(Debug)]
+pub struct Tables<O> {
+    references: Held<O>,
+    /// Objects whose state the peer has, and is told the changes of.
+    caches: Held<O>,
+    /// Cached objects of the peer's that we have not been told the end of.
+    kept: HashSet<u64>,
+    next: u64,
+    limit: usize,
+    pub(crate) violations: u32,
+}
+
+impl<O: Clone + Eq + Hash> Tables<O> {
+    pub(crate) fn new(limit: usize) -> Self {
+        Self { references: Held::new(), caches: Held::new(), kept: HashSet::new(), next: 1, limit, violations: 0 }
+    }
+
+    pub(crate) fn set_limit(&mut self, limit: usize) {
+        self.limit = limit;
+    }
+
+    fn fresh(&mut self, held: usize) -> Result<u64, TooManyReferences> {
+        if held >= self.limit {
+            self.violations += 1;
+            return Err(TooManyReferences);
+        }
+        let luid = self.next;
+        self.next += 1;
+        Ok(luid)
+    }
+
+    /// The luid under which `object` goes out once more: counts one reference of the peer's.
+    ///
+    /// # Errors
+    /// When the peer holds too many objects already.
+    pub fn export(&mut self, object: &O) -> Result<u64, TooManyReferences> {
+        if let Some(luid) = self.references.again(object) {
+            return Ok(luid);
+        }
+        let luid = self.fresh(self.references.exports.len())?;
+        self.references.insert(luid, object);
+        Ok(luid)
+    }
+
+    /// The luid under which a cached object goes out once more, and whether its state must go with it: the peer has
+    /// not had it.
+    ///
+    /// # Errors
+    /// When the peer has too many already.
+    pub fn cache(&mut self, object: &O) -> Result<(u64, bool), TooManyReferences> {
+        if let Some(luid) = self.caches.again(object) {
+            return Ok((luid, false));
+        }
+        let luid = self.fresh(self.caches.exports.len())?;
+        self.caches.insert(luid, object);
+        Ok((luid, true))
+    }
+
+    /// The object that the peer calls by this luid.
+    #[must_use]
+    pub fn exported(&self, luid: u64) -> Option<&O> {
+        self.references.exports.get(&luid).map(|export| &export.object)
+    }
+
+    /// The object whose state the peer has under this luid.
+    #[must_use]
+    pub fn cached(&self, luid: u64) -> Option<&O> {
+        self.caches.exports.get(&luid).map(|export| &export.object)
+    }
+
+    /// The luid under which the peer has this object's state, if it has.
+    #[must_use]
+    pub fn cached_as(&self, object: &O) -> Option<u64> {
+        self.caches.luids.get(object).copied()
+    }
+
+    /// All objects that the peer holds.
+    pub fn all_exported(&self) -> impl Iterator<Item = &O> {
+        self.references.exports.values().map(|export| &export.object)
+    }
+
+    /// Takes an object back, whatever the count: it is revoked.
+    pub fn revoke(&mut self, object: &O) {
+        if let Some(luid) = self.references.luids.remove(object) {
+            self.references.exports.remove(&luid);
+        }
+    }
+
+    /// Takes back one count of `object`: what it was exported for was not sent after all.
+    pub fn unexport(&mut self, object: &O) {
+        if let Some(luid) = self.references.luids.get(object).copied() {
+            self.references.less(luid);
+        }
+    }
+
+    /// As [`Tables::unexport`], for a cached object.
+    pub fn uncache(&mut self, object: &O) {
+        if let Some(luid) = self.caches.luids.get(object).copied() {
+            self.caches.less(luid);
+        }
+    }
+
+    /// The peer has let go of one reference. `None`: there is no such luid. `Some(Some(object))`: it was the last.
+    pub(crate) fn decref(&mut self, luid: u64) -> Option<Option<O>> {
+        self.references.less(luid)
+    }
+
+    /// As [`Tables::decref`], for a cached object.
+    pub(crate) fn decache(&mut self, luid: u64) -> Option<Option<O>> {
+        self.caches.less(luid)
+    }
+
+    /// A cached object of the peer's has come in.
+    pub(crate) fn keep(&mut self, luid: u64) {
+        if self.kept.len() >= self.limit {
+            self.violations += 1;
+        } else {
+            self.kept.insert(luid);
+        }
+    }
+
+    /// Whether a cached object of the peer's is here.
+    #[must_use]
+    pub fn keeps(&self, luid: u64) -> bool {
+        self.kept.contains(&luid)
+    }
+
+    /// The peer has ended a cached object of its own; false: it is not here.
+    pub(crate) fn forget(&mut self, luid: u64) -> bool {
+        self.kept.remove(&luid)
     }
 }
 
@@ -110,6 +201,19 @@ mod tests {
         assert_eq!(tables.decref(1), Some(Some('a')));
         assert_eq!(tables.decref(1), None);
         assert_eq!(tables.export(&'a'), Ok(3));
+    }
+
+    #[test]
+    fn a_cached_object_goes_out_with_its_state_once_and_its_luid_is_nobody_elses() {
+        let mut tables = Tables::new(1024);
+        assert_eq!(tables.export(&'a'), Ok(1));
+        assert_eq!(tables.cache(&'a'), Ok((2, true)));
+        assert_eq!(tables.cache(&'a'), Ok((2, false)));
+        assert_eq!((tables.cached(2), tables.cached(1), tables.exported(2)), (Some(&'a'), None, None));
+        assert_eq!(tables.decache(2), Some(None));
+        assert_eq!(tables.decache(2), Some(Some('a')));
+        assert_eq!(tables.decache(2), None);
+        assert_eq!(tables.cache(&'a'), Ok((3, true)));
     }
 
     #[test]

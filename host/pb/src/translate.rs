@@ -16,7 +16,7 @@ pub struct Jelly<'b> {
 pub enum Translated {
     /// The same kind of reference with this number.
     Number(u64),
-    /// A reference of another kind, with this number.
+    /// A reference of another kind, with this number, in place of the whole (of a cached object's state, too).
     As(RefKind, u64),
     /// Python's None: what Twisted makes of a `(local n)` that it does not know.
     None,
@@ -59,6 +59,11 @@ impl<'b> Jelly<'b> {
         let before = out.len();
         let mut copied = 0;
         for reference in self.references {
+            let at = |position: usize| position.saturating_sub(self.base).min(self.bytes.len());
+            if at(reference.open) < copied {
+                // It stands in the state of a cached object that is not sent again.
+                continue;
+            }
             let new = match translate(reference) {
                 Ok(new) => new,
                 Err(error) => {
@@ -66,7 +71,6 @@ impl<'b> Jelly<'b> {
                     return Err(error);
                 }
             };
-            let at = |position: usize| position.saturating_sub(self.base).min(self.bytes.len());
             match new {
                 Translated::Number(number) => {
                     out.extend_from_slice(&self.bytes[copied..at(reference.start)]);
@@ -84,7 +88,10 @@ impl<'b> Jelly<'b> {
                     token::bytes(out, b"None");
                 }
             }
-            copied = at(reference.end);
+            copied = match new {
+                Translated::Number(_) => at(reference.end),
+                Translated::As(..) | Translated::None => at(reference.close),
+            };
         }
         out.extend_from_slice(&self.bytes[copied..]);
         Ok(())

@@ -91,7 +91,9 @@ impl Line {
     /// One frame that waits for nothing any more.
     fn out(&self, frame: &ToHost<'_>, raw: &[u8], delivery: &mut Delivery<'_>) {
         match frame {
-            ToHost::Answer { call: number, .. } | ToHost::Attached { attachment: number } => {
+            ToHost::Answer { call: number, .. }
+            | ToHost::Attached { attachment: number }
+            | ToHost::Update { attachment: number, .. } => {
                 delivery.deliver(*number, self.slot, raw);
             }
             ToHost::Failed { call, fault, message, .. } => {
@@ -176,6 +178,8 @@ impl Line {
                         self.tell(&ToLibrary::Failed { call, class, message });
                     }
                 }
+                // What was to be told of has not come to pass.
+                ToHost::Update { .. } => {}
                 other => self.out(&other, raw, delivery),
             }
         }

@@ -32,6 +32,8 @@ pub(super) enum Object {
     Perspective(u64),
     /// An object of a service's own, which came by this attachment.
     Service { attachment: u64, object: u64 },
+    /// A cached object of a service's own, whose state the client has.
+    Cached { slot: u64, object: u64 },
 }
 
 /// Which words a client used to log in: they differ in how long an attachment lasts.
@@ -169,16 +171,23 @@ impl Desk {
                     None if matches!(call.target, pb::Target::Name("root")) => {
                         state.call_login(output, None, &call).await;
                     }
-                    None if call.answer => {
+                    Some(Object::Cached { .. }) | None if call.answer => {
                         output.fail(call.request, &Failure::new("twisted.spread.pb.Error", "Invalid Object ID"));
                     }
-                    None => {}
+                    Some(Object::Cached { .. }) | None => {}
                 },
-                // No cached object of a client's is ever kept: there is none to observe.
-                Event::CacheCall(call) if call.answer => {
-                    let luid = if let pb::Target::Luid(luid) = call.target { luid } else { 0 };
-                    output.fail(call.request, &Failure::new("KeyError", luid.to_string()));
-                }
+                // No cached object of a client's is observed; one that was given back may not know it yet.
+                Event::CacheCall(call) if call.answer => match call.target {
+                    pb::Target::Luid(luid) if output.tables.keeps(luid) => {
+                        output.answer(call.request, &[1, 0x80, 1, 0x87]);
+                    }
+                    pb::Target::Luid(luid) => {
+                        output.fail(call.request, &Failure::new("KeyError", luid.to_string()));
+                    }
+                    pb::Target::Name(name) => {
+                        output.fail(call.request, &Failure::new("KeyError", name));
+                    }
+                },
                 Event::Answer { request, value, defect } => state.answered(output, request, value, defect),
                 Event::Error { request, failure, defect } => state.failed(output, request, failure, defect),
                 Event::Dropped(object) => state.dropped(object),

@@ -68,10 +68,7 @@ impl State {
         let slot = Arc::clone(&attached.slot);
         let references = || call.arguments.references().iter().chain(call.keywords.references());
         if let Some(failure) = references().find_map(|reference| self.acceptable(output, slot.number(), reference)) {
-            for reference in references().filter(|reference| reference.kind == RefKind::Remote) {
-                // The client counts each of them as sent.
-                output.release(reference.luid.unwrap_or(0), 1);
-            }
+            give_back(output, references());
             refuse(output, &failure);
             return Ok(());
         }
@@ -261,6 +258,9 @@ impl State {
                 }
             }
             ToHost::Release { handle, count } => self.release(output, slot, handle, count),
+            ToHost::Update { object, method, arguments, keywords, .. } => {
+                self.update(output, slot, object, method, arguments, keywords);
+            }
             _ => {}
         }
     }
@@ -376,27 +376,8 @@ impl State {
                 "the client's object is not there any more",
             ));
         };
-        let attachment = self
-            .attachments
-            .iter()
-            .find(|(_, attached)| attached.slot.number() == slot)
-            .map_or(0, |(attachment, _)| *attachment);
-        let unsendable =
-            |why: &dyn std::fmt::Display| Failure::new("TypeError", format!("the arguments cannot be sent: {why}"));
-        let whole =
-            |scanned: Result<Option<jelly::Scanned<'_>>, jelly::token::BananaError>, length: usize| match scanned {
-                Ok(Some(scanned)) if scanned.end == length => match scanned.defect {
-                    Some(defect) => Err(unsendable(defect)),
-                    None => Ok(()),
-                },
-                Ok(_) => Err(unsendable(&"they are not one whole value")),
-                Err(error) => Err(unsendable(&error)),
-            };
-        let checked = whole(self.scanner.scan(arguments), arguments.len())
-            .and_then(|()| whole(self.keyword_scanner.scan(keywords), keywords.len()));
-        if let Err(failure) = checked {
-            return Err(self.afresh(failure));
-        }
+        let attachment = self.attachment_to(slot);
+        self.scan_both(arguments, keywords)?;
         let arguments = Jelly::new(arguments, self.scanner.last().references, 0, arguments.len());
         let keywords = Jelly::new(keywords, self.keyword_scanner.last().references, 0, keywords.len());
         let (held, sent, connection) = (&self.held, &mut self.sent, self.number);
@@ -411,6 +392,56 @@ impl State {
         });
         settle(output, sent, exported, written.is_ok());
         Ok((written?, owner))
+    }
+
+    /// Scans the arguments of a service's call; what was found is what the two scanners found last.
+    fn scan_both(&mut self, arguments: &[u8], keywords: &[u8]) -> Result<(), Failure> {
+        let unsendable =
+            |why: &dyn std::fmt::Display| Failure::new("TypeError", format!("the arguments cannot be sent: {why}"));
+        let whole =
+            |scanned: Result<Option<jelly::Scanned<'_>>, jelly::token::BananaError>, length: usize| match scanned {
+                Ok(Some(scanned)) if scanned.end == length => match scanned.defect {
+                    Some(defect) => Err(unsendable(defect)),
+                    None => Ok(()),
+                },
+                Ok(_) => Err(unsendable(&"they are not one whole value")),
+                Err(error) => Err(unsendable(&error)),
+            };
+        let checked = whole(self.scanner.scan(arguments), arguments.len())
+            .and_then(|()| whole(self.keyword_scanner.scan(keywords), keywords.len()));
+        checked.map_err(|failure| self.afresh(failure))
+    }
+
+    /// A service tells of a change to a cached object of its own: the client hears of it if it has the object.
+    fn update(&mut self, output: &mut Out, slot: u64, object: u64, method: &str, arguments: &[u8], keywords: &[u8]) {
+        let Some(luid) = output.tables.cached_as(&Object::Cached { slot, object }) else {
+            return;
+        };
+        let attachment = self.attachment_to(slot);
+        let told = self.scan_both(arguments, keywords).and_then(|()| {
+            let arguments = Jelly::new(arguments, self.scanner.last().references, 0, arguments.len());
+            let keywords = Jelly::new(keywords, self.keyword_scanner.last().references, 0, keywords.len());
+            let (held, sent, connection) = (&self.held, &mut self.sent, self.number);
+            let mut exported = Vec::new();
+            let written = output.update_translated(luid, method, &arguments, &keywords, |tables, reference| {
+                let translated = translate_out(tables, held, connection, slot, attachment, reference)?;
+                exported.extend(translated.1);
+                Ok::<_, Failure>(translated.0)
+            });
+            settle(output, sent, exported, written.is_ok());
+            written
+        });
+        if let Err(failure) = told {
+            tracing::warn!(peer = self.peer, "a client was not told of a change: {}", failure.value);
+        }
+    }
+
+    /// Some attachment of this client's to a service; 0 if there is none.
+    fn attachment_to(&self, slot: u64) -> u64 {
+        self.attachments
+            .iter()
+            .find(|(_, attached)| attached.slot.number() == slot)
+            .map_or(0, |(attachment, _)| *attachment)
     }
 
     fn release(&mut self, output: &mut Out, slot: u64, handle: u64, count: u64) {
@@ -435,9 +466,7 @@ impl State {
             value.references().iter().find_map(|reference| self.acceptable(output, slot.number(), reference))
         });
         if let Some(failure) = wrong {
-            // The client counts each of them as sent.
-            let sent = value.references().iter().filter(|reference| reference.kind == RefKind::Remote);
-            sent.for_each(|reference| output.release(reference.luid.unwrap_or(0), 1));
+            give_back(output, value.references().iter());
             let message = format!("the client's answer: {}", failure.value);
             self.say(&slot, &ToLibrary::Failed { call, class: &failure.class, message: &message });
             return;
@@ -473,11 +502,16 @@ impl State {
                     Object::Service { attachment, .. } => {
                         self.attachments.get(attachment).is_some_and(|attached| attached.slot.number() == slot)
                     }
-                    Object::Login(_) | Object::Perspective(_) => false,
+                    Object::Login(_) | Object::Perspective(_) | Object::Cached { .. } => false,
                 };
                 (!mine).then(|| insecure(FOREIGN))
             }
-            RefKind::Cached | RefKind::Lcache | RefKind::Cache => Some(insecure("a cached object: services take none")),
+            RefKind::Lcache => {
+                let object = reference.luid.and_then(|luid| output.tables.cached(luid));
+                let mine = matches!(object, Some(Object::Cached { slot: of, .. }) if *of == slot);
+                (!mine).then(|| insecure(FOREIGN))
+            }
+            RefKind::Cached | RefKind::Cache => Some(insecure("a cached object of the client's: services take none")),
         }
     }
 
@@ -499,6 +533,10 @@ impl State {
                 }
                 (RefKind::Local, Some(luid)) => match output.tables.exported(luid) {
                     Some(Object::Service { object, .. }) => Translated::Number(*object),
+                    _ => Translated::None,
+                },
+                (RefKind::Lcache, Some(luid)) => match output.tables.cached(luid) {
+                    Some(Object::Cached { object, .. }) => Translated::As(RefKind::Local, *object),
                     _ => Translated::None,
                 },
                 _ => Translated::None,
@@ -533,6 +571,8 @@ impl State {
             Object::Login(index) => {
                 self.login.remove(&index);
             }
+            // Its state is let go of by `decache` alone.
+            Object::Cached { .. } => {}
             Object::Perspective(attachment) => {
                 if self.attachments.get(&attachment).is_some_and(|attached| attached.era == Era::New) {
                     self.detach(attachment);
@@ -646,16 +686,39 @@ fn translate_out(
             let luid = held.ok_or_else(|| insecure(FOREIGN))?.luid;
             Ok((Translated::Number(luid), None))
         }
-        RefKind::Cached | RefKind::Lcache | RefKind::Cache => Err(insecure("a cached object: it cannot be sent yet")),
+        RefKind::Cache => {
+            let object = Object::Cached { slot, object: number };
+            let (luid, first) =
+                tables.cache(&object).map_err(|error| Failure::new("twisted.spread.pb.Error", error.to_string()))?;
+            let translated = if first { Translated::Number(luid) } else { Translated::As(RefKind::Cached, luid) };
+            Ok((translated, Some(object)))
+        }
+        RefKind::Cached | RefKind::Lcache => Err(insecure(FOREIGN)),
+    }
+}
+
+/// What has come with a value that nobody takes: the client counts each of them as sent.
+fn give_back<'r>(output: &mut Out, references: impl Iterator<Item = &'r Reference>) {
+    for reference in references {
+        match (reference.kind, reference.luid) {
+            (RefKind::Remote, Some(luid)) => output.release(luid, 1),
+            (RefKind::Cache | RefKind::Cached, Some(luid)) => output.decache(luid),
+            _ => {}
+        }
     }
 }
 
 /// Counts what was sent, or takes back what was not.
 fn settle(output: &mut Out, sent: &mut std::collections::HashMap<Object, u64>, exported: Vec<Object>, written: bool) {
     for object in exported {
-        *sent.entry(object).or_insert(0) += 1;
-        if !written {
-            output.tables.unexport(&object);
+        match (object, written) {
+            (Object::Cached { .. }, true) => {}
+            (Object::Cached { .. }, false) => output.tables.uncache(&object),
+            (_, true) => *sent.entry(object).or_insert(0) += 1,
+            (_, false) => {
+                *sent.entry(object).or_insert(0) += 1;
+                output.tables.unexport(&object);
+            }
         }
     }
 }

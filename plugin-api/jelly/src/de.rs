@@ -512,6 +512,11 @@ impl<'de> de::Deserializer<'de> for &mut Deserializer<'de> {
         }
         self.with_head(|this, head| match head {
             Head::Instance(tag, 1) if tag == name.as_bytes() => de::Deserializer::deserialize_map(this, visitor),
+            // A cached object reads as its state.
+            Head::Instance(tag, 2) if tag == name.as_bytes() => {
+                this.number()?;
+                de::Deserializer::deserialize_map(this, visitor)
+            }
             other => Err(Error::Unexpected { expected: name, found: other.describe() }),
         })
     }

@@ -102,6 +102,8 @@ pub struct Reference {
     pub start: usize,
     /// Where that token ends.
     pub end: usize,
+    /// Where its list ends. A cached object's state, with references of its own, stands before it.
+    pub close: usize,
 }
 
 /// What a scan found out about a complete expression.
@@ -167,8 +169,8 @@ struct Frame {
     hashable: bool,
     /// The count of values when it began.
     values: u64,
-    /// Where its number stands (an instance that may be a cache).
-    luid: (usize, usize, Option<u64>),
+    /// The reference that it is (an instance that is cached).
+    reference: usize,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -353,7 +355,10 @@ impl Scanner {
                         return Err(malformed("instance"));
                     };
                     let luid = value.to_u64().ok_or_else(|| malformed("instance"))?;
-                    frame.luid = (start, self.at, Some(luid));
+                    frame.reference = self.references.len();
+                    let (open, end) = (frame.open, self.at);
+                    let kind = RefKind::Cache;
+                    self.references.push(Reference { kind, luid: Some(luid), open, start, end, close: end });
                 } else {
                     self.value(token, start)?;
                 }
@@ -423,7 +428,7 @@ impl Scanner {
                 };
                 frame.kind = Kind::Full;
                 let open = frame.open;
-                self.references.push(Reference { kind, luid, open, start, end: self.at });
+                self.references.push(Reference { kind, luid, open, start, end: self.at, close: self.at });
             }
         }
         self.close()
@@ -488,8 +493,9 @@ impl Scanner {
                     }
                 }
                 Kind::Instance if frame.length == 3 => {
-                    let (start, end, luid) = frame.luid;
-                    self.references.push(Reference { kind: RefKind::Cache, luid, open: frame.open, start, end });
+                    if let Some(reference) = self.references.get_mut(frame.reference) {
+                        reference.close = self.at;
+                    }
                 }
                 _ => {}
             }
@@ -509,7 +515,7 @@ impl Scanner {
 
 impl Frame {
     fn new(kind: Kind, length: u32, open: usize, depth: usize, values: u64) -> Self {
-        Self { kind, left: length, length, open, deepest: depth, hashable: true, values, luid: (0, 0, None) }
+        Self { kind, left: length, length, open, deepest: depth, hashable: true, values, reference: 0 }
     }
 }
 

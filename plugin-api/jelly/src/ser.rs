@@ -50,6 +50,8 @@ enum Special {
     Decimal,
     Value,
     Reference(&'static str),
+    /// A tuple whose first element is its tag.
+    Cache,
 }
 
 /// The serializer behind [`to_vec`].
@@ -252,6 +254,7 @@ impl<'a> ser::Serializer for &'a mut Serializer<'_> {
             name::REMOTE => Special::Reference("remote"),
             name::LOCAL => Special::Reference("local"),
             name::CACHED => Special::Reference("cached"),
+            name::CACHE => Special::Cache,
             _ => Special::None,
         };
         value.serialize(&mut Serializer { out: self.out, special })
@@ -275,6 +278,10 @@ impl<'a> ser::Serializer for &'a mut Serializer<'_> {
     }
 
     fn serialize_tuple(self, length: usize) -> Result<Compound<'a>> {
+        if self.special == Special::Cache {
+            token::list(&mut self.out.bytes, length);
+            return Ok(Compound { out: self.out, tag: "", start: 0, body: 0, announced: Some(length), count: 0 });
+        }
         let tag = if self.special == Special::Decimal { "decimal" } else { "tuple" };
         Ok(self.begin(tag, Some(length)))
     }

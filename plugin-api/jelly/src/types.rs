@@ -26,6 +26,7 @@ pub(crate) mod name {
     pub(crate) const REMOTE: &str = "$jelly::remote";
     pub(crate) const LOCAL: &str = "$jelly::local";
     pub(crate) const CACHED: &str = "$jelly::cached";
+    pub(crate) const CACHE: &str = "$jelly::cache";
 }
 
 /// The names under which a reference passes through serde as its number: for `plugin-api` and `pb`, whose types they
@@ -37,6 +38,19 @@ pub mod reference {
     pub const LOCAL: &str = super::name::LOCAL;
     /// `(cached n)`: a cached object of the writer's.
     pub const CACHED: &str = super::name::CACHED;
+    /// `("type" n state)`: a cached object of the writer's, with its state. Around a tuple of the type's name as bytes
+    /// ([`super::Name`]), the number, and the state.
+    pub const CACHE: &str = super::name::CACHE;
+}
+
+/// The name of a type, as it stands at the head of its values.
+#[derive(Debug, Clone, Copy)]
+pub struct Name<'a>(pub &'a str);
+
+impl Serialize for Name<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_newtype_struct(name::BYTES, &Raw(self.0.as_bytes()))
+    }
 }
 
 /// Writes a string of bytes without copying it: what a newtype wraps that holds `&[u8]`.

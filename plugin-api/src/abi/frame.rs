@@ -297,6 +297,19 @@ frames! {
             /// The library's number for it.
             call: number,
         }
+        /// A cached object has changed: the clients of one connection that have it are told.
+        15 Update {
+            /// Any number of that connection's: the one of an attachment.
+            attachment: number,
+            /// The object.
+            object: number,
+            /// The method of the client's copy that is called, without its prefix.
+            method: text,
+            /// A tuple in Jelly.
+            arguments: bytes,
+            /// A dictionary in Jelly.
+            keywords: bytes,
+        }
     }
 }
 

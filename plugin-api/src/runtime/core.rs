@@ -2,7 +2,7 @@
 
 use std::any::Any;
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::rc::{Rc, Weak};
 
 use tokio::sync::{Notify, oneshot};
@@ -65,6 +65,9 @@ pub(crate) struct Core {
     objects: RefCell<HashMap<u64, Exported>>,
     addresses: RefCell<HashMap<usize, u64>>,
     remotes: RefCell<HashMap<u64, Weak<remote::Shared>>>,
+    caches: RefCell<HashMap<u64, Weak<dyn Any>>>,
+    /// The attachments of each connection: one of them names it.
+    connections: RefCell<BTreeMap<u32, Vec<u64>>>,
     scratch: RefCell<Vec<u8>>,
 }
 
@@ -79,6 +82,8 @@ impl Core {
             objects: RefCell::default(),
             addresses: RefCell::default(),
             remotes: RefCell::default(),
+            caches: RefCell::default(),
+            connections: RefCell::default(),
             scratch: RefCell::default(),
         })
     }
@@ -237,6 +242,48 @@ impl Core {
 
     pub(crate) fn forget_remote(&self, handle: u64) {
         self.remotes.borrow_mut().remove(&handle);
+    }
+
+    /// A number for a cached object that goes out for the first time.
+    pub(crate) fn cached(&self, object: Weak<dyn Any>) -> u64 {
+        let number = self.number();
+        self.caches.borrow_mut().insert(number, object);
+        number
+    }
+
+    pub(crate) fn known_cached(&self, number: u64) -> Option<Weak<dyn Any>> {
+        self.caches.borrow().get(&number).cloned()
+    }
+
+    pub(crate) fn forget_cached(&self, number: u64) {
+        self.caches.borrow_mut().remove(&number);
+    }
+
+    /// A client has come to an attachment.
+    pub(crate) fn connected(&self, attachment: u64) {
+        self.connections.borrow_mut().entry((attachment >> 32) as u32).or_default().push(attachment);
+    }
+
+    /// A client has gone from an attachment.
+    pub(crate) fn disconnected(&self, attachment: u64) {
+        let mut connections = self.connections.borrow_mut();
+        let connection = (attachment >> 32) as u32;
+        if let Some(attachments) = connections.get_mut(&connection) {
+            attachments.retain(|other| *other != attachment);
+            if attachments.is_empty() {
+                connections.remove(&connection);
+            }
+        }
+    }
+
+    /// Tells every connection of a change: the host knows which of them have the object.
+    pub(crate) fn update(&self, object: u64, method: &str, arguments: &[u8]) {
+        const NO_KEYWORDS: &[u8] = &[1, 0x80, 5, 0x87];
+        let connections = self.connections.borrow();
+        for attachment in connections.values().filter_map(|attachments| attachments.first()) {
+            let attachment = *attachment;
+            self.push(&ToHost::Update { attachment, object, method, arguments, keywords: NO_KEYWORDS });
+        }
     }
 
     /// Drops everything that was handed out, and everybody who waits.

@@ -385,6 +385,7 @@ impl<S: Service> Runtime<S> {
 
     fn attach(&self, attachment: Attachment) {
         let id = attachment.id();
+        self.core.connected(id);
         self.attachments.borrow_mut().insert(id, Attaching::Pending { gone: false });
         let me = self.me();
         let mut attaching: Pin<Box<dyn Future<Output = ()>>> = Box::pin(async move {
@@ -401,6 +402,7 @@ impl<S: Service> Runtime<S> {
                 }
                 Err(fault) => {
                     me.attachments.borrow_mut().remove(&id);
+                    me.core.disconnected(id);
                     me.core.push(&failed(id, &fault));
                 }
             }
@@ -442,6 +444,7 @@ impl<S: Service> Runtime<S> {
         let Some(Attaching::Attached { perspective, attachment, name }) = entry else {
             return;
         };
+        self.core.disconnected(id);
         let context = self.context();
         let _ = contained("detached", || {
             S::detached(&context, perspective.clone(), &attachment);

@@ -25,6 +25,7 @@ fn drain(broker: &mut Broker<char>) -> Result<Vec<String>, PeerFault> {
             }
             Event::Dropped(object) => format!("dropped {object}"),
             Event::DidNotUnderstand => "did not understand".to_owned(),
+            Event::Uncached(object) => format!("uncached {object}"),
         });
     }
     Ok(seen)
@@ -85,6 +86,58 @@ fn references_are_counted_by_each_time_they_are_sent() {
     pair.at_client().unwrap();
     pair.client.output.release(1, 2);
     assert_eq!(pair.at_server().unwrap(), ["dropped a"]);
+}
+
+#[test]
+fn a_cached_object_goes_out_once_is_told_of_and_is_ended_by_its_last_decache() {
+    let mut pair = Pair::new();
+    let call = pair.client.output.call(Target::Name("root"), "get", true, TUPLE, DICTIONARY);
+    pair.at_server().unwrap();
+    // A list of the same object twice, whose state has a reference of its own: the way a service writes it.
+    let mut value = Vec::new();
+    token::list(&mut value, 3);
+    token::bytes(&mut value, b"list");
+    for _ in 0..2 {
+        token::list(&mut value, 3);
+        token::bytes(&mut value, b"board.Board");
+        token::uint(&mut value, 70);
+        token::list(&mut value, 2);
+        token::bytes(&mut value, b"remote");
+        token::uint(&mut value, 80);
+    }
+    let mut scanner = Scanner::new(Shape::Value, Limits::default());
+    let scanned = scanner.scan(&value).unwrap().unwrap();
+    assert_eq!(scanned.defect, None);
+    let jelly = Jelly::new(&value, scanned.references, 0, value.len());
+    let sent = pair.server.output.answer_translated(call, &jelly, |tables, reference| {
+        Ok::<_, crate::TooManyReferences>(match (reference.kind, reference.luid) {
+            (jelly::RefKind::Cache, Some(70)) => match tables.cache(&'b')? {
+                (luid, true) => Translated::Number(luid),
+                (luid, false) => Translated::As(jelly::RefKind::Cached, luid),
+            },
+            (jelly::RefKind::Remote, Some(80)) => Translated::Number(tables.export(&'r')?),
+            other => panic!("{other:?}"),
+        })
+    });
+    assert_eq!(sent, Ok(()));
+    let bytes = std::mem::take(&mut pair.server.output.bytes);
+    pair.client.receive(&bytes);
+    let Ok(Some(Event::Answer { value, defect: None, .. })) = pair.client.event() else { panic!("no answer") };
+    let found: Vec<_> = value.references().iter().map(|reference| (reference.kind, reference.luid)).collect();
+    use jelly::RefKind::{Cache, Cached, Remote};
+    assert_eq!(found, [(Cache, Some(1)), (Remote, Some(2)), (Cached, Some(1))], "its state goes out once");
+
+    let nothing = |bytes| Jelly::new(bytes, &[], 0, bytes.len());
+    let luid = pair.server.output.tables.cached_as(&'b').unwrap();
+    let never = |_: &mut Tables<char>, _: &Reference| Err::<Translated, ()>(());
+    pair.server.output.update_translated(luid, "moved", &nothing(TUPLE), &nothing(DICTIONARY), never).unwrap();
+    assert_eq!(pair.at_client().unwrap(), ["cachecall Luid(1) moved"]);
+    pair.client.output.decache(1);
+    assert!(pair.at_server().unwrap().is_empty());
+    pair.client.output.decache(1);
+    assert_eq!(pair.at_server().unwrap(), ["uncached b"]);
+    assert!(pair.at_client().unwrap().is_empty(), "its end is confirmed");
+    assert_eq!(pair.server.output.tables.cache(&'b'), Ok((3, true)));
 }
 
 #[test]

@@ -1,0 +1,143 @@
+//! Objects whose state clients have, and are told the changes of.
+
+use std::any::Any;
+use std::cell::{Cell, RefCell};
+use std::rc::{Rc, Weak};
+
+use serde::de::Error as _;
+use serde::ser::Error as _;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use crate::fault::{Fault, Result};
+use crate::remote;
+use crate::runtime::core::Core;
+
+/// A type whose values clients may have a copy of.
+///
+/// In Twisted: `twisted.spread.pb.Cacheable`. A Python client says which class of its own copies it:
+/// `pb.setUnjellyableForClass("board.Board", RemoteBoard)`, a `pb.RemoteCache` with methods `observe_…`.
+pub trait Cacheable: Serialize + 'static {
+    /// The name by which clients know the type: "module.Class".
+    const TYPE: &'static str;
+}
+
+/// An object of the service's own that clients get a copy of, and are told the changes of. Clones are the same object.
+///
+/// Sent to a client for the first time, its whole state goes with it; from then on the client is told each
+/// [`Cached::update`], until it lets go of its copy or its connection ends. Sent back by the client, it is this object
+/// again. A client that is attached to no perspective of the service any more is told nothing.
+pub struct Cached<T> {
+    shared: Rc<Shared<T>>,
+}
+
+struct Shared<T> {
+    value: RefCell<T>,
+    /// Its number, once it was sent, and where it is known by it.
+    sent: RefCell<Option<(Rc<Core>, u64)>>,
+    busy: Cell<bool>,
+}
+
+impl<T: Cacheable> Cached<T> {
+    /// An object that no client has yet.
+    #[must_use]
+    pub fn new(value: T) -> Self {
+        Self {
+            shared: Rc::new(Shared { value: RefCell::new(value), sent: RefCell::default(), busy: Cell::new(false) }),
+        }
+    }
+
+    /// Looks at the object.
+    ///
+    /// # Errors
+    /// When it is being changed by the caller itself, further up.
+    pub fn read<R>(&self, look: impl FnOnce(&T) -> R) -> Result<R> {
+        Ok(look(&*self.shared.value.try_borrow().map_err(|_| in_use())?))
+    }
+
+    /// Changes the object, and calls `observe_{method}(*arguments)` of every client's copy. `arguments` is a tuple.
+    ///
+    /// What the clients are told of is not saved by this: keep what has to last in a perspective.
+    ///
+    /// # Errors
+    /// When it is in use by the caller itself, further up; when the arguments cannot be written: nothing is changed
+    /// then.
+    pub fn update<A: Serialize, R>(&self, method: &str, arguments: A, change: impl FnOnce(&mut T) -> R) -> Result<R> {
+        let arguments = remote::tuple(&arguments)?;
+        let result = change(&mut *self.shared.value.try_borrow_mut().map_err(|_| in_use())?);
+        if let Some((core, number)) = &*self.shared.sent.borrow() {
+            core.update(*number, method, &arguments);
+        }
+        Ok(result)
+    }
+
+    /// Whether both are the same object.
+    #[must_use]
+    pub fn is(&self, other: &Self) -> bool {
+        Rc::ptr_eq(&self.shared, &other.shared)
+    }
+}
+
+fn in_use() -> Fault {
+    Fault::new("RuntimeError", "the object is in use further up in the same call")
+}
+
+impl<T> Drop for Shared<T> {
+    fn drop(&mut self) {
+        if let Some((core, number)) = self.sent.get_mut() {
+            core.forget_cached(*number);
+        }
+    }
+}
+
+impl<T> Clone for Cached<T> {
+    fn clone(&self) -> Self {
+        Self { shared: Rc::clone(&self.shared) }
+    }
+}
+
+impl<T> std::fmt::Debug for Cached<T> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Cached<{}>", std::any::type_name::<T>())
+    }
+}
+
+impl<T: Cacheable> Serialize for Cached<T> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+        let known = self.shared.sent.borrow().as_ref().map(|(_, number)| *number);
+        let number = match known {
+            Some(number) => number,
+            None => {
+                let core =
+                    Core::current().ok_or_else(|| S::Error::custom("a cached object can be sent in calls only"))?;
+                let weak = Rc::downgrade(&self.shared);
+                let number = core.cached(weak);
+                *self.shared.sent.borrow_mut() = Some((core, number));
+                number
+            }
+        };
+        if self.shared.busy.replace(true) {
+            return Err(S::Error::custom("a cached object that holds itself"));
+        }
+        let written = match self.shared.value.try_borrow() {
+            Ok(value) => serializer.serialize_newtype_struct(
+                jelly::types::reference::CACHE,
+                &(jelly::types::Name(T::TYPE), number, &*value),
+            ),
+            Err(_) => Err(S::Error::custom("a cached object that is being changed")),
+        };
+        self.shared.busy.set(false);
+        written
+    }
+}
+
+impl<'de, T: Cacheable> Deserialize<'de> for Cached<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        let number = remote::number(deserializer, jelly::types::reference::LOCAL, "a cached object of this service's")?;
+        let core = Core::current().ok_or_else(|| D::Error::custom("a cached object can come in calls only"))?;
+        let known: Option<Weak<dyn Any>> = core.known_cached(number);
+        let object = known.and_then(|known| known.upgrade()?.downcast::<Shared<T>>().ok());
+        object
+            .map(|shared| Self { shared })
+            .ok_or_else(|| D::Error::custom("a cached object that is not there any more"))
+    }
+}
