@@ -10,6 +10,7 @@
 pub mod config;
 pub mod control;
 pub mod cred;
+pub mod folder;
 // The host's one room with `unsafe`: the other side of the wall, and dlopen.
 #[allow(unsafe_code)]
 pub mod loader;

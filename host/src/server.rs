@@ -1,22 +1,19 @@
 //! A host, put together: a home folder, its identities, its services, its doors.
 
-use std::collections::BTreeMap;
 use std::net::{SocketAddr, ToSocketAddrs};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use parking_lot::Mutex;
-
-use crate::config::{AccountError, Accounts, Home, HomeError, Lock, Settings, random};
+use crate::config::{AccountError, Accounts, Home, HomeError, Lock, random};
 use crate::control::{self, Failed, LibraryStatus, Request};
 use crate::cred::login::Login;
-use crate::loader::generation::Source;
-use crate::loader::private::PrivateFolder;
-use crate::loader::watch::{Change, Watch};
-use crate::multiservice::slot::{Slot, State, Surroundings};
+use crate::folder::{self, Folder};
+use crate::loader::vet::Vet;
+use crate::loader::watch::Watch;
+use crate::multiservice::MultiService;
+use crate::multiservice::slot::Surroundings;
 use crate::multiservice::switchboard::Switchboard;
-use crate::multiservice::{MultiService, NotAdded};
 use crate::session::{AuthRoot, Door, Limits};
 use crate::store::MemoryStore;
 
@@ -27,6 +24,8 @@ pub struct Options {
     pub listen: Option<String>,
     /// Serve in the clear where others can listen, whatever the configuration says.
     pub plaintext: bool,
+    /// The program that vets libraries, which calls [`crate::loader::vet::child`]; this one, if none is given.
+    pub vetter: Option<PathBuf>,
 }
 
 /// Why a host does not start.
@@ -46,13 +45,8 @@ pub enum StartError {
     Plaintext(SocketAddr),
     #[error(transparent)]
     Io(#[from] std::io::Error),
-}
-
-/// What became of a file in the folder of services.
-#[derive(Debug)]
-enum Library {
-    Loaded { slot: Arc<Slot>, note: Option<String> },
-    Refused(String),
+    #[error("{0}")]
+    Section(String),
 }
 
 /// A host that serves.
@@ -61,10 +55,7 @@ pub struct Host {
     _lock: Lock,
     accounts: Arc<Accounts>,
     services: Arc<MultiService>,
-    surroundings: Surroundings,
-    settings: Settings,
-    libraries: Mutex<BTreeMap<PathBuf, Library>>,
-    private: Arc<PrivateFolder>,
+    folder: Rc<Folder>,
     door: Door,
 }
 
@@ -86,7 +77,10 @@ impl Host {
         let accounts = Arc::new(accounts);
         let surroundings = Surroundings { store: Arc::new(MemoryStore::new()), switchboard: Switchboard::new() };
         let services = MultiService::new("pb");
-        let private = Arc::new(PrivateFolder::new(home.private())?);
+        let patience = std::time::Duration::from_secs(settings.plugins.patience.max(1));
+        let vet = Vet::new(options.vetter.clone().map_or_else(std::env::current_exe, Ok)?, patience);
+        let sections = folder::sections(&settings).map_err(StartError::Section)?;
+        let folder = Folder::new(&home, Arc::clone(&services), surroundings.clone(), sections, vet)?;
 
         let address = options.listen.as_deref().unwrap_or(&settings.pb.listen);
         let listener = listen(address, options.plaintext || settings.pb.plaintext)?;
@@ -96,24 +90,10 @@ impl Host {
 
         let mut watch = Watch::new(&home.plugins());
         services.start().await;
-        let mut libraries = BTreeMap::new();
-        for path in watch.present() {
-            let library = load(&private, &services, &surroundings, &settings, &libraries, &path).await;
-            libraries.insert(path, library);
-        }
+        folder.load_all(watch.present()).await;
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
         let door = root.listen_on(listener, threads)?;
-        let host = Self {
-            home,
-            _lock: lock,
-            accounts,
-            services,
-            surroundings,
-            settings,
-            libraries: Mutex::new(libraries),
-            private,
-            door,
-        };
+        let host = Self { home, _lock: lock, accounts, services, folder, door };
         Ok((Rc::new(host), watch))
     }
 
@@ -125,7 +105,7 @@ impl Host {
         let folder = async {
             loop {
                 for change in watch.next().await {
-                    self.changed(change).await;
+                    self.folder.changed(change);
                 }
             }
         };
@@ -170,10 +150,27 @@ impl Host {
     /// What became of the files in the folder of services.
     #[must_use]
     pub fn libraries(&self) -> Vec<LibraryStatus> {
-        self.libraries.lock().iter().map(|(path, library)| status(path, library)).collect()
+        self.folder.libraries()
     }
 
     async fn answer(self: Rc<Self>, request: Request) -> Result<serde_json::Value, Failed> {
+        let failed = |error| Failed { error, hint: Some("`credhost service list` shows what there is".to_owned()) };
+        match &request {
+            Request::ServiceStop { name } => {
+                return self.folder.stop(name).await.map(|()| serde_json::Value::Null).map_err(failed);
+            }
+            Request::ServiceStart { name } => {
+                return self.folder.start_again(name).await.map(|()| serde_json::Value::Null).map_err(failed);
+            }
+            Request::ServiceRollback { name } => {
+                return self.folder.rollback(name).await.map(|()| serde_json::Value::Null).map_err(failed);
+            }
+            Request::ServiceWhy { name } => {
+                let held: Vec<String> = self.folder.why(name).iter().map(|ended| ended.account.to_string()).collect();
+                return Ok(serde_json::json!({ "held": held, "retired": self.folder.retired() }));
+            }
+            _ => {}
+        }
         let libraries = self.libraries();
         let (accounts, services) = (Arc::clone(&self.accounts), Arc::clone(&self.services));
         let done =
@@ -181,123 +178,6 @@ impl Host {
         done.await.unwrap_or_else(|_| {
             Err(Failed { error: "a fault of the host's own; please report it".to_owned(), hint: None })
         })
-    }
-
-    async fn changed(&self, change: Change) {
-        match change {
-            Change::Came(path) => {
-                let file = shown(&path);
-                let mut replaced = false;
-                if let Some(Library::Loaded { slot, note }) = self.libraries.lock().get_mut(&path) {
-                    replaced = true;
-                    *note = Some("the file has changed; restart the host to serve it".to_owned());
-                    tracing::warn!(service = slot.name().as_str(), "{file} has changed; restart the host to serve it");
-                }
-                if replaced {
-                    return;
-                }
-                let known = std::mem::take(&mut *self.libraries.lock());
-                let library =
-                    load(&self.private, &self.services, &self.surroundings, &self.settings, &known, &path).await;
-                let mut libraries = self.libraries.lock();
-                *libraries = known;
-                libraries.insert(path, library);
-            }
-            Change::Gone(path) => {
-                let file = shown(&path);
-                let mut libraries = self.libraries.lock();
-                match libraries.get_mut(&path) {
-                    Some(Library::Loaded { slot, note }) => {
-                        *note = Some("the file is gone; it serves until the host stops".to_owned());
-                        tracing::warn!(
-                            service = slot.name().as_str(),
-                            "{file} is gone; its service goes on until the host stops"
-                        );
-                    }
-                    _ => {
-                        libraries.remove(&path);
-                    }
-                }
-            }
-        }
-    }
-}
-
-fn shown(path: &Path) -> String {
-    path.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned())
-}
-
-fn status(path: &Path, library: &Library) -> LibraryStatus {
-    let file = shown(path);
-    match library {
-        Library::Refused(why) => {
-            LibraryStatus { file, service: None, state: format!("refused: {why}"), note: None, calls: 0, faults: 0 }
-        }
-        Library::Loaded { slot, note } => LibraryStatus {
-            file,
-            service: Some(slot.name().to_string()),
-            state: match slot.state() {
-                State::Serving => "serving".to_owned(),
-                State::Loaded => "starting".to_owned(),
-                State::Failed(why) => format!("failed: {why}"),
-                State::Stopped => "stopped".to_owned(),
-            },
-            note: note.clone(),
-            calls: slot.calls(),
-            faults: slot.faults(),
-        },
-    }
-}
-
-async fn load(
-    private: &Arc<PrivateFolder>,
-    services: &MultiService,
-    surroundings: &Surroundings,
-    settings: &Settings,
-    known: &BTreeMap<PathBuf, Library>,
-    path: &Path,
-) -> Library {
-    let file = shown(path);
-    match try_load(private, services, surroundings, settings, known, path).await {
-        Ok(slot) => {
-            tracing::info!(service = slot.name().as_str(), "{file} serves");
-            Library::Loaded { slot, note: None }
-        }
-        Err(why) => {
-            tracing::error!("{file} is not loaded: {why}");
-            Library::Refused(why)
-        }
-    }
-}
-
-async fn try_load(
-    private: &Arc<PrivateFolder>,
-    services: &MultiService,
-    surroundings: &Surroundings,
-    settings: &Settings,
-    known: &BTreeMap<PathBuf, Library>,
-    path: &Path,
-) -> Result<Arc<Slot>, String> {
-    let (folder, source) = (Arc::clone(private), path.to_owned());
-    let copy = tokio::task::spawn_blocking(move || folder.copy(&source)).await.map_err(|error| error.to_string())??;
-    let section = |name: &str| match settings.service.get(name) {
-        Some(table) => jelly::to_vec(table)
-            .map_err(|error| format!("[service.{name}] in credhost.toml cannot be handed to it: {error}")),
-        None => Ok(Vec::new()),
-    };
-    let slot = Slot::load(Source::Copy(copy), surroundings, section).await.map_err(|error| error.to_string())?;
-    match services.add(Arc::clone(&slot)).await {
-        Ok(()) => Ok(slot),
-        Err(NotAdded::NameTaken(taken)) => {
-            slot.stop().await;
-            let other = known.iter().find_map(|(path, library)| match library {
-                Library::Loaded { slot, .. } if slot.name().as_str() == taken.0 => Some(shown(path)),
-                _ => None,
-            });
-            let other = other.map_or_else(|| "another".to_owned(), |file| format!("the file {file}"));
-            Err(format!("its service {} is served by {other} already; remove one of the two", taken.0))
-        }
-        Err(error) => Err(error.to_string()),
     }
 }
 

@@ -49,6 +49,14 @@ impl<S: Service> Context<S> {
         self.runtime().map(|runtime| runtime.attached()).unwrap_or_default()
     }
 
+    /// Whether this is a trial: before the host loads a library it makes and starts its service once in a process of
+    /// its own, with nothing saved, and stops it again. A `start` that others would notice (a mail sent, a lock taken)
+    /// leaves that out then.
+    #[must_use]
+    pub fn vetting(&self) -> bool {
+        self.runtime.upgrade().is_some_and(|runtime| runtime.vetting.get())
+    }
+
     /// Runs a task beside the calls, on the service's own thread. It ends with the service.
     pub fn spawn(&self, task: impl Future<Output = ()> + 'static) {
         tokio::task::spawn_local(task);

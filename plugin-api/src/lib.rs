@@ -82,28 +82,51 @@ pub mod prelude {
     pub use serde::{Deserialize, Serialize};
 }
 
-/// Makes the crate a library that the host can load: exports its one symbol.
+/// Makes the crate a library that the host can load: exports its one symbol, and makes the library's memory one that the
+/// host can give back when the library is closed.
 ///
-/// Takes the type of the service. Without it, the crate can still be linked into a program of its own.
+/// Takes the type of the service. Without it, the crate can still be linked into a program of its own. An author who has
+/// a global allocator of their own says so: `export!(Todo, own_allocator)`; what such a library leaves in its statics
+/// stays in the host for good, each time that it is replaced.
 #[macro_export]
 macro_rules! export {
     ($service:ty) => {
         const _: () = {
-            extern "C" fn constructor() -> $crate::__private::ModuleResult {
-                $crate::__private::module::<$service>()
+            #[global_allocator]
+            static ARENA: $crate::__private::Arena = $crate::__private::Arena::new();
+
+            struct Memory;
+
+            impl $crate::__private::Memory for Memory {
+                fn arena() -> ::core::option::Option<&'static $crate::__private::Arena> {
+                    ::core::option::Option::Some(&ARENA)
+                }
             }
 
-            #[unsafe(no_mangle)]
-            #[allow(non_upper_case_globals)]
-            static credhost_service: $crate::__private::Header = $crate::__private::header(constructor);
+    $crate::export!(@ $service, Memory);
         };
+    };
+    ($service:ty, own_allocator) => {
+        const _: () = {
+    $crate::export!(@ $service, $crate::__private::Foreigners);
+        };
+    };
+    (@ $service:ty, $memory:ty) => {
+        extern "C" fn constructor() -> $crate::__private::ModuleResult {
+            $crate::__private::module::<$service, $memory>()
+        }
+
+        #[unsafe(no_mangle)]
+        #[allow(non_upper_case_globals)]
+        static credhost_service: $crate::__private::Header = $crate::__private::header(constructor);
     };
 }
 
 /// For the macros; not for authors.
 #[doc(hidden)]
 pub mod __private {
-    pub use crate::abi::export::{Header, ModuleResult, header, module};
+    pub use crate::abi::arena::Arena;
+    pub use crate::abi::export::{Foreigners, Header, Memory, ModuleResult, header, module};
     pub use crate::manifest::{Method, Parameter};
     pub use crate::runtime::arguments::Arguments;
     pub use crate::runtime::incoming::{Incoming, Invoked, Sink, encode};

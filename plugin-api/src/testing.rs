@@ -147,7 +147,7 @@ impl<S: Service> TestHost<S> {
         let state = RefCell::new(State { saved, ..State::default() });
         let host = Self { gate, frames, thread: Some(thread), state, service: PhantomData };
         let config = jelly::to_vec(config)?;
-        host.tell(&ToLibrary::Init { config: &config });
+        host.tell(&ToLibrary::Init { config: &config, vetting: false });
         host.stage("initialised")?;
         let own = host.state.borrow().saved.get("").cloned();
         host.tell(&ToLibrary::Start { saved: own.as_deref() });

@@ -42,7 +42,7 @@ impl Demo {
         for library in &built {
             put(library, &home.plugins())?;
         }
-        let options = Options { listen: Some(self.listen), plaintext: false };
+        let options = Options { listen: Some(self.listen), plaintext: false, vetter: None };
         run::serve(home, &options, first_call)
     }
 }

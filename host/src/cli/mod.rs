@@ -8,6 +8,7 @@ mod identity;
 mod key;
 mod run;
 mod service;
+mod vet;
 
 use std::io::IsTerminal;
 use std::path::PathBuf;
@@ -53,6 +54,10 @@ enum Command {
     /// What runs.
     #[command(subcommand)]
     Service(service::Service),
+    /// The verdict on a library, without loading it into a host.
+    Vet(vet::Vet),
+    #[command(name = credhost::loader::vet::WORD, hide = true)]
+    VetInChild { copy: PathBuf },
     /// Print a script that completes commands in a shell.
     Completions {
         /// bash, zsh, fish …
@@ -118,6 +123,8 @@ pub(crate) fn main() -> ExitCode {
         Command::Identity(identity) => identity.run(&home, output),
         Command::Key(key) => key.run(&home, output),
         Command::Service(service) => service.run(&home, output),
+        Command::Vet(vet) => vet.run(&home, output),
+        Command::VetInChild { copy } => credhost::loader::vet::child(&copy),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "credhost", &mut std::io::stdout());
             Ok(())

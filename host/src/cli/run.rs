@@ -21,7 +21,7 @@ pub(super) struct Run {
 
 impl Run {
     pub(super) fn run(self, home: Home) -> Result<(), Trouble> {
-        let options = Options { listen: self.listen, plaintext: self.plaintext };
+        let options = Options { listen: self.listen, plaintext: self.plaintext, vetter: None };
         serve(home, &options, async |host| {
             tracing::info!("serving Perspective Broker on {}", host.address());
             Ok(())

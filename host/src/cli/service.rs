@@ -13,6 +13,14 @@ pub(super) enum Service {
     List,
     /// Show one service.
     Show { name: String },
+    /// Stop a service: its clients are told, its state stays.
+    Stop { name: String },
+    /// Start a service that was stopped or has ended, from its file.
+    Start { name: String },
+    /// Go back to the library that served before the present one.
+    Rollback { name: String },
+    /// Tell what holds libraries of a service that have ended.
+    Why { name: String },
 }
 
 impl Service {
@@ -22,6 +30,17 @@ impl Service {
                 let answer = ask(home, &Request::ServiceList {})?;
                 let libraries: Vec<LibraryStatus> = serde_json::from_value(answer.clone())?;
                 output.show(&answer, || listed(home, &libraries));
+            }
+            Self::Stop { name } => output.show(&ask(home, &Request::ServiceStop { name })?, String::new),
+            Self::Start { name } => output.show(&ask(home, &Request::ServiceStart { name })?, String::new),
+            Self::Rollback { name } => output.show(&ask(home, &Request::ServiceRollback { name })?, String::new),
+            Self::Why { name } => {
+                let answer = ask(home, &Request::ServiceWhy { name: name.clone() })?;
+                output.show(&answer, || {
+                    let held: Vec<&str> =
+                        answer["held"].as_array().into_iter().flatten().filter_map(|why| why.as_str()).collect();
+                    if held.is_empty() { format!("nothing holds an old library of {name}") } else { held.join("\n") }
+                });
             }
             Self::Show { name } => {
                 let answer = ask(home, &Request::ServiceShow { name })?;

@@ -34,6 +34,8 @@ pub struct Settings {
     pub pb: PbSection,
     /// `[password]`
     pub password: PasswordSection,
+    /// `[plugins]`
+    pub plugins: PluginsSection,
     /// `[service.NAME]`: the service's own, handed to it as it is.
     pub service: BTreeMap<String, serde_json::Map<String, serde_json::Value>>,
     /// `[identity.NAME]`
@@ -67,6 +69,20 @@ pub struct PasswordSection {
 impl Default for PasswordSection {
     fn default() -> Self {
         Self { shortest: 15 }
+    }
+}
+
+/// `[plugins]`
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct PluginsSection {
+    /// How many seconds a library may take for each step of its vetting.
+    pub patience: u64,
+}
+
+impl Default for PluginsSection {
+    fn default() -> Self {
+        Self { patience: 10 }
     }
 }
 

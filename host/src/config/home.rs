@@ -126,6 +126,12 @@ impl Home {
         self.path.join("control.sock")
     }
 
+    /// Copies of the libraries that served last, and of those before them.
+    #[must_use]
+    pub fn good(&self) -> PathBuf {
+        self.path.join("good")
+    }
+
     /// Where libraries are opened from.
     #[must_use]
     pub fn private(&self) -> PathBuf {

@@ -83,6 +83,14 @@ pub fn perform(
             let library = libraries.iter().find(|library| library.service.as_deref() == Some(name));
             json!({ "library": library, "manifest": service.manifest() })
         }
+        Request::ServiceStop { .. }
+        | Request::ServiceStart { .. }
+        | Request::ServiceRollback { .. }
+        | Request::ServiceWhy { .. } => {
+            // Done by the host itself, which has the folder.
+            running(host)?;
+            Value::Null
+        }
         Request::Describe { service } => {
             let (services, _) = running(host)?;
             json!(services.service(service).ok_or_else(|| no_service(service))?.manifest())

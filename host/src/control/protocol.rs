@@ -41,6 +41,10 @@ pub enum Request {
     KeyList { name: String },
     ServiceList {},
     ServiceShow { name: String },
+    ServiceStop { name: String },
+    ServiceStart { name: String },
+    ServiceRollback { name: String },
+    ServiceWhy { name: String },
     Describe { service: String },
 }
 

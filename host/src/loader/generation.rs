@@ -10,12 +10,13 @@ use parking_lot::Mutex;
 use plugin_api::Service;
 use plugin_api::abi::export::linked;
 use plugin_api::abi::frame::ToLibrary;
-use plugin_api::abi::import::Library;
+use plugin_api::abi::import::{Library, Place};
 use plugin_api::abi::types::ModuleRef;
 
 use super::gate::{Full, Gate, Outlet, host};
 use super::library::{self, OpenLibrary};
 use super::private::PrivateCopy;
+use super::unload::{Account, unload};
 
 /// Where a generation's code comes from.
 pub enum Source {
@@ -47,7 +48,7 @@ impl std::fmt::Debug for Linked {
 #[derive(Debug)]
 pub struct Generation {
     gate: Arc<Gate>,
-    thread: Mutex<Option<JoinHandle<Option<OpenLibrary>>>>,
+    thread: Mutex<Option<JoinHandle<Option<(OpenLibrary, Option<Place>)>>>>,
 }
 
 /// What is said to a generation's outlet when its library cannot be opened: as if it had refused to be made.
@@ -78,7 +79,9 @@ impl Generation {
                 Ok(open) => {
                     drop(copy);
                     open.library.run(host(), own.number());
-                    Some(open)
+                    let place = Place::new();
+                    let place = open.library.hand_over(&place).then_some(place);
+                    Some((open, place))
                 }
                 Err(message) => {
                     refuse(&*outlet, &message);
@@ -106,28 +109,30 @@ impl Generation {
         }
     }
 
-    /// Joins its thread, which has said that it has stopped, and lets go of its library.
-    pub fn join(&self) {
+    /// Joins its thread, which has said that it has stopped, and lets go of its library. Waits: not for a thread that
+    /// serves.
+    pub fn join(&self) -> Account {
         let Some(thread) = self.thread.lock().take() else {
-            return;
+            return Account::Nothing;
         };
-        match thread.join() {
-            // The library stays mapped: its statics, and threads it may have left, are not accounted for. So the
-            // gate, which they might still call, stays too.
-            Ok(Some(open)) => {
-                std::mem::forget(open.opened);
-                std::mem::forget(Arc::clone(&self.gate));
-            }
-            Ok(None) => {}
-            Err(_) => std::mem::forget(Arc::clone(&self.gate)),
+        let account = match thread.join() {
+            Ok(Some((open, place))) => unload(open, place),
+            Ok(None) => Account::Nothing,
+            Err(_) => Account::Condemned,
+        };
+        if matches!(account, Account::Pinned(_) | Account::Condemned) {
+            // What stays mapped may still call its gate.
+            std::mem::forget(Arc::clone(&self.gate));
         }
+        account
     }
 
     /// Gives up on a thread that does not come back: it and its library stay for as long as the process does.
-    pub fn condemn(&self) {
+    pub fn condemn(&self) -> Account {
         if let Some(thread) = self.thread.lock().take() {
             std::mem::forget(Arc::clone(&self.gate));
             drop(thread);
         }
+        Account::Condemned
     }
 }

@@ -1,18 +1,25 @@
 //! Opening a library.
 
-use std::path::Path;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
 
 use abi_stable::library::AbiHeaderRef;
 use libloading::os::unix::{Library as Opened, RTLD_LOCAL, RTLD_NOW};
 use plugin_api::abi::import::Library;
 use plugin_api::abi::types::SYMBOL;
 
+use super::unload;
+
 /// A library that is open, and found to be a service.
 #[derive(Debug)]
 pub struct OpenLibrary {
     pub(super) library: Library,
-    /// Closed by nobody yet: see `generation`.
+    /// Closed by `unload` alone.
     pub(super) opened: Opened,
+    /// The private copy that it was opened from; the file has gone, its name in the list of mappings stays.
+    pub(super) file: PathBuf,
+    /// Where it is mapped.
+    pub(super) code: Option<Range<usize>>,
 }
 
 /// Opens the private copy of a library and checks that it can be talked to. Runs code of the library's: only on a
@@ -36,7 +43,7 @@ pub fn open(copy: &Path) -> Result<OpenLibrary, String> {
         tracing::debug!(details = wrong.details, "the library's layout");
         wrong.message
     })?;
-    Ok(OpenLibrary { library, opened })
+    Ok(OpenLibrary { library, opened, file: copy.to_owned(), code: unload::mapped(copy) })
 }
 
 /// The dynamic linker's complaint, in one sentence.

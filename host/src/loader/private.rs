@@ -7,6 +7,8 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use blake2::{Blake2s256, Digest};
+
 use super::elf;
 
 /// What is read of a library to see its headers; they stand at its start.
@@ -22,6 +24,34 @@ pub struct PrivateFolder {
 #[derive(Debug)]
 pub struct PrivateCopy {
     path: PathBuf,
+    hash: [u8; 32],
+    /// Its file is somebody else's to remove.
+    borrowed: bool,
+}
+
+/// What tells one library from another: of what is loaded of it.
+///
+/// # Errors
+/// When it cannot be read.
+pub fn hash(copy: &Path) -> io::Result<[u8; 32]> {
+    let mut hasher = Blake2s256::new();
+    io::copy(&mut File::open(copy)?, &mut Hashing(&mut hasher, io::sink()))?;
+    Ok(hasher.finalize().into())
+}
+
+/// Passes bytes on, and takes note of them.
+struct Hashing<'h, W>(&'h mut Blake2s256, W);
+
+impl<W: Write> Write for Hashing<'_, W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = self.1.write(bytes)?;
+        self.0.update(&bytes[..written]);
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.1.flush()
+    }
 }
 
 impl PrivateFolder {
@@ -52,7 +82,8 @@ impl PrivateFolder {
         (&mut file).take(HEAD).read_to_end(&mut head).map_err(|error| format!("it cannot be read: {error}"))?;
         let extent = elf::check(&head, about.len())?;
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let copy = PrivateCopy { path: self.folder.join(format!("{}-{number}.so", std::process::id())) };
+        let path = self.folder.join(format!("{}-{number}.so", std::process::id()));
+        let mut copy = PrivateCopy { path, hash: [0; 32], borrowed: false };
         copy.fill(&head, &mut file, extent.loaded).map_err(|error| match error.kind() {
             io::ErrorKind::UnexpectedEof => "it became shorter while it was copied".to_owned(),
             _ => format!("it cannot be copied into the host's home: {error}"),
@@ -62,8 +93,10 @@ impl PrivateFolder {
 }
 
 impl PrivateCopy {
-    fn fill(&self, head: &[u8], rest: &mut File, length: u64) -> io::Result<()> {
-        let mut out = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&self.path)?;
+    fn fill(&mut self, head: &[u8], rest: &mut File, length: u64) -> io::Result<()> {
+        let out = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&self.path)?;
+        let mut hasher = Blake2s256::new();
+        let mut out = Hashing(&mut hasher, out);
         let from_head = head.len().min(usize::try_from(length).unwrap_or(usize::MAX));
         let mut start = head[..from_head].to_vec();
         // What was cut off must not be looked for: where the section table is, how many sections there are.
@@ -73,7 +106,20 @@ impl PrivateCopy {
         out.write_all(&start)?;
         let wanted = length - from_head as u64;
         let copied = io::copy(&mut rest.take(wanted), &mut out)?;
+        self.hash = hasher.finalize().into();
         if copied == wanted { Ok(()) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
+    }
+
+    /// One that was made by another process, which also removes it.
+    #[must_use]
+    pub fn borrowed(path: &Path) -> Self {
+        Self { path: path.to_owned(), hash: [0; 32], borrowed: true }
+    }
+
+    /// What tells it from others.
+    #[must_use]
+    pub fn hash(&self) -> &[u8; 32] {
+        &self.hash
     }
 
     /// Where it is.
@@ -85,7 +131,9 @@ impl PrivateCopy {
 
 impl Drop for PrivateCopy {
     fn drop(&mut self) {
-        // Once it is mapped its name is not needed; a leftover is removed at the next start.
-        let _ = fs::remove_file(&self.path);
+        if !self.borrowed {
+            // Once it is mapped its name is not needed; a leftover is removed at the next start.
+            let _ = fs::remove_file(&self.path);
+        }
     }
 }

@@ -1,7 +1,7 @@
 //! What a generation says, on its way out: changes are committed before anything that follows them is told.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 
 use parking_lot::Mutex;
@@ -39,6 +39,7 @@ pub(super) struct Line {
     held: Mutex<VecDeque<Batch>>,
     me: Weak<Line>,
     logged: Mutex<(u64, u64)>,
+    over: AtomicBool,
     started: std::time::Instant,
 }
 
@@ -68,9 +69,23 @@ impl Line {
             held: Mutex::default(),
             me: Weak::clone(me),
             logged: Mutex::new((0, 0)),
+            over: AtomicBool::new(false),
             started: std::time::Instant::now(),
         });
         (line, receiver)
+    }
+
+    /// The generation has ended: who waits for it is told, once.
+    pub(super) fn over(&self) {
+        if !self.over.swap(true, Ordering::SeqCst) {
+            let mut frame = Vec::new();
+            ToHost::Stopped {}.write(&mut frame);
+            self.switchboard.broadcast(self.slot, &frame);
+        }
+    }
+
+    pub(super) fn is_over(&self) -> bool {
+        self.over.load(Ordering::SeqCst)
     }
 
     fn name(&self) -> &str {
@@ -119,7 +134,10 @@ impl Line {
             ToHost::Started {} => self.stage(Stage::Started),
             ToHost::Healthy { request } => self.stage(Stage::Healthy(*request)),
             ToHost::Refused { message } => self.stage(Stage::Refused((*message).to_owned())),
-            ToHost::Stopped {} => self.stage(Stage::Stopped),
+            ToHost::Stopped {} => {
+                self.over();
+                self.stage(Stage::Stopped);
+            }
             // Saves are taken out before. A call that was given up is not called back: its answer finds nobody.
             // A newer library may say more.
             _ => {}

@@ -15,6 +15,7 @@ use std::sync::Arc;
 use parking_lot::RwLock;
 
 use self::slot::{NotServing, Slot};
+use crate::loader::unload::Account;
 
 /// A collection of services.
 #[derive(Debug)]
@@ -104,9 +105,9 @@ impl MultiService {
     }
 
     /// Removes a service of this collection's own, and stops it.
-    pub async fn remove(&self, service: &Arc<Slot>) {
+    pub async fn remove(&self, service: &Arc<Slot>) -> Account {
         self.take(service);
-        service.stop().await;
+        service.stop().await
     }
 
     fn take(&self, service: &Arc<Slot>) {

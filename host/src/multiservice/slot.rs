@@ -13,6 +13,7 @@ use super::line::{Line, Stage};
 use super::switchboard::Switchboard;
 use crate::cred::{Name, NameOf};
 use crate::loader::generation::{Generation, Linked, Source};
+use crate::loader::unload::Account;
 use crate::store::Store;
 
 /// How long a service may take to be made, to start, or to say that it is well.
@@ -165,7 +166,7 @@ impl Slot {
     ) -> Result<(), String> {
         let empty = [1, 0x80, 5, 0x87];
         let config = if self.config.is_empty() { &empty } else { self.config.as_slice() };
-        generation.tell(&ToLibrary::Init { config });
+        generation.tell(&ToLibrary::Init { config, vetting: false });
         expect(stage(stages, START, "be made").await?, &Stage::Initialised)?;
         let saved = if self.manifest.shared { self.saved().await? } else { None };
         generation.tell(&ToLibrary::Start { saved: saved.as_deref() });
@@ -184,14 +185,17 @@ impl Slot {
         }
     }
 
-    /// Stops the service: what it has to save is saved.
-    pub async fn stop(&self) {
+    /// Stops the service: what it has to save is saved, its clients are told, its library is let go of.
+    pub async fn stop(&self) -> Account {
         let mut stages = self.stages.lock().await;
         let Some(generation) = self.generation.write().take() else {
-            return;
+            return Account::Nothing;
         };
         *self.state.lock() = State::Stopped;
-        end(&generation, &mut stages, self.name.as_str()).await;
+        let account = end(&generation, &mut stages, self.name.as_str()).await;
+        // Where it has ended in order it has said so itself, behind its last words.
+        self.line.over();
+        account
     }
 
     /// Hands frames to the service, in order.
@@ -201,7 +205,7 @@ impl Slot {
     pub fn submit(&self, frames: &[u8]) -> Result<(), NotServing> {
         // The lock is held over the push: no frame can enter a gate that is let go of already.
         let generation = self.generation.read();
-        let Some(generation) = &*generation else {
+        let Some(generation) = generation.as_ref().filter(|_| !self.line.is_over()) else {
             return Err(NotServing(format!("{} has stopped", self.name)));
         };
         generation.push(frames).map_err(|full| NotServing(format!("{}: {full}", self.name)))
@@ -245,7 +249,12 @@ impl Slot {
     /// Whether it serves.
     #[must_use]
     pub fn state(&self) -> State {
-        self.state.lock().clone()
+        match &*self.state.lock() {
+            State::Serving if self.line.is_over() => {
+                State::Failed("it ended by itself; `service start` starts it anew".to_owned())
+            }
+            state => state.clone(),
+        }
     }
 }
 
@@ -275,7 +284,7 @@ async fn give_up(generation: &Arc<Generation>, stages: &mut mpsc::UnboundedRecei
     NotServing(why.to_owned())
 }
 
-async fn end(generation: &Arc<Generation>, stages: &mut mpsc::UnboundedReceiver<Stage>, name: &str) {
+async fn end(generation: &Arc<Generation>, stages: &mut mpsc::UnboundedReceiver<Stage>, name: &str) -> Account {
     generation.tell(&ToLibrary::Stop {});
     let stopped = async {
         while let Some(stage) = stages.recv().await {
@@ -287,9 +296,9 @@ async fn end(generation: &Arc<Generation>, stages: &mut mpsc::UnboundedReceiver<
     if tokio::time::timeout(STOP, stopped).await.is_ok() {
         // It has said its last: its thread is about to end.
         let generation = Arc::clone(generation);
-        let _ = tokio::task::spawn_blocking(move || generation.join()).await;
+        tokio::task::spawn_blocking(move || generation.join()).await.unwrap_or(Account::Condemned)
     } else {
         tracing::error!(service = name, "it did not stop within {} seconds; its thread is given up", STOP.as_secs());
-        generation.condemn();
+        generation.condemn()
     }
 }

@@ -89,6 +89,16 @@ impl Switchboard {
         self.mailboxes.read().len()
     }
 
+    /// Hands a frame to every connection.
+    pub(super) fn broadcast(&self, slot: u64, frame: &[u8]) {
+        let mailboxes: Vec<Arc<Mailbox>> = self.mailboxes.read().values().cloned().collect();
+        for mailbox in mailboxes {
+            if mailbox.push(slot, frame) {
+                mailbox.come.notify_one();
+            }
+        }
+    }
+
     fn find(&self, number: u64) -> Option<Arc<Mailbox>> {
         let connection = u32::try_from(number >> 32).ok()?;
         self.mailboxes.read().get(&connection).cloned()

@@ -258,11 +258,40 @@ impl State {
                 }
             }
             ToHost::Release { handle, count } => self.release(output, slot, handle, count),
+            ToHost::Stopped {} => self.stopped(output, slot),
             ToHost::Update { object, method, arguments, keywords, .. } => {
                 self.update(output, slot, object, method, arguments, keywords);
             }
             _ => {}
         }
+    }
+
+    /// A service has ended: all that it owes is answered, and all that it held is given back.
+    fn stopped(&mut self, output: &mut Out, slot: u64) {
+        let gone = Failure::new("twisted.spread.pb.DeadReferenceError", "the service has stopped");
+        let mut owed: Vec<u64> = self
+            .calls
+            .extract_if(|_, call| call.slot == slot)
+            .filter(|(_, call)| call.answer)
+            .map(|(_, call)| call.request)
+            .collect();
+        let attachments = self.attachments.extract_if(|_, attached| attached.slot.number() == slot);
+        owed.extend(attachments.filter_map(|(_, attached)| attached.request));
+        owed.sort_unstable();
+        for request in owed {
+            output.fail(request, &gone);
+        }
+        let held: Vec<(u32, u64, u64)> = self
+            .held
+            .extract_if(|_, held| held.slot.number() == slot)
+            .map(|(index, held)| (index, held.luid, held.count))
+            .collect();
+        for (_, luid, count) in held {
+            self.held_by.remove(&(slot, luid));
+            output.release(luid, count);
+        }
+        self.outgoing.retain(|_, (of, _)| of.number() != slot);
+        self.batches.retain(|batch| batch.slot.number() != slot);
     }
 
     /// A call that a service has ended: only its own.

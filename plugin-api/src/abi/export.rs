@@ -10,6 +10,7 @@ use abi_stable::std_types::ROk;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
+use super::arena::Arena;
 use super::types::{Built, HostRef, Module, ModuleRef, Span};
 use crate::runtime::{Sleep, Wall, run};
 use crate::service::Service;
@@ -29,20 +30,44 @@ pub const fn header(constructor: extern "C" fn() -> ModuleResult) -> LibHeader {
 
 /// The module of a service, in erased form.
 #[must_use]
-pub fn module<S: Service>() -> ModuleResult {
+pub fn module<S: Service, M: Memory>() -> ModuleResult {
     // SAFETY: `cast` changes the type behind the reference to the erased one, which has no fields to read; the loader
     // casts it back to `ModuleRef` before it reads any.
-    ROk(unsafe { table::<S>().to_prefix_ref().cast::<ErasedPrefix>() })
+    ROk(unsafe { table::<S, M>().to_prefix_ref().cast::<ErasedPrefix>() })
 }
 
 /// The module of a service that is linked into the host's own program: it shares the program's logging and panic hook.
 #[must_use]
 pub fn linked<S: Service>() -> ModuleRef {
-    Module { built, run: run_linked::<S> }.leak_into_prefix()
+    Module { built, run: run_linked::<S>, hand_over: hand_over::<Foreigners> }.leak_into_prefix()
 }
 
-fn table<S: Service>() -> ModuleRef {
-    Module { built, run: run_library::<S> }.leak_into_prefix()
+fn table<S: Service, M: Memory>() -> ModuleRef {
+    Module { built, run: run_library::<S>, hand_over: hand_over::<M> }.leak_into_prefix()
+}
+
+/// Where a library's memory comes from. [`crate::export!`] says it.
+pub trait Memory: 'static {
+    /// The library's allocator, if it is an arena.
+    fn arena() -> Option<&'static Arena>;
+}
+
+/// Memory of which nothing is known: an allocator of the author's own.
+#[derive(Debug)]
+pub struct Foreigners;
+
+impl Memory for Foreigners {
+    fn arena() -> Option<&'static Arena> {
+        None
+    }
+}
+
+extern "C" fn hand_over<M: Memory>(place: usize) -> bool {
+    let Some(arena) = M::arena() else { return false };
+    // SAFETY: only the host calls this, by the module's table, with the address of a pointer of its own that stays
+    // where it is until the library is closed (`types::Module::hand_over`).
+    unsafe { arena.hand_over(place as *mut *mut super::arena::Header) };
+    true
 }
 
 extern "C" fn built() -> Built {
@@ -67,6 +92,9 @@ fn contained(host: HostRef, gate: usize, body: impl FnOnce()) {
     if std::panic::catch_unwind(std::panic::AssertUnwindSafe(body)).is_err() {
         let text = "the service's main loop panicked; the service has ended";
         (host.log())(gate, 1, Span::new(b"plugin_api"), Span::new(text.as_bytes()));
+        let mut frame = Vec::new();
+        super::frame::ToHost::Stopped {}.write(&mut frame);
+        (host.push())(gate, Span::new(&frame));
     }
 }
 

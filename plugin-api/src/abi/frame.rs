@@ -105,6 +105,8 @@ frames! {
         1 Init {
             /// A dictionary in Jelly.
             config: bytes,
+            /// Whether this is a trial in a process of its own, which ends after the service has started.
+            vetting: flag,
         }
         /// Start it, from the state it saved last. Answered by `Started` or `Refused`.
         2 Start {

@@ -1,10 +1,13 @@
 //! The host's side of the wall: is this library one that can be talked to?
 
+use std::cell::UnsafeCell;
+
 use abi_stable::StableAbi;
 use abi_stable::abi_stability::abi_checking::{CheckingGlobals, check_layout_compatibility_with_globals};
 use abi_stable::library::{AbiHeaderRef, RootModule};
 use abi_stable::prefix_type::PrefixTypeTrait;
 
+use super::arena::{self, Header};
 use super::types::{Built, Host, HostRef, ModuleRef};
 
 pub use super::types::Span;
@@ -95,9 +98,42 @@ impl Library {
         })
     }
 
+    /// From now on the beginning of the chain of the library's memory is kept in `place`; false: it has an allocator of
+    /// its own. `place` must not move or go before the library is closed.
+    #[must_use]
+    pub fn hand_over(self, place: &Place) -> bool {
+        (self.module.hand_over())(place.0.get() as usize)
+    }
+
     /// Runs the service on this thread until it is told to stop.
     pub fn run(self, host: HostRef, gate: usize) {
         (self.module.run())(host, gate);
+    }
+}
+
+/// Where the beginning of the chain of a library's memory is kept.
+#[derive(Debug)]
+pub struct Place(Box<UnsafeCell<*mut Header>>);
+
+// SAFETY: the host touches what is in it once the library, whose lock orders all else, is closed.
+unsafe impl Send for Place {}
+
+impl Place {
+    /// An empty place.
+    #[must_use]
+    #[expect(clippy::new_without_default, reason = "it is made for one library")]
+    pub fn new() -> Self {
+        Self(Box::new(UnsafeCell::new(std::ptr::null_mut())))
+    }
+
+    /// Frees what the library has left; answers with how many bytes that was.
+    ///
+    /// # Safety
+    /// The library that the place was handed to must be closed and unmapped, and nothing of its memory in use.
+    #[must_use]
+    pub unsafe fn free(self) -> usize {
+        // SAFETY: the library is closed, says the caller: nobody else touches the place or the chain.
+        unsafe { arena::free(*self.0.get()) }
     }
 }
 

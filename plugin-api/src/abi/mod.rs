@@ -7,6 +7,7 @@
 //!
 //! The api's `unsafe` lives here: [`export`] is the library's side, `import` (feature `host`) the host's.
 
+pub mod arena;
 pub mod export;
 pub mod frame;
 #[cfg(feature = "host")]

@@ -15,8 +15,12 @@ pub struct Module {
     pub built: extern "C" fn() -> Built,
     /// Runs the service on the calling thread, which the host made for it, until the host says stop. `gate` is handed
     /// back in every call of the host's functions. Never unwinds.
-    #[sabi(last_prefix_field)]
     pub run: extern "C" fn(host: HostRef, gate: usize),
+    /// From now on the beginning of the chain of all memory in use is kept at `place`, the address of a pointer in the
+    /// host's memory, which stays valid until the library is closed: see [`super::arena`]. False: the library has an
+    /// allocator of its own, and what it leaves stays.
+    #[sabi(last_prefix_field)]
+    pub hand_over: extern "C" fn(place: usize) -> bool,
 }
 
 /// How a library was built, as far as it matters to the host.

@@ -85,6 +85,7 @@ pub(crate) struct Runtime<S: Service> {
     attachments: RefCell<HashMap<u64, Attaching<S::Perspective>>>,
     calls: RefCell<HashMap<u64, Call>>,
     stopping: Cell<bool>,
+    pub(crate) vetting: Cell<bool>,
 }
 
 /// A perspective: kept while clients are attached, or somebody holds its handle.
@@ -117,6 +118,7 @@ impl<S: Service> Runtime<S> {
             attachments: RefCell::default(),
             calls: RefCell::default(),
             stopping: Cell::new(false),
+            vetting: Cell::new(false),
         });
         *runtime.me.borrow_mut() = Rc::downgrade(&runtime);
         runtime
@@ -212,7 +214,10 @@ impl<S: Service> Runtime<S> {
             }
             ToLibrary::Dropped { object, count } => core.dropped(object, count),
             ToLibrary::Revert { perspective, state } => self.revert(perspective, state),
-            ToLibrary::Init { config } => self.init(config),
+            ToLibrary::Init { config, vetting } => {
+                self.vetting.set(vetting);
+                self.init(config);
+            }
             ToLibrary::Start { saved } => self.start(saved),
             ToLibrary::Health { request } => {
                 let health = self.service().and_then(|service| contained("health", || S::health(&service)));

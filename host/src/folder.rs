@@ -1,0 +1,483 @@
+//! The folder of services: which file serves under which name.
+//!
+//! A file that has come is copied, vetted, and only then loaded; a file that has gone for two seconds takes its service
+//! away. What served last is kept beside the home's other files: a file that is found bad at the host's start does not
+//! take its service away, and an operator can go back.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+
+use crate::config::{Home, Settings};
+use crate::control::LibraryStatus;
+use crate::loader::generation::Source;
+use crate::loader::private::{PrivateCopy, PrivateFolder};
+use crate::loader::unload::Account;
+use crate::loader::vet::{Sections, Vet, Vetted};
+use crate::loader::watch::Change;
+use crate::multiservice::slot::{Slot, State, Surroundings};
+use crate::multiservice::{MultiService, NotAdded};
+
+/// How long a file must be gone: builds remove and make anew.
+const GONE: Duration = Duration::from_secs(2);
+
+/// What became of a file.
+#[derive(Debug)]
+enum Library {
+    /// It is being looked at.
+    Vetting,
+    Loaded {
+        slot: Arc<Slot>,
+        hash: [u8; 32],
+        notes: Vec<String>,
+    },
+    /// By an operator.
+    Stopped {
+        service: String,
+    },
+    Refused(String),
+}
+
+#[derive(Debug)]
+struct Entry {
+    library: Library,
+    /// Counts what has happened to the file: what began before the last is out of date.
+    turn: u64,
+    /// What is wrong with the file now, though its service goes on.
+    trouble: Option<String>,
+}
+
+/// A generation that has ended.
+#[derive(Debug, Clone)]
+pub struct Ended {
+    /// Its service.
+    pub service: String,
+    /// What became of its library.
+    pub account: Account,
+}
+
+/// The folder of services: see the module's page.
+#[derive(Debug)]
+pub struct Folder {
+    private: Arc<PrivateFolder>,
+    good: PathBuf,
+    services: Arc<MultiService>,
+    surroundings: Surroundings,
+    sections: Arc<Sections>,
+    vet: Arc<Vet>,
+    entries: Mutex<BTreeMap<PathBuf, Entry>>,
+    /// What could not be let go of, and how many could.
+    ended: Mutex<(Vec<Ended>, u64)>,
+    /// One service is exchanged at a time.
+    exchange: tokio::sync::Mutex<()>,
+}
+
+/// The sections of a configuration, as services are handed them.
+///
+/// # Errors
+/// Which cannot be.
+pub fn sections(settings: &Settings) -> Result<Sections, String> {
+    let section = |(name, table): (&String, &serde_json::Map<_, _>)| match jelly::to_vec(table) {
+        Ok(bytes) => Ok((name.clone(), jelly::Bytes(bytes))),
+        Err(error) => Err(format!("[service.{name}] in credhost.toml cannot be handed to it: {error}")),
+    };
+    settings.service.iter().map(section).collect()
+}
+
+impl Folder {
+    /// A folder that nothing was loaded from yet.
+    ///
+    /// # Errors
+    /// When the folders for copies cannot be made.
+    pub fn new(
+        home: &Home,
+        services: Arc<MultiService>,
+        surroundings: Surroundings,
+        sections: Sections,
+        vet: Vet,
+    ) -> std::io::Result<Rc<Self>> {
+        let good = home.good();
+        std::fs::create_dir_all(&good)?;
+        Ok(Rc::new(Self {
+            private: Arc::new(PrivateFolder::new(home.private())?),
+            good,
+            services,
+            surroundings,
+            sections: Arc::new(sections),
+            vet: Arc::new(vet),
+            entries: Mutex::default(),
+            ended: Mutex::default(),
+            exchange: tokio::sync::Mutex::default(),
+        }))
+    }
+
+    /// Loads what is there when the host starts: all are vetted at once, and started in the order of their names.
+    pub async fn load_all(&self, paths: Vec<PathBuf>) {
+        let mut vetted = Vec::new();
+        for path in paths {
+            let turn = self.turn(&path);
+            vetted.push((self.vet(path.clone()), path, turn));
+        }
+        for (vetted, path, turn) in vetted {
+            let vetted = vetted.await.unwrap_or_else(|error| Err(error.to_string()));
+            let why = match self.serve(&path, turn, vetted).await {
+                Ok(()) => continue,
+                Err(why) => why,
+            };
+            if !self.good_copy(&path).exists() {
+                continue;
+            }
+            let file = shown(&path);
+            let copy = self.vet(self.good_copy(&path)).await.unwrap_or_else(|error| Err(error.to_string()));
+            if self.serve(&path, turn, copy).await.is_ok() {
+                tracing::error!("{file} is not what serves: the last good copy of it does, for {why}");
+                self.trouble(&path, format!("the last good copy serves; the file itself: {why}"));
+            }
+        }
+    }
+
+    /// Something has happened in the folder. Comes back at once; what is to be done is done by a task of its own.
+    pub fn changed(self: &Rc<Self>, change: Change) {
+        let me = Rc::clone(self);
+        match change {
+            Change::Came(path) => {
+                let turn = self.turn(&path);
+                tokio::task::spawn_local(async move {
+                    let vetted = me.vet(path.clone()).await.unwrap_or_else(|error| Err(error.to_string()));
+                    let _ = me.serve(&path, turn, vetted).await;
+                });
+            }
+            Change::Gone(path) => {
+                let turn = self.turn(&path);
+                tokio::task::spawn_local(async move {
+                    tokio::time::sleep(GONE).await;
+                    me.gone(&path, turn).await;
+                });
+            }
+        }
+    }
+
+    /// Something begins for this file: what was under way is out of date.
+    fn turn(&self, path: &Path) -> u64 {
+        let mut entries = self.entries.lock();
+        let entry =
+            entries.entry(path.to_owned()).or_insert(Entry { library: Library::Vetting, turn: 0, trouble: None });
+        entry.turn += 1;
+        entry.turn
+    }
+
+    fn trouble(&self, path: &Path, what: String) {
+        if let Some(entry) = self.entries.lock().get_mut(path) {
+            entry.trouble = Some(what);
+        }
+    }
+
+    fn vet(&self, path: PathBuf) -> tokio::task::JoinHandle<Result<(PrivateCopy, Vetted), String>> {
+        let (private, vet, sections) = (Arc::clone(&self.private), Arc::clone(&self.vet), Arc::clone(&self.sections));
+        tokio::task::spawn_blocking(move || {
+            let copy = private.copy(&path)?;
+            let vetted = vet.vet(&copy, &sections)?;
+            Ok((copy, vetted))
+        })
+    }
+
+    /// Makes a vetted library serve. What it says about it is told in the log.
+    async fn serve(&self, path: &Path, turn: u64, vetted: Result<(PrivateCopy, Vetted), String>) -> Result<(), String> {
+        let _one = self.exchange.lock().await;
+        let file = shown(path);
+        if self.entries.lock().get(path).is_none_or(|entry| entry.turn != turn) {
+            return Ok(());
+        }
+        let served = match vetted {
+            Ok((copy, vetted)) => self.exchange(path, copy, vetted).await,
+            Err(why) => Err(why),
+        };
+        let mut entries = self.entries.lock();
+        let Some(entry) = entries.get_mut(path) else { return Ok(()) };
+        match served {
+            Ok(library) => {
+                if let (Library::Loaded { slot, notes, .. }, true) = (&library, library.differs(&entry.library)) {
+                    tracing::info!(service = slot.name().as_str(), "{file} serves");
+                    notes.iter().for_each(|note| tracing::warn!(service = slot.name().as_str(), "{file}: {note}"));
+                }
+                entry.library = library;
+                entry.trouble = None;
+                Ok(())
+            }
+            Err(why) => {
+                if let Library::Loaded { slot, .. } = &entry.library {
+                    tracing::error!(service = slot.name().as_str(), "{file} is not loaded, the old code serves: {why}");
+                    entry.trouble = Some(format!("the file is not what serves: {why}"));
+                } else {
+                    tracing::error!("{file} is not loaded: {why}");
+                    entry.library = Library::Refused(why.clone());
+                }
+                Err(why)
+            }
+        }
+    }
+
+    /// Puts a vetted library in place of what the file was before.
+    async fn exchange(&self, path: &Path, copy: PrivateCopy, vetted: Vetted) -> Result<Library, String> {
+        let hash = *copy.hash();
+        let name = vetted.manifest.service;
+        let before = match self.entries.lock().get(path).map(|entry| &entry.library) {
+            Some(Library::Loaded { slot, hash: of, notes }) => {
+                if *of == hash && slot.state() == State::Serving {
+                    return Ok(Library::Loaded { slot: Arc::clone(slot), hash, notes: notes.clone() });
+                }
+                Some(Arc::clone(slot))
+            }
+            _ => None,
+        };
+        let taken = self.services.service(&name);
+        if let Some(taken) = taken.filter(|taken| before.as_ref().is_none_or(|before| !Arc::ptr_eq(taken, before))) {
+            let other = self.file_of(&taken).map_or_else(|| "another".to_owned(), |file| format!("the file {file}"));
+            return Err(format!("its service {name} is served by {other} already; remove one of the two"));
+        }
+        let kept = self.good_copy(path).with_extension("so.new");
+        let _ = std::fs::remove_file(&kept);
+        let linked = std::fs::hard_link(copy.path(), &kept);
+        if let Some(before) = before {
+            self.end(&before).await;
+        }
+        let slot = match self.start(copy).await {
+            Ok(slot) => slot,
+            Err(why) => {
+                let _ = std::fs::remove_file(&kept);
+                return self.back(path, &why).await;
+            }
+        };
+        match linked {
+            Ok(()) => self.keep(path, &kept, &hash),
+            Err(error) => tracing::warn!(%error, "the last good copy of {} cannot be kept", shown(path)),
+        }
+        Ok(Library::Loaded { slot, hash, notes: vetted.notes })
+    }
+
+    /// What was vetted did not start: what served last does again, if it can.
+    async fn back(&self, path: &Path, why: &str) -> Result<Library, String> {
+        let was_loaded =
+            matches!(self.entries.lock().get(path).map(|entry| &entry.library), Some(Library::Loaded { .. }));
+        if was_loaded && let Ok(Ok((copy, vetted))) = self.vet(self.good_copy(path)).await {
+            let hash = *copy.hash();
+            if let Ok(slot) = self.start(copy).await {
+                if let Some(entry) = self.entries.lock().get_mut(path) {
+                    entry.library = Library::Loaded { slot, hash, notes: vetted.notes };
+                }
+                return Err(why.to_owned());
+            }
+        }
+        if let Some(entry) = self.entries.lock().get_mut(path) {
+            entry.library = Library::Vetting;
+        }
+        Err(why.to_owned())
+    }
+
+    async fn start(&self, copy: PrivateCopy) -> Result<Arc<Slot>, String> {
+        let sections = Arc::clone(&self.sections);
+        let section = move |name: &str| Ok(sections.get(name).map(|section| section.0.clone()).unwrap_or_default());
+        let loaded = Slot::load(Source::Copy(copy), &self.surroundings, section).await;
+        let slot = loaded.map_err(|error| error.to_string())?;
+        match self.services.add(Arc::clone(&slot)).await {
+            Ok(()) => Ok(slot),
+            Err(error) => {
+                if let NotAdded::NameTaken(_) = error {
+                    self.end(&slot).await;
+                }
+                Err(error.to_string())
+            }
+        }
+    }
+
+    async fn end(&self, slot: &Arc<Slot>) {
+        let account = self.services.remove(slot).await;
+        let service = slot.name().to_string();
+        let mut ended = self.ended.lock();
+        match account {
+            Account::Pinned(_) | Account::Condemned => {
+                tracing::warn!(service, "its library stays in memory: {account}");
+                ended.0.push(Ended { service, account });
+            }
+            Account::Nothing | Account::Retired { .. } => ended.1 += 1,
+        }
+    }
+
+    async fn gone(&self, path: &Path, turn: u64) {
+        let _one = self.exchange.lock().await;
+        let entry = {
+            let mut entries = self.entries.lock();
+            if entries.get(path).is_none_or(|entry| entry.turn != turn) {
+                return;
+            }
+            entries.remove(path)
+        };
+        if let Some(Entry { library: Library::Loaded { slot, .. }, .. }) = entry {
+            tracing::info!(
+                service = slot.name().as_str(),
+                "{} is gone: its service stops, its state stays",
+                shown(path)
+            );
+            self.end(&slot).await;
+        }
+        let _ = std::fs::remove_file(self.good_copy(path));
+        let _ = std::fs::remove_file(self.previous_copy(path));
+    }
+
+    fn good_copy(&self, path: &Path) -> PathBuf {
+        self.good.join(shown(path))
+    }
+
+    fn previous_copy(&self, path: &Path) -> PathBuf {
+        self.good.join(shown(path)).with_extension("so.previous")
+    }
+
+    /// What serves now is the good copy; what was before it, if it differs, is what one can go back to.
+    fn keep(&self, path: &Path, new: &Path, hash: &[u8; 32]) {
+        let good = self.good_copy(path);
+        let same = crate::loader::private::hash(&good).is_ok_and(|known| known == *hash);
+        let kept = if same {
+            std::fs::remove_file(new)
+        } else {
+            match std::fs::rename(&good, self.previous_copy(path)) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
+                _ => std::fs::rename(new, &good),
+            }
+        };
+        if let Err(error) = kept {
+            tracing::warn!(%error, "the last good copy of {} cannot be kept", shown(path));
+        }
+    }
+
+    fn file_of(&self, slot: &Arc<Slot>) -> Option<String> {
+        self.entries.lock().iter().find_map(|(path, entry)| match &entry.library {
+            Library::Loaded { slot: other, .. } if Arc::ptr_eq(other, slot) => Some(shown(path)),
+            _ => None,
+        })
+    }
+
+    fn path_of(&self, service: &str) -> Option<PathBuf> {
+        self.entries.lock().iter().find_map(|(path, entry)| match &entry.library {
+            Library::Loaded { slot, .. } if slot.name().as_str() == service => Some(path.clone()),
+            Library::Stopped { service: name } if name == service => Some(path.clone()),
+            _ => None,
+        })
+    }
+
+    /// An operator stops a service: its clients are told, its state stays.
+    ///
+    /// # Errors
+    /// When there is no such service in the folder, or it has stopped already.
+    pub async fn stop(&self, service: &str) -> Result<(), String> {
+        let path = self.path_of(service).ok_or_else(|| format!("there is no service named {service} in the folder"))?;
+        self.turn(&path);
+        let _one = self.exchange.lock().await;
+        let slot = match self.entries.lock().get_mut(&path).map(|entry| &mut entry.library) {
+            Some(library @ Library::Loaded { .. }) => {
+                match std::mem::replace(library, Library::Stopped { service: service.to_owned() }) {
+                    Library::Loaded { slot, .. } => slot,
+                    _ => return Ok(()),
+                }
+            }
+            _ => return Err(format!("{service} has stopped already")),
+        };
+        tracing::info!(service, "stopped by command");
+        self.end(&slot).await;
+        Ok(())
+    }
+
+    /// An operator starts a service that was stopped, or has ended: from its file, as it is now.
+    ///
+    /// # Errors
+    /// When there is none, it runs, or its file is refused.
+    pub async fn start_again(&self, service: &str) -> Result<(), String> {
+        let path = self.path_of(service).ok_or_else(|| format!("there is no service named {service} in the folder"))?;
+        if let Some(Library::Loaded { slot, .. }) = self.entries.lock().get(&path).map(|entry| &entry.library)
+            && slot.state() == State::Serving
+        {
+            return Err(format!("{service} serves already"));
+        }
+        let turn = self.turn(&path);
+        let vetted = self.vet(path.clone()).await.unwrap_or_else(|error| Err(error.to_string()));
+        self.serve(&path, turn, vetted).await
+    }
+
+    /// An operator goes back to the library that served before the present one. The file in the folder stays as it is,
+    /// and counts again when it is changed.
+    ///
+    /// # Errors
+    /// When there is no such service, nothing to go back to, or that is refused.
+    pub async fn rollback(&self, service: &str) -> Result<(), String> {
+        let path = self.path_of(service).ok_or_else(|| format!("there is no service named {service} in the folder"))?;
+        let previous = self.previous_copy(&path);
+        if !previous.exists() {
+            return Err(format!("no other library has served as {service}: there is nothing to go back to"));
+        }
+        let turn = self.turn(&path);
+        let vetted = self.vet(previous).await.unwrap_or_else(|error| Err(error.to_string()));
+        self.serve(&path, turn, vetted).await?;
+        self.trouble(&path, "rolled back: the file in the folder is not what serves".to_owned());
+        Ok(())
+    }
+
+    /// What holds the libraries of this service that could not be let go of; all services', without a name.
+    #[must_use]
+    pub fn why(&self, service: &str) -> Vec<Ended> {
+        self.ended.lock().0.iter().filter(|ended| ended.service == service).cloned().collect()
+    }
+
+    /// How many generations have ended and were let go of.
+    #[must_use]
+    pub fn retired(&self) -> u64 {
+        self.ended.lock().1
+    }
+
+    /// What became of each file.
+    #[must_use]
+    pub fn libraries(&self) -> Vec<LibraryStatus> {
+        self.entries.lock().iter().map(|(path, entry)| status(path, entry)).collect()
+    }
+}
+
+impl Library {
+    fn differs(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Loaded { slot, .. }, Self::Loaded { slot: other, .. }) => !Arc::ptr_eq(slot, other),
+            _ => true,
+        }
+    }
+}
+
+fn shown(path: &Path) -> String {
+    path.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned())
+}
+
+fn status(path: &Path, entry: &Entry) -> LibraryStatus {
+    let file = shown(path);
+    let plain = |service, state| LibraryStatus { file: shown(path), service, state, note: None, calls: 0, faults: 0 };
+    match &entry.library {
+        Library::Vetting => plain(None, "being vetted".to_owned()),
+        Library::Refused(why) => plain(None, format!("refused: {why}")),
+        Library::Stopped { service } => plain(Some(service.clone()), "stopped".to_owned()),
+        Library::Loaded { slot, notes, .. } => {
+            let notes: Vec<String> = entry.trouble.iter().chain(notes).cloned().collect();
+            LibraryStatus {
+                file,
+                service: Some(slot.name().to_string()),
+                state: match slot.state() {
+                    State::Serving => "serving".to_owned(),
+                    State::Loaded => "starting".to_owned(),
+                    State::Failed(why) => format!("failed: {why}"),
+                    State::Stopped => "stopped".to_owned(),
+                },
+                note: (!notes.is_empty()).then(|| notes.join("; ")),
+                calls: slot.calls(),
+                faults: slot.faults(),
+            }
+        }
+    }
+}

@@ -1,0 +1,302 @@
+//! What libraries leave in the process: threads, keys of thread-local storage, destructors of thread-locals.
+//!
+//! Four functions of the system's, in front of it: a library that is opened finds these first, for the program exports
+//! them (`build.rs`). Each forwards, and keeps an entry by the address of the code it was given, which says whose it is.
+//! Without them every copy of Rust's standard library leaks a key, and the 1,023rd library ends the process.
+//!
+//! Nothing here may use a thread-local with a destructor, or a lock that does: it would come back here.
+
+use std::ffi::{c_char, c_int, c_void};
+use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// A library's thread.
+#[derive(Debug, Clone)]
+struct Thread {
+    number: u64,
+    start: usize,
+    /// The system's number for it; 0 until it runs.
+    tid: i32,
+    /// Its function has returned; destructors may still run.
+    ending: bool,
+}
+
+#[derive(Debug)]
+struct Ledger {
+    next: u64,
+    threads: Vec<Thread>,
+    /// A key, and where its destructor is.
+    keys: Vec<(libc::pthread_key_t, usize)>,
+    /// A destructor of a thread-local, and the thread it is to run on.
+    pins: Vec<(usize, i32)>,
+}
+
+static LEDGER: Mutex<Ledger> = Mutex::new(Ledger { next: 0, threads: Vec::new(), keys: Vec::new(), pins: Vec::new() });
+
+/// Entries of threads that have ended are looked for when there are this many.
+const MANY: usize = 64;
+
+fn ledger() -> MutexGuard<'static, Ledger> {
+    LEDGER.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What still holds a library.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Holder {
+    /// A thread that the library started, by its name.
+    Thread(String),
+    /// A thread-local of the library's on a thread that lives.
+    ThreadLocal(String),
+}
+
+impl std::fmt::Display for Holder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Thread(name) => write!(f, "its thread {name} still runs"),
+            Self::ThreadLocal(name) => write!(f, "the thread {name} holds a thread-local of it"),
+        }
+    }
+}
+
+/// Whether libraries of this process find these functions: where not, none may ever be closed.
+#[must_use]
+pub fn works() -> bool {
+    // SAFETY: the name is a C string; the answer is only compared.
+    let found = unsafe { libc::dlsym(libc::RTLD_DEFAULT, c"pthread_key_create".as_ptr()) };
+    std::ptr::eq(found, pthread_key_create as *const c_void)
+}
+
+/// Who holds code in this range of addresses.
+#[must_use]
+pub fn holders(code: &Range<usize>) -> Vec<Holder> {
+    let mut ledger = ledger();
+    ledger.forget_ended();
+    let mut holders: Vec<Holder> = Vec::new();
+    for thread in ledger.threads.iter().filter(|thread| code.contains(&thread.start)) {
+        holders.push(Holder::Thread(name(thread.tid)));
+    }
+    for (_, tid) in ledger.pins.iter().filter(|(destructor, _)| code.contains(destructor)) {
+        let holder = Holder::ThreadLocal(name(*tid));
+        let own = ledger.threads.iter().any(|thread| thread.tid == *tid && code.contains(&thread.start));
+        if !own && !holders.contains(&holder) {
+            holders.push(holder);
+        }
+    }
+    holders
+}
+
+/// Deletes the keys whose destructors are in this range: nobody will. Answers with how many there were.
+pub fn delete_keys(code: &Range<usize>) -> usize {
+    let keys: Vec<libc::pthread_key_t> = {
+        let mut ledger = ledger();
+        let (of, others) = ledger.keys.iter().copied().partition(|(_, destructor)| code.contains(destructor));
+        ledger.keys = others;
+        let of: Vec<_> = of;
+        of.into_iter().map(|(key, _)| key).collect()
+    };
+    for key in &keys {
+        // SAFETY: the key was made by a library that is about to be closed, whose threads have ended: nobody uses it.
+        unsafe { libc::pthread_key_delete(*key) };
+    }
+    keys.len()
+}
+
+/// How many entries there are, of every kind: they must not grow without end.
+#[must_use]
+pub fn entries() -> usize {
+    let mut ledger = ledger();
+    ledger.forget_ended();
+    ledger.threads.len() + ledger.keys.len() + ledger.pins.len()
+}
+
+impl Ledger {
+    fn forget_ended(&mut self) {
+        self.threads.retain(|thread| !(thread.ending && !alive(thread.tid)));
+        self.pins.retain(|(_, tid)| alive(*tid));
+    }
+}
+
+fn alive(tid: i32) -> bool {
+    std::path::Path::new("/proc/self/task").join(tid.to_string()).exists()
+}
+
+fn name(tid: i32) -> String {
+    let name = std::fs::read_to_string(format!("/proc/self/task/{tid}/comm"));
+    name.map_or_else(|_| tid.to_string(), |name| format!("{} ({tid})", name.trim()))
+}
+
+/// Whether an address is this program's own: nothing of it is ever closed.
+fn own(address: usize) -> bool {
+    unsafe extern "C" {
+        // Where the linker puts the program.
+        static __executable_start: c_char;
+        static _end: c_char;
+    }
+    // Only their addresses are taken, which every program has.
+    let range = (&raw const __executable_start) as usize..(&raw const _end) as usize;
+    range.contains(&address)
+}
+
+/// The system's function of this name, behind ours.
+fn system(known: &AtomicUsize, name: &std::ffi::CStr) -> usize {
+    let address = known.load(Ordering::Relaxed);
+    if address != 0 {
+        return address;
+    }
+    // SAFETY: the name is a C string, and this is called from the program, after which the system's libraries come.
+    let found = unsafe { libc::dlsym(libc::RTLD_NEXT, name.as_ptr()) } as usize;
+    if found == 0 {
+        // There is no process without these four functions, and nothing could go on.
+        std::process::abort();
+    }
+    known.store(found, Ordering::Relaxed);
+    found
+}
+
+type Start = extern "C-unwind" fn(*mut c_void) -> *mut c_void;
+type Destructor = unsafe extern "C" fn(*mut c_void);
+
+struct Begin {
+    start: Start,
+    argument: *mut c_void,
+    number: u64,
+}
+
+/// Says at its end, however that comes, that a thread is ending.
+struct End(u64);
+
+impl Drop for End {
+    fn drop(&mut self) {
+        let mut ledger = ledger();
+        let number = self.0;
+        if let Some(thread) = ledger.threads.iter_mut().find(|thread| thread.number == number) {
+            thread.ending = true;
+        }
+    }
+}
+
+extern "C-unwind" fn trampoline(argument: *mut c_void) -> *mut c_void {
+    // SAFETY: `pthread_create` below made it from a box, for this call alone.
+    let begin = unsafe { Box::from_raw(argument.cast::<Begin>()) };
+    let Begin { start, argument, number } = *begin;
+    // SAFETY: it takes nothing and cannot fail.
+    let tid = unsafe { libc::gettid() };
+    if let Some(thread) = ledger().threads.iter_mut().find(|thread| thread.number == number) {
+        thread.tid = tid;
+    }
+    let _end = End(number);
+    start(argument)
+}
+
+/// The system's `pthread_create`, with an entry for a library's thread.
+///
+/// # Safety
+/// As the system's.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn pthread_create(
+    thread: *mut libc::pthread_t,
+    attributes: *const libc::pthread_attr_t,
+    start: Start,
+    argument: *mut c_void,
+) -> c_int {
+    type Create = unsafe extern "C" fn(*mut libc::pthread_t, *const libc::pthread_attr_t, Start, *mut c_void) -> c_int;
+    static KNOWN: AtomicUsize = AtomicUsize::new(0);
+    let address = system(&KNOWN, c"pthread_create");
+    // SAFETY: the system's function of that name has this type (`start`'s may unwind, as a cancelled thread's does).
+    let create = unsafe { std::mem::transmute::<usize, Create>(address) };
+    if own(start as usize) {
+        // SAFETY: the caller's promises are handed on.
+        return unsafe { create(thread, attributes, start, argument) };
+    }
+    let number = {
+        let mut ledger = ledger();
+        if ledger.threads.len() > MANY {
+            ledger.forget_ended();
+        }
+        ledger.next += 1;
+        let number = ledger.next;
+        ledger.threads.push(Thread { number, start: start as usize, tid: 0, ending: false });
+        number
+    };
+    let begin = Box::into_raw(Box::new(Begin { start, argument, number }));
+    // SAFETY: the caller's promises are handed on; the trampoline takes the box it is given, once.
+    let result = unsafe { create(thread, attributes, trampoline, begin.cast()) };
+    if result != 0 {
+        ledger().threads.retain(|thread| thread.number != number);
+        // SAFETY: no thread was made that could have taken it.
+        drop(unsafe { Box::from_raw(begin) });
+    }
+    result
+}
+
+/// The system's `pthread_key_create`, with an entry for a library's key.
+///
+/// # Safety
+/// As the system's.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn pthread_key_create(key: *mut libc::pthread_key_t, destructor: Option<Destructor>) -> c_int {
+    type Create = unsafe extern "C" fn(*mut libc::pthread_key_t, Option<Destructor>) -> c_int;
+    static KNOWN: AtomicUsize = AtomicUsize::new(0);
+    let address = system(&KNOWN, c"pthread_key_create");
+    // SAFETY: the system's function of that name has this type.
+    let create = unsafe { std::mem::transmute::<usize, Create>(address) };
+    // SAFETY: the caller's promises are handed on.
+    let result = unsafe { create(key, destructor) };
+    if let (0, Some(destructor)) = (result, destructor)
+        && !own(destructor as usize)
+    {
+        // SAFETY: the function has succeeded, and has written the key.
+        let key = unsafe { *key };
+        ledger().keys.push((key, destructor as usize));
+    }
+    result
+}
+
+/// The system's `pthread_key_delete`; the entry goes.
+///
+/// # Safety
+/// As the system's.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn pthread_key_delete(key: libc::pthread_key_t) -> c_int {
+    type Delete = unsafe extern "C" fn(libc::pthread_key_t) -> c_int;
+    static KNOWN: AtomicUsize = AtomicUsize::new(0);
+    let address = system(&KNOWN, c"pthread_key_delete");
+    // SAFETY: the system's function of that name has this type.
+    let delete = unsafe { std::mem::transmute::<usize, Delete>(address) };
+    // Before: once it is deleted, another thread may be given the same key.
+    ledger().keys.retain(|(known, _)| *known != key);
+    // SAFETY: the caller's promises are handed on.
+    unsafe { delete(key) }
+}
+
+/// The C library's `__cxa_thread_atexit_impl`, with an entry for a library's thread-local.
+///
+/// # Safety
+/// As the C library's.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn __cxa_thread_atexit_impl(
+    destructor: Destructor,
+    object: *mut c_void,
+    library: *mut c_void,
+) -> c_int {
+    type AtExit = unsafe extern "C" fn(Destructor, *mut c_void, *mut c_void) -> c_int;
+    static KNOWN: AtomicUsize = AtomicUsize::new(0);
+    let address = system(&KNOWN, c"__cxa_thread_atexit_impl");
+    // SAFETY: the C library's function of that name has this type.
+    let at_exit = unsafe { std::mem::transmute::<usize, AtExit>(address) };
+    if !own(destructor as usize) {
+        // SAFETY: it takes nothing and cannot fail.
+        let tid = unsafe { libc::gettid() };
+        let mut ledger = ledger();
+        if ledger.pins.len() > MANY && ledger.pins.len().is_power_of_two() {
+            ledger.forget_ended();
+        }
+        let entry = (destructor as usize, tid);
+        if !ledger.pins.contains(&entry) {
+            ledger.pins.push(entry);
+        }
+    }
+    // SAFETY: the caller's promises are handed on.
+    unsafe { at_exit(destructor, object, library) }
+}

@@ -1,0 +1,105 @@
+//! Letting go of a library: the account of what still holds it.
+
+use std::fmt;
+use std::ops::Range;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use plugin_api::abi::import::Place;
+
+use super::ledger;
+use super::library::OpenLibrary;
+
+/// How long threads that are ending may take to be gone.
+const GRACE: Duration = Duration::from_secs(1);
+
+/// What became of a generation's library.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Account {
+    /// It was linked into the program, or never opened: there is nothing to let go of.
+    Nothing,
+    /// It is closed and unmapped, and its memory is given back: so many bytes that it had left.
+    Retired {
+        /// Bytes that its statics held.
+        left: usize,
+    },
+    /// It is mapped for as long as the process lives; why.
+    Pinned(Vec<String>),
+    /// Its thread did not come back: it and its library stay.
+    Condemned,
+}
+
+impl fmt::Display for Account {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Nothing => f.write_str("ended"),
+            Self::Retired { .. } => f.write_str("retired"),
+            Self::Pinned(why) => write!(f, "pinned: {}", why.join("; ")),
+            Self::Condemned => f.write_str("condemned: its thread does not come back"),
+        }
+    }
+}
+
+/// Where in memory a library is mapped: from its lowest address to its highest. `None`: it is not.
+#[must_use]
+pub fn mapped(file: &Path) -> Option<Range<usize>> {
+    let maps = std::fs::read_to_string("/proc/self/maps").ok()?;
+    let name = file.to_str()?;
+    let mut range: Option<Range<usize>> = None;
+    for line in maps.lines().filter(|line| line.contains(name)) {
+        let (start, end) = line.split_once(' ')?.0.split_once('-')?;
+        let (start, end) = (usize::from_str_radix(start, 16).ok()?, usize::from_str_radix(end, 16).ok()?);
+        let known = range.get_or_insert(start..end);
+        *known = known.start.min(start)..known.end.max(end);
+    }
+    range
+}
+
+/// Lets go of a library whose own thread has ended, and which was told where to keep the chain of its memory.
+///
+/// May take up to a second, if threads are just ending: not for a thread that serves.
+#[must_use]
+pub fn unload(library: OpenLibrary, place: Option<Place>) -> Account {
+    let pinned = |library: OpenLibrary, place, why| {
+        // It may be called and written to for ever.
+        std::mem::forget((library, place));
+        Account::Pinned(why)
+    };
+    if !ledger::works() {
+        let why = "this program does not export the functions that keep account of threads".to_owned();
+        return pinned(library, place, vec![why]);
+    }
+    let Some(code) = library.code.clone() else {
+        return pinned(library, place, vec!["it is not known where it is mapped".to_owned()]);
+    };
+    let patience = Instant::now() + GRACE;
+    let holders = loop {
+        let holders = ledger::holders(&code);
+        if holders.is_empty() || Instant::now() >= patience {
+            break holders;
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    };
+    if !holders.is_empty() {
+        return pinned(library, place, holders.iter().map(ToString::to_string).collect());
+    }
+    ledger::delete_keys(&code);
+    let file = library.file.clone();
+    let OpenLibrary { opened, .. } = library;
+    if let Err(error) = opened.close() {
+        std::mem::forget(place);
+        return Account::Pinned(vec![format!("the system does not close it: {error}")]);
+    }
+    if mapped(&file).is_some() {
+        std::mem::forget(place);
+        return Account::Pinned(vec![
+            "the system keeps it: it was built so that it is never unloaded, or something in it is shared by all"
+                .to_owned(),
+        ]);
+    }
+    // SAFETY: the library is closed and not mapped any more, none of its threads or thread-locals was left, and nothing
+    // of the host's points into its memory: frames were copied, and the two function tables went with it.
+    let left = place.map_or(0, |place| unsafe { place.free() });
+    Account::Retired { left }
+}

@@ -1,0 +1,319 @@
+//! Tries a library in a process of its own, which may crash, hang or end as it likes: what it would do to the host, it
+//! does there first.
+//!
+//! The host runs its own program again with the private copy's path; the child opens the library, makes the service,
+//! starts it with nothing saved, asks whether it is well, stops it, and lets go of it, and says before each step what
+//! comes next. The bytes that were vetted are the bytes that are loaded: both open the same private copy, and a verdict
+//! is known again by its hash.
+
+use std::collections::HashMap;
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use plugin_api::abi::frame::{ToHost, ToLibrary};
+use plugin_api::manifest::Manifest;
+use serde::{Deserialize, Serialize};
+
+use super::gate::Outlet;
+use super::generation::{Generation, Source};
+use super::private::PrivateCopy;
+use super::unload::Account;
+
+/// The word by which a program that hosts services is run again, to vet a library. See [`child`].
+pub const WORD: &str = "vet-in-child";
+
+/// Verdicts that are remembered.
+const REMEMBERED: usize = 256;
+
+/// What was found out about a library that can be loaded.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Vetted {
+    /// What it says of itself.
+    pub manifest: Manifest,
+    /// What does not keep it from being loaded.
+    pub notes: Vec<String>,
+}
+
+/// A verdict: one sentence, if it is refused.
+pub type Verdict = Result<Vetted, String>;
+
+/// The sections of the configuration, each a dictionary in Jelly, by the name of the service it is for.
+pub type Sections = HashMap<String, jelly::Bytes>;
+
+/// Where a child is. What follows from the next step is told by what was said last.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum Step {
+    Open,
+    Init,
+    Start,
+    Health,
+    Stop,
+    Close,
+}
+
+impl Step {
+    fn crashes(self, how: &str) -> String {
+        match self {
+            Self::Open => format!("it {how} while it is opened: is it damaged, or does a constructor of it do that?"),
+            Self::Init => format!("its init {how}"),
+            Self::Start => format!("its start {how}"),
+            Self::Health => format!("it {how} when it is asked whether it is well"),
+            Self::Stop => format!("its stop {how}"),
+            Self::Close => format!("it {how} while it is unloaded"),
+        }
+    }
+
+    fn hangs(self, patience: Duration) -> String {
+        let within = format!("within {} seconds", patience.as_secs());
+        match self {
+            Self::Open => format!("it cannot be opened {within}: does a constructor of it wait?"),
+            Self::Init => format!("its init does not come back {within}"),
+            Self::Start => format!("its start does not come back {within}"),
+            Self::Health => format!("it does not say that it is well {within}"),
+            Self::Stop => format!("its stop does not come back {within}"),
+            Self::Close => format!("it cannot be unloaded {within}"),
+        }
+    }
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum Said {
+    At(Step),
+    Manifest(Manifest),
+    Note(String),
+    Refused(String),
+    Done,
+}
+
+/// Vets libraries, and remembers what it has found.
+#[derive(Debug)]
+pub struct Vet {
+    program: PathBuf,
+    /// For each step.
+    patience: Duration,
+    known: Mutex<HashMap<[u8; 32], Verdict>>,
+}
+
+impl Vet {
+    /// Vets by this program, which calls [`child`] when its first argument is [`WORD`].
+    #[must_use]
+    pub fn new(program: PathBuf, patience: Duration) -> Self {
+        Self { program, patience, known: Mutex::default() }
+    }
+
+    /// The verdict on a library. Takes milliseconds, or as long as there is patience: not for a thread that serves.
+    ///
+    /// # Errors
+    /// One sentence: why it must not be loaded.
+    pub fn vet(&self, copy: &PrivateCopy, sections: &Sections) -> Verdict {
+        // Another configuration may lead to another verdict. It stays the same for as long as a host runs.
+        if let Some(verdict) = self.known.lock().get(copy.hash()) {
+            return verdict.clone();
+        }
+        let (verdict, lasting) = match self.run(copy.path(), sections) {
+            Ok(done) => done,
+            // Of the machine, not of the library.
+            Err(error) => return Err(format!("it cannot be vetted: {error}")),
+        };
+        if lasting {
+            let mut known = self.known.lock();
+            if known.len() >= REMEMBERED {
+                known.clear();
+            }
+            known.insert(*copy.hash(), verdict.clone());
+        }
+        verdict
+    }
+
+    /// The verdict, and whether it would be the same again.
+    fn run(&self, copy: &Path, sections: &Sections) -> io::Result<(Verdict, bool)> {
+        let mut child = Killed(
+            Command::new(&self.program)
+                .arg(WORD)
+                .arg(copy)
+                .stdin(Stdio::piped())
+                .stdout(Stdio::piped())
+                .stderr(Stdio::null())
+                .process_group(0)
+                .spawn()?,
+        );
+        let sections = jelly::to_vec(sections).map_err(io::Error::other)?;
+        if let Some(mut stdin) = child.0.stdin.take() {
+            // A child that has ended already says why by its end.
+            let _ = stdin.write_all(&sections);
+        }
+        let (said, heard) = channel();
+        let stdout = child.0.stdout.take();
+        let reader = std::thread::Builder::new().name("vet".to_owned()).spawn(move || {
+            for line in BufReader::new(stdout.into_iter().next().map_or_else(
+                || Box::new(io::empty()) as Box<dyn Read>,
+                |stdout| Box::new(stdout.take(1 << 20)) as Box<dyn Read>,
+            ))
+            .lines()
+            {
+                let Ok(line) = line else { return };
+                let Ok(word) = serde_json::from_str::<Said>(&line) else { return };
+                if said.send(word).is_err() {
+                    return;
+                }
+            }
+        })?;
+        let found = self.listen(&heard, &mut child);
+        drop(child);
+        let _ = reader.join();
+        found
+    }
+
+    fn listen(&self, heard: &Receiver<Said>, child: &mut Killed) -> io::Result<(Verdict, bool)> {
+        let (mut step, mut manifest, mut notes) = (Step::Open, None, Vec::new());
+        loop {
+            match heard.recv_timeout(self.patience) {
+                Ok(Said::At(at)) => step = at,
+                Ok(Said::Manifest(found)) => manifest = Some(found),
+                Ok(Said::Note(note)) => notes.push(note),
+                Ok(Said::Refused(why)) => return Ok((Err(why), true)),
+                Ok(Said::Done) => {
+                    let verdict = match manifest {
+                        Some(manifest) => Ok(Vetted { manifest, notes }),
+                        None => Err("it does not say what it is".to_owned()),
+                    };
+                    return Ok((verdict, true));
+                }
+                // A busy machine may make it slow: next time may be better.
+                Err(RecvTimeoutError::Timeout) => return Ok((Err(step.hangs(self.patience)), false)),
+                Err(RecvTimeoutError::Disconnected) => {
+                    let how = ended(child.0.wait()?);
+                    return Ok((Err(step.crashes(&how)), true));
+                }
+            }
+        }
+    }
+}
+
+/// A child that is ended with who waits for it, with whatever it has started.
+struct Killed(Child);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        if let Some(group) = rustix::process::Pid::from_raw(self.0.id().cast_signed()) {
+            // It leads its own group; when all of it has ended there is nobody to tell.
+            let _ = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
+        }
+        let _ = self.0.wait();
+    }
+}
+
+fn ended(status: ExitStatus) -> String {
+    let name = |signal| match signal {
+        libc::SIGSEGV => "SIGSEGV".to_owned(),
+        libc::SIGBUS => "SIGBUS".to_owned(),
+        libc::SIGABRT => "SIGABRT".to_owned(),
+        libc::SIGILL => "SIGILL".to_owned(),
+        libc::SIGFPE => "SIGFPE".to_owned(),
+        libc::SIGTRAP => "SIGTRAP".to_owned(),
+        libc::SIGKILL => "SIGKILL".to_owned(),
+        other => format!("signal {other}"),
+    };
+    match (status.signal(), status.code()) {
+        (Some(signal), _) => format!("crashes ({})", name(signal)),
+        (None, code) => format!("ends the process (exit code {})", code.unwrap_or(0)),
+    }
+}
+
+/// The child's side: vets the private copy whose path follows the [`WORD`]. To be called by a program as the first thing
+/// it does; does not come back.
+pub fn child(copy: &Path) -> ! {
+    // An orphan must not stay.
+    let _ = rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL));
+    // What a crash would write, and how much memory a library may take from the machine before it is known.
+    let limit = |bytes| rustix::process::Rlimit { current: Some(bytes), maximum: Some(bytes) };
+    let _ = rustix::process::setrlimit(rustix::process::Resource::Core, limit(0));
+    let _ = rustix::process::setrlimit(rustix::process::Resource::Data, limit(2 << 30));
+    let done = own_stdout().and_then(|out| try_out(copy, out));
+    std::process::exit(i32::from(done.is_err()));
+}
+
+/// Standard output for our words alone: what the library prints goes nowhere.
+fn own_stdout() -> io::Result<std::fs::File> {
+    let own = rustix::io::fcntl_dupfd_cloexec(io::stdout(), 3)?;
+    let null = std::fs::File::options().write(true).open("/dev/null")?;
+    rustix::stdio::dup2_stdout(&null)?;
+    Ok(own.into())
+}
+
+struct Words(Sender<Vec<u8>>);
+
+impl Outlet for Words {
+    fn frames(&self, frames: &[u8]) {
+        // The main thread may have heard enough.
+        let _ = self.0.send(frames.to_vec());
+    }
+
+    fn log(&self, _: u8, _: &str, _: &str) {}
+}
+
+fn try_out(copy: &Path, mut out: std::fs::File) -> io::Result<()> {
+    let mut sections = Vec::new();
+    io::stdin().read_to_end(&mut sections)?;
+    let sections: Sections = jelly::from_slice(&sections).map_err(io::Error::other)?;
+    let mut say = move |said: &Said| -> io::Result<()> {
+        let mut line = serde_json::to_vec(said)?;
+        line.push(b'\n');
+        out.write_all(&line)
+    };
+    say(&Said::At(Step::Open))?;
+    let (frames, heard) = channel();
+    let generation = Generation::start(Source::Copy(PrivateCopy::borrowed(copy)), Arc::new(Words(frames)))?;
+    let mut stopped = false;
+    while !stopped {
+        let Ok(frames) = heard.recv() else { break };
+        let mut rest = frames.as_slice();
+        while let Some(frame) = ToHost::read(&mut rest) {
+            match frame {
+                ToHost::Manifest { manifest } => match jelly::from_slice::<Manifest>(manifest) {
+                    Ok(manifest) => {
+                        let empty = jelly::Bytes(vec![1, 0x80, 5, 0x87]);
+                        let config = sections.get(&manifest.service).unwrap_or(&empty);
+                        say(&Said::Manifest(manifest.clone()))?;
+                        say(&Said::At(Step::Init))?;
+                        generation.tell(&ToLibrary::Init { config, vetting: true });
+                    }
+                    Err(error) => say(&Said::Refused(format!("its manifest cannot be read: {error}")))?,
+                },
+                ToHost::Initialised {} => {
+                    say(&Said::At(Step::Start))?;
+                    generation.tell(&ToLibrary::Start { saved: None });
+                }
+                ToHost::Started {} => {
+                    say(&Said::At(Step::Health))?;
+                    generation.tell(&ToLibrary::Health { request: 1 });
+                }
+                ToHost::Healthy { .. } => {
+                    say(&Said::At(Step::Stop))?;
+                    generation.tell(&ToLibrary::Stop {});
+                }
+                ToHost::Load { request, .. } => generation.tell(&ToLibrary::Loaded { request, state: None }),
+                ToHost::Call { call, answer: true, .. } => {
+                    let (class, message) = ("twisted.spread.pb.PBConnectionLost", "there are no clients yet");
+                    generation.tell(&ToLibrary::Failed { call, class, message });
+                }
+                ToHost::Refused { message } => say(&Said::Refused(message.to_owned()))?,
+                ToHost::Stopped {} => stopped = true,
+                _ => {}
+            }
+        }
+    }
+    say(&Said::At(Step::Close))?;
+    if let account @ (Account::Pinned(_) | Account::Condemned) = generation.join() {
+        say(&Said::Note(format!("it cannot be unloaded: {account}")))?;
+    }
+    say(&Said::Done)
+}
