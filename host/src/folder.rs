@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use tokio::sync::Semaphore;
 
 use crate::config::{Home, Settings};
 use crate::control::LibraryStatus;
@@ -24,6 +25,9 @@ use crate::multiservice::{MultiService, NotAdded};
 
 /// How long a file must be gone: builds remove and make anew.
 const GONE: Duration = Duration::from_secs(2);
+
+/// Vetted at once: one that hangs must not hold up all others, and a hundred must not hold up the machine.
+const AT_ONCE: usize = 4;
 
 /// What became of a file.
 #[derive(Debug)]
@@ -72,6 +76,8 @@ pub struct Folder {
     entries: Mutex<BTreeMap<PathBuf, Entry>>,
     /// What could not be let go of, and how many could.
     ended: Mutex<(Vec<Ended>, u64)>,
+    /// So many libraries are vetted at once.
+    turns: Arc<Semaphore>,
     /// One service is exchanged at a time.
     exchange: tokio::sync::Mutex<()>,
 }
@@ -111,6 +117,7 @@ impl Folder {
             vet: Arc::new(vet),
             entries: Mutex::default(),
             ended: Mutex::default(),
+            turns: Arc::new(Semaphore::new(AT_ONCE)),
             exchange: tokio::sync::Mutex::default(),
         }))
     }
@@ -178,10 +185,15 @@ impl Folder {
 
     fn vet(&self, path: PathBuf) -> tokio::task::JoinHandle<Result<(PrivateCopy, Vetted), String>> {
         let (private, vet, sections) = (Arc::clone(&self.private), Arc::clone(&self.vet), Arc::clone(&self.sections));
-        tokio::task::spawn_blocking(move || {
-            let copy = private.copy(&path)?;
-            let vetted = vet.vet(&copy, &sections)?;
-            Ok((copy, vetted))
+        let turns = Arc::clone(&self.turns);
+        tokio::task::spawn_local(async move {
+            let _turn = turns.acquire_owned().await;
+            let vetted = tokio::task::spawn_blocking(move || {
+                let copy = private.copy(&path)?;
+                let vetted = vet.vet(&copy, &sections)?;
+                Ok((copy, vetted))
+            });
+            vetted.await.unwrap_or_else(|error| Err(error.to_string()))
         })
     }
 

@@ -110,6 +110,26 @@ pub fn entries() -> usize {
     ledger.threads.len() + ledger.keys.len() + ledger.pins.len()
 }
 
+/// How many of the system's keys of thread-local storage are in use in this process, whoever made them: they are 1,024.
+#[must_use]
+pub fn keys_in_use() -> usize {
+    const ALL: usize = 1024;
+    let mut free: Vec<libc::pthread_key_t> = Vec::new();
+    for _ in 0..ALL {
+        let mut key = 0;
+        // SAFETY: the key is written by the call, and has no destructor.
+        if unsafe { pthread_key_create(&raw mut key, None) } != 0 {
+            break;
+        }
+        free.push(key);
+    }
+    for key in &free {
+        // SAFETY: it was made above, and nobody else knows it.
+        unsafe { pthread_key_delete(*key) };
+    }
+    ALL - free.len()
+}
+
 impl Ledger {
     fn forget_ended(&mut self) {
         self.threads.retain(|thread| !(thread.ending && !alive(thread.tid)));

@@ -1,0 +1,188 @@
+//! A library that has ended leaves nothing: not a mapping, not a thread, not a descriptor, not a key, not its memory.
+//! What cannot be let go of stays mapped and is named; nothing crashes.
+//!
+//! `CREDHOST_CYCLES=20000 cargo test -p system-tests --test unloading -- --nocapture` runs longer, and prints figures.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use credhost::loader::generation::Source;
+use credhost::loader::private::PrivateFolder;
+use credhost::loader::unload::Account;
+use credhost::loader::{ledger, unload};
+use credhost::multiservice::MultiService;
+use credhost::multiservice::slot::{Slot, Surroundings};
+use credhost::multiservice::switchboard::{Mailbox, Switchboard};
+use credhost::store::MemoryStore;
+use plugin_api::abi::frame::{ToHost, ToLibrary};
+use system_tests::build::library;
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+struct Bench {
+    _home: tempfile::TempDir,
+    private: PrivateFolder,
+    surroundings: Surroundings,
+    services: Arc<MultiService>,
+    number: u32,
+    mailbox: Arc<Mailbox>,
+}
+
+impl Bench {
+    async fn new() -> Self {
+        let home = tempfile::tempdir().expect("a folder");
+        let private = PrivateFolder::new(home.path().join("generations")).expect("a folder");
+        let surroundings = Surroundings { store: Arc::new(MemoryStore::new()), switchboard: Switchboard::new() };
+        let (number, mailbox) = surroundings.switchboard.connect();
+        let services = MultiService::new("pb");
+        services.start().await;
+        Self { _home: home, private, surroundings, services, number, mailbox }
+    }
+
+    async fn load(&self, package: &str) -> Arc<Slot> {
+        let copy = self.private.copy(&library(package)).expect("it is a library");
+        let slot = Slot::load(Source::Copy(copy), &self.surroundings, |_| Ok(Vec::new())).await.expect("it loads");
+        self.services.add(Arc::clone(&slot)).await.expect("it starts");
+        slot
+    }
+
+    fn number(&self, low: u32) -> u64 {
+        u64::from(self.number) << 32 | u64::from(low)
+    }
+
+    /// Waits for one frame of the service's, in words.
+    async fn heard(&self) -> String {
+        let mut bytes = Vec::new();
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            self.mailbox.take(&mut bytes);
+            if let Some((_, mut frame)) = bytes.split_first_chunk::<8>() {
+                return match ToHost::read(&mut frame) {
+                    Some(ToHost::Attached { .. }) => "attached".to_owned(),
+                    Some(ToHost::Answer { .. }) => "answer".to_owned(),
+                    Some(ToHost::Failed { message, .. }) => message.to_owned(),
+                    other => format!("{other:?}"),
+                };
+            }
+            assert!(Instant::now() < deadline, "the service does not answer");
+            let _ = tokio::time::timeout(PATIENCE, self.mailbox.come()).await;
+        }
+    }
+
+    fn tell(&self, slot: &Slot, frame: &ToLibrary<'_>) {
+        let mut bytes = Vec::new();
+        frame.write(&mut bytes);
+        slot.submit(&bytes).expect("it serves");
+    }
+
+    async fn attach(&self, slot: &Slot) {
+        let attachment = self.number(1);
+        let (perspective, identity, peer) = ("alice", "alice", "a test");
+        self.tell(slot, &ToLibrary::Attach { attachment, perspective, identity, mind: 0, peer });
+        assert_eq!(self.heard().await, "attached");
+    }
+
+    fn begin(&self, slot: &Slot, method: &str) {
+        let (arguments, keywords): (&[u8], &[u8]) = (&[1, 0x80, 11, 0x87], &[1, 0x80, 5, 0x87]);
+        let (call, attachment) = (self.number(2), self.number(1));
+        self.tell(
+            slot,
+            &ToLibrary::Call { call, attachment, object: 0, answer: true, method, arguments, keywords, handles: &[] },
+        );
+    }
+
+    async fn cycle(&self) -> Account {
+        let slot = self.load("restless").await;
+        self.attach(&slot).await;
+        self.begin(&slot, "work");
+        assert_eq!(self.heard().await, "answer");
+        self.begin(&slot, "panic");
+        assert_eq!(self.heard().await, "panic failed inside the service");
+        let account = self.services.remove(&slot).await;
+        assert!(self.heard().await.contains("Stopped"), "who is connected is told");
+        account
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Process {
+    resident_kb: usize,
+    mappings: usize,
+    descriptors: usize,
+    threads: usize,
+    keys: usize,
+}
+
+fn process() -> Process {
+    let count = |folder: &str| std::fs::read_dir(folder).expect("/proc is there").count();
+    let status = std::fs::read_to_string("/proc/self/status").expect("/proc is there");
+    let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("it has a size");
+    Process {
+        resident_kb: resident.split_whitespace().next().and_then(|size| size.parse().ok()).expect("a number"),
+        mappings: std::fs::read_to_string("/proc/self/maps").expect("/proc is there").lines().count(),
+        descriptors: count("/proc/self/fd"),
+        threads: count("/proc/self/task"),
+        keys: ledger::keys_in_use(),
+    }
+}
+
+/// One test, so that its counts are of nothing else.
+#[test]
+fn nothing_is_left_of_libraries_that_have_ended() {
+    assert!(ledger::works(), "this test exports the functions that keep account");
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    runtime.block_on(async {
+        let cycles: usize =
+            std::env::var("CREDHOST_CYCLES").ok().and_then(|cycles| cycles.parse().ok()).unwrap_or(2_000);
+        let bench = Bench::new().await;
+        // Whatever is made once is made by then.
+        for _ in 0..50 {
+            assert!(matches!(bench.cycle().await, Account::Retired { .. }));
+        }
+        let before = process();
+        println!("{:>6} {before:?}", 50);
+        for cycle in 0..cycles {
+            let account = bench.cycle().await;
+            assert!(matches!(account, Account::Retired { left } if left > 100_000), "{account:?}");
+            if (cycle + 1) % (cycles / 4).max(1) == 0 {
+                println!("{:>6} {:?}", cycle + 1, process());
+            }
+        }
+        let after = process();
+        assert!(after.mappings <= before.mappings + 8, "{before:?} {after:?}");
+        assert!(after.descriptors <= before.descriptors, "{before:?} {after:?}");
+        assert!(after.threads <= before.threads, "{before:?} {after:?}");
+        assert!(after.keys <= before.keys, "{before:?} {after:?}");
+        assert_eq!(ledger::entries(), 0);
+        // What the allocator keeps in hand; a leak of a kilobyte a cycle would be two megabytes and more.
+        let allowed = 1_500 + cycles / 10;
+        assert!(after.resident_kb <= before.resident_kb + allowed, "{before:?} {after:?}");
+        assert_eq!(unload::mapped(std::path::Path::new("/generations/")), None, "no library is mapped");
+
+        a_thread_that_does_not_end_pins_its_library_and_is_named(&bench).await;
+        a_service_that_does_not_come_back_is_condemned(&bench).await;
+    });
+}
+
+async fn a_thread_that_does_not_end_pins_its_library_and_is_named(bench: &Bench) {
+    let slot = bench.load("restless").await;
+    bench.attach(&slot).await;
+    bench.begin(&slot, "haunt");
+    assert_eq!(bench.heard().await, "answer");
+    let account = bench.services.remove(&slot).await;
+    bench.heard().await;
+    let Account::Pinned(why) = &account else { panic!("{account:?}") };
+    assert!(why[0].contains("its thread ghost") && why[0].contains("still runs"), "{why:?}");
+    assert!(unload::mapped(std::path::Path::new("/generations/")).is_some(), "it stays mapped");
+    // Others come and go as before.
+    assert!(matches!(bench.cycle().await, Account::Retired { .. }));
+}
+
+async fn a_service_that_does_not_come_back_is_condemned(bench: &Bench) {
+    let slot = bench.load("restless").await;
+    bench.attach(&slot).await;
+    bench.begin(&slot, "hang");
+    assert_eq!(bench.services.remove(&slot).await, Account::Condemned);
+    assert!(bench.heard().await.contains("Stopped"), "who waits for it is told");
+    assert!(matches!(bench.cycle().await, Account::Retired { .. }));
+}
