@@ -159,10 +159,9 @@ impl Folder {
                 });
             }
             Change::Gone(path) => {
-                let turn = self.turn(&path);
                 tokio::task::spawn_local(async move {
                     tokio::time::sleep(GONE).await;
-                    me.gone(&path, turn).await;
+                    me.gone(&path).await;
                 });
             }
         }
@@ -319,15 +318,12 @@ impl Folder {
         }
     }
 
-    async fn gone(&self, path: &Path, turn: u64) {
+    async fn gone(&self, path: &Path) {
         let _one = self.exchange.lock().await;
-        let entry = {
-            let mut entries = self.entries.lock();
-            if entries.get(path).is_none_or(|entry| entry.turn != turn) {
-                return;
-            }
-            entries.remove(path)
-        };
+        if path.exists() {
+            return;
+        }
+        let entry = self.entries.lock().remove(path);
         if let Some(Entry { library: Library::Loaded { slot, .. }, .. }) = entry {
             tracing::info!(
                 service = slot.name().as_str(),
@@ -373,11 +369,16 @@ impl Folder {
     }
 
     fn path_of(&self, service: &str) -> Option<PathBuf> {
-        self.entries.lock().iter().find_map(|(path, entry)| match &entry.library {
-            Library::Loaded { slot, .. } if slot.name().as_str() == service => Some(path.clone()),
-            Library::Stopped { service: name } if name == service => Some(path.clone()),
-            _ => None,
-        })
+        let entries = self.entries.lock();
+        let loaded = entries.iter().find(
+            |(_, entry)| matches!(&entry.library, Library::Loaded { slot, .. } if slot.name().as_str() == service),
+        );
+        let stopped = || {
+            entries
+                .iter()
+                .find(|(_, entry)| matches!(&entry.library, Library::Stopped { service: name } if name == service))
+        };
+        loaded.or_else(stopped).map(|(path, _)| path.clone())
     }
 
     /// An operator stops a service: its clients are told, its state stays.

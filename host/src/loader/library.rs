@@ -48,8 +48,12 @@ pub fn open(copy: &Path) -> Result<OpenLibrary, String> {
 
 /// The dynamic linker's complaint, in one sentence.
 fn explain(error: &libloading::Error) -> String {
-    let text = error.to_string();
+    // What the system said is behind libloading's own words.
+    let text = std::error::Error::source(error).map_or_else(|| error.to_string(), ToString::to_string);
     // "/path/to/copy: undefined symbol: x": the path is our private copy's, which nobody knows.
-    let text = text.split_once(": ").map_or(text.as_str(), |(_, rest)| rest);
+    let text = match text.split_once(": ") {
+        Some((path, rest)) if path.starts_with('/') => rest,
+        _ => text.as_str(),
+    };
     format!("the system cannot open it: {}", text.trim())
 }

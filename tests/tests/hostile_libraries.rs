@@ -1,0 +1,367 @@
+//! Whatever is dropped into the folder: one clear sentence, a good service that goes on answering, nothing left behind.
+
+use std::os::unix::fs::symlink;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use system_tests::build::{credhost, library};
+use system_tests::host::{TestHome, TestHost};
+
+/// A guard against hanging.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// The hostile library, told what to do.
+fn told(mode: &str) -> Vec<u8> {
+    let mut bytes = std::fs::read(library("hostile")).expect("it is built");
+    let at = find(&bytes, b"MODE=good ").expect("the library has its mark");
+    let word = format!("{mode:<27}");
+    bytes[at + 5..at + 32].copy_from_slice(word.as_bytes());
+    bytes
+}
+
+fn find(bytes: &[u8], what: &[u8]) -> Option<usize> {
+    bytes.windows(what.len()).position(|window| window == what)
+}
+
+/// Every occurrence of a text in a library, replaced by one as long.
+fn replaced(mut bytes: Vec<u8>, old: &[u8], new: &[u8]) -> Vec<u8> {
+    assert_eq!(old.len(), new.len());
+    let mut from = 0;
+    let mut found = false;
+    while let Some(at) = find(&bytes[from..], old) {
+        bytes[from + at..from + at + old.len()].copy_from_slice(new);
+        from += at + old.len();
+        found = true;
+    }
+    assert!(found, "the library has {}", String::from_utf8_lossy(old));
+    bytes
+}
+
+fn patched(at: usize, bytes: &[u8]) -> Vec<u8> {
+    let mut good = told("good");
+    good[at..at + bytes.len()].copy_from_slice(bytes);
+    good
+}
+
+fn cut(part: usize) -> Vec<u8> {
+    let good = told("good");
+    let length = good.len() * part / 1000;
+    good[..length].to_vec()
+}
+
+/// Every kind of file, with the whole sentence that is said of it.
+fn kinds() -> Vec<(&'static str, Vec<u8>, &'static str)> {
+    const PART: &str = "it is only part of a library: was it copied whole?";
+    let mut half_zeroed = told("good");
+    let half = half_zeroed.len() / 2;
+    half_zeroed[half..].fill(0);
+    vec![
+        ("empty", Vec::new(), "it is empty"),
+        ("text", b"#!/bin/sh\necho hello\n".to_vec(), "it is no library: it does not start as an ELF file does"),
+        ("cut-to-header", told("good")[..40].to_vec(), PART),
+        ("cut-to-64", told("good")[..64].to_vec(), PART),
+        ("cut-to-100th", cut(10), PART),
+        ("cut-to-10th", cut(100), PART),
+        ("cut-to-half", cut(500), PART),
+        ("cut-by-one", told("good")[..told("good").len() - 1].to_vec(), PART),
+        ("arm", patched(18, &[183, 0]), "it is built for another processor (ELF machine 183; this host is 62)"),
+        ("32-bit", patched(4, &[1]), "it is built for another kind of machine: this host needs 64 bits, little-endian"),
+        (
+            "big-endian",
+            patched(5, &[2]),
+            "it is built for another kind of machine: this host needs 64 bits, little-endian",
+        ),
+        ("object", patched(16, &[1, 0]), "it is an object file, not a library: set crate-type = [\"cdylib\"]"),
+        ("program", patched(16, &[2, 0]), "it is a program, not a library: set crate-type = [\"cdylib\"]"),
+        ("no-headers", patched(56, &[0, 0]), "its program headers are damaged"),
+        (
+            "no-symbol",
+            replaced(told("good"), b"\0credhost_service\0", b"\0credhost_nothing\0"),
+            "it is a library, but no service: it lacks plugin_api::export!(…)",
+        ),
+        (
+            "missing-dependency",
+            replaced(told("good"), b"\0libgcc_s.so.1\0", b"\0libgcc_x.so.9\0"),
+            "the system cannot open it: libgcc_x.so.9: cannot open shared object file: No such file or directory",
+        ),
+        (
+            "other-abi-stable",
+            replaced(told("good"), b"abi stable library for Rust     ", b"another stable library for Rust "),
+            "it was built with another abi_stable than this host's; rebuild it with the host's plugin-api",
+        ),
+        (
+            "constructor-abort",
+            told("constructor-abort"),
+            "it crashes (SIGABRT) while it is opened: is it damaged, or does a constructor of it do that?",
+        ),
+        (
+            "constructor-segv",
+            told("constructor-segv"),
+            "it crashes (SIGSEGV) while it is opened: is it damaged, or does a constructor of it do that?",
+        ),
+        (
+            "constructor-exit",
+            told("constructor-exit"),
+            "it ends the process (exit code 3) while it is opened: is it damaged, or does a constructor of it do that?",
+        ),
+        (
+            "constructor-loop",
+            told("constructor-loop"),
+            "it cannot be opened within 2 seconds: does a constructor of it wait?",
+        ),
+        ("init-error", told("init-error"), "ValueError: not today"),
+        ("init-panic", told("init-panic"), "RuntimeError: init failed inside the service"),
+        ("init-abort", told("init-abort"), "its init crashes (SIGABRT)"),
+        ("init-segv", told("init-segv"), "its init crashes (SIGSEGV)"),
+        ("init-exit", told("init-exit"), "its init ends the process (exit code 3)"),
+        ("init-overflow", told("init-overflow"), "its init crashes (SIGABRT)"),
+        ("init-eat", told("init-eat"), "its init crashes (SIGABRT)"),
+        ("init-loop", told("init-loop"), "its init does not come back within 2 seconds"),
+        ("start-error", told("start-error"), "ValueError: not today"),
+        ("start-panic", told("start-panic"), "RuntimeError: start failed inside the service"),
+        ("start-abort", told("start-abort"), "its start crashes (SIGABRT)"),
+        ("start-loop", told("start-loop"), "its start does not come back within 2 seconds"),
+        ("health-error", told("health-error"), "ValueError: not today"),
+        ("health-abort", told("health-abort"), "it crashes (SIGABRT) when it is asked whether it is well"),
+        ("health-loop", told("health-loop"), "it does not say that it is well within 2 seconds"),
+        ("stop-abort", told("stop-abort"), "its stop crashes (SIGABRT)"),
+        ("stop-loop", told("stop-loop"), "its stop does not come back within 2 seconds"),
+        ("drop-abort", told("drop-abort"), "its stop crashes (SIGABRT)"),
+        (
+            "other-name",
+            replaced(told("good"), b"hostile", b"ho/tile"),
+            "\"ho/tile\" cannot be the name of a service: it has a `/`",
+        ),
+    ]
+}
+
+/// A host with a good service, which a client calls for as long as the test lasts.
+struct Scene {
+    host: TestHost,
+    calling: Arc<AtomicBool>,
+    answered: Arc<AtomicU64>,
+    client: Option<std::thread::JoinHandle<()>>,
+}
+
+impl Scene {
+    fn new() -> Self {
+        let home = TestHome::new();
+        home.make();
+        let config = home.path().join("credhost.toml");
+        let text = std::fs::read_to_string(&config).expect("it is there");
+        std::fs::write(&config, format!("{text}\n[plugins]\npatience = 2\n")).expect("it can be written");
+        home.identity("alice", "alice-pw", &["todo"]);
+        home.install("todo");
+        let host = home.start();
+        let (calling, answered) = (Arc::new(AtomicBool::new(true)), Arc::new(AtomicU64::new(0)));
+        let (go_on, count, address) = (Arc::clone(&calling), Arc::clone(&answered), host.address());
+        let client = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+            runtime.block_on(async {
+                let stream = tokio::net::TcpStream::connect(address).await.expect("the door is open");
+                let client = pb::client::Client::new(stream).await.expect("it speaks PB");
+                let todo = client.login("alice/todo", "alice-pw", None).await.expect("alice may");
+                let mut number = 0;
+                while go_on.load(Ordering::Relaxed) {
+                    let added: usize =
+                        todo.call("add", &("x",)).await.expect("it answers").read().expect("with a number");
+                    assert_eq!(added, number, "in order, none lost, none twice");
+                    number += 1;
+                    count.fetch_add(1, Ordering::Relaxed);
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+            });
+        });
+        Self { host, calling, answered, client: Some(client) }
+    }
+
+    /// What the host says of a file, once it has looked at it.
+    fn verdict(&self, file: &str) -> String {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let list = self.host.home.run(&["service", "list", "--json"], "");
+            let list: serde_json::Value = serde_json::from_str(&list).expect("it is JSON");
+            let found = list.as_array().and_then(|list| list.iter().find(|library| library["file"] == file));
+            match found.map(|found| found["state"].as_str().unwrap_or_default().to_owned()) {
+                Some(state) if state != "being vetted" && state != "starting" => return state,
+                _ => assert!(Instant::now() < deadline, "no verdict on {file}; {}", self.host.log()),
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    fn put(&self, file: &str, bytes: &[u8]) -> PathBuf {
+        let path = self.host.home.plugins().join(file);
+        std::fs::write(&path, bytes).expect("it can be written");
+        path
+    }
+
+    /// The good service has answered meanwhile, and answers still.
+    fn goes_on(&mut self) {
+        let before = self.answered.load(Ordering::Relaxed);
+        let deadline = Instant::now() + PATIENCE;
+        while self.answered.load(Ordering::Relaxed) == before {
+            assert!(Instant::now() < deadline, "the good service does not answer any more");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    fn end(mut self) {
+        self.goes_on();
+        self.calling.store(false, Ordering::Relaxed);
+        self.client.take().expect("it runs").join().expect("every call was answered");
+        // What was taken away last goes two seconds later.
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let left = left_behind(&self.host);
+            if left.is_empty() {
+                break;
+            }
+            assert!(Instant::now() < deadline, "left behind: {left:?}");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        assert_eq!(self.host.terminate(), Some(0));
+    }
+}
+
+/// Children, mappings of libraries but the good one's, files but its.
+fn left_behind(host: &TestHost) -> Vec<String> {
+    let mut left = Vec::new();
+    let id = host.id();
+    let read = |path: String| std::fs::read_to_string(path).unwrap_or_default();
+    let children = read(format!("/proc/{id}/task/{id}/children"));
+    left.extend(children.split_whitespace().map(|child| format!("child {child}")));
+    let maps = read(format!("/proc/{id}/maps"));
+    let mut mapped: Vec<&str> = maps.lines().filter_map(|line| line.split("/generations/").nth(1)).collect();
+    mapped.dedup();
+    left.extend(mapped.iter().skip(1).map(|file| format!("mapping of {file}")));
+    let threads = std::fs::read_dir(format!("/proc/{id}/task")).expect("it runs").flatten();
+    let names = threads.map(|thread| read(format!("{}/comm", thread.path().display())).trim().to_owned());
+    let services = names.filter(|name| name == "service" || name == "vet").count();
+    if services != 1 {
+        left.push(format!("{services} threads of services"));
+    }
+    for folder in ["generations", "good"] {
+        let files = std::fs::read_dir(host.home.path().join(folder)).expect("it is there").flatten();
+        let names = files.map(|file| file.file_name().to_string_lossy().into_owned());
+        left.extend(names.filter(|name| name != "libtodo.so").map(|name| format!("file {folder}/{name}")));
+    }
+    left
+}
+
+#[test]
+fn every_kind_of_bad_library_is_one_sentence_and_nothing_is_left_behind() {
+    let mut scene = Scene::new();
+    let kinds = kinds();
+    assert!(kinds.len() >= 25);
+    let mut wrong = Vec::new();
+    for (name, bytes, sentence) in &kinds {
+        let file = format!("{name}.so");
+        scene.put(&file, bytes);
+        let verdict = scene.verdict(&file);
+        if verdict != format!("refused: {sentence}") {
+            wrong.push(format!("{name}: {verdict}"));
+        }
+    }
+    assert_eq!(wrong, Vec::<String>::new());
+    for (name, ..) in &kinds {
+        std::fs::remove_file(scene.host.home.plugins().join(format!("{name}.so"))).expect("it is there");
+    }
+    scene.goes_on();
+    scene.end();
+}
+
+#[test]
+fn vet_gives_the_hosts_verdict_beforehand() {
+    let home = TestHome::new();
+    home.make();
+    let folder = home.path().join("drafts");
+    std::fs::create_dir_all(&folder).expect("it can be made");
+    let vet = |name: &str, bytes: &[u8]| {
+        let path = folder.join(name);
+        std::fs::write(&path, bytes).expect("it can be written");
+        home.run_with(&["vet", &path.display().to_string(), "--patience", "2"], "")
+    };
+    let bad = vet("bad.so", &told("init-abort"));
+    assert!(String::from_utf8_lossy(&bad.stderr).contains("bad.so would not be loaded: its init crashes (SIGABRT)"));
+    assert_eq!(bad.status.code(), Some(1));
+    let good = vet("good.so", &told("good"));
+    assert!(String::from_utf8_lossy(&good.stdout).contains("good.so is good: it serves hostile"));
+    let note = vet("haunted.so", &told("start-thread"));
+    let note = String::from_utf8_lossy(&note.stdout).into_owned();
+    assert!(note.contains("it cannot be unloaded: pinned: its thread ghost"), "{note}");
+}
+
+#[test]
+fn what_is_no_plain_file_is_passed_over_or_told() {
+    let scene = Scene::new();
+    let plugins = scene.host.home.plugins();
+    std::fs::create_dir(plugins.join("folder.so")).expect("it can be made");
+    symlink("/nowhere", plugins.join("dangling.so")).expect("it can be made");
+    std::fs::write(plugins.join(".hidden.so"), b"x").expect("it can be made");
+    std::fs::write(plugins.join("README"), b"x").expect("it can be made");
+    // By the time this one is told of, the others have been looked at.
+    scene.put("last.so", b"");
+    assert_eq!(scene.verdict("last.so"), "refused: it is empty");
+    let list = scene.host.home.run(&["service", "list"], "");
+    assert!(!list.contains("folder") && !list.contains("hidden") && !list.contains("README"), "{list}");
+    std::fs::remove_file(plugins.join("last.so")).expect("it is there");
+    scene.end();
+}
+
+/// A small generator, so that a failure can be had again.
+struct Dice(u64);
+
+impl Dice {
+    fn roll(&mut self, sides: usize) -> usize {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) as usize % sides
+    }
+}
+
+#[test]
+fn hundreds_of_flipped_bits_never_reach_the_host() {
+    let scene = Scene::new();
+    let good = told("good");
+    let loaded = headers_and_code(&good);
+    let mut dice = Dice(2005);
+    let mut refused = 0;
+    for round in 0..200 {
+        let mut bytes = good.clone();
+        // Many at once in what is loaded: one alone is seldom noticed by anybody.
+        for _ in 0..1 + dice.roll(64) {
+            let at = dice.roll(loaded);
+            bytes[at] ^= 1 << dice.roll(8);
+        }
+        let file = format!("flipped-{round}.so");
+        let path = scene.put(&file, &bytes);
+        let verdict = scene.verdict(&file);
+        refused += usize::from(verdict.starts_with("refused"));
+        std::fs::remove_file(path).expect("it is there");
+    }
+    println!("{refused} of 200 refused");
+    assert!(refused > 0);
+    scene.end();
+}
+
+/// How much of a library its loadable segments take.
+fn headers_and_code(bytes: &[u8]) -> usize {
+    bytes.len() / 8
+}
+
+#[test]
+fn a_library_whose_panics_abort_is_refused() {
+    let target = credhost().ancestors().nth(2).expect("target/debug/credhost").join("plugins-abort");
+    let mut cargo = std::process::Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.current_dir(system_tests::workspace()).args(["build", "--quiet", "--package", "another-service"]);
+    cargo.arg("--target-dir").arg(&target).env("CARGO_PROFILE_DEV_PANIC", "abort");
+    cargo.env_remove("RUSTFLAGS").env_remove("CARGO_ENCODED_RUSTFLAGS");
+    assert!(cargo.status().expect("cargo runs").success());
+    let built = target.join("debug/libanother_service.so");
+    let home = TestHome::new();
+    home.make();
+    let verdict = home.refused(&["vet", &built.display().to_string()], "");
+    assert!(verdict.contains("it was built with panic = \"abort\": its first panic would end the host"), "{verdict}");
+}
