@@ -169,7 +169,8 @@ impl<T> WeakHandle<T> {
 impl<T> Saver<T> {
     /// Hands the state to the host, if it differs from what the host has.
     fn keep(&self, value: &mut T) -> Result<()> {
-        let state = match (self.save)(value) {
+        let saved = catch_unwind(AssertUnwindSafe(|| (self.save)(value)));
+        let state = match saved.unwrap_or_else(|_| Err(Fault::panicked("saving it"))) {
             Ok(state) => state,
             Err(fault) => {
                 self.restore(value);
@@ -192,7 +193,11 @@ impl<T> Saver<T> {
             _ => (self.fresh)(),
         }));
         match back {
-            Ok(Ok(back)) => *value = back,
+            Ok(Ok(back)) => {
+                let undone = std::mem::replace(value, back);
+                // It may be broken in a way that makes it panic once more.
+                let _ = catch_unwind(AssertUnwindSafe(|| drop(undone)));
+            }
             _ => tracing::error!(name = self.name, "cannot go back to the last saved state; it stays as it is"),
         }
     }

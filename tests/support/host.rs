@@ -197,6 +197,12 @@ impl TestHost {
         self.log.lines.lock().expect("no test panics with it").join("\n")
     }
 
+    /// The home of a host that has ended, to start another in.
+    #[must_use]
+    pub fn into_home(mut self) -> TestHome {
+        std::mem::take(&mut self.home)
+    }
+
     /// The process.
     #[must_use]
     pub fn id(&self) -> u32 {

@@ -107,3 +107,201 @@ fn only_one_host_uses_a_home() {
     let refused = host.home.refused(&["run", "--listen", "127.0.0.1:0"], "");
     assert!(refused.contains("another credhost uses"), "{refused}");
 }
+
+/// Another build of a library: the same service, with another word in its docs.
+fn rebuilt(package: &str, old: &str, new: &str) -> Vec<u8> {
+    assert_eq!(old.len(), new.len());
+    let mut bytes = std::fs::read(library(package)).expect("it is built");
+    let mut found = false;
+    for at in 0..bytes.len() - old.len() {
+        if &bytes[at..at + old.len()] == old.as_bytes() {
+            bytes[at..at + old.len()].copy_from_slice(new.as_bytes());
+            found = true;
+        }
+    }
+    assert!(found, "{package} says {old}");
+    bytes
+}
+
+fn describes(host: &TestHost, what: &str) {
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
+    loop {
+        let described = host.home.run_with(&["describe", "todo"], "");
+        let described = String::from_utf8_lossy(&described.stdout).into_owned();
+        if described.contains(what) {
+            return;
+        }
+        assert!(std::time::Instant::now() < deadline, "{described}\n{}", host.log());
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+}
+
+fn listed(host: &TestHost) -> String {
+    host.home.run(&["service", "list"], "")
+}
+
+#[test]
+fn a_file_that_is_removed_takes_its_service_away_and_leaves_its_state() {
+    let mut host = serving(TestHome::new());
+    host.home.install("todo");
+    host.wait_for("libtodo.so serves");
+    assert_eq!(call(&host, "todo", &["add", "milk"]), "0");
+    let file = host.home.plugins().join("libtodo.so");
+
+    // A client that is in the middle of a call is told.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let address = host.address();
+    runtime.block_on(async {
+        let stream = tokio::net::TcpStream::connect(address).await.expect("the door is open");
+        let client = pb::client::Client::new(stream).await.expect("it speaks PB");
+        let todo = client.login("alice/todo", "alice-pw", None).await.expect("alice may");
+        let ring =
+            client.register(|_: &str, _, _| -> pb::client::Reply { Box::pin(async { Ok(jelly::Value::none()) }) });
+        let minded = client.login("alice/todo", "alice-pw", Some(ring)).await.expect("alice may");
+        let mut waiting = std::pin::pin!(minded.call("remind", &(0, 3600)));
+        // Begun, and on its way before the next call's answer.
+        let begun = tokio::time::timeout(std::time::Duration::from_millis(1), waiting.as_mut()).await;
+        assert!(begun.is_err());
+        todo.call("list", &()).await.expect("it serves");
+        std::fs::remove_file(&file).expect("it is there");
+        let told = waiting.await.expect_err("the service has stopped");
+        assert!(told.to_string().contains("DeadReferenceError"), "{told}");
+        let told = todo.call("list", &()).await.expect_err("the service has stopped");
+        assert!(told.to_string().contains("DeadReferenceError"), "{told}");
+        // The connection stays, for the other services.
+        let refused = client.login("alice/todo", "alice-pw", None).await.expect_err("there is no such service");
+        assert!(refused.to_string().contains("KeyError: 'todo'"), "{refused}");
+    });
+    host.wait_for("libtodo.so is gone: its service stops, its state stays");
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
+    let maps = format!("/proc/{}/maps", host.id());
+    while std::fs::read_to_string(&maps).expect("it runs").contains("/generations/") {
+        assert!(std::time::Instant::now() < deadline, "its memory comes back");
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    assert!(listed(&host).contains("no services yet"));
+
+    host.home.install("todo");
+    describes(&host, "Adds a task");
+    assert_eq!(call(&host, "todo", &["list"]), r#"[{"text": "milk", "done": False}]"#);
+}
+
+#[test]
+fn a_build_that_removes_and_makes_anew_stops_nothing() {
+    let mut host = serving(TestHome::new());
+    host.home.install("todo");
+    host.wait_for("libtodo.so serves");
+    let file = host.home.plugins().join("libtodo.so");
+    for _ in 0..3 {
+        std::fs::remove_file(&file).expect("it is there");
+        host.home.install("todo");
+    }
+    // What is removed after it is told of after it.
+    host.home.install("scores");
+    host.wait_for("libscores.so serves");
+    std::fs::remove_file(host.home.plugins().join("libscores.so")).expect("it is there");
+    host.wait_for("libscores.so is gone");
+    assert_eq!(host.log().matches("libtodo.so serves").count(), 1, "{}", host.log());
+    assert!(listed(&host).contains("serving"));
+}
+
+#[test]
+fn however_a_new_build_comes_into_place_it_is_what_serves() {
+    let mut host = serving(TestHome::new());
+    host.home.install("todo");
+    host.wait_for("libtodo.so serves");
+    assert_eq!(call(&host, "todo", &["add", "milk"]), "0");
+    let file = host.home.plugins().join("libtodo.so");
+    let aside = host.home.path().join("aside");
+    std::fs::create_dir_all(&aside).expect("it can be made");
+    let build = |word: &str| {
+        let path = aside.join(format!("{word}.so"));
+        std::fs::write(&path, rebuilt("todo", "Adds a task", &format!("{word} a task"))).expect("it can be written");
+        path
+    };
+    // cp: written in place.
+    std::fs::write(&file, std::fs::read(build("Puts")).expect("it is there")).expect("it can be written");
+    describes(&host, "Puts a task");
+    // mv, as editors and rsync do.
+    std::fs::rename(build("Lays"), &file).expect("it can be moved");
+    describes(&host, "Lays a task");
+    // ln, as cargo does.
+    std::fs::remove_file(&file).expect("it is there");
+    std::fs::hard_link(build("Sets"), &file).expect("it can be linked");
+    describes(&host, "Sets a task");
+    // A symbolic link that is exchanged.
+    let link = host.home.plugins().join("link");
+    std::os::unix::fs::symlink(build("Logs"), &link).expect("it can be linked");
+    std::fs::rename(&link, &file).expect("it can be moved");
+    describes(&host, "Logs a task");
+    // The folder itself.
+    let (plugins, old) = (host.home.plugins(), host.home.path().join("old"));
+    std::fs::rename(&plugins, &old).expect("it can be moved");
+    std::fs::create_dir(&plugins).expect("it can be made");
+    std::fs::rename(build("Pins"), &file).expect("it can be moved");
+    describes(&host, "Pins a task");
+    // And the new folder is watched.
+    std::fs::rename(build("Jots"), &file).expect("it can be moved");
+    describes(&host, "Jots a task");
+    assert_eq!(call(&host, "todo", &["list"]), r#"[{"text": "milk", "done": False}]"#);
+}
+
+#[test]
+fn a_build_that_is_refused_leaves_the_old_one_serving() {
+    let mut host = serving(TestHome::new());
+    host.home.install("todo");
+    host.wait_for("libtodo.so serves");
+    let file = host.home.plugins().join("libtodo.so");
+    let whole = std::fs::read(&file).expect("it is there");
+    std::fs::write(&file, &whole[..whole.len() / 2]).expect("it can be written");
+    host.wait_for("libtodo.so is not loaded, the old code serves: it is only part of a library");
+    assert_eq!(call(&host, "todo", &["list"]), "[]");
+    let shown = listed(&host);
+    assert!(shown.contains("serving") && shown.contains("the file is not what serves: it is only part"), "{shown}");
+}
+
+#[test]
+fn a_service_stops_and_starts_by_command_and_goes_back_to_the_build_before() {
+    let mut host = serving(TestHome::new());
+    host.home.install("todo");
+    host.wait_for("libtodo.so serves");
+    host.home.run(&["service", "stop", "todo"], "");
+    assert!(listed(&host).contains("stopped"));
+    let target = format!("alice@{}/todo", host.address());
+    let refused = host.home.refused(&["call", &target, "list", "--password-stdin"], "alice-pw");
+    assert!(refused.contains("no service named todo"), "{refused}");
+    let again = host.home.refused(&["service", "stop", "todo"], "");
+    assert!(again.contains("todo has stopped already"), "{again}");
+    host.home.run(&["service", "start", "todo"], "");
+    assert_eq!(call(&host, "todo", &["list"]), "[]");
+    let again = host.home.refused(&["service", "start", "todo"], "");
+    assert!(again.contains("todo serves already"), "{again}");
+    assert!(host.home.run(&["service", "why", "todo"], "").contains("nothing holds an old library of todo"));
+
+    let nothing = host.home.refused(&["service", "rollback", "todo"], "");
+    assert!(nothing.contains("there is nothing to go back to"), "{nothing}");
+    let file = host.home.plugins().join("libtodo.so");
+    std::fs::write(&file, rebuilt("todo", "Adds a task", "Puts a task")).expect("it can be written");
+    describes(&host, "Puts a task");
+    host.home.run(&["service", "rollback", "todo"], "");
+    describes(&host, "Adds a task");
+    assert!(listed(&host).contains("rolled back"), "{}", listed(&host));
+    // Back and forth.
+    host.home.run(&["service", "rollback", "todo"], "");
+    describes(&host, "Puts a task");
+}
+
+#[test]
+fn a_file_that_is_bad_at_the_start_falls_back_to_what_served_last() {
+    let mut host = serving(TestHome::new());
+    host.home.install("todo");
+    host.wait_for("libtodo.so serves");
+    assert_eq!(host.terminate(), Some(0));
+    let home = host.into_home();
+    let file = home.plugins().join("libtodo.so");
+    std::fs::write(&file, b"not at all").expect("it can be written");
+    let mut host = home.start();
+    host.wait_for("libtodo.so is not what serves: the last good copy of it does, for it is no library");
+    assert_eq!(call(&host, "todo", &["list"]), "[]");
+    assert!(listed(&host).contains("the last good copy serves"), "{}", listed(&host));
+}

@@ -46,8 +46,11 @@ struct Seen {
 pub struct Watch {
     folder: PathBuf,
     seen: BTreeMap<PathBuf, Seen>,
+    told: mpsc::Sender<()>,
     events: mpsc::Receiver<()>,
     watcher: Option<RecommendedWatcher>,
+    /// Which folder has the path.
+    inode: Option<(u64, u64)>,
 }
 
 impl std::fmt::Debug for Watch {
@@ -57,24 +60,38 @@ impl std::fmt::Debug for Watch {
 }
 
 impl Watch {
-    /// Watches this folder, which must be there.
+    /// Watches this folder. It may go, and come again.
     #[must_use]
     pub fn new(folder: &Path) -> Self {
         let (told, events) = mpsc::channel(1);
-        let watcher = notify::recommended_watcher(move |event: notify::Result<Event>| {
+        let mut watch =
+            Self { folder: folder.to_owned(), seen: BTreeMap::new(), told, events, watcher: None, inode: None };
+        watch.arm();
+        watch
+    }
+
+    /// Watches the folder that has the path now, if it is another than before.
+    fn arm(&mut self) {
+        let inode = fs::metadata(&self.folder).ok().map(|about| (about.dev(), about.ino()));
+        if inode == self.inode {
+            return;
+        }
+        self.inode = inode;
+        let told = self.told.clone();
+        self.watcher = notify::recommended_watcher(move |event: notify::Result<Event>| {
             // Looking at the folder is an event, too, and must not lead to another look.
-            let read = |kind| {
-                matches!(kind, EventKind::Access(access) if access != AccessKind::Close(AccessMode::Write))
-            };
+            let read =
+                |kind| matches!(kind, EventKind::Access(access) if access != AccessKind::Close(AccessMode::Write));
             if !event.is_ok_and(|event| read(event.kind)) {
-                // One event that waits is as good as many.
+                // One event that waits is as good as many; so is the news that some were lost.
                 let _ = told.try_send(());
             }
         })
-        .and_then(|mut watcher| watcher.watch(folder, RecursiveMode::NonRecursive).map(|()| watcher))
-        .inspect_err(|error| tracing::warn!(%error, "the folder of services cannot be watched; it is looked at every two seconds"))
+        .and_then(|mut watcher| watcher.watch(&self.folder, RecursiveMode::NonRecursive).map(|()| watcher))
+        .inspect_err(|error| {
+            tracing::warn!(%error, "the folder of services cannot be watched; it is looked at every two seconds");
+        })
         .ok();
-        Self { folder: folder.to_owned(), seen: BTreeMap::new(), events, watcher }
     }
 
     /// The libraries that are there now, in the order of their names; they are not told of again until they change.
@@ -92,11 +109,7 @@ impl Watch {
             let unrest = self.seen.values().any(|seen| !seen.told);
             let wait = if unrest { REST / 3 } else { LOOK };
             tokio::select! {
-                event = self.events.recv(), if self.watcher.is_some() => {
-                    if event.is_none() {
-                        self.watcher = None;
-                    }
-                }
+                _ = self.events.recv() => {}
                 () = tokio::time::sleep(wait) => {}
             }
             let now = Instant::now();
@@ -115,6 +128,7 @@ impl Watch {
 
     /// Compares the folder with what was seen of it; answers with what has gone.
     fn look(&mut self, now: Instant) -> Vec<Change> {
+        self.arm();
         let mut there = BTreeMap::new();
         for entry in fs::read_dir(&self.folder).into_iter().flatten().flatten() {
             let path = entry.path();
