@@ -29,6 +29,15 @@ const GONE: Duration = Duration::from_secs(2);
 /// Vetted at once: one that hangs must not hold up all others, and a hundred must not hold up the machine.
 const AT_ONCE: usize = 4;
 
+/// A collection of services, by the names that belong into it.
+#[derive(Debug)]
+pub struct Group {
+    /// The collection.
+    pub services: Arc<MultiService>,
+    /// The names.
+    pub names: Vec<String>,
+}
+
 /// What became of a file.
 #[derive(Debug)]
 enum Library {
@@ -38,6 +47,11 @@ enum Library {
         slot: Arc<Slot>,
         hash: [u8; 32],
         notes: Vec<String>,
+    },
+    /// Something that it needs does not serve.
+    Waiting {
+        service: String,
+        needs: Vec<String>,
     },
     /// By an operator.
     Stopped {
@@ -70,6 +84,8 @@ pub struct Folder {
     private: Arc<PrivateFolder>,
     good: PathBuf,
     services: Arc<MultiService>,
+    /// Collections inside of it, and the services that belong there.
+    groups: Vec<Group>,
     surroundings: Surroundings,
     sections: Arc<Sections>,
     vet: Arc<Vet>,
@@ -102,6 +118,7 @@ impl Folder {
     pub fn new(
         home: &Home,
         services: Arc<MultiService>,
+        groups: Vec<Group>,
         surroundings: Surroundings,
         sections: Sections,
         vet: Vet,
@@ -112,6 +129,7 @@ impl Folder {
             private: Arc::new(PrivateFolder::new(home.private())?),
             good,
             services,
+            groups,
             surroundings,
             sections: Arc::new(sections),
             vet: Arc::new(vet),
@@ -123,28 +141,56 @@ impl Folder {
     }
 
     /// Loads what is there when the host starts: all are vetted at once, and started in the order of their names.
-    pub async fn load_all(&self, paths: Vec<PathBuf>) {
+    pub async fn load_all(self: &Rc<Self>, paths: Vec<PathBuf>) {
         let mut vetted = Vec::new();
         for path in paths {
             let turn = self.turn(&path);
             vetted.push((self.vet(path.clone()), path, turn));
         }
         for (vetted, path, turn) in vetted {
-            let vetted = vetted.await.unwrap_or_else(|error| Err(error.to_string()));
-            let why = match self.serve(&path, turn, vetted).await {
-                Ok(()) => continue,
-                Err(why) => why,
-            };
-            if !self.good_copy(&path).exists() {
-                continue;
-            }
-            let file = shown(&path);
-            let copy = self.vet(self.good_copy(&path)).await.unwrap_or_else(|error| Err(error.to_string()));
-            if self.serve(&path, turn, copy).await.is_ok() {
-                tracing::error!("{file} is not what serves: the last good copy of it does, for {why}");
-                self.trouble(&path, format!("the last good copy serves; the file itself: {why}"));
-            }
+            self.load_first(vetted, path, turn).await;
         }
+        self.start_waiting();
+    }
+
+    /// Loads a file that was there when the host started, or else what was good of it.
+    async fn load_first(
+        &self,
+        vetted: tokio::task::JoinHandle<Result<(PrivateCopy, Vetted), String>>,
+        path: PathBuf,
+        turn: u64,
+    ) {
+        let vetted = vetted.await.unwrap_or_else(|error| Err(error.to_string()));
+        let why = match self.serve(&path, turn, vetted).await {
+            Ok(()) => return,
+            Err(why) => why,
+        };
+        if !self.good_copy(&path).exists() {
+            return;
+        }
+        let file = shown(&path);
+        let copy = self.vet(self.good_copy(&path)).await.unwrap_or_else(|error| Err(error.to_string()));
+        if self.serve(&path, turn, copy).await.is_ok() && self.loaded(&path) {
+            tracing::error!("{file} is not what serves: the last good copy of it does, for {why}");
+            self.trouble(&path, format!("the last good copy serves; the file itself: {why}"));
+        }
+    }
+
+    fn loaded(&self, path: &Path) -> bool {
+        matches!(self.entries.lock().get(path).map(|entry| &entry.library), Some(Library::Loaded { .. }))
+    }
+
+    /// Services whose needs serve by now are looked at again.
+    fn start_waiting(self: &Rc<Self>) {
+        let ready: Vec<PathBuf> = {
+            let entries = self.entries.lock();
+            let waits = |(path, entry): (&PathBuf, &Entry)| match &entry.library {
+                Library::Waiting { needs, .. } if self.services.lacks(needs).is_empty() => Some(path.clone()),
+                _ => None,
+            };
+            entries.iter().filter_map(waits).collect()
+        };
+        ready.into_iter().for_each(|path| self.changed(Change::Came(path)));
     }
 
     /// Something has happened in the folder. Comes back at once; what is to be done is done by a task of its own.
@@ -156,6 +202,7 @@ impl Folder {
                 tokio::task::spawn_local(async move {
                     let vetted = me.vet(path.clone()).await.unwrap_or_else(|error| Err(error.to_string()));
                     let _ = me.serve(&path, turn, vetted).await;
+                    me.start_waiting();
                 });
             }
             Change::Gone(path) => {
@@ -250,6 +297,19 @@ impl Folder {
             let other = self.file_of(&taken).map_or_else(|| "another".to_owned(), |file| format!("the file {file}"));
             return Err(format!("its service {name} is served by {other} already; remove one of the two"));
         }
+        let lacks = self.services.lacks(&vetted.manifest.needs);
+        if !lacks.is_empty() {
+            if let Some(before) = before {
+                self.end(&before).await;
+            }
+            tracing::warn!(
+                service = name,
+                "{} waits: it needs {}, which does not serve",
+                shown(path),
+                lacks.join(", ")
+            );
+            return Ok(Library::Waiting { service: name, needs: vetted.manifest.needs });
+        }
         let kept = self.good_copy(path).with_extension("so.new");
         let _ = std::fs::remove_file(&kept);
         let linked = std::fs::hard_link(copy.path(), &kept);
@@ -294,7 +354,7 @@ impl Folder {
         let section = move |name: &str| Ok(sections.get(name).map(|section| section.0.clone()).unwrap_or_default());
         let loaded = Slot::load(Source::Copy(copy), &self.surroundings, section).await;
         let slot = loaded.map_err(|error| error.to_string())?;
-        match self.services.add(Arc::clone(&slot)).await {
+        match self.collection(slot.name().as_str()).add(Arc::clone(&slot)).await {
             Ok(()) => Ok(slot),
             Err(error) => {
                 if let NotAdded::NameTaken(_) = error {
@@ -305,8 +365,31 @@ impl Folder {
         }
     }
 
+    /// Where a service of this name belongs.
+    fn collection(&self, name: &str) -> &Arc<MultiService> {
+        let group = self.groups.iter().find(|group| group.names.iter().any(|known| known == name));
+        group.map_or(&self.services, |group| &group.services)
+    }
+
+    /// Stops a service, and before it those that need it: they wait for it then.
     async fn end(&self, slot: &Arc<Slot>) {
-        let account = self.services.remove(slot).await;
+        for dependant in self.services.dependants(slot.name().as_str()) {
+            if let Some(entry) =
+                self.entries.lock().values_mut().find(
+                    |entry| matches!(&entry.library, Library::Loaded { slot, .. } if Arc::ptr_eq(slot, &dependant)),
+                )
+            {
+                let (service, needs) = (dependant.name().to_string(), dependant.manifest().needs.clone());
+                tracing::warn!(service, "it stops, for {} does, which it needs", slot.name());
+                entry.library = Library::Waiting { service, needs };
+            }
+            self.end_one(&dependant).await;
+        }
+        self.end_one(slot).await;
+    }
+
+    async fn end_one(&self, slot: &Arc<Slot>) {
+        let account = self.collection(slot.name().as_str()).remove(slot).await;
         let service = slot.name().to_string();
         let mut ended = self.ended.lock();
         match account {
@@ -376,7 +459,7 @@ impl Folder {
         let stopped = || {
             entries
                 .iter()
-                .find(|(_, entry)| matches!(&entry.library, Library::Stopped { service: name } if name == service))
+                .find(|(_, entry)| matches!(&entry.library, Library::Stopped { service: name } | Library::Waiting { service: name, .. } if name == service))
         };
         loaded.or_else(stopped).map(|(path, _)| path.clone())
     }
@@ -396,7 +479,7 @@ impl Folder {
                     _ => return Ok(()),
                 }
             }
-            _ => return Err(format!("{service} has stopped already")),
+            _ => return Err(format!("{service} does not serve")),
         };
         tracing::info!(service, "stopped by command");
         self.end(&slot).await;
@@ -407,7 +490,7 @@ impl Folder {
     ///
     /// # Errors
     /// When there is none, it runs, or its file is refused.
-    pub async fn start_again(&self, service: &str) -> Result<(), String> {
+    pub async fn start_again(self: &Rc<Self>, service: &str) -> Result<(), String> {
         let path = self.path_of(service).ok_or_else(|| format!("there is no service named {service} in the folder"))?;
         if let Some(Library::Loaded { slot, .. }) = self.entries.lock().get(&path).map(|entry| &entry.library)
             && slot.state() == State::Serving
@@ -416,7 +499,9 @@ impl Folder {
         }
         let turn = self.turn(&path);
         let vetted = self.vet(path.clone()).await.unwrap_or_else(|error| Err(error.to_string()));
-        self.serve(&path, turn, vetted).await
+        self.serve(&path, turn, vetted).await?;
+        self.start_waiting();
+        Ok(())
     }
 
     /// An operator goes back to the library that served before the present one. The file in the folder stays as it is,
@@ -424,7 +509,7 @@ impl Folder {
     ///
     /// # Errors
     /// When there is no such service, nothing to go back to, or that is refused.
-    pub async fn rollback(&self, service: &str) -> Result<(), String> {
+    pub async fn rollback(self: &Rc<Self>, service: &str) -> Result<(), String> {
         let path = self.path_of(service).ok_or_else(|| format!("there is no service named {service} in the folder"))?;
         let previous = self.previous_copy(&path);
         if !previous.exists() {
@@ -434,6 +519,7 @@ impl Folder {
         let vetted = self.vet(previous).await.unwrap_or_else(|error| Err(error.to_string()));
         self.serve(&path, turn, vetted).await?;
         self.trouble(&path, "rolled back: the file in the folder is not what serves".to_owned());
+        self.start_waiting();
         Ok(())
     }
 
@@ -476,6 +562,9 @@ fn status(path: &Path, entry: &Entry) -> LibraryStatus {
         Library::Vetting => plain(None, "being vetted".to_owned()),
         Library::Refused(why) => plain(None, format!("refused: {why}")),
         Library::Stopped { service } => plain(Some(service.clone()), "stopped".to_owned()),
+        Library::Waiting { service, needs } => {
+            plain(Some(service.clone()), format!("waits: it needs {}", needs.join(", ")))
+        }
         Library::Loaded { slot, notes, .. } => {
             let notes: Vec<String> = entry.trouble.iter().chain(notes).cloned().collect();
             LibraryStatus {

@@ -7,8 +7,9 @@ use std::sync::Arc;
 
 use crate::config::{AccountError, Accounts, Home, HomeError, Lock, random};
 use crate::control::{self, Failed, LibraryStatus, Request};
+use crate::cred::Authorizer;
 use crate::cred::login::Login;
-use crate::folder::{self, Folder};
+use crate::folder::{self, Folder, Group};
 use crate::loader::vet::Vet;
 use crate::loader::watch::Watch;
 use crate::multiservice::MultiService;
@@ -57,6 +58,8 @@ pub struct Host {
     services: Arc<MultiService>,
     folder: Rc<Folder>,
     door: Door,
+    /// Of collections that have a door of their own.
+    others: Vec<Door>,
 }
 
 impl std::fmt::Debug for Host {
@@ -80,20 +83,56 @@ impl Host {
         let patience = std::time::Duration::from_secs(settings.plugins.patience.max(1));
         let vet = Vet::new(options.vetter.clone().map_or_else(std::env::current_exe, Ok)?, patience);
         let sections = folder::sections(&settings).map_err(StartError::Section)?;
-        let folder = Folder::new(&home, Arc::clone(&services), surroundings.clone(), sections, vet)?;
 
         let address = options.listen.as_deref().unwrap_or(&settings.pb.listen);
         let listener = listen(address, options.plaintext || settings.pb.plaintext)?;
-        let authorizer = Arc::clone(accounts.authorizer()) as Arc<_>;
-        let login = Login::new(authorizer, accounts.key().clone(), &random()?);
-        let root = AuthRoot::new(login, Arc::clone(&services), surroundings.clone(), Limits::default());
+        let authorizer: Arc<dyn Authorizer> = Arc::clone(accounts.authorizer()) as Arc<_>;
+        let mut groups = Vec::new();
+        let mut more = Vec::new();
+        for (name, section) in &settings.multiservice {
+            let group = MultiService::new(name.clone());
+            // It has no services yet, whose names could be taken.
+            let _ = services.add_collection(Arc::clone(&group));
+            if let Some(address) = &section.listen {
+                more.push((listen(address, options.plaintext || settings.pb.plaintext)?, Arc::clone(&group)));
+            }
+            groups.push(Group { services: group, names: section.services.clone() });
+        }
+        let served = match &settings.pb.multiservice {
+            Some(name) => {
+                groups.iter().find(|group| group.services.name() == name).map(|group| &group.services).ok_or_else(
+                    || {
+                        StartError::Section(format!(
+                            "[pb] multiservice = {name:?}: there is no [multiservice.{name}] in credhost.toml"
+                        ))
+                    },
+                )?
+            }
+            None => &services,
+        };
+        let serve = |served: &Arc<MultiService>| -> Result<AuthRoot, StartError> {
+            let login = Login::new(Arc::clone(&authorizer), accounts.key().clone(), &random()?);
+            Ok(AuthRoot::new(login, Arc::clone(served), surroundings.clone(), Limits::default()))
+        };
+        let root = serve(served)?;
+        let mut roots = Vec::new();
+        for (listener, group) in more {
+            roots.push((listener, serve(&group)?));
+        }
 
+        let folder = Folder::new(&home, Arc::clone(&services), groups, surroundings.clone(), sections, vet)?;
         let mut watch = Watch::new(&home.plugins());
         services.start().await;
         folder.load_all(watch.present()).await;
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
         let door = root.listen_on(listener, threads)?;
-        let host = Self { home, _lock: lock, accounts, services, folder, door };
+        let mut others = Vec::new();
+        for (listener, root) in roots {
+            let door = root.listen_on(listener, threads)?;
+            tracing::info!("serving some services on {}", door.address());
+            others.push(door);
+        }
+        let host = Self { home, _lock: lock, accounts, services, folder, door, others };
         Ok((Rc::new(host), watch))
     }
 
@@ -119,6 +158,7 @@ impl Host {
         tracing::info!("stopping");
         // Connections live on threads of their own; so do the services that their calls wait for.
         self.door.close();
+        self.others.iter().for_each(Door::close);
         self.services.stop().await;
         let _ = std::fs::remove_file(self.home.control());
     }

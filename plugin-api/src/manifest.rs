@@ -50,6 +50,9 @@ pub struct Manifest {
     pub save: String,
     /// Whether the service itself has state that is saved.
     pub shared: bool,
+    /// Services that must serve before it starts, and are stopped after it.
+    #[serde(default)]
+    pub needs: Vec<String>,
     /// The version of `plugin-api` it was built with.
     pub api: String,
     /// The perspective's type, as written.

@@ -35,6 +35,9 @@ pub trait Service: Sized + 'static {
     /// Whether the service itself is saved, too (`#[service("name", shared)]`): after each change, as a perspective
     /// is. Filled in.
     const SHARED: bool;
+    /// Services of the same host that must serve before it starts, and are stopped after it
+    /// (`#[service("name", needs = ["other"])]`). Filled in.
+    const NEEDS: &'static [&'static str];
     /// Its doc comment. Filled in.
     const DOC: &'static str;
 

@@ -271,7 +271,7 @@ fn a_service_stops_and_starts_by_command_and_goes_back_to_the_build_before() {
     let refused = host.home.refused(&["call", &target, "list", "--password-stdin"], "alice-pw");
     assert!(refused.contains("no service named todo"), "{refused}");
     let again = host.home.refused(&["service", "stop", "todo"], "");
-    assert!(again.contains("todo has stopped already"), "{again}");
+    assert!(again.contains("todo does not serve"), "{again}");
     host.home.run(&["service", "start", "todo"], "");
     assert_eq!(call(&host, "todo", &["list"]), "[]");
     let again = host.home.refused(&["service", "start", "todo"], "");
@@ -304,4 +304,55 @@ fn a_file_that_is_bad_at_the_start_falls_back_to_what_served_last() {
     host.wait_for("libtodo.so is not what serves: the last good copy of it does, for it is no library");
     assert_eq!(call(&host, "todo", &["list"]), "[]");
     assert!(listed(&host).contains("the last good copy serves"), "{}", listed(&host));
+}
+
+#[test]
+fn a_service_that_needs_another_waits_for_it_and_stops_before_it() {
+    let home = TestHome::new();
+    home.make();
+    home.identity("alice", "alice-pw", &["todo", "dependant"]);
+    // In the order of their names the one that needs comes first.
+    home.install("dependant");
+    let mut host = home.start();
+    host.wait_for("libdependant.so waits: it needs todo, which does not serve");
+    assert!(listed(&host).contains("waits: it needs todo"), "{}", listed(&host));
+    host.home.install("todo");
+    host.wait_for("libdependant.so serves");
+    assert_eq!(call(&host, "dependant", &["hello"]), r#""hello""#);
+
+    host.home.run(&["service", "stop", "todo"], "");
+    host.wait_for("it stops, for todo does, which it needs");
+    assert!(listed(&host).contains("waits: it needs todo"), "{}", listed(&host));
+    host.home.run(&["service", "start", "todo"], "");
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
+    while listed(&host).contains("waits") {
+        assert!(std::time::Instant::now() < deadline, "{}", host.log());
+    }
+    assert_eq!(call(&host, "dependant", &["hello"]), r#""hello""#);
+    assert_eq!(host.terminate(), Some(0));
+}
+
+#[test]
+fn a_collection_has_a_door_of_its_own_and_is_part_of_the_whole() {
+    let home = TestHome::new();
+    home.make();
+    home.identity("alice", "alice-pw", &["todo", "scores"]);
+    let config = home.path().join("credhost.toml");
+    let text = std::fs::read_to_string(&config).expect("it is there");
+    let section = "[multiservice.games]\nservices = [\"scores\"]\nlisten = \"127.0.0.1:0\"\n";
+    std::fs::write(&config, format!("{text}\n{section}")).expect("it can be written");
+    home.install("todo");
+    home.install("scores");
+    let mut host = home.start();
+    let line = host.wait_for("serving some services on ");
+    let games = line.rsplit(' ').next().expect("it ends with the address").to_owned();
+    let best = r#"{"best": 50, "tries": 1, "rank": 1}"#;
+    assert_eq!(call(&host, "scores", &["submit", "50"]), best, "the whole has what its parts have");
+    let at = |service: &str, method: &str| {
+        let target = format!("alice@{games}/{service}");
+        host.home.run_with(&["call", &target, method, "--password-stdin"], "alice-pw")
+    };
+    assert!(at("scores", "top").status.success(), "the part has its own");
+    let refused = at("todo", "list");
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("no service named todo"), "and no more");
 }

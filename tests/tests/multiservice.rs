@@ -148,3 +148,72 @@ async fn an_authorizer_and_a_collection_know_nothing_of_each_other() {
     let _unparented = slot::<twice::Here>().await;
     assert!(services.service("twice").is_some() && authorizer.all().is_empty());
 }
+
+mod needing {
+    use super::*;
+
+    macro_rules! needing {
+        ($($module:ident: $name:literal, $needs:expr;)*) => {$(
+            pub(super) mod $module {
+                use super::*;
+
+                #[derive(Default)]
+                pub(crate) struct Here;
+
+                #[service($name, save = "never", needs = $needs)]
+                impl Service for Here {
+                    type Perspective = Nothing;
+
+                    async fn start(_: Handle<Self>, _: Context<Self>) -> Result<()> {
+                        log(format!("{} started", $name));
+                        Ok(())
+                    }
+
+                    async fn stop(_: Handle<Self>, _: Context<Self>) {
+                        log(format!("{} stopped", $name));
+                    }
+                }
+
+                #[derive(Default)]
+                pub(crate) struct Nothing;
+
+                #[perspective]
+                impl Nothing {}
+            }
+        )*};
+    }
+
+    needing! {
+        top: "need top", ["need middle"];
+        middle: "need middle", ["need base"];
+        base: "need base", [];
+        lost: "need lost", ["nothing of this name"];
+    }
+}
+
+#[tokio::test]
+async fn who_needs_another_starts_after_it_and_is_stopped_before_it() {
+    let surroundings = Surroundings { store: Arc::new(MemoryStore::new()), switchboard: Switchboard::new() };
+    let services = MultiService::new("pb");
+    services.add(Slot::linked::<needing::top::Here>(&surroundings).await.expect("it runs")).await.expect("added");
+    services.add(Slot::linked::<needing::lost::Here>(&surroundings).await.expect("it runs")).await.expect("added");
+    services.add(Slot::linked::<needing::middle::Here>(&surroundings).await.expect("it runs")).await.expect("added");
+    services.add(Slot::linked::<needing::base::Here>(&surroundings).await.expect("it runs")).await.expect("added");
+    let refused = services.start().await;
+    assert_eq!(refused.len(), 1);
+    assert_eq!(refused[0].1.0, "it needs nothing of this name, which does not serve");
+    assert_eq!(logged("need "), ["base started", "middle started", "top started"]);
+    services.stop().await;
+    let stopped = ["top stopped", "middle stopped", "base stopped"];
+    assert_eq!(logged("need ")[3..], stopped);
+
+    // One that is removed takes along who needs it.
+    let services = MultiService::new("pb");
+    services.start().await;
+    let base = Slot::linked::<needing::base::Here>(&surroundings).await.expect("it runs");
+    let middle = Slot::linked::<needing::middle::Here>(&surroundings).await.expect("it runs");
+    services.add(Arc::clone(&base)).await.expect("added");
+    services.add(Arc::clone(&middle)).await.expect("added");
+    services.remove(&base).await;
+    assert_eq!(middle.state(), State::Stopped);
+}

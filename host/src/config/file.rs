@@ -36,6 +36,8 @@ pub struct Settings {
     pub password: PasswordSection,
     /// `[plugins]`
     pub plugins: PluginsSection,
+    /// `[multiservice.NAME]`: collections inside of the one that has all.
+    pub multiservice: BTreeMap<String, MultiServiceSection>,
     /// `[service.NAME]`: the service's own, handed to it as it is.
     pub service: BTreeMap<String, serde_json::Map<String, serde_json::Value>>,
     /// `[identity.NAME]`
@@ -50,12 +52,24 @@ pub struct PbSection {
     pub listen: String,
     /// Whether it may be served in the clear where others can listen.
     pub plaintext: bool,
+    /// The `[multiservice.NAME]` that is served here; all services, if none is named.
+    pub multiservice: Option<String>,
 }
 
 impl Default for PbSection {
     fn default() -> Self {
-        Self { listen: "127.0.0.1:8787".to_owned(), plaintext: false }
+        Self { listen: "127.0.0.1:8787".to_owned(), plaintext: false, multiservice: None }
     }
+}
+
+/// `[multiservice.NAME]`
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct MultiServiceSection {
+    /// The names of the services that belong to it.
+    pub services: Vec<String>,
+    /// Where Perspective Broker is served for these alone, if anywhere.
+    pub listen: Option<String>,
 }
 
 /// `[password]`

@@ -104,10 +104,38 @@ impl MultiService {
         find(&self.children.read(), name)
     }
 
-    /// Removes a service of this collection's own, and stops it.
+    /// Removes a service of this collection's own, and stops it; those that need it are stopped before.
     pub async fn remove(&self, service: &Arc<Slot>) -> Account {
         self.take(service);
+        for dependant in self.dependants(service.name().as_str()) {
+            dependant.stop().await;
+        }
         service.stop().await
+    }
+
+    /// The services that need this one, also by way of others: in the order in which they are to be stopped.
+    #[must_use]
+    pub fn dependants(&self, name: &str) -> Vec<Arc<Slot>> {
+        let all = self.services();
+        let mut found: Vec<Arc<Slot>> = Vec::new();
+        let mut names = vec![name.to_owned()];
+        while let Some(name) = names.pop() {
+            for service in all.iter().filter(|service| service.manifest().needs.contains(&name)) {
+                if service.state() == slot::State::Serving && !found.iter().any(|known| Arc::ptr_eq(known, service)) {
+                    names.push(service.name().to_string());
+                    found.push(Arc::clone(service));
+                }
+            }
+        }
+        found.reverse();
+        found
+    }
+
+    /// What of this is not there, or does not serve.
+    #[must_use]
+    pub fn lacks(&self, needs: &[String]) -> Vec<String> {
+        let serves = |name: &str| self.service(name).is_some_and(|service| service.state() == slot::State::Serving);
+        needs.iter().filter(|name| !serves(name)).cloned().collect()
     }
 
     fn take(&self, service: &Arc<Slot>) {
@@ -127,25 +155,37 @@ impl MultiService {
             .collect()
     }
 
-    /// Starts all services, in order. One that refuses keeps no other from starting; what it said is answered.
+    /// Starts all services, in order, each after those that it needs. One that refuses keeps no other from starting but
+    /// those that need it; what was said is answered.
     pub async fn start(&self) -> Vec<(String, NotServing)> {
         self.set_running(true);
         let mut refused = Vec::new();
-        for service in self.services() {
-            if service.state() == slot::State::Loaded
-                && let Err(error) = service.start().await
-            {
+        let mut waiting: Vec<Arc<Slot>> =
+            self.services().into_iter().filter(|service| service.state() == slot::State::Loaded).collect();
+        while let Some(next) = waiting.iter().position(|service| self.lacks(&service.manifest().needs).is_empty()) {
+            let service = waiting.remove(next);
+            if let Err(error) = service.start().await {
                 refused.push((service.name().to_string(), error));
             }
+        }
+        for service in waiting {
+            let lacks = self.lacks(&service.manifest().needs).join(", ");
+            refused.push((service.name().to_string(), NotServing(format!("it needs {lacks}, which does not serve"))));
         }
         refused
     }
 
-    /// Stops all services, in reverse order.
+    /// Stops all services, in reverse order, each before those that it needs.
     pub async fn stop(&self) {
         self.set_running(false);
-        for service in self.services().into_iter().rev() {
-            service.stop().await;
+        let mut left: Vec<Arc<Slot>> = self.services();
+        while !left.is_empty() {
+            let needed = |service: &Arc<Slot>| {
+                left.iter().any(|other| other.manifest().needs.iter().any(|name| name == service.name().as_str()))
+            };
+            // In a circle of needs nothing was started: any order will do.
+            let last = left.iter().rposition(|service| !needed(service)).unwrap_or(left.len() - 1);
+            left.remove(last).stop().await;
         }
     }
 

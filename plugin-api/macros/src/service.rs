@@ -13,14 +13,14 @@ struct Attribute {
     name: LitStr,
     save: Option<LitStr>,
     shared: bool,
+    needs: Vec<LitStr>,
 }
 
 impl Parse for Attribute {
     fn parse(input: ParseStream<'_>) -> Result<Self> {
-        const USAGE: &str =
-            "write #[service(\"name\")]; after the name may stand save = \"call\", \"detach\" or \"never\", and shared";
+        const USAGE: &str = "write #[service(\"name\")]; after the name may stand save = \"call\", \"detach\" or \"never\", shared, and needs = [\"other\"]";
         let name: LitStr = input.parse().map_err(|error| Error::new(error.span(), USAGE))?;
-        let mut attribute = Self { name, save: None, shared: false };
+        let mut attribute = Self { name, save: None, shared: false, needs: Vec::new() };
         while !input.is_empty() {
             input.parse::<Token![,]>()?;
             if input.is_empty() {
@@ -33,6 +33,13 @@ impl Parse for Attribute {
                     attribute.save = Some(input.parse()?);
                 }
                 "shared" => attribute.shared = true,
+                "needs" => {
+                    input.parse::<Token![=]>()?;
+                    let list;
+                    syn::bracketed!(list in input);
+                    let names = list.parse_terminated(|name| name.parse::<LitStr>(), Token![,])?;
+                    attribute.needs = names.into_iter().collect();
+                }
                 other => {
                     return Err(Error::new(word.span(), format!("{other} is nothing that a service has: {USAGE}")));
                 }
@@ -144,6 +151,7 @@ pub(crate) fn expand(attribute: TokenStream, item: TokenStream) -> Result<TokenS
         )
     };
     let shared = attribute.shared;
+    let needs = &attribute.needs;
     let (save_service, load_service) = if shared {
         (quote!(::plugin_api::__private::save(self)), quote!(::plugin_api::__private::load(state)))
     } else {
@@ -157,6 +165,7 @@ pub(crate) fn expand(attribute: TokenStream, item: TokenStream) -> Result<TokenS
             const NAME: &'static str = #name;
             const SAVE: ::plugin_api::Save = ::plugin_api::Save::#save;
             const SHARED: bool = #shared;
+            const NEEDS: &'static [&'static str] = &[#(#needs),*];
             const DOC: &'static str = #doc;
             #(#items)*
             #(#filled)*
