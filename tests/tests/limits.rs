@@ -289,3 +289,69 @@ fn many_clients_at_once_each_get_their_own_answers() {
         client.join().expect("each client is served");
     }
 }
+
+#[test]
+fn a_byte_at_a_time_is_served_as_all_at_once_but_not_for_ever_before_login() {
+    let host = Embedded::start(Limits { login: Duration::from_millis(500), ..Limits::default() });
+    let mut slow = RawClient::login(host.address(), "alice");
+    let bytes = call(99, Ok(slow.perspective), "echo_int", &tuple(&[7, 0x81]));
+    for byte in bytes {
+        slow.wire.send(&[byte]);
+    }
+    assert_eq!(slow.answer(99).to_string(), "7");
+
+    // One who has not logged in does not stay by sending a byte now and then.
+    let mut never = TcpStream::connect(host.address()).expect("the door is open");
+    let mut sent = 0;
+    while never.write_all(&[1]).is_ok() && sent < 2_000 {
+        std::thread::sleep(Duration::from_millis(5));
+        sent += 1;
+    }
+    assert!(sent < 2_000, "it was not let go");
+}
+
+#[test]
+fn who_says_goodbye_by_half_is_gone_as_with_twisted_and_is_detached() {
+    let host = Embedded::start(Limits::default());
+    let gone = RawClient::login(host.address(), "alice");
+    gone.wire.stream.shutdown(std::net::Shutdown::Write).expect("it is open");
+    gone.wire.closed();
+    let mut other = RawClient::login(host.address(), "other");
+    loop {
+        let log = other.begin("log", &());
+        let _ = other.answer(log);
+        let mut alice = RawClient::login(host.address(), "alice");
+        let log = alice.begin("log", &());
+        if alice.answer(log).to_string().contains("detached alice") {
+            break;
+        }
+    }
+}
+
+#[test]
+fn a_flood_of_calls_of_one_client_does_not_keep_another_waiting() {
+    let host = Embedded::start(Limits::default());
+    let mut flood = RawClient::login(host.address(), "alice");
+    let mut other = RawClient::login(host.address(), "other");
+    let perspective = flood.perspective;
+    let flooding = std::thread::spawn(move || {
+        let mut bytes = Vec::new();
+        for request in 0..300 {
+            bytes.extend(call(1_000 + request, Ok(perspective), "echo_int", &tuple(&[7, 0x81])));
+        }
+        for _ in 0..10 {
+            flood.wire.send(&bytes);
+            for _ in 0..300 {
+                flood.message().expect("each is answered");
+            }
+        }
+    });
+    let mut answered = 0u32;
+    while !flooding.is_finished() {
+        let one = other.begin("echo_int", &(1,));
+        assert_eq!(other.answer(one).to_string(), "1");
+        answered += 1;
+    }
+    flooding.join().expect("all of the flood was answered, too");
+    assert!(answered > 10, "{answered}");
+}

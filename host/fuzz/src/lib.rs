@@ -9,8 +9,16 @@ use jelly::{Limits, Scanner, Shape, Value};
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All targets.
-pub const TARGETS: [Target; 5] =
-    [("value", value), ("typed", typed), ("broker", broker), ("frames", frames), ("elf", elf)];
+pub const TARGETS: [Target; 8] = [
+    ("value", value),
+    ("typed", typed),
+    ("broker", broker),
+    ("frames", frames),
+    ("elf", elf),
+    ("login", login),
+    ("manifest", manifest),
+    ("control", control),
+];
 
 /// Untyped values: what is taken is written, and taken again as the same.
 pub fn value(bytes: &[u8]) {
@@ -77,4 +85,44 @@ pub fn frames(mut bytes: &[u8]) {
 pub fn elf(bytes: &[u8]) {
     let _ = credhost::loader::elf::check(bytes, bytes.len() as u64);
     let _ = credhost::loader::elf::check(bytes, u64::MAX);
+}
+
+/// A name, then a line's end, then a proof: nobody gets in by it, and every name gets a challenge.
+pub fn login(bytes: &[u8]) {
+    use credhost::cred::login::{Challenge, Login, Wanted};
+    use credhost::cred::{DefaultAuthorizer, Identity, MasterKey};
+
+    let split = bytes.iter().position(|byte| *byte == b'\n').unwrap_or(bytes.len());
+    let (name, proof) = (String::from_utf8_lossy(&bytes[..split]), bytes.get(split + 1..).unwrap_or_default());
+    let authorizer = std::sync::Arc::new(DefaultAuthorizer::new());
+    if let Ok(identity) = Identity::new("alice") {
+        let _ = authorizer.add(identity);
+    }
+    let login = Login::new(authorizer, MasterKey::new([1; 32]), &[2; 24]);
+    let wanted = Wanted::parse(&name);
+    let challenge = Challenge::new(&wanted.identity, [3; 16]);
+    // An authorizer in memory answers at once.
+    let mut answer = std::pin::pin!(login.respond(&challenge, proof));
+    match answer.as_mut().poll(&mut std::task::Context::from_waker(std::task::Waker::noop())) {
+        std::task::Poll::Ready(answer) => assert!(answer.is_ok_and(|proof| proof.is_err()), "alice has no password"),
+        std::task::Poll::Pending => unreachable!("nothing is waited for"),
+    }
+}
+
+/// What a library says of itself.
+pub fn manifest(bytes: &[u8]) {
+    if let Ok(manifest) = jelly::from_slice::<plugin_api::manifest::Manifest>(bytes) {
+        let again = jelly::to_vec(&manifest).expect("what was read can be written");
+        assert_eq!(jelly::from_slice(&again), Ok(manifest.clone()));
+        let _ = credhost::cred::Name::new(credhost::cred::NameOf::Service, &manifest.service);
+    }
+}
+
+/// A line on the control socket: what is taken shows no secret.
+pub fn control(bytes: &[u8]) {
+    if let Ok(request) = serde_json::from_slice::<credhost::control::Request>(bytes) {
+        assert!(!format!("{request:?}").contains("hunter2"));
+        assert!(serde_json::to_string(&request).is_ok());
+    }
+    let _ = serde_json::from_slice::<credhost::control::Response>(bytes);
 }

@@ -36,6 +36,12 @@ pub(super) fn serve(
     first: impl AsyncFnOnce(Rc<Host>) -> Result<(), Trouble>,
 ) -> Result<(), Trouble> {
     start_log();
+    // Every connection takes a descriptor: as many as this user may have.
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    let all = rustix::process::Rlimit { current: limit.maximum, maximum: limit.maximum };
+    if let Err(error) = rustix::process::setrlimit(rustix::process::Resource::Nofile, all) {
+        tracing::debug!(%error, "the number of descriptors stays as it was");
+    }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let tasks = tokio::task::LocalSet::new();
     tasks.block_on(&runtime, async {

@@ -6,6 +6,7 @@ use abi_stable::StableAbi;
 use abi_stable::abi_stability::abi_checking::{CheckingGlobals, check_layout_compatibility_with_globals};
 use abi_stable::library::{AbiHeaderRef, RootModule};
 use abi_stable::prefix_type::PrefixTypeTrait;
+use abi_stable::type_layout::TypeLayout;
 
 use super::arena::{self, Header};
 use super::types::{Built, Host, HostRef, ModuleRef};
@@ -56,17 +57,9 @@ impl Library {
                 String::new(),
             ));
         };
-        let ours = <ModuleRef as StableAbi>::LAYOUT;
-        // Globals of its own for each check: the shared ones point into libraries that may be gone.
-        // The check is one-way; a library built against an older plugin-api passes it the other way round.
-        if let Err(newer) = check_layout_compatibility_with_globals(ours, theirs, &CheckingGlobals::new())
-            && check_layout_compatibility_with_globals(theirs, ours, &CheckingGlobals::new()).is_err()
-        {
-            return Err(wrong(
-                "it was built against a plugin-api that does not fit this host's; rebuild it",
-                newer.to_string(),
-            ));
-        }
+        fits(<ModuleRef as StableAbi>::LAYOUT, theirs).map_err(|details| {
+            wrong("it was built against a plugin-api that does not fit this host's; rebuild it", details)
+        })?;
         // SAFETY: the layout was found compatible just now, in one direction or the other; fields that the older side
         // lacks are behind accessors of the prefix type.
         let module = unsafe { header.init_root_module_with_unchecked_layout::<ModuleRef>() }.map_err(|error| {
@@ -111,6 +104,17 @@ impl Library {
     }
 }
 
+/// Whether a module of their layout can be used as one of ours; if not, why, at length.
+fn fits(ours: &'static TypeLayout, theirs: &'static TypeLayout) -> Result<(), String> {
+    // Globals of its own for each check: the shared ones point into libraries that may be gone.
+    // The check is one-way; a library built against an older plugin-api passes it the other way round.
+    match check_layout_compatibility_with_globals(ours, theirs, &CheckingGlobals::new()) {
+        Err(_) if check_layout_compatibility_with_globals(theirs, ours, &CheckingGlobals::new()).is_ok() => Ok(()),
+        Err(newer) => Err(newer.to_string()),
+        Ok(()) => Ok(()),
+    }
+}
+
 /// Where the beginning of the chain of a library's memory is kept.
 #[derive(Debug)]
 pub struct Place(Box<UnsafeCell<*mut Header>>);
@@ -141,4 +145,61 @@ impl Place {
 #[must_use]
 pub fn host(table: Host) -> HostRef {
     table.leak_into_prefix()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The module as another release of this crate would have it.
+    macro_rules! release {
+        ($module:ident { $($field:tt)* }) => {
+            #[allow(dead_code, unreachable_pub, missing_docs)]
+            mod $module {
+                use abi_stable::StableAbi;
+
+                #[repr(C)]
+                #[derive(StableAbi)]
+                #[sabi(kind(Prefix(prefix_ref = ModuleRef)))]
+                #[sabi(missing_field(panic))]
+                pub struct Module {
+                    $($field)*
+                }
+            }
+        };
+    }
+
+    release!(first {
+        pub built: extern "C" fn() -> u8,
+        #[sabi(last_prefix_field)]
+        pub run: extern "C" fn(gate: usize),
+    });
+    release!(appended {
+        pub built: extern "C" fn() -> u8,
+        #[sabi(last_prefix_field)]
+        pub run: extern "C" fn(gate: usize),
+        pub more: extern "C" fn() -> u64,
+    });
+    release!(changed {
+        pub built: extern "C" fn() -> u8,
+        #[sabi(last_prefix_field)]
+        pub run: extern "C" fn(gate: u32),
+    });
+    release!(shortened {
+        #[sabi(last_prefix_field)]
+        pub built: extern "C" fn() -> u8,
+    });
+
+    #[test]
+    fn a_library_of_an_older_or_newer_release_with_appended_fields_fits_and_a_changed_one_does_not() {
+        let first = <first::ModuleRef as StableAbi>::LAYOUT;
+        let appended = <appended::ModuleRef as StableAbi>::LAYOUT;
+        assert_eq!(fits(first, first), Ok(()));
+        assert_eq!(fits(first, appended), Ok(()), "a newer library in an older host");
+        assert_eq!(fits(appended, first), Ok(()), "an older library in a newer host");
+        for other in [<changed::ModuleRef as StableAbi>::LAYOUT, <shortened::ModuleRef as StableAbi>::LAYOUT] {
+            assert!(fits(first, other).is_err());
+            assert!(fits(other, appended).is_err());
+        }
+    }
 }
