@@ -159,8 +159,24 @@ fn nothing_is_left_of_libraries_that_have_ended() {
         assert!(after.resident_kb <= before.resident_kb + allowed, "{before:?} {after:?}");
         assert_eq!(unload::mapped(std::path::Path::new("/generations/")), None, "no library is mapped");
 
+        // Eight come and go at once, under calls.
+        let threads: Vec<_> = (0..8).map(|_| std::thread::spawn(come_and_go)).collect();
+        threads.into_iter().for_each(|thread| thread.join().expect("each was let go of"));
+        assert_eq!(ledger::entries(), 0);
+
         a_thread_that_does_not_end_pins_its_library_and_is_named(&bench).await;
         a_service_that_does_not_come_back_is_condemned(&bench).await;
+    });
+}
+
+fn come_and_go() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    runtime.block_on(async {
+        let bench = Bench::new().await;
+        for _ in 0..25 {
+            let account = bench.cycle().await;
+            assert!(matches!(account, Account::Retired { .. }), "{account:?}");
+        }
     });
 }
 

@@ -223,6 +223,8 @@ impl Input {
             }
             if self.served == self.bytes.len() {
                 self.bytes.clear();
+                // One that was large must not be kept for ever.
+                self.bytes.shrink_to(COMPACT);
                 self.served = 0;
             } else if self.served > COMPACT {
                 self.bytes.drain(..self.served);

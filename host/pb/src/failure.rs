@@ -62,6 +62,18 @@ const TWISTED: [(&str, &[&str]); 10] = [
     ("twisted.python.failure.DefaultException", &["Exception"]),
 ];
 
+/// The longest text that an error carries, in bytes: far below what breaks a peer's connection.
+const LONGEST: usize = 16 << 10;
+
+/// As much of a text as an error carries.
+fn short(text: &str) -> &str {
+    let mut end = text.len().min(LONGEST);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    &text[..end]
+}
+
 impl Failure {
     /// A failure of this class. A builtin may be given by its bare name (`ValueError`). A class that is not known here
     /// is taken for one derived from `twisted.spread.pb.Error`, Twisted's class for errors that are meant for clients.
@@ -106,9 +118,9 @@ impl Failure {
         key(out, "count");
         token::int(out, 0);
         key(out, "type");
-        token::bytes(out, self.class.as_bytes());
+        token::bytes(out, short(&self.class).as_bytes());
         key(out, "value");
-        text(out, &self.value);
+        text(out, short(&self.value));
         key(out, "captureVars");
         boolean(out, false);
         key(out, "tb");

@@ -4,13 +4,14 @@
 //! none. A busy generation is not woken: it looks again before it sleeps.
 
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
 use plugin_api::abi::import;
 use plugin_api::abi::types::{Host, HostRef, Span};
 use rustix::event::{EventfdFlags, eventfd};
+
+use super::queue::{Over, Queue};
 
 /// The most bytes that may wait in a gate. Connections bound what each of them has in flight; this bounds them all.
 const LIMIT: usize = 256 << 20;
@@ -30,10 +31,9 @@ pub struct Full;
 
 /// One generation's gate.
 pub struct Gate {
-    queue: Mutex<Vec<u8>>,
+    queue: Queue,
     /// What was popped last: the library reads it until it pops again.
     popped: Mutex<Vec<u8>>,
-    asleep: AtomicBool,
     eventfd: OwnedFd,
     outlet: Arc<dyn Outlet>,
 }
@@ -51,13 +51,7 @@ impl Gate {
     /// When the machine has no descriptor left.
     pub fn new(outlet: Arc<dyn Outlet>) -> std::io::Result<Arc<Self>> {
         let eventfd = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        Ok(Arc::new(Self {
-            queue: Mutex::default(),
-            popped: Mutex::default(),
-            asleep: AtomicBool::new(false),
-            eventfd,
-            outlet,
-        }))
+        Ok(Arc::new(Self { queue: Queue::default(), popped: Mutex::default(), eventfd, outlet }))
     }
 
     /// Hands whole frames to the generation.
@@ -65,17 +59,22 @@ impl Gate {
     /// # Errors
     /// When too much waits already; nothing is handed over then.
     pub fn push(&self, frames: &[u8]) -> Result<(), Full> {
-        let mut queue = self.queue.lock();
-        if queue.len() + frames.len() > LIMIT {
-            return Err(Full);
-        }
-        queue.extend_from_slice(frames);
-        drop(queue);
-        if self.asleep.swap(false, Ordering::SeqCst) {
-            // It can fail only when its count is at its limit; then the generation is awake.
-            let _ = rustix::io::write(&self.eventfd, &1u64.to_ne_bytes());
+        if self.queue.push(frames, LIMIT).map_err(|Over| Full)? {
+            self.ring();
         }
         Ok(())
+    }
+
+    /// Hands over what must not be lost, however much waits.
+    pub fn push_anyway(&self, frames: &[u8]) {
+        if let Ok(true) = self.queue.push(frames, usize::MAX) {
+            self.ring();
+        }
+    }
+
+    fn ring(&self) {
+        // It can fail only when its count is at its limit; then the generation is awake.
+        let _ = rustix::io::write(&self.eventfd, &1u64.to_ne_bytes());
     }
 
     fn pop(&self) -> Span {
@@ -85,18 +84,12 @@ impl Gate {
         if popped.capacity() > 1 << 20 {
             *popped = Vec::new();
         }
-        std::mem::swap(&mut *self.queue.lock(), &mut *popped);
+        self.queue.take(&mut popped);
         Span::new(&popped)
     }
 
     fn arm(&self) -> bool {
-        self.asleep.store(true, Ordering::SeqCst);
-        // A push that came before the store saw no sleeper: look once more, now that the next one will see it.
-        let empty = self.queue.lock().is_empty();
-        if !empty {
-            self.asleep.store(false, Ordering::SeqCst);
-        }
-        empty
+        self.queue.arm()
     }
 
     /// The number by which a library's calls come back to this gate. Valid for as long as the `Arc` is held.

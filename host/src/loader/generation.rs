@@ -3,6 +3,7 @@
 //! No code of a library's runs on any other thread of the host's: a library that blocks, spins or panics stalls itself
 //! alone, and what it leaves behind in its thread goes with the thread.
 
+use std::mem::ManuallyDrop;
 use std::sync::Arc;
 use std::thread::{Builder, JoinHandle};
 
@@ -48,8 +49,12 @@ impl std::fmt::Debug for Linked {
 #[derive(Debug)]
 pub struct Generation {
     gate: Arc<Gate>,
-    thread: Mutex<Option<JoinHandle<Option<(OpenLibrary, Option<Place>)>>>>,
+    thread: Mutex<Option<JoinHandle<Option<Left>>>>,
 }
+
+/// What a thread leaves. Dropped by nobody: a library whose thread was given up, and came back after all, is not closed
+/// without its account.
+type Left = ManuallyDrop<(OpenLibrary, Option<Place>)>;
 
 /// What is said to a generation's outlet when its library cannot be opened: as if it had refused to be made.
 fn refuse(outlet: &dyn Outlet, message: &str) {
@@ -81,7 +86,7 @@ impl Generation {
                     open.library.run(host(), own.number());
                     let place = Place::new();
                     let place = open.library.hand_over(&place).then_some(place);
-                    Some((open, place))
+                    Some(ManuallyDrop::new((open, place)))
                 }
                 Err(message) => {
                     refuse(&*outlet, &message);
@@ -100,13 +105,16 @@ impl Generation {
         self.gate.push(frames)
     }
 
+    /// Hands over frames that must not be lost, however much waits: they are small, and end what others began.
+    pub fn push_anyway(&self, frames: &[u8]) {
+        self.gate.push_anyway(frames);
+    }
+
     /// Hands one frame to it, however much waits.
     pub fn tell(&self, frame: &ToLibrary<'_>) {
         let mut bytes = Vec::new();
         frame.write(&mut bytes);
-        if self.gate.push(&bytes).is_err() {
-            tracing::error!("a service does not keep up; it was not told {frame:?}");
-        }
+        self.gate.push_anyway(&bytes);
     }
 
     /// Joins its thread, which has said that it has stopped, and lets go of its library. Waits: not for a thread that
@@ -116,7 +124,10 @@ impl Generation {
             return Account::Nothing;
         };
         let account = match thread.join() {
-            Ok(Some((open, place))) => unload(open, place),
+            Ok(Some(left)) => {
+                let (open, place) = ManuallyDrop::into_inner(left);
+                unload(open, place)
+            }
             Ok(None) => Account::Nothing,
             Err(_) => Account::Condemned,
         };

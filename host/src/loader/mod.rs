@@ -12,6 +12,14 @@ pub mod generation;
 pub mod ledger;
 pub mod library;
 pub mod private;
+mod queue;
 pub mod unload;
 pub mod vet;
 pub mod watch;
+
+/// The locks of `queue`; its model has others.
+mod sync {
+    pub(super) use std::sync::atomic::{AtomicBool, Ordering};
+
+    pub(super) use parking_lot::Mutex;
+}

@@ -64,7 +64,8 @@ impl PrivateFolder {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => fs::create_dir_all(&folder)?,
         }
-        Ok(Self { folder })
+        // As the list of mappings names it.
+        Ok(Self { folder: folder.canonicalize()? })
     }
 
     /// Checks a library and copies what is loaded of it.

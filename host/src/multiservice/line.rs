@@ -106,9 +106,12 @@ impl Line {
     /// One frame that waits for nothing any more.
     fn out(&self, frame: &ToHost<'_>, raw: &[u8], delivery: &mut Delivery<'_>) {
         match frame {
-            ToHost::Answer { call: number, .. }
-            | ToHost::Attached { attachment: number }
-            | ToHost::Update { attachment: number, .. } => {
+            ToHost::Answer { call, value } => {
+                if !delivery.deliver(*call, self.slot, raw) {
+                    self.unsent(value);
+                }
+            }
+            ToHost::Attached { attachment: number } | ToHost::Update { attachment: number, .. } => {
                 delivery.deliver(*number, self.slot, raw);
             }
             ToHost::Failed { call, fault, message, .. } => {
@@ -141,6 +144,17 @@ impl Line {
             // Saves are taken out before. A call that was given up is not called back: its answer finds nobody.
             // A newer library may say more.
             _ => {}
+        }
+    }
+
+    /// A value that goes to nobody: the objects in it were counted as handed out.
+    fn unsent(&self, value: &[u8]) {
+        let mut scanner = jelly::Scanner::new(jelly::Shape::Value, jelly::Limits::default());
+        let Ok(Some(scanned)) = scanner.scan(value) else { return };
+        for reference in scanned.references.iter().filter(|reference| reference.kind == jelly::RefKind::Remote) {
+            if let Some(object) = reference.luid.filter(|luid| luid >> 32 == 0) {
+                self.tell(&ToLibrary::Dropped { object, count: 1 });
+            }
         }
     }
 
@@ -184,7 +198,8 @@ impl Line {
         let mut frames = batch.frames.as_slice();
         while let Some((frame, raw)) = next(&mut frames) {
             match frame {
-                ToHost::Answer { call, .. } => {
+                ToHost::Answer { call, value } => {
+                    self.unsent(value);
                     let mut failed = Vec::new();
                     let (class, message) = ("RuntimeError", "the change could not be saved, and is undone");
                     ToHost::Failed { call, class, message, fault: false }.write(&mut failed);
@@ -214,6 +229,15 @@ impl Line {
     }
 }
 
+fn has_changes(mut frames: &[u8]) -> bool {
+    while let Some(frame) = ToHost::read(&mut frames) {
+        if matches!(frame, ToHost::Save { .. }) {
+            return true;
+        }
+    }
+    false
+}
+
 fn next<'a>(frames: &mut &'a [u8]) -> Option<(ToHost<'a>, &'a [u8])> {
     let before = *frames;
     let frame = ToHost::read(frames)?;
@@ -224,7 +248,8 @@ impl Outlet for Line {
     fn frames(&self, mut frames: &[u8]) {
         let mut changes = Vec::new();
         let mut waiting = Vec::new();
-        let mut must_wait = !self.held.lock().is_empty();
+        // A change and what is told of it come in one batch, in whatever order: all of a batch waits for its changes.
+        let mut must_wait = !self.held.lock().is_empty() || has_changes(frames);
         let mut delivery = Delivery::new(&self.switchboard);
         while let Some((frame, raw)) = next(&mut frames) {
             if let ToHost::Save { perspective, state } = frame {
@@ -345,14 +370,14 @@ mod tests {
         say(&line, &[answer(1), ToHost::Save { perspective: "a", state: &[1] }, answer(2)]);
         say(&line, &[answer(3)]);
         say(&line, &[ToHost::Save { perspective: "b", state: &[1] }, answer(4)]);
-        assert_eq!(heard(&mailbox), ["answer 1"]);
+        assert!(heard(&mailbox).is_empty(), "what is told of a change may stand before it");
         let mut commits = std::mem::take(&mut *store.waiting.lock());
         let first = commits.remove(0);
         // A later commit alone frees nothing: order is kept.
         commits.drain(..).for_each(|done| done(Ok(())));
         assert!(heard(&mailbox).is_empty());
         first(Ok(()));
-        assert_eq!(heard(&mailbox), ["answer 2", "answer 3", "answer 4"]);
+        assert_eq!(heard(&mailbox), ["answer 1", "answer 2", "answer 3", "answer 4"]);
     }
 
     #[test]

@@ -6,9 +6,17 @@
 //! In the original: `twisted.internet.app.MultiService`. Unlike it, children know no parent, and a name that is taken
 //! is an error.
 
+mod current;
 mod line;
 pub mod slot;
 pub mod switchboard;
+
+/// The locks of `current`; its model has others.
+mod sync {
+    pub(super) use std::sync::Arc;
+
+    pub(super) use parking_lot::RwLock;
+}
 
 use std::sync::Arc;
 

@@ -4,11 +4,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use parking_lot::{Mutex, RwLock};
+use parking_lot::Mutex;
 use plugin_api::abi::frame::ToLibrary;
 use plugin_api::manifest::Manifest;
 use tokio::sync::{Mutex as Turn, mpsc};
 
+use super::current::Current;
 use super::line::{Line, Stage};
 use super::switchboard::Switchboard;
 use crate::cred::{Name, NameOf};
@@ -63,7 +64,7 @@ pub struct Slot {
     config: Vec<u8>,
     surroundings: Surroundings,
     line: Arc<Line>,
-    generation: RwLock<Option<Arc<Generation>>>,
+    generation: Current<Generation>,
     state: Mutex<State>,
     /// Starting and stopping is one thing at a time.
     stages: Turn<mpsc::UnboundedReceiver<Stage>>,
@@ -126,7 +127,7 @@ impl Slot {
             config,
             surroundings: surroundings.clone(),
             line,
-            generation: RwLock::new(Some(generation)),
+            generation: Current::new(generation),
             state: Mutex::new(State::Loaded),
             stages: Turn::new(stages),
             calls: AtomicU64::new(0),
@@ -142,7 +143,7 @@ impl Slot {
         if *self.state.lock() != State::Loaded {
             return Err(NotServing(format!("{} was started already", self.name)));
         }
-        let Some(generation) = self.generation.read().clone() else {
+        let Some(generation) = self.generation.get() else {
             return Err(NotServing(format!("{} has ended", self.name)));
         };
         let started = self.start_now(&generation, &mut stages).await;
@@ -153,7 +154,7 @@ impl Slot {
             }
             Err(why) => {
                 *self.state.lock() = State::Failed(why.clone());
-                *self.generation.write() = None;
+                self.generation.take();
                 Err(give_up(&generation, &mut stages, &why).await)
             }
         }
@@ -188,7 +189,7 @@ impl Slot {
     /// Stops the service: what it has to save is saved, its clients are told, its library is let go of.
     pub async fn stop(&self) -> Account {
         let mut stages = self.stages.lock().await;
-        let Some(generation) = self.generation.write().take() else {
+        let Some(generation) = self.generation.take() else {
             return Account::Nothing;
         };
         *self.state.lock() = State::Stopped;
@@ -203,12 +204,18 @@ impl Slot {
     /// # Errors
     /// When it does not serve, or does not keep up; nothing was handed over then.
     pub fn submit(&self, frames: &[u8]) -> Result<(), NotServing> {
-        // The lock is held over the push: no frame can enter a gate that is let go of already.
-        let generation = self.generation.read();
-        let Some(generation) = generation.as_ref().filter(|_| !self.line.is_over()) else {
-            return Err(NotServing(format!("{} has stopped", self.name)));
-        };
-        generation.push(frames).map_err(|full| NotServing(format!("{}: {full}", self.name)))
+        let stopped = || NotServing(format!("{} has stopped", self.name));
+        if self.line.is_over() {
+            return Err(stopped());
+        }
+        let pushed = self.generation.with(|generation| generation.push(frames)).ok_or_else(stopped)?;
+        pushed.map_err(|full| NotServing(format!("{}: {full}", self.name)))
+    }
+
+    /// Hands over what ends something: it is never too much.
+    pub fn submit_anyway(&self, frames: &[u8]) {
+        // A service that has stopped has ended everything itself.
+        let _ = self.generation.with(|generation| generation.push_anyway(frames));
     }
 
     /// Counts calls, for the operator.

@@ -16,24 +16,36 @@ pub struct Mailbox {
     frames: Mutex<Vec<u8>>,
     come: Notify,
     full: AtomicBool,
+    closed: AtomicBool,
 }
 
 /// What may wait in a mailbox, in bytes: its connection takes it out at once, whatever its client does.
 const LIMIT: usize = 64 << 20;
 
 impl Mailbox {
-    /// Puts a frame in; true if the mailbox was empty, and who owns it is to be woken.
-    fn push(&self, slot: u64, frame: &[u8]) -> bool {
+    /// Puts a frame in; true if the mailbox was empty, and who owns it is to be woken. `None`: nobody will take it out.
+    fn push(&self, slot: u64, frame: &[u8]) -> Option<bool> {
         let mut frames = self.frames.lock();
+        if self.closed.load(Ordering::Relaxed) {
+            return None;
+        }
         if frames.len() > LIMIT {
             // The connection is let go of when it looks; nothing of it is answered any more.
             self.full.store(true, Ordering::Relaxed);
-            return false;
+            return None;
         }
         let empty = frames.is_empty();
         frames.extend_from_slice(&slot.to_le_bytes());
         frames.extend_from_slice(frame);
-        empty
+        Some(empty)
+    }
+
+    /// Takes what has come last: nothing is put in any more.
+    pub fn close(&self, last: &mut Vec<u8>) {
+        let mut frames = self.frames.lock();
+        self.closed.store(true, Ordering::Relaxed);
+        last.clear();
+        std::mem::swap(&mut *frames, last);
     }
 
     /// Swaps what has come for an empty buffer: slot numbers of eight bytes, little-endian, each before its frame.
@@ -93,7 +105,7 @@ impl Switchboard {
     pub(super) fn broadcast(&self, slot: u64, frame: &[u8]) {
         let mailboxes: Vec<Arc<Mailbox>> = self.mailboxes.read().values().cloned().collect();
         for mailbox in mailboxes {
-            if mailbox.push(slot, frame) {
+            if mailbox.push(slot, frame) == Some(true) {
                 mailbox.come.notify_one();
             }
         }
@@ -127,10 +139,11 @@ impl<'s> Delivery<'s> {
             };
             self.last = Some((connection, mailbox));
         }
-        if let Some((_, mailbox)) = &self.last
-            && mailbox.push(slot, frame)
-        {
-            self.woken.push(Arc::clone(mailbox));
+        let Some((_, mailbox)) = &self.last else { return false };
+        match mailbox.push(slot, frame) {
+            Some(true) => self.woken.push(Arc::clone(mailbox)),
+            Some(false) => {}
+            None => return false,
         }
         true
     }

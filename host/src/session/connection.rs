@@ -11,7 +11,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
 use super::desk::Desk;
-use super::door::Shared;
+use super::door::{Admitted, Shared};
 
 /// How much is read at once, at least.
 const READ: usize = 16 << 10;
@@ -19,6 +19,10 @@ const READ: usize = 16 << 10;
 const KEEP: usize = 256 << 10;
 /// Answers beyond this are not kept for a client, however it reads: it is let go.
 const BACKLOG: usize = 64 << 20;
+/// After so many reads in a row others get their turn.
+const TURNS: u32 = 8;
+/// How long calls wait for room while nothing is answered.
+const LIFT: std::time::Duration = std::time::Duration::from_millis(20);
 /// Somebody who does not log in has that far a deadline.
 const NEVER: std::time::Duration = std::time::Duration::from_secs(365 * 24 * 3600);
 
@@ -44,27 +48,26 @@ pub(super) enum End {
 }
 
 /// Serves one connection to its end.
-pub(super) async fn serve(shared: Arc<Shared>, socket: Socket, closed: watch::Receiver<bool>) {
-    let peer = socket.peer_addr();
+pub(super) async fn serve(shared: Arc<Shared>, socket: Socket, admitted: Admitted, closed: watch::Receiver<bool>) {
+    let peer = admitted.source;
     let end = match TcpStream::from_std(socket) {
         Ok(stream) => {
-            let shown = peer.as_ref().map_or_else(|_| "?".to_owned(), ToString::to_string);
             let (number, mailbox) = shared.surroundings.switchboard.connect();
-            let mut desk = Desk::new(Arc::clone(&shared), number, shown);
+            let mut desk = Desk::new(Arc::clone(&shared), number, peer.to_string());
             let end = Box::pin(run(&shared, &stream, &mut desk, &mailbox, closed)).await;
             // From here on calls back to this client fail at once.
             shared.surroundings.switchboard.disconnect(number);
+            let mut mail = Vec::new();
+            mailbox.close(&mut mail);
+            desk.mail(&mail);
             desk.end();
             end
         }
         Err(error) => End::Io(error),
     };
-    if let Ok(peer) = peer {
-        shared.leave(peer.ip());
-        match end {
-            End::Closed | End::Closing => tracing::debug!(%peer, "{end}"),
-            end => tracing::info!(%peer, "connection closed: {end}"),
-        }
+    match end {
+        End::Closed | End::Closing => tracing::debug!(%peer, "{end}"),
+        end => tracing::info!(%peer, "connection closed: {end}"),
     }
 }
 
@@ -87,11 +90,13 @@ async fn run(
     let mut login_by = Some(Instant::now() + limits.login);
     let mut moved = Instant::now();
     let mut closing: Option<Instant> = None;
+    let mut turns = 0u32;
     loop {
-        if !mailbox.take(&mut mail) {
+        let all = mailbox.take(&mut mail);
+        desk.mail(&mail);
+        if !all {
             return End::Backlog;
         }
-        desk.mail(&mail);
         mail.shrink_to(KEEP);
         if let Err(end) = desk.serve().await {
             // What was answered before the fault is still sent, as far as it goes.
@@ -146,7 +151,21 @@ async fn run(
             }
             match stream.try_read_buf(buffer) {
                 Ok(0) => return End::Closed,
-                Ok(_) => continue,
+                Ok(_) => {
+                    // A client that never lets up must not keep the others of this thread waiting, nor its deadlines
+                    // from being looked at.
+                    turns += 1;
+                    if turns.is_multiple_of(TURNS) {
+                        tokio::task::yield_now().await;
+                        if let Some(end) = overdue(login_by, closing, unread > 0, moved, limits.stalled) {
+                            return end;
+                        }
+                        if *closed.borrow() && closing.is_none() {
+                            closing = Some(Instant::now() + limits.grace);
+                        }
+                    }
+                    continue;
+                }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => readable = false,
                 Err(error) => return error.into(),
             }
@@ -158,7 +177,11 @@ async fn run(
             // One that is closing is still watched for its client's end.
             (_, false) => Interest::READABLE,
         };
-        let deadline = [login_by, closing, (unread > 0).then(|| moved + limits.stalled)].into_iter().flatten().min();
+        // Calls that wait for room, though nothing comes that would make any: those before them wait for something
+        // else.
+        let lift = (unread == 0 && desk.parked()).then(|| Instant::now() + LIFT);
+        let deadline =
+            [login_by, closing, lift, (unread > 0).then(|| moved + limits.stalled)].into_iter().flatten().min();
         tokio::select! {
             biased;
             () = mailbox.come() => {}
@@ -170,15 +193,12 @@ async fn run(
                 Err(error) => return error.into(),
             },
             () = sleep_until(deadline.unwrap_or_else(|| Instant::now() + NEVER)), if deadline.is_some() => {
-                let now = Instant::now();
-                if closing.is_some_and(|by| now >= by) {
-                    return End::Closing;
+                if let Some(end) = overdue(login_by, closing, unread > 0, moved, limits.stalled) {
+                    return end;
                 }
-                if login_by.is_some_and(|by| now >= by) {
-                    return End::NoLogin;
-                }
-                if unread > 0 && now >= moved + limits.stalled {
-                    return End::Stalled;
+                if lift.is_some() {
+                    desk.lift();
+                    desk.submit();
                 }
             }
             _ = closed.wait_for(|closed| *closed), if closing.is_none() => {
@@ -186,4 +206,22 @@ async fn run(
             }
         }
     }
+}
+
+/// Whether a deadline has passed.
+fn overdue(
+    login_by: Option<Instant>,
+    closing: Option<Instant>,
+    unread: bool,
+    moved: Instant,
+    stalled: std::time::Duration,
+) -> Option<End> {
+    let now = Instant::now();
+    if closing.is_some_and(|by| now >= by) {
+        return Some(End::Closing);
+    }
+    if login_by.is_some_and(|by| now >= by) {
+        return Some(End::NoLogin);
+    }
+    (unread && now >= moved + stalled).then_some(End::Stalled)
 }

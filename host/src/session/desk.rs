@@ -65,8 +65,12 @@ pub(super) struct InFlight {
 pub(super) struct Held {
     pub(super) slot: Arc<Slot>,
     pub(super) luid: u64,
+    /// By which it came first.
+    pub(super) attachment: u64,
     /// How often it was sent: each is given back.
     pub(super) count: u64,
+    /// How often an avatar has lent it: these are not.
+    pub(super) lent: u64,
 }
 
 /// A call that waits until others have ended.
@@ -219,6 +223,12 @@ impl Desk {
         self.state.unpark(&mut self.broker.output);
     }
 
+    /// Calls that wait begin, though those before them have not ended.
+    pub(super) fn lift(&mut self) {
+        self.state.lift();
+        self.unpark();
+    }
+
     /// Hands over what was gathered for services.
     pub(super) fn submit(&mut self) {
         self.state.submit(&mut self.broker.output);
@@ -256,6 +266,11 @@ impl State {
             return 0;
         }
         (WINDOW / self.answer_size.max(SMALL_ANSWER)).max(FEW_CALLS).min(self.limits().calls)
+    }
+
+    /// Nothing has been answered for a while: how large answers were tells nothing of those to come.
+    pub(super) fn lift(&mut self) {
+        self.answer_size = SMALL_ANSWER;
     }
 
     /// An answer was as large as this.

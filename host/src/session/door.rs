@@ -120,7 +120,11 @@ fn runtime() -> io::Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_current_thread().enable_all().build()
 }
 
-fn work(shared: Arc<Shared>, mut connections: mpsc::UnboundedReceiver<TcpStream>, closed: watch::Receiver<bool>) {
+fn work(
+    shared: Arc<Shared>,
+    mut connections: mpsc::UnboundedReceiver<(TcpStream, Admitted)>,
+    closed: watch::Receiver<bool>,
+) {
     let runtime = match runtime() {
         Ok(runtime) => runtime,
         Err(error) => return tracing::error!(%error, "a thread for connections cannot start"),
@@ -131,8 +135,8 @@ fn work(shared: Arc<Shared>, mut connections: mpsc::UnboundedReceiver<TcpStream>
         loop {
             tokio::select! {
                 stream = connections.recv() => match stream {
-                    Some(stream) => {
-                        open.spawn_local(connection::serve(Arc::clone(&shared), stream, closed.clone()));
+                    Some((stream, admitted)) => {
+                        open.spawn_local(connection::serve(Arc::clone(&shared), stream, admitted, closed.clone()));
                     }
                     None => break,
                 },
@@ -155,7 +159,7 @@ fn report(ended: Result<(), tokio::task::JoinError>) {
 fn accept(
     shared: &Arc<Shared>,
     listener: TcpListener,
-    workers: Vec<mpsc::UnboundedSender<TcpStream>>,
+    workers: Vec<mpsc::UnboundedSender<(TcpStream, Admitted)>>,
     mut closed: watch::Receiver<bool>,
 ) {
     let runtime = match runtime() {
@@ -191,11 +195,22 @@ fn accept(
                 continue;
             };
             next = (next + 1) % workers.len();
-            if workers[next].send(stream).is_err() {
-                shared.leave(source.ip());
-            }
+            // If nobody serves any more, the place is given back with it.
+            let _ = workers[next].send((stream, Admitted { shared: Arc::clone(shared), source }));
         }
     });
+}
+
+/// A connection's place among all: given back however it ends.
+pub(super) struct Admitted {
+    shared: Arc<Shared>,
+    pub(super) source: SocketAddr,
+}
+
+impl Drop for Admitted {
+    fn drop(&mut self) {
+        self.shared.leave(self.source.ip());
+    }
 }
 
 impl Shared {
@@ -212,7 +227,7 @@ impl Shared {
         true
     }
 
-    pub(super) fn leave(&self, source: IpAddr) {
+    fn leave(&self, source: IpAddr) {
         let mut sources = self.sources.lock();
         if let Some(count) = sources.get_mut(&source) {
             *count -= 1;

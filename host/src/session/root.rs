@@ -130,6 +130,10 @@ impl State {
         call: &Call<'_>,
         arguments: &Arguments,
     ) -> Result<Reply, Failure> {
+        if !call.answer && matches!(call.method, "attach" | "respond") {
+            // Nobody would get the reference that it is about.
+            return Err(Failure::new("ValueError", "an answer to this must be wanted"));
+        }
         let Some(index) = object else {
             return match call.method {
                 "username" => self.challenge(output, &arguments.text(0, "username")?, Era::Old),

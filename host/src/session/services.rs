@@ -62,6 +62,7 @@ impl State {
             return Ok(());
         }
         let Some(attached) = self.attachments.get(&attachment) else {
+            give_back(output, call.arguments.references().iter().chain(call.keywords.references()));
             refuse(output, &Failure::new("twisted.spread.pb.DeadReferenceError", "the perspective was detached"));
             return Ok(());
         };
@@ -81,8 +82,8 @@ impl State {
             return Ok(());
         }
         let (mut arguments, mut keywords, mut handles) = (Vec::new(), Vec::new(), Vec::new());
-        self.translate_in(output, &slot, &call.arguments, &mut arguments, &mut handles);
-        self.translate_in(output, &slot, &call.keywords, &mut keywords, &mut handles);
+        self.translate_in(output, &slot, attachment, &call.arguments, &mut arguments, &mut handles);
+        self.translate_in(output, &slot, attachment, &call.keywords, &mut keywords, &mut handles);
         if !must_park {
             self.begin(&slot, in_flight, object, call.method, &arguments, &keywords, &handles);
             return Ok(());
@@ -187,6 +188,8 @@ impl State {
                 let frames = std::mem::take(&mut batch.frames);
                 let failure = Failure::new("twisted.spread.pb.DeadReferenceError", error.to_string());
                 let mut rest = frames.as_slice();
+                let mut ends = Vec::new();
+                let to = Arc::clone(&batch.slot);
                 while let Some(frame) = ToLibrary::read(&mut rest) {
                     let request = match frame {
                         ToLibrary::Call { call, handles, .. } => {
@@ -200,12 +203,16 @@ impl State {
                             self.release(output, slot, mind, 1);
                             self.refused(slot, attachment)
                         }
-                        _ => None,
+                        other => {
+                            other.write(&mut ends);
+                            None
+                        }
                     };
                     if let Some(request) = request {
                         output.fail(request, &failure);
                     }
                 }
+                to.submit_anyway(&ends);
             } else {
                 batch.frames.clear();
                 batch.frames.shrink_to(1 << 16);
@@ -221,11 +228,13 @@ impl State {
     pub(super) fn mail(&mut self, output: &mut Out, slot: u64, frame: ToHost<'_>) {
         match frame {
             ToHost::Answer { call, value } => {
-                let Some(call) = self.ended(slot, call) else { return };
+                let Some(call) = self.ended(slot, call) else { return self.unsent(slot, value) };
                 self.foretell(value.len());
-                if call.answer
-                    && let Err(failure) = self.answer(output, &call, value)
-                {
+                if !call.answer {
+                    return self.unsent(slot, value);
+                }
+                if let Err(failure) = self.answer(output, &call, value) {
+                    self.unsent(slot, value);
                     output.fail(call.request, &failure);
                 }
             }
@@ -242,6 +251,10 @@ impl State {
             ToHost::Attached { attachment } => self.attached(output, slot, attachment),
             ToHost::Call { call, handle, answer, method, arguments, keywords } => {
                 let sent = self.call_client(output, slot, handle, answer, method, arguments, keywords);
+                if sent.is_err() {
+                    self.unsent(slot, arguments);
+                    self.unsent(slot, keywords);
+                }
                 match sent {
                     Ok((request, slot)) => {
                         if answer {
@@ -292,6 +305,22 @@ impl State {
         }
         self.outgoing.retain(|_, (of, _)| of.number() != slot);
         self.batches.retain(|batch| batch.slot.number() != slot);
+    }
+
+    /// A value of a service's that goes to nobody: the objects in it were counted as handed out.
+    fn unsent(&mut self, slot: u64, value: &[u8]) {
+        let objects: Vec<u64> = match self.scanner.scan(value) {
+            Ok(Some(scanned)) => handed_out(scanned.references).collect(),
+            _ => {
+                self.scanner = jelly::Scanner::new(jelly::Shape::Value, self.shared.limits.after.jelly);
+                return;
+            }
+        };
+        if let (false, Some(slot)) = (objects.is_empty(), self.slot(slot)) {
+            for object in objects {
+                self.say(&slot, &ToLibrary::Dropped { object, count: 1 });
+            }
+        }
     }
 
     /// A call that a service has ended: only its own.
@@ -349,18 +378,7 @@ impl State {
         }
         if !self.attachments.contains_key(&call.attachment) {
             // What would be handed out by an attachment that has ended could never be given back.
-            let objects: Vec<u64> = scanned
-                .references
-                .iter()
-                .filter(|found| found.kind == RefKind::Remote)
-                .filter_map(|found| found.luid)
-                .collect();
-            if !objects.is_empty() {
-                if let Some(slot) = self.slot(call.slot) {
-                    for object in objects {
-                        self.say(&slot, &ToLibrary::Dropped { object, count: 1 });
-                    }
-                }
+            if scanned.references.iter().any(|found| found.kind == RefKind::Remote) {
                 return Err(Failure::new("twisted.spread.pb.DeadReferenceError", "the perspective was detached"));
             }
         }
@@ -399,13 +417,14 @@ impl State {
     ) -> Result<(u64, Arc<Slot>), Failure> {
         let held =
             self.narrow(handle).and_then(|index| self.held.get(&index)).filter(|held| held.slot.number() == slot);
-        let Some((luid, owner)) = held.map(|held| (held.luid, Arc::clone(&held.slot))) else {
+        let Some((luid, owner, by)) = held.map(|held| (held.luid, Arc::clone(&held.slot), held.attachment)) else {
             return Err(Failure::new(
                 "twisted.spread.pb.DeadReferenceError",
                 "the client's object is not there any more",
             ));
         };
-        let attachment = self.attachment_to(slot);
+        // What is handed out with it belongs to the attachment by which the client's object came.
+        let attachment = if self.attachments.contains_key(&by) { by } else { self.attachment_to(slot) };
         self.scan_both(arguments, keywords)?;
         let arguments = Jelly::new(arguments, self.scanner.last().references, 0, arguments.len());
         let keywords = Jelly::new(keywords, self.keyword_scanner.last().references, 0, keywords.len());
@@ -478,9 +497,12 @@ impl State {
         let Some(held) = self.held.get_mut(&index).filter(|held| held.slot.number() == slot) else {
             return;
         };
-        let count = count.min(held.count);
+        // What an avatar has lent is not given back to the client with it.
+        let lent = count.min(held.lent);
+        held.lent -= lent;
+        let count = (count - lent).min(held.count);
         held.count -= count;
-        let (luid, left) = (held.luid, held.count);
+        let (luid, left) = (held.luid, held.count + held.lent);
         if left == 0 {
             self.held.remove(&index);
             self.held_by.remove(&(slot, luid));
@@ -490,7 +512,9 @@ impl State {
 
     /// The client has answered a service's call.
     pub(super) fn answered(&mut self, output: &mut Out, request: u64, value: Jelly<'_>, defect: Option<&Defect>) {
-        let Some((slot, call)) = self.outgoing.remove(&request) else { return };
+        let Some((slot, call)) = self.outgoing.remove(&request) else {
+            return give_back(output, value.references().iter());
+        };
         let wrong = defect.map(defective).or_else(|| {
             value.references().iter().find_map(|reference| self.acceptable(output, slot.number(), reference))
         });
@@ -505,7 +529,8 @@ impl State {
             return;
         }
         let (mut translated, mut handles) = (Vec::new(), Vec::new());
-        self.translate_in(output, &slot, &value, &mut translated, &mut handles);
+        let attachment = self.attachment_to(slot.number());
+        self.translate_in(output, &slot, attachment, &value, &mut translated, &mut handles);
         self.say(&slot, &ToLibrary::Answer { call, value: &translated, handles: &handles });
     }
 
@@ -549,6 +574,7 @@ impl State {
         &mut self,
         output: &Out,
         slot: &Arc<Slot>,
+        attachment: u64,
         value: &Jelly<'_>,
         into: &mut Vec<u8>,
         handles: &mut Vec<u8>,
@@ -556,7 +582,7 @@ impl State {
         let translated = value.translate(into, |reference| {
             Ok::<_, std::convert::Infallible>(match (reference.kind, reference.luid) {
                 (RefKind::Remote, Some(luid)) => {
-                    let handle = self.hold(slot, luid);
+                    let handle = self.hold(slot, luid, attachment, false);
                     handles.extend_from_slice(&handle.to_le_bytes());
                     Translated::Number(handle)
                 }
@@ -578,18 +604,22 @@ impl State {
     }
 
     /// The number by which a service knows an object of the client's, which was sent once more.
-    pub(super) fn hold(&mut self, slot: &Arc<Slot>, luid: u64) -> u64 {
+    pub(super) fn hold(&mut self, slot: &Arc<Slot>, luid: u64, attachment: u64, lent: bool) -> u64 {
         let index = match self.held_by.get(&(slot.number(), luid)) {
             Some(index) => *index,
             None => {
                 let index = self.fresh();
-                self.held.insert(index, Held { slot: Arc::clone(slot), luid, count: 0 });
+                self.held.insert(index, Held { slot: Arc::clone(slot), luid, attachment, count: 0, lent: 0 });
                 self.held_by.insert((slot.number(), luid), index);
                 index
             }
         };
         if let Some(held) = self.held.get_mut(&index) {
-            held.count += 1;
+            if lent {
+                held.lent += 1;
+            } else {
+                held.count += 1;
+            }
         }
         self.wide(index)
     }
@@ -628,15 +658,7 @@ impl State {
     ) {
         let index = self.fresh();
         let attachment = self.wide(index);
-        let mind = mind.map_or(0, |mind| {
-            let number = self.hold(&slot, mind.luid);
-            if mind.lent
-                && let Some(held) = self.narrow(number).and_then(|index| self.held.get_mut(&index))
-            {
-                held.count -= 1;
-            }
-            number
-        });
+        let mind = mind.map_or(0, |mind| self.hold(&slot, mind.luid, attachment, mind.lent));
         let peer = std::mem::take(&mut self.peer);
         self.say(&slot, &ToLibrary::Attach { attachment, perspective, identity, mind, peer: &peer });
         self.peer = peer;
@@ -678,8 +700,7 @@ impl State {
         }
         for batch in &self.batches {
             if !batch.frames.is_empty() {
-                // A service that has stopped has detached everybody itself.
-                let _ = batch.slot.submit(&batch.frames);
+                batch.slot.submit_anyway(&batch.frames);
             }
         }
     }
@@ -726,6 +747,13 @@ fn translate_out(
     }
 }
 
+/// The service's own objects among the references in a value of its.
+fn handed_out(references: &[Reference]) -> impl Iterator<Item = u64> {
+    let remotes = references.iter().filter(|reference| reference.kind == RefKind::Remote);
+    // Those with a connection's number are the client's, on their way home.
+    remotes.filter_map(|reference| reference.luid).filter(|luid| luid >> 32 == 0)
+}
+
 /// What has come with a value that nobody takes: the client counts each of them as sent.
 fn give_back<'r>(output: &mut Out, references: impl Iterator<Item = &'r Reference>) {
     for reference in references {
@@ -744,10 +772,7 @@ fn settle(output: &mut Out, sent: &mut std::collections::HashMap<Object, u64>, e
             (Object::Cached { .. }, true) => {}
             (Object::Cached { .. }, false) => output.tables.uncache(&object),
             (_, true) => *sent.entry(object).or_insert(0) += 1,
-            (_, false) => {
-                *sent.entry(object).or_insert(0) += 1;
-                output.tables.unexport(&object);
-            }
+            (_, false) => output.tables.unexport(&object),
         }
     }
 }

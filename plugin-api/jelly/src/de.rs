@@ -257,7 +257,12 @@ impl<'de> Deserializer<'de> {
         if self.following.contains(&id) {
             return Err(Error::Cycle);
         }
-        self.at = self.definition(id)?;
+        let definition = self.definition(id)?;
+        if definition > back {
+            // Twisted defines at the first use. What is used before was counted by nobody.
+            return Err(Error::Dangling(id));
+        }
+        self.at = definition;
         self.following.push(id);
         let result = read(self);
         self.following.pop();

@@ -34,6 +34,11 @@ impl Default for Limits {
     }
 }
 
+/// How many times larger than the largest expression one may become by what it shares.
+const EXPANSION: u64 = 4;
+/// What is kept of buffers from one expression to the next, in elements.
+const KEPT: usize = 1024;
+
 /// What the outermost tokens are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Shape {
@@ -54,6 +59,9 @@ pub enum Defect {
     /// More values than the limit, shared ones counted each time.
     #[error("more than {0} values")]
     TooManyValues(u64),
+    /// More bytes than so many, shared ones counted each time.
+    #[error("more than {0} bytes, shared values counted each time")]
+    TooLarge(u64),
     /// A list whose first element is no byte string.
     #[error("a list that does not start with its type")]
     Untagged,
@@ -169,6 +177,8 @@ struct Frame {
     hashable: bool,
     /// The count of values when it began.
     values: u64,
+    /// The count of bytes when it began.
+    bytes: u64,
     /// The reference that it is (an instance that is cached).
     reference: usize,
 }
@@ -176,8 +186,8 @@ struct Frame {
 #[derive(Debug, Clone, Copy)]
 struct Shared {
     at: usize,
-    /// Once it is complete: values it counts for, levels it has, whether it can be a key.
-    done: Option<(u64, usize, bool)>,
+    /// Once it is complete: values and bytes it counts for, levels it has, whether it can be a key.
+    done: Option<(u64, u64, usize, bool)>,
 }
 
 /// Finds the end of one expression after the other. Keeps its buffers from one to the next.
@@ -190,6 +200,8 @@ pub struct Scanner {
     /// After a defect: the tokens still to come, whatever they mean.
     pending: u64,
     values: u64,
+    /// So far, with shared ones counted each time.
+    bytes: u64,
     elements: Vec<usize>,
     count: usize,
     references: Vec<Reference>,
@@ -210,6 +222,7 @@ impl Scanner {
             stack: Vec::new(),
             pending: 0,
             values: 0,
+            bytes: 0,
             elements: Vec::new(),
             count: 0,
             references: Vec::new(),
@@ -246,6 +259,7 @@ impl Scanner {
             };
             let start = self.at;
             self.at += used;
+            self.bytes = self.bytes.saturating_add(used as u64);
             if self.at > self.limits.expression {
                 return Err(BananaError::ExpressionTooLong(self.limits.expression));
             }
@@ -281,7 +295,12 @@ impl Scanner {
         self.stack.clear();
         self.pending = 0;
         self.values = 0;
+        self.bytes = 0;
+        // An expression that was large must not be kept for ever.
         self.elements.clear();
+        self.references.shrink_to(KEPT);
+        self.forward.shrink_to(KEPT);
+        self.stack.shrink_to(KEPT);
         self.count = 0;
         self.references.clear();
         self.shared.clear();
@@ -368,7 +387,7 @@ impl Scanner {
                     if depth >= self.limits.depth {
                         return Err(Defect::TooDeep(self.limits.depth));
                     }
-                    self.stack.push(Frame::new(Kind::Pair, 2, start, depth + 1, self.values));
+                    self.stack.push(Frame::new(Kind::Pair, 2, start, depth + 1, (self.values, self.bytes)));
                     return Ok(());
                 }
                 _ => return Err(malformed("dictionary")),
@@ -404,10 +423,11 @@ impl Scanner {
                 let id = number(token).ok_or_else(|| malformed("dereference"))?;
                 frame.kind = Kind::Full;
                 match self.shared.get(&id) {
-                    Some(Shared { done: Some((values, levels, hashable)), .. }) => {
+                    Some(Shared { done: Some((values, bytes, levels, hashable)), .. }) => {
                         frame.hashable = *hashable;
                         frame.deepest = frame.deepest.max(depth + levels);
                         self.values = self.values.saturating_add(*values);
+                        self.bytes = self.bytes.saturating_add(*bytes);
                         if depth + levels > self.limits.depth {
                             return Err(Defect::TooDeep(self.limits.depth));
                         }
@@ -438,7 +458,7 @@ impl Scanner {
         match (self.shape, token) {
             (Shape::Message, Token::List(length)) => {
                 self.count = length as usize;
-                self.stack.push(Frame::new(Kind::Message, length, start, 1, 0));
+                self.stack.push(Frame::new(Kind::Message, length, start, 1, (0, 0)));
                 self.close()
             }
             (Shape::Message, _) => Ok(()),
@@ -460,14 +480,18 @@ impl Scanner {
             if length == 0 {
                 return Err(Defect::Untagged);
             }
-            self.stack.push(Frame::new(Kind::Untyped, length, start, depth + 1, self.values - 1));
+            self.stack.push(Frame::new(Kind::Untyped, length, start, depth + 1, (self.values - 1, self.bytes)));
         }
         Ok(())
     }
 
     fn charge(&mut self, values: u64) -> Result<(), Defect> {
         self.values = self.values.saturating_add(values);
-        if self.values > self.limits.values { Err(Defect::TooManyValues(self.limits.values)) } else { Ok(()) }
+        if self.values > self.limits.values {
+            return Err(Defect::TooManyValues(self.limits.values));
+        }
+        let most = (self.limits.expression as u64).saturating_mul(EXPANSION);
+        if self.bytes > most { Err(Defect::TooLarge(most)) } else { Ok(()) }
     }
 
     /// Pops every list that is complete, and checks what can be checked only then.
@@ -489,7 +513,8 @@ impl Scanner {
                     let depth = self.stack.len() + 1;
                     if let Some(shared) = self.shared.get_mut(&id) {
                         let values = self.values.saturating_sub(frame.values);
-                        shared.done = Some((values, frame.deepest.saturating_sub(depth), frame.hashable));
+                        let bytes = self.bytes.saturating_sub(frame.bytes);
+                        shared.done = Some((values, bytes, frame.deepest.saturating_sub(depth), frame.hashable));
                     }
                 }
                 Kind::Instance if frame.length == 3 => {
@@ -514,8 +539,8 @@ impl Scanner {
 }
 
 impl Frame {
-    fn new(kind: Kind, length: u32, open: usize, depth: usize, values: u64) -> Self {
-        Self { kind, left: length, length, open, deepest: depth, hashable: true, values, reference: 0 }
+    fn new(kind: Kind, length: u32, open: usize, depth: usize, (values, bytes): (u64, u64)) -> Self {
+        Self { kind, left: length, length, open, deepest: depth, hashable: true, values, bytes, reference: 0 }
     }
 }
 
@@ -601,6 +626,19 @@ fn number(token: Token<'_>) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_large_value_that_is_shared_often_is_charged_each_time() {
+        let text = "x".repeat(10_000);
+        let shared = |uses: usize| {
+            let uses = " (dereference 1)".repeat(uses);
+            tokens(&format!("(list (reference 1 \"{text}\"){uses})"))
+        };
+        let limits = Limits { expression: 20_000, ..Limits::default() };
+        let defect = |uses| Scanner::new(Shape::Value, limits).scan(&shared(uses)).unwrap().unwrap().defect.cloned();
+        assert_eq!(defect(6), None);
+        assert_eq!(defect(8), Some(Defect::TooLarge(80_000)));
+    }
 
     /// A tiny writer for tests: `"(list 1 (remote 5))"`, words bare, strings in quotes.
     pub(crate) fn tokens(text: &str) -> Vec<u8> {

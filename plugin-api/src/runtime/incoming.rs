@@ -130,8 +130,9 @@ impl<'a> Incoming<'a> {
     where
         F: Future<Output = Result<Vec<u8>>> + 'static,
     {
-        let begun =
-            Arguments::new(method, self.arguments, self.keywords).and_then(|mut arguments| begin(&mut arguments));
+        let begun = contained(method, || {
+            Arguments::new(method, self.arguments, self.keywords).and_then(|mut arguments| begin(&mut arguments))
+        });
         match begun {
             Ok(future) => Invoked::Later(Box::pin(future), call),
             Err(fault) => Invoked::Done(Err(fault)),

@@ -168,7 +168,7 @@ impl<S: Service> Runtime<S> {
                     tracing::error!("a panic outside of any call");
                 }
                 if self.stopping.get() {
-                    self.stop().await;
+                    self.stop_in_order(&*sleep, &context).await;
                     return;
                 }
             }
@@ -280,6 +280,45 @@ impl<S: Service> Runtime<S> {
         });
     }
 
+    /// Stops, while what the service's `stop` waits for goes on coming in.
+    async fn stop_in_order(&self, sleep: &dyn Sleep, context: &Context<S>) {
+        let core = &self.core;
+        let mut stop = std::pin::pin!(self.stop());
+        let mut batch = Vec::new();
+        loop {
+            core.flush();
+            batch.clear();
+            core.wall.pop(&mut batch);
+            let mut rest = batch.as_slice();
+            while let Some(frame) = ToLibrary::read(&mut rest) {
+                match frame {
+                    ToLibrary::Call { call: number, .. } | ToLibrary::Attach { attachment: number, .. } => {
+                        core.push(&failed(number, &dead()));
+                    }
+                    frame => {
+                        let _ = catch_unwind(AssertUnwindSafe(|| self.serve_one(frame, context)));
+                    }
+                }
+            }
+            let idle = batch.is_empty() && core.wall.arm();
+            let mut asleep = sleep.sleep();
+            let mut written = std::pin::pin!(core.written.notified());
+            let stopped = std::future::poll_fn(|poll| {
+                if stop.as_mut().poll(poll).is_ready() {
+                    return Poll::Ready(true);
+                }
+                let waiting = asleep.as_mut().poll(poll).is_pending() && written.as_mut().poll(poll).is_pending();
+                if idle && waiting { Poll::Pending } else { Poll::Ready(false) }
+            })
+            .await;
+            if stopped {
+                return;
+            }
+            // Tasks that it waits for get their turn.
+            tokio::task::yield_now().await;
+        }
+    }
+
     async fn stop(&self) {
         let attachments: Vec<u64> = self.attachments.borrow().keys().copied().collect();
         for attachment in attachments {
@@ -292,6 +331,13 @@ impl<S: Service> Runtime<S> {
                 Ok(())
             })
             .await;
+        }
+        // What was changed while nobody was attached.
+        let live: Vec<_> = self.perspectives.borrow().values().filter_map(|cached| cached.weak.upgrade()).collect();
+        for perspective in live {
+            if let Err(fault) = contained("save", || perspective.flush()) {
+                tracing::error!(%fault, "a perspective could not be saved");
+            }
         }
         self.core.flush();
     }

@@ -1,0 +1,138 @@
+//! All interleavings of who hands frames to a generation, the generation's own thread, and who takes the generation away.
+//! The code is the host's own, with loom's locks in place of its.
+
+#![allow(dead_code, reason = "what the model does not use of it")]
+
+#[path = "../../host/src/multiservice/current.rs"]
+mod current;
+#[path = "../../host/src/loader/queue.rs"]
+mod queue;
+
+/// Locks that loom watches, with the faces of those that the host uses.
+mod sync {
+    pub(crate) use loom::sync::Arc;
+    pub(crate) use loom::sync::atomic::{AtomicBool, Ordering};
+
+    #[derive(Debug)]
+    pub(crate) struct Mutex<T>(loom::sync::Mutex<T>);
+
+    impl<T: Default> Default for Mutex<T> {
+        fn default() -> Self {
+            Self(loom::sync::Mutex::new(T::default()))
+        }
+    }
+
+    impl<T> Mutex<T> {
+        pub(crate) fn lock(&self) -> loom::sync::MutexGuard<'_, T> {
+            self.0.lock().expect("nothing panics with it")
+        }
+    }
+
+    #[derive(Debug)]
+    pub(crate) struct RwLock<T>(loom::sync::RwLock<T>);
+
+    impl<T> RwLock<T> {
+        pub(crate) fn new(value: T) -> Self {
+            Self(loom::sync::RwLock::new(value))
+        }
+        pub(crate) fn read(&self) -> loom::sync::RwLockReadGuard<'_, T> {
+            self.0.read().expect("nothing panics with it")
+        }
+        pub(crate) fn write(&self) -> loom::sync::RwLockWriteGuard<'_, T> {
+            self.0.write().expect("nothing panics with it")
+        }
+    }
+}
+
+use current::Current;
+use loom::sync::{Arc, Condvar, Mutex};
+use loom::thread;
+use queue::Queue;
+
+/// The last that a generation is told.
+const STOP: u8 = 255;
+
+/// A queue with the descriptor that its reader sleeps on.
+#[derive(Default)]
+struct Gate {
+    queue: Queue,
+    rung: Bell,
+}
+
+struct Bell {
+    count: Mutex<u64>,
+    rings: Condvar,
+}
+
+impl Default for Bell {
+    fn default() -> Self {
+        Self { count: Mutex::new(0), rings: Condvar::new() }
+    }
+}
+
+impl Gate {
+    fn push(&self, frame: u8) {
+        if self.queue.push(&[frame], 100).expect("there is room") {
+            *self.rung.count.lock().expect("nothing panics") += 1;
+            self.rung.rings.notify_one();
+        }
+    }
+
+    /// As the main loop of a generation: pops until it is told to stop, and sleeps only when it may.
+    fn run(&self) -> Vec<u8> {
+        let (mut seen, mut batch) = (Vec::new(), Vec::new());
+        loop {
+            batch.clear();
+            self.queue.take(&mut batch);
+            seen.extend_from_slice(&batch);
+            if seen.last() == Some(&STOP) {
+                return seen;
+            }
+            if batch.is_empty() && self.queue.arm() {
+                let mut count = self.rung.count.lock().expect("nothing panics");
+                while *count == 0 {
+                    count = self.rung.rings.wait(count).expect("nothing panics");
+                }
+                *count = 0;
+            }
+        }
+    }
+}
+
+#[test]
+fn no_frame_is_lost_and_no_sleeper_is_forgotten() {
+    loom::model(|| {
+        let gate = Arc::new(Gate::default());
+        let writer = Arc::clone(&gate);
+        let other = thread::spawn(move || {
+            writer.push(1);
+            writer.push(STOP);
+        });
+        // A reader that slept on would be a deadlock, which loom finds.
+        assert_eq!(gate.run(), [1, STOP]);
+        other.join().expect("it ends");
+    });
+}
+
+#[test]
+fn what_was_accepted_is_before_the_stop_and_nothing_is_accepted_after() {
+    loom::model(|| {
+        let gate = Arc::new(Gate::default());
+        let current = Arc::new(Current::new(Arc::clone(&gate)));
+        let callers: Vec<_> = [1, 2]
+            .into_iter()
+            .map(|frame| {
+                let current = Arc::clone(&current);
+                thread::spawn(move || current.with(|gate| gate.push(frame)).map(|()| frame))
+            })
+            .collect();
+        let taken = current.take().expect("nobody else takes it");
+        taken.push(STOP);
+        let accepted: Vec<u8> = callers.into_iter().filter_map(|caller| caller.join().expect("it ends")).collect();
+        assert!(current.with(|gate| gate.push(9)).is_none());
+        let mut seen = gate.run();
+        assert_eq!(seen.pop(), Some(STOP), "it is the last");
+        seen.sort_unstable();
+        assert_eq!(seen, accepted, "who was not refused is served");
+    });
+}
