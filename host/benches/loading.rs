@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 
 use credhost::loader::generation::Source;
 use credhost::loader::private::PrivateFolder;
+use credhost::loader::unload::Account;
+use credhost::loader::vet::{Sections, Vet};
 use credhost::multiservice::MultiService;
 use credhost::multiservice::slot::{Slot, Surroundings};
 use credhost::multiservice::switchboard::Switchboard;
@@ -15,7 +17,6 @@ use credhost::store::MemoryStore;
 use system_tests::build;
 use system_tests::host::{TestHome, put};
 
-/// Each load keeps its library mapped, and costs a key of the thread library's thousand.
 const ROUNDS: usize = 50;
 const WHOLE_ROUNDS: usize = 10;
 
@@ -28,7 +29,7 @@ fn main() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     for (build, library) in [("release", &release), ("debug", &debug)] {
         let size = std::fs::metadata(library).map_or(0, |about| about.len());
-        let mut parts: [Vec<Duration>; 3] = Default::default();
+        let mut parts: [Vec<Duration>; 5] = Default::default();
         runtime.block_on(async {
             let home = tempfile::tempdir().expect("a folder");
             let private = PrivateFolder::new(home.path().join("generations")).expect("a folder");
@@ -37,19 +38,32 @@ fn main() {
                 let start = Instant::now();
                 let copy = private.copy(library).expect("it is a library");
                 parts[0].push(start.elapsed());
+                // A verdict is remembered: each time by another that remembers nothing.
+                let vet = Vet::new(build::credhost(), Duration::from_secs(10));
+                let start = Instant::now();
+                vet.vet(&copy, &Sections::new()).expect("it is good");
+                parts[1].push(start.elapsed());
                 let start = Instant::now();
                 let slot = Slot::load(Source::Copy(copy), &surroundings, |_| Ok(Vec::new())).await.expect("it loads");
-                parts[1].push(start.elapsed());
+                parts[2].push(start.elapsed());
                 let services = MultiService::new("pb");
                 services.start().await;
                 let start = Instant::now();
                 services.add(Arc::clone(&slot)).await.expect("it starts");
-                parts[2].push(start.elapsed());
-                slot.stop().await;
+                parts[3].push(start.elapsed());
+                let start = Instant::now();
+                let account = slot.stop().await;
+                parts[4].push(start.elapsed());
+                assert!(matches!(account, Account::Retired { .. }), "{account:?}");
             }
         });
-        let names =
-            ["check and private copy", "open, check types, manifest", "made, started, asked whether it is well"];
+        let names = [
+            "check and private copy",
+            "vetted in a process of its own",
+            "open, check types, manifest",
+            "made, started, asked whether it is well",
+            "stopped, unloaded",
+        ];
         for (name, times) in names.iter().zip(parts) {
             print(&format!("{build}: {name}"), times, size);
         }

@@ -29,6 +29,23 @@ struct Shared<T> {
     saver: Option<Saver<T>>,
     /// Taken away for good: after its generation has ended.
     ended: Cell<bool>,
+    /// Changed since it was saved last.
+    dirty: Cell<bool>,
+}
+
+impl<T> Drop for Shared<T> {
+    fn drop(&mut self) {
+        // Changed while nobody was attached, who would be the occasion to save it.
+        if let Some(saver) = &self.saver
+            && saver.policy == Save::Detach
+            && self.dirty.get()
+        {
+            let value = self.value.get_mut();
+            if let Ok(Err(fault)) = catch_unwind(AssertUnwindSafe(|| saver.keep(value))) {
+                tracing::error!(perspective = saver.name, %fault, "the perspective could not be saved");
+            }
+        }
+    }
 }
 
 /// How a value is saved, and brought back after a panic.
@@ -49,11 +66,25 @@ impl<T> Handle<T> {
     /// A new object, which is not saved. A service's perspectives are made by the host's asking; this is for all else.
     #[must_use]
     pub fn new(value: T) -> Self {
-        Self { shared: Rc::new(Shared { value: RefCell::new(value), saver: None, ended: Cell::new(false) }) }
+        Self {
+            shared: Rc::new(Shared {
+                value: RefCell::new(value),
+                saver: None,
+                ended: Cell::new(false),
+                dirty: Cell::new(false),
+            }),
+        }
     }
 
     pub(crate) fn saved(value: T, saver: Saver<T>) -> Self {
-        Self { shared: Rc::new(Shared { value: RefCell::new(value), saver: Some(saver), ended: Cell::new(false) }) }
+        Self {
+            shared: Rc::new(Shared {
+                value: RefCell::new(value),
+                saver: Some(saver),
+                ended: Cell::new(false),
+                dirty: Cell::new(false),
+            }),
+        }
     }
 
     /// Looks at the object.
@@ -86,6 +117,7 @@ impl<T> Handle<T> {
                 {
                     saver.keep(&mut value)?;
                 }
+                self.shared.dirty.set(true);
                 Ok(result)
             }
             Err(panic) => {
@@ -105,6 +137,7 @@ impl<T> Handle<T> {
             return Ok(());
         }
         let mut value = self.shared.value.try_borrow_mut().map_err(|_| busy())?;
+        self.shared.dirty.set(false);
         saver.keep(&mut value)
     }
 

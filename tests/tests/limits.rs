@@ -353,3 +353,54 @@ fn a_flood_of_calls_of_one_client_does_not_keep_another_waiting() {
     flooding.join().expect("all of the flood was answered, too");
     assert!(answered > 10, "{answered}");
 }
+
+#[test]
+fn connections_that_are_reset_at_once_give_their_places_back() {
+    let host = Embedded::start(Limits { per_source: 4, connections: 4, ..Limits::default() });
+    for _ in 0..200 {
+        let stream = TcpStream::connect(host.address()).expect("the door is open");
+        rustix::net::sockopt::set_socket_linger(&stream, Some(Duration::ZERO)).expect("it can be set");
+    }
+    // The last of them may not have been counted out yet.
+    loop {
+        let again = TcpStream::connect(host.address()).expect("the door is open");
+        let mut again = Wire { stream: again, received: Vec::new() };
+        if again.read() {
+            break;
+        }
+    }
+}
+
+#[test]
+fn who_never_lets_up_before_login_keeps_nobody_waiting_and_is_let_go() {
+    let host = Embedded::start(Limits { login: Duration::from_millis(1_500), ..Limits::default() });
+    // More of them than there are threads.
+    let floods: Vec<_> = (0..8)
+        .map(|_| {
+            let mut wire = Wire::connect(host.address());
+            std::thread::spawn(move || {
+                // `(version 6)`, over and over.
+                let bytes = [2, 0x80, 19, 0x87, 6, 0x81].repeat(10_000);
+                while wire.stream.write_all(&bytes).is_ok() {}
+            })
+        })
+        .collect();
+    let mut client = RawClient::login(host.address(), "alice");
+    let call = client.begin("echo_int", &(1,));
+    assert_eq!(client.answer(call).to_string(), "1");
+    floods.into_iter().for_each(|flood| flood.join().expect("each is let go"));
+}
+
+#[test]
+fn more_than_four_calls_that_wait_do_not_keep_the_next_from_being_served() {
+    let host = Embedded::start(Limits::default());
+    let mut client = RawClient::login(host.address(), "alice");
+    // A large answer makes the host careful.
+    let large = client.begin("blob", &(600_000,));
+    let _ = client.answer(large);
+    for _ in 0..200 {
+        client.begin("never", &());
+    }
+    let call = client.begin("echo_int", &(1,));
+    assert_eq!(client.answer(call).to_string(), "1");
+}

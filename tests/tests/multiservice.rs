@@ -217,3 +217,42 @@ async fn who_needs_another_starts_after_it_and_is_stopped_before_it() {
     services.remove(&base).await;
     assert_eq!(middle.state(), State::Stopped);
 }
+
+/// Says goodbye in a perspective of its own, when it stops.
+#[derive(Default)]
+struct Leaving;
+
+#[service("leaving", save = "detach")]
+impl Service for Leaving {
+    type Perspective = Diary;
+
+    async fn stop(_: Handle<Self>, context: Context<Self>) {
+        tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+        let diary = context.perspective("bob").await.expect("the host still answers");
+        diary.write(|diary| diary.0.push("stopped".to_owned())).expect("nobody else writes");
+    }
+}
+
+#[derive(Default, Serialize, Deserialize)]
+struct Diary(Vec<String>);
+
+#[perspective]
+impl Diary {}
+
+#[tokio::test]
+async fn a_stop_that_waits_for_the_host_is_served_and_what_it_changes_is_saved() {
+    use credhost::loader::unload::Account;
+    use credhost::store::Store;
+
+    let store = Arc::new(MemoryStore::new());
+    let surroundings = Surroundings { store: Arc::clone(&store) as Arc<_>, switchboard: Switchboard::new() };
+    let services = MultiService::new("pb");
+    let slot = Slot::linked::<Leaving>(&surroundings).await.expect("it runs");
+    services.add(Arc::clone(&slot)).await.expect("its name is free");
+    services.start().await;
+    assert_eq!(services.remove(&slot).await, Account::Nothing, "it is not given up");
+    let (told, saved) = std::sync::mpsc::channel();
+    store.load("leaving", "bob", Box::new(move |state| told.send(state).expect("somebody listens")));
+    let state = saved.recv().expect("the store answers").expect("it is well").expect("there is a state");
+    assert!(jelly::Value::decode(&state).expect("it is Jelly").to_string().contains("stopped"));
+}

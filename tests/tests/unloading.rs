@@ -31,7 +31,10 @@ struct Bench {
 impl Bench {
     async fn new() -> Self {
         let home = tempfile::tempdir().expect("a folder");
-        let private = PrivateFolder::new(home.path().join("generations")).expect("a folder");
+        // By a name that is not the one that the system gives the mappings.
+        let link = home.path().join("link");
+        std::os::unix::fs::symlink(home.path(), &link).expect("it can be made");
+        let private = PrivateFolder::new(link.join("generations")).expect("a folder");
         let surroundings = Surroundings { store: Arc::new(MemoryStore::new()), switchboard: Switchboard::new() };
         let (number, mailbox) = surroundings.switchboard.connect();
         let services = MultiService::new("pb");
