@@ -151,7 +151,7 @@ impl Scene {
         home.make();
         let config = home.path().join("credhost.toml");
         let text = std::fs::read_to_string(&config).expect("it is there");
-        std::fs::write(&config, format!("{text}\n[plugins]\npatience = 2\n")).expect("it can be written");
+        std::fs::write(&config, text.replace("patience = 10", "patience = 2")).expect("it can be written");
         home.identity("alice", "alice-pw", &["todo"]);
         home.install("todo");
         let host = home.start();

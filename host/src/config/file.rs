@@ -24,6 +24,15 @@ listen = \"127.0.0.1:8787\"
 [password]
 # The fewest characters of a new password.
 shortest = 15
+
+[plugins]
+# How many seconds a library may take for each step of its vetting.
+patience = 10
+
+# Some services in a collection of their own, with a door of its own:
+# [multiservice.games]
+# services = [\"scores\"]
+# listen = \"127.0.0.1:8788\"
 ";
 
 /// Everything in the file.

@@ -132,7 +132,7 @@ pub fn keys_in_use() -> usize {
 
 impl Ledger {
     fn forget_ended(&mut self) {
-        self.threads.retain(|thread| !(thread.ending && !alive(thread.tid)));
+        self.threads.retain(|thread| !thread.ending || alive(thread.tid));
         self.pins.retain(|(_, tid)| alive(*tid));
     }
 }

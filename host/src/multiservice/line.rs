@@ -107,7 +107,8 @@ impl Line {
     fn out(&self, frame: &ToHost<'_>, raw: &[u8], delivery: &mut Delivery<'_>) {
         match frame {
             ToHost::Answer { call, value } => {
-                if !delivery.deliver(*call, self.slot, raw) {
+                let delivered = delivery.deliver(*call, self.slot, raw);
+                if !delivered {
                     self.unsent(value);
                 }
             }
