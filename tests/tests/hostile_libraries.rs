@@ -2,6 +2,7 @@
 
 use std::os::unix::fs::symlink;
 use std::path::PathBuf;
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -215,7 +216,7 @@ impl Scene {
         // What was taken away last goes two seconds later.
         let deadline = Instant::now() + PATIENCE;
         loop {
-            let left = left_behind(&self.host);
+            let left = left_behind(&self.host, 1);
             if left.is_empty() {
                 break;
             }
@@ -226,8 +227,8 @@ impl Scene {
     }
 }
 
-/// Children, mappings of libraries but the good one's, files but its.
-fn left_behind(host: &TestHost) -> Vec<String> {
+/// Children, mappings of more libraries than the good ones, files but those of "todo".
+fn left_behind(host: &TestHost, good: usize) -> Vec<String> {
     let mut left = Vec::new();
     let id = host.id();
     let read = |path: String| std::fs::read_to_string(path).unwrap_or_default();
@@ -236,11 +237,11 @@ fn left_behind(host: &TestHost) -> Vec<String> {
     let maps = read(format!("/proc/{id}/maps"));
     let mut mapped: Vec<&str> = maps.lines().filter_map(|line| line.split("/generations/").nth(1)).collect();
     mapped.dedup();
-    left.extend(mapped.iter().skip(1).map(|file| format!("mapping of {file}")));
+    left.extend(mapped.iter().skip(good).map(|file| format!("mapping of {file}")));
     let threads = std::fs::read_dir(format!("/proc/{id}/task")).expect("it runs").flatten();
     let names = threads.map(|thread| read(format!("{}/comm", thread.path().display())).trim().to_owned());
     let services = names.filter(|name| name == "service" || name == "vet").count();
-    if services != 1 {
+    if services != good {
         left.push(format!("{services} threads of services"));
     }
     for folder in ["generations", "good"] {
@@ -351,17 +352,51 @@ fn headers_and_code(bytes: &[u8]) -> usize {
     bytes.len() / 8
 }
 
+/// A build of a fixture by a cargo of its own, in a target directory of its own.
+fn built(mut cargo: Command, folder: &str) -> PathBuf {
+    let target = credhost().ancestors().nth(2).expect("target/debug/credhost").join(folder);
+    cargo.current_dir(system_tests::workspace()).args(["build", "--quiet", "--package", "another-service"]);
+    cargo.arg("--target-dir").arg(&target).env_remove("RUSTFLAGS").env_remove("CARGO_ENCODED_RUSTFLAGS");
+    assert!(cargo.status().expect("cargo runs").success());
+    target.join("debug/libanother_service.so")
+}
+
 #[test]
 fn a_library_whose_panics_abort_is_refused() {
-    let target = credhost().ancestors().nth(2).expect("target/debug/credhost").join("plugins-abort");
-    let mut cargo = std::process::Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo.current_dir(system_tests::workspace()).args(["build", "--quiet", "--package", "another-service"]);
-    cargo.arg("--target-dir").arg(&target).env("CARGO_PROFILE_DEV_PANIC", "abort");
-    cargo.env_remove("RUSTFLAGS").env_remove("CARGO_ENCODED_RUSTFLAGS");
-    assert!(cargo.status().expect("cargo runs").success());
-    let built = target.join("debug/libanother_service.so");
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.env("CARGO_PROFILE_DEV_PANIC", "abort");
+    let built = built(cargo, "plugins-abort");
     let home = TestHome::new();
     home.make();
     let verdict = home.refused(&["vet", &built.display().to_string()], "");
     assert!(verdict.contains("it was built with panic = \"abort\": its first panic would end the host"), "{verdict}");
+}
+
+#[test]
+fn a_library_of_another_compiler_serves() {
+    let nightly = |arguments: &[&str]| {
+        let mut rustup = Command::new("rustup");
+        rustup.args(["run", "nightly"]).args(arguments);
+        rustup.env_remove("RUSTUP_TOOLCHAIN").env_remove("RUSTC").env_remove("CARGO");
+        rustup
+    };
+    let version = nightly(&["rustc", "--version"]).output();
+    if !version.is_ok_and(|version| version.status.success()) {
+        println!("SKIPPED: no nightly toolchain on this machine, to be the other compiler");
+        return;
+    }
+    let built = built(nightly(&["cargo"]), "plugins-nightly");
+    let home = TestHome::new();
+    home.make();
+    home.identity("alice", "alice-pw", &["another service"]);
+    std::fs::copy(built, home.plugins().join("another.so")).expect("it can be copied");
+    let host = home.start();
+    let target = format!("alice@{}/another service", host.address());
+    assert_eq!(host.home.run(&["call", &target, "now", "--password-stdin"], "alice-pw"), "12345");
+    std::fs::remove_file(host.home.plugins().join("another.so")).expect("it is there");
+    let deadline = Instant::now() + PATIENCE;
+    while left_behind(&host, 0).iter().any(|left| left.contains("mapping") || left.contains("service")) {
+        assert!(Instant::now() < deadline, "it is let go of: {:?}", left_behind(&host, 0));
+        std::thread::sleep(Duration::from_millis(50));
+    }
 }
