@@ -53,6 +53,11 @@ enum Library {
         service: String,
         needs: Vec<String>,
     },
+    /// Another file serves under its name.
+    Taken {
+        service: String,
+        why: String,
+    },
     /// By an operator.
     Stopped {
         service: String,
@@ -65,6 +70,8 @@ struct Entry {
     library: Library,
     /// Counts what has happened to the file: what began before the last is out of date.
     turn: u64,
+    /// Whether something is under way for the file: it is not begun twice.
+    underway: bool,
     /// What is wrong with the file now, though its service goes on.
     trouble: Option<String>,
 }
@@ -162,7 +169,7 @@ impl Folder {
     ) {
         let vetted = vetted.await.unwrap_or_else(|error| Err(error.to_string()));
         let why = match self.serve(&path, turn, vetted).await {
-            Ok(()) => return,
+            Ok(_) => return,
             Err(why) => why,
         };
         if !self.good_copy(&path).exists() {
@@ -170,7 +177,7 @@ impl Folder {
         }
         let file = shown(&path);
         let copy = self.vet(self.good_copy(&path)).await.unwrap_or_else(|error| Err(error.to_string()));
-        if self.serve(&path, turn, copy).await.is_ok() && self.loaded(&path) {
+        if self.serve(&path, turn, copy).await == Ok(true) && self.loaded(&path) {
             tracing::error!("{file} is not what serves: the last good copy of it does, for {why}");
             self.trouble(&path, format!("the last good copy serves; the file itself: {why}"));
         }
@@ -180,17 +187,30 @@ impl Folder {
         matches!(self.entries.lock().get(path).map(|entry| &entry.library), Some(Library::Loaded { .. }))
     }
 
-    /// Services whose needs serve by now are looked at again.
+    /// Services whose needs serve by now, or whose names are free by now, are looked at again. What served before,
+    /// though the file is another, serves again.
     fn start_waiting(self: &Rc<Self>) {
-        let ready: Vec<PathBuf> = {
+        let ready: Vec<(PathBuf, Option<String>)> = {
             let entries = self.entries.lock();
-            let waits = |(path, entry): (&PathBuf, &Entry)| match &entry.library {
-                Library::Waiting { needs, .. } if self.services.lacks(needs).is_empty() => Some(path.clone()),
-                _ => None,
+            let free = |library: &Library| match library {
+                Library::Waiting { needs, .. } => self.services.lacks(needs).is_empty(),
+                Library::Taken { service, .. } => self.services.service(service).is_none(),
+                _ => false,
             };
-            entries.iter().filter_map(waits).collect()
+            let ready = entries.iter().filter(|(_, entry)| !entry.underway && free(&entry.library));
+            ready.map(|(path, entry)| (path.clone(), entry.trouble.clone())).collect()
         };
-        ready.into_iter().for_each(|path| self.changed(Change::Came(path)));
+        for (path, trouble) in ready {
+            let (me, turn) = (Rc::clone(self), self.turn(&path));
+            let file = if trouble.is_some() { self.good_copy(&path) } else { path.clone() };
+            tokio::task::spawn_local(async move {
+                me.load_first(me.vet(file), path.clone(), turn).await;
+                if let (Some(trouble), true) = (trouble, me.loaded(&path)) {
+                    me.trouble(&path, trouble);
+                }
+                me.start_waiting();
+            });
+        }
     }
 
     /// Something has happened in the folder. Comes back at once; what is to be done is done by a task of its own.
@@ -201,14 +221,16 @@ impl Folder {
                 let turn = self.turn(&path);
                 tokio::task::spawn_local(async move {
                     let vetted = me.vet(path.clone()).await.unwrap_or_else(|error| Err(error.to_string()));
-                    let _ = me.serve(&path, turn, vetted).await;
-                    me.start_waiting();
+                    if !matches!(me.serve(&path, turn, vetted).await, Ok(false)) {
+                        me.start_waiting();
+                    }
                 });
             }
             Change::Gone(path) => {
                 tokio::task::spawn_local(async move {
                     tokio::time::sleep(GONE).await;
                     me.gone(&path).await;
+                    me.start_waiting();
                 });
             }
         }
@@ -217,9 +239,14 @@ impl Folder {
     /// Something begins for this file: what was under way is out of date.
     fn turn(&self, path: &Path) -> u64 {
         let mut entries = self.entries.lock();
-        let entry =
-            entries.entry(path.to_owned()).or_insert(Entry { library: Library::Vetting, turn: 0, trouble: None });
+        let entry = entries.entry(path.to_owned()).or_insert(Entry {
+            library: Library::Vetting,
+            turn: 0,
+            underway: false,
+            trouble: None,
+        });
         entry.turn += 1;
+        entry.underway = true;
         entry.turn
     }
 
@@ -243,19 +270,28 @@ impl Folder {
         })
     }
 
-    /// Makes a vetted library serve. What it says about it is told in the log.
-    async fn serve(&self, path: &Path, turn: u64, vetted: Result<(PrivateCopy, Vetted), String>) -> Result<(), String> {
+    /// Makes a vetted library serve, or wait. False: the file has changed meanwhile, and this is out of date.
+    async fn serve(
+        &self,
+        path: &Path,
+        turn: u64,
+        vetted: Result<(PrivateCopy, Vetted), String>,
+    ) -> Result<bool, String> {
         let _one = self.exchange.lock().await;
         let file = shown(path);
         if self.entries.lock().get(path).is_none_or(|entry| entry.turn != turn) {
-            return Ok(());
+            return Ok(false);
         }
+        let claimed = vetted.as_ref().ok().map(|(_, vetted)| vetted.manifest.service.clone());
         let served = match vetted {
             Ok((copy, vetted)) => self.exchange(path, copy, vetted).await,
             Err(why) => Err(why),
         };
+        // A name that is another file's just now may be free later.
+        let taken = claimed.filter(|name| served.is_err() && self.services.service(name).is_some());
         let mut entries = self.entries.lock();
-        let Some(entry) = entries.get_mut(path) else { return Ok(()) };
+        let Some(entry) = entries.get_mut(path) else { return Ok(false) };
+        entry.underway = entry.turn != turn;
         match served {
             Ok(library) => {
                 if let (Library::Loaded { slot, notes, .. }, true) = (&library, library.differs(&entry.library)) {
@@ -263,8 +299,10 @@ impl Folder {
                     notes.iter().for_each(|note| tracing::warn!(service = slot.name().as_str(), "{file}: {note}"));
                 }
                 entry.library = library;
-                entry.trouble = None;
-                Ok(())
+                if matches!(entry.library, Library::Loaded { .. }) {
+                    entry.trouble = None;
+                }
+                Ok(true)
             }
             Err(why) => {
                 if let Library::Loaded { slot, .. } = &entry.library {
@@ -272,7 +310,10 @@ impl Folder {
                     entry.trouble = Some(format!("the file is not what serves: {why}"));
                 } else {
                     tracing::error!("{file} is not loaded: {why}");
-                    entry.library = Library::Refused(why.clone());
+                    entry.library = match taken {
+                        Some(service) => Library::Taken { service, why: why.clone() },
+                        None => Library::Refused(why.clone()),
+                    };
                 }
                 Err(why)
             }
@@ -403,7 +444,8 @@ impl Folder {
 
     async fn gone(&self, path: &Path) {
         let _one = self.exchange.lock().await;
-        if path.exists() {
+        // Where that cannot be told, it is not gone.
+        if !matches!(path.try_exists(), Ok(false)) {
             return;
         }
         let entry = self.entries.lock().remove(path);
@@ -470,11 +512,13 @@ impl Folder {
     /// When there is no such service in the folder, or it has stopped already.
     pub async fn stop(&self, service: &str) -> Result<(), String> {
         let path = self.path_of(service).ok_or_else(|| format!("there is no service named {service} in the folder"))?;
-        self.turn(&path);
         let _one = self.exchange.lock().await;
-        let slot = match self.entries.lock().get_mut(&path).map(|entry| &mut entry.library) {
-            Some(library @ Library::Loaded { .. }) => {
-                match std::mem::replace(library, Library::Stopped { service: service.to_owned() }) {
+        let slot = match self.entries.lock().get_mut(&path) {
+            Some(entry) if matches!(entry.library, Library::Loaded { .. }) => {
+                // What was under way for the file is out of date.
+                entry.turn += 1;
+                entry.underway = false;
+                match std::mem::replace(&mut entry.library, Library::Stopped { service: service.to_owned() }) {
                     Library::Loaded { slot, .. } => slot,
                     _ => return Ok(()),
                 }
@@ -499,9 +543,9 @@ impl Folder {
         }
         let turn = self.turn(&path);
         let vetted = self.vet(path.clone()).await.unwrap_or_else(|error| Err(error.to_string()));
-        self.serve(&path, turn, vetted).await?;
+        let served = self.serve(&path, turn, vetted).await;
         self.start_waiting();
-        Ok(())
+        current(served)
     }
 
     /// An operator goes back to the library that served before the present one. The file in the folder stays as it is,
@@ -517,10 +561,12 @@ impl Folder {
         }
         let turn = self.turn(&path);
         let vetted = self.vet(previous).await.unwrap_or_else(|error| Err(error.to_string()));
-        self.serve(&path, turn, vetted).await?;
-        self.trouble(&path, "rolled back: the file in the folder is not what serves".to_owned());
+        let served = self.serve(&path, turn, vetted).await;
+        if served == Ok(true) {
+            self.trouble(&path, "rolled back: the file in the folder is not what serves".to_owned());
+        }
         self.start_waiting();
-        Ok(())
+        current(served)
     }
 
     /// What holds the libraries of this service that could not be let go of; all services', without a name.
@@ -551,6 +597,14 @@ impl Library {
     }
 }
 
+/// What an operator is told of a command that was overtaken.
+fn current(served: Result<bool, String>) -> Result<(), String> {
+    match served? {
+        true => Ok(()),
+        false => Err("the file has changed meanwhile, and counts instead".to_owned()),
+    }
+}
+
 fn shown(path: &Path) -> String {
     path.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned())
 }
@@ -560,7 +614,7 @@ fn status(path: &Path, entry: &Entry) -> LibraryStatus {
     let plain = |service, state| LibraryStatus { file: shown(path), service, state, note: None, calls: 0, faults: 0 };
     match &entry.library {
         Library::Vetting => plain(None, "being vetted".to_owned()),
-        Library::Refused(why) => plain(None, format!("refused: {why}")),
+        Library::Refused(why) | Library::Taken { why, .. } => plain(None, format!("refused: {why}")),
         Library::Stopped { service } => plain(Some(service.clone()), "stopped".to_owned()),
         Library::Waiting { service, needs } => {
             plain(Some(service.clone()), format!("waits: it needs {}", needs.join(", ")))

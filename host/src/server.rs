@@ -18,6 +18,9 @@ use crate::multiservice::switchboard::Switchboard;
 use crate::session::{AuthRoot, Door, Limits};
 use crate::store::MemoryStore;
 
+/// This very program, also when its file has been replaced since it was started.
+const SELF: &str = "/proc/self/exe";
+
 /// How a host is started.
 #[derive(Debug, Clone, Default)]
 pub struct Options {
@@ -81,7 +84,7 @@ impl Host {
         let surroundings = Surroundings { store: Arc::new(MemoryStore::new()), switchboard: Switchboard::new() };
         let services = MultiService::new("pb");
         let patience = std::time::Duration::from_secs(settings.plugins.patience.max(1));
-        let vet = Vet::new(options.vetter.clone().map_or_else(std::env::current_exe, Ok)?, patience);
+        let vet = Vet::new(options.vetter.clone().unwrap_or_else(|| PathBuf::from(SELF)), patience);
         let sections = folder::sections(&settings).map_err(StartError::Section)?;
 
         let address = options.listen.as_deref().unwrap_or(&settings.pb.listen);

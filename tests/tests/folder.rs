@@ -356,3 +356,48 @@ fn a_collection_has_a_door_of_its_own_and_is_part_of_the_whole() {
     let refused = at("todo", "list");
     assert!(String::from_utf8_lossy(&refused.stderr).contains("no service named todo"), "and no more");
 }
+
+#[test]
+fn many_that_wait_for_one_are_each_started_once() {
+    let home = TestHome::new();
+    home.make();
+    for number in 1..=6 {
+        let name = format!("dependan{number}");
+        let path = home.plugins().join(format!("{name}.so"));
+        std::fs::write(path, rebuilt("dependant", "dependant", &name)).expect("it can be written");
+    }
+    home.install("todo");
+    let mut host = home.start();
+    // Once at the start, and once more when what they need is exchanged.
+    for round in 1..=2 {
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
+        while listed(&host).matches("serving").count() < 7 {
+            assert!(std::time::Instant::now() < deadline, "{}\n{}", listed(&host), host.log());
+        }
+        for number in 1..=6 {
+            let serves = format!("dependan{number}.so serves");
+            assert_eq!(host.log().matches(&serves).count(), round, "{}", host.log());
+        }
+        let file = host.home.plugins().join("libtodo.so");
+        std::fs::write(&file, rebuilt("todo", "Adds a task", "Puts a task")).expect("it can be written");
+        if round == 1 {
+            host.wait_for("it stops, for todo does, which it needs");
+        }
+    }
+}
+
+#[test]
+fn a_library_that_is_renamed_serves_under_its_new_name() {
+    let mut host = serving(TestHome::new());
+    host.home.install("todo");
+    host.wait_for("libtodo.so serves");
+    let plugins = host.home.plugins();
+    std::fs::rename(plugins.join("libtodo.so"), plugins.join("todo.so")).expect("it can be moved");
+    host.wait_for("todo.so is not loaded: its service todo is served by the file libtodo.so already");
+    host.wait_for("libtodo.so is gone");
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
+    while !listed(&host).contains("serving") {
+        assert!(std::time::Instant::now() < deadline, "{}\n{}", listed(&host), host.log());
+    }
+    assert_eq!(call(&host, "todo", &["list"]), "[]");
+}

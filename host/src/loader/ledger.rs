@@ -16,6 +16,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 struct Thread {
     number: u64,
     start: usize,
+    /// Who made it: code of others, of a library that this library uses, may run there for it.
+    maker: i32,
     /// The system's number for it; 0 until it runs.
     tid: i32,
     /// Its function has returned; destructors may still run.
@@ -67,13 +69,19 @@ pub fn works() -> bool {
     std::ptr::eq(found, pthread_key_create as *const c_void)
 }
 
-/// Who holds code in this range of addresses.
+/// Who holds code in this range of addresses, whose own thread was `main`: threads that run it, and threads that it, or
+/// those, have made.
 #[must_use]
-pub fn holders(code: &Range<usize>) -> Vec<Holder> {
+pub fn holders(code: &Range<usize>, main: i32) -> Vec<Holder> {
     let mut ledger = ledger();
     ledger.forget_ended();
     let mut holders: Vec<Holder> = Vec::new();
-    for thread in ledger.threads.iter().filter(|thread| code.contains(&thread.start)) {
+    let mut makers = vec![main];
+    let mut left: Vec<&Thread> = ledger.threads.iter().collect();
+    // One that was made later may have made another that stands before it.
+    while let Some(at) = left.iter().position(|thread| code.contains(&thread.start) || makers.contains(&thread.maker)) {
+        let thread = left.swap_remove(at);
+        makers.push(thread.tid);
         holders.push(Holder::Thread(name(thread.tid)));
     }
     for (_, tid) in ledger.pins.iter().filter(|(destructor, _)| code.contains(destructor)) {
@@ -236,7 +244,9 @@ pub unsafe extern "C" fn pthread_create(
         }
         ledger.next += 1;
         let number = ledger.next;
-        ledger.threads.push(Thread { number, start: start as usize, tid: 0, ending: false });
+        // SAFETY: it takes nothing and cannot fail.
+        let maker = unsafe { libc::gettid() };
+        ledger.threads.push(Thread { number, start: start as usize, maker, tid: 0, ending: false });
         number
     };
     let begin = Box::into_raw(Box::new(Begin { start, argument, number }));

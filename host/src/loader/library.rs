@@ -20,6 +20,8 @@ pub struct OpenLibrary {
     pub(super) file: PathBuf,
     /// Where it is mapped.
     pub(super) code: Option<Range<usize>>,
+    /// The system's number of its own thread.
+    pub(super) main: i32,
 }
 
 /// Opens the private copy of a library and checks that it can be talked to. Runs code of the library's: only on a
@@ -43,7 +45,13 @@ pub fn open(copy: &Path) -> Result<OpenLibrary, String> {
         tracing::debug!(details = wrong.details, "the library's layout");
         wrong.message
     })?;
-    Ok(OpenLibrary { library, opened, file: copy.to_owned(), code: unload::mapped(copy) })
+    Ok(OpenLibrary {
+        library,
+        opened,
+        file: copy.to_owned(),
+        code: unload::mapped(copy)?,
+        main: rustix::thread::gettid().as_raw_nonzero().get(),
+    })
 }
 
 /// The dynamic linker's complaint, in one sentence.

@@ -42,18 +42,22 @@ impl fmt::Display for Account {
 }
 
 /// Where in memory a library is mapped: from its lowest address to its highest. `None`: it is not.
-#[must_use]
-pub fn mapped(file: &Path) -> Option<Range<usize>> {
-    let maps = std::fs::read_to_string("/proc/self/maps").ok()?;
-    let name = file.to_str()?;
+///
+/// # Errors
+/// When the system does not say.
+pub fn mapped(file: &Path) -> Result<Option<Range<usize>>, String> {
+    let maps = std::fs::read_to_string("/proc/self/maps").map_err(|error| format!("/proc/self/maps: {error}"))?;
+    let name = file.to_string_lossy();
     let mut range: Option<Range<usize>> = None;
-    for line in maps.lines().filter(|line| line.contains(name)) {
-        let (start, end) = line.split_once(' ')?.0.split_once('-')?;
-        let (start, end) = (usize::from_str_radix(start, 16).ok()?, usize::from_str_radix(end, 16).ok()?);
+    for line in maps.lines().filter(|line| line.contains(&*name)) {
+        let ends = line.split_once(' ').and_then(|(ends, _)| ends.split_once('-'));
+        let number = |text| usize::from_str_radix(text, 16).map_err(|_| format!("/proc/self/maps: {line}"));
+        let (start, end) = ends.ok_or_else(|| format!("/proc/self/maps: {line}"))?;
+        let (start, end) = (number(start)?, number(end)?);
         let known = range.get_or_insert(start..end);
         *known = known.start.min(start)..known.end.max(end);
     }
-    range
+    Ok(range)
 }
 
 /// Lets go of a library whose own thread has ended, and which was told where to keep the chain of its memory.
@@ -75,7 +79,7 @@ pub fn unload(library: OpenLibrary, place: Option<Place>) -> Account {
     };
     let patience = Instant::now() + GRACE;
     let holders = loop {
-        let holders = ledger::holders(&code);
+        let holders = ledger::holders(&code, library.main);
         if holders.is_empty() || Instant::now() >= patience {
             break holders;
         }
@@ -91,7 +95,7 @@ pub fn unload(library: OpenLibrary, place: Option<Place>) -> Account {
         std::mem::forget(place);
         return Account::Pinned(vec![format!("the system does not close it: {error}")]);
     }
-    if mapped(&file).is_some() {
+    if mapped(&file) != Ok(None) {
         std::mem::forget(place);
         return Account::Pinned(vec![
             "the system keeps it: it was built so that it is never unloaded, or something in it is shared by all"

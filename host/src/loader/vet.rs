@@ -167,8 +167,8 @@ impl Vet {
             }
         })?;
         let found = self.listen(&heard, &mut child);
-        drop(child);
-        let _ = reader.join();
+        // The reader ends with the last who holds the pipe, which may be one that the library started: nobody waits.
+        drop((child, reader));
         found
     }
 
@@ -179,7 +179,8 @@ impl Vet {
                 Ok(Said::At(at)) => step = at,
                 Ok(Said::Manifest(found)) => manifest = Some(found),
                 Ok(Said::Note(note)) => notes.push(note),
-                Ok(Said::Refused(why)) => return Ok((Err(why), true)),
+                // What it says once it runs may be of its surroundings, which change.
+                Ok(Said::Refused(why)) => return Ok((Err(why), step == Step::Open)),
                 Ok(Said::Done) => {
                     let verdict = match manifest {
                         Some(manifest) => Ok(Vetted { manifest, notes }),
@@ -190,8 +191,11 @@ impl Vet {
                 // A busy machine may make it slow: next time may be better.
                 Err(RecvTimeoutError::Timeout) => return Ok((Err(step.hangs(self.patience)), false)),
                 Err(RecvTimeoutError::Disconnected) => {
-                    let how = ended(child.0.wait()?);
-                    return Ok((Err(step.crashes(&how)), true));
+                    let Some(status) = child.end(self.patience)? else {
+                        return Ok((Err(step.hangs(self.patience)), false));
+                    };
+                    let lasting = step == Step::Open && status.signal().is_some_and(|signal| signal != libc::SIGKILL);
+                    return Ok((Err(step.crashes(&ended(status))), lasting));
                 }
             }
         }
@@ -201,12 +205,27 @@ impl Vet {
 /// A child that is ended with who waits for it, with whatever it has started.
 struct Killed(Child);
 
+impl Killed {
+    /// How it has ended, which it has said no word about; `None` if it has not.
+    fn end(&mut self, patience: Duration) -> io::Result<Option<ExitStatus>> {
+        let deadline = std::time::Instant::now() + patience;
+        loop {
+            match self.0.try_wait()? {
+                None if std::time::Instant::now() < deadline => std::thread::sleep(Duration::from_millis(1)),
+                ended => return Ok(ended),
+            }
+        }
+    }
+}
+
 impl Drop for Killed {
     fn drop(&mut self) {
         if let Some(group) = rustix::process::Pid::from_raw(self.0.id().cast_signed()) {
             // It leads its own group; when all of it has ended there is nobody to tell.
             let _ = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
         }
+        // It may have left its group.
+        let _ = self.0.kill();
         let _ = self.0.wait();
     }
 }

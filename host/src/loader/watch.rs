@@ -130,7 +130,13 @@ impl Watch {
     fn look(&mut self, now: Instant) -> Vec<Change> {
         self.arm();
         let mut there = BTreeMap::new();
-        for entry in fs::read_dir(&self.folder).into_iter().flatten().flatten() {
+        let entries = match fs::read_dir(&self.folder) {
+            Ok(entries) => Some(entries),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
+            // It cannot be told what is there: nothing has changed.
+            Err(_) => return Vec::new(),
+        };
+        for entry in entries.into_iter().flatten().flatten() {
             let path = entry.path();
             let name = entry.file_name();
             let hidden = name.to_string_lossy().starts_with('.');

@@ -75,6 +75,13 @@ impl Line {
         (line, receiver)
     }
 
+    /// Hands over what the generation waits for while it ends.
+    pub(super) fn hand_over(&self, frames: &[u8]) {
+        if let Some(generation) = self.generation.get().and_then(Weak::upgrade) {
+            generation.push_anyway(frames);
+        }
+    }
+
     /// The generation has ended: who waits for it is told, once.
     pub(super) fn over(&self) {
         if !self.over.swap(true, Ordering::SeqCst) {
@@ -247,6 +254,10 @@ fn next<'a>(frames: &mut &'a [u8]) -> Option<(ToHost<'a>, &'a [u8])> {
 
 impl Outlet for Line {
     fn frames(&self, mut frames: &[u8]) {
+        if self.is_over() {
+            // One that was given up and came back after all: another may serve by now, with newer states.
+            return;
+        }
         let mut changes = Vec::new();
         let mut waiting = Vec::new();
         // A change and what is told of it come in one batch, in whatever order: all of a batch waits for its changes.

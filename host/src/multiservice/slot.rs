@@ -155,7 +155,9 @@ impl Slot {
             Err(why) => {
                 *self.state.lock() = State::Failed(why.clone());
                 self.generation.take();
-                Err(give_up(&generation, &mut stages, &why).await)
+                let refused = give_up(&generation, &mut stages, &why).await;
+                self.line.over();
+                Err(refused)
             }
         }
     }
@@ -208,14 +210,17 @@ impl Slot {
         if self.line.is_over() {
             return Err(stopped());
         }
+        if *self.state.lock() == State::Loaded {
+            return Err(NotServing(format!("{} is starting", self.name)));
+        }
         let pushed = self.generation.with(|generation| generation.push(frames)).ok_or_else(stopped)?;
         pushed.map_err(|full| NotServing(format!("{}: {full}", self.name)))
     }
 
     /// Hands over what ends something: it is never too much.
     pub fn submit_anyway(&self, frames: &[u8]) {
-        // A service that has stopped has ended everything itself.
-        let _ = self.generation.with(|generation| generation.push_anyway(frames));
+        // Also to one that is ending: it may wait for just this.
+        self.line.hand_over(frames);
     }
 
     /// Counts calls, for the operator.
@@ -303,7 +308,17 @@ async fn end(generation: &Arc<Generation>, stages: &mut mpsc::UnboundedReceiver<
     if tokio::time::timeout(STOP, stopped).await.is_ok() {
         // It has said its last: its thread is about to end.
         let generation = Arc::clone(generation);
-        tokio::task::spawn_blocking(move || generation.join()).await.unwrap_or(Account::Condemned)
+        let (done, joined) = tokio::sync::oneshot::channel();
+        // A thread of its own, which nobody has to wait for: code of the library's runs when its thread ends, and when it
+        // is closed.
+        let joining = std::thread::Builder::new().name("unload".to_owned()).spawn(move || {
+            // Who waits may have given up.
+            let _ = done.send(generation.join());
+        });
+        match (joining, tokio::time::timeout(STOP, joined).await) {
+            (Ok(_), Ok(Ok(account))) => account,
+            _ => Account::Condemned,
+        }
     } else {
         tracing::error!(service = name, "it did not stop within {} seconds; its thread is given up", STOP.as_secs());
         generation.condemn()

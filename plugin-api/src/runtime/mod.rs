@@ -57,6 +57,7 @@ pub(crate) fn run<S: Service>(wall: Box<dyn Wall>) {
         Ok(tokio) => tokio,
         Err(error) => {
             core.push(&ToHost::Refused { message: &format!("the service's runtime cannot start: {error}") });
+            core.push(&ToHost::Stopped {});
             core.flush();
             return;
         }
@@ -168,7 +169,7 @@ impl<S: Service> Runtime<S> {
                     tracing::error!("a panic outside of any call");
                 }
                 if self.stopping.get() {
-                    self.stop_in_order(&*sleep, &context).await;
+                    self.stop_in_order(&*sleep, &context, rest).await;
                     return;
                 }
             }
@@ -281,14 +282,12 @@ impl<S: Service> Runtime<S> {
     }
 
     /// Stops, while what the service's `stop` waits for goes on coming in.
-    async fn stop_in_order(&self, sleep: &dyn Sleep, context: &Context<S>) {
+    async fn stop_in_order(&self, sleep: &dyn Sleep, context: &Context<S>, rest: &[u8]) {
         let core = &self.core;
         let mut stop = std::pin::pin!(self.stop());
-        let mut batch = Vec::new();
+        // What came with the word to stop, behind it.
+        let mut batch = rest.to_vec();
         loop {
-            core.flush();
-            batch.clear();
-            core.wall.pop(&mut batch);
             let mut rest = batch.as_slice();
             while let Some(frame) = ToLibrary::read(&mut rest) {
                 match frame {
@@ -300,6 +299,7 @@ impl<S: Service> Runtime<S> {
                     }
                 }
             }
+            core.flush();
             let idle = batch.is_empty() && core.wall.arm();
             let mut asleep = sleep.sleep();
             let mut written = std::pin::pin!(core.written.notified());
@@ -316,6 +316,9 @@ impl<S: Service> Runtime<S> {
             }
             // Tasks that it waits for get their turn.
             tokio::task::yield_now().await;
+            core.flush();
+            batch.clear();
+            core.wall.pop(&mut batch);
         }
     }
 
