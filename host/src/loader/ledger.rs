@@ -4,6 +4,8 @@
 //! them (`build.rs`). Each forwards, and keeps an entry by the address of the code it was given, which says whose it is.
 //! Without them every copy of Rust's standard library leaks a key, and the 1,023rd library ends the process.
 //!
+//! A fuzz target is the one program that leaves them to the system: the address sanitizer puts its own there.
+//!
 //! Nothing here may use a thread-local with a destructor, or a lock that does: it would come back here.
 
 use std::ffi::{c_char, c_int, c_void};
@@ -221,7 +223,7 @@ extern "C-unwind" fn trampoline(argument: *mut c_void) -> *mut c_void {
 ///
 /// # Safety
 /// As the system's.
-#[unsafe(no_mangle)]
+#[cfg_attr(not(fuzzing), unsafe(no_mangle))]
 pub unsafe extern "C" fn pthread_create(
     thread: *mut libc::pthread_t,
     attributes: *const libc::pthread_attr_t,
@@ -264,7 +266,7 @@ pub unsafe extern "C" fn pthread_create(
 ///
 /// # Safety
 /// As the system's.
-#[unsafe(no_mangle)]
+#[cfg_attr(not(fuzzing), unsafe(no_mangle))]
 pub unsafe extern "C" fn pthread_key_create(key: *mut libc::pthread_key_t, destructor: Option<Destructor>) -> c_int {
     type Create = unsafe extern "C" fn(*mut libc::pthread_key_t, Option<Destructor>) -> c_int;
     static KNOWN: AtomicUsize = AtomicUsize::new(0);
@@ -287,7 +289,7 @@ pub unsafe extern "C" fn pthread_key_create(key: *mut libc::pthread_key_t, destr
 ///
 /// # Safety
 /// As the system's.
-#[unsafe(no_mangle)]
+#[cfg_attr(not(fuzzing), unsafe(no_mangle))]
 pub unsafe extern "C" fn pthread_key_delete(key: libc::pthread_key_t) -> c_int {
     type Delete = unsafe extern "C" fn(libc::pthread_key_t) -> c_int;
     static KNOWN: AtomicUsize = AtomicUsize::new(0);
@@ -304,7 +306,7 @@ pub unsafe extern "C" fn pthread_key_delete(key: libc::pthread_key_t) -> c_int {
 ///
 /// # Safety
 /// As the C library's.
-#[unsafe(no_mangle)]
+#[cfg_attr(not(fuzzing), unsafe(no_mangle))]
 pub unsafe extern "C" fn __cxa_thread_atexit_impl(
     destructor: Destructor,
     object: *mut c_void,
