@@ -312,8 +312,10 @@ async fn end(generation: &Arc<Generation>, stages: &mut mpsc::UnboundedReceiver<
         // A thread of its own, which nobody has to wait for: code of the library's runs when its thread ends, and when it
         // is closed.
         let joining = std::thread::Builder::new().name("unload".to_owned()).spawn(move || {
+            let account = generation.join();
+            drop(generation);
             // Who waits may have given up.
-            let _ = done.send(generation.join());
+            let _ = done.send(account);
         });
         match (joining, tokio::time::timeout(STOP, joined).await) {
             (Ok(_), Ok(Ok(account))) => account,
