@@ -569,7 +569,7 @@ impl Folder {
         current(served)
     }
 
-    /// What holds the libraries of this service that could not be let go of; all services', without a name.
+    /// What holds the libraries of this service that could not be let go of.
     #[must_use]
     pub fn why(&self, service: &str) -> Vec<Ended> {
         self.ended.lock().0.iter().filter(|ended| ended.service == service).cloned().collect()

@@ -124,14 +124,17 @@ fn rebuilt(package: &str, old: &str, new: &str) -> Vec<u8> {
 }
 
 fn describes(host: &TestHost, what: &str) {
-    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
-    loop {
+    until(host, || {
         let described = host.home.run_with(&["describe", "todo"], "");
-        let described = String::from_utf8_lossy(&described.stdout).into_owned();
-        if described.contains(what) {
-            return;
-        }
-        assert!(std::time::Instant::now() < deadline, "{described}\n{}", host.log());
+        String::from_utf8_lossy(&described.stdout).contains(what)
+    });
+}
+
+/// Waits until something is the case; what comes of it is told by the host's log if it does not.
+fn until(host: &TestHost, ready: impl Fn() -> bool) {
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
+    while !ready() {
+        assert!(std::time::Instant::now() < deadline, "it does not come to pass; the log: {}", host.log());
         std::thread::sleep(std::time::Duration::from_millis(20));
     }
 }
@@ -173,12 +176,9 @@ fn a_file_that_is_removed_takes_its_service_away_and_leaves_its_state() {
         assert!(refused.to_string().contains("KeyError: 'todo'"), "{refused}");
     });
     host.wait_for("libtodo.so is gone: its service stops, its state stays");
-    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
+    // Its memory comes back.
     let maps = format!("/proc/{}/maps", host.id());
-    while std::fs::read_to_string(&maps).expect("it runs").contains("/generations/") {
-        assert!(std::time::Instant::now() < deadline, "its memory comes back");
-        std::thread::sleep(std::time::Duration::from_millis(20));
-    }
+    until(&host, || !std::fs::read_to_string(&maps).expect("it runs").contains("/generations/"));
     assert!(listed(&host).contains("no services yet"));
 
     host.home.install("todo");
@@ -324,10 +324,7 @@ fn a_service_that_needs_another_waits_for_it_and_stops_before_it() {
     host.wait_for("it stops, for todo does, which it needs");
     assert!(listed(&host).contains("waits: it needs todo"), "{}", listed(&host));
     host.home.run(&["service", "start", "todo"], "");
-    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
-    while listed(&host).contains("waits") {
-        assert!(std::time::Instant::now() < deadline, "{}", host.log());
-    }
+    until(&host, || !listed(&host).contains("waits"));
     assert_eq!(call(&host, "dependant", &["hello"]), r#""hello""#);
     assert_eq!(host.terminate(), Some(0));
 }
@@ -370,10 +367,7 @@ fn many_that_wait_for_one_are_each_started_once() {
     let mut host = home.start();
     // Once at the start, and once more when what they need is exchanged.
     for round in 1..=2 {
-        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
-        while listed(&host).matches("serving").count() < 7 {
-            assert!(std::time::Instant::now() < deadline, "{}\n{}", listed(&host), host.log());
-        }
+        until(&host, || listed(&host).matches("serving").count() == 7);
         for number in 1..=6 {
             let serves = format!("dependan{number}.so serves");
             assert_eq!(host.log().matches(&serves).count(), round, "{}", host.log());
@@ -395,9 +389,6 @@ fn a_library_that_is_renamed_serves_under_its_new_name() {
     std::fs::rename(plugins.join("libtodo.so"), plugins.join("todo.so")).expect("it can be moved");
     host.wait_for("todo.so is not loaded: its service todo is served by the file libtodo.so already");
     host.wait_for("libtodo.so is gone");
-    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
-    while !listed(&host).contains("serving") {
-        assert!(std::time::Instant::now() < deadline, "{}\n{}", listed(&host), host.log());
-    }
+    until(&host, || listed(&host).contains("serving"));
     assert_eq!(call(&host, "todo", &["list"]), "[]");
 }

@@ -30,6 +30,16 @@ fn string(length: usize) -> Vec<u8> {
     value
 }
 
+/// Waits until one more connection is let in: one that has ended is not counted out at once.
+fn let_in(host: &Embedded) {
+    loop {
+        let stream = TcpStream::connect(host.address()).expect("the door is open");
+        if (Wire { stream, received: Vec::new() }).read() {
+            return;
+        }
+    }
+}
+
 /// Whether the host still answers on this connection.
 fn alive(wire: &mut Wire) -> bool {
     wire.send(&call(77, Err("root"), "nosuch", &EMPTY));
@@ -242,13 +252,7 @@ fn connections_are_counted_by_source_and_in_all() {
         assert!(refused.closed().is_empty());
         drop(one);
         // Its place is free as soon as the host has seen it go.
-        loop {
-            let again = TcpStream::connect(host.address()).expect("the door is open");
-            let mut again = Wire { stream: again, received: Vec::new() };
-            if again.read() {
-                break;
-            }
-        }
+        let_in(&host);
     }
 }
 
@@ -362,13 +366,7 @@ fn connections_that_are_reset_at_once_give_their_places_back() {
         rustix::net::sockopt::set_socket_linger(&stream, Some(Duration::ZERO)).expect("it can be set");
     }
     // The last of them may not have been counted out yet.
-    loop {
-        let again = TcpStream::connect(host.address()).expect("the door is open");
-        let mut again = Wire { stream: again, received: Vec::new() };
-        if again.read() {
-            break;
-        }
-    }
+    let_in(&host);
 }
 
 #[test]

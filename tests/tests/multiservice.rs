@@ -22,14 +22,14 @@ fn logged(prefix: &str) -> Vec<String> {
 }
 
 macro_rules! services {
-    ($($module:ident: $name:literal, $refuses:literal;)*) => {$(
+    ($($module:ident: $name:literal, $refuses:literal $(, needs $needs:expr)?;)*) => {$(
         mod $module {
             use super::*;
 
             #[derive(Default)]
             pub(super) struct Here;
 
-            #[service($name, save = "never")]
+            #[service($name, save = "never" $(, needs = $needs)?)]
             impl Service for Here {
                 type Perspective = Nothing;
 
@@ -65,6 +65,11 @@ services! {
     nested_a: "nested a", false;
     nested_b: "nested b", false;
     twice: "twice", false;
+    need_top: "need top", false, needs ["need middle"];
+    need_both: "need both", false, needs ["need base", "need middle"];
+    need_middle: "need middle", false, needs ["need base"];
+    need_base: "need base", false;
+    need_lost: "need lost", false, needs ["nothing of this name"];
 }
 
 fn surroundings() -> Surroundings {
@@ -149,56 +154,14 @@ async fn an_authorizer_and_a_collection_know_nothing_of_each_other() {
     assert!(services.service("twice").is_some() && authorizer.all().is_empty());
 }
 
-mod needing {
-    use super::*;
-
-    macro_rules! needing {
-        ($($module:ident: $name:literal, $needs:expr;)*) => {$(
-            pub(super) mod $module {
-                use super::*;
-
-                #[derive(Default)]
-                pub(crate) struct Here;
-
-                #[service($name, save = "never", needs = $needs)]
-                impl Service for Here {
-                    type Perspective = Nothing;
-
-                    async fn start(_: Handle<Self>, _: Context<Self>) -> Result<()> {
-                        log(format!("{} started", $name));
-                        Ok(())
-                    }
-
-                    async fn stop(_: Handle<Self>, _: Context<Self>) {
-                        log(format!("{} stopped", $name));
-                    }
-                }
-
-                #[derive(Default)]
-                pub(crate) struct Nothing;
-
-                #[perspective]
-                impl Nothing {}
-            }
-        )*};
-    }
-
-    needing! {
-        top: "need top", ["need middle"];
-        middle: "need middle", ["need base"];
-        base: "need base", [];
-        lost: "need lost", ["nothing of this name"];
-    }
-}
-
 #[tokio::test]
 async fn who_needs_another_starts_after_it_and_is_stopped_before_it() {
     let surroundings = Surroundings { store: Arc::new(MemoryStore::new()), switchboard: Switchboard::new() };
     let services = MultiService::new("pb");
-    services.add(Slot::linked::<needing::top::Here>(&surroundings).await.expect("it runs")).await.expect("added");
-    services.add(Slot::linked::<needing::lost::Here>(&surroundings).await.expect("it runs")).await.expect("added");
-    services.add(Slot::linked::<needing::middle::Here>(&surroundings).await.expect("it runs")).await.expect("added");
-    services.add(Slot::linked::<needing::base::Here>(&surroundings).await.expect("it runs")).await.expect("added");
+    services.add(Slot::linked::<need_top::Here>(&surroundings).await.expect("it runs")).await.expect("added");
+    services.add(Slot::linked::<need_lost::Here>(&surroundings).await.expect("it runs")).await.expect("added");
+    services.add(Slot::linked::<need_middle::Here>(&surroundings).await.expect("it runs")).await.expect("added");
+    services.add(Slot::linked::<need_base::Here>(&surroundings).await.expect("it runs")).await.expect("added");
     let refused = services.start().await;
     assert_eq!(refused.len(), 1);
     assert_eq!(refused[0].1.0, "it needs nothing of this name, which does not serve");
@@ -207,15 +170,17 @@ async fn who_needs_another_starts_after_it_and_is_stopped_before_it() {
     let stopped = ["top stopped", "middle stopped", "base stopped"];
     assert_eq!(logged("need ")[3..], stopped);
 
-    // One that is removed takes along who needs it.
+    // One that is removed takes along who needs it, in the same order, however they were added.
     let services = MultiService::new("pb");
     services.start().await;
-    let base = Slot::linked::<needing::base::Here>(&surroundings).await.expect("it runs");
-    let middle = Slot::linked::<needing::middle::Here>(&surroundings).await.expect("it runs");
+    let base = Slot::linked::<need_base::Here>(&surroundings).await.expect("it runs");
     services.add(Arc::clone(&base)).await.expect("added");
-    services.add(Arc::clone(&middle)).await.expect("added");
+    let both = Slot::linked::<need_both::Here>(&surroundings).await.expect("it runs");
+    services.add(both).await.expect("added");
+    services.add(Slot::linked::<need_middle::Here>(&surroundings).await.expect("it runs")).await.expect("added");
+    let before = logged("need ").len();
     services.remove(&base).await;
-    assert_eq!(middle.state(), State::Stopped);
+    assert_eq!(logged("need ")[before..], ["both stopped", "middle stopped", "base stopped"]);
 }
 
 /// Says goodbye in a perspective of its own, when it stops.

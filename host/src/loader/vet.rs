@@ -153,12 +153,8 @@ impl Vet {
         let (said, heard) = channel();
         let stdout = child.0.stdout.take();
         let reader = std::thread::Builder::new().name("vet".to_owned()).spawn(move || {
-            for line in BufReader::new(stdout.into_iter().next().map_or_else(
-                || Box::new(io::empty()) as Box<dyn Read>,
-                |stdout| Box::new(stdout.take(1 << 20)) as Box<dyn Read>,
-            ))
-            .lines()
-            {
+            let Some(stdout) = stdout else { return };
+            for line in BufReader::new(stdout.take(1 << 20)).lines() {
                 let Ok(line) = line else { return };
                 let Ok(word) = serde_json::from_str::<Said>(&line) else { return };
                 if said.send(word).is_err() {

@@ -121,21 +121,22 @@ impl MultiService {
         service.stop().await
     }
 
-    /// The services that need this one, also by way of others: in the order in which they are to be stopped.
+    /// The services that need this one, also by way of others: in the order in which they are to be stopped, each before
+    /// those that it needs.
     #[must_use]
     pub fn dependants(&self, name: &str) -> Vec<Arc<Slot>> {
-        let all = self.services();
-        let mut found: Vec<Arc<Slot>> = Vec::new();
-        let mut names = vec![name.to_owned()];
-        while let Some(name) = names.pop() {
-            for service in all.iter().filter(|service| service.manifest().needs.contains(&name)) {
-                if service.state() == slot::State::Serving && !found.iter().any(|known| Arc::ptr_eq(known, service)) {
-                    names.push(service.name().to_string());
-                    found.push(Arc::clone(service));
-                }
+        fn before(name: &str, all: &mut Vec<Arc<Slot>>, found: &mut Vec<Arc<Slot>>) {
+            let needs = |service: &Arc<Slot>| service.manifest().needs.iter().any(|needed| needed == name);
+            while let Some(at) = all.iter().position(needs) {
+                let service = all.remove(at);
+                before(service.name().as_str(), all, found);
+                found.push(service);
             }
         }
-        found.reverse();
+        let mut all = self.services();
+        all.retain(|service| service.state() == slot::State::Serving);
+        let mut found = Vec::new();
+        before(name, &mut all, &mut found);
         found
     }
 

@@ -8,6 +8,7 @@ mod connection;
 mod desk;
 mod door;
 mod limits;
+mod references;
 mod root;
 mod services;
 

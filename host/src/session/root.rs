@@ -14,7 +14,8 @@ use jelly::{Node, RefKind, Value, ValueRef};
 use pb::{Call, Failure, Output};
 
 use super::desk::{Era, Object, State};
-use super::services::{Mind, defective, insecure, reference};
+use super::references::{insecure, reference};
+use super::services::{Mind, defective};
 use crate::cred::login::{Challenge, NoKey, Wanted, key};
 use crate::cred::{AuthorizerError, Identity};
 
