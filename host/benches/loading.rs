@@ -12,7 +12,6 @@ use credhost::loader::unload::Account;
 use credhost::loader::vet::{Sections, Vet};
 use credhost::multiservice::MultiService;
 use credhost::multiservice::slot::{Slot, Surroundings};
-use credhost::multiservice::switchboard::Switchboard;
 use credhost::store::MemoryStore;
 use system_tests::build;
 use system_tests::host::{TestHome, put};
@@ -33,7 +32,7 @@ fn main() {
         runtime.block_on(async {
             let home = tempfile::tempdir().expect("a folder");
             let private = PrivateFolder::new(home.path().join("generations")).expect("a folder");
-            let surroundings = Surroundings { store: Arc::new(MemoryStore::new()), switchboard: Switchboard::new() };
+            let surroundings = Surroundings::new(Arc::new(MemoryStore::new()));
             for _ in 0..ROUNDS {
                 let start = Instant::now();
                 let copy = private.copy(library).expect("it is a library");

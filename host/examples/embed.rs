@@ -11,7 +11,6 @@ use credhost::cred::login::Login;
 use credhost::cred::{DefaultAuthorizer, Entropy, Identity, Key, MasterKey, Password};
 use credhost::multiservice::MultiService;
 use credhost::multiservice::slot::{Slot, Surroundings};
-use credhost::multiservice::switchboard::Switchboard;
 use credhost::session::{AuthRoot, Limits};
 use credhost::store::MemoryStore;
 use plugin_api::prelude::*;
@@ -65,7 +64,7 @@ impl Echo {
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let address = std::env::args().nth(1).unwrap_or_else(|| "127.0.0.1:8787".to_owned());
 
-    let surroundings = Surroundings { store: Arc::new(MemoryStore::new()), switchboard: Switchboard::new() };
+    let surroundings = Surroundings::new(Arc::new(MemoryStore::new()));
     let services = MultiService::new("pb");
     services.add(Slot::linked::<MyService>(&surroundings).await?).await?;
     services.add(Slot::linked::<AnotherService>(&surroundings).await?).await?;

@@ -7,9 +7,11 @@
 //!
 //! It is Twisted.Cred as it was in 2005, in Rust. ARCHITECTURE.md has the rooms and what must always be true.
 
+pub mod accounts;
 pub mod config;
 pub mod control;
 pub mod cred;
+pub mod doctor;
 pub mod folder;
 // The host's one room with `unsafe`: the other side of the wall, and dlopen.
 #[allow(unsafe_code)]

@@ -5,8 +5,9 @@ use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use crate::config::{AccountError, Accounts, Home, HomeError, Lock, random};
-use crate::control::{self, Failed, LibraryStatus, Request};
+use crate::accounts::{AccountError, Accounts};
+use crate::config::{Home, HomeError, Lock, Settings, random};
+use crate::control::{self, Failed, LibraryStatus, Progress, Request, Running};
 use crate::cred::Authorizer;
 use crate::cred::login::Login;
 use crate::folder::{self, Folder, Group};
@@ -14,9 +15,10 @@ use crate::loader::vet::Vet;
 use crate::loader::watch::Watch;
 use crate::multiservice::MultiService;
 use crate::multiservice::slot::Surroundings;
-use crate::multiservice::switchboard::Switchboard;
-use crate::session::{AuthRoot, Door, Limits};
-use crate::store::MemoryStore;
+use crate::session::tls::{Certificates, TlsError};
+use crate::session::{AuthRoot, Door, Guard, Limits};
+use crate::store::audit::Event;
+use crate::store::{Store, StoreError};
 
 /// This very program, also when its file has been replaced since it was started.
 const SELF: &str = "/proc/self/exe";
@@ -26,6 +28,8 @@ const SELF: &str = "/proc/self/exe";
 pub struct Options {
     /// Where to serve PB, instead of what the home's configuration says.
     pub listen: Option<String>,
+    /// Where to serve it over TLS, instead of what the configuration says.
+    pub listen_tls: Option<String>,
     /// Serve in the clear where others can listen, whatever the configuration says.
     pub plaintext: bool,
     /// The program that vets libraries, which calls [`crate::loader::vet::child`]; this one, if none is given.
@@ -44,14 +48,21 @@ pub enum StartError {
     #[error("cannot listen on {address}: {error}")]
     Listen { address: String, error: std::io::Error },
     #[error(
-        "{0} can be reached by others, and PB in the clear lets them listen; serve on 127.0.0.1, or insist with --plaintext"
+        "{0} can be reached by others, and PB in the clear lets them listen; serve there with --listen-tls (`credhost tls init` makes certificates), or insist with --plaintext"
     )]
     Plaintext(SocketAddr),
     #[error(transparent)]
     Io(#[from] std::io::Error),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error("TLS: {0}; `credhost tls init` makes certificates of one's own")]
+    Tls(#[from] TlsError),
     #[error("{0}")]
     Section(String),
 }
+
+/// How often the files of certificates are looked at.
+const CERTIFICATES: std::time::Duration = std::time::Duration::from_secs(2);
 
 /// A host that serves.
 pub struct Host {
@@ -60,9 +71,11 @@ pub struct Host {
     accounts: Arc<Accounts>,
     services: Arc<MultiService>,
     folder: Rc<Folder>,
+    guard: Arc<Guard>,
     door: Door,
-    /// Of collections that have a door of their own.
+    /// Over TLS, and of collections that have a door of their own.
     others: Vec<Door>,
+    certificates: Option<Arc<Certificates>>,
 }
 
 impl std::fmt::Debug for Host {
@@ -79,9 +92,15 @@ impl Host {
     pub async fn start(home: Home, options: &Options) -> Result<(Rc<Self>, Watch), StartError> {
         home.make()?;
         let lock = home.lock()?;
-        let (accounts, settings) = Accounts::open(&home)?;
+        let (accounts, settings) = Accounts::open(&home, "the host")?;
         let accounts = Arc::new(accounts);
-        let surroundings = Surroundings { store: Arc::new(MemoryStore::new()), switchboard: Switchboard::new() };
+        if let Some(weaker) = accounts.rules().weaker_than_standard() {
+            tracing::warn!("{weaker}");
+        }
+        let surroundings = Surroundings {
+            quota: settings.state.largest,
+            ..Surroundings::new(Arc::clone(accounts.store()) as Arc<dyn Store>)
+        };
         let services = MultiService::new("pb");
         let patience = std::time::Duration::from_secs(settings.plugins.patience.max(1));
         let vet = Vet::new(options.vetter.clone().unwrap_or_else(|| PathBuf::from(SELF)), patience);
@@ -89,7 +108,23 @@ impl Host {
 
         let address = options.listen.as_deref().unwrap_or(&settings.pb.listen);
         let listener = listen(address, options.plaintext || settings.pb.plaintext)?;
-        let authorizer: Arc<dyn Authorizer> = Arc::clone(accounts.authorizer()) as Arc<_>;
+        let authorizer: Arc<dyn Authorizer> = Arc::new(accounts.authorizer());
+        let tls_address = options.listen_tls.as_ref().or(settings.pb.listen_tls.as_ref());
+        let certificates = certificates(&home, &settings, tls_address.is_some())?;
+        let guard = Guard::new(
+            Arc::clone(&surroundings.store),
+            accounts.secret().clone(),
+            accounts.cost(),
+            settings.password.budget.saturating_mul(1024),
+            settings.pb.stock_login,
+        );
+        guard.restore().await?;
+        let sessions = Arc::clone(guard.sessions());
+        accounts.on_change(Box::new(move |name, identity| {
+            if !sessions.changed(name, identity) {
+                tracing::error!(name, "a connection does not end what it was told to; please report it");
+            }
+        }));
         let mut groups = Vec::new();
         let mut more = Vec::new();
         for (name, section) in &settings.multiservice {
@@ -97,7 +132,11 @@ impl Host {
             // It has no services yet, whose names could be taken.
             let _ = services.add_collection(Arc::clone(&group));
             if let Some(address) = &section.listen {
-                more.push((listen(address, options.plaintext || settings.pb.plaintext)?, Arc::clone(&group)));
+                let plaintext = options.plaintext || settings.pb.plaintext;
+                more.push((listen(address, plaintext)?, Arc::clone(&group), None));
+            }
+            if let Some(address) = &section.listen_tls {
+                more.push((listen(address, true)?, Arc::clone(&group), certificates.clone()));
             }
             groups.push(Group { services: group, names: section.services.clone() });
         }
@@ -114,13 +153,18 @@ impl Host {
             None => &services,
         };
         let serve = |served: &Arc<MultiService>| -> Result<AuthRoot, StartError> {
-            let login = Login::new(Arc::clone(&authorizer), accounts.key().clone(), &random()?);
-            Ok(AuthRoot::new(login, Arc::clone(served), surroundings.clone(), Limits::default()))
+            let (key, cost) = (accounts.key().clone(), accounts.cost());
+            let login = Login::with_cost(Arc::clone(&authorizer), key, &random()?, cost);
+            let (limits, guard) = (Limits::default(), Arc::clone(&guard));
+            Ok(AuthRoot::guarded(login, Arc::clone(served), surroundings.clone(), limits, guard))
         };
         let root = serve(served)?;
         let mut roots = Vec::new();
-        for (listener, group) in more {
-            roots.push((listener, serve(&group)?));
+        if let Some(address) = tls_address {
+            roots.push((listen(address, true)?, serve(served)?, certificates.clone()));
+        }
+        for (listener, group, tls) in more {
+            roots.push((listener, serve(&group)?, tls));
         }
 
         let folder = Folder::new(&home, Arc::clone(&services), groups, surroundings.clone(), sections, vet)?;
@@ -128,14 +172,17 @@ impl Host {
         services.start().await;
         folder.load_all(watch.present()).await;
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
-        let door = root.listen_on(listener, threads)?;
+        let door = root.listen_on(listener, threads, None)?;
         let mut others = Vec::new();
-        for (listener, root) in roots {
-            let door = root.listen_on(listener, threads)?;
-            tracing::info!("serving some services on {}", door.address());
+        for (listener, root, tls) in roots {
+            let over = if tls.is_some() { " over TLS" } else { "" };
+            let door = root.listen_on(listener, threads, tls)?;
+            tracing::info!("serving also{over} on {}", door.address());
             others.push(door);
         }
-        let host = Self { home, _lock: lock, accounts, services, folder, door, others };
+        accounts.note_host("host.started");
+        erase(&accounts);
+        let host = Self { home, _lock: lock, accounts, services, folder, guard, door, others, certificates };
         Ok((Rc::new(host), watch))
     }
 
@@ -143,7 +190,8 @@ impl Host {
     /// services. On a `LocalSet`.
     pub async fn run(self: Rc<Self>, mut watch: Watch, stop: impl Future<Output = ()>) {
         let (control, me) = (self.home.control(), Rc::clone(&self));
-        let commands = control::serve(&control, move |request| Rc::clone(&me).answer(request));
+        let commands = control::serve(&control, move |request, progress| Rc::clone(&me).answer(request, progress));
+        let certificates = self.look_at_certificates();
         let folder = async {
             loop {
                 for change in watch.next().await {
@@ -156,6 +204,7 @@ impl Host {
                 tracing::error!(%error, "commands cannot be served");
             },
             () = folder => {}
+            () = certificates => {}
             () = stop => {}
         }
         tracing::info!("stopping");
@@ -163,7 +212,32 @@ impl Host {
         self.door.close();
         self.others.iter().for_each(Door::close);
         self.services.stop().await;
+        self.accounts.note_host("host.stopped");
         let _ = std::fs::remove_file(self.home.control());
+    }
+
+    /// Looks whether the files of the certificate have changed, for as long as it is polled.
+    async fn look_at_certificates(&self) {
+        let Some(certificates) = &self.certificates else { return std::future::pending().await };
+        let mut wrong = None;
+        loop {
+            tokio::time::sleep(CERTIFICATES).await;
+            match certificates.refresh() {
+                Ok(true) => {
+                    wrong = None;
+                    tracing::info!("a new certificate is used from now on");
+                    self.accounts.note(Event::new("tls.renewed"));
+                }
+                Ok(false) => {}
+                Err(error) => {
+                    // Said once: the two files are written one after the other.
+                    if wrong.as_ref() != Some(&error) {
+                        tracing::warn!(%error, "the new certificate cannot be used yet; the old one stays");
+                    }
+                    wrong = Some(error);
+                }
+            }
+        }
     }
 
     /// Where PB is served.
@@ -196,7 +270,7 @@ impl Host {
         self.folder.libraries()
     }
 
-    async fn answer(self: Rc<Self>, request: Request) -> Result<serde_json::Value, Failed> {
+    async fn answer(self: Rc<Self>, request: Request, progress: Progress) -> Result<serde_json::Value, Failed> {
         let failed = |error| Failed { error, hint: Some("`credhost service list` shows what there is".to_owned()) };
         match &request {
             Request::ServiceStop { name } => {
@@ -215,12 +289,45 @@ impl Host {
             _ => {}
         }
         let libraries = self.libraries();
-        let (accounts, services) = (Arc::clone(&self.accounts), Arc::clone(&self.services));
-        let done =
-            tokio::task::spawn_blocking(move || control::perform(&request, &accounts, Some((&services, &libraries))));
+        let (accounts, services, guard) =
+            (Arc::clone(&self.accounts), Arc::clone(&self.services), Arc::clone(&self.guard));
+        let done = tokio::task::spawn_blocking(move || {
+            let running = Running { services: &services, libraries: &libraries, guard: &guard };
+            control::perform(&request, &accounts, Some(running), &mut |done, of| {
+                // Who asked may have gone.
+                let _ = progress.send((done, of));
+            })
+        });
         done.await.unwrap_or_else(|_| {
             Err(Failed { error: "a fault of the host's own; please report it".to_owned(), hint: None })
         })
+    }
+}
+
+/// The certificates that doors over TLS need.
+fn certificates(home: &Home, settings: &Settings, pb: bool) -> Result<Option<Arc<Certificates>>, StartError> {
+    let needed = pb || settings.multiservice.values().any(|section| section.listen_tls.is_some());
+    if !needed {
+        return Ok(None);
+    }
+    let (certificate, key) = home.certificates(&settings.tls);
+    if key.exists() {
+        crate::config::private(&key, 0o600)?;
+    }
+    Ok(Some(Certificates::load(&certificate, &key)?))
+}
+
+/// Erases what Twisted's own login needs, where it is not offered, while the host serves.
+fn erase(accounts: &Arc<Accounts>) {
+    let accounts = Arc::clone(accounts);
+    let erasing =
+        std::thread::Builder::new().name("erase".to_owned()).spawn(move || match accounts.erase_verifiers() {
+            Ok(0) => {}
+            Ok(erased) => tracing::info!("what Twisted's own login needs was erased from {erased} identities"),
+            Err(error) => tracing::error!(%error, "what Twisted's own login needs could not be erased"),
+        });
+    if let Err(error) = erasing {
+        tracing::error!(%error, "what Twisted's own login needs could not be erased");
     }
 }
 

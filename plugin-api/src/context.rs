@@ -4,6 +4,9 @@ use std::rc::{Rc, Weak};
 
 use serde::de::DeserializeOwned;
 
+use crate::abi::frame::ToHost;
+use crate::call::Attachment;
+use crate::data::Data;
 use crate::fault::{Fault, Result};
 use crate::handle::Handle;
 use crate::runtime::Runtime;
@@ -47,6 +50,20 @@ impl<S: Service> Context<S> {
     #[must_use]
     pub fn attached(&self) -> Vec<(String, Handle<S::Perspective>)> {
         self.runtime().map(|runtime| runtime.attached()).unwrap_or_default()
+    }
+
+    /// The service's own data: for what is too much for one state.
+    #[must_use]
+    pub fn data(&self) -> Data {
+        self.runtime.upgrade().map_or_else(Data::none, |runtime| Data::new(runtime.core()))
+    }
+
+    /// Ends an attachment: the client's references by it are dead, the service's [`detached`](Service::detached) is
+    /// called, and the client stays connected. For services that let one client of an identity in at a time.
+    pub fn end(&self, attachment: &Attachment) {
+        if let Some(runtime) = self.runtime.upgrade() {
+            runtime.core().push(&ToHost::End { attachment: attachment.id() });
+        }
     }
 
     /// Whether this is a trial: before the host loads a library it makes and starts its service once in a process of

@@ -60,6 +60,8 @@ pub(crate) struct Saver<T> {
     pub(crate) fresh: Box<dyn Fn() -> Result<T>>,
     /// What the host has been given last.
     pub(crate) last: RefCell<Option<Vec<u8>>>,
+    /// Its version; 0: there is none.
+    pub(crate) version: Cell<u64>,
 }
 
 impl<T> Handle<T> {
@@ -142,11 +144,12 @@ impl<T> Handle<T> {
     }
 
     /// The host could not commit: back to what it has.
-    pub(crate) fn revert(&self, state: Option<&[u8]>) {
+    pub(crate) fn revert(&self, state: Option<&[u8]>, version: u64) {
         if let Some(saver) = &self.shared.saver
             && let Ok(mut value) = self.shared.value.try_borrow_mut()
         {
             *saver.last.borrow_mut() = state.map(<[u8]>::to_vec);
+            saver.version.set(version);
             saver.restore(&mut value);
         }
     }
@@ -158,9 +161,10 @@ impl<T> Handle<T> {
     }
 
     /// What the host has of it.
-    pub(crate) fn remember(&self, state: Option<Vec<u8>>) {
+    pub(crate) fn remember(&self, state: Option<Vec<u8>>, version: u64) {
         if let Some(saver) = &self.shared.saver {
             *saver.last.borrow_mut() = state;
+            saver.version.set(version);
         }
     }
 
@@ -210,9 +214,23 @@ impl<T> Saver<T> {
                 return Err(fault);
             }
         };
+        if state.len() as u64 > self.core.quota.get() {
+            self.restore(value);
+            return Err(Fault::new(
+                "RuntimeError",
+                format!(
+                    "the state would have {} bytes, and {} are allowed ([state] largest in credhost.toml); the change is \
+                     undone. What is so large belongs into Context::data()",
+                    state.len(),
+                    self.core.quota.get()
+                ),
+            ));
+        }
         let mut last = self.last.borrow_mut();
         if last.as_deref() != Some(&state) {
-            self.core.push(&ToHost::Save { perspective: &self.name, state: &state });
+            let base = self.version.get();
+            self.core.push(&ToHost::Save { perspective: &self.name, state: &state, base, version: base + 1 });
+            self.version.set(base + 1);
             *last = Some(state);
         }
         Ok(())

@@ -40,6 +40,7 @@
 //! * [`Call`] is the call being served: who makes it, and the client's own object ([`Call::mind`]).
 //! * [`Cached`] is an object that clients get a copy of, and are told the changes of.
 //! * [`Remote`] is an object of the client's; [`Context`] is what the service knows of its surroundings.
+//! * [`Data`] is what the service keeps beside the states: an ordered space of keys, with transactions.
 //! * [`Fault`] is an error with the class name that clients trap it by.
 //! * [`testing`] runs a service in a unit test, without a host.
 //!
@@ -53,6 +54,7 @@ pub mod abi;
 mod cached;
 mod call;
 mod context;
+mod data;
 mod fault;
 mod handle;
 mod logging;
@@ -65,6 +67,7 @@ pub mod testing;
 pub use cached::{Cacheable, Cached};
 pub use call::{Attachment, Call};
 pub use context::{Config, Context, blocking};
+pub use data::{Data, Entry, Select, Selected, Transaction};
 pub use fault::{Fault, Result};
 pub use handle::Handle;
 pub use jelly::types;
@@ -76,7 +79,8 @@ pub use service::{Callable, Save, Served, Service};
 /// All that a service usually needs.
 pub mod prelude {
     pub use crate::{
-        Attachment, Cacheable, Cached, Call, Config, Context, Fault, Handle, Remote, Result, Save, Service, Value,
+        Attachment, Cacheable, Cached, Call, Config, Context, Fault, Handle, Remote, Result, Save, Select, Service,
+        Value,
     };
     pub use crate::{perspective, service};
     pub use serde::{Deserialize, Serialize};

@@ -38,7 +38,7 @@
 //! is called while the test waits for something: for an answer, or in [`TestHost::settle`].
 
 use std::cell::RefCell;
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::marker::PhantomData;
 use std::pin::Pin;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
@@ -51,7 +51,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::Notify;
 
-use crate::abi::frame::{ToHost, ToLibrary};
+use crate::abi::frame::{self, ToHost, ToLibrary};
 use crate::fault::{Fault, Result};
 use crate::remote;
 use crate::runtime::{Sleep, Wall, run};
@@ -80,6 +80,9 @@ struct State {
     minds: HashMap<u64, Mind>,
     lifecycle: Vec<std::result::Result<&'static str, String>>,
     updates: HashMap<u64, Vec<(String, Value)>>,
+    data: BTreeMap<Vec<u8>, Vec<u8>>,
+    data_version: u64,
+    ended: HashSet<u64>,
 }
 
 #[derive(Default)]
@@ -147,10 +150,10 @@ impl<S: Service> TestHost<S> {
         let state = RefCell::new(State { saved, ..State::default() });
         let host = Self { gate, frames, thread: Some(thread), state, service: PhantomData };
         let config = jelly::to_vec(config)?;
-        host.tell(&ToLibrary::Init { config: &config, vetting: false });
+        host.tell(&ToLibrary::Init { config: &config, vetting: false, quota: 64 << 20 });
         host.stage("initialised")?;
         let own = host.state.borrow().saved.get("").cloned();
-        host.tell(&ToLibrary::Start { saved: own.as_deref() });
+        host.tell(&ToLibrary::Start { saved: own.as_deref(), version: u64::from(own.is_some()) });
         host.stage("started")?;
         Ok(host)
     }
@@ -284,13 +287,54 @@ impl<S: Service> TestHost<S> {
             ToHost::Failed { call, class, message, .. } => {
                 state.answers.insert(call, Err(Fault::new(class, message)));
             }
-            ToHost::Save { perspective, state: saved } => {
+            ToHost::Save { perspective, state: saved, .. } => {
                 state.saved.insert(perspective.to_owned(), saved.to_vec());
             }
             ToHost::Load { request, perspective } => {
                 let saved = state.saved.get(perspective).cloned();
                 drop(state);
-                self.tell(&ToLibrary::Loaded { request, state: saved.as_deref() });
+                let version = u64::from(saved.is_some());
+                self.tell(&ToLibrary::Loaded { request, state: saved.as_deref(), version });
+            }
+            ToHost::Data { request, from, to, limit, reverse } => {
+                let within = state.data.range(from.to_vec()..);
+                let mut found: Vec<(&Vec<u8>, &Vec<u8>)> =
+                    within.take_while(|(key, _)| to.is_none_or(|to| key.as_slice() < to)).collect();
+                if reverse {
+                    found.reverse();
+                }
+                let more = found.len() as u64 > limit;
+                found.truncate(usize::try_from(limit).unwrap_or(usize::MAX));
+                let mut entries = Vec::new();
+                for (key, value) in found {
+                    frame::put_entry(&mut entries, key, Some(value));
+                }
+                let version = state.data_version;
+                drop(state);
+                self.tell(&ToLibrary::Entries { request, entries: &entries, more, version });
+            }
+            ToHost::Write { request, base, entries } => {
+                let fits = state.data_version == base;
+                if fits {
+                    state.data_version += 1;
+                    for (key, value) in frame::entries(entries) {
+                        match value {
+                            Some(value) => drop(state.data.insert(key.to_vec(), value.to_vec())),
+                            None => drop(state.data.remove(key)),
+                        }
+                    }
+                }
+                drop(state);
+                if fits {
+                    self.tell(&ToLibrary::Committed { request });
+                } else {
+                    self.tell(&ToLibrary::NotLoaded { request, message: "it was changed meanwhile" });
+                }
+            }
+            ToHost::End { attachment } => {
+                state.ended.insert(attachment);
+                drop(state);
+                self.tell(&ToLibrary::Detach { attachment });
             }
             ToHost::Update { attachment, method, arguments, .. } => {
                 let arguments = Value::decode(arguments).unwrap_or_else(|_| Value::none());
@@ -387,6 +431,12 @@ impl<'h, S: Service> TestClient<'h, S> {
     #[must_use]
     pub fn updates(&self) -> Vec<(String, Value)> {
         self.host.state.borrow_mut().updates.remove(&self.attachment).unwrap_or_default()
+    }
+
+    /// Whether the service has ended this attachment ([`Context::end`](crate::Context::end)).
+    #[must_use]
+    pub fn ended(&self) -> bool {
+        self.host.state.borrow().ended.contains(&self.attachment)
     }
 
     fn send(&self, method: &str, arguments: &impl Serialize, keywords: &impl Serialize) -> Result<TestCall<'h, S>> {

@@ -7,7 +7,6 @@ use credhost::cred::login::Login;
 use credhost::cred::{DefaultAuthorizer, Entropy, Identity, Key, MasterKey, Password};
 use credhost::multiservice::MultiService;
 use credhost::multiservice::slot::{Slot, Surroundings};
-use credhost::multiservice::switchboard::Switchboard;
 use credhost::session::{AuthRoot, Door, Limits};
 use credhost::store::MemoryStore;
 use jelly::{Limits as JellyLimits, Scanner, Shape, Value, token};
@@ -106,7 +105,7 @@ impl Embedded {
     #[must_use]
     pub fn start(limits: Limits) -> Self {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-        let surroundings = Surroundings { store: Arc::new(MemoryStore::new()), switchboard: Switchboard::new() };
+        let surroundings = Surroundings::new(Arc::new(MemoryStore::new()));
         let services = MultiService::new("pb");
         runtime.block_on(async {
             let trial = Slot::linked::<Trial>(&surroundings).await.expect("the service loads");

@@ -106,7 +106,8 @@ impl TestHome {
         self.run(&["identity", "add", "nobody", "--no-password"], "");
         let config = self.path().join("credhost.toml");
         let text = std::fs::read_to_string(&config).expect("the configuration is there");
-        std::fs::write(&config, text.replace("shortest = 15", "shortest = 1")).expect("it can be written");
+        std::fs::write(&config, text.replace("shortest = 15", "shortest = 1").replace("guesses = 10", "guesses = 0"))
+            .expect("it can be written");
     }
 
     /// Copies a library into the folder.

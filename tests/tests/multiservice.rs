@@ -4,7 +4,6 @@ use std::sync::{Arc, Mutex};
 
 use credhost::cred::DefaultAuthorizer;
 use credhost::multiservice::slot::{Slot, State, Surroundings};
-use credhost::multiservice::switchboard::Switchboard;
 use credhost::multiservice::{MultiService, NotAdded};
 use credhost::store::MemoryStore;
 use plugin_api::prelude::*;
@@ -73,7 +72,7 @@ services! {
 }
 
 fn surroundings() -> Surroundings {
-    Surroundings { store: Arc::new(MemoryStore::new()), switchboard: Switchboard::new() }
+    Surroundings::new(Arc::new(MemoryStore::new()))
 }
 
 async fn slot<S: Service>() -> Arc<Slot> {
@@ -156,7 +155,7 @@ async fn an_authorizer_and_a_collection_know_nothing_of_each_other() {
 
 #[tokio::test]
 async fn who_needs_another_starts_after_it_and_is_stopped_before_it() {
-    let surroundings = Surroundings { store: Arc::new(MemoryStore::new()), switchboard: Switchboard::new() };
+    let surroundings = Surroundings::new(Arc::new(MemoryStore::new()));
     let services = MultiService::new("pb");
     services.add(Slot::linked::<need_top::Here>(&surroundings).await.expect("it runs")).await.expect("added");
     services.add(Slot::linked::<need_lost::Here>(&surroundings).await.expect("it runs")).await.expect("added");
@@ -210,14 +209,14 @@ async fn a_stop_that_waits_for_the_host_is_served_and_what_it_changes_is_saved()
     use credhost::store::Store;
 
     let store = Arc::new(MemoryStore::new());
-    let surroundings = Surroundings { store: Arc::clone(&store) as Arc<_>, switchboard: Switchboard::new() };
+    let surroundings = Surroundings::new(Arc::clone(&store) as Arc<_>);
     let services = MultiService::new("pb");
     let slot = Slot::linked::<Leaving>(&surroundings).await.expect("it runs");
     services.add(Arc::clone(&slot)).await.expect("its name is free");
     services.start().await;
     assert_eq!(services.remove(&slot).await, Account::Nothing, "it is not given up");
     let (told, saved) = std::sync::mpsc::channel();
-    store.load("leaving", "bob", Box::new(move |state| told.send(state).expect("somebody listens")));
+    store.state("leaving", "bob", Box::new(move |state| told.send(state).expect("somebody listens")));
     let state = saved.recv().expect("the store answers").expect("it is well").expect("there is a state");
-    assert!(jelly::Value::decode(&state).expect("it is Jelly").to_string().contains("stopped"));
+    assert!(jelly::Value::decode(&state.state).expect("it is Jelly").to_string().contains("stopped"));
 }

@@ -35,7 +35,7 @@ impl Bench {
         let link = home.path().join("link");
         std::os::unix::fs::symlink(home.path(), &link).expect("it can be made");
         let private = PrivateFolder::new(link.join("generations")).expect("a folder");
-        let surroundings = Surroundings { store: Arc::new(MemoryStore::new()), switchboard: Switchboard::new() };
+        let surroundings = Surroundings::new(Arc::new(MemoryStore::new()));
         let (number, mailbox) = surroundings.switchboard.connect();
         let services = MultiService::new("pb");
         services.start().await;

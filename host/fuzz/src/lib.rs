@@ -102,7 +102,7 @@ pub fn login(bytes: &[u8]) {
     let wanted = Wanted::parse(&name);
     let challenge = Challenge::new(&wanted.identity, [3; 16]);
     // An authorizer in memory answers at once.
-    let mut answer = std::pin::pin!(login.respond(&challenge, proof));
+    let mut answer = std::pin::pin!(login.respond(&challenge, proof, 0));
     match answer.as_mut().poll(&mut std::task::Context::from_waker(std::task::Waker::noop())) {
         std::task::Poll::Ready(answer) => assert!(answer.is_ok_and(|proof| proof.is_err()), "alice has no password"),
         std::task::Poll::Pending => unreachable!("nothing is waited for"),

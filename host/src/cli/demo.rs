@@ -5,6 +5,7 @@ use std::process::{Command, Stdio};
 use std::rc::Rc;
 
 use clap::Args;
+use credhost::accounts::AccountError;
 use credhost::config::{Home, random};
 use credhost::cred::{Identity, Key, Password};
 use credhost::server::{Host, Options};
@@ -42,7 +43,7 @@ impl Demo {
         for library in &built {
             put(library, &home.plugins())?;
         }
-        let options = Options { listen: Some(self.listen), plaintext: false, vetter: None };
+        let options = Options { listen: Some(self.listen), ..Options::default() };
         run::serve(home, &options, first_call)
     }
 }
@@ -114,11 +115,11 @@ async fn first_call(host: Rc<Host>) -> Result<(), Trouble> {
     let mut new = Vec::new();
     for name in PEOPLE {
         let accounts = host.accounts();
-        if accounts.authorizer().get(name).is_none() {
+        if matches!(accounts.get(name), Err(AccountError::Missing(_))) {
             let password = password()?;
             accounts.add(name, Some(&Password::new(&password)))?;
             for service in SAMPLES {
-                accounts.key_add(name, Key::new(service, name)?)?;
+                accounts.key_add(name, &Key::new(service, name)?)?;
             }
             new.push((name, password));
         }
@@ -161,9 +162,10 @@ async fn call_as_guest(host: &Host) -> Result<String, Trouble> {
     let mut guest = Identity::new(&name)?;
     guest.set_password(&Password::new(&password), host.accounts().key(), &credhost::config::entropy()?)?;
     guest.keyring.add(Key::new("todo", "alice")?);
-    host.accounts().authorizer().add(guest)?;
+    let accounts = host.accounts();
+    accounts.insert(guest, accounts.event("identity.added", &name))?;
     let answer = call(host.address(), &name, &password).await;
-    host.accounts().authorizer().remove(&name)?;
+    accounts.remove(&name)?;
     answer
 }
 

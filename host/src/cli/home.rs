@@ -1,8 +1,10 @@
 //! Asks the running host, or does it itself where none runs.
 
 use std::io::{BufRead, IsTerminal};
+use std::time::{Duration, Instant, UNIX_EPOCH};
 
-use credhost::config::{Accounts, Home};
+use credhost::accounts::Accounts;
+use credhost::config::Home;
 use credhost::control::{self, ControlError, Failed, Request, Secret};
 use zeroize::Zeroizing;
 
@@ -14,7 +16,8 @@ fn trouble(failed: Failed) -> Trouble {
 
 /// Does what is asked for: a running host at once, or else on the files of its home.
 pub(super) fn ask(home: &Home, request: &Request) -> Result<serde_json::Value, Trouble> {
-    match control::send(&home.control(), request) {
+    let mut bar = Progress::new();
+    match control::send(&home.control(), request, &mut |done, of| bar.show(done, of)) {
         Ok(answer) => answer.map_err(trouble),
         Err(ControlError::NoHost) => {
             let makes = matches!(request, Request::IdentityAdd { .. });
@@ -24,11 +27,63 @@ pub(super) fn ask(home: &Home, request: &Request) -> Result<serde_json::Value, T
                 home.check()?
             }
             let _lock = home.lock()?;
-            let (accounts, _) = Accounts::open(home)?;
-            control::perform(request, &accounts, None).map_err(trouble)
+            let (accounts, _) = Accounts::open(home, &by())?;
+            control::perform(request, &accounts, None, &mut |done, of| bar.show(done, of)).map_err(trouble)
         }
         Err(error) => Err(error.into()),
     }
+}
+
+/// Who acts here, for the audit trail.
+fn by() -> String {
+    format!("a command of uid {}", rustix::process::getuid().as_raw())
+}
+
+/// How much is done, for a person at a terminal; for nobody else.
+pub(super) struct Progress {
+    terminal: bool,
+    shown: Option<Instant>,
+}
+
+impl Progress {
+    pub(super) fn new() -> Self {
+        Self { terminal: std::io::stderr().is_terminal(), shown: None }
+    }
+
+    /// So much is done, of so much (0: not known). Shown ten times a second at most.
+    pub(super) fn show(&mut self, done: u64, of: u64) {
+        let soon = self.shown.is_some_and(|shown| shown.elapsed() < Duration::from_millis(100));
+        if !self.terminal || soon {
+            return;
+        }
+        self.shown = Some(Instant::now());
+        let percent = (done * 100).checked_div(of).map_or_else(String::new, |percent| format!(" ({percent} %)"));
+        eprint!("\r{done}{percent} …\x1b[K");
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        if self.shown.is_some() {
+            eprint!("\r\x1b[K");
+        }
+    }
+}
+
+/// When something was, for a person to read.
+pub(super) fn when(seconds: u64) -> String {
+    if seconds == 0 {
+        return "-".to_owned();
+    }
+    humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_secs(seconds)).to_string()
+}
+
+/// "90d" from now on, in seconds since 1970.
+pub(super) fn expiry(text: Option<&str>) -> Result<Option<u64>, Trouble> {
+    let Some(text) = text else { return Ok(None) };
+    let time = humantime::parse_duration(text)
+        .map_err(|error| Trouble::new(format!("{text:?} is no time: {error}")).hint("write it as 90d, 12h or 1y"))?;
+    Ok(Some(credhost::store::now() + time.as_secs()))
 }
 
 /// A password: from standard input, or typed at a prompt; twice, if it is a new one.

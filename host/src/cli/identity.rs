@@ -1,12 +1,17 @@
 //! `credhost identity`
 
+use std::path::PathBuf;
+
 use clap::Subcommand;
 use credhost::config::Home;
 use credhost::control::Request;
 use serde_json::Value;
 
-use super::home::{ask, password, table};
-use super::{Output, Trouble};
+use super::home::{ask, password, table, when};
+use super::{Output, Trouble, import, say};
+
+/// So many are asked for at once.
+const PAGE: usize = 1000;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Identity {
@@ -16,26 +21,45 @@ pub(super) enum Identity {
         /// Read the password from standard input.
         #[arg(long)]
         password_stdin: bool,
-        /// Add it without a password: nobody can log in as it yet.
+        /// Add it without a password: nobody can log in with one.
         #[arg(long, conflicts_with = "password_stdin")]
         no_password: bool,
     },
     /// List all identities.
     List,
-    /// Show one identity and its keys.
+    /// Show one identity, its credentials and its keys.
     Show { name: String },
-    /// Change an identity's password.
+    /// Set an identity's password, in the place of those it has. Who has logged in with one is logged out.
     Password {
         name: String,
+        /// Set, or clear, only the one of this label: an identity may have several.
+        #[arg(long)]
+        label: Option<String>,
         /// Read the password from standard input.
         #[arg(long)]
         password_stdin: bool,
-        /// Take the password away: nobody can log in with one.
+        /// Take passwords away: nobody can log in with one.
         #[arg(long, conflicts_with = "password_stdin")]
         clear: bool,
     },
-    /// Remove an identity and its keys. Its states stay.
+    /// Let nobody log in as it, and end what is open, at once.
+    Disable { name: String },
+    /// Let it log in again.
+    Enable { name: String },
+    /// Forget the failed logins that keep it out.
+    Unlock { name: String },
+    /// Remove an identity and its keys, and end what is open. Its states stay.
     Remove { name: String },
+    /// Add many: JSON, one object a line, as `export` prints it. Passwords come as argon2id hashes.
+    Import {
+        /// The file; - for standard input.
+        file: PathBuf,
+        /// Put them in the place of those of the same names.
+        #[arg(long)]
+        replace: bool,
+    },
+    /// Print all, with their hashes, for `import`.
+    Export,
 }
 
 impl Identity {
@@ -47,30 +71,90 @@ impl Identity {
                 let done = format!("{name} is added; give it a key: credhost key add {name} SERVICE");
                 (Request::IdentityAdd { name, password }, done)
             }
-            Self::Password { name, password_stdin, clear } => {
+            Self::Password { name, label, password_stdin, clear } => {
                 let password = if clear { None } else { Some(password(password_stdin, &prompt(&name), true)?) };
-                let done = format!("the password of {name} is changed");
-                (Request::IdentityPassword { name, password }, done)
+                let done = format!("the password of {name} is {}", if clear { "gone" } else { "changed" });
+                (Request::IdentityPassword { name, password, label }, done)
+            }
+            Self::Disable { name } => {
+                let done = format!("{name} is disabled, and logged out");
+                (Request::IdentityDisable { name }, done)
+            }
+            Self::Enable { name } => {
+                let done = format!("{name} is enabled");
+                (Request::IdentityEnable { name }, done)
+            }
+            Self::Unlock { name } => {
+                let done = format!("failed logins of {name} are forgotten");
+                (Request::IdentityUnlock { name }, done)
             }
             Self::Remove { name } => {
-                let done = format!("{name} is removed");
+                let done = format!("{name} is removed, and logged out");
                 (Request::IdentityRemove { name }, done)
             }
-            Self::List => {
-                let list = ask(home, &Request::IdentityList {})?;
-                output.show(&list, || listed(&list));
-                return Ok(());
-            }
+            Self::List => return list(home, output),
             Self::Show { name } => {
                 let identity = ask(home, &Request::IdentityShow { name })?;
                 output.show(&identity, || shown(&identity));
                 return Ok(());
+            }
+            Self::Import { file, replace } => return import::import(home, output, &file, replace),
+            Self::Export => {
+                return pages(
+                    home,
+                    |after| Request::IdentityExport { after, limit: PAGE },
+                    |page| {
+                        page.iter().for_each(|record| say(&record.to_string()));
+                    },
+                );
             }
         };
         let answer = ask(home, &request)?;
         output.show(&answer, || done);
         Ok(())
     }
+}
+
+/// Asks for page after page.
+fn pages(
+    home: &Home,
+    request: impl Fn(Option<String>) -> Request,
+    mut each: impl FnMut(Vec<Value>),
+) -> Result<(), Trouble> {
+    let mut after = None;
+    loop {
+        let Value::Array(page) = ask(home, &request(after.take()))? else { return Ok(()) };
+        after = page.last().and_then(|last| last["name"].as_str()).map(str::to_owned);
+        let whole = page.len() == PAGE;
+        each(page);
+        if !whole {
+            return Ok(());
+        }
+    }
+}
+
+fn list(home: &Home, output: Output) -> Result<(), Trouble> {
+    let mut all = Vec::new();
+    let mut any = false;
+    pages(
+        home,
+        |after| Request::IdentityList { after, limit: PAGE },
+        |page| {
+            any |= !page.is_empty();
+            if output.json {
+                all.extend(page);
+            } else if !page.is_empty() {
+                // A page at a time: a million of them have no common width, nor room here.
+                say(&listed(&page));
+            }
+        },
+    )?;
+    if output.json {
+        say(&Value::Array(all).to_string());
+    } else if !any {
+        say("nobody yet; credhost identity add NAME");
+    }
+    Ok(())
 }
 
 pub(super) fn key(key: &Value) -> String {
@@ -82,33 +166,57 @@ fn keys(identity: &Value) -> String {
     keys.iter().map(key).collect::<Vec<_>>().join(" ")
 }
 
-fn words(identity: &Value) -> &'static str {
-    match (identity["enabled"].as_bool(), identity["password"].as_bool()) {
-        (Some(false), _) => "disabled",
-        (_, Some(false)) => "no password",
-        _ => "enabled",
+fn words(identity: &Value) -> String {
+    let kinds = identity["credentials"].as_array().map(Vec::as_slice).unwrap_or_default();
+    match (identity["enabled"].as_bool(), identity["locked"].as_bool()) {
+        (Some(false), _) => "disabled".to_owned(),
+        (_, Some(true)) => "locked".to_owned(),
+        _ if kinds.is_empty() => "no password".to_owned(),
+        _ if identity["password"].as_bool() == Some(false) => "enabled, no password".to_owned(),
+        _ => "enabled".to_owned(),
     }
 }
 
-fn listed(list: &Value) -> String {
-    let identities = list.as_array().map(Vec::as_slice).unwrap_or_default();
-    if identities.is_empty() {
-        return "nobody yet; credhost identity add NAME".to_owned();
-    }
-    let rows = identities.iter().map(|identity| {
-        vec![identity["name"].as_str().unwrap_or("?").to_owned(), words(identity).to_owned(), keys(identity)]
-    });
+fn listed(identities: &[Value]) -> String {
+    let rows = identities
+        .iter()
+        .map(|identity| vec![identity["name"].as_str().unwrap_or("?").to_owned(), words(identity), keys(identity)]);
     table(&rows.collect::<Vec<_>>())
 }
 
 fn shown(identity: &Value) -> String {
-    let yes = |key: &str| {
-        if identity[key].as_bool() == Some(true) { "yes" } else { "no" }
-    };
-    table(&[
-        vec!["name".to_owned(), identity["name"].as_str().unwrap_or("?").to_owned()],
-        vec!["state".to_owned(), words(identity).to_owned()],
-        vec!["stock PB login".to_owned(), yes("stock_pb_login").to_owned()],
-        vec!["keys".to_owned(), keys(identity)],
-    ])
+    let row = |name: &str, value: String| vec![name.to_owned(), value];
+    let mut rows = vec![
+        row("name", identity["name"].as_str().unwrap_or("?").to_owned()),
+        row("state", words(identity)),
+        row("keys", keys(identity)),
+    ];
+    if let Some(failures) = identity["failures"].as_u64().filter(|failures| *failures > 0) {
+        rows.push(row("failed logins", format!("{failures} in a row")));
+    }
+    for credential in identity["credentials"].as_array().into_iter().flatten() {
+        rows.push(row(credential["kind"].as_str().unwrap_or("?"), self::credential(credential)));
+    }
+    if identity["stock_pb_login"].as_bool() == Some(true) {
+        let means = "possible: md5(password) is kept, sealed under master.key";
+        rows.push(row("stock PB login", means.to_owned()));
+    }
+    table(&rows)
+}
+
+pub(super) fn credential(credential: &Value) -> String {
+    let mut text = format!(
+        "#{} {}, since {}",
+        credential["number"],
+        credential["label"].as_str().unwrap_or("?"),
+        when(credential["created"].as_u64().unwrap_or(0))
+    );
+    if let Some(expires) = credential["expires"].as_u64() {
+        let word = if credential["expired"].as_bool() == Some(true) { "expired" } else { "until" };
+        text += &format!(", {word} {}", when(expires));
+    }
+    if let Some(fingerprint) = credential["fingerprint"].as_str() {
+        text += &format!(", {fingerprint}");
+    }
+    text
 }

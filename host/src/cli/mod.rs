@@ -1,13 +1,22 @@
 //! Commands: one small file each.
 
+mod audit;
+mod backup;
 mod call;
 mod demo;
 mod describe;
+mod doctor;
 mod home;
 mod identity;
+mod import;
 mod key;
+mod master_key;
+mod pubkey;
 mod run;
 mod service;
+mod session;
+mod tls;
+mod token;
 mod vet;
 
 use std::io::IsTerminal;
@@ -48,12 +57,36 @@ enum Command {
     /// Who may log in.
     #[command(subcommand)]
     Identity(identity::Identity),
+    /// SSH public keys, to log in with.
+    #[command(subcommand)]
+    Pubkey(pubkey::Pubkey),
+    /// Access tokens, for programs to log in with.
+    #[command(subcommand)]
+    Token(token::Token),
     /// What an identity may get: its keyring.
     #[command(subcommand)]
     Key(key::Key),
+    /// Who is logged in.
+    #[command(subcommand)]
+    Session(session::Session),
     /// What runs.
     #[command(subcommand)]
     Service(service::Service),
+    /// What has happened: logins, refusals, changes.
+    #[command(subcommand)]
+    Audit(audit::Audit),
+    /// Copy the store into a file, while the host runs or not. master.key is not in it.
+    Backup(backup::Backup),
+    /// Put a backup in the place of the store. No host may run.
+    Restore(backup::Restore),
+    /// Certificates of one's own.
+    #[command(subcommand)]
+    Tls(tls::Tls),
+    /// The key that secrets in the store are sealed under.
+    #[command(subcommand)]
+    MasterKey(master_key::MasterKey),
+    /// Look for what is wrong, or soon will be.
+    Doctor(doctor::Doctor),
     /// The verdict on a library, without loading it into a host.
     Vet(vet::Vet),
     #[command(name = credhost::loader::vet::WORD, hide = true)]
@@ -121,7 +154,16 @@ pub(crate) fn main() -> ExitCode {
         Command::Call(call) => call.run(output),
         Command::Describe(describe) => describe.run(&home, output),
         Command::Identity(identity) => identity.run(&home, output),
+        Command::Pubkey(pubkey) => pubkey.run(&home, output),
+        Command::Token(token) => token.run(&home, output),
         Command::Key(key) => key.run(&home, output),
+        Command::Session(session) => session.run(&home, output),
+        Command::Audit(audit) => audit.run(&home, output),
+        Command::Backup(backup) => backup.run(&home, output),
+        Command::Restore(restore) => restore.run(&home, output),
+        Command::Tls(tls) => tls.run(&home, output),
+        Command::MasterKey(key) => key.run(&home, output),
+        Command::Doctor(doctor) => doctor.run(&home, output),
         Command::Service(service) => service.run(&home, output),
         Command::Vet(vet) => vet.run(&home, output),
         Command::VetInChild { copy } => credhost::loader::vet::child(&copy),

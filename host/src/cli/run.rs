@@ -14,6 +14,9 @@ pub(super) struct Run {
     /// Where to serve Perspective Broker, instead of what credhost.toml says.
     #[arg(long, value_name = "ADDRESS:PORT")]
     listen: Option<String>,
+    /// Where to serve it over TLS, instead of what credhost.toml says.
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    listen_tls: Option<String>,
     /// Serve in the clear though others can listen.
     #[arg(long)]
     plaintext: bool,
@@ -21,7 +24,8 @@ pub(super) struct Run {
 
 impl Run {
     pub(super) fn run(self, home: Home) -> Result<(), Trouble> {
-        let options = Options { listen: self.listen, plaintext: self.plaintext, vetter: None };
+        let options =
+            Options { listen: self.listen, listen_tls: self.listen_tls, plaintext: self.plaintext, vetter: None };
         serve(home, &options, async |host| {
             tracing::info!("serving Perspective Broker on {}", host.address());
             Ok(())

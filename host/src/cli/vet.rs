@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
-use credhost::config::{Accounts, Home};
+use credhost::config::{ConfigFile, Home};
 use credhost::folder;
 use credhost::loader::private::PrivateFolder;
 use credhost::loader::vet::Sections;
@@ -24,7 +24,7 @@ impl Vet {
     pub(super) fn run(self, home: &Home, output: Output) -> Result<(), Trouble> {
         // With the configuration that it would be given, where there is one.
         let sections = if home.config().exists() {
-            let (_, settings) = Accounts::open(home)?;
+            let settings = ConfigFile::open(&home.config())?.settings()?;
             folder::sections(&settings).map_err(Trouble::new)?
         } else {
             Sections::new()

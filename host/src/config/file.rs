@@ -1,4 +1,4 @@
-//! `credhost.toml`: settings, and identities until there is a database. Comments stay when commands edit it.
+//! `credhost.toml`: settings. Identities that an earlier version kept in it are moved into the store. Comments stay.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
@@ -7,23 +7,35 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
-use toml_edit::{Array, DocumentMut, Item, Table, value};
+use toml_edit::{DocumentMut, Item};
 
 use super::home::{HomeError, private};
-use crate::cred::{Identity, Key, NameError, Sealed};
+use crate::cred::{HashCost, Identity, Key, NameError, PasswordRules, ProofBy, Sealed};
 
 /// What a new file says.
 const TEMPLATE: &str = "\
-# credhost: settings and identities. Commands edit this file and keep its comments.
-# A host that runs reads it at its start; change identities with `credhost identity` and `credhost key`.
+# credhost: settings. A host that runs reads them at its start.
+# Who may log in is in store.db: `credhost identity`, `credhost key`.
 
 [pb]
-# Where Perspective Broker is served.
+# Where Perspective Broker is served, in the clear: for this machine alone.
 listen = \"127.0.0.1:8787\"
+# Where it is served over TLS; needs [tls], or `credhost tls init`.
+# listen_tls = \"0.0.0.0:8788\"
+# Whether Twisted's own login is offered. It needs md5(password), which is kept sealed under master.key. Without it,
+# clients log in by loginPassword (over TLS or on this machine), loginKey or loginToken.
+stock_login = true
 
 [password]
 # The fewest characters of a new password.
 shortest = 15
+# The fewest guesses that it must stand, as a power of ten.
+guesses = 10
+# Passwords that are refused, one a line, in a file in this folder.
+# blocked = \"blocked.txt\"
+# What hashing one costs: memory in KiB, and passes over it. Old ones are hashed anew at the next login.
+memory = 19456
+passes = 2
 
 [plugins]
 # How many seconds a library may take for each step of its vetting.
@@ -43,6 +55,10 @@ pub struct Settings {
     pub pb: PbSection,
     /// `[password]`
     pub password: PasswordSection,
+    /// `[state]`
+    pub state: StateSection,
+    /// `[tls]`
+    pub tls: TlsSection,
     /// `[plugins]`
     pub plugins: PluginsSection,
     /// `[multiservice.NAME]`: collections inside of the one that has all.
@@ -59,15 +75,25 @@ pub struct Settings {
 pub struct PbSection {
     /// Where Perspective Broker is served.
     pub listen: String,
+    /// Where it is served over TLS.
+    pub listen_tls: Option<String>,
     /// Whether it may be served in the clear where others can listen.
     pub plaintext: bool,
+    /// Whether Twisted's own login, by md5(password), is offered.
+    pub stock_login: bool,
     /// The `[multiservice.NAME]` that is served here; all services, if none is named.
     pub multiservice: Option<String>,
 }
 
 impl Default for PbSection {
     fn default() -> Self {
-        Self { listen: "127.0.0.1:8787".to_owned(), plaintext: false, multiservice: None }
+        Self {
+            listen: "127.0.0.1:8787".to_owned(),
+            listen_tls: None,
+            plaintext: false,
+            stock_login: true,
+            multiservice: None,
+        }
     }
 }
 
@@ -79,6 +105,8 @@ pub struct MultiServiceSection {
     pub services: Vec<String>,
     /// Where Perspective Broker is served for these alone, if anywhere.
     pub listen: Option<String>,
+    /// The same over TLS.
+    pub listen_tls: Option<String>,
 }
 
 /// `[password]`
@@ -87,12 +115,54 @@ pub struct MultiServiceSection {
 pub struct PasswordSection {
     /// The fewest characters of a new password.
     pub shortest: usize,
+    /// The fewest guesses it must stand, as a power of ten.
+    pub guesses: u32,
+    /// A file of passwords that are refused, one a line; within the home folder.
+    pub blocked: Option<String>,
+    /// Memory that hashing one takes, in KiB.
+    pub memory: u32,
+    /// Passes over it.
+    pub passes: u32,
+    /// Memory that hashing may take in all, in MiB: so many are hashed at once.
+    pub budget: u32,
 }
 
 impl Default for PasswordSection {
     fn default() -> Self {
-        Self { shortest: 15 }
+        let (rules, cost) = (PasswordRules::default(), HashCost::LEAST);
+        Self {
+            shortest: rules.shortest,
+            guesses: rules.guesses,
+            blocked: None,
+            memory: cost.memory,
+            passes: cost.passes,
+            budget: 128,
+        }
     }
+}
+
+/// `[state]`
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct StateSection {
+    /// How many bytes the state of one perspective, or of a service, may have.
+    pub largest: usize,
+}
+
+impl Default for StateSection {
+    fn default() -> Self {
+        Self { largest: crate::multiservice::slot::QUOTA }
+    }
+}
+
+/// `[tls]`
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TlsSection {
+    /// A file with the certificate and those between it and its root, in PEM; within the home folder, if it is relative.
+    pub certificate: Option<String>,
+    /// A file with its key, in PEM.
+    pub key: Option<String>,
 }
 
 /// `[plugins]`
@@ -194,12 +264,14 @@ impl ConfigFile {
         let at = |what: String| self.wrong(format!("[identity.{name}]: {what}"));
         let mut identity = Identity::new(name).map_err(|error| at(error.to_string()))?;
         identity.enabled = !section.disabled;
-        identity.password = section.password;
-        identity.verifier = section
+        let verifier = section
             .verifier
             .map(|text| data_encoding::BASE64.decode(text.as_bytes()).map(Sealed))
             .transpose()
             .map_err(|error| at(format!("verifier is not base64: {error}")))?;
+        if let Some(hash) = section.password {
+            identity.add(ProofBy::Password { hash, verifier }, "password", 0, None);
+        }
         for key in section.keys {
             let named =
                 key.split_once('/').ok_or_else(|| at(format!("the key {key:?} is not \"service/perspective\"")))?;
@@ -209,45 +281,13 @@ impl ConfigFile {
         Ok(identity)
     }
 
-    /// Writes an identity into the document: its section is made, or changed in place.
-    pub fn put(&mut self, identity: &Identity) {
-        let table = self.document.entry("identity").or_insert_with(|| {
-            let mut table = Table::new();
-            table.set_implicit(true);
-            Item::Table(table)
-        });
-        let section = &mut table[identity.name.as_str()];
-        if !section.is_table_like() {
-            *section = Item::Table(Table::new());
-        }
-        let mut set = |key: &str, new: Option<toml_edit::Value>| match new {
-            Some(new) => match section.get_mut(key).and_then(Item::as_value_mut) {
-                // What stands around a value, a comment behind it say, stays.
-                Some(old) => {
-                    let decor = old.decor().clone();
-                    *old = new;
-                    *old.decor_mut() = decor;
-                }
-                None => section[key] = value(new),
-            },
-            None => {
-                if let Some(table) = section.as_table_like_mut() {
-                    table.remove(key);
-                }
-            }
-        };
-        set("password", identity.password.as_deref().map(Into::into));
-        let verifier = identity.verifier.as_ref().map(|sealed| data_encoding::BASE64.encode(&sealed.0));
-        set("verifier", verifier.map(Into::into));
-        set("disabled", (!identity.enabled).then(|| true.into()));
-        let keys: Array = identity.keyring.keys().map(|key| format!("{}/{}", key.service, key.perspective)).collect();
-        set("keys", Some(toml_edit::Value::Array(keys)));
-    }
-
     /// Takes an identity out of the document.
     pub fn take(&mut self, name: &str) {
         if let Some(table) = self.document.get_mut("identity").and_then(Item::as_table_like_mut) {
             table.remove(name);
+            if table.is_empty() {
+                self.document.remove("identity");
+            }
         }
     }
 
@@ -260,7 +300,9 @@ impl ConfigFile {
             .map_err(|error| ConfigError::Io { path: self.path.clone(), error })
     }
 
-    fn wrong(&self, message: String) -> ConfigError {
+    /// An error about what it says.
+    #[must_use]
+    pub fn wrong(&self, message: String) -> ConfigError {
         ConfigError::Content { path: self.path.clone(), message }
     }
 }
@@ -288,22 +330,20 @@ mod tests {
     }
 
     #[test]
-    fn comments_stay_when_an_identity_changes() {
+    fn comments_stay_when_an_identity_is_taken_out() {
         let (_folder, mut file) = file(
-            "# mine\n[pb] # the door\nlisten = \"127.0.0.1:1\" # here\n\n# she is nice\n[identity.alice]\n# her keys\nkeys = [\"todo/alice\"] # one\n",
+            "# mine\n[pb] # the door\nlisten = \"127.0.0.1:1\" # here\n\n[identity.alice]\nkeys = [\"todo/alice\"]\n",
         );
-        let mut alice = file.identities().unwrap().remove(0);
-        alice.keyring.add(Key::new("todo", "work").unwrap());
-        file.put(&alice);
-        file.put(&Identity::new("bob").unwrap());
+        let alice = file.identities().unwrap().remove(0);
+        assert!(alice.keyring.has(&Key::new("todo", "alice").unwrap()));
+        file.take("alice");
         file.save().unwrap();
         let text = fs::read_to_string(&file.path).unwrap();
-        for comment in ["# mine", "# the door", "# here", "# she is nice", "# her keys", "# one"] {
+        for comment in ["# mine", "# the door", "# here"] {
             assert!(text.contains(comment), "{comment} in {text}");
         }
-        let again = ConfigFile::open(&file.path).unwrap().identities().unwrap();
-        assert_eq!(again[0], alice);
-        assert_eq!(again[1].name.as_str(), "bob");
+        assert!(!text.contains("alice") && !text.contains("identity"), "{text}");
+        assert!(ConfigFile::open(&file.path).unwrap().identities().unwrap().is_empty());
     }
 
     #[test]

@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, flock};
 
+use super::file::TlsSection;
+
 /// A home folder.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Home {
@@ -108,7 +110,13 @@ impl Home {
         self.path.join("plugins")
     }
 
-    /// Settings, and identities.
+    /// Identities, states, the audit trail.
+    #[must_use]
+    pub fn store(&self) -> PathBuf {
+        self.path.join("store.db")
+    }
+
+    /// Settings.
     #[must_use]
     pub fn config(&self) -> PathBuf {
         self.path.join("credhost.toml")
@@ -118,6 +126,22 @@ impl Home {
     #[must_use]
     pub fn master_key(&self) -> PathBuf {
         self.path.join("master.key")
+    }
+
+    /// Certificates that `credhost tls init` has made.
+    #[must_use]
+    pub fn tls(&self) -> PathBuf {
+        self.path.join("tls")
+    }
+
+    /// The files of the certificate and its key.
+    #[must_use]
+    pub fn certificates(&self, section: &TlsSection) -> (PathBuf, PathBuf) {
+        let file = |named: &Option<String>, made: &str| match named {
+            Some(named) => self.path.join(named),
+            None => self.tls().join(made),
+        };
+        (file(&section.certificate, "cert.pem"), file(&section.key, "key.pem"))
     }
 
     /// Where a running host is spoken to.
@@ -140,7 +164,10 @@ impl Home {
 }
 
 /// Checks that a file or folder is this user's, and nobody else's to use.
-pub(super) fn private(path: &Path, wanted: u32) -> Result<(), HomeError> {
+///
+/// # Errors
+/// When it is not.
+pub fn private(path: &Path, wanted: u32) -> Result<(), HomeError> {
     let about = fs::metadata(path).map_err(|error| HomeError::Io { path: path.to_owned(), error })?;
     if about.uid() != rustix::process::geteuid().as_raw() {
         return Err(HomeError::Owner(path.to_owned()));

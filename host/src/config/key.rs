@@ -41,9 +41,23 @@ pub fn master_key(home: &Home) -> Result<MasterKey, HomeError> {
     }
     private(&path, 0o600)?;
     let bytes = Zeroizing::new(fs::read(&path).map_err(failed)?);
-    let bytes: [u8; 32] = bytes
-        .as_slice()
-        .try_into()
-        .map_err(|_| failed(io::Error::other("it is not 32 bytes long; restore it from a backup")))?;
-    Ok(MasterKey::new(bytes))
+    let parts: Vec<Zeroizing<[u8; 32]>> = bytes.as_chunks::<32>().0.iter().map(|part| Zeroizing::new(*part)).collect();
+    if parts.is_empty() || bytes.len() % 32 != 0 {
+        return Err(failed(io::Error::other("it is not 32 bytes long; restore it from a backup")));
+    }
+    Ok(MasterKey::of_parts(parts))
+}
+
+/// Writes the key in the place of the one there is: whole, or not at all.
+///
+/// # Errors
+/// When it cannot be written; it is then as it was.
+pub fn write_key(home: &Home, key: &MasterKey) -> Result<(), HomeError> {
+    let path = home.master_key();
+    let failed = |error| HomeError::Io { path: path.clone(), error };
+    let new = path.with_extension("key.new");
+    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new).map_err(failed)?;
+    file.write_all(&key.bytes()).and_then(|()| file.sync_all()).map_err(failed)?;
+    fs::rename(&new, &path).map_err(failed)?;
+    fs::File::open(home.path()).and_then(|folder| folder.sync_all()).map_err(failed)
 }

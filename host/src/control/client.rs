@@ -8,9 +8,9 @@ use std::time::Duration;
 use zeroize::Zeroizing;
 
 use super::perform::Failed;
-use super::protocol::{Request, Response};
+use super::protocol::{Request, Response, VERSION};
 
-/// How long a host may take to answer: it may have a password to hash.
+/// How long a host may say nothing: it may have a password to hash, or a library to stop.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Why there is no answer.
@@ -28,23 +28,33 @@ pub enum ControlError {
     Answer(#[from] serde_json::Error),
 }
 
-/// Asks the running host.
+/// Asks the running host. `progress` hears how much is done, of how much (0: not known).
 ///
 /// # Errors
 /// When none runs or none answers; inside, what the host refused with.
-pub fn send(socket: &Path, request: &Request) -> Result<Result<serde_json::Value, Failed>, ControlError> {
+pub fn send(
+    socket: &Path,
+    request: &Request,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<Result<serde_json::Value, Failed>, ControlError> {
     let mut stream = UnixStream::connect(socket).map_err(|error| match error.kind() {
         io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => ControlError::NoHost,
         _ => error.into(),
     })?;
     stream.set_read_timeout(Some(PATIENCE))?;
-    let mut line = Zeroizing::new(serde_json::to_string(request)?);
-    line.push('\n');
+    // The version stands first; what follows may hold a password.
+    let body = Zeroizing::new(serde_json::to_string(request)?);
+    let line = Zeroizing::new(format!("{{\"version\":{VERSION},{}\n", body.trim_start_matches('{')));
     stream.write_all(line.as_bytes())?;
-    let mut answer = String::new();
-    BufReader::new(stream).read_line(&mut answer)?;
-    Ok(match serde_json::from_str(&answer)? {
-        Response::Done(done) => Ok(done),
-        Response::Failed { error, hint } => Err(Failed { error, hint }),
-    })
+    let mut reader = BufReader::new(stream);
+    loop {
+        // A token may be in it.
+        let mut answer = Zeroizing::new(String::new());
+        reader.read_line(&mut answer)?;
+        match serde_json::from_str(&answer)? {
+            Response::Progress { done, of } => progress(done, of),
+            Response::Done(done) => return Ok(Ok(done)),
+            Response::Failed { error, hint } => return Ok(Err(Failed { error, hint })),
+        }
+    }
 }

@@ -1,6 +1,6 @@
 //! The admin interface: one JSON object a line, on a Unix socket that only the host's user can open.
 //!
-//! A client sends a [`Request`] and gets a [`Response`], as often as it likes. Commands that change identities work
+//! A client sends a [`Request`] and gets a [`Response`], as often as it likes: PROTOCOL.md. Commands that change identities work
 //! without a running host, too: then the command takes the home's lock and does it itself.
 
 mod client;
@@ -9,6 +9,6 @@ mod protocol;
 mod server;
 
 pub use client::{ControlError, send};
-pub use perform::{Failed, perform};
-pub use protocol::{LibraryStatus, Request, Response, Secret};
-pub use server::serve;
+pub use perform::{Failed, Running, perform};
+pub use protocol::{LibraryStatus, Request, Response, Secret, VERSION};
+pub use server::{Progress, serve};

@@ -2,10 +2,13 @@
 
 use serde_json::{Value, json};
 
-use super::protocol::{LibraryStatus, Request};
-use crate::config::{AccountError, Accounts};
-use crate::cred::{Identity, Key, NameError, NoSuchIdentity, Password};
+use super::protocol::{LibraryStatus, Request, Secret};
+use crate::accounts::{AccountError, Accounts};
+use crate::cred::{Credential, Identity, Key, NameError, Password, ProofBy};
 use crate::multiservice::MultiService;
+use crate::session::Guard;
+use crate::store::audit::{Broken, Event, Head, Verifier};
+use crate::store::{Record, Store, StoreError, now, wait};
 
 /// Why it was not done, and what to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,6 +25,9 @@ impl From<AccountError> for Failed {
             AccountError::Missing(_) => Some("`credhost identity list` shows those there are"),
             AccountError::Duplicate(_) => Some("`credhost identity password NAME` changes its password"),
             AccountError::NoKey(..) => Some("`credhost key list NAME` shows its keys"),
+            AccountError::NoCredential(..) => Some("`credhost identity show NAME` shows what it has"),
+            AccountError::LabelTaken(..) => Some("choose another with --label"),
+            AccountError::Credential(_) => Some("[password] in credhost.toml has the rules"),
             _ => None,
         };
         Self { error: error.to_string(), hint: hint.map(str::to_owned) }
@@ -34,22 +40,44 @@ impl From<NameError> for Failed {
     }
 }
 
-/// Does what was asked for. `host` has the services and the folder's libraries, where a host runs.
+impl From<StoreError> for Failed {
+    fn from(error: StoreError) -> Self {
+        AccountError::from(error).into()
+    }
+}
+
+impl From<Broken> for Failed {
+    fn from(error: Broken) -> Self {
+        let hint = "somebody has written to store.db who should not have; compare it with a backup".to_owned();
+        Self { error: format!("the audit trail does not fit: {error}"), hint: Some(hint) }
+    }
+}
+
+/// What there is only where a host runs.
+#[derive(Debug, Clone, Copy)]
+pub struct Running<'a> {
+    /// Its services.
+    pub services: &'a MultiService,
+    /// What became of the files in its folder.
+    pub libraries: &'a [LibraryStatus],
+    /// What stands before its logins.
+    pub guard: &'a Guard,
+}
+
+/// Does what was asked for. `host` is the running one, if there is one; `progress` hears how much is done, of how much (0:
+/// not known).
 ///
-/// Takes tens of milliseconds when a password is hashed: not for a thread that serves.
+/// Takes tens of milliseconds when a password is hashed, and longer for much: not for a thread that serves.
 ///
 /// # Errors
 /// What was wrong.
 pub fn perform(
     request: &Request,
     accounts: &Accounts,
-    host: Option<(&MultiService, &[LibraryStatus])>,
+    host: Option<Running<'_>>,
+    progress: &mut dyn FnMut(u64, u64),
 ) -> Result<Value, Failed> {
-    let identity = |name: &str| {
-        let found = accounts.authorizer().get(name);
-        found.ok_or_else(|| Failed::from(AccountError::from(NoSuchIdentity(name.to_owned()))))
-    };
-    let password = |secret: &Option<super::Secret>| secret.as_ref().map(|secret| Password::new(&secret.0));
+    let password = |secret: &Option<Secret>| secret.as_ref().map(|secret| Password::new(&secret.0));
     let key = |name: &str, service: &str, perspective: &Option<String>| {
         Key::new(service, perspective.as_deref().unwrap_or(name))
     };
@@ -58,27 +86,57 @@ pub fn perform(
             accounts.add(name, password(secret).as_ref())?;
             Value::Null
         }
-        Request::IdentityPassword { name, password: secret } => {
-            accounts.password(name, password(secret).as_ref())?;
+        Request::IdentityPassword { name, password: secret, label } => {
+            match password(secret) {
+                Some(password) => accounts.password(name, &password, label.as_deref())?,
+                None => accounts.clear_password(name, label.as_deref())?,
+            }
             Value::Null
         }
-        Request::IdentityRemove { name } => {
-            accounts.remove(name)?;
-            Value::Null
+        Request::IdentityDisable { name } => done(accounts.enable(name, false)?),
+        Request::IdentityEnable { name } => done(accounts.enable(name, true)?),
+        Request::IdentityRemove { name } => done(accounts.remove(name)?),
+        Request::IdentityUnlock { name } => {
+            let counters = running(host)?.guard.unlock(name);
+            accounts.note(accounts.event("identity.unlocked", name).with("counters", counters));
+            json!({ "counters": counters })
         }
-        Request::IdentityList {} => accounts.authorizer().all().iter().map(|identity| shown(identity)).collect(),
-        Request::IdentityShow { name } => shown(&*identity(name)?),
+        Request::IdentityList { after, limit } => {
+            accounts.page(after.as_deref(), *limit)?.iter().map(|identity| shown(identity, host)).collect()
+        }
+        Request::IdentityExport { after, limit } => {
+            let page = accounts.page(after.as_deref(), *limit)?;
+            json!(page.iter().map(|identity| Record::from(&**identity)).collect::<Vec<_>>())
+        }
+        Request::IdentityImport { records, replace } => json!(accounts.import(records, *replace)?),
+        Request::IdentityShow { name } => shown(&*accounts.get(name)?, host),
+        Request::PubkeyAdd { name, line, label, expires } => {
+            json!({ "label": accounts.pubkey_add(name, line, label.as_deref(), *expires)? })
+        }
+        Request::PubkeyRemove { name, label } => done(accounts.credential_remove(name, "pubkey", label)?),
+        Request::TokenNew { name, label, expires } => {
+            json!({ "token": accounts.token_new(name, label, *expires)?.reveal() })
+        }
+        Request::TokenRemove { name, label } => done(accounts.credential_remove(name, "token", label)?),
         Request::KeyAdd { name, service, perspective } => {
-            json!({ "added": accounts.key_add(name, key(name, service, perspective)?)? })
+            json!({ "added": accounts.key_add(name, &key(name, service, perspective)?)? })
         }
         Request::KeyRemove { name, service, perspective } => {
-            accounts.key_remove(name, &key(name, service, perspective)?)?;
-            Value::Null
+            done(accounts.key_remove(name, &key(name, service, perspective)?)?)
         }
-        Request::KeyList { name } => shown(&*identity(name)?)["keys"].take(),
-        Request::ServiceList {} => json!(running(host)?.1),
+        Request::KeyList { name } => shown(&*accounts.get(name)?, host)["keys"].take(),
+        Request::SessionList {} => json!(running(host)?.guard.sessions().list()),
+        Request::SessionCut { session, identity } => {
+            let cut = running(host)?.guard.sessions().cut(*session, identity.as_deref());
+            for session in &cut {
+                let event = Event::new("session.cut").with("session", session.session).with("peer", &*session.peer);
+                accounts.note(event.with("identities", session.identities.clone()));
+            }
+            json!(cut)
+        }
+        Request::ServiceList {} => json!(running(host)?.libraries),
         Request::ServiceShow { name } => {
-            let (services, libraries) = running(host)?;
+            let Running { services, libraries, .. } = running(host)?;
             let service = services.service(name).ok_or_else(|| no_service(name))?;
             let library = libraries.iter().find(|library| library.service.as_deref() == Some(name));
             json!({ "library": library, "manifest": service.manifest() })
@@ -92,15 +150,32 @@ pub fn perform(
             Value::Null
         }
         Request::Describe { service } => {
-            let (services, _) = running(host)?;
-            json!(services.service(service).ok_or_else(|| no_service(service))?.manifest())
+            json!(running(host)?.services.service(service).ok_or_else(|| no_service(service))?.manifest())
         }
+        Request::AuditShow { after, limit } => {
+            json!(wait(|done| accounts.store().audit(*after, (*limit).min(10_000), done))?)
+        }
+        Request::AuditVerify { head } => verify(accounts, head.as_deref(), progress)?,
+        Request::Backup { file } => {
+            let failed = |error: crate::store::OpenError| Failed { error: error.to_string(), hint: None };
+            let left =
+                |left: i32, of: i32| progress(u64::from((of - left).unsigned_abs()), u64::from(of.unsigned_abs()));
+            accounts.store().backup(file, left).map_err(failed)?;
+            accounts.note(Event::new("store.backup").with("file", file.display().to_string()));
+            Value::Null
+        }
+        Request::MasterKeyReplace {} => {
+            json!({ "identities": accounts.rotate_key(|done| progress(done, 0))? })
+        }
+        Request::Doctor {} => json!(crate::doctor::examine(accounts)),
     })
 }
 
-fn running<'a>(
-    host: Option<(&'a MultiService, &'a [LibraryStatus])>,
-) -> Result<(&'a MultiService, &'a [LibraryStatus]), Failed> {
+fn done((): ()) -> Value {
+    Value::Null
+}
+
+fn running(host: Option<Running<'_>>) -> Result<Running<'_>, Failed> {
     host.ok_or_else(|| Failed {
         error: "no host runs in this home".to_owned(),
         hint: Some("start one: `credhost run`".to_owned()),
@@ -114,17 +189,90 @@ fn no_service(name: &str) -> Failed {
     }
 }
 
-fn shown(identity: &Identity) -> Value {
+/// Walks the whole trail. Against the head that was noted down beside the store, and against `head`, if one is given.
+fn verify(accounts: &Accounts, head: Option<&str>, progress: &mut dyn FnMut(u64, u64)) -> Result<Value, Failed> {
+    const PAGE: usize = 5000;
+    let wrong = |error: String| Failed { error, hint: None };
+    let given = head.map(|head| {
+        Head::parse(head).ok_or_else(|| Failed {
+            error: format!("{head:?} is no head of a trail"),
+            hint: Some("it is what an earlier `audit verify` has printed: NUMBER DIGEST".to_owned()),
+        })
+    });
+    let given = given.transpose()?;
+    let path = accounts.store().head();
+    // The host writes it anew all the time: what is read here is not newer than the trail.
+    let noted = match std::fs::read_to_string(&path) {
+        Ok(text) => {
+            Some(Head::parse(&text).ok_or_else(|| wrong(format!("{}: it is no head of a trail", path.display())))?)
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
+        Err(error) => return Err(wrong(format!("{}: {error}", path.display()))),
+    };
+    let mut noted_down = Verifier::new(accounts.secret(), noted.clone());
+    let mut as_given = Verifier::new(accounts.secret(), given.clone());
+    let mut after = 0;
+    let mut any = false;
+    loop {
+        let page = wait(|done| accounts.store().audit(after, PAGE, done))?;
+        for line in &page {
+            noted_down.line(line)?;
+            as_given.line(line)?;
+        }
+        any |= !page.is_empty();
+        match page.last() {
+            Some(last) => after = last.number,
+            None => break,
+        }
+        progress(after, noted.as_ref().map_or(0, |head| head.number.max(after)));
+    }
+    as_given.end()?;
+    let head = noted_down.end()?;
+    if any && noted.is_none() {
+        return Err(Failed {
+            error: format!("the lines fit, but {} is missing: lines may have been cut off at the end", path.display()),
+            hint: Some(
+                "compare with a head that was noted down elsewhere: `credhost audit verify --head \"NUMBER DIGEST\"`"
+                    .to_owned(),
+            ),
+        });
+    }
+    Ok(json!({ "lines": head.number, "head": head.to_string() }))
+}
+
+fn credential(credential: &Credential) -> Value {
+    let mut shown = json!({
+        "number": credential.id,
+        "kind": credential.proof.kind(),
+        "label": credential.label,
+        "created": credential.created,
+        "expires": credential.expires,
+        "expired": !credential.valid(now()),
+    });
+    match &credential.proof {
+        ProofBy::Password { verifier, .. } => shown["stock_pb_login"] = verifier.is_some().into(),
+        ProofBy::PublicKey(key) => shown["fingerprint"] = key.fingerprint().into(),
+        _ => {}
+    }
+    shown
+}
+
+fn shown(identity: &Identity, host: Option<Running<'_>>) -> Value {
     let keys: Vec<Value> = identity
         .keyring
         .keys()
         .map(|key| json!({ "service": key.service.as_str(), "perspective": key.perspective.as_str() }))
         .collect();
+    let failures = host.map_or(0, |host| host.guard.failures(identity.name.as_str()));
+    let has = |wanted: fn(&ProofBy) -> bool| identity.credentials.iter().any(|credential| wanted(&credential.proof));
     json!({
         "name": identity.name.as_str(),
         "enabled": identity.enabled,
-        "password": identity.password.is_some(),
-        "stock_pb_login": identity.verifier.is_some(),
+        "locked": failures >= crate::cred::throttle::LOCKED,
+        "failures": failures,
+        "password": has(|proof| matches!(proof, ProofBy::Password { .. })),
+        "stock_pb_login": has(|proof| matches!(proof, ProofBy::Password { verifier: Some(_), .. })),
+        "credentials": identity.credentials.iter().map(credential).collect::<Vec<_>>(),
         "keys": keys,
     })
 }

@@ -1,9 +1,14 @@
-//! What is said on the control socket.
+//! What is said on the control socket: see PROTOCOL.md beside this file.
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use zeroize::Zeroizing;
 
-/// A password on its way: erased when dropped, never shown.
+use crate::store::Record;
+
+/// The version of what is said. A host refuses others.
+pub const VERSION: u64 = 1;
+
+/// A password or token on its way: erased when dropped, never shown.
 #[derive(Clone)]
 pub struct Secret(pub Zeroizing<String>);
 
@@ -29,16 +34,27 @@ impl<'de> Deserialize<'de> for Secret {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(tag = "command", rename_all = "kebab-case", deny_unknown_fields)]
 #[non_exhaustive]
-#[expect(missing_docs, reason = "each is the command of that name")]
+#[expect(missing_docs, reason = "each is the command of that name; see PROTOCOL.md")]
 pub enum Request {
     IdentityAdd { name: String, password: Option<Secret> },
-    IdentityList {},
+    IdentityList { after: Option<String>, limit: usize },
     IdentityShow { name: String },
-    IdentityPassword { name: String, password: Option<Secret> },
+    IdentityPassword { name: String, password: Option<Secret>, label: Option<String> },
+    IdentityDisable { name: String },
+    IdentityEnable { name: String },
+    IdentityUnlock { name: String },
     IdentityRemove { name: String },
+    IdentityImport { records: Vec<Record>, replace: bool },
+    IdentityExport { after: Option<String>, limit: usize },
+    PubkeyAdd { name: String, line: String, label: Option<String>, expires: Option<u64> },
+    PubkeyRemove { name: String, label: String },
+    TokenNew { name: String, label: String, expires: Option<u64> },
+    TokenRemove { name: String, label: String },
     KeyAdd { name: String, service: String, perspective: Option<String> },
     KeyRemove { name: String, service: String, perspective: Option<String> },
     KeyList { name: String },
+    SessionList {},
+    SessionCut { session: Option<u32>, identity: Option<String> },
     ServiceList {},
     ServiceShow { name: String },
     ServiceStop { name: String },
@@ -46,12 +62,24 @@ pub enum Request {
     ServiceRollback { name: String },
     ServiceWhy { name: String },
     Describe { service: String },
+    AuditShow { after: u64, limit: usize },
+    AuditVerify { head: Option<String> },
+    Backup { file: std::path::PathBuf },
+    MasterKeyReplace {},
+    Doctor {},
 }
 
 /// What is answered.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Response {
+    /// It goes on; there may be more of these before one of the others.
+    Progress {
+        /// How much is done.
+        done: u64,
+        /// Of how much; 0: that is not known.
+        of: u64,
+    },
     /// It is done; with what was asked for.
     Done(serde_json::Value),
     /// It is not.

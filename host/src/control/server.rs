@@ -11,16 +11,19 @@ use tokio::net::{UnixListener, UnixStream};
 use zeroize::Zeroizing;
 
 use super::perform::Failed;
-use super::protocol::{Request, Response};
+use super::protocol::{Request, Response, VERSION};
 
 /// The longest line that is read.
-const LINE: u64 = 64 << 10;
+const LINE: u64 = 8 << 20;
 
-/// Listens on the socket; every request is answered by `answer`. Runs for as long as it is polled, on a `LocalSet`.
+/// Where what answers says how much is done, of how much.
+pub type Progress = tokio::sync::mpsc::UnboundedSender<(u64, u64)>;
+
+/// Listens on the socket; every request of this user's, or root's, is answered by `answer`. Runs for as long as it is polled, on a `LocalSet`.
 ///
 /// # Errors
 /// When the socket cannot be made.
-pub async fn serve<F>(path: &Path, answer: impl Fn(Request) -> F + 'static) -> io::Result<()>
+pub async fn serve<F>(path: &Path, answer: impl Fn(Request, Progress) -> F + 'static) -> io::Result<()>
 where
     F: Future<Output = Result<serde_json::Value, Failed>> + 'static,
 {
@@ -50,10 +53,29 @@ where
     }
 }
 
-async fn converse<F>(mut stream: UnixStream, answer: &impl Fn(Request) -> F) -> io::Result<()>
+/// What a line asks for.
+fn read(line: &str) -> Result<Request, String> {
+    let mut value: serde_json::Value = serde_json::from_str(line).map_err(|error| format!("not a request: {error}"))?;
+    let version = value.as_object_mut().and_then(|request| request.remove("version"));
+    match version.as_ref().and_then(serde_json::Value::as_u64) {
+        Some(VERSION) => serde_json::from_value(value).map_err(|error| format!("not a request: {error}")),
+        _ => Err(format!(
+            "this host speaks version {VERSION} of the control protocol, and not {}",
+            version.map_or_else(|| "one that is not named".to_owned(), |version| version.to_string())
+        )),
+    }
+}
+
+async fn converse<F>(mut stream: UnixStream, answer: &impl Fn(Request, Progress) -> F) -> io::Result<()>
 where
     F: Future<Output = Result<serde_json::Value, Failed>>,
 {
+    // The socket's mode keeps others out; this does so, too, should somebody have changed it.
+    let who = stream.peer_cred()?;
+    if who.uid() != rustix::process::geteuid().as_raw() && who.uid() != 0 {
+        tracing::warn!(uid = who.uid(), "another user was turned away from the control socket");
+        return Ok(());
+    }
     let (reader, mut writer) = stream.split();
     let mut reader = BufReader::new(reader);
     loop {
@@ -63,21 +85,40 @@ where
             return Ok(());
         }
         let response = if line.ends_with('\n') {
-            match serde_json::from_str(&line) {
-                Ok(request) => match answer(request).await {
-                    Ok(done) => Response::Done(done),
-                    Err(Failed { error, hint }) => Response::Failed { error, hint },
-                },
-                Err(error) => Response::Failed { error: format!("not a request: {error}"), hint: None },
+            match read(&line) {
+                Ok(request) => {
+                    let (progress, mut told) = tokio::sync::mpsc::unbounded_channel();
+                    let mut answering = std::pin::pin!(answer(request, progress));
+                    let answered = loop {
+                        tokio::select! {
+                            biased;
+                            answered = &mut answering => break answered,
+                            Some((done, of)) = told.recv() => write(&mut writer, &Response::Progress { done, of }).await?,
+                        }
+                    };
+                    match answered {
+                        Ok(done) => Response::Done(done),
+                        Err(Failed { error, hint }) => Response::Failed { error, hint },
+                    }
+                }
+                Err(error) => {
+                    let hint = Some("is this command of another version than the host?".to_owned());
+                    Response::Failed { error, hint }
+                }
             }
         } else {
             Response::Failed { error: format!("a line of more than {LINE} bytes"), hint: None }
         };
-        let mut text = serde_json::to_string(&response)?;
-        text.push('\n');
-        writer.write_all(text.as_bytes()).await?;
+        write(&mut writer, &response).await?;
         if !line.ends_with('\n') {
             return Ok(());
         }
     }
+}
+
+async fn write(writer: &mut (impl tokio::io::AsyncWrite + Unpin), response: &Response) -> io::Result<()> {
+    // A token may be in it.
+    let mut text = Zeroizing::new(serde_json::to_string(response)?);
+    text.push('\n');
+    writer.write_all(text.as_bytes()).await
 }

@@ -7,8 +7,9 @@ use parking_lot::RwLock;
 
 use super::authorizer::{Answer, Authorizer};
 use super::error::{DuplicateIdentity, NoSuchIdentity};
-use super::identity::Identity;
+use super::identity::{Identity, ProofBy};
 use super::name::Name;
+use super::token::TokenDigest;
 
 /// Identities in memory, by name.
 ///
@@ -78,6 +79,13 @@ impl DefaultAuthorizer {
 impl Authorizer for DefaultAuthorizer {
     fn identity<'a>(&'a self, name: &'a str) -> Answer<'a, Option<Arc<Identity>>> {
         Box::pin(std::future::ready(Ok(self.get(name))))
+    }
+
+    fn bearer<'a>(&'a self, token: &'a TokenDigest) -> Answer<'a, Option<Arc<Identity>>> {
+        let has = |identity: &&Arc<Identity>| {
+            identity.credentials.iter().any(|credential| credential.proof == ProofBy::Token(*token))
+        };
+        Box::pin(std::future::ready(Ok(self.identities.read().values().find(has).cloned())))
     }
 }
 

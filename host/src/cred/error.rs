@@ -2,7 +2,8 @@
 
 use super::keyring::Key;
 
-/// Why somebody is not let in. What the client hears is the same for all of them; the operator's log has the reason.
+/// Why somebody is not let in. What the client hears is the same for all but the last three; the operator's log and the
+/// audit trail have the reason.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Refusal {
@@ -12,12 +13,30 @@ pub enum Refusal {
     /// The identity is disabled.
     #[error("the identity is disabled")]
     Disabled,
-    /// The identity has no password that PB's login can be checked with.
+    /// The identity has no password that this login can be checked with.
     #[error("the identity has no password for this login")]
     NoPassword,
     /// The proof is wrong.
     #[error("wrong password")]
     WrongPassword,
+    /// The signature is not by this key.
+    #[error("wrong signature")]
+    WrongSignature,
+    /// The key is not the identity's, or not any more.
+    #[error("not a key of the identity's")]
+    UnknownKey,
+    /// Nobody has this token, or it has expired.
+    #[error("unknown or expired token")]
+    UnknownToken,
+    /// Too many tries have failed; the next is looked at in so many seconds.
+    #[error("too many failed logins; try again in {0} s")]
+    Wait(u64),
+    /// So many tries have failed that a person must act first.
+    #[error("too many failed logins; the operator can unlock it")]
+    Locked,
+    /// There is no room for one more password to be checked.
+    #[error("the host is busy checking passwords; try again in a moment")]
+    Busy,
 }
 
 /// The keyring lacks a key. The client hears this: it is about itself.
@@ -50,10 +69,24 @@ pub enum CredentialError {
     /// Longer than can be hashed at a known cost.
     #[error("the password has more than {0} bytes")]
     TooLong(usize),
-    /// It could not be hashed.
-    #[error("the password could not be hashed: {0}")]
+    /// It is on the list of passwords that are refused.
+    #[error("the password is on the list of passwords that are known to be tried first")]
+    Blocked,
+    /// It would be guessed too soon.
+    #[error("the password would be guessed in about 10^{guesses} tries. {why}")]
+    Weak {
+        /// How many tries, as a power of ten.
+        guesses: u32,
+        /// Why.
+        why: String,
+    },
+    /// It could not be hashed, or is no hash.
+    #[error("the hash of the password cannot be used: {0}")]
     Hash(String),
+    /// It is no public key that is taken.
+    #[error("not a public key that can be used: {0}")]
+    Key(String),
     /// What was sealed does not open: another master key, or changed bytes.
-    #[error("the verifier does not open: was master.key replaced?")]
+    #[error("what is sealed does not open: was master.key replaced?")]
     Sealed,
 }

@@ -1,9 +1,12 @@
 //! Who somebody is.
 
-use super::credential::{Entropy, MasterKey, Password, Sealed};
 use super::error::CredentialError;
 use super::keyring::Keyring;
 use super::name::{Name, NameError, NameOf};
+use super::password::{Entropy, HashCost, Password};
+use super::public_key::PublicKey;
+use super::sealed::{MasterKey, Sealed};
+use super::token::TokenDigest;
 
 /// A person, or a program, that can log in: what is known of it that belongs to no service.
 ///
@@ -16,16 +19,68 @@ pub struct Identity {
     pub name: Name,
     /// Whether it may log in at all.
     pub enabled: bool,
-    /// The argon2id hash of its password, a PHC string; `None`: it has no password.
-    pub password: Option<String>,
-    /// md5 of its password, sealed: for the stock PB login.
-    pub verifier: Option<Sealed>,
+    /// What it can prove itself with.
+    pub credentials: Vec<Credential>,
+    /// The number of its next credential: none is ever used twice.
+    pub next: u64,
     /// What it may get.
     pub keyring: Keyring,
 }
 
+/// Something that an identity can prove itself with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Credential {
+    /// Its number, among its identity's.
+    pub id: u64,
+    /// For a person to know it by.
+    pub label: String,
+    /// When it was added, in seconds since 1970.
+    pub created: u64,
+    /// From when on it is not taken any more, in seconds since 1970.
+    pub expires: Option<u64>,
+    /// What it is.
+    pub proof: ProofBy,
+}
+
+/// What a credential is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ProofBy {
+    /// A password.
+    Password {
+        /// Its argon2id hash, a PHC string.
+        hash: String,
+        /// md5 of it, sealed: for the stock PB login.
+        verifier: Option<Sealed>,
+    },
+    /// An SSH key.
+    PublicKey(PublicKey),
+    /// An access token.
+    Token(TokenDigest),
+}
+
+impl ProofBy {
+    /// Its kind, in a word.
+    #[must_use]
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Password { .. } => "password",
+            Self::PublicKey(_) => "pubkey",
+            Self::Token(_) => "token",
+        }
+    }
+}
+
+impl Credential {
+    /// Whether it is taken at this time, in seconds since 1970.
+    #[must_use]
+    pub fn valid(&self, now: u64) -> bool {
+        self.expires.is_none_or(|expires| now < expires)
+    }
+}
+
 impl Identity {
-    /// An identity without password and keys: nobody can log in as it.
+    /// An identity without credentials and keys: nobody can log in as it.
     ///
     /// # Errors
     /// When the name is none.
@@ -33,30 +88,76 @@ impl Identity {
         Ok(Self {
             name: Name::new(NameOf::Identity, name)?,
             enabled: true,
-            password: None,
-            verifier: None,
+            credentials: Vec::new(),
+            next: 1,
             keyring: Keyring::default(),
         })
     }
 
-    /// Sets the password: its hash, and its sealed verifier for the stock PB login. Takes tens of milliseconds.
+    /// Adds a credential; answers with its number.
+    pub fn add(&mut self, proof: ProofBy, label: impl Into<String>, created: u64, expires: Option<u64>) -> u64 {
+        let id = self.next;
+        self.next += 1;
+        self.credentials.push(Credential { id, label: label.into(), created, expires, proof });
+        id
+    }
+
+    /// Sets the one password, in the place of all it has: its hash at the least cost, and its sealed verifier for the
+    /// stock PB login. Takes tens of milliseconds.
     ///
     /// # Errors
-    /// When it cannot be hashed; the old password then stays.
+    /// When it cannot be hashed; the old ones then stay.
     pub fn set_password(
         &mut self,
         password: &Password,
         key: &MasterKey,
         entropy: &Entropy,
     ) -> Result<(), CredentialError> {
-        self.password = Some(password.hash(&entropy.salt)?);
-        self.verifier = Some(password.verifier().seal(key, self.name.as_str(), &entropy.nonce));
+        let hash = password.hash(HashCost::default(), &entropy.salt)?;
+        let verifier = Some(password.verifier().seal(key, self.name.as_str(), &entropy.nonce));
+        self.clear_passwords();
+        self.add(ProofBy::Password { hash, verifier }, "password", 0, None);
         Ok(())
     }
 
-    /// Takes the password away: nobody can log in with one.
-    pub fn clear_password(&mut self) {
-        self.password = None;
-        self.verifier = None;
+    /// Takes all passwords away: nobody can log in with one.
+    pub fn clear_passwords(&mut self) {
+        self.credentials.retain(|credential| !matches!(credential.proof, ProofBy::Password { .. }));
+    }
+
+    /// The hashes of its passwords that are taken at this time, with their credentials' numbers.
+    #[must_use]
+    pub fn hashes(&self, now: u64) -> Vec<(u64, String)> {
+        let valid = self.credentials.iter().filter(|credential| credential.valid(now));
+        let hash = |credential: &Credential| match &credential.proof {
+            ProofBy::Password { hash, .. } => Some((credential.id, hash.clone())),
+            _ => None,
+        };
+        valid.filter_map(hash).collect()
+    }
+
+    /// Its sealed verifiers that are taken at this time, with their credentials' numbers.
+    pub fn verifiers(&self, now: u64) -> impl Iterator<Item = (u64, &Sealed)> {
+        self.credentials.iter().filter(move |credential| credential.valid(now)).filter_map(|credential| {
+            match &credential.proof {
+                ProofBy::Password { verifier: Some(verifier), .. } => Some((credential.id, verifier)),
+                _ => None,
+            }
+        })
+    }
+
+    /// Whether it has a credential of this number.
+    #[must_use]
+    pub fn has(&self, credential: u64) -> bool {
+        self.credentials.iter().any(|has| has.id == credential)
+    }
+
+    /// The salt that its passwords are hashed with: one for all, so that all are checked at the cost of one.
+    #[must_use]
+    pub fn salt(&self) -> Option<Vec<u8>> {
+        self.credentials.iter().find_map(|credential| match &credential.proof {
+            ProofBy::Password { hash, .. } => Password::salt_of(hash),
+            _ => None,
+        })
     }
 }

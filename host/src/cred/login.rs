@@ -1,26 +1,35 @@
 //! From a name to an identity, and from an identity to a key: the state machines of both eras.
 //!
 //! The eras differ in names and in what a refusal looks like (`session` knows), not in what is proven: a client is
-//! given a challenge for any name at all, and answers md5(md5(password) + challenge).
+//! given a challenge for any name at all, and answers md5(md5(password) + challenge). Beside that: a password in the
+//! clear (over TLS, or on one machine), an SSH key, a token.
 
 use std::sync::Arc;
 
 use unicode_normalization::UnicodeNormalization;
 
 use super::authorizer::Authorizer;
-use super::credential::{MasterKey, Password, Sealed};
 use super::error::{AuthorizerError, KeyNotFound, Refusal};
-use super::identity::Identity;
+use super::identity::{Credential, Identity, ProofBy};
 use super::keyring::Key;
 use super::name::NameError;
+use super::password::{HashCost, Password};
+use super::public_key::{PublicKey, to_be_signed};
+use super::sealed::{MasterKey, Sealed};
+use super::token::Token;
 
 /// What every login needs: who keeps the identities, and the key that their verifiers are sealed under.
 #[derive(Clone)]
 pub struct Login {
     authorizer: Arc<dyn Authorizer>,
     key: MasterKey,
-    /// What an unknown name's proof is checked against, so that it costs the same. It opens, and no proof fits it.
+    /// What an unknown name's proof is checked against, so that it costs the same. Whatever it says, nobody is let in.
     decoy: Sealed,
+    /// A key of its own, which is never replaced.
+    decoy_key: MasterKey,
+    /// What an unknown name's password is checked against.
+    decoy_hash: String,
+    cost: HashCost,
 }
 
 impl std::fmt::Debug for Login {
@@ -58,14 +67,85 @@ impl Challenge {
 }
 
 /// Somebody who has been asked for, and was let in or was not.
-pub type Proof = Result<Arc<Identity>, Refusal>;
+pub type Proof = Result<Proven, Refusal>;
+
+/// Somebody who has proven to be who they say.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Proven {
+    /// Who.
+    pub identity: Arc<Identity>,
+    /// The number of the credential it was proven with.
+    pub credential: u64,
+}
+
+/// A password to be checked, which takes tens of milliseconds: on a thread that may.
+pub struct PasswordCheck {
+    authorizer: Arc<dyn Authorizer>,
+    password: Password,
+    hashes: Vec<(u64, String)>,
+    found: Result<Arc<Identity>, Refusal>,
+}
+
+impl PasswordCheck {
+    /// Checks. The same work is done for every name.
+    #[must_use]
+    pub fn run(self) -> Proof {
+        let matched = self.authorizer.matches(&self.password, &self.hashes);
+        let identity = self.found?;
+        let credential = matched.ok_or(Refusal::WrongPassword)?;
+        Ok(Proven { identity, credential })
+    }
+}
+
+impl std::fmt::Debug for PasswordCheck {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("PasswordCheck")
+    }
+}
+
+/// Something to be signed, which was given to who says to have a key of a name's.
+#[derive(Debug, Clone)]
+pub struct KeyChallenge {
+    name: String,
+    key: PublicKey,
+    bytes: Vec<u8>,
+}
+
+impl KeyChallenge {
+    /// For a login as `name` by this key; of 32 random bytes.
+    #[must_use]
+    pub fn new(name: &str, key: PublicKey, random: &[u8; 32]) -> Self {
+        let name: String = name.nfc().collect();
+        let bytes = to_be_signed(&name, &key, random);
+        Self { name, key, bytes }
+    }
+
+    /// What is to be signed.
+    #[must_use]
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// For whom.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+}
 
 impl Login {
     /// Logins by what this authorizer keeps. `decoy` is 24 random bytes.
     #[must_use]
     pub fn new(authorizer: Arc<dyn Authorizer>, key: MasterKey, decoy: &[u8; 24]) -> Self {
-        let decoy = Password::new("").verifier().seal(&key, "", decoy);
-        Self { authorizer, key, decoy }
+        Self::with_cost(authorizer, key, decoy, HashCost::default())
+    }
+
+    /// The same, where passwords are hashed at this cost.
+    #[must_use]
+    pub fn with_cost(authorizer: Arc<dyn Authorizer>, key: MasterKey, decoy: &[u8; 24], cost: HashCost) -> Self {
+        let decoy_key = MasterKey::new([0x5a; 32]);
+        let sealed = Password::new("").verifier().seal(&decoy_key, "", decoy);
+        Self { authorizer, key, decoy: sealed, decoy_key, decoy_hash: cost.decoy(decoy), cost }
     }
 
     /// The identity of this name as it is now; who has logged in may have been disabled since.
@@ -76,31 +156,111 @@ impl Login {
         Ok(self.authorizer.identity(name).await?.filter(|identity| identity.enabled))
     }
 
-    /// Checks the answer to a challenge. The same work is done for every name.
+    /// Whether a password of this identity is to be hashed anew: the cost has risen since.
+    #[must_use]
+    pub fn is_cheap(&self, proven: &Proven) -> bool {
+        let hashes = proven.identity.hashes(0);
+        hashes.iter().any(|(id, hash)| *id == proven.credential && Password::is_cheaper(hash, self.cost))
+    }
+
+    /// What hashing a password costs.
+    #[must_use]
+    pub fn cost(&self) -> HashCost {
+        self.cost
+    }
+
+    async fn find(&self, name: &str) -> Result<Result<Arc<Identity>, Refusal>, AuthorizerError> {
+        Ok(match self.authorizer.identity(name).await? {
+            None => Err(Refusal::UnknownName),
+            Some(identity) if !identity.enabled => Err(Refusal::Disabled),
+            Some(identity) => Ok(identity),
+        })
+    }
+
+    /// Checks the answer to a challenge. The same work is done for every name. `now` is in seconds since 1970.
     ///
     /// # Errors
     /// When the authorizer cannot say.
-    pub async fn respond(&self, challenge: &Challenge, response: &[u8]) -> Result<Proof, AuthorizerError> {
-        let found = self.authorizer.identity(challenge.name()).await?;
-        let refusal = match &found {
-            None => Some(Refusal::UnknownName),
-            Some(identity) if !identity.enabled => Some(Refusal::Disabled),
-            Some(identity) if identity.verifier.is_none() => Some(Refusal::NoPassword),
-            Some(_) => None,
+    pub async fn respond(&self, challenge: &Challenge, response: &[u8], now: u64) -> Result<Proof, AuthorizerError> {
+        let found = self.find(challenge.name()).await?;
+        let verifiers: Vec<(u64, &Sealed)> = match &found {
+            Ok(identity) => identity.verifiers(now).collect(),
+            Err(_) => Vec::new(),
         };
-        let (sealed, name) = match &found {
-            Some(identity) if refusal.is_none() => {
-                (identity.verifier.as_ref().unwrap_or(&self.decoy), identity.name.as_str())
+        let mut proven = None;
+        for (id, sealed) in &verifiers {
+            match sealed.open(&self.key, challenge.name()) {
+                Ok(verifier) if verifier.proves(challenge.bytes(), response) => proven = Some(*id),
+                Ok(_) => {}
+                Err(error) => return Err(AuthorizerError(format!("{}: {error}", challenge.name()))),
             }
-            _ => (&self.decoy, ""),
+        }
+        let none = verifiers.is_empty();
+        if none && let Ok(verifier) = self.decoy.open(&self.decoy_key, "") {
+            // Its answer is not looked at.
+            let _ = std::hint::black_box(verifier.proves(challenge.bytes(), response));
+        }
+        Ok(match found {
+            Err(refusal) => Err(refusal),
+            Ok(_) if none => Err(Refusal::NoPassword),
+            Ok(identity) => proven.map(|credential| Proven { identity, credential }).ok_or(Refusal::WrongPassword),
+        })
+    }
+
+    /// A password to be checked for a name, with as much work for every name. `now` is in seconds since 1970.
+    ///
+    /// # Errors
+    /// When the authorizer cannot say.
+    pub async fn password(&self, name: &str, password: Password, now: u64) -> Result<PasswordCheck, AuthorizerError> {
+        let name: String = name.nfc().collect();
+        let found = self.find(&name).await?;
+        let mut hashes = found.as_ref().map(|identity| identity.hashes(now)).unwrap_or_default();
+        let found = if hashes.is_empty() {
+            hashes.push((0, self.decoy_hash.clone()));
+            found.and(Err(Refusal::NoPassword))
+        } else {
+            found
         };
-        let proven = match sealed.open(&self.key, name) {
-            Ok(verifier) => verifier.proves(challenge.bytes(), response),
-            Err(error) => return Err(AuthorizerError(format!("{}: {error}", challenge.name()))),
+        Ok(PasswordCheck { authorizer: Arc::clone(&self.authorizer), password, hashes, found })
+    }
+
+    /// Checks a signature. The same work is done for every name and key. `now` is in seconds since 1970.
+    ///
+    /// # Errors
+    /// When the authorizer cannot say.
+    pub async fn sign(&self, challenge: &KeyChallenge, signature: &[u8], now: u64) -> Result<Proof, AuthorizerError> {
+        let found = self.find(challenge.name()).await?;
+        let verified = challenge.key.verifies(challenge.bytes(), signature);
+        let identity = match found {
+            Ok(identity) => identity,
+            Err(refusal) => return Ok(Err(refusal)),
         };
-        Ok(match (refusal, found) {
-            (None, Some(identity)) if proven => Ok(identity),
-            (refusal, _) => Err(refusal.unwrap_or(Refusal::WrongPassword)),
+        let has = |credential: &&Credential| {
+            credential.valid(now) && credential.proof == ProofBy::PublicKey(challenge.key.clone())
+        };
+        let credential = identity.credentials.iter().find(has).map(|credential| credential.id);
+        Ok(match credential {
+            None => Err(Refusal::UnknownKey),
+            Some(_) if !verified => Err(Refusal::WrongSignature),
+            Some(credential) => Ok(Proven { identity, credential }),
+        })
+    }
+
+    /// Who has this token. `now` is in seconds since 1970.
+    ///
+    /// # Errors
+    /// When the authorizer cannot say.
+    pub async fn token(&self, token: &Token, now: u64) -> Result<Proof, AuthorizerError> {
+        let digest = token.digest();
+        let Some(identity) = self.authorizer.bearer(&digest).await? else {
+            return Ok(Err(Refusal::UnknownToken));
+        };
+        let has = |credential: &&Credential| credential.valid(now) && credential.proof == ProofBy::Token(digest);
+        let credential = identity.credentials.iter().find(has).map(|credential| credential.id);
+        Ok(match credential {
+            None => Err(Refusal::UnknownToken),
+            Some(_) if !identity.enabled => Err(Refusal::Disabled),
+            Some(credential) => Ok(Proven { identity, credential }),
         })
     }
 }
@@ -184,13 +344,13 @@ mod tests {
 
     fn answer(login: &Login, name: &str, password: &str) -> Proof {
         let challenge = Challenge::new(name, [5; 16]);
-        block_on(login.respond(&challenge, &challenge_response(&[5; 16], &Password::new(password)))).unwrap()
+        block_on(login.respond(&challenge, &challenge_response(&[5; 16], &Password::new(password)), 0)).unwrap()
     }
 
     #[test]
     fn the_right_password_lets_in_and_every_refusal_has_its_reason() {
         let (authorizer, login) = login();
-        assert_eq!(answer(&login, "alice", "alice-pw").unwrap().name.as_str(), "alice");
+        assert_eq!(answer(&login, "alice", "alice-pw").unwrap().identity.name.as_str(), "alice");
         assert_eq!(answer(&login, "alice", "wrong"), Err(Refusal::WrongPassword));
         assert_eq!(answer(&login, "mallory", "x"), Err(Refusal::UnknownName));
         assert_eq!(answer(&login, "nopass", "x"), Err(Refusal::NoPassword));

@@ -1,24 +1,33 @@
 //! The model: who somebody is, and what they may get.
 //!
 //! An [`Identity`] has credentials and a [`Keyring`]; an [`Authorizer`] keeps identities; [`login`] is the way from a
-//! name to an identity, for both eras of Twisted. Nothing here does IO, reads a clock or draws randomness, and nothing
+//! name to an identity, for both eras of Twisted, and by password, key or token; [`throttle`] says how often. Nothing here does IO, reads a clock or draws randomness, and nothing
 //! knows of PB, storage or services: a key is two names.
 //!
 //! Source: `twisted.cred` of Twisted 2.1.0.
 
 mod authorizer;
-mod credential;
 mod default_authorizer;
 mod error;
 mod identity;
 mod keyring;
 pub mod login;
 mod name;
+mod password;
+mod public_key;
+mod rules;
+mod sealed;
+pub mod throttle;
+mod token;
 
 pub use authorizer::{Answer, Authorizer};
-pub use credential::{Entropy, MasterKey, Password, PasswordRules, Sealed, Verifier, challenge_response};
 pub use default_authorizer::DefaultAuthorizer;
 pub use error::{AuthorizerError, CredentialError, DuplicateIdentity, KeyNotFound, NoSuchIdentity, Refusal};
-pub use identity::Identity;
+pub use identity::{Credential, Identity, ProofBy};
 pub use keyring::{Key, Keyring};
 pub use name::{Name, NameError, NameOf};
+pub use password::{Entropy, HashCost, Password, check_hash};
+pub use public_key::{PublicKey, to_be_signed};
+pub use rules::{PasswordRules, STANDARD_SHORTEST};
+pub use sealed::{MasterKey, Sealed, StoreSecret, Verifier, challenge_response};
+pub use token::{Token, TokenDigest};

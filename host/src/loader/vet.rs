@@ -299,13 +299,13 @@ fn try_out(copy: &Path, mut out: std::fs::File) -> io::Result<()> {
                         let config = sections.get(&manifest.service).unwrap_or(&empty);
                         say(&Said::Manifest(manifest.clone()))?;
                         say(&Said::At(Step::Init))?;
-                        generation.tell(&ToLibrary::Init { config, vetting: true });
+                        generation.tell(&ToLibrary::Init { config, vetting: true, quota: u64::MAX });
                     }
                     Err(error) => say(&Said::Refused(format!("its manifest cannot be read: {error}")))?,
                 },
                 ToHost::Initialised {} => {
                     say(&Said::At(Step::Start))?;
-                    generation.tell(&ToLibrary::Start { saved: None });
+                    generation.tell(&ToLibrary::Start { saved: None, version: 0 });
                 }
                 ToHost::Started {} => {
                     say(&Said::At(Step::Health))?;
@@ -315,7 +315,13 @@ fn try_out(copy: &Path, mut out: std::fs::File) -> io::Result<()> {
                     say(&Said::At(Step::Stop))?;
                     generation.tell(&ToLibrary::Stop {});
                 }
-                ToHost::Load { request, .. } => generation.tell(&ToLibrary::Loaded { request, state: None }),
+                ToHost::Load { request, .. } => {
+                    generation.tell(&ToLibrary::Loaded { request, state: None, version: 0 });
+                }
+                ToHost::Data { request, .. } => {
+                    generation.tell(&ToLibrary::Entries { request, entries: &[], more: false, version: 0 });
+                }
+                ToHost::Write { request, .. } => generation.tell(&ToLibrary::Committed { request }),
                 ToHost::Call { call, answer: true, .. } => {
                     let (class, message) = ("twisted.spread.pb.PBConnectionLost", "there are no clients yet");
                     generation.tell(&ToLibrary::Failed { call, class, message });

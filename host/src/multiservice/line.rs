@@ -1,17 +1,17 @@
 //! What a generation says, on its way out: changes are committed before anything that follows them is told.
 
-use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 
-use parking_lot::Mutex;
-use plugin_api::abi::frame::{ToHost, ToLibrary};
+use parking_lot::{Mutex, MutexGuard};
+use plugin_api::abi::frame::{self, ToHost, ToLibrary};
 use tokio::sync::mpsc;
 
+use super::slot::Surroundings;
 use super::switchboard::{Delivery, Switchboard};
 use crate::loader::gate::Outlet;
 use crate::loader::generation::Generation;
-use crate::store::{Change, Store, StoreError};
+use crate::store::{Change, Entries, Range, Saved, Store, StoreError, Write};
 
 /// What the slot waits for while its generation starts or stops.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,6 +24,8 @@ pub(super) enum Stage {
     Stopped,
 }
 
+/// When a store that could not be read is asked again.
+const AGAIN: std::time::Duration = std::time::Duration::from_secs(1);
 /// Lines that a service may have in the log, per second; more are counted only.
 const LOG_LIMIT: u64 = 200;
 
@@ -36,27 +38,59 @@ pub(super) struct Line {
     stages: mpsc::UnboundedSender<Stage>,
     switchboard: Arc<Switchboard>,
     store: Arc<dyn Store>,
-    held: Mutex<VecDeque<Batch>>,
+    quota: usize,
+    way: Mutex<Way>,
     me: Weak<Line>,
     logged: Mutex<(u64, u64)>,
     over: AtomicBool,
     started: std::time::Instant,
 }
 
-/// Frames that wait for a commit.
+/// What is on its way.
+#[derive(Default)]
+struct Way {
+    /// What is being committed.
+    committing: Option<Batch>,
+    /// What has come meanwhile: committed next, together.
+    waiting: Batch,
+    /// How many perspectives have not gone back yet to what was committed last.
+    reverting: usize,
+}
+
+/// Frames, and the changes that they wait for.
+#[derive(Default)]
 struct Batch {
-    number: u64,
     frames: Vec<u8>,
+    changes: Vec<Change>,
+    /// The perspectives of the changes, once these are handed to the store.
     changed: Vec<String>,
-    done: Option<Result<(), StoreError>>,
+}
+
+impl Batch {
+    fn is_empty(&self) -> bool {
+        self.frames.is_empty() && self.changes.is_empty()
+    }
+
+    /// One more change; of several of one perspective, the last counts.
+    fn change(&mut self, service: &str, perspective: &str, state: &[u8], base: u64, version: u64) {
+        if let Some(earlier) = self.changes.iter_mut().find(|change| change.perspective == perspective) {
+            earlier.state.clear();
+            earlier.state.extend_from_slice(state);
+            earlier.version = version;
+            return;
+        }
+        self.changes.push(Change {
+            service: service.to_owned(),
+            perspective: perspective.to_owned(),
+            state: state.to_vec(),
+            base,
+            version,
+        });
+    }
 }
 
 impl Line {
-    pub(super) fn new(
-        slot: u64,
-        switchboard: Arc<Switchboard>,
-        store: Arc<dyn Store>,
-    ) -> (Arc<Self>, mpsc::UnboundedReceiver<Stage>) {
+    pub(super) fn new(slot: u64, surroundings: &Surroundings) -> (Arc<Self>, mpsc::UnboundedReceiver<Stage>) {
         let (stages, receiver) = mpsc::unbounded_channel();
         let line = Arc::new_cyclic(|me| Self {
             slot,
@@ -64,9 +98,10 @@ impl Line {
             generation: OnceLock::new(),
             faults: AtomicU64::new(0),
             stages,
-            switchboard,
-            store,
-            held: Mutex::default(),
+            switchboard: Arc::clone(&surroundings.switchboard),
+            store: Arc::clone(&surroundings.store),
+            quota: surroundings.quota,
+            way: Mutex::default(),
             me: Weak::clone(me),
             logged: Mutex::new((0, 0)),
             over: AtomicBool::new(false),
@@ -140,6 +175,15 @@ impl Line {
                 delivery.deliver(*handle, self.slot, raw);
             }
             ToHost::Load { request, perspective } => self.load(*request, perspective),
+            ToHost::Data { request, from, to, limit, reverse } => {
+                let limit = usize::try_from(*limit).unwrap_or(usize::MAX);
+                let (from, to) = (from.to_vec(), to.map(<[u8]>::to_vec));
+                self.data(*request, &Range { from, to, limit, reverse: *reverse });
+            }
+            ToHost::Write { request, base, entries } => self.write(*request, *base, entries),
+            ToHost::End { attachment } => {
+                delivery.deliver(*attachment, self.slot, raw);
+            }
             ToHost::Manifest { manifest } => self.stage(Stage::Manifest(manifest.to_vec())),
             ToHost::Initialised {} => self.stage(Stage::Initialised),
             ToHost::Started {} => self.stage(Stage::Started),
@@ -168,30 +212,95 @@ impl Line {
 
     fn load(&self, request: u64, perspective: &str) {
         let me = Weak::clone(&self.me);
-        let done = Box::new(move |state: Result<Option<Vec<u8>>, StoreError>| {
+        let done = Box::new(move |saved: Result<Option<Saved>, StoreError>| {
             let Some(me) = me.upgrade() else { return };
-            match state {
-                Ok(state) => me.tell(&ToLibrary::Loaded { request, state: state.as_deref() }),
+            match saved {
+                Ok(saved) => {
+                    let version = saved.as_ref().map_or(0, |saved| saved.version);
+                    let state = saved.as_ref().map(|saved| saved.state.as_slice());
+                    me.tell(&ToLibrary::Loaded { request, state, version });
+                }
                 Err(error) => me.tell(&ToLibrary::NotLoaded { request, message: &error.to_string() }),
             }
         });
-        self.store.load(self.name(), perspective, done);
+        self.store.state(self.name(), perspective, done);
     }
 
-    /// A commit is done: what waited for it and for all before it leaves.
-    fn committed(&self, number: u64, result: Result<(), StoreError>) {
-        let mut held = self.held.lock();
-        if let Some(batch) = held.iter_mut().find(|batch| batch.number == number) {
-            batch.done = Some(result);
-        }
+    fn data(&self, request: u64, range: &Range) {
+        let me = Weak::clone(&self.me);
+        let done = Box::new(move |found: Result<Entries, StoreError>| {
+            let Some(me) = me.upgrade() else { return };
+            match found {
+                Ok(Entries { entries: found, more, version }) => {
+                    let mut entries = Vec::new();
+                    for (key, value) in &found {
+                        frame::put_entry(&mut entries, key, Some(value));
+                    }
+                    me.tell(&ToLibrary::Entries { request, entries: &entries, more, version });
+                }
+                Err(error) => me.tell(&ToLibrary::NotLoaded { request, message: &error.to_string() }),
+            }
+        });
+        self.store.data(self.name(), range, done);
+    }
+
+    fn write(&self, request: u64, base: u64, entries: &[u8]) {
+        let entries = frame::entries(entries).map(|(key, value)| (key.to_vec(), value.map(<[u8]>::to_vec))).collect();
+        let me = Weak::clone(&self.me);
+        let done = Box::new(move |written: Result<(), StoreError>| {
+            let Some(me) = me.upgrade() else { return };
+            match written {
+                Ok(()) => me.tell(&ToLibrary::Committed { request }),
+                Err(error) => me.tell(&ToLibrary::NotLoaded { request, message: &error.to_string() }),
+            }
+        });
+        self.store.commit(vec![Write::Data { service: self.name().to_owned(), base, entries }], done);
+    }
+
+    /// A commit is done: what waited for it leaves, and what has come meanwhile is committed next.
+    fn committed(&self, result: Result<(), StoreError>) {
+        let mut way = self.way.lock();
+        let Some(batch) = way.committing.take() else { return };
         let mut delivery = Delivery::new(&self.switchboard);
-        while held.front().is_some_and(|batch| batch.done.is_some()) {
-            let Some(batch) = held.pop_front() else { break };
-            match &batch.done {
-                Some(Err(error)) => self.undo(&batch, error, &mut delivery),
-                _ => self.release(&batch.frames, &mut delivery),
+        match result {
+            Ok(()) => self.release(&batch.frames, &mut delivery),
+            Err(error) => {
+                // What has come since was made from what is undone now, or tells of it.
+                let later = std::mem::take(&mut way.waiting);
+                tracing::error!(service = self.name(), %error, "changes could not be saved; they are undone");
+                self.undo(&mut way, batch, &mut delivery);
+                self.undo(&mut way, later, &mut delivery);
             }
         }
+        drop(delivery);
+        self.go_on(way);
+    }
+
+    /// Commits what waits, if nothing is being committed.
+    fn go_on(&self, mut way: MutexGuard<'_, Way>) {
+        if way.committing.is_some() || way.waiting.is_empty() {
+            return;
+        }
+        let mut batch = std::mem::take(&mut way.waiting);
+        if batch.changes.is_empty() {
+            self.release(&batch.frames, &mut Delivery::new(&self.switchboard));
+            return;
+        }
+        let changes = std::mem::take(&mut batch.changes);
+        batch.changed = changes.iter().map(|change| change.perspective.clone()).collect();
+        way.committing = Some(batch);
+        drop(way);
+        let me = Weak::clone(&self.me);
+        let done = move |result| {
+            if let Some(me) = me.upgrade() {
+                me.committed(result);
+            }
+        };
+        if let Some(large) = changes.iter().find(|change| change.state.len() > self.quota) {
+            let why = format!("the state of {} has {} bytes", large.perspective, large.state.len());
+            return done(Err(StoreError::Failed(why)));
+        }
+        self.store.commit(changes.into_iter().map(Write::State).collect(), Box::new(done));
     }
 
     fn release(&self, mut frames: &[u8], delivery: &mut Delivery<'_>) {
@@ -201,39 +310,67 @@ impl Line {
     }
 
     /// Nothing of a batch that was not committed is told: its answers become errors, and the service goes back.
-    fn undo(&self, batch: &Batch, error: &StoreError, delivery: &mut Delivery<'_>) {
-        tracing::error!(service = self.name(), %error, "changes could not be saved; they are undone");
+    fn undo(&self, way: &mut Way, batch: Batch, delivery: &mut Delivery<'_>) {
         let mut frames = batch.frames.as_slice();
         while let Some((frame, raw)) = next(&mut frames) {
-            match frame {
-                ToHost::Answer { call, value } => {
-                    self.unsent(value);
-                    let mut failed = Vec::new();
-                    let (class, message) = ("RuntimeError", "the change could not be saved, and is undone");
-                    ToHost::Failed { call, class, message, fault: false }.write(&mut failed);
-                    delivery.deliver(call, self.slot, &failed);
+            self.undo_one(&frame, raw, delivery);
+        }
+        let later = batch.changes.into_iter().map(|change| change.perspective);
+        for perspective in batch.changed.into_iter().chain(later) {
+            way.reverting += 1;
+            self.revert(perspective, 0);
+        }
+    }
+
+    fn undo_one(&self, frame: &ToHost<'_>, raw: &[u8], delivery: &mut Delivery<'_>) {
+        match *frame {
+            ToHost::Answer { call, value } => {
+                self.unsent(value);
+                let mut failed = Vec::new();
+                let (class, message) = ("RuntimeError", "the change could not be saved, and is undone");
+                ToHost::Failed { call, class, message, fault: false }.write(&mut failed);
+                delivery.deliver(call, self.slot, &failed);
+            }
+            ToHost::Call { call, answer, .. } => {
+                if answer {
+                    let (class, message) = ("RuntimeError", "a change before it could not be saved");
+                    self.tell(&ToLibrary::Failed { call, class, message });
                 }
-                ToHost::Call { call, answer, .. } => {
-                    if answer {
-                        let (class, message) = ("RuntimeError", "a change before it could not be saved");
-                        self.tell(&ToLibrary::Failed { call, class, message });
+            }
+            // What was to be told of has not come to pass.
+            ToHost::Update { .. } => {}
+            _ => self.out(frame, raw, delivery),
+        }
+    }
+
+    /// Tells the service what a perspective's state is again; later, if the store cannot say just now.
+    fn revert(&self, perspective: String, tries: u32) {
+        let me = Weak::clone(&self.me);
+        let of = perspective.clone();
+        let done = Box::new(move |state: Result<Option<Saved>, StoreError>| {
+            let Some(me) = me.upgrade().filter(|me| !me.is_over()) else { return };
+            match state {
+                Ok(saved) => {
+                    let version = saved.as_ref().map_or(0, |saved| saved.version);
+                    let state = saved.as_ref().map(|saved| saved.state.as_slice());
+                    me.tell(&ToLibrary::Revert { perspective: &of, state, version });
+                }
+                Err(error) => {
+                    if tries == 0 {
+                        tracing::error!(service = me.name(), %error, "the service waits for the store");
+                    }
+                    // The service tells nobody anything until then: it cannot know what it should be.
+                    let waiting = std::thread::Builder::new().name("store-again".to_owned()).spawn(move || {
+                        std::thread::sleep(AGAIN);
+                        me.revert(of, tries + 1);
+                    });
+                    if let Err(error) = waiting {
+                        tracing::error!(%error, "a service cannot go back to its last commit; restart the host");
                     }
                 }
-                // What was to be told of has not come to pass.
-                ToHost::Update { .. } => {}
-                other => self.out(&other, raw, delivery),
             }
-        }
-        for perspective in &batch.changed {
-            let me = Weak::clone(&self.me);
-            let of = perspective.clone();
-            let done = Box::new(move |state: Result<Option<Vec<u8>>, StoreError>| {
-                if let (Some(me), Ok(state)) = (me.upgrade(), state) {
-                    me.tell(&ToLibrary::Revert { perspective: &of, state: state.as_deref() });
-                }
-            });
-            self.store.load(self.name(), perspective, done);
-        }
+        });
+        self.store.state(self.name(), &perspective, done);
     }
 }
 
@@ -258,46 +395,34 @@ impl Outlet for Line {
             // One that was given up and came back after all: another may serve by now, with newer states.
             return;
         }
-        let mut changes = Vec::new();
-        let mut waiting = Vec::new();
-        // A change and what is told of it come in one batch, in whatever order: all of a batch waits for its changes.
-        let mut must_wait = !self.held.lock().is_empty() || has_changes(frames);
+        let mut way = self.way.lock();
         let mut delivery = Delivery::new(&self.switchboard);
-        while let Some((frame, raw)) = next(&mut frames) {
-            if let ToHost::Save { perspective, state } = frame {
-                must_wait = true;
-                changes.retain(|change: &Change| change.perspective != perspective);
-                changes.push(Change {
-                    service: self.name().to_owned(),
-                    perspective: perspective.to_owned(),
-                    state: state.to_vec(),
-                });
-            } else if must_wait {
-                waiting.extend_from_slice(raw);
-            } else {
-                self.out(&frame, raw, &mut delivery);
+        // Nothing that follows a failed commit counts until the service has gone back.
+        while way.reverting > 0 {
+            let Some((frame, raw)) = next(&mut frames) else { return };
+            match frame {
+                ToHost::Reverted {} => way.reverting -= 1,
+                ToHost::Save { perspective, .. } => {
+                    way.reverting += 1;
+                    self.revert(perspective.to_owned(), 0);
+                }
+                frame => self.undo_one(&frame, raw, &mut delivery),
             }
         }
-        drop(delivery);
-        if !must_wait {
-            return;
+        // A change and what is told of it come in one batch, in whatever order: all of a batch waits for its changes.
+        if way.committing.is_none() && !has_changes(frames) {
+            return self.release(frames, &mut delivery);
         }
-        let number = {
-            let mut held = self.held.lock();
-            let number = held.back().map_or(0, |batch| batch.number + 1);
-            let changed = changes.iter().map(|change| change.perspective.clone()).collect();
-            held.push_back(Batch { number, frames: waiting, changed, done: None });
-            number
-        };
-        let me = Weak::clone(&self.me);
-        self.store.commit(
-            changes,
-            Box::new(move |result| {
-                if let Some(me) = me.upgrade() {
-                    me.committed(number, result);
+        drop(delivery);
+        while let Some((frame, raw)) = next(&mut frames) {
+            match frame {
+                ToHost::Save { perspective, state, base, version } => {
+                    way.waiting.change(self.name(), perspective, state, base, version);
                 }
-            }),
-        );
+                _ => way.waiting.frames.extend_from_slice(raw),
+            }
+        }
+        self.go_on(way);
     }
 
     fn log(&self, level: u8, target: &str, text: &str) {
@@ -332,21 +457,55 @@ impl Outlet for Line {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::{Done, MemoryStore};
+    use crate::cred::TokenDigest;
+    use crate::cred::throttle::Counter;
+    use crate::store::{Done, Kept, MemoryStore, audit};
 
     /// Commits when it is told to.
     #[derive(Default)]
     struct Slow {
         memory: MemoryStore,
-        waiting: Mutex<Vec<Done<()>>>,
+        waiting: Mutex<Vec<(Vec<Write>, Done<()>)>>,
+    }
+
+    impl Slow {
+        /// The oldest commit comes to this.
+        fn finish(&self, result: Result<(), StoreError>) {
+            let (writes, done) = self.waiting.lock().remove(0);
+            match result {
+                Ok(()) => self.memory.commit(writes, done),
+                Err(error) => done(Err(error)),
+            }
+        }
     }
 
     impl Store for Slow {
-        fn load(&self, service: &str, perspective: &str, done: Done<Option<Vec<u8>>>) {
-            self.memory.load(service, perspective, done);
+        fn commit(&self, writes: Vec<Write>, done: Done<()>) {
+            self.waiting.lock().push((writes, done));
         }
-        fn commit(&self, _changes: Vec<Change>, done: Done<()>) {
-            self.waiting.lock().push(done);
+        fn state(&self, service: &str, perspective: &str, done: Done<Option<Saved>>) {
+            self.memory.state(service, perspective, done);
+        }
+        fn data(&self, service: &str, range: &Range, done: Done<Entries>) {
+            self.memory.data(service, range, done);
+        }
+        fn identity(&self, name: &str, done: Done<Option<Kept>>) {
+            self.memory.identity(name, done);
+        }
+        fn bearer(&self, token: &TokenDigest, done: Done<Option<Kept>>) {
+            self.memory.bearer(token, done);
+        }
+        fn identities(&self, after: Option<&str>, limit: usize, done: Done<Vec<Kept>>) {
+            self.memory.identities(after, limit, done);
+        }
+        fn is_known_source(&self, name: &str, source: &[u8; 16], done: Done<bool>) {
+            self.memory.is_known_source(name, source, done);
+        }
+        fn failures(&self, done: Done<Vec<(Counter, u32)>>) {
+            self.memory.failures(done);
+        }
+        fn audit(&self, after: u64, limit: usize, done: Done<Vec<audit::Line>>) {
+            self.memory.audit(after, limit, done);
         }
     }
 
@@ -372,37 +531,80 @@ mod tests {
         line.frames(&bytes);
     }
 
-    #[test]
-    fn nothing_that_follows_a_change_is_told_before_it_is_committed() {
-        let (switchboard, store) = (Switchboard::new(), Arc::new(Slow::default()));
-        let (number, mailbox) = switchboard.connect();
-        let call = |n: u64| u64::from(number) << 32 | n;
-        let (line, _stages) = Line::new(1, switchboard, Arc::clone(&store) as Arc<dyn Store>);
-        let answer = |n| ToHost::Answer { call: call(n), value: &[] };
-        say(&line, &[answer(1), ToHost::Save { perspective: "a", state: &[1] }, answer(2)]);
-        say(&line, &[answer(3)]);
-        say(&line, &[ToHost::Save { perspective: "b", state: &[1] }, answer(4)]);
-        assert!(heard(&mailbox).is_empty(), "what is told of a change may stand before it");
-        let mut commits = std::mem::take(&mut *store.waiting.lock());
-        let first = commits.remove(0);
-        // A later commit alone frees nothing: order is kept.
-        commits.drain(..).for_each(|done| done(Ok(())));
-        assert!(heard(&mailbox).is_empty());
-        first(Ok(()));
-        assert_eq!(heard(&mailbox), ["answer 1", "answer 2", "answer 3", "answer 4"]);
+    fn line() -> (Arc<Line>, Arc<Slow>, Arc<super::super::switchboard::Mailbox>, impl Fn(u64) -> u64) {
+        let store = Arc::new(Slow::default());
+        let surroundings = Surroundings::new(Arc::clone(&store) as Arc<dyn Store>);
+        let (number, mailbox) = surroundings.switchboard.connect();
+        let (line, _stages) = Line::new(1, &surroundings);
+        (line, store, mailbox, move |n: u64| u64::from(number) << 32 | n)
+    }
+
+    fn save(perspective: &str, version: u64) -> ToHost<'_> {
+        ToHost::Save { perspective, state: &[1], base: version - 1, version }
     }
 
     #[test]
-    fn what_cannot_be_committed_is_an_error_to_its_caller_and_to_nobody_else() {
-        let (switchboard, store) = (Switchboard::new(), Arc::new(Slow::default()));
-        let (number, mailbox) = switchboard.connect();
-        let call = |n: u64| u64::from(number) << 32 | n;
-        let (line, _stages) = Line::new(1, switchboard, Arc::clone(&store) as Arc<dyn Store>);
-        say(&line, &[ToHost::Save { perspective: "a", state: &[1] }, ToHost::Answer { call: call(1), value: &[] }]);
-        let done = store.waiting.lock().remove(0);
-        done(Err(StoreError("the disk is full".to_owned())));
+    fn nothing_that_follows_a_change_is_told_before_it_is_committed() {
+        let (line, store, mailbox, call) = line();
+        let answer = |n| ToHost::Answer { call: call(n), value: &[] };
+        say(&line, &[answer(1), save("a", 1), answer(2)]);
+        say(&line, &[answer(3)]);
+        say(&line, &[save("b", 1), answer(4)]);
+        say(&line, &[save("b", 2), save("a", 2), answer(5)]);
+        assert!(heard(&mailbox).is_empty(), "what is told of a change may stand before it");
+        store.finish(Ok(()));
+        assert_eq!(heard(&mailbox), ["answer 1", "answer 2"]);
+        // What has come meanwhile is one commit.
+        store.finish(Ok(()));
+        assert_eq!(heard(&mailbox), ["answer 3", "answer 4", "answer 5"]);
+        assert!(store.waiting.lock().is_empty());
+        say(&line, &[answer(6)]);
+        assert_eq!(heard(&mailbox), ["answer 6"], "who saves nothing waits for nothing");
+    }
+
+    #[test]
+    fn what_cannot_be_committed_is_an_error_and_so_is_all_that_was_made_from_it() {
+        let (line, store, mailbox, call) = line();
+        let answer = |n| ToHost::Answer { call: call(n), value: &[] };
+        say(&line, &[save("a", 1), answer(1)]);
+        say(&line, &[save("b", 1), answer(2)]);
+        store.finish(Err(StoreError::Failed("the disk is full".to_owned())));
+        let undone = |n: u32| format!("failed {n}: the change could not be saved, and is undone");
+        assert_eq!(heard(&mailbox), [undone(1), undone(2)]);
+        assert!(store.waiting.lock().is_empty(), "what was made from it is not committed");
+        // What the service says before it has gone back is made from what was undone, too.
+        say(&line, &[answer(3), save("c", 1)]);
+        assert_eq!(heard(&mailbox), [undone(3)]);
+        say(&line, &[ToHost::Reverted {}, ToHost::Reverted {}, answer(4), ToHost::Reverted {}, answer(5)]);
+        assert_eq!(heard(&mailbox), [undone(4), "answer 5".to_owned()]);
+        say(&line, &[save("a", 1), answer(6)]);
+        store.finish(Ok(()));
+        assert_eq!(heard(&mailbox), ["answer 6"]);
+    }
+
+    #[test]
+    fn a_second_writer_is_found_out_and_not_overwritten() {
+        let (line, store, mailbox, call) = line();
+        let other =
+            Change { service: "?".to_owned(), perspective: "a".to_owned(), state: vec![9], base: 0, version: 1 };
+        store.memory.commit(vec![Write::State(other)], Box::new(|done| done.unwrap()));
+        say(&line, &[save("a", 1), ToHost::Answer { call: call(1), value: &[] }]);
+        store.finish(Ok(()));
         assert_eq!(heard(&mailbox), ["failed 1: the change could not be saved, and is undone"]);
-        say(&line, &[ToHost::Answer { call: call(2), value: &[] }]);
-        assert_eq!(heard(&mailbox), ["answer 2"]);
+        let (sender, receiver) = std::sync::mpsc::channel();
+        store.memory.state("?", "a", Box::new(move |saved| sender.send(saved).unwrap()));
+        assert_eq!(receiver.recv().unwrap().unwrap().unwrap().state, [9]);
+    }
+
+    #[test]
+    fn a_state_over_the_quota_is_not_saved() {
+        let store = Arc::new(MemoryStore::new());
+        let surroundings = Surroundings { quota: 4, ..Surroundings::new(store) };
+        let (number, mailbox) = surroundings.switchboard.connect();
+        let (line, _stages) = Line::new(1, &surroundings);
+        let call = u64::from(number) << 32 | 1;
+        let large = ToHost::Save { perspective: "a", state: &[0; 5], base: 0, version: 1 };
+        say(&line, &[large, ToHost::Answer { call, value: &[] }]);
+        assert_eq!(heard(&mailbox), ["failed 1: the change could not be saved, and is undone"]);
     }
 }

@@ -15,7 +15,7 @@ use super::switchboard::Switchboard;
 use crate::cred::{Name, NameOf};
 use crate::loader::generation::{Generation, Linked, Source};
 use crate::loader::unload::Account;
-use crate::store::Store;
+use crate::store::{Saved, Store, ask};
 
 /// How long a service may take to be made, to start, or to say that it is well.
 const START: Duration = Duration::from_secs(30);
@@ -29,6 +29,19 @@ pub struct Surroundings {
     pub store: Arc<dyn Store>,
     /// Where connections are.
     pub switchboard: Arc<Switchboard>,
+    /// How many bytes a saved state may have.
+    pub quota: usize,
+}
+
+/// How many bytes a saved state may have, if nothing else is said.
+pub const QUOTA: usize = 64 << 20;
+
+impl Surroundings {
+    /// This store, and no connections yet.
+    #[must_use]
+    pub fn new(store: Arc<dyn Store>) -> Self {
+        Self { store, switchboard: Switchboard::new(), quota: QUOTA }
+    }
 }
 
 impl std::fmt::Debug for Surroundings {
@@ -97,8 +110,7 @@ impl Slot {
     ) -> Result<Arc<Self>, NotServing> {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let (line, mut stages) =
-            Line::new(number, Arc::clone(&surroundings.switchboard), Arc::clone(&surroundings.store));
+        let (line, mut stages) = Line::new(number, surroundings);
         let generation = Generation::start(source, Arc::clone(&line) as Arc<_>)
             .map_err(|error| NotServing(format!("the machine has no thread or descriptor for it: {error}")))?;
         let generation = Arc::new(generation);
@@ -169,23 +181,21 @@ impl Slot {
     ) -> Result<(), String> {
         let empty = [1, 0x80, 5, 0x87];
         let config = if self.config.is_empty() { &empty } else { self.config.as_slice() };
-        generation.tell(&ToLibrary::Init { config, vetting: false });
+        let quota = self.surroundings.quota as u64;
+        generation.tell(&ToLibrary::Init { config, vetting: false, quota });
         expect(stage(stages, START, "be made").await?, &Stage::Initialised)?;
         let saved = if self.manifest.shared { self.saved().await? } else { None };
-        generation.tell(&ToLibrary::Start { saved: saved.as_deref() });
+        let version = saved.as_ref().map_or(0, |saved| saved.version);
+        let saved = saved.as_ref().map(|saved| saved.state.as_slice());
+        generation.tell(&ToLibrary::Start { saved, version });
         expect(stage(stages, START, "start").await?, &Stage::Started)?;
         generation.tell(&ToLibrary::Health { request: 1 });
         expect(stage(stages, START, "say that it is well").await?, &Stage::Healthy(1))
     }
 
-    async fn saved(&self) -> Result<Option<Vec<u8>>, String> {
-        let (done, loaded) = tokio::sync::oneshot::channel();
-        self.surroundings.store.load(self.name.as_str(), "", Box::new(move |state| drop(done.send(state))));
-        match loaded.await {
-            Ok(Ok(state)) => Ok(state),
-            Ok(Err(error)) => Err(error.to_string()),
-            Err(_) => Err("the store did not answer".to_owned()),
-        }
+    async fn saved(&self) -> Result<Option<Saved>, String> {
+        let store = &self.surroundings.store;
+        ask(|done| store.state(self.name.as_str(), "", done)).await.map_err(|error| error.to_string())
     }
 
     /// Stops the service: what it has to save is saved, its clients are told, its library is let go of.

@@ -56,6 +56,11 @@ impl Mailbox {
         !self.full.load(Ordering::Relaxed)
     }
 
+    /// Wakes who waits, for another reason.
+    pub fn wake(&self) {
+        self.come.notify_one();
+    }
+
     /// Waits until something has come.
     pub async fn come(&self) {
         self.come.notified().await;

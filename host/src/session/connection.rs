@@ -10,8 +10,10 @@ use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
-use super::desk::Desk;
+use super::desk::{Desk, Peer};
 use super::door::{Admitted, Shared};
+use super::stream::Stream;
+use super::tls::Certificates;
 
 /// How much is read at once, at least.
 const READ: usize = 16 << 10;
@@ -43,6 +45,8 @@ pub(super) enum End {
     Backlog,
     #[error("too many calls wait for others to end")]
     TooManyCalls,
+    #[error("the operator has cut it")]
+    Cut,
     #[error("the host closes")]
     Closing,
 }
@@ -50,11 +54,14 @@ pub(super) enum End {
 /// Serves one connection to its end.
 pub(super) async fn serve(shared: Arc<Shared>, socket: Socket, admitted: Admitted, closed: watch::Receiver<bool>) {
     let peer = admitted.source;
-    let end = match TcpStream::from_std(socket) {
-        Ok(stream) => {
+    let end = match open(socket, admitted.tls.as_deref()) {
+        Ok(mut stream) => {
             let (number, mailbox) = shared.surroundings.switchboard.connect();
-            let mut desk = Desk::new(Arc::clone(&shared), number, peer.to_string());
-            let end = Box::pin(run(&shared, &stream, &mut desk, &mailbox, closed)).await;
+            let tls = admitted.tls.is_some();
+            let from = Peer { address: peer, private: tls || peer.ip().to_canonical().is_loopback(), tls };
+            let mut desk = Desk::new(Arc::clone(&shared), number, from, Arc::clone(&mailbox));
+            let end = Box::pin(run(&shared, &mut stream, &mut desk, &mailbox, closed)).await;
+            stream.close();
             // From here on calls back to this client fail at once.
             shared.surroundings.switchboard.disconnect(number);
             let mut mail = Vec::new();
@@ -71,15 +78,23 @@ pub(super) async fn serve(shared: Arc<Shared>, socket: Socket, admitted: Admitte
     }
 }
 
+fn open(socket: Socket, tls: Option<&Certificates>) -> io::Result<Stream> {
+    let socket = TcpStream::from_std(socket)?;
+    match tls {
+        Some(certificates) => Ok(Stream::tls(socket, certificates.accept().map_err(io::Error::other)?)),
+        None => Ok(Stream::Plain(socket)),
+    }
+}
+
 async fn run(
     shared: &Shared,
-    stream: &TcpStream,
+    stream: &mut Stream,
     desk: &mut Desk,
     mailbox: &crate::multiservice::switchboard::Mailbox,
     mut closed: watch::Receiver<bool>,
 ) -> End {
     // Small answers must not wait for each other's acknowledgement.
-    if let Err(error) = stream.set_nodelay(true) {
+    if let Err(error) = stream.set_nodelay() {
         return error.into();
     }
     let limits = &shared.limits;
@@ -97,6 +112,9 @@ async fn run(
         if !all {
             return End::Backlog;
         }
+        if desk.notices() {
+            return End::Cut;
+        }
         mail.shrink_to(KEEP);
         if let Err(end) = desk.serve().await {
             // What was answered before the fault is still sent, as far as it goes.
@@ -107,6 +125,7 @@ async fn run(
         if desk.logged_in() {
             login_by = None;
         }
+        let refusal = desk.refuse_due();
 
         while writable && sent < desk.broker.output.bytes.len() {
             match stream.try_write(&desk.broker.output.bytes[sent..]) {
@@ -119,17 +138,26 @@ async fn run(
                 Err(error) => return error.into(),
             }
         }
+        if writable && stream.wants_write() {
+            match stream.flush() {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => writable = false,
+                Err(error) => return error.into(),
+                Ok(()) => moved = Instant::now(),
+            }
+        }
         let output = &mut desk.broker.output.bytes;
         if sent == output.len() {
             output.clear();
             output.shrink_to(KEEP);
             sent = 0;
-            moved = Instant::now();
+            if !stream.wants_write() {
+                moved = Instant::now();
+            }
         } else if sent > KEEP {
             output.drain(..sent);
             sent = 0;
         }
-        let unread = output.len() - sent;
+        let unread = output.len() - sent + usize::from(stream.wants_write());
         if unread > BACKLOG {
             return End::Backlog;
         }
@@ -180,11 +208,14 @@ async fn run(
         // Calls that wait for room, though nothing comes that would make any: those before them wait for something
         // else.
         let lift = (unread == 0 && desk.parked()).then(|| Instant::now() + LIFT);
-        let deadline =
-            [login_by, closing, lift, (unread > 0).then(|| moved + limits.stalled)].into_iter().flatten().min();
+        let deadline = [login_by, closing, lift, refusal, (unread > 0).then(|| moved + limits.stalled)]
+            .into_iter()
+            .flatten()
+            .min();
         tokio::select! {
             biased;
             () = mailbox.come() => {}
+            checked = desk.checked() => desk.finish(checked).await,
             ready = stream.ready(interest), if listens || unread > 0 => match ready {
                 Ok(ready) => {
                     readable |= ready.is_readable() || ready.is_read_closed();

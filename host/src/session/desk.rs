@@ -1,18 +1,23 @@
 //! What one connection knows and decides. No IO: bytes come into its broker and go out of it.
 
 use std::collections::{HashMap, VecDeque};
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use jelly::{Scanner, Shape};
 use pb::{Broker, Event, Failure, Role};
+use tokio::sync::mpsc;
+use tokio::time::Instant;
 
 use super::connection::End;
 use super::door::Shared;
 use super::limits::PeerLimits;
-use super::root::LoginObject;
+use super::root::{Checked, LoginObject, NONE};
 use super::services::Batch;
-use crate::cred::Identity;
+use super::sessions::{Notice, Session};
+use crate::cred::Key;
 use crate::multiservice::slot::Slot;
+use crate::multiservice::switchboard::Mailbox;
 
 /// What the first answers are taken to be like, in bytes.
 const FIRST_ANSWER: usize = 64 << 10;
@@ -51,6 +56,12 @@ pub(super) struct Attached {
     pub(super) era: Era,
     /// The call to be answered, while the service has not answered.
     pub(super) request: Option<u64>,
+    /// Who has attached.
+    pub(super) identity: Arc<str>,
+    /// What they have logged in with.
+    pub(super) credential: u64,
+    /// The key that it came by.
+    pub(super) key: Key,
 }
 
 /// A call on its way through a service.
@@ -93,6 +104,25 @@ impl Parked {
 pub(super) struct Desk {
     pub(super) broker: Broker<Object>,
     pub(super) state: State,
+    /// Logins whose passwords were checked.
+    checked: mpsc::UnboundedReceiver<Checked>,
+}
+
+/// Where a connection comes from.
+#[derive(Debug, Clone)]
+pub(super) struct Peer {
+    pub(super) address: SocketAddr,
+    /// Whether nobody can listen on the way: TLS, or one machine.
+    pub(super) private: bool,
+    pub(super) tls: bool,
+}
+
+/// A refusal that leaves when its time has come.
+pub(super) struct Delayed {
+    pub(super) at: Instant,
+    pub(super) request: u64,
+    /// What is answered; `None`: the original's None, which is an answer.
+    pub(super) failure: Option<Failure>,
 }
 
 /// All but the broker, so that an event can be looked at while it is served.
@@ -101,8 +131,17 @@ pub(super) struct State {
     /// This connection's number, in the upper half of all numbers that services see.
     pub(super) number: u32,
     pub(super) peer: String,
+    pub(super) from: Peer,
+    pub(super) mailbox: Arc<Mailbox>,
     pub(super) next: u32,
-    pub(super) identity: Option<Arc<Identity>>,
+    /// Once somebody has logged in.
+    pub(super) session: Option<Arc<Session>>,
+    /// How many passwords are being checked.
+    pub(super) checking: usize,
+    pub(super) checks: mpsc::UnboundedSender<Checked>,
+    pub(super) delayed: Vec<Delayed>,
+    /// A mind that the call being served left with a password's check.
+    pub(super) pending: Option<u64>,
     /// A mind that the call being served left with an avatar.
     pub(super) keep: Option<u64>,
     /// Limits to be raised, once the event that led to it is served.
@@ -127,7 +166,8 @@ pub(super) struct State {
 }
 
 impl Desk {
-    pub(super) fn new(shared: Arc<Shared>, number: u32, peer: String) -> Self {
+    pub(super) fn new(shared: Arc<Shared>, number: u32, from: Peer, mailbox: Arc<Mailbox>) -> Self {
+        let (checks, checked) = mpsc::unbounded_channel();
         let before = shared.limits.before;
         let jelly = shared.limits.after.jelly;
         Self {
@@ -135,9 +175,15 @@ impl Desk {
             state: State {
                 shared,
                 number,
-                peer,
+                peer: from.address.to_string(),
+                from,
+                mailbox,
                 next: 0,
-                identity: None,
+                session: None,
+                checking: 0,
+                checks,
+                delayed: Vec::new(),
+                pending: None,
                 keep: None,
                 raise: false,
                 login: HashMap::new(),
@@ -154,12 +200,70 @@ impl Desk {
                 scanner: Scanner::new(Shape::Value, jelly),
                 keyword_scanner: Scanner::new(Shape::Value, jelly),
             },
+            checked,
+        }
+    }
+
+    /// Waits until a password was checked; for ever, if none is being.
+    pub(super) async fn checked(&mut self) -> Checked {
+        match self.checked.recv().await {
+            Some(checked) => checked,
+            // The desk itself has an end of it.
+            None => std::future::pending().await,
+        }
+    }
+
+    /// A password was checked: goes on with the login.
+    pub(super) async fn finish(&mut self, checked: Checked) {
+        self.state.finish(&mut self.broker.output, checked).await;
+        self.raise();
+    }
+
+    /// Answers refusals whose time has come; says when the next one's is.
+    pub(super) fn refuse_due(&mut self) -> Option<Instant> {
+        if self.state.delayed.is_empty() {
+            return None;
+        }
+        let now = Instant::now();
+        let output = &mut self.broker.output;
+        for due in self.state.delayed.extract_if(.., |delayed| delayed.at <= now) {
+            match due.failure {
+                Some(failure) => output.fail(due.request, &failure),
+                None => output.answer(due.request, NONE),
+            }
+        }
+        self.state.delayed.iter().map(|delayed| delayed.at).min()
+    }
+
+    /// What the host has told this connection; true: it is to close.
+    pub(super) fn notices(&mut self) -> bool {
+        let Some(session) = &self.state.session else { return false };
+        let mut close = false;
+        for (notice, heard) in session.notices() {
+            match notice {
+                Notice::Changed(name, identity) => {
+                    self.state.changed(&mut self.broker.output, &name, identity.as_deref());
+                    // Services are told before it counts as heard.
+                    self.state.submit(&mut self.broker.output);
+                }
+                Notice::Cut => close = true,
+            }
+            drop(heard);
+        }
+        close
+    }
+
+    fn raise(&mut self) {
+        if std::mem::take(&mut self.state.raise) {
+            let after = self.state.shared.limits.after;
+            self.broker.input.set_limits(after.jelly);
+            self.broker.output.set_limit(after.references);
         }
     }
 
     /// Serves everything that has come whole.
     pub(super) async fn serve(&mut self) -> Result<(), End> {
-        let Self { broker, state } = self;
+        let Self { broker, state, .. } = self;
         loop {
             let output = &mut broker.output;
             let Some(event) = broker.input.event(output)? else {
@@ -235,7 +339,7 @@ impl Desk {
     }
 
     pub(super) fn logged_in(&self) -> bool {
-        self.state.identity.is_some()
+        self.state.session.is_some()
     }
 
     pub(super) fn limits(&self) -> &PeerLimits {
@@ -249,11 +353,14 @@ impl Desk {
 
     /// Whether nothing is under way for the client.
     pub(super) fn idle(&self) -> bool {
-        self.state.calls.is_empty() && self.state.parked.is_empty()
+        self.state.calls.is_empty() && self.state.parked.is_empty() && self.state.checking == 0
     }
 
     /// The connection has ended: everybody who should know is told.
     pub(super) fn end(mut self) {
+        if self.state.session.is_some() {
+            self.state.shared.guard.sessions().close(self.state.number);
+        }
         self.state.end();
     }
 }
@@ -279,7 +386,7 @@ impl State {
     }
 
     pub(super) fn limits(&self) -> &PeerLimits {
-        if self.identity.is_some() { &self.shared.limits.after } else { &self.shared.limits.before }
+        if self.session.is_some() { &self.shared.limits.after } else { &self.shared.limits.before }
     }
 
     /// A number that nothing of this connection has just now.

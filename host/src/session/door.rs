@@ -11,10 +11,16 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::LocalSet;
 
 use super::connection;
+use super::guard::Guard;
 use super::limits::Limits;
+use super::tls::Certificates;
+use crate::cred::StoreSecret;
 use crate::cred::login::Login;
 use crate::multiservice::MultiService;
 use crate::multiservice::slot::Surroundings;
+
+/// The memory that checking passwords may take, if nothing else is said, in KiB.
+const BUDGET: u32 = 128 << 10;
 
 /// The root object that clients of a door log in through.
 #[derive(Clone)]
@@ -27,6 +33,7 @@ pub(super) struct Shared {
     pub(super) services: Arc<MultiService>,
     pub(super) surroundings: Surroundings,
     pub(super) limits: Limits,
+    pub(super) guard: Arc<Guard>,
     sources: Mutex<HashMap<IpAddr, usize>>,
 }
 
@@ -40,7 +47,32 @@ impl AuthRoot {
     /// A root through which `login`'s identities reach these services.
     #[must_use]
     pub fn new(login: Login, services: Arc<MultiService>, surroundings: Surroundings, limits: Limits) -> Self {
-        Self { shared: Arc::new(Shared { login, services, surroundings, limits, sources: Mutex::default() }) }
+        let mut secret = [0; 32];
+        if let Err(error) = getrandom::fill(&mut secret) {
+            // It keeps names apart, no secrets.
+            tracing::warn!(%error, "no randomness for the throttle");
+        }
+        let store = Arc::clone(&surroundings.store);
+        let guard = Guard::new(store, StoreSecret::new(secret), login.cost(), BUDGET, true);
+        Self::guarded(login, services, surroundings, limits, guard)
+    }
+
+    /// The same behind a guard that stands before other doors, too.
+    #[must_use]
+    pub fn guarded(
+        login: Login,
+        services: Arc<MultiService>,
+        surroundings: Surroundings,
+        limits: Limits,
+        guard: Arc<Guard>,
+    ) -> Self {
+        Self { shared: Arc::new(Shared { login, services, surroundings, limits, guard, sources: Mutex::default() }) }
+    }
+
+    /// What stands before every login.
+    #[must_use]
+    pub fn guard(&self) -> &Arc<Guard> {
+        &self.shared.guard
     }
 
     /// Opens a door: listens on this address, and serves on as many threads as there are processors.
@@ -49,14 +81,14 @@ impl AuthRoot {
     /// When the address cannot be listened on, or a thread cannot be started.
     pub fn listen(&self, address: impl std::net::ToSocketAddrs) -> io::Result<Door> {
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
-        self.listen_on(TcpListener::bind(address)?, threads)
+        self.listen_on(TcpListener::bind(address)?, threads, None)
     }
 
-    /// Opens a door on a socket that listens already.
+    /// Opens a door on a socket that listens already; with certificates, all that comes through it is TLS.
     ///
     /// # Errors
     /// When a thread cannot be started.
-    pub fn listen_on(&self, listener: TcpListener, threads: usize) -> io::Result<Door> {
+    pub fn listen_on(&self, listener: TcpListener, threads: usize, tls: Option<Arc<Certificates>>) -> io::Result<Door> {
         let address = listener.local_addr()?;
         listener.set_nonblocking(true)?;
         let (closing, closed) = watch::channel(false);
@@ -76,7 +108,7 @@ impl AuthRoot {
         workers.push(
             std::thread::Builder::new()
                 .name("accept".to_owned())
-                .spawn(move || accept(&shared, listener, senders, closed))?,
+                .spawn(move || accept(&shared, listener, senders, closed, tls))?,
         );
         Ok(Door { address, closing, workers: Mutex::new(workers) })
     }
@@ -161,6 +193,7 @@ fn accept(
     listener: TcpListener,
     workers: Vec<mpsc::UnboundedSender<(TcpStream, Admitted)>>,
     mut closed: watch::Receiver<bool>,
+    tls: Option<Arc<Certificates>>,
 ) {
     let runtime = match runtime() {
         Ok(runtime) => runtime,
@@ -196,7 +229,7 @@ fn accept(
             };
             next = (next + 1) % workers.len();
             // If nobody serves any more, the place is given back with it.
-            let _ = workers[next].send((stream, Admitted { shared: Arc::clone(shared), source }));
+            let _ = workers[next].send((stream, Admitted { shared: Arc::clone(shared), source, tls: tls.clone() }));
         }
     });
 }
@@ -205,6 +238,7 @@ fn accept(
 pub(super) struct Admitted {
     shared: Arc<Shared>,
     pub(super) source: SocketAddr,
+    pub(super) tls: Option<Arc<Certificates>>,
 }
 
 impl Drop for Admitted {

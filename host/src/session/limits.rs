@@ -26,6 +26,8 @@ pub struct Limits {
     pub after: PeerLimits,
     /// How long a log-in may take.
     pub login: Duration,
+    /// How long after it came a refusal leaves, whatever its reason: longer than finding it out takes.
+    pub refusal: Duration,
     /// How long a peer with unread answers may read nothing.
     pub stalled: Duration,
     /// How long calls in flight may take to end when the door closes.
@@ -54,6 +56,7 @@ impl Default for Limits {
                 unread: 1 << 20,
             },
             login: Duration::from_secs(30),
+            refusal: Duration::from_millis(250),
             stalled: Duration::from_secs(30),
             grace: Duration::from_secs(5),
             connections: 10_000,

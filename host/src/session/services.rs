@@ -9,6 +9,8 @@ use plugin_api::abi::frame::{ToHost, ToLibrary};
 use super::connection::End;
 use super::desk::{Attached, Era, InFlight, Object, Parked, State};
 use super::references::{give_back, reference, settle, translate_out};
+use crate::cred::Key;
+use crate::cred::login::Proven;
 use crate::multiservice::slot::Slot;
 
 type Out = Output<Object>;
@@ -266,6 +268,11 @@ impl State {
             }
             ToHost::Release { handle, count } => self.release(output, slot, handle, count),
             ToHost::Stopped {} => self.stopped(output, slot),
+            ToHost::End { attachment } => {
+                if self.attachments.get(&attachment).is_some_and(|attached| attached.slot.number() == slot) {
+                    self.revoke(output, attachment);
+                }
+            }
             ToHost::Update { object, method, arguments, keywords, .. } => {
                 self.update(output, slot, object, method, arguments, keywords);
             }
@@ -282,8 +289,13 @@ impl State {
             .filter(|(_, call)| call.answer)
             .map(|(_, call)| call.request)
             .collect();
-        let attachments = self.attachments.extract_if(|_, attached| attached.slot.number() == slot);
-        owed.extend(attachments.filter_map(|(_, attached)| attached.request));
+        let ended: Vec<Attached> = self
+            .attachments
+            .extract_if(|_, attached| attached.slot.number() == slot)
+            .map(|(_, attached)| attached)
+            .collect();
+        ended.iter().for_each(|attached| self.unlist(attached));
+        owed.extend(ended.iter().filter_map(|attached| attached.request));
         owed.sort_unstable();
         for request in owed {
             output.fail(request, &gone);
@@ -316,7 +328,9 @@ impl State {
             return None;
         }
         let request = attached.request.take()?;
-        self.attachments.remove(&attachment);
+        if let Some(attached) = self.attachments.remove(&attachment) {
+            self.unlist(&attached);
+        }
         Some(request)
     }
 
@@ -509,25 +523,38 @@ impl State {
     pub(super) fn attach(
         &mut self,
         slot: Arc<Slot>,
-        perspective: &str,
-        identity: &str,
+        key: Key,
+        by: &Proven,
         mind: Option<Mind>,
         request: u64,
         era: Era,
     ) {
+        let (perspective, identity) = (key.perspective.as_str(), by.identity.name.as_str());
         let index = self.fresh();
         let attachment = self.wide(index);
         let mind = mind.map_or(0, |mind| self.hold(&slot, mind.luid, attachment, mind.lent));
         let peer = std::mem::take(&mut self.peer);
         self.say(&slot, &ToLibrary::Attach { attachment, perspective, identity, mind, peer: &peer });
         self.peer = peer;
-        self.attachments.insert(attachment, Attached { slot, era, request: Some(request) });
+        if let Some(session) = &self.session {
+            session.attached(format!("{}/{perspective}", key.service));
+        }
+        let (identity, credential) = (identity.into(), by.credential);
+        self.attachments.insert(attachment, Attached { slot, era, request: Some(request), identity, credential, key });
+    }
+
+    /// The operator sees it no longer.
+    fn unlist(&self, attached: &Attached) {
+        if let Some(session) = &self.session {
+            session.detached(&format!("{}/{}", attached.key.service, attached.key.perspective));
+        }
     }
 
     pub(super) fn detach(&mut self, attachment: u64) {
         let Some(attached) = self.attachments.remove(&attachment) else {
             return;
         };
+        self.unlist(&attached);
         // What the service handed out by this attachment goes with it.
         let handed: Vec<(Object, u64)> = self
             .sent

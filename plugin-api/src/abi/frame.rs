@@ -107,11 +107,15 @@ frames! {
             config: bytes,
             /// Whether this is a trial in a process of its own, which ends after the service has started.
             vetting: flag,
+            /// How many bytes a saved state may have.
+            quota: number,
         }
         /// Start it, from the state it saved last. Answered by `Started` or `Refused`.
         2 Start {
             /// The service's own saved state.
             saved: maybe,
+            /// Its version.
+            version: number,
         }
         /// Somebody with the key attaches to a perspective. Answered by `Attached` or `Failed`.
         3 Attach {
@@ -186,6 +190,8 @@ frames! {
             request: number,
             /// The saved state, if there is one.
             state: maybe,
+            /// Its version; 0 if there is none.
+            version: number,
         }
         /// The saved state cannot be had.
         11 NotLoaded {
@@ -201,12 +207,30 @@ frames! {
         }
         /// The last: end all tasks, drop everything, and return from `run`.
         13 Stop {}
-        /// A change could not be committed: this perspective's state is this again.
+        /// A change could not be committed: this perspective's state is this again. Answered by `Reverted`.
         14 Revert {
             /// The perspective's name; empty for the service itself.
             perspective: text,
             /// Its last committed state.
             state: maybe,
+            /// Its version; 0 if there is none.
+            version: number,
+        }
+        /// The answer to `Data`.
+        15 Entries {
+            /// The library's number for it.
+            request: number,
+            /// Keys and values, in order: see `entries`.
+            entries: bytes,
+            /// Whether there are more in the range.
+            more: flag,
+            /// The version of the service's data.
+            version: number,
+        }
+        /// The answer to `Write`: it is committed.
+        16 Committed {
+            /// The library's number for it.
+            request: number,
         }
     }
 }
@@ -286,6 +310,10 @@ frames! {
             perspective: text,
             /// In Jelly.
             state: bytes,
+            /// The version that it was made from.
+            base: number,
+            /// Its own version: one more.
+            version: number,
         }
         /// Well.
         12 Healthy {
@@ -312,7 +340,53 @@ frames! {
             /// A dictionary in Jelly.
             keywords: bytes,
         }
+        /// What `Revert` said is done: all that follows is of the state it had.
+        16 Reverted {}
+        /// Some of the service's data is wanted. Answered by `Entries` or `NotLoaded`.
+        17 Data {
+            /// To be handed back.
+            request: number,
+            /// The first key.
+            from: bytes,
+            /// The first key that is not wanted any more.
+            to: maybe,
+            /// How many entries at most.
+            limit: number,
+            /// Whether the last come first.
+            reverse: flag,
+        }
+        /// Some of the service's data is to be written, all or nothing. Answered by `Committed` or `NotLoaded`.
+        18 Write {
+            /// To be handed back.
+            request: number,
+            /// The version of the service's data that it was made from.
+            base: number,
+            /// Keys and values, or nothing to remove them: see `entries`.
+            entries: bytes,
+        }
+        /// An attachment is to end: the client's references by it are dead.
+        19 End {
+            /// Which.
+            attachment: number,
+        }
     }
+}
+
+/// Appends an entry of a service's data: a key, and what it has.
+pub fn put_entry(out: &mut Vec<u8>, key: &[u8], value: Option<&[u8]>) {
+    put(out, key);
+    out.push(u8::from(value.is_some()));
+    put(out, value.unwrap_or_default());
+}
+
+/// The entries in a frame's list of them, as far as they are ones.
+pub fn entries(mut bytes: &[u8]) -> impl Iterator<Item = (&[u8], Option<&[u8]>)> {
+    std::iter::from_fn(move || {
+        let key = get(&mut bytes)?;
+        let some = take(&mut bytes, 1)? != [0];
+        let value = get(&mut bytes)?;
+        Some((key, some.then_some(value)))
+    })
 }
 
 #[cfg(test)]
@@ -334,11 +408,11 @@ mod tests {
         let mut bytes = Vec::new();
         call.write(&mut bytes);
         bytes.extend_from_slice(&[3, 0, 0, 0, 200, 1, 2]);
-        ToLibrary::Start { saved: None }.write(&mut bytes);
+        ToLibrary::Start { saved: None, version: 0 }.write(&mut bytes);
         let mut rest = bytes.as_slice();
         assert_eq!(ToLibrary::read(&mut rest), Some(call));
         assert!(matches!(ToLibrary::read(&mut rest), Some(ToLibrary::Unknown(_))));
-        assert_eq!(ToLibrary::read(&mut rest), Some(ToLibrary::Start { saved: None }));
+        assert_eq!(ToLibrary::read(&mut rest), Some(ToLibrary::Start { saved: None, version: 0 }));
         assert_eq!(ToLibrary::read(&mut rest), None);
     }
 

@@ -4,6 +4,7 @@ use std::any::Any;
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashMap};
 use std::rc::{Rc, Weak};
+use std::sync::Arc;
 
 use tokio::sync::{Notify, oneshot};
 
@@ -48,8 +49,10 @@ type Waiting = oneshot::Sender<Result<Reply>>;
 #[derive(Default)]
 pub(crate) struct Reply {
     pub(crate) bytes: Vec<u8>,
-    /// Whether there is a state at all.
+    /// Whether there is a state at all; of data, whether there is more.
     pub(crate) some: bool,
+    /// The version of what was asked for.
+    pub(crate) version: u64,
     /// What came with it: held until it is read.
     pub(crate) _remotes: Vec<Remote>,
 }
@@ -69,6 +72,10 @@ pub(crate) struct Core {
     /// The attachments of each connection: one of them names it.
     connections: RefCell<BTreeMap<u32, Vec<u64>>>,
     scratch: RefCell<Vec<u8>>,
+    /// How many bytes a saved state may have.
+    pub(crate) quota: Cell<u64>,
+    /// One transaction at a time has the service's data.
+    pub(crate) data_turn: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl Core {
@@ -85,6 +92,8 @@ impl Core {
             caches: RefCell::default(),
             connections: RefCell::default(),
             scratch: RefCell::default(),
+            quota: Cell::new(u64::MAX),
+            data_turn: Arc::default(),
         })
     }
 
@@ -161,14 +170,41 @@ impl Core {
         answer
     }
 
-    /// Asks for a perspective's saved state.
-    pub(crate) fn load(self: &Rc<Self>, perspective: &str) -> impl Future<Output = Result<Option<Vec<u8>>>> + use<> {
+    /// Asks for a perspective's saved state; answers with its version, too.
+    pub(crate) fn load(
+        self: &Rc<Self>,
+        perspective: &str,
+    ) -> impl Future<Output = Result<(Option<Vec<u8>>, u64)>> + use<> {
         let (request, answer) = self.wait();
         self.push(&ToHost::Load { request, perspective });
         async move {
             let reply = answer.await?;
-            Ok(reply.some.then_some(reply.bytes))
+            Ok((reply.some.then_some(reply.bytes), reply.version))
         }
+    }
+
+    /// Asks for some of the service's data.
+    pub(crate) fn data(
+        self: &Rc<Self>,
+        from: &[u8],
+        to: Option<&[u8]>,
+        limit: u64,
+        reverse: bool,
+    ) -> impl Future<Output = Result<Reply>> + use<> {
+        let (request, answer) = self.wait();
+        self.push(&ToHost::Data { request, from, to, limit, reverse });
+        answer
+    }
+
+    /// Writes some of the service's data.
+    pub(crate) fn write_data(
+        self: &Rc<Self>,
+        base: u64,
+        entries: &[u8],
+    ) -> impl Future<Output = Result<Reply>> + use<> {
+        let (request, answer) = self.wait();
+        self.push(&ToHost::Write { request, base, entries });
+        answer
     }
 
     /// An answer has come.

@@ -191,14 +191,19 @@ impl<S: Service> Runtime<S> {
                 self.call(context, call, attachment, object, answer, method, arguments, keywords);
             }
             ToLibrary::Answer { call, value, handles } => {
-                let reply = Reply { bytes: value.to_vec(), some: true, _remotes: core.received(handles) };
+                let reply = Reply { bytes: value.to_vec(), some: true, version: 0, _remotes: core.received(handles) };
                 core.answered(call, Ok(reply));
             }
             ToLibrary::Failed { call, class, message } => core.answered(call, Err(Fault::new(class, message))),
-            ToLibrary::Loaded { request, state } => {
+            ToLibrary::Loaded { request, state, version } => {
                 let bytes = state.unwrap_or_default().to_vec();
-                core.answered(request, Ok(Reply { bytes, some: state.is_some(), _remotes: Vec::new() }));
+                core.answered(request, Ok(Reply { bytes, some: state.is_some(), version, ..Reply::default() }));
             }
+            ToLibrary::Entries { request, entries, more, version } => {
+                let bytes = entries.to_vec();
+                core.answered(request, Ok(Reply { bytes, some: more, version, ..Reply::default() }));
+            }
+            ToLibrary::Committed { request } => core.answered(request, Ok(Reply::default())),
             ToLibrary::NotLoaded { request, message } => {
                 core.answered(request, Err(Fault::new("RuntimeError", message)));
             }
@@ -214,12 +219,16 @@ impl<S: Service> Runtime<S> {
                 }
             }
             ToLibrary::Dropped { object, count } => core.dropped(object, count),
-            ToLibrary::Revert { perspective, state } => self.revert(perspective, state),
-            ToLibrary::Init { config, vetting } => {
+            ToLibrary::Revert { perspective, state, version } => {
+                self.revert(perspective, state, version);
+                core.push(&ToHost::Reverted {});
+            }
+            ToLibrary::Init { config, vetting, quota } => {
                 self.vetting.set(vetting);
+                core.quota.set(quota);
                 self.init(config);
             }
-            ToLibrary::Start { saved } => self.start(saved),
+            ToLibrary::Start { saved, version } => self.start(saved, version),
             ToLibrary::Health { request } => {
                 let health = self.service().and_then(|service| contained("health", || S::health(&service)));
                 match health {
@@ -246,6 +255,7 @@ impl<S: Service> Runtime<S> {
                     load: S::load_service,
                     fresh: Box::new(|| Err(Fault::new("RuntimeError", "the service is not saved"))),
                     last: RefCell::new(None),
+                    version: Cell::new(0),
                 };
                 *self.service.borrow_mut() = Some(Handle::saved(service, saver));
                 self.core.push(&ToHost::Initialised {});
@@ -254,7 +264,7 @@ impl<S: Service> Runtime<S> {
         }
     }
 
-    fn start(&self, saved: Option<&[u8]>) {
+    fn start(&self, saved: Option<&[u8]>, version: u64) {
         let loaded = self.service().and_then(|service| {
             if let (true, Some(state)) = (S::SHARED, saved) {
                 service.replace(contained("load", || S::load_service(state))?);
@@ -268,7 +278,7 @@ impl<S: Service> Runtime<S> {
                 Ok(service) => {
                     if let Some(saved) = service.read(S::save_service).ok().filter(|_| S::SHARED) {
                         // What the host has is what was loaded; a panic goes back to it.
-                        service.remember(saved.ok());
+                        service.remember(saved.ok(), version);
                     }
                     settle("start", S::start(service, context)).await
                 }
@@ -360,6 +370,10 @@ impl<S: Service> Runtime<S> {
         }
     }
 
+    pub(crate) fn core(&self) -> &Rc<Core> {
+        &self.core
+    }
+
     pub(crate) fn service(&self) -> Result<Handle<S>> {
         self.service
             .borrow()
@@ -412,8 +426,8 @@ impl<S: Service> Runtime<S> {
     }
 
     async fn make(&self, name: &str) -> Result<Handle<S::Perspective>> {
-        let state = match S::SAVE {
-            Save::Never => None,
+        let (state, version) = match S::SAVE {
+            Save::Never => (None, 0),
             _ => self.core.load(name).await?,
         };
         let service = self.service()?;
@@ -433,6 +447,7 @@ impl<S: Service> Runtime<S> {
             load: S::load_perspective,
             fresh: Box::new(fresh),
             last: RefCell::new(state),
+            version: Cell::new(version),
         };
         Ok(Handle::saved(value, saver))
     }
@@ -526,16 +541,16 @@ impl<S: Service> Runtime<S> {
         }
     }
 
-    fn revert(&self, perspective: &str, state: Option<&[u8]>) {
+    fn revert(&self, perspective: &str, state: Option<&[u8]>, version: u64) {
         if perspective.is_empty() {
             if let Ok(service) = self.service() {
-                service.revert(state);
+                service.revert(state, version);
             }
             return;
         }
         let cached = self.perspectives.borrow().get(perspective).and_then(|cached| cached.weak.upgrade());
         if let Some(cached) = cached {
-            cached.revert(state);
+            cached.revert(state, version);
         }
     }
 

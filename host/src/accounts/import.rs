@@ -1,0 +1,141 @@
+//! Many identities at once, with the hashes of their passwords.
+
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use super::{AccountError, Accounts};
+use crate::cred::{Identity, ProofBy, check_hash};
+use crate::store::audit::Event;
+use crate::store::{Record, Store, StoreError, Write, wait};
+
+/// The most memory that checking an imported hash may take, in KiB: it is taken for each try of a password.
+const MOST_MEMORY: u32 = 64 << 10;
+/// So many refusals are told one by one.
+const TOLD: usize = 20;
+
+/// What became of an import.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Imported {
+    /// How many were added.
+    pub added: u64,
+    /// How many were put in the place of others of their names.
+    pub replaced: u64,
+    /// How many had a verifier for the stock PB login that does not open here: they were added without.
+    pub unsealed: u64,
+    /// How many were refused.
+    pub refused: u64,
+    /// The first of those: which, and why.
+    pub why: Vec<String>,
+}
+
+impl Imported {
+    /// Adds up.
+    pub fn add(&mut self, other: Self) {
+        self.added += other.added;
+        self.replaced += other.replaced;
+        self.unsealed += other.unsealed;
+        self.refused += other.refused;
+        let room = TOLD.saturating_sub(self.why.len());
+        self.why.extend(other.why.into_iter().take(room));
+    }
+
+    /// One more is refused.
+    pub fn refuse(&mut self, which: &str, why: &str) {
+        self.refused += 1;
+        if self.why.len() < TOLD {
+            self.why.push(format!("{which}: {why}"));
+        }
+    }
+}
+
+impl Accounts {
+    /// Adds identities as they were exported, or made elsewhere: all that can be, together. `replace`: in the place of
+    /// those of the same names.
+    ///
+    /// # Errors
+    /// When the store cannot be written; none of them is there then.
+    pub fn import(&self, records: &[Record], replace: bool) -> Result<Imported, AccountError> {
+        let mut done = Imported::default();
+        let mut writes = Vec::with_capacity(records.len() + 1);
+        let mut names = std::collections::HashSet::new();
+        let mut told = Vec::new();
+        for record in records {
+            let mut identity = match record.identity() {
+                Ok(identity) => identity,
+                Err(why) => {
+                    done.refuse(&record.name, &why.to_string());
+                    continue;
+                }
+            };
+            let name = identity.name.to_string();
+            if let Err(why) = self.check(&mut identity, &mut done) {
+                done.refuse(&name, &why);
+                continue;
+            }
+            let kept = wait(|answer| self.store.identity(&name, answer))?;
+            if !names.insert(name.clone()) {
+                done.refuse(&name, "it is there twice");
+                continue;
+            }
+            match &kept {
+                Some(_) if !replace => {
+                    done.refuse(&name, "the name is taken; --replace puts it in the place of the one there is");
+                    continue;
+                }
+                Some(kept) => {
+                    // No number of a credential is used twice.
+                    identity.next = identity.next.max(kept.identity.next);
+                    done.replaced += 1;
+                }
+                None => done.added += 1,
+            }
+            let identity = Arc::new(identity);
+            if kept.is_some() {
+                told.push(Arc::clone(&identity));
+            }
+            writes.push(Write::Identity { identity, base: kept.map_or(0, |kept| kept.version) });
+        }
+        if writes.is_empty() {
+            return Ok(done);
+        }
+        let name = |at: Option<&Write>| match at {
+            Some(Write::Identity { identity, .. }) => identity.name.to_string(),
+            _ => String::new(),
+        };
+        let event = Event::new("identity.imported")
+            .with("by", self.by.clone())
+            .with("count", writes.len())
+            .with("first", name(writes.first()))
+            .with("last", name(writes.last()));
+        writes.push(Write::Audit(event));
+        match wait(|answer| self.store.commit(writes, answer)) {
+            // Another has added one of them meanwhile: look again.
+            Err(StoreError::Conflict(_)) => return self.import(records, replace),
+            other => other?,
+        }
+        for identity in told {
+            self.tell(identity.name.as_str(), Some(&identity));
+        }
+        Ok(done)
+    }
+
+    fn check(&self, identity: &mut Identity, done: &mut Imported) -> Result<(), String> {
+        let name = identity.name.to_string();
+        let mut unsealed = false;
+        for credential in &mut identity.credentials {
+            if let ProofBy::Password { hash, verifier } = &mut credential.proof {
+                check_hash(hash, MOST_MEMORY).map_err(|error| error.to_string())?;
+                if verifier.as_ref().is_some_and(|sealed| sealed.open(&self.key, &name).is_err()) {
+                    *verifier = None;
+                    unsealed = true;
+                }
+                if !self.stock {
+                    *verifier = None;
+                }
+            }
+        }
+        done.unsealed += u64::from(unsealed);
+        Ok(())
+    }
+}

@@ -1,0 +1,502 @@
+//! Identities and what is done to them: by the rules for passwords, in the store, into the audit trail, and told to those
+//! who are logged in.
+//!
+//! Everything here may take its time: it waits for the disk, and hashes passwords. Not for a thread that serves.
+
+mod import;
+mod open;
+
+use std::sync::{Arc, OnceLock};
+
+pub use import::Imported;
+
+use crate::config::{ConfigError, HomeError, entropy, random};
+use crate::cred::{
+    Credential, CredentialError, DuplicateIdentity, HashCost, Identity, Key, MasterKey, NameError, NoSuchIdentity,
+    Password, PasswordRules, ProofBy, PublicKey, Sealed, StoreSecret, Token,
+};
+use crate::store::audit::Event;
+use crate::store::{Kept, OpenError, RecordError, SqliteStore, Store, StoreAuthorizer, StoreError, Write, now, wait};
+
+/// Who hears of changes to an identity: its name, and what it is now, if it is still there.
+pub type OnChange = Box<dyn Fn(&str, Option<&Arc<Identity>>) + Send + Sync>;
+
+/// The identities of a home.
+pub struct Accounts {
+    store: Arc<SqliteStore>,
+    key: MasterKey,
+    rules: PasswordRules,
+    cost: HashCost,
+    /// Whether the stock PB login is offered, and what it needs is kept.
+    stock: bool,
+    changed: OnceLock<OnChange>,
+    /// Who does it, for the audit trail.
+    by: String,
+    home: crate::config::Home,
+}
+
+impl std::fmt::Debug for Accounts {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Accounts").field("store", &self.store).finish_non_exhaustive()
+    }
+}
+
+/// Why identities cannot be read or changed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+#[expect(missing_docs, reason = "each is what the error in it says")]
+pub enum AccountError {
+    #[error(transparent)]
+    Home(#[from] HomeError),
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Name(#[from] NameError),
+    #[error(transparent)]
+    Duplicate(#[from] DuplicateIdentity),
+    #[error(transparent)]
+    Missing(#[from] NoSuchIdentity),
+    #[error(transparent)]
+    Credential(#[from] CredentialError),
+    #[error("{0} has no key for service {1}, perspective {2}")]
+    NoKey(String, String, String),
+    #[error("{0} has no {1} {2:?}")]
+    NoCredential(String, &'static str, String),
+    #[error("{0} has a {1} {2:?} already")]
+    LabelTaken(String, &'static str, String),
+    #[error("{0}")]
+    Record(#[from] RecordError),
+    #[error(transparent)]
+    Io(#[from] std::io::Error),
+}
+
+impl Accounts {
+    /// Whose they are.
+    #[must_use]
+    pub fn home(&self) -> &crate::config::Home {
+        &self.home
+    }
+
+    /// Where they are kept.
+    #[must_use]
+    pub fn store(&self) -> &Arc<SqliteStore> {
+        &self.store
+    }
+
+    /// Who looks them up for those who log in.
+    #[must_use]
+    pub fn authorizer(&self) -> StoreAuthorizer {
+        StoreAuthorizer::new(Arc::clone(&self.store) as Arc<_>)
+    }
+
+    /// The key that verifiers are sealed under.
+    #[must_use]
+    pub fn key(&self) -> &MasterKey {
+        &self.key
+    }
+
+    /// What hashing a password costs.
+    #[must_use]
+    pub fn cost(&self) -> HashCost {
+        self.cost
+    }
+
+    /// What new passwords must have.
+    #[must_use]
+    pub fn rules(&self) -> &PasswordRules {
+        &self.rules
+    }
+
+    /// What the store's other keys are made of.
+    #[must_use]
+    pub fn secret(&self) -> &StoreSecret {
+        self.store.secret()
+    }
+
+    /// Who hears of changes from now on.
+    pub fn on_change(&self, changed: OnChange) {
+        // Whoever came first stays.
+        let _ = self.changed.set(changed);
+    }
+
+    /// The identity of this name.
+    ///
+    /// # Errors
+    /// When there is none, or the store cannot be read.
+    pub fn get(&self, name: &str) -> Result<Arc<Identity>, AccountError> {
+        Ok(self.kept(name)?.identity)
+    }
+
+    fn kept(&self, name: &str) -> Result<Kept, AccountError> {
+        let found = wait(|done| self.store.identity(name, done))?;
+        found.ok_or_else(|| NoSuchIdentity(name.to_owned()).into())
+    }
+
+    /// Identities in the order of names: those after this name, so many at most.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub fn page(&self, after: Option<&str>, limit: usize) -> Result<Vec<Arc<Identity>>, AccountError> {
+        let page = wait(|done| self.store.identities(after, limit, done))?;
+        Ok(page.into_iter().map(|kept| kept.identity).collect())
+    }
+
+    /// Adds an identity; without a password, nobody can log in with one yet.
+    ///
+    /// # Errors
+    /// When its name is taken or none, or the password is not good enough.
+    pub fn add(&self, name: &str, password: Option<&Password>) -> Result<(), AccountError> {
+        let mut identity = Identity::new(name)?;
+        if let Some(password) = password {
+            self.put_password(&mut identity, password, "password")?;
+        }
+        let event = self.event("identity.added", identity.name.as_str());
+        self.insert(identity, event)
+    }
+
+    /// Adds an identity as it is.
+    ///
+    /// # Errors
+    /// When its name is taken.
+    pub fn insert(&self, identity: Identity, event: Event) -> Result<(), AccountError> {
+        let identity = Arc::new(identity);
+        let write = Write::Identity { identity: Arc::clone(&identity), base: 0 };
+        match wait(|done| self.store.commit(vec![write, Write::Audit(event)], done)) {
+            Err(StoreError::Conflict(_)) => Err(DuplicateIdentity(identity.name.to_string()).into()),
+            other => Ok(other?),
+        }
+    }
+
+    /// Sets a password: the one of this label, or else the only one there is.
+    ///
+    /// # Errors
+    /// When there is no such identity, or the password is not good enough.
+    pub fn password(&self, name: &str, password: &Password, label: Option<&str>) -> Result<(), AccountError> {
+        self.rules.check(name, password)?;
+        // Hashed beforehand: it takes a while. With the salt that its others have.
+        let salt = self.get(name)?.salt();
+        let hash = self.hash(password, salt)?;
+        let event = self.event("identity.password", name).with("label", label.unwrap_or("password"));
+        self.change(name, event, |identity| {
+            match label {
+                None => identity.clear_passwords(),
+                Some(label) => identity
+                    .credentials
+                    .retain(|has| has.label != label || !matches!(has.proof, ProofBy::Password { .. })),
+            }
+            let proof = self.password_proof(identity.name.as_str(), password, hash.clone())?;
+            identity.add(proof, label.unwrap_or("password"), now(), None);
+            Ok(())
+        })
+    }
+
+    /// Takes passwords away: the one of this label, or all.
+    ///
+    /// # Errors
+    /// When there is no such identity, or it has none of this label.
+    pub fn clear_password(&self, name: &str, label: Option<&str>) -> Result<(), AccountError> {
+        if let Some(label) = label {
+            return self.credential_remove(name, "password", label);
+        }
+        self.change(name, self.event("identity.password", name).with("cleared", true), |identity| {
+            identity.clear_passwords();
+            Ok(())
+        })
+    }
+
+    /// Enables or disables an identity. Disabled, it is logged out everywhere, at once.
+    ///
+    /// # Errors
+    /// When there is none of this name.
+    pub fn enable(&self, name: &str, enabled: bool) -> Result<(), AccountError> {
+        let what = if enabled { "identity.enabled" } else { "identity.disabled" };
+        self.change(name, self.event(what, name), |identity| {
+            identity.enabled = enabled;
+            Ok(())
+        })
+    }
+
+    /// Removes an identity with its keys; it is logged out everywhere, at once. States stay.
+    ///
+    /// # Errors
+    /// When there is none of this name.
+    pub fn remove(&self, name: &str) -> Result<(), AccountError> {
+        loop {
+            let kept = self.kept(name)?;
+            let writes = vec![
+                Write::Remove { name: kept.identity.name.to_string(), base: kept.version },
+                Write::Audit(self.event("identity.removed", name)),
+            ];
+            match wait(|done| self.store.commit(writes, done)) {
+                Err(StoreError::Conflict(_)) => {}
+                other => {
+                    other?;
+                    self.tell(kept.identity.name.as_str(), None);
+                    return Ok(());
+                }
+            }
+        }
+    }
+
+    /// Adds a key; false if it was there.
+    ///
+    /// # Errors
+    /// When there is no such identity, or a name is none.
+    pub fn key_add(&self, name: &str, key: &Key) -> Result<bool, AccountError> {
+        let mut added = false;
+        self.change(name, key_event(self.event("key.added", name), key), |identity| {
+            added = identity.keyring.add(key.clone());
+            Ok(())
+        })?;
+        Ok(added)
+    }
+
+    /// Removes a key; references that came by it are dead, at once.
+    ///
+    /// # Errors
+    /// When there is no such identity, or it has no such key.
+    pub fn key_remove(&self, name: &str, key: &Key) -> Result<(), AccountError> {
+        self.change(name, key_event(self.event("key.removed", name), key), |identity| {
+            if identity.keyring.remove(key) {
+                return Ok(());
+            }
+            Err(AccountError::NoKey(name.to_owned(), key.service.to_string(), key.perspective.to_string()))
+        })
+    }
+
+    /// Adds an SSH public key, a line as in `id_ed25519.pub`. Answers with its label: the line's comment, if none is
+    /// given.
+    ///
+    /// # Errors
+    /// When there is no such identity, the line is no key, or the label is taken.
+    pub fn pubkey_add(
+        &self,
+        name: &str,
+        line: &str,
+        label: Option<&str>,
+        expires: Option<u64>,
+    ) -> Result<String, AccountError> {
+        let (key, comment) = PublicKey::parse(line)?;
+        let fingerprint = key.fingerprint();
+        let label = label.map_or(if comment.is_empty() { fingerprint.clone() } else { comment }, str::to_owned);
+        let event = self.event("pubkey.added", name).with("label", label.clone()).with("fingerprint", fingerprint);
+        self.credential_add(name, ProofBy::PublicKey(key), &label, expires, event)?;
+        Ok(label)
+    }
+
+    /// Makes an access token. It is answered with this once: only a digest is kept.
+    ///
+    /// # Errors
+    /// When there is no such identity, or the label is taken.
+    pub fn token_new(&self, name: &str, label: &str, expires: Option<u64>) -> Result<Token, AccountError> {
+        let token = Token::new(&random()?);
+        let event = self.event("token.added", name).with("label", label).with("expires", expires);
+        self.credential_add(name, ProofBy::Token(token.digest()), label, expires, event)?;
+        Ok(token)
+    }
+
+    fn credential_add(
+        &self,
+        name: &str,
+        proof: ProofBy,
+        label: &str,
+        expires: Option<u64>,
+        event: Event,
+    ) -> Result<(), AccountError> {
+        let kind = proof.kind();
+        self.change(name, event, |identity| {
+            if find(identity, kind, label).is_some() {
+                return Err(AccountError::LabelTaken(name.to_owned(), kind, label.to_owned()));
+            }
+            identity.add(proof.clone(), label, now(), expires);
+            Ok(())
+        })
+    }
+
+    /// Removes a credential, by its kind ("password", "pubkey", "token") and its label or number. Who has logged in with
+    /// it is logged out, at once.
+    ///
+    /// # Errors
+    /// When there is no such identity, or it has none.
+    pub fn credential_remove(&self, name: &str, kind: &'static str, label: &str) -> Result<(), AccountError> {
+        let event = self.event("credential.removed", name).with("kind", kind).with("label", label);
+        self.change(name, event, |identity| {
+            let id = find(identity, kind, label).map(|credential| credential.id);
+            let id = id.ok_or_else(|| AccountError::NoCredential(name.to_owned(), kind, label.to_owned()))?;
+            identity.credentials.retain(|credential| credential.id != id);
+            Ok(())
+        })
+    }
+
+    /// Writes a line into the audit trail. The change itself need not wait for it.
+    pub fn note(&self, event: Event) {
+        self.store.commit(
+            vec![Write::Audit(event)],
+            Box::new(|done| {
+                if let Err(error) = done {
+                    tracing::error!(%error, "the audit trail cannot be written");
+                }
+            }),
+        );
+    }
+
+    /// An event about an identity, by whoever does it here.
+    #[must_use]
+    pub fn event(&self, what: &'static str, name: &str) -> Event {
+        Event::new(what).with("identity", name).with("by", self.by.clone())
+    }
+
+    fn hash(&self, password: &Password, salt: Option<Vec<u8>>) -> Result<String, AccountError> {
+        let salt = match salt {
+            Some(salt) => salt,
+            None => random::<16>()?.to_vec(),
+        };
+        Ok(password.hash(self.cost, &salt)?)
+    }
+
+    fn password_proof(&self, name: &str, password: &Password, hash: String) -> Result<ProofBy, AccountError> {
+        let verifier = match self.stock {
+            true => Some(password.verifier().seal(&self.key, name, &entropy()?.nonce)),
+            false => None,
+        };
+        Ok(ProofBy::Password { hash, verifier })
+    }
+
+    fn put_password(&self, identity: &mut Identity, password: &Password, label: &str) -> Result<(), AccountError> {
+        let name = identity.name.to_string();
+        self.rules.check(&name, password)?;
+        let hash = self.hash(password, identity.salt())?;
+        let proof = self.password_proof(&name, password, hash)?;
+        identity.add(proof, label, now(), None);
+        Ok(())
+    }
+
+    /// Changes an identity as it is now: again, if another has changed it meanwhile.
+    fn change(
+        &self,
+        name: &str,
+        event: Event,
+        mut change: impl FnMut(&mut Identity) -> Result<(), AccountError>,
+    ) -> Result<(), AccountError> {
+        loop {
+            let kept = self.kept(name)?;
+            let mut identity = Identity::clone(&kept.identity);
+            change(&mut identity)?;
+            if identity == *kept.identity {
+                return Ok(());
+            }
+            let identity = Arc::new(identity);
+            let write = Write::Identity { identity: Arc::clone(&identity), base: kept.version };
+            match wait(|done| self.store.commit(vec![write, Write::Audit(event.clone())], done)) {
+                Err(StoreError::Conflict(_)) => {}
+                other => {
+                    other?;
+                    self.tell(identity.name.as_str(), Some(&identity));
+                    return Ok(());
+                }
+            }
+        }
+    }
+
+    fn tell(&self, name: &str, identity: Option<&Arc<Identity>>) {
+        if let Some(changed) = self.changed.get() {
+            changed(name, identity);
+        }
+    }
+
+    /// Puts a new key in the place of `master.key`, and seals everything anew under it. The old one opens nothing
+    /// afterwards. Can be taken up again if it is interrupted. `progress` hears how many identities are done.
+    ///
+    /// # Errors
+    /// When the key's file or the store cannot be written; both keys are then kept.
+    pub fn rotate_key(&self, mut progress: impl FnMut(u64)) -> Result<u64, AccountError> {
+        self.key.replace_by(random()?);
+        crate::config::write_key(&self.home, &self.key)?;
+        self.store.reseal(&self.key, &random()?)?;
+        let resealed = self.walk(&mut progress, |identity| {
+            let name = identity.name.to_string();
+            for credential in &mut identity.credentials {
+                if let ProofBy::Password { verifier: Some(verifier), .. } = &mut credential.proof {
+                    *verifier = verifier.reseal(&self.key, &name, &entropy()?.nonce)?;
+                }
+            }
+            Ok(())
+        })?;
+        let event = Event::new("master-key.replaced").with("by", self.by.clone()).with("identities", resealed);
+        wait(|done| self.store.commit(vec![Write::Audit(event)], done))?;
+        self.key.forget_old();
+        crate::config::write_key(&self.home, &self.key)?;
+        Ok(resealed)
+    }
+
+    /// Erases what the stock PB login needs, where it is not offered. Answers with how many identities had it.
+    ///
+    /// # Errors
+    /// When the store cannot be written.
+    pub fn erase_verifiers(&self) -> Result<u64, AccountError> {
+        if self.stock {
+            return Ok(0);
+        }
+        let erased = self.walk(&mut |_| {}, |identity| {
+            for credential in &mut identity.credentials {
+                if let ProofBy::Password { verifier, .. } = &mut credential.proof {
+                    *verifier = None::<Sealed>;
+                }
+            }
+            Ok(())
+        })?;
+        if erased > 0 {
+            let event = Event::new("verifiers.erased").with("by", self.by.clone()).with("identities", erased);
+            wait(|done| self.store.commit(vec![Write::Audit(event)], done))?;
+        }
+        Ok(erased)
+    }
+
+    /// Changes all identities, some at once. Answers with how many were changed.
+    fn walk(
+        &self,
+        progress: &mut dyn FnMut(u64),
+        change: impl Fn(&mut Identity) -> Result<(), AccountError>,
+    ) -> Result<u64, AccountError> {
+        const PAGE: usize = 1000;
+        let (mut after, mut seen, mut changed) = (None::<String>, 0u64, 0u64);
+        loop {
+            let page = wait(|done| self.store.identities(after.as_deref(), PAGE, done))?;
+            let mut writes = Vec::new();
+            for kept in &page {
+                let mut identity = Identity::clone(&kept.identity);
+                change(&mut identity)?;
+                if identity != *kept.identity {
+                    writes.push(Write::Identity { identity: Arc::new(identity), base: kept.version });
+                }
+            }
+            let count = writes.len() as u64;
+            match wait(|done| self.store.commit(writes, done)) {
+                // Somebody has changed one of them meanwhile: the same page once more.
+                Err(StoreError::Conflict(_)) => continue,
+                other => other?,
+            }
+            changed += count;
+            seen += page.len() as u64;
+            progress(seen);
+            match page.last() {
+                Some(last) if page.len() == PAGE => after = Some(last.identity.name.to_string()),
+                _ => return Ok(changed),
+            }
+        }
+    }
+}
+
+fn find<'a>(identity: &'a Identity, kind: &str, label: &str) -> Option<&'a Credential> {
+    let mut of_kind = identity.credentials.iter().filter(|credential| credential.proof.kind() == kind);
+    let number = label.strip_prefix('#').and_then(|number| number.parse().ok());
+    of_kind.find(|credential| credential.label == label || Some(credential.id) == number)
+}
+
+fn key_event(event: Event, key: &Key) -> Event {
+    event.with("service", key.service.as_str()).with("perspective", key.perspective.as_str())
+}

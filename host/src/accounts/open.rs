@@ -1,0 +1,85 @@
+//! From a home folder to its identities.
+
+use std::collections::HashSet;
+use std::fs;
+use std::sync::{Arc, OnceLock};
+
+use super::{AccountError, Accounts};
+use crate::config::{ConfigError, ConfigFile, Home, Settings, master_key, random};
+use crate::cred::{HashCost, PasswordRules};
+use crate::store::audit::Event;
+use crate::store::{SqliteStore, Store, StoreError, Write, wait};
+
+impl Accounts {
+    /// Opens the identities of a home; makes its files where they are missing, and moves identities that an earlier
+    /// version kept in `credhost.toml` into the store. `by`: who does it, for the audit trail.
+    ///
+    /// # Errors
+    /// When its files cannot be read, or others can read them.
+    pub fn open(home: &Home, by: &str) -> Result<(Self, Settings), AccountError> {
+        let key = master_key(home)?;
+        let mut file = ConfigFile::open(&home.config())?;
+        let settings = file.settings()?;
+        if home.store().exists() {
+            crate::config::private(&home.store(), 0o600)?;
+        }
+        let store = SqliteStore::open(&home.store(), &key, &random()?)?;
+        let section = &settings.password;
+        let cost = HashCost { memory: section.memory, passes: section.passes };
+        if cost.memory < HashCost::LEAST.memory || cost.passes < HashCost::LEAST.passes {
+            return Err(file.wrong(format!(
+                "[password] memory and passes are less than OWASP's least for argon2id ({} KiB, {} passes)",
+                HashCost::LEAST.memory,
+                HashCost::LEAST.passes
+            )))?;
+        }
+        let mut blocked = HashSet::new();
+        if let Some(list) = &section.blocked {
+            let path = home.path().join(list);
+            let text = fs::read_to_string(&path).map_err(|error| ConfigError::Io { path, error })?;
+            blocked.extend(text.lines().map(|line| line.trim().to_lowercase()));
+        }
+        let rules = PasswordRules { shortest: section.shortest, guesses: section.guesses, blocked };
+        let accounts = Self {
+            store: Arc::new(store),
+            key,
+            rules,
+            cost,
+            stock: settings.pb.stock_login,
+            changed: OnceLock::new(),
+            by: by.to_owned(),
+            home: home.clone(),
+        };
+        accounts.migrate(&mut file)?;
+        Ok((accounts, settings))
+    }
+
+    /// Moves identities from `credhost.toml` into the store, then out of the file: in this order, so that none is lost.
+    fn migrate(&self, file: &mut ConfigFile) -> Result<(), AccountError> {
+        let identities = file.identities()?;
+        if identities.is_empty() {
+            return Ok(());
+        }
+        let mut moved = 0;
+        for identity in identities {
+            let name = identity.name.to_string();
+            let event = self.event("identity.added", &name).with("from", "credhost.toml");
+            let write = Write::Identity { identity: Arc::new(identity), base: 0 };
+            match wait(|done| self.store.commit(vec![write, Write::Audit(event)], done)) {
+                // It was moved before, and the file could not be written.
+                Err(StoreError::Conflict(_)) => {}
+                other => other?,
+            }
+            file.take(&name);
+            moved += 1;
+        }
+        file.save()?;
+        tracing::info!("{moved} identities were moved from credhost.toml into the store");
+        Ok(())
+    }
+
+    /// Notes down that a host has started or ended.
+    pub fn note_host(&self, what: &'static str) {
+        self.note(Event::new(what).with("by", self.by.clone()));
+    }
+}

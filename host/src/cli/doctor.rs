@@ -1,0 +1,29 @@
+//! `credhost doctor`
+
+use clap::Args;
+use credhost::config::Home;
+use credhost::control::Request;
+use credhost::doctor::Finding;
+
+use super::home::ask;
+use super::{Output, Trouble};
+
+#[derive(Debug, Args)]
+pub(super) struct Doctor {}
+
+impl Doctor {
+    pub(super) fn run(self, home: &Home, output: Output) -> Result<(), Trouble> {
+        let answer = ask(home, &Request::Doctor {})?;
+        let found: Vec<Finding> = serde_json::from_value(answer.clone())?;
+        output.show(&answer, || {
+            let line = |finding: &Finding| {
+                let hint = finding.hint.as_ref().filter(|_| finding.level != "ok");
+                let hint = hint.map_or_else(String::new, |hint| format!("\n         {hint}"));
+                format!("{:8} {}{hint}", finding.level, finding.what)
+            };
+            found.iter().map(line).collect::<Vec<_>>().join("\n")
+        });
+        let wrong = found.iter().filter(|finding| finding.level == "wrong").count();
+        if wrong > 0 { Err(Trouble::new(format!("{wrong} to be put right"))) } else { Ok(()) }
+    }
+}

@@ -1,0 +1,24 @@
+//! `credhost master-key`
+
+use clap::Subcommand;
+use credhost::config::Home;
+use credhost::control::Request;
+
+use super::home::ask;
+use super::{Output, Trouble};
+
+#[derive(Debug, Subcommand)]
+pub(super) enum MasterKey {
+    /// Put a new key in the place of master.key, and seal everything anew under it. Backups of before need the old one.
+    Replace,
+}
+
+impl MasterKey {
+    pub(super) fn run(self, home: &Home, output: Output) -> Result<(), Trouble> {
+        let Self::Replace = self;
+        let answer = ask(home, &Request::MasterKeyReplace {})?;
+        output
+            .show(&answer, || format!("master.key is a new one; {} identities were sealed anew", answer["identities"]));
+        Ok(())
+    }
+}

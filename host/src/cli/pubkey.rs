@@ -1,0 +1,67 @@
+//! `credhost pubkey`
+
+use std::path::PathBuf;
+
+use clap::Subcommand;
+use credhost::config::Home;
+use credhost::control::Request;
+use serde_json::Value;
+
+use super::home::{ask, expiry};
+use super::{Output, Trouble};
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Pubkey {
+    /// Add a public key: Ed25519, ECDSA or RSA.
+    Add {
+        name: String,
+        /// The file that ends in .pub; - for standard input.
+        file: PathBuf,
+        /// What to call it; the key's own comment, if nothing is said.
+        #[arg(long)]
+        label: Option<String>,
+        /// How long it is taken: 90d, 1y.
+        #[arg(long, value_name = "TIME")]
+        expires: Option<String>,
+    },
+    /// Take a key away, by its label or #number; who has logged in with it is logged out.
+    Remove { name: String, label: String },
+    /// List an identity's keys.
+    List { name: String },
+}
+
+impl Pubkey {
+    pub(super) fn run(self, home: &Home, output: Output) -> Result<(), Trouble> {
+        match self {
+            Self::Add { name, file, label, expires } => {
+                let line = if file.as_os_str() == "-" {
+                    std::io::read_to_string(std::io::stdin())?
+                } else {
+                    std::fs::read_to_string(&file)
+                        .map_err(|error| Trouble::new(format!("{}: {error}", file.display())))?
+                };
+                let expires = expiry(expires.as_deref())?;
+                let answer = ask(home, &Request::PubkeyAdd { name: name.clone(), line, label, expires })?;
+                output.show(&answer, || {
+                    format!("{name} can log in with the key {}", answer["label"].as_str().unwrap_or("?"))
+                });
+            }
+            Self::Remove { name, label } => {
+                let done = format!("{name} no longer has the key {label}");
+                output.show(&ask(home, &Request::PubkeyRemove { name, label })?, || done);
+            }
+            Self::List { name } => list(home, output, name, "pubkey")?,
+        }
+        Ok(())
+    }
+}
+
+/// An identity's credentials of one kind.
+pub(super) fn list(home: &Home, output: Output, name: String, kind: &str) -> Result<(), Trouble> {
+    let mut identity = ask(home, &Request::IdentityShow { name })?;
+    let Value::Array(mut has) = identity["credentials"].take() else { return Ok(()) };
+    has.retain(|credential| credential["kind"] == kind);
+    let lines: Vec<String> = has.iter().map(super::identity::credential).collect();
+    output.show(&Value::Array(has), || lines.join("\n"));
+    Ok(())
+}

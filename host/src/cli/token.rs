@@ -1,0 +1,43 @@
+//! `credhost token`
+
+use clap::Subcommand;
+use credhost::config::Home;
+use credhost::control::Request;
+
+use super::home::{ask, expiry};
+use super::{Output, Trouble};
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Token {
+    /// Make an access token. It is printed this once: only a digest is kept.
+    New {
+        name: String,
+        /// What to call it.
+        #[arg(long, default_value = "token")]
+        label: String,
+        /// How long it is taken: 90d, 1y. For ever, if nothing is said.
+        #[arg(long, value_name = "TIME")]
+        expires: Option<String>,
+    },
+    /// Take a token away, by its label or #number; who has logged in with it is logged out.
+    Remove { name: String, label: String },
+    /// List an identity's tokens.
+    List { name: String },
+}
+
+impl Token {
+    pub(super) fn run(self, home: &Home, output: Output) -> Result<(), Trouble> {
+        match self {
+            Self::New { name, label, expires } => {
+                let answer = ask(home, &Request::TokenNew { name, label, expires: expiry(expires.as_deref())? })?;
+                output.show(&answer, || answer["token"].as_str().unwrap_or("?").to_owned());
+            }
+            Self::Remove { name, label } => {
+                let done = format!("{name} no longer has the token {label}");
+                output.show(&ask(home, &Request::TokenRemove { name, label })?, || done);
+            }
+            Self::List { name } => super::pubkey::list(home, output, name, "token")?,
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,250 @@
+//! Passwords, and their hashes.
+
+use argon2::{Algorithm, Argon2, Params, PasswordHasher, Version};
+use subtle::ConstantTimeEq;
+use unicode_normalization::UnicodeNormalization;
+use zeroize::{Zeroize, ZeroizeOnDrop};
+
+use super::error::CredentialError;
+use super::sealed::Verifier;
+
+/// The longest password, in bytes.
+pub(super) const LONGEST: usize = 1024;
+
+/// Random bytes for one password: made by the caller, for this module draws none.
+#[derive(Clone)]
+pub struct Entropy {
+    /// For the hash.
+    pub salt: [u8; 16],
+    /// For the seal.
+    pub nonce: [u8; 24],
+}
+
+/// What hashing a password costs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HashCost {
+    /// Memory, in KiB.
+    pub memory: u32,
+    /// Passes over it.
+    pub passes: u32,
+}
+
+impl HashCost {
+    /// OWASP's first recommendation for argon2id: 19 MiB, two passes, one lane. No less is taken.
+    pub const LEAST: Self = Self { memory: 19 * 1024, passes: 2 };
+
+    fn params(self) -> Result<Params, CredentialError> {
+        Params::new(self.memory, self.passes, 1, None).map_err(|error| CredentialError::Hash(error.to_string()))
+    }
+
+    /// A hash that nothing fits, but costs as much to find out.
+    #[must_use]
+    pub fn decoy(self, random: &[u8; 24]) -> String {
+        let encode = |bytes: &[u8]| data_encoding::BASE64_NOPAD.encode(bytes);
+        let (salt, output) = (encode(&random[..16]), encode(&[&random[..], &random[..8]].concat()));
+        format!("$argon2id$v=19$m={},t={},p=1${salt}${output}", self.memory, self.passes)
+    }
+}
+
+impl Default for HashCost {
+    fn default() -> Self {
+        Self::LEAST
+    }
+}
+
+/// An argon2id hash, taken apart.
+struct Parsed {
+    params: Params,
+    salt: Vec<u8>,
+    output: Vec<u8>,
+}
+
+impl Parsed {
+    fn read(hash: &str) -> Option<Self> {
+        let hash = argon2::PasswordHash::new(hash).ok()?;
+        if hash.algorithm.as_str() != "argon2id" {
+            return None;
+        }
+        let params = Params::try_from(&hash).ok()?;
+        Some(Self { params, salt: hash.salt?.to_vec(), output: hash.hash?.as_bytes().to_vec() })
+    }
+
+    fn costs(&self) -> (u32, u32, u32) {
+        (self.params.m_cost(), self.params.t_cost(), self.params.p_cost())
+    }
+}
+
+/// Whether this is an argon2id hash whose check costs no more than that much memory, in KiB.
+///
+/// # Errors
+/// What it is not.
+pub fn check_hash(hash: &str, most: u32) -> Result<(), CredentialError> {
+    let parsed = Parsed::read(hash)
+        .ok_or_else(|| CredentialError::Hash("it is no argon2id hash ($argon2id$v=19$…)".to_owned()))?;
+    let (memory, passes, _) = parsed.costs();
+    if memory > most || passes > 64 {
+        return Err(CredentialError::Hash(format!("checking it would take {memory} KiB and {passes} passes")));
+    }
+    Ok(())
+}
+
+/// A password in the clear, for as short as possible: erased when dropped, never shown.
+#[derive(Clone, Zeroize, ZeroizeOnDrop)]
+pub struct Password(String);
+
+impl Password {
+    /// A password as a person typed it.
+    #[must_use]
+    pub fn new(text: &str) -> Self {
+        Self(text.to_owned())
+    }
+
+    /// md5(password): what the stock PB login proves to know. Of the text in NFC, which is what keyboards make and
+    /// clients hash.
+    #[must_use]
+    pub fn verifier(&self) -> Verifier {
+        let mut text: String = self.0.nfc().collect();
+        let verifier = Verifier::of(&text);
+        text.zeroize();
+        verifier
+    }
+
+    /// The text that is hashed and counted: in NFKC, as NIST SP 800-63B-4 asks for.
+    pub(super) fn with_text<R>(&self, look: impl FnOnce(&str) -> R) -> R {
+        let mut text: String = self.0.nfkc().collect();
+        let result = look(&text);
+        text.zeroize();
+        result
+    }
+
+    /// The argon2id hash, as a PHC string. Takes tens of milliseconds, and as much memory as the cost says.
+    ///
+    /// # Errors
+    /// When the password is too long.
+    pub fn hash(&self, cost: HashCost, salt: &[u8]) -> Result<String, CredentialError> {
+        if self.0.len() > LONGEST {
+            return Err(CredentialError::TooLong(LONGEST));
+        }
+        let argon2 = Argon2::new(Algorithm::Argon2id, Version::V0x13, cost.params()?);
+        self.with_text(|text| argon2.hash_password_with_salt(text.as_bytes(), salt))
+            .map(|hash| hash.to_string())
+            .map_err(|error| CredentialError::Hash(error.to_string()))
+    }
+
+    /// Whether this password has this hash. Takes as long as hashing it.
+    #[must_use]
+    pub fn matches(&self, hash: &str) -> bool {
+        self.matches_any(&[(0, hash.to_owned())]).is_some()
+    }
+
+    /// Which of these hashes is this password's. Hashes of one salt and cost (those of one identity are) take as long as
+    /// one, and which of them fits is not told by time.
+    #[must_use]
+    pub fn matches_any(&self, hashes: &[(u64, String)]) -> Option<u64> {
+        if self.0.len() > LONGEST {
+            return None;
+        }
+        let parsed: Vec<(u64, Parsed)> =
+            hashes.iter().filter_map(|(id, hash)| Some((*id, Parsed::read(hash)?))).collect();
+        let mut computed: Vec<(usize, Vec<u8>)> = Vec::new();
+        let mut found = None;
+        for (index, (id, hash)) in parsed.iter().enumerate() {
+            let same = |(other, output): &&(usize, Vec<u8>)| {
+                let other = &parsed[*other].1;
+                other.salt == hash.salt && other.costs() == hash.costs() && output.len() == hash.output.len()
+            };
+            let output = match computed.iter().find(same) {
+                Some((_, output)) => output.clone(),
+                None => {
+                    let argon2 = Argon2::new(Algorithm::Argon2id, Version::V0x13, hash.params.clone());
+                    let mut output = vec![0; hash.output.len()];
+                    let done =
+                        self.with_text(|text| argon2.hash_password_into(text.as_bytes(), &hash.salt, &mut output));
+                    if done.is_err() {
+                        continue;
+                    }
+                    computed.push((index, output.clone()));
+                    output
+                }
+            };
+            if bool::from(output.ct_eq(&hash.output)) {
+                found = Some(*id);
+            }
+        }
+        found
+    }
+
+    /// Whether a hash was made at a lower cost than this.
+    #[must_use]
+    pub fn is_cheaper(hash: &str, cost: HashCost) -> bool {
+        Parsed::read(hash).is_some_and(|hash| {
+            let (memory, passes, _) = hash.costs();
+            memory < cost.memory || passes < cost.passes
+        })
+    }
+
+    /// The salt of a hash, for the next password of the same identity.
+    #[must_use]
+    pub fn salt_of(hash: &str) -> Option<Vec<u8>> {
+        Some(Parsed::read(hash)?.salt)
+    }
+}
+
+impl std::fmt::Debug for Password {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Password")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_hash_is_argon2id_with_owasps_parameters() {
+        let password = Password::new("correct horse battery");
+        let hash = password.hash(HashCost::default(), &[1; 16]).unwrap();
+        assert!(hash.starts_with("$argon2id$v=19$m=19456,t=2,p=1$"), "{hash}");
+        assert!(password.matches(&hash));
+        assert!(!Password::new("wrong horse battery").matches(&hash));
+        assert!(!password.matches("nonsense"));
+        assert!(!password.matches(&HashCost::default().decoy(&[1; 24])));
+    }
+
+    #[test]
+    fn hashes_of_one_salt_are_checked_at_once() {
+        let salt = [3; 16];
+        let hash = |text: &str| Password::new(text).hash(HashCost::default(), &salt).unwrap();
+        let hashes = [(4, hash("one")), (5, hash("two")), (6, "nonsense".to_owned())];
+        assert_eq!(Password::new("one").matches_any(&hashes), Some(4));
+        assert_eq!(Password::new("two").matches_any(&hashes), Some(5));
+        assert_eq!(Password::new("three").matches_any(&hashes), None);
+        assert_eq!(Password::salt_of(&hashes[0].1), Some(salt.to_vec()));
+    }
+
+    #[test]
+    fn a_hash_made_cheaper_than_asked_for_now_is_known() {
+        let hash = Password::new("x").hash(HashCost::LEAST, &[1; 16]).unwrap();
+        assert!(!Password::is_cheaper(&hash, HashCost::LEAST));
+        assert!(Password::is_cheaper(&hash, HashCost { passes: 3, ..HashCost::LEAST }));
+    }
+
+    #[test]
+    fn hashes_that_cost_too_much_or_are_of_another_kind_are_refused() {
+        assert!(check_hash(&HashCost::default().decoy(&[1; 24]), 64 << 10).is_ok());
+        assert!(check_hash(&HashCost { memory: 1 << 20, passes: 2 }.decoy(&[1; 24]), 64 << 10).is_err());
+        assert!(check_hash("$2y$05$abcdefghijklmnopqrstuu", 64 << 10).is_err());
+    }
+
+    #[test]
+    fn two_spellings_of_one_password_are_one() {
+        let hash = Password::new("Zo\u{eb} ﬁrst").hash(HashCost::default(), &[1; 16]).unwrap();
+        assert!(Password::new("Zoe\u{308} first").matches(&hash));
+    }
+
+    #[test]
+    fn secrets_are_not_shown() {
+        let password = Password::new("hunter2hunter2");
+        assert_eq!(format!("{password:?} {:?}", password.verifier()), "Password Verifier");
+    }
+}

@@ -1,0 +1,121 @@
+//! What a new password must have: NIST SP 800-63B-4, section 3.1.1.2.
+//!
+//! Length, counted in code points; no rules of composition; a list of passwords that are refused; and an estimate of how
+//! many guesses it would stand, with its reason (zxcvbn).
+
+use std::collections::HashSet;
+
+use super::error::CredentialError;
+use super::password::{LONGEST, Password};
+
+/// The fewest characters that the standard allows for a password that stands alone.
+pub const STANDARD_SHORTEST: usize = 15;
+/// zxcvbn looks at so many characters: its time grows faster than they do.
+const LOOKED_AT: usize = 72;
+
+/// What a new password must have.
+#[derive(Debug, Clone)]
+pub struct PasswordRules {
+    /// The fewest characters, in code points after normalisation.
+    pub shortest: usize,
+    /// The fewest guesses it must stand, as a power of ten; 0: any.
+    pub guesses: u32,
+    /// Passwords that are refused, in lower case.
+    pub blocked: HashSet<String>,
+}
+
+impl Default for PasswordRules {
+    fn default() -> Self {
+        Self { shortest: STANDARD_SHORTEST, guesses: 10, blocked: HashSet::new() }
+    }
+}
+
+impl PasswordRules {
+    /// Whether this password may be set for this identity.
+    ///
+    /// # Errors
+    /// What it lacks.
+    pub fn check(&self, name: &str, password: &Password) -> Result<(), CredentialError> {
+        password.with_text(|text| {
+            let characters = text.chars().count();
+            if characters < self.shortest {
+                return Err(CredentialError::TooShort(characters, self.shortest));
+            }
+            if text.len() > LONGEST {
+                return Err(CredentialError::TooLong(LONGEST));
+            }
+            let lower = text.to_lowercase();
+            if self.blocked.contains(&lower) {
+                return Err(CredentialError::Blocked);
+            }
+            let looked_at: String = lower.chars().take(LOOKED_AT).collect();
+            let estimate = zxcvbn::zxcvbn(&looked_at, &[name, "credhost"]);
+            if estimate.guesses_log10() >= f64::from(self.guesses) {
+                return Ok(());
+            }
+            let feedback = estimate.feedback();
+            let why = feedback.and_then(|feedback| feedback.warning()).map(|warning| warning.to_string());
+            let advice = feedback.and_then(|feedback| feedback.suggestions().first()).map(ToString::to_string);
+            let said: Vec<String> = why.into_iter().chain(advice).collect();
+            Err(CredentialError::Weak { guesses: estimate.guesses_log10() as u32, why: said.join(" ") })
+        })
+    }
+
+    /// In what these rules are weaker than the standard.
+    #[must_use]
+    pub fn weaker_than_standard(&self) -> Option<String> {
+        (self.shortest < STANDARD_SHORTEST).then(|| {
+            format!(
+                "passwords of {} characters are allowed; NIST SP 800-63B-4 asks for {STANDARD_SHORTEST}",
+                self.shortest
+            )
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(password: &str) -> Result<(), CredentialError> {
+        PasswordRules::default().check("alice", &Password::new(password))
+    }
+
+    #[test]
+    fn length_is_counted_in_characters() {
+        assert_eq!(check("wqzu kfhe bvxm"), Err(CredentialError::TooShort(14, 15)));
+        assert_eq!(check("wqzu kfhe bvxm y"), Ok(()));
+        assert_eq!(check("žluťoučký kůň úpěl"), Ok(()));
+        assert_eq!(check(&"wqzu kfhe bvxm y ".repeat(10)), Ok(()));
+        assert_eq!(check(&"x".repeat(1025)), Err(CredentialError::TooLong(1024)));
+    }
+
+    #[test]
+    fn no_composition_is_asked_for() {
+        assert_eq!(check("correct horse battery staple"), Ok(()));
+    }
+
+    #[test]
+    fn what_is_guessed_soon_is_refused_with_the_reason() {
+        for weak in ["aaaaaaaaaaaaaaaaaaaa", "passwordpassword", "alicealicealicealice"] {
+            let refused = check(weak).unwrap_err();
+            assert!(matches!(&refused, CredentialError::Weak { why, .. } if !why.is_empty()), "{weak}: {refused}");
+        }
+    }
+
+    #[test]
+    fn what_is_on_the_list_is_refused() {
+        let rules = PasswordRules {
+            blocked: HashSet::from(["our company's favourite motto".to_owned()]),
+            ..PasswordRules::default()
+        };
+        let refused = rules.check("alice", &Password::new("Our Company's favourite Motto"));
+        assert_eq!(refused, Err(CredentialError::Blocked));
+    }
+
+    #[test]
+    fn rules_weaker_than_the_standard_are_said() {
+        assert_eq!(PasswordRules::default().weaker_than_standard(), None);
+        assert!(PasswordRules { shortest: 8, ..PasswordRules::default() }.weaker_than_standard().is_some());
+    }
+}

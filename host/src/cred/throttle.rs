@@ -1,0 +1,289 @@
+//! How fast somebody may guess.
+//!
+//! Failed tries are counted by name and by source. A name has one counter for each source from which its owner has
+//! logged in, and one for the rest of the world: so guesses from elsewhere do not lock the owner out. A try is charged
+//! before it is checked, and given back when it succeeds: so guesses at once count as guesses in a row.
+//!
+//! | failures in a row | wait before the next try, by name | by source, over all names |
+//! |---|---|---|
+//! | up to 2 | none | none |
+//! | 3, 4, 5 … | 1 s, 2 s, 4 s …, at most 15 min | none |
+//! | 20, 21, 22 … | (15 min) | 1 s, 2 s, 4 s …, at most 60 s |
+//! | 100 | until a person acts | (60 s) |
+//!
+//! A name that nobody has is counted like any other; names are known here by their digests alone. No clock is read: the
+//! time is an argument, in milliseconds from any beginning.
+
+use std::collections::{HashMap, HashSet};
+
+/// Failures that cost nothing yet, by name.
+const FREE: u32 = 2;
+/// The same by source.
+const SOURCE_FREE: u32 = 19;
+/// The longest wait by name, in milliseconds.
+const LONGEST: u64 = 15 * 60 * 1000;
+/// The longest wait by source.
+const SOURCE_LONGEST: u64 = 60 * 1000;
+/// After so many failures in a row by name a person must act.
+pub const LOCKED: u32 = 100;
+/// A source is forgotten after so long without a failure.
+const SOURCE_MEMORY: u64 = 15 * 60 * 1000;
+/// So many counters are kept. Beyond, those go first that have counted least.
+const KEPT: usize = 200_000;
+
+/// A digest of a name, or of a source.
+pub type Digest = [u8; 16];
+
+/// A counter of a name's: for one source that its owner uses, or for the rest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Counter {
+    /// Whose.
+    pub name: Digest,
+    /// The source, if the owner has logged in from it.
+    pub source: Option<Digest>,
+}
+
+/// What a counter says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Failures {
+    /// How many in a row, those being checked included.
+    pub count: u32,
+    /// When the last began.
+    pub last: u64,
+}
+
+/// Why a try is not looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Denied {
+    /// The next is looked at in so many milliseconds.
+    Wait(u64),
+    /// A person must act.
+    Locked,
+}
+
+/// A try that is being checked: to be ended by `succeeded` or `failed`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[must_use = "a try that is not ended counts as failed"]
+pub struct Try {
+    counter: Counter,
+    source: Digest,
+    /// What the counters were before.
+    before: u32,
+}
+
+/// Counts.
+#[derive(Debug, Default)]
+pub struct Throttle {
+    names: HashMap<Counter, Failures>,
+    sources: HashMap<Digest, Failures>,
+    kept: usize,
+}
+
+fn wait(failures: Failures, free: u32, longest: u64, now: u64) -> u64 {
+    if failures.count <= free {
+        return 0;
+    }
+    let steps = (failures.count - free - 1).min(20);
+    let wait = (1000u64 << steps).min(longest);
+    (failures.last + wait).saturating_sub(now)
+}
+
+impl Throttle {
+    /// Nobody has failed yet.
+    #[must_use]
+    pub fn new() -> Self {
+        Self { kept: KEPT, ..Self::default() }
+    }
+
+    /// Takes up what a counter said in an earlier life of the host.
+    pub fn restore(&mut self, counter: Counter, count: u32, now: u64) {
+        self.names.insert(counter, Failures { count, last: now });
+    }
+
+    /// A try for a name, from a source. `known`: the owner of the name has logged in from it.
+    ///
+    /// # Errors
+    /// When it must not be looked at yet.
+    pub fn begin(&mut self, name: Digest, source: Digest, known: bool, now: u64) -> Result<Try, Denied> {
+        let counter = Counter { name, source: known.then_some(source) };
+        let by_name = self.names.get(&counter).copied().unwrap_or_default();
+        if by_name.count >= LOCKED {
+            return Err(Denied::Locked);
+        }
+        let mut by_source = self.sources.get(&source).copied().unwrap_or_default();
+        if now.saturating_sub(by_source.last) > SOURCE_MEMORY {
+            by_source.count = 0;
+        }
+        let wait = wait(by_name, FREE, LONGEST, now).max(wait(by_source, SOURCE_FREE, SOURCE_LONGEST, now));
+        if wait > 0 {
+            return Err(Denied::Wait(wait));
+        }
+        self.make_room();
+        self.names.insert(counter, Failures { count: by_name.count + 1, last: now });
+        self.sources.insert(source, Failures { count: by_source.count + 1, last: now });
+        Ok(Try { counter, source, before: by_name.count })
+    }
+
+    /// The counter that a try was charged to.
+    #[must_use]
+    pub fn counter(&self, of: Try) -> Counter {
+        of.counter
+    }
+
+    /// The proof was right: its counter begins anew. True if there were failures before it.
+    pub fn succeeded(&mut self, ended: Try) -> bool {
+        self.names.remove(&ended.counter);
+        if let Some(by_source) = self.sources.get_mut(&ended.source) {
+            by_source.count = by_source.count.saturating_sub(1);
+        }
+        ended.before > 0
+    }
+
+    /// The proof was wrong, which was counted when it began. Answers with what its counter says now.
+    pub fn failed(&mut self, ended: Try) -> (Counter, Failures) {
+        (ended.counter, self.names.get(&ended.counter).copied().unwrap_or_default())
+    }
+
+    /// It was not checked after all: it does not count.
+    pub fn withdrawn(&mut self, ended: Try) {
+        if let Some(by_name) = self.names.get_mut(&ended.counter) {
+            by_name.count = by_name.count.saturating_sub(1);
+        }
+        if let Some(by_source) = self.sources.get_mut(&ended.source) {
+            by_source.count = by_source.count.saturating_sub(1);
+        }
+    }
+
+    /// A person acts: all counters of this name begin anew. Answers with those there were.
+    pub fn unlock(&mut self, name: Digest) -> Vec<Counter> {
+        self.names.extract_if(|counter, _| counter.name == name).map(|(counter, _)| counter).collect()
+    }
+
+    /// What the counters of a name say.
+    #[must_use]
+    pub fn of(&self, name: Digest) -> Vec<(Counter, Failures)> {
+        self.names.iter().filter(|(counter, _)| counter.name == name).map(|(counter, said)| (*counter, *said)).collect()
+    }
+
+    /// Forgets those that have counted least, when there are too many: who is being guessed at stays.
+    fn make_room(&mut self) {
+        if self.names.len() >= self.kept {
+            let mut counts: Vec<(u32, u64)> = self.names.values().map(|said| (said.count, said.last)).collect();
+            let (_, &mut middle, _) = counts.select_nth_unstable(self.kept / 2);
+            self.names.retain(|_, said| (said.count, said.last) > middle);
+        }
+        if self.sources.len() >= self.kept {
+            let keep: HashSet<Digest> =
+                self.sources.iter().filter(|(_, said)| said.count > SOURCE_FREE).map(|(source, _)| *source).collect();
+            self.sources.retain(|source, _| keep.contains(source));
+            if self.sources.len() >= self.kept {
+                self.sources.clear();
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ALICE: Digest = [1; 16];
+    const HERE: Digest = [10; 16];
+    const THERE: Digest = [11; 16];
+
+    fn fail(throttle: &mut Throttle, source: Digest, known: bool, now: u64) -> Result<u32, Denied> {
+        let one = throttle.begin(ALICE, source, known, now)?;
+        Ok(throttle.failed(one).1.count)
+    }
+
+    #[test]
+    fn the_ladder_is_as_written() {
+        let mut throttle = Throttle::new();
+        let mut waits = Vec::new();
+        let mut now = 0;
+        for _ in 0..16 {
+            // A source of its own each time: the ladder by name.
+            let source = Digest::from(u128::from(now + 1).to_le_bytes());
+            match fail(&mut throttle, source, false, now) {
+                Ok(_) => waits.push(0),
+                Err(Denied::Wait(wait)) => {
+                    waits.push(wait / 1000);
+                    now += wait;
+                    fail(&mut throttle, source, false, now).unwrap();
+                }
+                Err(Denied::Locked) => panic!("not yet"),
+            }
+        }
+        assert_eq!(waits, [0, 0, 0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 900, 900, 900]);
+    }
+
+    #[test]
+    fn after_a_hundred_failures_a_person_must_act() {
+        let mut throttle = Throttle::new();
+        let mut now = 0;
+        let mut looked_at = 0;
+        loop {
+            now += LONGEST;
+            match fail(&mut throttle, HERE, false, now) {
+                Ok(_) => looked_at += 1,
+                Err(Denied::Locked) => break,
+                Err(Denied::Wait(_)) => {}
+            }
+        }
+        assert_eq!(looked_at, 100);
+        assert_eq!(throttle.unlock(ALICE).len(), 1);
+        assert!(fail(&mut throttle, HERE, false, now + LONGEST).is_ok());
+    }
+
+    #[test]
+    fn guesses_at_once_count_as_guesses_in_a_row() {
+        let mut throttle = Throttle::new();
+        let begun = (0..50).filter(|_| throttle.begin(ALICE, HERE, false, 5).is_ok()).count();
+        assert_eq!(begun, 3);
+    }
+
+    #[test]
+    fn guesses_from_elsewhere_do_not_lock_the_owner_out() {
+        let mut throttle = Throttle::new();
+        for _ in 0..300 {
+            let _ = fail(&mut throttle, THERE, false, 5);
+        }
+        assert!(fail(&mut throttle, THERE, false, 6).is_err());
+        let owner = throttle.begin(ALICE, HERE, true, 6).unwrap();
+        assert!(!throttle.succeeded(owner));
+        assert!(fail(&mut throttle, THERE, false, 7).is_err(), "the owner's login is no pardon for the rest");
+    }
+
+    #[test]
+    fn a_success_ends_the_row() {
+        let mut throttle = Throttle::new();
+        fail(&mut throttle, HERE, false, 1).unwrap();
+        fail(&mut throttle, HERE, false, 1).unwrap();
+        let right = throttle.begin(ALICE, HERE, false, 2).unwrap();
+        assert!(throttle.succeeded(right));
+        assert_eq!(fail(&mut throttle, HERE, false, 2), Ok(1));
+    }
+
+    #[test]
+    fn one_source_may_not_try_all_names() {
+        let mut throttle = Throttle::new();
+        let tried = (0..200u8).filter(|name| throttle.begin([*name; 16], HERE, false, 5).is_ok()).count();
+        assert_eq!(tried, 20);
+        assert!(throttle.begin(ALICE, THERE, false, 5).is_ok());
+        assert!(throttle.begin([250; 16], HERE, false, 5 + SOURCE_MEMORY + 1).is_ok(), "it is forgotten");
+    }
+
+    #[test]
+    fn a_flood_of_names_does_not_push_out_the_one_that_is_guessed_at() {
+        let mut throttle = Throttle { kept: 1000, ..Throttle::default() };
+        for now in 0..10u64 {
+            let _ = fail(&mut throttle, THERE, false, now * LONGEST);
+        }
+        for name in 0..5000u128 {
+            let source = Digest::from((name + 1).to_le_bytes());
+            let _ = throttle.begin(Digest::from((name + 1000).to_le_bytes()), source, false, 10 * LONGEST);
+        }
+        assert!(throttle.names.len() <= 1000);
+        assert_eq!(throttle.of(ALICE).len(), 1);
+    }
+}

@@ -1,0 +1,182 @@
+//! Passwords are checked here, and nowhere that serves: on a few threads of the lowest priority, as many at once as the
+//! budget of memory has room for, fair between sources, and with an end to what waits.
+
+use std::collections::{HashMap, VecDeque};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use parking_lot::{Condvar, Mutex};
+
+/// So many wait at most, in all.
+const WAITING: usize = 256;
+/// So many of one source.
+const PER_SOURCE: usize = 8;
+
+type Work = Box<dyn FnOnce() + Send>;
+
+/// The threads that check passwords. Dropped, they end, and what waits is not done.
+pub(super) struct Hashing {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    queue: Mutex<Queue>,
+    come: Condvar,
+}
+
+#[derive(Default)]
+struct Queue {
+    /// What waits, by source.
+    waiting: HashMap<IpAddr, VecDeque<Work>>,
+    /// Whose turn it is: sources that have something waiting.
+    turns: VecDeque<IpAddr>,
+    count: usize,
+    ended: bool,
+}
+
+/// There is no room for more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Busy;
+
+impl std::fmt::Debug for Hashing {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Hashing").field("waiting", &self.shared.queue.lock().count).finish()
+    }
+}
+
+impl Hashing {
+    /// As many threads as there are processors, or as the budget has room for checks, if that is fewer. Both in KiB.
+    #[must_use]
+    pub(super) fn new(budget: u32, each: u32) -> Self {
+        let processors = std::thread::available_parallelism().map_or(1, usize::from);
+        let room = usize::try_from(budget / each.max(1)).unwrap_or(1);
+        Self::with_threads(processors.min(room).max(1))
+    }
+
+    fn with_threads(threads: usize) -> Self {
+        let shared = Arc::new(Shared { queue: Mutex::default(), come: Condvar::new() });
+        for index in 0..threads {
+            let shared = Arc::clone(&shared);
+            let started = std::thread::Builder::new().name(format!("hashing-{index}")).spawn(move || work(&shared));
+            if let Err(error) = started {
+                tracing::error!(%error, "a thread that checks passwords cannot start");
+            }
+        }
+        Self { shared }
+    }
+
+    /// Has something done for a source, when it is its turn.
+    ///
+    /// # Errors
+    /// When there is no room for more.
+    pub(super) fn submit(&self, source: IpAddr, work: impl FnOnce() + Send + 'static) -> Result<(), Busy> {
+        let mut queue = self.shared.queue.lock();
+        if queue.count >= WAITING {
+            return Err(Busy);
+        }
+        let own = queue.waiting.entry(source).or_default();
+        if own.len() >= PER_SOURCE {
+            return Err(Busy);
+        }
+        own.push_back(Box::new(work));
+        if own.len() == 1 {
+            queue.turns.push_back(source);
+        }
+        queue.count += 1;
+        drop(queue);
+        self.shared.come.notify_one();
+        Ok(())
+    }
+}
+
+impl Drop for Hashing {
+    fn drop(&mut self) {
+        let mut queue = self.shared.queue.lock();
+        queue.ended = true;
+        queue.waiting.clear();
+        queue.turns.clear();
+        queue.count = 0;
+        drop(queue);
+        self.shared.come.notify_all();
+    }
+}
+
+impl Queue {
+    fn next(&mut self) -> Option<Work> {
+        let source = self.turns.pop_front()?;
+        let own = self.waiting.get_mut(&source)?;
+        let work = own.pop_front();
+        if own.is_empty() {
+            self.waiting.remove(&source);
+        } else {
+            self.turns.push_back(source);
+        }
+        self.count -= 1;
+        work
+    }
+}
+
+fn work(shared: &Shared) {
+    // Those who are logged in go first. A system that does not allow it has them share.
+    let me = rustix::thread::gettid();
+    let _ = rustix::process::setpriority_process(Some(me), 19);
+    loop {
+        let work = {
+            let mut queue = shared.queue.lock();
+            loop {
+                if queue.ended {
+                    return;
+                }
+                match queue.next() {
+                    Some(work) => break work,
+                    None => shared.come.wait(&mut queue),
+                }
+            }
+        };
+        // Whoever embeds the library may bring a check that panics: this thread is everybody's.
+        if std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)).is_err() {
+            tracing::error!("a fault while a password was checked; please report it");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::mpsc::channel;
+
+    #[test]
+    fn sources_take_turns_and_what_is_too_much_is_refused() {
+        let hashing = Hashing::with_threads(1);
+        let (one, other) = (IpAddr::from([127, 0, 0, 1]), IpAddr::from([127, 0, 0, 2]));
+        let (go, wait) = channel::<()>();
+        let (told, heard) = channel();
+        // Keeps the one thread until all have come.
+        hashing.submit(one, move || drop(wait.recv())).unwrap();
+        while hashing.shared.queue.lock().count > 0 {
+            std::thread::yield_now();
+        }
+        let say = |source, what: &'static str| {
+            let told = told.clone();
+            hashing.submit(source, move || told.send(what).unwrap())
+        };
+        for _ in 0..PER_SOURCE {
+            say(one, "one").unwrap();
+        }
+        assert_eq!(say(one, "one"), Err(Busy));
+        say(other, "other").unwrap();
+        drop(go);
+        let order: Vec<&str> = heard.iter().take(PER_SOURCE + 1).collect();
+        assert_eq!(order[..3], ["one", "other", "one"]);
+    }
+
+    #[test]
+    fn a_check_that_panics_takes_nobody_along() {
+        let hashing = Hashing::with_threads(1);
+        let here = IpAddr::from([127, 0, 0, 1]);
+        let (told, heard) = channel();
+        hashing.submit(here, || panic!("of the test's own")).unwrap();
+        hashing.submit(here, move || told.send(()).unwrap()).unwrap();
+        heard.recv().unwrap();
+    }
+}

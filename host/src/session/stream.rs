@@ -1,0 +1,157 @@
+//! A client's socket, with TLS on it or without: read and written as far as it goes, without waiting.
+
+use std::io::{self, Read, Write};
+
+use rustls::ServerConnection;
+use tokio::io::{Interest, Ready};
+use tokio::net::TcpStream;
+
+/// How much is taken out of TLS at once.
+const CHUNK: usize = 16 << 10;
+
+/// A client's socket.
+pub(super) enum Stream {
+    Plain(TcpStream),
+    Tls(Box<Tls>),
+}
+
+pub(super) struct Tls {
+    socket: TcpStream,
+    connection: ServerConnection,
+}
+
+/// The socket as rustls wants it.
+struct Raw<'s>(&'s TcpStream);
+
+impl Read for Raw<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.0.try_read(buffer)
+    }
+}
+
+impl Write for Raw<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.try_write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Stream {
+    pub(super) fn tls(socket: TcpStream, connection: ServerConnection) -> Self {
+        Self::Tls(Box::new(Tls { socket, connection }))
+    }
+
+    fn socket(&self) -> &TcpStream {
+        match self {
+            Self::Plain(socket) => socket,
+            Self::Tls(tls) => &tls.socket,
+        }
+    }
+
+    pub(super) fn set_nodelay(&self) -> io::Result<()> {
+        self.socket().set_nodelay(true)
+    }
+
+    /// Waits until something can be tried.
+    pub(super) async fn ready(&self, interest: Interest) -> io::Result<Ready> {
+        self.socket().ready(interest).await
+    }
+
+    /// Appends what there is. 0: the other side has closed it.
+    ///
+    /// # Errors
+    /// `WouldBlock`, when there is nothing just now; `InvalidData`, when it is no TLS.
+    pub(super) fn try_read_buf(&mut self, buffer: &mut Vec<u8>) -> io::Result<usize> {
+        match self {
+            Self::Plain(socket) => socket.try_read_buf(buffer),
+            Self::Tls(tls) => tls.try_read_buf(buffer),
+        }
+    }
+
+    /// Writes what goes, and says how much that was.
+    ///
+    /// # Errors
+    /// `WouldBlock`, when nothing goes just now.
+    pub(super) fn try_write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Self::Plain(socket) => socket.try_write(bytes),
+            Self::Tls(tls) => tls.try_write(bytes),
+        }
+    }
+
+    /// Whether there is something to write that nobody but TLS knows of.
+    pub(super) fn wants_write(&self) -> bool {
+        match self {
+            Self::Plain(_) => false,
+            Self::Tls(tls) => tls.connection.wants_write(),
+        }
+    }
+
+    /// Writes what TLS has to write.
+    ///
+    /// # Errors
+    /// `WouldBlock`, when not all of it goes just now.
+    pub(super) fn flush(&mut self) -> io::Result<()> {
+        match self {
+            Self::Plain(_) => Ok(()),
+            Self::Tls(tls) => tls.flush(),
+        }
+    }
+
+    /// Says goodbye, as far as it goes.
+    pub(super) fn close(&mut self) {
+        if let Self::Tls(tls) = self {
+            tls.connection.send_close_notify();
+            // It may have gone.
+            let _ = tls.flush();
+        }
+    }
+}
+
+impl Tls {
+    fn flush(&mut self) -> io::Result<()> {
+        while self.connection.wants_write() {
+            self.connection.write_tls(&mut Raw(&self.socket))?;
+        }
+        Ok(())
+    }
+
+    fn try_write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        // What was encrypted before goes first, so that no more of it is kept than one write.
+        self.flush()?;
+        let taken = self.connection.writer().write(bytes)?;
+        match self.flush() {
+            Err(error) if error.kind() != io::ErrorKind::WouldBlock => Err(error),
+            // rustls keeps nothing before the handshake is done: not yet.
+            _ if taken == 0 && !bytes.is_empty() => Err(io::ErrorKind::WouldBlock.into()),
+            _ => Ok(taken),
+        }
+    }
+
+    fn try_read_buf(&mut self, buffer: &mut Vec<u8>) -> io::Result<usize> {
+        loop {
+            let mut chunk = zeroize::Zeroizing::new([0; CHUNK]);
+            match self.connection.reader().read(&mut *chunk) {
+                Ok(count) => {
+                    buffer.extend_from_slice(&chunk[..count]);
+                    return Ok(count);
+                }
+                // It has gone without a goodbye.
+                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(0),
+                Err(error) if error.kind() != io::ErrorKind::WouldBlock => return Err(error),
+                Err(_) => {}
+            }
+            if self.connection.read_tls(&mut Raw(&self.socket))? == 0 {
+                return Ok(0);
+            }
+            if let Err(error) = self.connection.process_new_packets() {
+                // It is told what was wrong, as far as that goes.
+                let _ = self.flush();
+                return Err(io::Error::new(io::ErrorKind::InvalidData, error));
+            }
+        }
+    }
+}

@@ -1,0 +1,216 @@
+//! The audit trail: what has happened, in lines that are chained.
+//!
+//! Each line has a digest of itself and of the line before it, by a key that is sealed under `master.key`: whoever can
+//! write to the store, but has not that key, cannot change, remove or reorder lines so that it fits again. That lines
+//! were cut off at the end shows by the *head*: the last line's number and digest, kept in a file beside the store
+//! (`audit.head`), and wherever else the operator notes it down.
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use crate::cred::StoreSecret;
+
+/// What the digests are for.
+const PURPOSE: &str = "audit trail, version 1";
+
+/// Something that has happened.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Event {
+    /// When, in milliseconds since 1970.
+    pub at: u64,
+    /// What, in words joined by dots: "login.refused".
+    pub what: &'static str,
+    /// More about it.
+    pub about: Map<String, Value>,
+}
+
+impl Event {
+    /// Something that has happened now.
+    #[must_use]
+    pub fn new(what: &'static str) -> Self {
+        let at = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+        Self { at: u64::try_from(at.as_millis()).unwrap_or(u64::MAX), what, about: Map::new() }
+    }
+
+    /// Says more about it.
+    #[must_use]
+    pub fn with(mut self, key: &str, value: impl Into<Value>) -> Self {
+        self.about.insert(key.to_owned(), value.into());
+        self
+    }
+
+    /// The line's text: JSON.
+    #[must_use]
+    pub fn text(&self) -> String {
+        let mut all = Map::new();
+        all.insert("at".to_owned(), self.at.into());
+        all.insert("what".to_owned(), self.what.into());
+        all.extend(self.about.clone());
+        Value::Object(all).to_string()
+    }
+}
+
+/// A line of the trail, as it is kept.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Line {
+    /// Its number; the first is 1.
+    pub number: u64,
+    /// What it says: JSON.
+    pub text: String,
+    /// Its digest, in hex.
+    pub digest: String,
+}
+
+/// The digest of what stands before the first line.
+pub const BEGINNING: &str = "";
+
+/// The digest of a line.
+#[must_use]
+pub fn digest(secret: &StoreSecret, before: &str, number: u64, text: &str) -> String {
+    let parts = [before.as_bytes(), &number.to_le_bytes(), text.as_bytes()];
+    data_encoding::HEXLOWER.encode(&secret.digest(PURPOSE, &parts))
+}
+
+/// What is wrong with a trail.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Broken {
+    /// A line is missing, or stands elsewhere.
+    #[error("after line {0} comes line {1}: lines were removed or reordered")]
+    Gap(u64, u64),
+    /// A line was changed, or another stood before it.
+    #[error("line {0} is not what was written: it, or a line before it, was changed or put in another's place")]
+    Changed(u64),
+    /// The end was cut off.
+    #[error("the trail ends at line {0}, but line {1} was written: lines were cut off at the end")]
+    Short(u64, u64),
+    /// The line that is the head is another.
+    #[error("line {0} is another than the one that was noted down as the head")]
+    Head(u64),
+}
+
+/// Walks a trail, line by line.
+#[derive(Debug, Clone)]
+pub struct Verifier<'a> {
+    secret: &'a StoreSecret,
+    number: u64,
+    digest: String,
+    head: Option<Head>,
+}
+
+/// The last line of a trail at some time.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Head {
+    /// Its number; 0: there is none.
+    pub number: u64,
+    /// Its digest.
+    pub digest: String,
+}
+
+impl Head {
+    /// Reads what [`Head`]'s `Display` has written.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        let (number, digest) = text.trim().split_once(' ')?;
+        Some(Self { number: number.parse().ok()?, digest: digest.to_owned() })
+    }
+}
+
+impl std::fmt::Display for Head {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} {}", self.number, self.digest)
+    }
+}
+
+impl<'a> Verifier<'a> {
+    /// A walk that begins at the first line. `head`: a line that must be there.
+    #[must_use]
+    pub fn new(secret: &'a StoreSecret, head: Option<Head>) -> Self {
+        Self { secret, number: 0, digest: BEGINNING.to_owned(), head }
+    }
+
+    /// The next line.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn line(&mut self, line: &Line) -> Result<(), Broken> {
+        if line.number != self.number + 1 {
+            return Err(Broken::Gap(self.number, line.number));
+        }
+        if line.digest != digest(self.secret, &self.digest, line.number, &line.text) {
+            return Err(Broken::Changed(line.number));
+        }
+        if let Some(head) = &self.head
+            && head.number == line.number
+            && head.digest != line.digest
+        {
+            return Err(Broken::Head(line.number));
+        }
+        self.number = line.number;
+        self.digest.clone_from(&line.digest);
+        Ok(())
+    }
+
+    /// The trail has ended. Answers with its head.
+    ///
+    /// # Errors
+    /// When it ended too early.
+    pub fn end(self) -> Result<Head, Broken> {
+        match &self.head {
+            Some(head) if head.number > self.number => Err(Broken::Short(self.number, head.number)),
+            _ => Ok(Head { number: self.number, digest: self.digest }),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn trail(secret: &StoreSecret) -> Vec<Line> {
+        let mut before = BEGINNING.to_owned();
+        (1..=5)
+            .map(|number| {
+                let text = Event::new("test").with("n", number).text();
+                before = digest(secret, &before, number, &text);
+                Line { number, text, digest: before.clone() }
+            })
+            .collect()
+    }
+
+    fn verify(lines: &[Line], head: Option<Head>) -> Result<Head, Broken> {
+        let secret = StoreSecret::new([1; 32]);
+        let mut verifier = Verifier::new(&secret, head);
+        lines.iter().try_for_each(|line| verifier.line(line))?;
+        verifier.end()
+    }
+
+    #[test]
+    fn any_change_removal_or_reordering_is_found() {
+        let lines = trail(&StoreSecret::new([1; 32]));
+        let head = verify(&lines, None).unwrap();
+        assert_eq!(Head::parse(&head.to_string()), Some(head.clone()));
+        assert_eq!(verify(&lines, Some(head.clone())), Ok(head.clone()));
+        for at in 0..5 {
+            let mut changed = lines.clone();
+            changed[at].text = changed[at].text.replace("test", "tent");
+            assert_eq!(verify(&changed, None), Err(Broken::Changed(at as u64 + 1)));
+            let mut removed = lines.clone();
+            removed.remove(at);
+            assert!(verify(&removed, Some(head.clone())).is_err(), "{at}");
+        }
+        let mut swapped = lines.clone();
+        swapped.swap(1, 2);
+        assert_eq!(verify(&swapped, None), Err(Broken::Gap(1, 3)));
+        let renumbered: Vec<Line> =
+            [0, 2, 1, 3, 4].iter().zip(1..).map(|(at, number)| Line { number, ..lines[*at].clone() }).collect();
+        assert_eq!(verify(&renumbered, None), Err(Broken::Changed(2)));
+        assert_eq!(verify(&lines[..3], Some(head)), Err(Broken::Short(3, 5)));
+    }
+
+    #[test]
+    fn who_has_not_the_key_cannot_write_one_that_fits() {
+        let forged = trail(&StoreSecret::new([2; 32]));
+        assert_eq!(verify(&forged, None), Err(Broken::Changed(1)));
+    }
+}

@@ -1,0 +1,191 @@
+//! An identity as it is written down: in the store, in an export, in an import. JSON, one object.
+
+use serde::{Deserialize, Serialize};
+
+use crate::cred::{Credential, Identity, Key, NameError, ProofBy, PublicKey, Sealed};
+
+/// An identity in JSON. What is absent takes its default, so that what is written today is read tomorrow.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Record {
+    /// Its name.
+    pub name: String,
+    /// Whether it may not log in.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub disabled: bool,
+    /// "service/perspective" each.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub keys: Vec<String>,
+    /// Its credentials.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub credentials: Vec<CredentialRecord>,
+    /// The number of its next credential.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub next: u64,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks for it")]
+fn is_zero(number: &u64) -> bool {
+    *number == 0
+}
+
+/// A credential in JSON: it has one of `password`, `pubkey` and `token`.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct CredentialRecord {
+    /// Its number.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub id: u64,
+    /// For a person to know it by.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub label: String,
+    /// In seconds since 1970.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub created: u64,
+    /// In seconds since 1970.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub expires: Option<u64>,
+    /// An argon2id hash.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub password: Option<String>,
+    /// md5 of the password, sealed under master.key, in base64.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub verifier: Option<String>,
+    /// An SSH public key's line.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pubkey: Option<String>,
+    /// The digest of a token, in hex.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub token: Option<String>,
+}
+
+/// Why a record is no identity.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum RecordError {
+    /// A name is none.
+    #[error(transparent)]
+    Name(#[from] NameError),
+    /// Something else in it.
+    #[error("{0}")]
+    Content(String),
+}
+
+impl From<&Identity> for Record {
+    fn from(identity: &Identity) -> Self {
+        Self {
+            name: identity.name.to_string(),
+            disabled: !identity.enabled,
+            keys: identity.keyring.keys().map(|key| format!("{}/{}", key.service, key.perspective)).collect(),
+            credentials: identity.credentials.iter().map(Into::into).collect(),
+            next: identity.next,
+        }
+    }
+}
+
+impl From<&Credential> for CredentialRecord {
+    fn from(credential: &Credential) -> Self {
+        let mut record = Self {
+            id: credential.id,
+            label: credential.label.clone(),
+            created: credential.created,
+            expires: credential.expires,
+            ..Self::default()
+        };
+        match &credential.proof {
+            ProofBy::Password { hash, verifier } => {
+                record.password = Some(hash.clone());
+                record.verifier = verifier.as_ref().map(|sealed| data_encoding::BASE64.encode(&sealed.0));
+            }
+            ProofBy::PublicKey(key) => record.pubkey = Some(key.line()),
+            ProofBy::Token(digest) => record.token = Some(data_encoding::HEXLOWER.encode(digest)),
+        }
+        record
+    }
+}
+
+impl CredentialRecord {
+    fn proof(&self) -> Result<ProofBy, String> {
+        match (&self.password, &self.pubkey, &self.token) {
+            (Some(hash), None, None) => {
+                let decoded = self.verifier.as_ref().map(|text| data_encoding::BASE64.decode(text.as_bytes()));
+                let verifier = decoded.transpose().map_err(|error| format!("verifier is not base64: {error}"))?;
+                Ok(ProofBy::Password { hash: hash.clone(), verifier: verifier.map(Sealed) })
+            }
+            (None, Some(line), None) => {
+                PublicKey::parse(line).map(|(key, _)| ProofBy::PublicKey(key)).map_err(|error| error.to_string())
+            }
+            (None, None, Some(hex)) => {
+                let bytes = data_encoding::HEXLOWER.decode(hex.as_bytes()).ok();
+                let digest = bytes.and_then(|bytes| bytes.try_into().ok());
+                digest.map(ProofBy::Token).ok_or_else(|| "token is no digest of 64 hexadecimal digits".to_owned())
+            }
+            _ => Err("a credential has one of password, pubkey and token".to_owned()),
+        }
+    }
+}
+
+impl Record {
+    /// The identity that it is.
+    ///
+    /// # Errors
+    /// When it is none: what, and in which part of it.
+    pub fn identity(&self) -> Result<Identity, RecordError> {
+        let mut identity = Identity::new(&self.name)?;
+        identity.enabled = !self.disabled;
+        for key in &self.keys {
+            let named = key
+                .split_once('/')
+                .ok_or_else(|| RecordError::Content(format!("the key {key:?} is not \"service/perspective\"")))?;
+            identity.keyring.add(Key::new(named.0, named.1)?);
+        }
+        for (index, record) in self.credentials.iter().enumerate() {
+            let proof =
+                record.proof().map_err(|why| RecordError::Content(format!("credential {}: {why}", index + 1)))?;
+            let id = if record.id == 0 { identity.next } else { record.id };
+            identity.next = identity.next.max(id + 1);
+            if identity.has(id) {
+                return Err(RecordError::Content(format!("credential {}: the number {id} is twice", index + 1)));
+            }
+            identity.credentials.push(Credential {
+                id,
+                label: record.label.clone(),
+                created: record.created,
+                expires: record.expires,
+                proof,
+            });
+        }
+        identity.next = identity.next.max(self.next);
+        Ok(identity)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cred::Token;
+
+    #[test]
+    fn an_identity_is_read_as_it_was_written() {
+        let mut alice = Identity::new("alice").unwrap();
+        alice.keyring.add(Key::new("todo", "work").unwrap());
+        alice.enabled = false;
+        let verifier = Some(Sealed(vec![1, 2, 3]));
+        alice.add(ProofBy::Password { hash: "$argon2id$…".to_owned(), verifier }, "password", 5, None);
+        let line = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAILM+rvN+ot98qgEN796jTiQfZfG1KaT0PtFDJ/XFSqti";
+        alice.add(ProofBy::PublicKey(PublicKey::parse(line).unwrap().0), "laptop", 6, None);
+        alice.add(ProofBy::Token(Token::new(&[1; 32]).digest()), "ci", 7, Some(99));
+        alice.credentials.remove(0);
+        let json = serde_json::to_string(&Record::from(&alice)).unwrap();
+        let read: Record = serde_json::from_str(&json).unwrap();
+        assert_eq!(read.identity().unwrap(), alice);
+    }
+
+    #[test]
+    fn what_is_none_is_said() {
+        let wrong = |json: &str| serde_json::from_str::<Record>(json).unwrap().identity().unwrap_err().to_string();
+        assert!(wrong(r#"{"name": "a/b"}"#).contains("it has a `/`"));
+        assert!(wrong(r#"{"name": "a", "keys": ["todo"]}"#).contains("service/perspective"));
+        assert!(wrong(r#"{"name": "a", "credentials": [{"label": "x"}]}"#).contains("credential 1: a credential has"));
+    }
+}

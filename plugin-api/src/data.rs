@@ -1,0 +1,337 @@
+//! A service's own data: for what is too much for one state.
+//!
+//! An ordered space of keys and values, which is the service's alone and outlives it. What is written is durable when
+//! the write returns. A perspective's state is read and saved whole; of this, only what is asked for.
+//!
+//! ```no_run
+//! # use plugin_api::prelude::*;
+//! # async fn send<S: Service>(context: &Context<S>) -> Result<()> {
+//! // One change of two people's data: both or neither.
+//! let mut change = context.data().transaction().await?;
+//! change.put("in/bob/0001", &"hello bob")?;
+//! change.put("sent/alice/0001", &"hello bob")?;
+//! change.commit().await?;
+//!
+//! let latest = context.data().select(Select::prefix("in/bob/").reverse().limit(10)).await?;
+//! for entry in &latest.entries {
+//!     let text: String = entry.value()?;
+//! }
+//! # Ok(()) }
+//! ```
+
+use std::collections::BTreeMap;
+use std::rc::{Rc, Weak};
+use std::sync::Arc;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::sync::OwnedMutexGuard;
+
+use crate::abi::frame;
+use crate::fault::{Fault, Result};
+use crate::runtime::core::Core;
+
+/// The longest key, in bytes.
+const KEY: usize = 1024;
+/// The largest value, in bytes.
+const VALUE: usize = 1 << 20;
+/// So many bytes can be written at once.
+const TRANSACTION: usize = 16 << 20;
+
+/// The service's data: from [`Context::data`](crate::Context::data).
+#[derive(Clone)]
+pub struct Data {
+    core: Weak<Core>,
+}
+
+/// A key and what it has.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    /// The key.
+    pub key: Vec<u8>,
+    /// What it has, in Jelly.
+    bytes: Vec<u8>,
+}
+
+impl Entry {
+    /// What it has.
+    ///
+    /// # Errors
+    /// When it is of another type.
+    pub fn value<T: DeserializeOwned>(&self) -> Result<T> {
+        read(&self.bytes)
+    }
+
+    /// The key as a text, lossy where it is none.
+    #[must_use]
+    pub fn name(&self) -> String {
+        String::from_utf8_lossy(&self.key).into_owned()
+    }
+}
+
+/// What was selected.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Selected {
+    /// In order.
+    pub entries: Vec<Entry>,
+    /// Whether there are more.
+    pub more: bool,
+}
+
+/// Which entries are wanted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Select {
+    from: Vec<u8>,
+    to: Option<Vec<u8>>,
+    limit: u64,
+    reverse: bool,
+}
+
+impl Select {
+    /// All whose keys begin with this.
+    #[must_use]
+    pub fn prefix(prefix: impl AsRef<[u8]>) -> Self {
+        let from = prefix.as_ref().to_vec();
+        // The first key that does not begin with it: the last byte that can be counted up is.
+        let mut to = from.clone();
+        while to.last() == Some(&u8::MAX) {
+            to.pop();
+        }
+        if let Some(last) = to.last_mut() {
+            *last += 1;
+        }
+        Self { from, to: (!to.is_empty()).then_some(to), limit: 1000, reverse: false }
+    }
+
+    /// All from this key on.
+    #[must_use]
+    pub fn from(key: impl AsRef<[u8]>) -> Self {
+        Self { from: key.as_ref().to_vec(), to: None, limit: 1000, reverse: false }
+    }
+
+    /// None of them behind, or at, this key.
+    #[must_use]
+    pub fn until(mut self, key: impl AsRef<[u8]>) -> Self {
+        self.to = Some(key.as_ref().to_vec());
+        self
+    }
+
+    /// Only those behind this key: to go on after the last one of an earlier answer.
+    #[must_use]
+    pub fn after(mut self, key: impl AsRef<[u8]>) -> Self {
+        self.from = [key.as_ref(), &[0]].concat();
+        self
+    }
+
+    /// So many at most (1,000, if nothing is said). An answer has 4 MiB at most, whatever the limit.
+    #[must_use]
+    pub fn limit(mut self, limit: usize) -> Self {
+        self.limit = limit as u64;
+        self
+    }
+
+    /// The last first.
+    #[must_use]
+    pub fn reverse(mut self) -> Self {
+        self.reverse = true;
+        self
+    }
+}
+
+impl Data {
+    pub(crate) fn new(core: &Rc<Core>) -> Self {
+        Self { core: Rc::downgrade(core) }
+    }
+
+    /// The data of a service that has ended: nothing can be had of it.
+    pub(crate) fn none() -> Self {
+        Self { core: Weak::new() }
+    }
+
+    fn core(&self) -> Result<Rc<Core>> {
+        let ended = || Fault::new("twisted.spread.pb.DeadReferenceError", "the service has ended");
+        self.core.upgrade().ok_or_else(ended)
+    }
+
+    /// What a key has.
+    ///
+    /// # Errors
+    /// When the store cannot be read, or it is of another type.
+    pub async fn get<T: DeserializeOwned>(&self, key: impl AsRef<[u8]>) -> Result<Option<T>> {
+        let key = key.as_ref();
+        let found = self.select(Select::from(key).limit(1)).await?;
+        found.entries.first().filter(|entry| entry.key == key).map(Entry::value).transpose()
+    }
+
+    /// Some of the entries, as they are committed.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub async fn select(&self, select: Select) -> Result<Selected> {
+        Ok(fetch(&self.core()?, &select).await?.0)
+    }
+
+    /// Gives a key a value. Durable when it returns.
+    ///
+    /// # Errors
+    /// When it is too large, or cannot be written.
+    pub async fn put<T: Serialize + ?Sized>(&self, key: impl AsRef<[u8]>, value: &T) -> Result<()> {
+        let mut change = self.transaction().await?;
+        change.put(key, value)?;
+        change.commit().await
+    }
+
+    /// Removes a key. Durable when it returns.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub async fn remove(&self, key: impl AsRef<[u8]>) -> Result<()> {
+        let mut change = self.transaction().await?;
+        change.remove(key)?;
+        change.commit().await
+    }
+
+    /// Begins a change of several keys, which is done whole or not at all. One at a time has the service's data: the
+    /// next waits until this one has committed or was dropped, so that what it reads stays true until then. Do not wait
+    /// for a client while you have one.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub async fn transaction(&self) -> Result<Transaction> {
+        let core = self.core()?;
+        let turn = Arc::clone(&core.data_turn).lock_owned().await;
+        let (_, version) = fetch(&core, &Select::from("").limit(0)).await?;
+        Ok(Transaction { core, _turn: turn, base: version, writes: BTreeMap::new(), size: 0 })
+    }
+}
+
+impl std::fmt::Debug for Data {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Data")
+    }
+}
+
+/// A change of several keys: from [`Data::transaction`]. Dropped, nothing of it is done.
+pub struct Transaction {
+    core: Rc<Core>,
+    _turn: OwnedMutexGuard<()>,
+    base: u64,
+    writes: BTreeMap<Vec<u8>, Option<Vec<u8>>>,
+    size: usize,
+}
+
+impl Transaction {
+    /// What a key has, with what this change has written.
+    ///
+    /// # Errors
+    /// When the store cannot be read, or it is of another type.
+    pub async fn get<T: DeserializeOwned>(&self, key: impl AsRef<[u8]>) -> Result<Option<T>> {
+        let key = key.as_ref();
+        if let Some(written) = self.writes.get(key) {
+            return written.as_deref().map(read).transpose();
+        }
+        let (found, _) = fetch(&self.core, &Select::from(key).limit(1)).await?;
+        found.entries.first().filter(|entry| entry.key == key).map(Entry::value).transpose()
+    }
+
+    /// Some of the entries, with what this change has written.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub async fn select(&self, select: Select) -> Result<Selected> {
+        let within =
+            |key: &[u8]| key >= select.from.as_slice() && select.to.as_ref().is_none_or(|to| key < to.as_slice());
+        let own: Vec<_> = self.writes.iter().filter(|(key, _)| within(key)).collect();
+        // As many more as this change may have removed.
+        let asked = Select { limit: select.limit.saturating_add(own.len() as u64), ..select.clone() };
+        let (found, _) = fetch(&self.core, &asked).await?;
+        // Behind the last that was answered, the store's entries are not known.
+        let known_to = if found.more { found.entries.last().map(|entry| entry.key.clone()) } else { None };
+        let mut merged: BTreeMap<Vec<u8>, Vec<u8>> =
+            found.entries.into_iter().map(|entry| (entry.key, entry.bytes)).collect();
+        for (key, value) in own {
+            let known = known_to.as_ref().is_none_or(|last| if select.reverse { key >= last } else { key <= last });
+            match value {
+                Some(value) if known => drop(merged.insert(key.clone(), value.clone())),
+                Some(_) => {}
+                None => drop(merged.remove(key)),
+            }
+        }
+        let mut entries: Vec<Entry> = merged.into_iter().map(|(key, bytes)| Entry { key, bytes }).collect();
+        if select.reverse {
+            entries.reverse();
+        }
+        let limit = usize::try_from(select.limit).unwrap_or(usize::MAX);
+        let more = found.more || entries.len() > limit;
+        entries.truncate(limit);
+        Ok(Selected { entries, more })
+    }
+
+    /// Gives a key a value.
+    ///
+    /// # Errors
+    /// When it is too large: keys have 1 KiB at most, values 1 MiB, all of a change 16 MiB.
+    pub fn put<T: Serialize + ?Sized>(&mut self, key: impl AsRef<[u8]>, value: &T) -> Result<()> {
+        let bytes = jelly::to_vec(value)
+            .map_err(|error| Fault::new("RuntimeError", format!("the value cannot be written: {error}")))?;
+        self.write(key.as_ref(), Some(bytes))
+    }
+
+    /// Removes a key.
+    ///
+    /// # Errors
+    /// When the change has become too large.
+    pub fn remove(&mut self, key: impl AsRef<[u8]>) -> Result<()> {
+        self.write(key.as_ref(), None)
+    }
+
+    fn write(&mut self, key: &[u8], value: Option<Vec<u8>>) -> Result<()> {
+        let size = value.as_ref().map_or(0, Vec::len);
+        if key.is_empty() || key.len() > KEY {
+            return Err(Fault::value(format!("a key has 1 to {KEY} bytes; this one has {}", key.len())));
+        }
+        if size > VALUE {
+            return Err(Fault::value(format!("a value has {VALUE} bytes at most; this one has {size}")));
+        }
+        self.size += key.len() + size;
+        if self.size > TRANSACTION {
+            return Err(Fault::value(format!("a change has {TRANSACTION} bytes at most")));
+        }
+        self.writes.insert(key.to_vec(), value);
+        Ok(())
+    }
+
+    /// Does all of it. Durable when it returns.
+    ///
+    /// # Errors
+    /// When it cannot be written; nothing of it is done then.
+    pub async fn commit(self) -> Result<()> {
+        if self.writes.is_empty() {
+            return Ok(());
+        }
+        let mut entries = Vec::with_capacity(self.size + 16 * self.writes.len());
+        for (key, value) in &self.writes {
+            frame::put_entry(&mut entries, key, value.as_deref());
+        }
+        self.core.write_data(self.base, &entries).await.map(drop)
+    }
+}
+
+impl std::fmt::Debug for Transaction {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Transaction").field("keys", &self.writes.len()).finish_non_exhaustive()
+    }
+}
+
+fn read<T: DeserializeOwned>(bytes: &[u8]) -> Result<T> {
+    jelly::from_scanned(bytes)
+        .map_err(|error| Fault::new("RuntimeError", format!("the value does not fit this version: {error}")))
+}
+
+async fn fetch(core: &Rc<Core>, select: &Select) -> Result<(Selected, u64)> {
+    let reply = core.data(&select.from, select.to.as_deref(), select.limit, select.reverse).await?;
+    let entries = frame::entries(&reply.bytes)
+        .map(|(key, value)| Entry { key: key.to_vec(), bytes: value.unwrap_or_default().to_vec() })
+        .collect();
+    Ok((Selected { entries, more: reply.some }, reply.version))
+}
