@@ -56,21 +56,25 @@ fn with_a_running_host_they_act_at_once() {
 }
 
 #[test]
-fn comments_in_the_configuration_stay() {
+fn identities_of_an_earlier_version_move_from_the_configuration_into_the_store() {
     let home = TestHome::new();
     home.make();
     let config = home.path().join("credhost.toml");
-    let text = std::fs::read_to_string(&config).unwrap() + "\n# my own words\n";
+    let text = "# my own words\n".to_owned()
+        + &std::fs::read_to_string(&config).unwrap()
+        + "\n[identity.alice]\nkeys = [\"todo/alice\"]\n\n[identity.bob]\ndisabled = true\n";
     std::fs::write(&config, text).unwrap();
-    home.run(&["identity", "add", "alice", "--no-password"], "");
+    assert_eq!(home.run(&["key", "list", "alice"], ""), "todo/alice");
+    assert!(home.run(&["identity", "list"], "").contains("bob     disabled"));
     let text = std::fs::read_to_string(&config).unwrap();
-    assert!(text.contains("# my own words") && text.contains("# Where Perspective Broker is served."), "{text}");
+    assert!(text.contains("# my own words") && text.contains("# Where Perspective Broker is served"), "{text}");
+    assert!(!text.contains("identity.alice") && !text.contains("identity.bob"), "{text}");
 }
 
 #[test]
 fn what_others_could_read_is_refused() {
     use std::os::unix::fs::PermissionsExt;
-    for file in ["credhost.toml", "master.key", "."] {
+    for file in ["credhost.toml", "master.key", "store.db", "."] {
         let home = TestHome::new();
         home.make();
         std::fs::set_permissions(home.path().join(file), std::fs::Permissions::from_mode(0o755)).unwrap();

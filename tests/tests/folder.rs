@@ -341,7 +341,7 @@ fn a_collection_has_a_door_of_its_own_and_is_part_of_the_whole() {
     home.install("todo");
     home.install("scores");
     let mut host = home.start();
-    let line = host.wait_for("serving some services on ");
+    let line = host.wait_for("serving also on ");
     let games = line.rsplit(' ').next().expect("it ends with the address").to_owned();
     let best = r#"{"best": 50, "tries": 1, "rank": 1}"#;
     assert_eq!(call(&host, "scores", &["submit", "50"]), best, "the whole has what its parts have");

@@ -12,7 +12,7 @@ use credhost::loader::unload::Account;
 use credhost::loader::{ledger, unload};
 use credhost::multiservice::MultiService;
 use credhost::multiservice::slot::{Slot, Surroundings};
-use credhost::multiservice::switchboard::{Mailbox, Switchboard};
+use credhost::multiservice::switchboard::Mailbox;
 use credhost::store::MemoryStore;
 use plugin_api::abi::frame::{ToHost, ToLibrary};
 use system_tests::build::library;

@@ -117,8 +117,8 @@ impl Slot {
         let _ = line.generation.set(Arc::downgrade(&generation));
         let manifest = match stage(&mut stages, START, "say what it is").await {
             Ok(Stage::Manifest(manifest)) => manifest,
-            Ok(other) => return Err(give_up(&generation, &mut stages, &unexpected(&other)).await),
-            Err(why) => return Err(give_up(&generation, &mut stages, &why).await),
+            Ok(other) => return Err(give_up(&line, &generation, &mut stages, &unexpected(&other)).await),
+            Err(why) => return Err(give_up(&line, &generation, &mut stages, &why).await),
         };
         let read = jelly::from_slice::<Manifest>(&manifest)
             .map_err(|error| format!("its manifest cannot be read: {error}"))
@@ -129,7 +129,7 @@ impl Slot {
             });
         let (manifest, name, config) = match read {
             Ok(read) => read,
-            Err(why) => return Err(give_up(&generation, &mut stages, &why).await),
+            Err(why) => return Err(give_up(&line, &generation, &mut stages, &why).await),
         };
         let _ = line.name.set(name.to_string());
         Ok(Arc::new(Self {
@@ -167,7 +167,7 @@ impl Slot {
             Err(why) => {
                 *self.state.lock() = State::Failed(why.clone());
                 self.generation.take();
-                let refused = give_up(&generation, &mut stages, &why).await;
+                let refused = give_up(&self.line, &generation, &mut stages, &why).await;
                 self.line.over();
                 Err(refused)
             }
@@ -205,7 +205,7 @@ impl Slot {
             return Account::Nothing;
         };
         *self.state.lock() = State::Stopped;
-        let account = end(&generation, &mut stages, self.name.as_str()).await;
+        let account = end(&self.line, &generation, &mut stages, self.name.as_str()).await;
         // Where it has ended in order it has said so itself, behind its last words.
         self.line.over();
         account
@@ -301,14 +301,28 @@ fn unexpected(found: &Stage) -> String {
 }
 
 /// Ends a generation that will not serve.
-async fn give_up(generation: &Arc<Generation>, stages: &mut mpsc::UnboundedReceiver<Stage>, why: &str) -> NotServing {
-    end(generation, stages, "?").await;
+async fn give_up(
+    line: &Line,
+    generation: &Arc<Generation>,
+    stages: &mut mpsc::UnboundedReceiver<Stage>,
+    why: &str,
+) -> NotServing {
+    end(line, generation, stages, "?").await;
     NotServing(why.to_owned())
 }
 
-async fn end(generation: &Arc<Generation>, stages: &mut mpsc::UnboundedReceiver<Stage>, name: &str) -> Account {
+async fn end(
+    line: &Line,
+    generation: &Arc<Generation>,
+    stages: &mut mpsc::UnboundedReceiver<Stage>,
+    name: &str,
+) -> Account {
     generation.tell(&ToLibrary::Stop {});
     let stopped = async {
+        // It may have ended by itself, and have said so before.
+        if line.is_over() {
+            return;
+        }
         while let Some(stage) = stages.recv().await {
             if stage == Stage::Stopped {
                 return;

@@ -152,7 +152,12 @@ mod tests {
         let (go, wait) = channel::<()>();
         let (told, heard) = channel();
         // Keeps the one thread until all have come.
-        hashing.submit(one, move || drop(wait.recv())).unwrap();
+        hashing
+            .submit(one, move || {
+                // Its other end is dropped: that is the word.
+                let _ = wait.recv();
+            })
+            .unwrap();
         while hashing.shared.queue.lock().count > 0 {
             std::thread::yield_now();
         }
