@@ -225,6 +225,46 @@ impl Client {
         let proof = jelly::Bytes(proof.finalize().to_vec());
         challenger.call("respond", &(proof, mind)).await?.remote()
     }
+
+    /// Logs in to a host of credhost's with a password, which is sent as it is: over TLS, or on one machine. The host
+    /// checks it against an argon2id hash, and need keep nothing weaker. Names are as for [`Client::login`].
+    ///
+    /// # Errors
+    /// As [`Client::login`]; `twisted.cred.error.UnhandledCredentials`, where others could listen.
+    pub async fn login_password(&self, name: &str, password: &str, mind: Option<Local>) -> Result<Remote, Error> {
+        self.root().call("loginPassword", &(name, password, mind)).await?.remote()
+    }
+
+    /// Logs in to a host of credhost's with an access token. Answers with an avatar, whose
+    /// `attach(service, perspective, mind)` gives perspectives.
+    ///
+    /// # Errors
+    /// As [`Client::login_password`].
+    pub async fn login_token(&self, token: &str, mind: Option<Local>) -> Result<Remote, Error> {
+        self.root().call("loginToken", &(token, mind)).await?.remote()
+    }
+
+    /// Logs in to a host of credhost's with an SSH key. `public_key` is its line, as in `id_ed25519.pub`; `sign` signs what
+    /// it is given, and answers with the signature as SSH's wire has it. Names are as for [`Client::login`].
+    ///
+    /// # Errors
+    /// As [`Client::login`].
+    pub async fn login_key(
+        &self,
+        name: &str,
+        public_key: &str,
+        sign: impl FnOnce(&[u8]) -> Vec<u8>,
+        mind: Option<Local>,
+    ) -> Result<Remote, Error> {
+        let answer = self.root().call("loginKey", &(name, public_key, mind)).await?;
+        let value = answer.value()?;
+        let bytes = match value.root().items().next().map(|item| item.node()) {
+            Some(jelly::Node::Bytes(bytes)) => bytes.to_vec(),
+            _ => return Err(Error::Unexpected(value.to_string())),
+        };
+        let challenger = answer.references.values().next().ok_or_else(|| Error::Unexpected(value.to_string()))?;
+        challenger.call("respond", &(jelly::Bytes(sign(&bytes)),)).await?.remote()
+    }
 }
 
 impl Remote {

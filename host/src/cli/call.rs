@@ -1,11 +1,18 @@
 //! `credhost call`: a PB client for the shell.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
 use jelly::{Node, Value, ValueRef};
-use pb::client::{Client, Error};
+use credhost::control::Secret;
+use pb::client::{Client, Error, Remote};
+use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject;
+use ssh_key::{PrivateKey, Signature};
 
 use super::home::password;
 use super::{Output, Trouble};
@@ -27,27 +34,141 @@ pub(super) struct Call {
     /// Read the password from standard input.
     #[arg(long)]
     password_stdin: bool,
+    /// Log in with an access token, read from standard input, instead of a password.
+    #[arg(long, conflicts_with_all = ["password_stdin", "key"])]
+    token_stdin: bool,
+    /// Log in with an SSH key: the file of the private one.
+    #[arg(long, value_name = "FILE", conflicts_with = "password_stdin")]
+    key: Option<PathBuf>,
+    /// Connect over TLS.
+    #[arg(long)]
+    tls: bool,
+    /// Trust the authority in this file (ca.pem of `credhost tls init`), and no other.
+    #[arg(long, value_name = "FILE", requires = "tls")]
+    ca: Option<PathBuf>,
+}
+
+/// What somebody logs in with.
+enum With {
+    Password(Secret),
+    Token(Secret),
+    Key(Box<PrivateKey>),
+}
+
+/// Who logs in, and where: what it takes to reach a perspective.
+struct Way<'a> {
+    target: &'a Target,
+    with: With,
+    tls: bool,
+    ca: Option<PathBuf>,
+}
+
+impl Way<'_> {
+    async fn connect(&self) -> Result<Client, Trouble> {
+        let target = self.target;
+        let connecting = tokio::net::TcpStream::connect((target.host.as_str(), target.port));
+        let stream = tokio::time::timeout(CONNECT, connecting)
+            .await
+            .unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()))
+            .map_err(|error| {
+                Trouble::new(format!("cannot reach {}:{}: {error}", target.host, target.port))
+                    .hint("does a host run there? `credhost run` starts one")
+            })?;
+        if !self.tls {
+            return Ok(Client::new(stream).await?);
+        }
+        let name = rustls_pki_types::ServerName::try_from(target.host.clone())?;
+        let connector = tokio_rustls::TlsConnector::from(Arc::new(trusting(self.ca.as_deref())?));
+        let stream = connector.connect(name, stream).await.map_err(|error| {
+            Trouble::new(format!("{}:{} is not trusted: {error}", target.host, target.port))
+                .hint("--ca FILE names the authority that vouches for it: tls/ca.pem in the host's home folder")
+        })?;
+        Ok(Client::new(stream).await?)
+    }
+
+    /// Whether a password can be sent as it is.
+    fn private(&self) -> bool {
+        let host = self.target.host.as_str();
+        self.tls || host == "localhost" || host.parse().is_ok_and(|address: IpAddr| address.is_loopback())
+    }
+
+    async fn login(&self, client: &Client) -> Result<Remote, Error> {
+        let target = self.target;
+        let name = format!("{}/{}", target.user, target.path);
+        match &self.with {
+            With::Password(secret) if self.private() => {
+                match client.login_password(&name, &secret.0, None).await {
+                    // Another's host, that knows Twisted's own words alone.
+                    Err(Error::Failure(failure)) if failure.is("twisted.spread.flavors.NoSuchMethod") => {
+                        client.login(&name, &secret.0, None).await
+                    }
+                    other => other,
+                }
+            }
+            With::Password(secret) => client.login(&name, &secret.0, None).await,
+            With::Token(token) => {
+                let avatar = client.login_token(&token.0, None).await?;
+                let (service, perspective) = match target.path.split_once('/') {
+                    Some((service, perspective)) => (service, Some(perspective)),
+                    None => (target.path.as_str(), None),
+                };
+                avatar.call("attach", &(service, perspective)).await?.remote()
+            }
+            With::Key(key) => {
+                let line = key.public_key().to_openssh().unwrap_or_default();
+                let sign = |bytes: &[u8]| {
+                    use signature::Signer;
+                    let signed: Result<Signature, _> = key.try_sign(bytes);
+                    signed.ok().and_then(|signed| Vec::try_from(signed).ok()).unwrap_or_default()
+                };
+                client.login_key(&name, &line, sign, None).await
+            }
+        }
+    }
+}
+
+/// Trusts one authority, or those that this machine does.
+fn trusting(ca: Option<&Path>) -> Result<rustls::ClientConfig, Trouble> {
+    let mut roots = rustls::RootCertStore::empty();
+    let file = ca.unwrap_or(Path::new("/etc/ssl/certs/ca-certificates.crt"));
+    let wrong = |error: &dyn std::fmt::Display| {
+        Trouble::new(format!("{}: {error}", file.display())).hint("--ca FILE names the authority to trust")
+    };
+    let found = CertificateDer::pem_file_iter(file).map_err(|error| wrong(&error))?;
+    roots.add_parsable_certificates(found.filter_map(Result::ok));
+    if roots.is_empty() {
+        return Err(wrong(&"there is no certificate in it"));
+    }
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    Ok(rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()?
+        .with_root_certificates(roots)
+        .with_no_client_auth())
+}
+
+fn private_key(file: &Path) -> Result<Box<PrivateKey>, Trouble> {
+    let key = PrivateKey::read_openssh_file(file).map_err(|error| Trouble::new(format!("{}: {error}", file.display())))?;
+    if key.is_encrypted() {
+        return Err(Trouble::new(format!("{} is protected by a passphrase", file.display()))
+            .hint("make a key for this without one, or use a token: credhost token new"));
+    }
+    Ok(Box::new(key))
 }
 
 impl Call {
     pub(super) fn run(self, output: Output) -> Result<(), Trouble> {
         let target = Target::parse(&self.target)?;
         let (positional, keywords) = arguments(&self.arguments)?;
-        let secret = password(self.password_stdin, &format!("password of {}: ", target.user), false)?;
+        let with = match (&self.key, self.token_stdin) {
+            (Some(file), _) => With::Key(private_key(file)?),
+            (None, true) => With::Token(password(true, "", false)?),
+            _ => With::Password(password(self.password_stdin, &format!("password of {}: ", target.user), false)?),
+        };
+        let way = Way { target: &target, with, tls: self.tls, ca: self.ca };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let answer = runtime.block_on(async {
-            let address = (target.host.as_str(), target.port);
-            let connecting = tokio::net::TcpStream::connect(address);
-            let stream = tokio::time::timeout(CONNECT, connecting)
-                .await
-                .unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()))
-                .map_err(|error| {
-                    Trouble::new(format!("cannot reach {}:{}: {error}", target.host, target.port))
-                        .hint("does a host run there? `credhost run` starts one")
-                })?;
-            let client = Client::new(stream).await?;
-            let name = format!("{}/{}", target.user, target.path);
-            let perspective = client.login(&name, &secret.0, None).await.map_err(|error| refused(&error, &target))?;
+            let client = way.connect().await?;
+            let perspective = way.login(&client).await.map_err(|error| refused(&error, &target))?;
             let answer =
                 perspective.call_with(&self.method, &positional, &keywords).await.map_err(|error| match error {
                     Error::Failure(failure) => Trouble::new(failure.to_string()),
@@ -63,7 +184,7 @@ impl Call {
 fn refused(error: &Error, target: &Target) -> Trouble {
     match error {
         Error::Failure(failure) if failure.class == "twisted.cred.error.UnauthorizedLogin" => {
-            Trouble::new(format!("{} is not let in: wrong name or password", target.user))
+            Trouble::new(format!("{} is not let in: wrong name or password, key or token", target.user))
         }
         Error::Failure(failure) if failure.is("twisted.cred.error.Unauthorized") => {
             Trouble::new(format!("{} has no key to {}", target.user, target.path)).hint(format!(

@@ -713,3 +713,6 @@ impl Store for SqliteStore {
         });
     }
 }
+
+#[cfg(test)]
+mod tests;

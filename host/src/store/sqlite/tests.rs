@@ -1,0 +1,219 @@
+use std::sync::Arc;
+
+use super::*;
+use crate::cred::{Identity, Token};
+use crate::store::audit::{Event, Head, Verifier};
+use crate::store::wait;
+
+fn key() -> MasterKey {
+    MasterKey::new([1; 32])
+}
+
+fn open(path: &Path) -> SqliteStore {
+    SqliteStore::open(path, &key(), &[7; 56]).unwrap()
+}
+
+fn store() -> (tempfile::TempDir, SqliteStore) {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(&folder.path().join("store.db"));
+    (folder, store)
+}
+
+fn commit(store: &SqliteStore, writes: Vec<Write>) -> Result<(), StoreError> {
+    wait(|done| store.commit(writes, done))
+}
+
+fn state(perspective: &str, base: u64, state: &[u8]) -> Write {
+    Write::State(Change {
+        service: "todo".to_owned(),
+        perspective: perspective.to_owned(),
+        state: state.to_vec(),
+        base,
+        version: base + 1,
+    })
+}
+
+fn saved(store: &SqliteStore, perspective: &str) -> Option<Saved> {
+    wait(|done| store.state("todo", perspective, done)).unwrap()
+}
+
+#[test]
+fn what_is_committed_is_there_after_the_next_start() {
+    let (folder, store) = store();
+    commit(&store, vec![state("alice", 0, b"one")]).unwrap();
+    commit(&store, vec![state("alice", 1, b"two")]).unwrap();
+    drop(store);
+    let store = open(&folder.path().join("store.db"));
+    assert_eq!(saved(&store, "alice"), Some(Saved { state: b"two".to_vec(), version: 2 }));
+    assert_eq!(saved(&store, "bob"), None);
+    store.check().unwrap();
+}
+
+#[test]
+fn a_second_writer_is_found_out_and_nothing_of_its_commit_is_done() {
+    let (folder, store) = store();
+    let other = open(&folder.path().join("store.db"));
+    commit(&store, vec![state("alice", 0, b"mine")]).unwrap();
+    let refused = commit(&other, vec![state("bob", 0, b"x"), state("alice", 0, b"theirs")]);
+    assert_eq!(refused, Err(StoreError::Conflict("the state of todo/alice".to_owned())));
+    assert_eq!(saved(&store, "alice").unwrap().state, b"mine");
+    assert_eq!(saved(&store, "bob"), None, "all or nothing");
+}
+
+#[test]
+fn in_a_group_one_that_conflicts_takes_no_other_along() {
+    let (_folder, store) = store();
+    commit(&store, vec![state("alice", 0, b"one")]).unwrap();
+    let (told, heard) = std::sync::mpsc::channel();
+    for round in 0..200u64 {
+        let told = told.clone();
+        // Every third is made from a version that there never was.
+        let base = if round % 3 == 0 { 99 } else { 0 };
+        store.commit(
+            vec![state(&format!("p{round}"), base, b"x")],
+            Box::new(move |done| told.send((round, done.is_ok())).unwrap()),
+        );
+    }
+    drop(told);
+    let results: Vec<(u64, bool)> = heard.iter().collect();
+    assert_eq!(results.len(), 200);
+    assert!(results.iter().all(|(round, done)| *done == (round % 3 != 0)));
+    assert!(saved(&store, "p1").is_some() && saved(&store, "p3").is_none());
+}
+
+#[test]
+fn data_are_ordered_and_have_a_version() {
+    let (_folder, store) = store();
+    let write = |base, entries: &[(&str, Option<&str>)]| {
+        let entries = entries
+            .iter()
+            .map(|(key, value)| (key.as_bytes().to_vec(), value.map(|value| value.as_bytes().to_vec())))
+            .collect();
+        commit(&store, vec![Write::Data { service: "mail".to_owned(), base, entries }])
+    };
+    write(0, &[("in/b", Some("2")), ("in/a", Some("1")), ("out/a", Some("3"))]).unwrap();
+    assert!(matches!(write(0, &[("in/c", Some("4"))]), Err(StoreError::Conflict(_))));
+    write(1, &[("in/c", Some("4")), ("in/a", None)]).unwrap();
+    let read = |from: &str, to: Option<&str>, limit, reverse| {
+        let to = to.map(|to| to.as_bytes().to_vec());
+        let range = Range { from: from.as_bytes().to_vec(), to, limit, reverse };
+        let found = wait(|done| store.data("mail", &range, done)).unwrap();
+        let keys: Vec<String> =
+            found.entries.iter().map(|(key, _)| String::from_utf8(key.clone()).unwrap()).collect();
+        (keys.join(" "), found.more, found.version)
+    };
+    assert_eq!(read("in/", Some("in0"), 10, false), ("in/b in/c".to_owned(), false, 2));
+    assert_eq!(read("in/", None, 10, true), ("out/a in/c in/b".to_owned(), false, 2));
+    assert_eq!(read("", None, 1, false), ("in/b".to_owned(), true, 2));
+    assert_eq!(read("", None, 0, false), (String::new(), true, 2));
+}
+
+#[test]
+fn identities_are_found_by_name_and_by_token() {
+    let (_folder, store) = store();
+    let mut alice = Identity::new("alice").unwrap();
+    let token = Token::new(&[5; 32]).digest();
+    alice.add(ProofBy::Token(token), "ci", 1, None);
+    let write = |identity: &Identity, base| Write::Identity { identity: Arc::new(identity.clone()), base };
+    commit(&store, vec![write(&alice, 0)]).unwrap();
+    assert!(matches!(commit(&store, vec![write(&alice, 0)]), Err(StoreError::Conflict(_))));
+    let found = wait(|done| store.bearer(&token, done)).unwrap().unwrap();
+    assert_eq!((&*found.identity, found.version), (&alice, 1));
+    alice.credentials.clear();
+    commit(&store, vec![write(&alice, 1)]).unwrap();
+    assert_eq!(wait(|done| store.bearer(&token, done)).unwrap(), None);
+    for name in ["carol", "bob"] {
+        commit(&store, vec![write(&Identity::new(name).unwrap(), 0)]).unwrap();
+    }
+    let names = |after: Option<&str>, limit| {
+        let page = wait(|done| store.identities(after, limit, done)).unwrap();
+        page.iter().map(|kept| kept.identity.name.to_string()).collect::<Vec<_>>()
+    };
+    assert_eq!(names(None, 2), ["alice", "bob"]);
+    assert_eq!(names(Some("bob"), 2), ["carol"]);
+    commit(&store, vec![Write::Remove { name: "alice".to_owned(), base: 2 }]).unwrap();
+    assert_eq!(names(None, 9), ["bob", "carol"]);
+}
+
+#[test]
+fn of_an_identitys_sources_the_latest_are_kept() {
+    let (_folder, store) = store();
+    for at in 0..20u8 {
+        let source = Write::Source { name: "alice".to_owned(), source: [at; 16], at: u64::from(at) };
+        commit(&store, vec![source]).unwrap();
+    }
+    let known = |at: u8| wait(|done| store.is_known_source("alice", &[at; 16], done)).unwrap();
+    assert!(known(19) && known(4) && !known(3));
+}
+
+#[test]
+fn the_audit_trail_fits_across_starts_and_its_head_is_noted_down() {
+    let (folder, store) = store();
+    let path = folder.path().join("store.db");
+    commit(&store, vec![Write::Audit(Event::new("one")), state("alice", 9, b"x")]).unwrap_err();
+    commit(&store, vec![Write::Audit(Event::new("one")), Write::Audit(Event::new("two"))]).unwrap();
+    drop(store);
+    let store = open(&path);
+    commit(&store, vec![Write::Audit(Event::new("three"))]).unwrap();
+    let head = Head::parse(&fs::read_to_string(store.head()).unwrap()).unwrap();
+    let mut verifier = Verifier::new(store.secret(), Some(head.clone()));
+    for line in wait(|done| store.audit(0, 100, done)).unwrap() {
+        verifier.line(&line).unwrap();
+    }
+    assert_eq!(verifier.end().unwrap(), head);
+    assert_eq!(head.number, 3);
+}
+
+#[test]
+fn another_key_another_program_and_a_newer_format_are_told() {
+    let (folder, store) = store();
+    let path = folder.path().join("store.db");
+    drop(store);
+    let refused = SqliteStore::open(&path, &MasterKey::new([2; 32]), &[7; 56]).unwrap_err().to_string();
+    assert!(refused.contains("another master.key"), "{refused}");
+    Connection::open(&path).unwrap().pragma_update(None, "user_version", 99).unwrap();
+    let refused = SqliteStore::open(&path, &key(), &[7; 56]).unwrap_err().to_string();
+    assert!(refused.contains("newer credhost"), "{refused}");
+    let other = folder.path().join("other.db");
+    Connection::open(&other).unwrap().execute_batch("CREATE TABLE theirs (x)").unwrap();
+    let refused = SqliteStore::open(&other, &key(), &[7; 56]).unwrap_err().to_string();
+    assert!(refused.contains("no store of credhost's"), "{refused}");
+    let text = folder.path().join("text.db");
+    fs::write(&text, "nothing of the kind").unwrap();
+    assert!(SqliteStore::open(&text, &key(), &[7; 56]).is_err());
+}
+
+#[test]
+fn a_backup_is_sound_and_damage_is_found() {
+    let (folder, store) = store();
+    for number in 0..500 {
+        commit(&store, vec![state(&format!("p{number}"), 0, &[b'x'; 500])]).unwrap();
+    }
+    let to = folder.path().join("backup.db");
+    let mut told = 0;
+    store.backup(&to, |_, _| told += 1).unwrap();
+    assert!(told > 0);
+    SqliteStore::verify(&to, &key()).unwrap();
+    use std::os::unix::fs::PermissionsExt;
+    assert_eq!(fs::metadata(&to).unwrap().permissions().mode() & 0o777, 0o600);
+    assert!(store.backup(&to, |_, _| {}).is_err(), "what is there is not overwritten");
+    let copy = open(&to);
+    assert!(saved(&copy, "p499").is_some());
+    drop(copy);
+    let mut bytes = fs::read(&to).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle..middle + 4096].fill(0xff);
+    fs::write(&to, bytes).unwrap();
+    assert!(SqliteStore::verify(&to, &key()).is_err());
+}
+
+#[test]
+fn the_files_are_nobody_elses() {
+    use std::os::unix::fs::PermissionsExt;
+    let (folder, store) = store();
+    commit(&store, vec![state("alice", 0, b"x"), Write::Audit(Event::new("x"))]).unwrap();
+    for file in fs::read_dir(folder.path()).unwrap() {
+        let file = file.unwrap();
+        assert_eq!(file.metadata().unwrap().permissions().mode() & 0o077, 0, "{:?}", file.path());
+    }
+}
