@@ -6,8 +6,8 @@ use std::process::{Command, Stdio};
 use std::sync::{Mutex, OnceLock};
 
 /// The sample services and the services for tests, which are all built at once.
-const LIBRARIES: [&str; 8] =
-    ["todo", "scores", "chat", "my-service", "another-service", "restless", "hostile", "dependant"];
+const LIBRARIES: [&str; 10] =
+    ["todo", "scores", "chat", "mail", "seat", "my-service", "another-service", "restless", "hostile", "dependant"];
 
 /// The library of a sample service or of one for tests.
 ///

@@ -119,8 +119,15 @@ impl TestHome {
     /// Starts a host here.
     #[must_use]
     pub fn start(self) -> TestHost {
+        self.start_with(&[], &[])
+    }
+
+    /// Starts a host here, with more arguments and variables of the environment.
+    #[must_use]
+    pub fn start_with(self, arguments: &[&str], environment: &[(&str, &str)]) -> TestHost {
         let mut command = self.command();
         command.args(["run", "--listen", "127.0.0.1:0"]).stdin(Stdio::null()).stdout(Stdio::null());
+        command.args(arguments).envs(environment.iter().copied());
         command.env("CREDHOST_LOG", "debug");
         let mut child = command.stderr(Stdio::piped()).spawn().expect("credhost runs");
         let log = Arc::new(Log::default());
@@ -171,6 +178,19 @@ impl TestHost {
     #[must_use]
     pub fn port(&self) -> String {
         self.address.port().to_string()
+    }
+
+    /// Where it is served over TLS.
+    #[must_use]
+    pub fn tls_port(&mut self) -> String {
+        let line = self.wait_for("serving also over TLS on ");
+        line.rsplit(':').next().expect("the line ends with the address").to_owned()
+    }
+
+    /// Ends it as a power cut does.
+    pub fn kill(&mut self) {
+        self.child.kill().expect("it can be killed");
+        self.child.wait().expect("it can be waited for");
     }
 
     /// Waits until a line of the log has this in it.

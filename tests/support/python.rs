@@ -7,8 +7,8 @@ use std::sync::OnceLock;
 
 use rustix::fs::{FlockOperation, flock};
 
-/// Today's Twisted.
-const TWISTED: &str = "Twisted==26.10.0";
+/// Today's Twisted, with what it needs for TLS and for SSH keys.
+const TWISTED: &str = "Twisted[tls,conch]==26.10.0";
 
 /// A Python with today's Twisted, set up under the target directory by the first test that wants it.
 ///

@@ -7,12 +7,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
-use jelly::{Node, Value, ValueRef};
 use credhost::control::Secret;
+use jelly::{Node, Value, ValueRef};
 use pb::client::{Client, Error, Remote};
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
 use ssh_key::{PrivateKey, Signature};
+use zeroize::Zeroizing;
 
 use super::home::password;
 use super::{Output, Trouble};
@@ -147,10 +148,27 @@ fn trusting(ca: Option<&Path>) -> Result<rustls::ClientConfig, Trouble> {
 }
 
 fn private_key(file: &Path) -> Result<Box<PrivateKey>, Trouble> {
-    let key = PrivateKey::read_openssh_file(file).map_err(|error| Trouble::new(format!("{}: {error}", file.display())))?;
+    let wrong = |error: &dyn std::fmt::Display| Trouble::new(format!("{}: {error}", file.display()));
+    let text = Zeroizing::new(std::fs::read_to_string(file).map_err(|error| wrong(&error))?);
+    // Not every program that writes such files breaks their lines where OpenSSH does.
+    let mut lines = text.lines();
+    let (first, last) = (lines.next().unwrap_or_default(), lines.next_back().unwrap_or_default());
+    let body: Zeroizing<String> = Zeroizing::new(lines.collect());
+    let mut broken = Zeroizing::new(format!("{first}\n"));
+    for line in body.as_bytes().chunks(70) {
+        broken.push_str(&String::from_utf8_lossy(line));
+        broken.push('\n');
+    }
+    broken.push_str(last);
+    let key = PrivateKey::from_openssh(broken.as_bytes()).map_err(|error| wrong(&error))?;
     if key.is_encrypted() {
         return Err(Trouble::new(format!("{} is protected by a passphrase", file.display()))
             .hint("make a key for this without one, or use a token: credhost token new"));
+    }
+    if key.algorithm().is_rsa() {
+        // ssh-key 0.6.7 signs wrongly with RSA: it takes one prime for both.
+        return Err(Trouble::new(format!("{} is an RSA key, which this command cannot sign with", file.display()))
+            .hint("use an Ed25519 or ECDSA key, or a token; the host itself takes RSA keys from other clients"));
     }
     Ok(Box::new(key))
 }

@@ -194,7 +194,13 @@ async fn run(
                     }
                     continue;
                 }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => readable = false,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    readable = false;
+                    if unread == 0 && stream.wants_write() {
+                        // A handshake's next words.
+                        continue;
+                    }
+                }
                 Err(error) => return error.into(),
             }
         }

@@ -98,8 +98,7 @@ fn data_are_ordered_and_have_a_version() {
         let to = to.map(|to| to.as_bytes().to_vec());
         let range = Range { from: from.as_bytes().to_vec(), to, limit, reverse };
         let found = wait(|done| store.data("mail", &range, done)).unwrap();
-        let keys: Vec<String> =
-            found.entries.iter().map(|(key, _)| String::from_utf8(key.clone()).unwrap()).collect();
+        let keys: Vec<String> = found.entries.iter().map(|(key, _)| String::from_utf8(key.clone()).unwrap()).collect();
         (keys.join(" "), found.more, found.version)
     };
     assert_eq!(read("in/", Some("in0"), 10, false), ("in/b in/c".to_owned(), false, 2));

@@ -1,0 +1,102 @@
+//! Letters: the model for a service that keeps more than a state can hold.
+//!
+//! A letter is an entry of the service's own data ([`Context::data`]), not part of anybody's state: an inbox of a million
+//! letters costs as much memory as an empty one. Sending writes the recipient's copy and the sender's in one change: both
+//! are there, or neither is.
+
+use plugin_api::prelude::*;
+
+plugin_api::export!(Mail);
+
+/// Letters between identities.
+#[derive(Default)]
+struct Mail;
+
+/// Letters: send them, list them, read them.
+#[service("mail", save = "never")]
+impl Service for Mail {
+    type Perspective = Mailbox;
+
+    fn perspective(&self, name: &str) -> Result<Mailbox> {
+        Ok(Mailbox { name: name.to_owned() })
+    }
+}
+
+/// One identity's mailbox. What is in it is in the service's data.
+struct Mailbox {
+    name: String,
+}
+
+/// A letter, as it is kept and as it is answered.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Letter {
+    #[serde(default)]
+    number: u64,
+    from: String,
+    to: String,
+    subject: String,
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    text: String,
+}
+
+/// Where a letter is kept. Numbers are written with leading zeros, so that the order of keys is theirs.
+fn key(folder: &str, owner: &str, number: u64) -> String {
+    format!("{folder}/{owner}/{number:020}")
+}
+
+/// A mailbox.
+#[perspective]
+impl Mailbox {
+    /// Sends a letter; answers with its number.
+    async fn send(
+        me: Handle<Self>,
+        context: Context<Mail>,
+        to: String,
+        subject: String,
+        text: Option<String>,
+    ) -> Result<u64> {
+        let from = me.read(|mailbox| mailbox.name.clone())?;
+        let mut change = context.data().transaction().await?;
+        let number: u64 = change.get("next").await?.unwrap_or(1);
+        let letter = Letter { number, from: from.clone(), to: to.clone(), subject, text: text.unwrap_or_default() };
+        change.put("next", &(number + 1))?;
+        change.put(key("in", &to, number), &letter)?;
+        change.put(key("sent", &from, number), &letter)?;
+        change.commit().await?;
+        Ok(number)
+    }
+
+    /// The latest letters, without their texts; ten, if no `count` is given.
+    async fn inbox(me: Handle<Self>, context: Context<Mail>, count: Option<usize>) -> Result<Vec<Letter>> {
+        let prefix = me.read(|mailbox| format!("in/{}/", mailbox.name))?;
+        let latest = context.data().select(Select::prefix(prefix).reverse().limit(count.unwrap_or(10))).await?;
+        let letters = latest.entries.iter().map(|entry| {
+            let letter: Letter = entry.value()?;
+            Ok(Letter { text: String::new(), ..letter })
+        });
+        letters.collect()
+    }
+
+    /// One letter.
+    async fn read(me: Handle<Self>, context: Context<Mail>, number: u64) -> Result<Letter> {
+        let key = me.read(|mailbox| key("in", &mailbox.name, number))?;
+        context.data().get(key).await?.ok_or_else(|| no_such_letter(number))
+    }
+
+    /// Throws a letter away.
+    async fn remove(me: Handle<Self>, context: Context<Mail>, number: u64) -> Result<()> {
+        let key = me.read(|mailbox| key("in", &mailbox.name, number))?;
+        let mut change = context.data().transaction().await?;
+        let found: Option<Letter> = change.get(&key).await?;
+        found.ok_or_else(|| no_such_letter(number))?;
+        change.remove(&key)?;
+        change.commit().await
+    }
+}
+
+fn no_such_letter(number: u64) -> Fault {
+    Fault::new("mail.NoSuchLetter", format!("there is no letter {number}"))
+}
+
+#[cfg(test)]
+mod tests;

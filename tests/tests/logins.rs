@@ -1,0 +1,177 @@
+//! Ways in: by password, by key, by token; in the clear on one machine, and over TLS.
+
+use std::path::Path;
+use std::process::Command;
+
+use system_tests::host::{TestHome, TestHost};
+use system_tests::python;
+
+/// A home where alice has a password, keys of three kinds and a token, and certificates were made.
+fn scene() -> (TestHost, String, Vec<String>) {
+    let home = TestHome::new();
+    home.make();
+    home.identity("alice", "alice-pw", &["todo"]);
+    home.identity("bob", "bob-pw", &["todo"]);
+    home.install("todo");
+    home.run(&["tls", "init"], "");
+    let files = ["ed25519", "ecdsa", "rsa"].map(|kind| {
+        let file = home.path().join(format!("id_{kind}"));
+        make_key(kind, &file);
+        home.run(&["pubkey", "add", "alice", &format!("{}.pub", file.display())], "");
+        file.display().to_string()
+    });
+    let token = home.run(&["token", "new", "alice", "--label", "ci", "--expires", "90d"], "");
+    let host = home.start_with(&["--listen-tls", "127.0.0.1:0"], &[]);
+    (host, token, files.to_vec())
+}
+
+/// Keys as conch makes them: this machine need not have OpenSSH.
+fn make_key(kind: &str, file: &Path) {
+    let program = "
+import sys
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.hazmat.primitives import serialization as s
+kind, file = sys.argv[1:]
+key = {
+    'ed25519': ed25519.Ed25519PrivateKey.generate,
+    'ecdsa': lambda: ec.generate_private_key(ec.SECP256R1()),
+    'rsa': lambda: rsa.generate_private_key(65537, 2048),
+}[kind]()
+with open(file, 'wb') as out:
+    out.write(key.private_bytes(s.Encoding.PEM, s.PrivateFormat.OpenSSH, s.NoEncryption()))
+with open(file + '.pub', 'wb') as out:
+    out.write(key.public_key().public_bytes(s.Encoding.OpenSSH, s.PublicFormat.OpenSSH) + b' ' + kind.encode() + b'\\n')
+";
+    let made = Command::new(python::python()).args(["-c", program, kind]).arg(file).output().expect("python runs");
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+}
+
+#[test]
+fn twisted_logs_in_by_password_key_and_token_in_the_clear_and_over_tls() {
+    let (mut host, token, files) = scene();
+    let (port, tls) = (host.port(), host.tls_port());
+    let ca = host.home.path().join("tls/ca.pem").display().to_string();
+    let mut arguments: Vec<&str> = vec![&port, &tls, &ca, &token];
+    arguments.extend(files.iter().map(String::as_str));
+    assert!(python::twisted("logins.py", &arguments).contains("all ways lead in"));
+}
+
+#[test]
+fn the_shell_logs_in_by_password_key_and_token_in_the_clear_and_over_tls() {
+    let (mut host, token, files) = scene();
+    let ca = host.home.path().join("tls/ca.pem").display().to_string();
+    let (plain, tls) = (host.port(), host.tls_port());
+    for (port, over) in [(plain, &[][..]), (tls, &["--tls", "--ca", &ca])] {
+        let target = format!("alice@localhost:{port}/todo");
+        let call = |with: &[&str], input: &str| {
+            let arguments: Vec<&str> = ["call", &target, "list"].iter().chain(over).chain(with).copied().collect();
+            host.home.run_with(&arguments, input)
+        };
+        for (with, input) in [(&["--password-stdin"][..], "alice-pw"), (&["--token-stdin"], token.as_str())] {
+            let output = call(with, input);
+            assert!(output.status.success(), "{with:?}: {}", String::from_utf8_lossy(&output.stderr));
+        }
+        for file in &files[..2] {
+            let output = call(&["--key", file], "");
+            assert!(output.status.success(), "{file}: {}", String::from_utf8_lossy(&output.stderr));
+        }
+        let refused = call(&["--token-stdin"], "credhost_nonsense");
+        assert!(String::from_utf8_lossy(&refused.stderr).contains("alice is not let in"));
+        if over.is_empty() {
+            continue;
+        }
+        let untrusted = host.home.refused(&["call", &target, "list", "--tls", "--password-stdin"], "alice-pw");
+        assert!(untrusted.contains("is not trusted") && untrusted.contains("--ca"), "{untrusted}");
+    }
+    host.home.run(&["pubkey", "remove", "alice", "ecdsa"], "");
+    host.home.run(&["token", "remove", "alice", "ci"], "");
+    let target = format!("alice@localhost:{}/todo", host.port());
+    assert!(host.home.refused(&["call", &target, "list", "--key", &files[1]], "").contains("not let in"));
+    assert!(host.home.refused(&["call", &target, "list", "--token-stdin"], &token).contains("not let in"));
+    assert!(host.home.run_with(&["call", &target, "list", "--key", &files[0]], "").status.success());
+    let rsa = host.home.refused(&["call", &target, "list", "--key", &files[2]], "");
+    assert!(rsa.contains("cannot sign with") && rsa.contains("Ed25519"), "{rsa}");
+}
+
+#[test]
+fn a_new_certificate_is_taken_up_while_the_host_runs() {
+    let home = TestHome::new();
+    home.make();
+    home.identity("alice", "alice-pw", &["todo"]);
+    home.install("todo");
+    home.run(&["tls", "init", "--name", "somewhere.else"], "");
+    let mut host = home.start_with(&["--listen-tls", "127.0.0.1:0"], &[]);
+    let ca = host.home.path().join("tls/ca.pem").display().to_string();
+    let target = format!("alice@localhost:{}/todo", host.tls_port());
+    let call = ["call", &target, "list", "--tls", "--ca", &ca, "--password-stdin"];
+    assert!(host.home.refused(&call, "alice-pw").contains("is not trusted"), "it is another's name");
+    host.home.run(&["tls", "init", "--name", "localhost"], "");
+    host.wait_for("a new certificate is used from now on");
+    assert_eq!(host.home.run(&call, "alice-pw"), "[]");
+    std::fs::write(host.home.path().join("tls/cert.pem"), "nonsense").expect("it can be written");
+    host.wait_for("the new certificate cannot be used yet; the old one stays");
+    assert_eq!(host.home.run(&call, "alice-pw"), "[]");
+}
+
+#[test]
+fn without_the_stock_login_nothing_is_kept_for_it_and_what_there_was_is_erased() {
+    let home = TestHome::new();
+    home.make();
+    home.identity("alice", "alice-pw", &["todo"]);
+    home.install("todo");
+    assert!(home.run(&["identity", "show", "alice"], "").contains("stock PB login"));
+    let config = home.path().join("credhost.toml");
+    let text = std::fs::read_to_string(&config).expect("it is there");
+    std::fs::write(&config, text.replace("stock_login = true", "stock_login = false")).expect("it can be written");
+    let mut host = home.start();
+    host.wait_for("was erased from 1 identities");
+    assert!(!host.home.run(&["identity", "show", "alice"], "").contains("stock PB login"));
+    let exported = host.home.run(&["identity", "export"], "");
+    assert!(exported.contains("$argon2id$") && !exported.contains("verifier"), "{exported}");
+    let target = format!("alice@localhost:{}/todo", host.port());
+    assert_eq!(host.home.run(&["call", &target, "list", "--password-stdin"], "alice-pw"), "[]");
+    host.home.run(&["identity", "password", "alice", "--password-stdin"], "other-pw");
+    assert!(!host.home.run(&["identity", "export"], "").contains("verifier"));
+    assert_eq!(host.home.run(&["call", &target, "list", "--password-stdin"], "other-pw"), "[]");
+}
+
+#[test]
+fn a_password_hashed_at_a_lower_cost_is_hashed_anew_when_it_is_used() {
+    let home = TestHome::new();
+    home.make();
+    home.identity("alice", "alice-pw", &["todo"]);
+    home.install("todo");
+    let config = home.path().join("credhost.toml");
+    let text = std::fs::read_to_string(&config).expect("it is there");
+    std::fs::write(&config, text.replace("passes = 2", "passes = 3")).expect("it can be written");
+    let host = home.start();
+    let target = format!("alice@localhost:{}/todo", host.port());
+    assert!(host.home.run(&["identity", "export"], "").contains("t=2,"));
+    assert_eq!(host.home.run(&["call", &target, "list", "--password-stdin"], "alice-pw"), "[]");
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(30);
+    while !host.home.run(&["identity", "export"], "").contains("t=3,") {
+        assert!(std::time::Instant::now() < deadline, "it is not hashed anew");
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    assert_eq!(host.home.run(&["call", &target, "list", "--password-stdin"], "alice-pw"), "[]");
+}
+
+#[test]
+fn master_key_can_be_replaced_while_the_host_runs_and_all_still_get_in() {
+    let home = TestHome::new();
+    home.make();
+    home.identity("alice", "alice-pw", &["todo"]);
+    home.install("todo");
+    let before = std::fs::read(home.path().join("master.key")).expect("it is there");
+    let host = home.start();
+    host.home.run(&["master-key", "replace"], "");
+    let after = std::fs::read(host.home.path().join("master.key")).expect("it is there");
+    assert!(after.len() == 32 && after != before);
+    let listed = python::twisted("stock.py", &[&host.port(), "alice", "alice-pw"]);
+    assert!(listed.contains("[]"), "{listed}");
+    let home = host.into_home();
+    assert!(home.run(&["doctor"], "").contains("master.key opens what is sealed"));
+    let host = home.start();
+    assert!(python::twisted("stock.py", &[&host.port(), "alice", "alice-pw"]).contains("[]"));
+    host.home.run(&["audit", "verify"], "");
+}

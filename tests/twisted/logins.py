@@ -1,0 +1,83 @@
+"""Logs in by password, key and token, in the clear on one machine and over TLS, from Twisted 26.10."""
+from common import HOST, Mind, UsernamePassword, defer, main, pb, trap
+from twisted.conch.ssh import keys
+from twisted.internet import ssl
+from twisted.internet.error import ConnectionDone, ConnectionLost
+
+REFUSED = ("twisted.cred.error.UnauthorizedLogin",)
+
+
+def over_tls(reactor, port, ca, factory):
+    with open(ca) as file:
+        authority = ssl.Certificate.loadPEM(file.read())
+    reactor.connectSSL(HOST, int(port), factory, ssl.optionsForClientTLS("localhost", trustRoot=authority))
+
+
+async def by_key(root, name, file, mind=None):
+    key = keys.Key.fromFile(file)
+    to_sign, challenger = await root.callRemote("loginKey", name, key.public().blob(), mind)
+    if key.sshType() == b"ssh-rsa":
+        signature = key.sign(to_sign, signatureType=b"rsa-sha2-256")
+    else:
+        signature = key.sign(to_sign)
+    return await challenger.callRemote("respond", signature)
+
+
+async def ways(root, factory, token, *files):
+    # A password.
+    todo = await root.callRemote("loginPassword", "alice/todo", "alice-pw")
+    await todo.callRemote("add", "by password")
+    avatar = await root.callRemote("loginPassword", "alice", "alice-pw")
+    assert await avatar.callRemote("keys") == [("todo", "alice")]
+    await trap(root.callRemote("loginPassword", "alice/todo", "wrong"), *REFUSED)
+    await trap(root.callRemote("loginPassword", "nobody", "alice-pw"), *REFUSED)
+
+    # A token.
+    avatar = await root.callRemote("loginToken", token)
+    todo = await avatar.callRemote("attach", "todo")
+    await todo.callRemote("add", "by token")
+    await trap(root.callRemote("loginToken", token[:-1] + "x"), *REFUSED)
+
+    # Keys of all kinds; one that is nobody's.
+    for file in files:
+        todo = await by_key(root, "alice/todo", file)
+        await todo.callRemote("add", "by key")
+    await trap(by_key(root, "bob", files[0]), *REFUSED)
+    key = keys.Key.fromFile(files[0])
+    _, challenger = await root.callRemote("loginKey", "alice", key.public().toString("OPENSSH"))
+    await trap(challenger.callRemote("respond", key.sign(b"something else")), *REFUSED)
+
+    # Twisted's own words.
+    todo = await factory.login(UsernamePassword(b"alice/todo", b"alice-pw"))
+    return await todo.callRemote("list")
+
+
+async def logins(reactor, port, tls_port, ca, token, *files):
+    plain = pb.PBClientFactory()
+    reactor.connectTCP(HOST, int(port), plain)
+    listed = await ways(await plain.getRootObject(), plain, token, *files)
+    assert len(listed) == 2 + len(files), listed
+
+    factory = pb.PBClientFactory()
+    over_tls(reactor, tls_port, ca, factory)
+    mind = Mind()
+    listed = await ways(await factory.getRootObject(), factory, token, *files)
+    assert len(listed) == 2 * (2 + len(files)), listed
+
+    # A host that another authority vouches for, or none, is not talked to.
+    with open(files[0]) as file:
+        assert "PRIVATE KEY" in file.read()
+    strange = pb.PBClientFactory()
+    reactor.connectSSL(HOST, int(tls_port), strange, ssl.optionsForClientTLS("localhost"))
+    try:
+        await strange.getRootObject()
+    except Exception:
+        pass
+    else:
+        raise AssertionError("it talks to anybody")
+    plain.disconnect()
+    factory.disconnect()
+    print("all ways lead in")
+
+
+main(logins)
