@@ -22,6 +22,8 @@ use crate::loader::vet::{Sections, Vet, Vetted};
 use crate::loader::watch::Change;
 use crate::multiservice::slot::{Slot, State, Surroundings};
 use crate::multiservice::{MultiService, NotAdded};
+use crate::store::audit::Event;
+use crate::store::{StoreError, Write};
 
 /// How long a file must be gone: builds remove and make anew.
 const GONE: Duration = Duration::from_secs(2);
@@ -294,8 +296,11 @@ impl Folder {
         entry.underway = entry.turn != turn;
         match served {
             Ok(library) => {
-                if let (Library::Loaded { slot, notes, .. }, true) = (&library, library.differs(&entry.library)) {
+                if let (Library::Loaded { slot, notes, hash }, true) = (&library, library.differs(&entry.library)) {
                     tracing::info!(service = slot.name().as_str(), "{file} serves");
+                    let hash = data_encoding::HEXLOWER.encode(hash);
+                    let event = Event::new("service.started").with("service", slot.name().as_str());
+                    self.note(event.with("file", file.clone()).with("blake2s", hash));
                     notes.iter().for_each(|note| tracing::warn!(service = slot.name().as_str(), "{file}: {note}"));
                 }
                 entry.library = library;
@@ -305,6 +310,7 @@ impl Folder {
                 Ok(true)
             }
             Err(why) => {
+                self.note(Event::new("library.refused").with("file", file.clone()).with("why", why.clone()));
                 if let Library::Loaded { slot, .. } = &entry.library {
                     tracing::error!(service = slot.name().as_str(), "{file} is not loaded, the old code serves: {why}");
                     entry.trouble = Some(format!("the file is not what serves: {why}"));
@@ -429,9 +435,21 @@ impl Folder {
         self.end_one(slot).await;
     }
 
+    /// Writes into the audit trail, and does not wait for it.
+    fn note(&self, event: Event) {
+        let done = |done: Result<(), StoreError>| {
+            if let Err(error) = done {
+                tracing::error!(%error, "the audit trail cannot be written");
+            }
+        };
+        self.surroundings.store.commit(vec![Write::Audit(event)], Box::new(done));
+    }
+
     async fn end_one(&self, slot: &Arc<Slot>) {
         let account = self.collection(slot.name().as_str()).remove(slot).await;
         let service = slot.name().to_string();
+        let event = Event::new("service.stopped").with("service", service.as_str());
+        self.note(event.with("library", account.to_string()));
         let mut ended = self.ended.lock();
         match account {
             Account::Pinned(_) | Account::Condemned => {

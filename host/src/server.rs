@@ -1,5 +1,6 @@
 //! A host, put together: a home folder, its identities, its services, its doors.
 
+use std::cell::Cell;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
 use std::rc::Rc;
@@ -76,6 +77,8 @@ pub struct Host {
     /// Over TLS, and of collections that have a door of their own.
     others: Vec<Door>,
     certificates: Option<Arc<Certificates>>,
+    /// Where commands come in.
+    commands: Cell<Option<tokio::net::UnixListener>>,
 }
 
 impl std::fmt::Debug for Host {
@@ -182,15 +185,17 @@ impl Host {
         }
         accounts.note_host("host.started");
         erase(&accounts);
-        let host = Self { home, _lock: lock, accounts, services, folder, guard, door, others, certificates };
+        let commands = Cell::new(Some(control::listen(&home.control())?));
+        let host = Self { home, _lock: lock, accounts, services, folder, guard, door, others, certificates, commands };
         Ok((Rc::new(host), watch))
     }
 
     /// Serves commands and watches the folder, until `stop`; then closes the door, lets calls end, and stops the
     /// services. On a `LocalSet`.
     pub async fn run(self: Rc<Self>, mut watch: Watch, stop: impl Future<Output = ()>) {
-        let (control, me) = (self.home.control(), Rc::clone(&self));
-        let commands = control::serve(&control, move |request, progress| Rc::clone(&me).answer(request, progress));
+        let me = Rc::clone(&self);
+        let Some(listener) = self.commands.take() else { return };
+        let commands = control::serve(listener, move |request, progress| Rc::clone(&me).answer(request, progress));
         let certificates = self.look_at_certificates();
         let folder = async {
             loop {
@@ -200,9 +205,7 @@ impl Host {
             }
         };
         tokio::select! {
-            result = commands => if let Err(error) = result {
-                tracing::error!(%error, "commands cannot be served");
-            },
+            () = commands => {}
             () = folder => {}
             () = certificates => {}
             () = stop => {}
@@ -211,7 +214,11 @@ impl Host {
         // Connections live on threads of their own; so do the services that their calls wait for.
         self.door.close();
         self.others.iter().for_each(Door::close);
+        let serving: Vec<String> = self.services.services().iter().map(|service| service.name().to_string()).collect();
         self.services.stop().await;
+        for service in serving {
+            self.accounts.note(Event::new("service.stopped").with("service", service).with("library", "the host ends"));
+        }
         self.accounts.note_host("host.stopped");
         let _ = std::fs::remove_file(self.home.control());
     }

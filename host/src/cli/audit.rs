@@ -63,8 +63,8 @@ fn text(value: &Value) -> String {
 
 fn shown(line: &Line) -> String {
     let mut about: Map<String, Value> = serde_json::from_str(&line.text).unwrap_or_default();
-    let at = about.remove("at").and_then(|at| at.as_u64()).unwrap_or(0);
-    let what = about.remove("what").map_or_else(String::new, |what| text(&what));
+    let at = about.shift_remove("at").and_then(|at| at.as_u64()).unwrap_or(0);
+    let what = about.shift_remove("what").map_or_else(String::new, |what| text(&what));
     let rest: Vec<String> = about
         .iter()
         .filter(|(_, value)| !value.is_null())

@@ -3,12 +3,14 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use credhost::accounts::Accounts;
 use credhost::config::{Home, master_key};
 use credhost::control::Request;
 use credhost::store::SqliteStore;
+use credhost::store::audit::Event;
 use serde_json::Value;
 
-use super::home::ask;
+use super::home::{ask, by};
 use super::{Output, Trouble};
 
 #[derive(Debug, Args)]
@@ -60,10 +62,15 @@ impl Restore {
         }
         std::fs::rename(&new, &store)?;
         let head = store.with_file_name("audit.head");
+        let before = std::fs::read_to_string(&head).unwrap_or_default();
         if head.exists() {
             std::fs::rename(&head, store.with_file_name("audit.head.before"))?;
         }
         std::fs::File::open(home.path())?.sync_all()?;
+        // The trail of the backup goes on from here, and says where the other one had ended.
+        let (accounts, _) = Accounts::open(home, &by())?;
+        accounts.note(Event::new("store.restored").with("by", by()).with("head_before", before.trim()));
+        drop(accounts);
         output.show(&Value::Null, || {
             format!(
                 "the store is that of {} again; the one there was is {}",

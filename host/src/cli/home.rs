@@ -35,7 +35,7 @@ pub(super) fn ask(home: &Home, request: &Request) -> Result<serde_json::Value, T
 }
 
 /// Who acts here, for the audit trail.
-fn by() -> String {
+pub(super) fn by() -> String {
     format!("a command of uid {}", rustix::process::getuid().as_raw())
 }
 

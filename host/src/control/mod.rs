@@ -11,4 +11,4 @@ mod server;
 pub use client::{ControlError, send};
 pub use perform::{Failed, Running, perform};
 pub use protocol::{LibraryStatus, Request, Response, Secret, VERSION};
-pub use server::{Progress, serve};
+pub use server::{Progress, listen, serve};

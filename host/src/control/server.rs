@@ -19,14 +19,11 @@ const LINE: u64 = 8 << 20;
 /// Where what answers says how much is done, of how much.
 pub type Progress = tokio::sync::mpsc::UnboundedSender<(u64, u64)>;
 
-/// Listens on the socket; every request of this user's, or root's, is answered by `answer`. Runs for as long as it is polled, on a `LocalSet`.
+/// Listens on the socket. Within a runtime of tokio's.
 ///
 /// # Errors
 /// When the socket cannot be made.
-pub async fn serve<F>(path: &Path, answer: impl Fn(Request, Progress) -> F + 'static) -> io::Result<()>
-where
-    F: Future<Output = Result<serde_json::Value, Failed>> + 'static,
-{
+pub fn listen(path: &Path) -> io::Result<UnixListener> {
     // Who holds the home's lock owns the socket: what is there was left by a process that has ended.
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -34,6 +31,14 @@ where
     }
     let listener = UnixListener::bind(path)?;
     fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
+    Ok(listener)
+}
+
+/// Has every request of this user's, or root's, answered by `answer`. Runs for as long as it is polled, on a `LocalSet`.
+pub async fn serve<F>(listener: UnixListener, answer: impl Fn(Request, Progress) -> F + 'static)
+where
+    F: Future<Output = Result<serde_json::Value, Failed>> + 'static,
+{
     let answer = Rc::new(answer);
     loop {
         match listener.accept().await {

@@ -292,6 +292,8 @@ impl SqliteStore {
 impl Drop for SqliteStore {
     fn drop(&mut self) {
         self.jobs = None;
+        // The writer's connection is the last: whoever closes last leaves one file behind, and one that only reads cannot.
+        self.readers.lock().clear();
         if let Some(writer) = self.writer.take()
             && writer.join().is_err()
         {

@@ -1,0 +1,101 @@
+//! The audit trail: what has happened is in it, with its true reason, and nobody changes it unnoticed.
+
+use std::path::PathBuf;
+
+use system_tests::host::{TestHome, TestHost};
+
+fn lines(home: &TestHome, with: &str) -> Vec<String> {
+    home.run(&["audit", "show", "--with", with], "").lines().map(str::to_owned).collect()
+}
+
+fn call(host: &TestHost, who: &str, password: &str) {
+    let target = format!("{who}@127.0.0.1:{}/todo", host.port());
+    let _ = host.home.run_with(&["call", &target, "list", "--password-stdin"], password);
+}
+
+/// A home in which something has happened, and its host has ended.
+fn scene() -> TestHome {
+    let home = TestHome::new();
+    home.make();
+    home.identity("alice", "alice-pw", &["todo"]);
+    home.install("todo");
+    let mut host = home.start();
+    call(&host, "alice", "alice-pw");
+    call(&host, "alice", "wrong");
+    call(&host, "hunter2-hunter2", "x");
+    host.home.run(&["token", "new", "alice", "--label", "ci"], "");
+    host.home.run(&["identity", "disable", "alice"], "");
+    call(&host, "alice", "alice-pw");
+    assert_eq!(host.terminate(), Some(0));
+    host.into_home()
+}
+
+#[test]
+fn every_login_refusal_and_change_is_in_it_with_its_true_reason() {
+    let home = scene();
+    let has = |with: &str, words: &[&str]| {
+        let found = lines(&home, with);
+        let whole = |line: &&String| words.iter().all(|word| line.contains(word));
+        assert!(found.iter().any(|line| whole(&line)), "{with} {words:?} in {found:#?}");
+    };
+    has("identity.added", &["identity=alice", "by=a command of uid "]);
+    has("key.added", &["identity=alice", "service=todo", "perspective=alice"]);
+    has("host.started", &[]);
+    has("service.started", &["service=todo", "file=libtodo.so"]);
+    has("login", &["login identity=alice peer=127.0.0.1:", "how=password credential=password"]);
+    has("login.refused", &["identity=alice", "why=wrong password"]);
+    has("login.refused", &["identity=(unknown ", "why=unknown name"]);
+    has("login.refused", &["identity=alice", "why=the identity is disabled"]);
+    has("token.added", &["identity=alice", "label=ci", "by=the host"]);
+    has("identity.disabled", &["identity=alice"]);
+    has("service.stopped", &["service=todo"]);
+    has("host.stopped", &[]);
+    assert!(lines(&home, "hunter2").is_empty(), "people type passwords where names should be");
+}
+
+/// Changes the store as somebody would who can write to it, but has no key; `audit verify` must say so.
+fn tampered(change: &str) -> String {
+    let home = scene();
+    home.run(&["audit", "verify"], "");
+    let program = "import sqlite3, sys; db = sqlite3.connect(sys.argv[1]); db.executescript(sys.argv[2]); db.commit()";
+    let mut command = std::process::Command::new("python3");
+    command.args(["-c", program]).arg(home.path().join("store.db")).arg(change);
+    let done = command.output().expect("python3 runs");
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    home.refused(&["audit", "verify"], "")
+}
+
+#[test]
+fn a_changed_a_removed_a_moved_and_a_cut_off_line_are_found() {
+    let refused = tampered("UPDATE audit SET text = replace(text, 'wrong password', 'unknown name');");
+    assert!(refused.contains("is not what was written"), "{refused}");
+    let refused = tampered("DELETE FROM audit WHERE number = 4;");
+    assert!(refused.contains("after line 3 comes line 5"), "{refused}");
+    let swap = "UPDATE audit SET number = -number WHERE number IN (3, 4);
+                UPDATE audit SET number = CASE number WHEN -3 THEN 4 ELSE 3 END WHERE number < 0;";
+    assert!(tampered(swap).contains("is not what was written"));
+    let refused = tampered("DELETE FROM audit WHERE number > 5;");
+    assert!(refused.contains("the trail ends at line 5") && refused.contains("cut off at the end"), "{refused}");
+    assert!(tampered("INSERT INTO audit SELECT max(number) + 1, text, digest FROM audit;").contains("is not what was"));
+}
+
+#[test]
+fn a_head_that_was_noted_down_elsewhere_finds_what_was_put_back_whole() {
+    let home = scene();
+    let copy = |from: &str, to: &str| {
+        let at = |name: &str| -> PathBuf { home.path().join(name) };
+        std::fs::copy(at(from), at(to)).expect("it can be copied");
+    };
+    copy("store.db", "store.then");
+    copy("audit.head", "head.then");
+    home.run(&["identity", "add", "mallory", "--no-password"], "");
+    let verified = home.run(&["audit", "verify"], "");
+    let head = verified.lines().last().expect("a head").to_owned();
+    home.run(&["audit", "verify", "--head", &head], "");
+    copy("store.then", "store.db");
+    copy("head.then", "audit.head");
+    home.run(&["audit", "verify"], "");
+    let refused = home.refused(&["audit", "verify", "--head", &head], "");
+    assert!(refused.contains("cut off at the end"), "{refused}");
+    assert!(home.refused(&["audit", "verify", "--head", "nonsense"], "").contains("is no head of a trail"));
+}

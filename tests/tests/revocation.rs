@@ -1,0 +1,201 @@
+//! What is taken away is gone at once: every reference that came by it, in every service.
+
+use std::time::{Duration, Instant};
+
+use credhost::control::{Request, send};
+use pb::client::{Client, Error, Remote};
+use serde_json::Value;
+use system_tests::host::{TestHome, TestHost};
+use tokio::net::TcpStream;
+
+/// A guard against hanging, not a measure.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+async fn connect(host: &TestHost) -> Client {
+    Client::new(TcpStream::connect(host.address()).await.expect("the door is open")).await.expect("it speaks PB")
+}
+
+async fn login(client: &Client, name: &str, password: &str) -> Remote {
+    client.login_password(name, password, None).await.expect("the password is right")
+}
+
+fn ask(host: &TestHost, request: &Request) -> Value {
+    let answer = send(&host.home.path().join("control.sock"), request, &mut |_, _| {});
+    answer.expect("the host answers").expect("it is done")
+}
+
+fn name(name: &str) -> String {
+    name.to_owned()
+}
+
+/// The class of the error that a call ends with.
+async fn dead(remote: &Remote, method: &str) -> String {
+    match tokio::time::timeout(PATIENCE, remote.call(method, &())).await.expect("it is answered") {
+        Err(Error::Failure(failure)) => failure.class,
+        Err(Error::Lost(_)) => name("lost"),
+        other => panic!("{method} is answered with {other:?}"),
+    }
+}
+
+const DEAD: &str = "twisted.spread.pb.DeadReferenceError";
+
+#[tokio::test]
+async fn disabling_an_identity_ends_its_references_in_every_service_and_nobody_elses() {
+    let host = TestHost::with(&["my-service", "todo"]);
+    let client = connect(&host).await;
+    let avatar = login(&client, "alice", "alice-pw").await;
+    let attach = async |avatar: &Remote, service: &str| {
+        avatar.call("attach", &(service,)).await.expect("there is a key").remote().expect("a reference")
+    };
+    let (mine, todo) = (attach(&avatar, "my service").await, attach(&avatar, "todo").await);
+    let thing = mine.call("thing", &()).await.expect("it is answered").remote().expect("a reference");
+    // One connection of two people.
+    let bob = attach(&login(&client, "bob", "bob-pw").await, "todo").await;
+    // A call under way ends with it, and one that is made at once finds nothing.
+    let under_way = {
+        let mine = mine.clone();
+        tokio::spawn(async move { dead(&mine, "never").await })
+    };
+    mine.call("none", &()).await.expect("it serves");
+    ask(&host, &Request::IdentityDisable { name: name("alice") });
+    assert_eq!(dead(&mine, "none").await, DEAD);
+    assert_eq!(dead(&todo, "list").await, DEAD);
+    assert_eq!(dead(&thing, "touch").await, DEAD);
+    assert_eq!(dead(&avatar, "keys").await, DEAD);
+    assert_eq!(under_way.await.expect("it ends"), DEAD);
+    bob.call("list", &()).await.expect("bob is bob");
+    let again = client.login_password("alice/todo", "alice-pw", None).await;
+    assert!(matches!(again, Err(Error::Failure(failure)) if failure.class == "twisted.cred.error.UnauthorizedLogin"));
+    ask(&host, &Request::IdentityEnable { name: name("alice") });
+    login(&client, "alice/todo", "alice-pw").await.call("list", &()).await.expect("she is back");
+    assert_eq!(dead(&todo, "list").await, DEAD, "what was dead stays dead");
+}
+
+#[tokio::test]
+async fn removing_a_key_ends_what_came_by_it_alone() {
+    let host = TestHost::with(&["my-service", "todo"]);
+    let client = connect(&host).await;
+    let mine = login(&client, "alice/my service", "alice-pw").await;
+    let thing = mine.call("thing", &()).await.expect("it is answered").remote().expect("a reference");
+    let todo = login(&client, "alice/todo", "alice-pw").await;
+    ask(&host, &Request::KeyRemove { name: name("alice"), service: name("my service"), perspective: None });
+    assert_eq!(dead(&mine, "none").await, DEAD);
+    assert_eq!(dead(&thing, "touch").await, DEAD);
+    todo.call("list", &()).await.expect("its key is there");
+}
+
+#[tokio::test]
+async fn a_mind_that_came_by_a_key_is_not_called_any_more() {
+    let host = TestHost::with(&["my-service"]);
+    let client = connect(&host).await;
+    let (told, mut heard) = tokio::sync::mpsc::unbounded_channel();
+    let mind = client.register(move |method: &str, _: jelly::Value, _: jelly::Value| {
+        // The test may have ended.
+        let _ = told.send(method.to_owned());
+        Box::pin(async { Ok(jelly::Value::none()) }) as pb::client::Reply
+    });
+    let mine = client.login_password("alice/my service", "alice-pw", Some(mind)).await.expect("she is let in");
+    mine.call("callmind", &(1,)).await.expect("it is called back");
+    assert!(heard.recv().await.is_some());
+    ask(&host, &Request::IdentityRemove { name: name("alice") });
+    let refused = mine.call("callmind", &(1,)).await;
+    assert!(matches!(refused, Err(Error::Failure(failure)) if failure.class == DEAD));
+    assert!(heard.try_recv().is_err());
+}
+
+#[tokio::test]
+async fn taking_a_credential_away_logs_out_who_came_by_it() {
+    let host = TestHost::with(&["todo"]);
+    let token = ask(&host, &Request::TokenNew { name: name("alice"), label: name("ci"), expires: None });
+    let (client, other) = (connect(&host).await, connect(&host).await);
+    let avatar = client.login_token(token["token"].as_str().expect("a token"), None).await.expect("it is taken");
+    let by_token = avatar.call("attach", &("todo",)).await.expect("a key").remote().expect("a reference");
+    let by_password = login(&other, "alice/todo", "alice-pw").await;
+    ask(&host, &Request::TokenRemove { name: name("alice"), label: name("ci") });
+    assert_eq!(dead(&by_token, "list").await, DEAD);
+    by_password.call("list", &()).await.expect("the password is still hers");
+    host.home.run(&["identity", "password", "alice", "--password-stdin"], "other-pw");
+    assert_eq!(dead(&by_password, "list").await, DEAD);
+}
+
+#[tokio::test]
+async fn the_operator_sees_who_is_logged_in_and_can_cut_them() {
+    let host = TestHost::with(&["todo"]);
+    let (client, other) = (connect(&host).await, connect(&host).await);
+    let alice = login(&client, "alice/todo", "alice-pw").await;
+    let bob = login(&other, "bob/todo", "bob-pw").await;
+    let listed = host.home.run(&["session", "list"], "");
+    assert!(listed.contains("alice") && listed.contains("todo/alice") && listed.contains("clear"), "{listed}");
+    assert!(host.home.refused(&["session", "cut", "carol"], "").contains("there is no session of carol"));
+    assert_eq!(host.home.run(&["session", "cut", "alice"], ""), "1 cut");
+    assert_eq!(dead(&alice, "list").await, "lost");
+    let sessions: Value =
+        serde_json::from_str(&host.home.run(&["session", "list", "--json"], "")).expect("JSON is JSON");
+    assert_eq!(sessions[0]["identities"], serde_json::json!(["bob"]));
+    let number = sessions[0]["session"].to_string();
+    host.home.run(&["session", "cut", &number], "");
+    assert_eq!(dead(&bob, "list").await, "lost");
+    assert_eq!(host.home.run(&["session", "list"], ""), "nobody is logged in");
+}
+
+#[tokio::test]
+async fn a_service_can_let_in_one_client_at_a_time_or_the_latest() {
+    for (policy, kicks) in [("refuse", false), ("kick", true)] {
+        let home = TestHome::new();
+        home.make();
+        home.identity("alice", "alice-pw", &["seat"]);
+        home.install("seat");
+        let config = home.path().join("credhost.toml");
+        let text = std::fs::read_to_string(&config).expect("it is there");
+        std::fs::write(&config, format!("{text}\n[service.seat]\npolicy = \"{policy}\"\n")).expect("it can be written");
+        let host = home.start();
+        let (client, other) = (connect(&host).await, connect(&host).await);
+        let first = login(&client, "alice/seat", "alice-pw").await;
+        let second = other.login_password("alice/seat", "alice-pw", None).await;
+        if kicks {
+            second.expect("the latest sits").call("whence", &()).await.expect("and is served");
+            assert_eq!(dead(&first, "whence").await, DEAD);
+        } else {
+            assert!(
+                matches!(second, Err(Error::Failure(failure)) if failure.class == "twisted.cred.error.LoginDenied")
+            );
+            first.call("whence", &()).await.expect("the first sits");
+        }
+        // Its connection is open, and whoever was kicked may come again.
+        drop(first);
+        login(&client, "alice/seat", "alice-pw").await;
+    }
+}
+
+/// `CREDHOST_ROUNDS=50 cargo test --release -p system-tests --test revocation thousand -- --nocapture` prints figures.
+#[tokio::test]
+async fn a_thousand_references_are_dead_when_the_command_returns() {
+    const CONNECTIONS: usize = 20;
+    const EACH: usize = 50;
+    let rounds: usize = std::env::var("CREDHOST_ROUNDS").ok().and_then(|rounds| rounds.parse().ok()).unwrap_or(3);
+    let host = TestHost::with(&["todo"]);
+    let mut times = Vec::new();
+    for _ in 0..rounds {
+        let mut references = Vec::new();
+        let mut clients = Vec::new();
+        for _ in 0..CONNECTIONS {
+            let client = connect(&host).await;
+            let avatar = login(&client, "alice", "alice-pw").await;
+            for _ in 0..EACH {
+                let todo = avatar.call("attach", &("todo",)).await.expect("a key").remote().expect("a reference");
+                references.push(todo);
+            }
+            clients.push(client);
+        }
+        let began = Instant::now();
+        ask(&host, &Request::IdentityDisable { name: name("alice") });
+        times.push(began.elapsed());
+        for reference in &references {
+            assert_eq!(dead(reference, "list").await, DEAD);
+        }
+        ask(&host, &Request::IdentityEnable { name: name("alice") });
+    }
+    times.sort_unstable();
+    let (p50, p99) = (times[times.len() / 2], times[(times.len() * 99).div_ceil(100) - 1]);
+    println!("{} references dead, {rounds} rounds: p50 {p50:.1?}, p99 {p99:.1?}", CONNECTIONS * EACH);
+}
