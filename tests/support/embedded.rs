@@ -4,10 +4,10 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use credhost::cred::login::Login;
-use credhost::cred::{DefaultAuthorizer, Entropy, Identity, Key, MasterKey, Password};
+use credhost::cred::{Authorizer, DefaultAuthorizer, Entropy, Identity, Key, MasterKey, Password};
 use credhost::multiservice::MultiService;
 use credhost::multiservice::slot::{Slot, Surroundings};
-use credhost::session::{AuthRoot, Door, Limits};
+use credhost::session::{AuthRoot, Door, Guard, Limits};
 use credhost::store::MemoryStore;
 use jelly::{Limits as JellyLimits, Scanner, Shape, Value, token};
 use plugin_api::prelude::*;
@@ -93,8 +93,8 @@ impl Trier {
 /// A host in this process.
 pub struct Embedded {
     door: Door,
+    root: AuthRoot,
     pub services: Arc<MultiService>,
-    pub authorizer: Arc<DefaultAuthorizer>,
 }
 
 impl Embedded {
@@ -104,14 +104,6 @@ impl Embedded {
     /// When it does not start.
     #[must_use]
     pub fn start(limits: Limits) -> Self {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-        let surroundings = Surroundings::new(Arc::new(MemoryStore::new()));
-        let services = MultiService::new("pb");
-        runtime.block_on(async {
-            let trial = Slot::linked::<Trial>(&surroundings).await.expect("the service loads");
-            services.add(trial).await.expect("its name is free");
-            assert_eq!(services.start().await, []);
-        });
         let key = MasterKey::new([1; 32]);
         let authorizer = Arc::new(DefaultAuthorizer::new());
         let mut alice = Identity::new("alice").expect("a name");
@@ -121,9 +113,32 @@ impl Embedded {
             alice.keyring.add(Key::new("trial", perspective).expect("a key"));
         }
         authorizer.add(alice).expect("nobody else has the name");
-        let login = Login::new(Arc::clone(&authorizer) as Arc<_>, key, &[4; 24]);
+        Self::with(limits, authorizer, &key)
+    }
+
+    /// Starts it for those whom this authorizer knows.
+    ///
+    /// # Panics
+    /// When it does not start.
+    #[must_use]
+    pub fn with(limits: Limits, authorizer: Arc<dyn Authorizer>, key: &MasterKey) -> Self {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        let surroundings = Surroundings::new(Arc::new(MemoryStore::new()));
+        let services = MultiService::new("pb");
+        runtime.block_on(async {
+            let trial = Slot::linked::<Trial>(&surroundings).await.expect("the service loads");
+            services.add(trial).await.expect("its name is free");
+            assert_eq!(services.start().await, []);
+        });
+        let login = Login::new(authorizer, key.clone(), &[4; 24]);
         let root = AuthRoot::new(login, Arc::clone(&services), surroundings, limits);
-        Self { door: root.listen("127.0.0.1:0").expect("a port"), services, authorizer }
+        Self { door: root.listen("127.0.0.1:0").expect("a port"), root, services }
+    }
+
+    /// What stands before its logins.
+    #[must_use]
+    pub fn guard(&self) -> &Guard {
+        self.root.guard()
     }
 
     #[must_use]

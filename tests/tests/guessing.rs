@@ -1,0 +1,237 @@
+//! Who guesses learns nothing, and soon has to wait: neither from answers, nor from time, nor from the throttle can be told
+//! which names there are.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use credhost::cred::{Answer, Authorizer, DefaultAuthorizer, Identity, MasterKey, Password, ProofBy, PublicKey};
+use credhost::session::Limits;
+use pb::client::{Client, Error};
+use system_tests::embedded::Embedded;
+use tokio::net::TcpSocket;
+
+/// What a name can be.
+const KINDS: [&str; 4] = ["known", "unknown", "disabled", "keyonly"];
+/// Beyond this, two kinds of names can be told apart (dudect's threshold).
+const CAUGHT: f64 = 4.5;
+
+/// So many names of each kind but "unknown".
+fn people(count: usize, key: &MasterKey) -> DefaultAuthorizer {
+    let authorizer = DefaultAuthorizer::new();
+    let password = Password::new("correct horse battery staple");
+    let hash = password.hash(credhost::cred::HashCost::default(), &[1; 16]).expect("a hash");
+    let line = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAILM+rvN+ot98qgEN796jTiQfZfG1KaT0PtFDJ/XFSqti";
+    for number in 0..count {
+        for kind in KINDS.iter().filter(|kind| **kind != "unknown") {
+            let name = format!("{kind}{number}");
+            let mut identity = Identity::new(&name).expect("a name");
+            if *kind == "keyonly" {
+                let (line, _) = PublicKey::parse(line).expect("a key");
+                identity.add(ProofBy::PublicKey(line), "key", 0, None);
+            } else {
+                let verifier = Some(password.verifier().seal(key, &name, &[9; 24]));
+                identity.add(ProofBy::Password { hash: hash.clone(), verifier }, "password", 0, None);
+            }
+            identity.enabled = *kind != "disabled";
+            authorizer.add(identity).expect("its name is free");
+        }
+    }
+    authorizer
+}
+
+/// A connection from an address of its own: of all of 127.0.0.0/8, which are this machine.
+async fn connect(address: SocketAddr, source: u32) -> Client {
+    let socket = TcpSocket::new_v4().expect("a socket");
+    let from = Ipv4Addr::from(u32::from(Ipv4Addr::new(127, 1, 0, 0)) + source);
+    socket.bind((from, 0).into()).expect("the address is this machine's");
+    Client::new(socket.connect(address).await.expect("the door is open")).await.expect("it speaks PB")
+}
+
+fn run<R>(test: impl Future<Output = R>) -> R {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime").block_on(test)
+}
+
+/// How a try goes: in Twisted's own words, or with a password as it is.
+#[derive(Clone, Copy, Debug)]
+enum Words {
+    Stock,
+    Password,
+}
+
+async fn fail(client: &Client, name: &str, words: Words) -> String {
+    let tried = match words {
+        Words::Stock => client.login(name, "wrong", None).await,
+        Words::Password => client.login_password(name, "wrong", None).await,
+    };
+    match tried {
+        Err(Error::Failure(failure)) => format!("{failure:?}"),
+        other => panic!("{name} is answered with {other:?}"),
+    }
+}
+
+/// Milliseconds that each kind of name takes, in tries that are interleaved, each of another name.
+fn measure(host: &Embedded, words: Words, tries: usize) -> [Vec<f64>; 4] {
+    const WORKERS: usize = 8;
+    let address = host.address();
+    run(async {
+        let mut workers = Vec::new();
+        for worker in 0..WORKERS {
+            workers.push(tokio::task::spawn(async move {
+                let mut times = [const { Vec::new() }; 4];
+                let mut answers = std::collections::HashSet::new();
+                let mut dice = worker as u32 + 1;
+                for round in (worker..tries).step_by(WORKERS) {
+                    // A source may fail some times before it has to wait: another for each round.
+                    let client = connect(address, (round + 1) as u32).await;
+                    // The first call of a connection is slower than others.
+                    let _ = client.root().call("nonsense", &()).await;
+                    dice = dice.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                    for turn in 0..4 {
+                        let kind = (turn + (dice >> 30) as usize) % 4;
+                        let name = format!("{}{round}", KINDS[kind]);
+                        let began = Instant::now();
+                        answers.insert(fail(&client, &name, words).await);
+                        times[kind].push(began.elapsed().as_secs_f64() * 1000.0);
+                    }
+                }
+                (times, answers)
+            }));
+        }
+        let (mut all, mut answers) = ([const { Vec::new() }; 4], std::collections::HashSet::new());
+        for worker in workers {
+            let (times, answered) = worker.await.expect("it ends");
+            for (all, times) in all.iter_mut().zip(times) {
+                all.extend(times);
+            }
+            answers.extend(answered);
+        }
+        assert_eq!(answers.len(), 1, "all kinds of names are answered alike: {answers:?}");
+        all
+    })
+}
+
+/// Welch's t.
+fn t(one: &[f64], other: &[f64]) -> f64 {
+    let about = |times: &[f64]| {
+        let count = times.len() as f64;
+        let mean = times.iter().sum::<f64>() / count;
+        let variance = times.iter().map(|time| (time - mean).powi(2)).sum::<f64>() / (count - 1.0);
+        (mean, variance / count)
+    };
+    let ((mean, error), (other_mean, other_error)) = (about(one), about(other));
+    (mean - other_mean) / (error + other_error).sqrt()
+}
+
+/// The largest t between the known names and another kind, of times without the slowest tenth: those are the machine's.
+fn largest(times: &[Vec<f64>; 4]) -> f64 {
+    let cropped: Vec<Vec<f64>> = times
+        .iter()
+        .map(|times| {
+            let mut sorted = times.clone();
+            sorted.sort_by(f64::total_cmp);
+            sorted.truncate(sorted.len() * 9 / 10);
+            sorted
+        })
+        .collect();
+    let ts: Vec<f64> = cropped[1..].iter().map(|other| t(&cropped[0], other)).collect();
+    println!("t of known and {:?}: {ts:.2?}", &KINDS[1..]);
+    ts.iter().fold(0.0, |largest, t| t.abs().max(largest))
+}
+
+#[test]
+fn no_kind_of_name_can_be_told_from_another_by_answer_or_time() {
+    let key = MasterKey::new([1; 32]);
+    // Thousands in Twisted's words, hundreds that are hashed; the refusal's time is shorter than in earnest, or this
+    // would take minutes.
+    for (words, tries, refusal) in [(Words::Stock, 1200, 25), (Words::Password, 96, 300)] {
+        let limits = Limits { refusal: Duration::from_millis(refusal), ..Limits::default() };
+        let host = Embedded::with(limits, Arc::new(people(tries, &key)), &key);
+        let times = measure(&host, words, tries);
+        let largest = largest(&times);
+        assert!(largest < CAUGHT, "{words:?}: names can be told apart by time (t = {largest:.1})");
+    }
+}
+
+/// Knows the same names, and takes a moment longer to say so of those there are: as careless ones do.
+struct Careless(DefaultAuthorizer);
+
+impl Authorizer for Careless {
+    fn identity<'a>(&'a self, name: &'a str) -> Answer<'a, Option<Arc<Identity>>> {
+        let found = self.0.get(name);
+        if found.is_some() {
+            let began = Instant::now();
+            while began.elapsed() < Duration::from_micros(500) {
+                std::hint::spin_loop();
+            }
+        }
+        Box::pin(std::future::ready(Ok(found)))
+    }
+}
+
+#[test]
+fn the_measurement_catches_a_careless_authorizer_behind_a_door_without_a_refusals_time() {
+    let key = MasterKey::new([1; 32]);
+    let limits = Limits { refusal: Duration::ZERO, ..Limits::default() };
+    let host = Embedded::with(limits, Arc::new(Careless(people(1200, &key))), &key);
+    let largest = largest(&measure(&host, Words::Stock, 1200));
+    assert!(largest > CAUGHT, "the measurement finds nothing (t = {largest:.1})");
+    // And the refusal's time hides even that.
+    let limits = Limits { refusal: Duration::from_millis(25), ..Limits::default() };
+    let host = Embedded::with(limits, Arc::new(Careless(people(1200, &key))), &key);
+    let hidden = self::largest(&measure(&host, Words::Stock, 1200));
+    assert!(hidden < CAUGHT, "names can be told apart by time (t = {hidden:.1})");
+}
+
+#[test]
+fn names_that_nobody_has_are_throttled_like_those_that_somebody_has() {
+    let key = MasterKey::new([1; 32]);
+    let limits = Limits { refusal: Duration::ZERO, ..Limits::default() };
+    let host = Embedded::with(limits, Arc::new(people(1, &key)), &key);
+    run(async {
+        let mut said = Vec::new();
+        for (source, kind) in KINDS.iter().enumerate() {
+            let client = connect(host.address(), 10 + source as u32).await;
+            let name = format!("{kind}0");
+            let mut answers = Vec::new();
+            for _ in 0..6 {
+                answers.push(fail(&client, &name, Words::Stock).await);
+            }
+            said.push(answers);
+        }
+        assert!(said[0][2].contains("UnauthorizedLogin"), "{:?}", said[0]);
+        assert!(said[0][3].contains("too many failed logins; try again in 1 s"), "{:?}", said[0]);
+        assert!(said.iter().all(|answers| *answers == said[0]), "{said:#?}");
+    });
+}
+
+#[test]
+fn guesses_at_once_are_counted_and_the_owner_gets_in_from_where_she_has_been_before() {
+    let key = MasterKey::new([1; 32]);
+    let limits = Limits { refusal: Duration::ZERO, ..Limits::default() };
+    let host = Embedded::with(limits, Arc::new(people(1, &key)), &key);
+    run(async {
+        let right = "correct horse battery staple";
+        let home = connect(host.address(), 1).await;
+        home.login("known0", right, None).await.expect("the password is right");
+        // Fifty at once, from fifty places, and hashed, so that they are all under way together.
+        let mut guesses = Vec::new();
+        for source in 0..50 {
+            let client = connect(host.address(), 100 + source).await;
+            guesses.push(tokio::spawn(async move { fail(&client, "known0", Words::Password).await }));
+        }
+        let mut looked_at = 0;
+        for guess in guesses {
+            looked_at += usize::from(guess.await.expect("it ends").contains("UnauthorizedLogin"));
+        }
+        assert_eq!(looked_at, 3, "so many as in a row");
+        let elsewhere = connect(host.address(), 200).await;
+        assert!(
+            matches!(elsewhere.login("known0", right, None).await, Err(Error::Failure(failure)) if failure.value.contains("too many"))
+        );
+        home.login("known0", right, None).await.expect("her own counter is at nothing");
+        assert!(host.guard().failures("known0") >= 3);
+        assert!(host.guard().unlock("known0") > 0);
+        elsewhere.login("known0", right, None).await.expect("the operator has unlocked it");
+    });
+}
