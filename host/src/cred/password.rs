@@ -1,6 +1,8 @@
 //! Passwords, and their hashes.
 
-use argon2::{Algorithm, Argon2, Params, PasswordHasher, Version};
+use std::cell::RefCell;
+
+use argon2::{Algorithm, Argon2, Block, Params, PasswordHasher, Version};
 use subtle::ConstantTimeEq;
 use unicode_normalization::UnicodeNormalization;
 use zeroize::{Zeroize, ZeroizeOnDrop};
@@ -50,6 +52,37 @@ impl Default for HashCost {
     fn default() -> Self {
         Self::LEAST
     }
+}
+
+thread_local! {
+    /// Kept by threads that do nothing but check passwords: to give back twenty megabytes each time, and have them
+    /// cleared anew, keeps the system busy for milliseconds in which nobody else gets its turn.
+    static MEMORY: RefCell<Option<Vec<Block>>> = const { RefCell::new(None) };
+}
+
+/// From now on this thread keeps the memory that checking a password takes; what was in it is erased each time.
+pub fn keep_memory() {
+    MEMORY.with_borrow_mut(|memory| *memory = Some(Vec::new()));
+}
+
+fn with_memory<R>(blocks: usize, work: impl FnOnce(&mut [Block]) -> R) -> R {
+    MEMORY.with_borrow_mut(|kept| match kept {
+        Some(kept) => {
+            if kept.len() < blocks {
+                kept.resize(blocks, Block::default());
+            }
+            let memory = &mut kept[..blocks];
+            let result = work(memory);
+            memory.iter_mut().for_each(Zeroize::zeroize);
+            result
+        }
+        None => {
+            let mut memory = vec![Block::default(); blocks];
+            let result = work(&mut memory);
+            memory.iter_mut().for_each(Zeroize::zeroize);
+            result
+        }
+    })
 }
 
 /// An argon2id hash, taken apart.
@@ -158,8 +191,11 @@ impl Password {
                 None => {
                     let argon2 = Argon2::new(Algorithm::Argon2id, Version::V0x13, hash.params.clone());
                     let mut output = vec![0; hash.output.len()];
-                    let done =
-                        self.with_text(|text| argon2.hash_password_into(text.as_bytes(), &hash.salt, &mut output));
+                    let done = self.with_text(|text| {
+                        with_memory(hash.params.block_count(), |memory| {
+                            argon2.hash_password_into_with_memory(text.as_bytes(), &hash.salt, &mut output, memory)
+                        })
+                    });
                     if done.is_err() {
                         continue;
                     }

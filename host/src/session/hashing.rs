@@ -45,12 +45,13 @@ impl std::fmt::Debug for Hashing {
 }
 
 impl Hashing {
-    /// As many threads as there are processors, or as the budget has room for checks, if that is fewer. Both in KiB.
+    /// Half as many threads as there are processors (the rest serve), or as many as the budget has room for checks, if that
+    /// is fewer. Both in KiB.
     #[must_use]
     pub(super) fn new(budget: u32, each: u32) -> Self {
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
         let room = usize::try_from(budget / each.max(1)).unwrap_or(1);
-        Self::with_threads(processors.min(room).max(1))
+        Self::with_threads((processors / 2).min(room).max(1))
     }
 
     fn with_threads(threads: usize) -> Self {
@@ -117,9 +118,11 @@ impl Queue {
 }
 
 fn work(shared: &Shared) {
-    // Those who are logged in go first. A system that does not allow it has them share.
-    let me = rustix::thread::gettid();
-    let _ = rustix::process::setpriority_process(Some(me), 19);
+    // Those who are logged in go first. A system that does not allow it has them share. Not SCHED_IDLE: a processor that
+    // is busy with that is taken for a free one, and on a system that preempts late whoever is put there waits for its
+    // next tick.
+    let _ = rustix::process::setpriority_process(Some(rustix::thread::gettid()), 19);
+    crate::cred::keep_memory();
     loop {
         let work = {
             let mut queue = shared.queue.lock();
