@@ -55,3 +55,30 @@ fn a_program_of_ones_own_serves_the_same_with_services_linked_in() {
     let _ = program.wait();
     ended.expect("Twisted is served");
 }
+
+#[test]
+fn a_program_may_bring_an_authorizer_over_an_htpasswd_file() {
+    use std::io::{BufRead, BufReader};
+    use std::process::{Command, Stdio};
+
+    let home = system_tests::host::TestHome::new();
+    let users = tempfile::NamedTempFile::new().expect("a file");
+    // As `htpasswd -bnB alice myPassword` prints it (the example of Apache's own documentation).
+    let hash = "$2y$05$c4WoMPo3SXsafkva.HHa6uXQZWr7oboPiC2bT/r7q1BB8I2s0BRqC";
+    std::fs::write(users.path(), format!("alice:{hash}\n")).expect("it can be written");
+    let mut command = Command::new(system_tests::build::example("htpasswd"));
+    let mut program = command.arg(users.path()).arg("127.0.0.1:0").stdout(Stdio::piped()).spawn().expect("it runs");
+    let mut line = String::new();
+    BufReader::new(program.stdout.take().expect("it prints")).read_line(&mut line).expect("it prints where it serves");
+    let port = line.trim().rsplit(':').next().expect("an address").to_owned();
+    let call = |who: &str, password: &str| {
+        let target = format!("{who}@127.0.0.1:{port}/greeter");
+        let output = home.run_with(&["call", &target, "greet", "--password-stdin"], password);
+        String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).trim().to_owned()
+    };
+    let said = [call("alice", "myPassword"), call("alice", "wrong"), call("bob", "myPassword")];
+    let _ = program.kill();
+    let _ = program.wait();
+    assert_eq!(said[0], "\"Hello, alice\"");
+    assert!(said[1].contains("not let in") && said[2].contains("not let in"), "{said:?}");
+}

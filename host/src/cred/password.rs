@@ -142,6 +142,11 @@ impl Password {
         verifier
     }
 
+    /// Lends the text, for an authorizer with hashes of its own kind. Keep no copy of it.
+    pub fn expose<R>(&self, look: impl FnOnce(&str) -> R) -> R {
+        look(&self.0)
+    }
+
     /// The text that is hashed and counted: in NFKC, as NIST SP 800-63B-4 asks for.
     pub(super) fn with_text<R>(&self, look: impl FnOnce(&str) -> R) -> R {
         let mut text: String = self.0.nfkc().collect();
