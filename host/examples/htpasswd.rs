@@ -55,8 +55,8 @@ impl Htpasswd {
             .map_err(|error| AuthorizerError(format!("{}: {error}", self.path.display())))?;
         // All lines are looked at, whichever it is.
         let lines = text.lines().filter_map(|line| line.trim().split_once(':'));
-        let found = lines.filter(|(has, _)| *has == name).last();
-        let Some((_, hash)) = found else { return Ok(None) };
+        let found = lines.fold(None, |found, (has, hash)| if has == name { Some(hash) } else { found });
+        let Some(hash) = found else { return Ok(None) };
         let Ok(mut identity) = Identity::new(name) else { return Ok(None) };
         identity.add(ProofBy::Password { hash: hash.to_owned(), verifier: None }, "htpasswd", 0, None);
         if let Ok(key) = Key::new("greeter", name) {

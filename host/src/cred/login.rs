@@ -88,7 +88,6 @@ pub struct PasswordCheck {
 
 impl PasswordCheck {
     /// Checks. The same work is done for every name.
-    #[must_use]
     pub fn run(self) -> Proof {
         let matched = self.authorizer.matches(&self.password, &self.hashes);
         let identity = self.found?;

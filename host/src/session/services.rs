@@ -268,11 +268,7 @@ impl State {
             }
             ToHost::Release { handle, count } => self.release(output, slot, handle, count),
             ToHost::Stopped {} => self.stopped(output, slot),
-            ToHost::End { attachment } => {
-                if self.attachments.get(&attachment).is_some_and(|attached| attached.slot.number() == slot) {
-                    self.revoke(output, attachment);
-                }
-            }
+            ToHost::End { attachment } if self.is_attached(attachment, slot) => self.revoke(output, attachment),
             ToHost::Update { object, method, arguments, keywords, .. } => {
                 self.update(output, slot, object, method, arguments, keywords);
             }
@@ -541,6 +537,10 @@ impl State {
         }
         let (identity, credential) = (identity.into(), by.credential);
         self.attachments.insert(attachment, Attached { slot, era, request: Some(request), identity, credential, key });
+    }
+
+    fn is_attached(&self, attachment: u64, slot: u64) -> bool {
+        self.attachments.get(&attachment).is_some_and(|attached| attached.slot.number() == slot)
     }
 
     /// The operator sees it no longer.

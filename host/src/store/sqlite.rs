@@ -689,13 +689,11 @@ impl Store for SqliteStore {
             let mut statement = connection.prepare("SELECT name, source, count FROM failure")?;
             let counters = statement.query_map([], |row| {
                 let (name, source): (Vec<u8>, Vec<u8>) = (row.get(0)?, row.get(1)?);
-                Ok((name.try_into().ok(), source.try_into().ok(), row.get(2)?))
+                let counter = name.try_into().ok().map(|name| Counter { name, source: source.try_into().ok() });
+                Ok(counter.zip(Some(row.get(2)?)))
             })?;
-            let counters: Vec<(Option<[u8; 16]>, Option<[u8; 16]>, u32)> = counters.collect::<Result<_, _>>()?;
-            Ok(counters
-                .into_iter()
-                .filter_map(|(name, source, count)| Some((Counter { name: name?, source }, count)))
-                .collect())
+            // What is none cannot be anybody's.
+            counters.filter_map(Result::transpose).collect()
         });
     }
 
