@@ -126,9 +126,11 @@ impl Accounts {
         for credential in &mut identity.credentials {
             if let ProofBy::Password { hash, verifier } = &mut credential.proof {
                 check_hash(hash, MOST_MEMORY).map_err(|error| error.to_string())?;
-                if verifier.as_ref().is_some_and(|sealed| sealed.open(&self.key, &name).is_err()) {
-                    *verifier = None;
-                    unsealed = true;
+                if let Some(sealed) = verifier {
+                    // Sealed anew: the part of the key that it was sealed under may be about to go.
+                    let nonce = crate::config::random().map_err(|error| error.to_string())?;
+                    *verifier = sealed.reseal(&self.key, &name, &nonce).ok();
+                    unsealed |= verifier.is_none();
                 }
                 if !self.stock {
                     *verifier = None;

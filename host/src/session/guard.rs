@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 
 use super::hashing::Hashing;
 use super::sessions::Sessions;
-use crate::cred::login::Proven;
+use crate::cred::login::{Proof, Proven};
 use crate::cred::throttle::{Counter, Denied, Digest, Throttle, Try};
 use crate::cred::{AuthorizerError, HashCost, Password, ProofBy, Refusal, StoreSecret};
 use crate::store::audit::Event;
@@ -127,8 +127,16 @@ impl Guard {
         })
     }
 
+    /// The proof was checked: counts, and writes it down.
+    pub(super) fn judge(&self, trying: Trying, proof: &Proof) {
+        match proof {
+            Ok(proven) => self.succeeded(trying, proven),
+            Err(refusal) => self.failed(trying, *refusal),
+        }
+    }
+
     /// The proof was right.
-    pub(super) fn succeeded(&self, trying: Trying, proven: &Proven) {
+    fn succeeded(&self, trying: Trying, proven: &Proven) {
         let counter = self.counter(&trying);
         let pardoned = self.throttle.lock().succeeded(trying.attempt);
         let name = proven.identity.name.as_str();

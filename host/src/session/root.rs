@@ -59,7 +59,6 @@ pub(super) struct Asked {
 
 /// A password that was checked.
 pub(super) struct Checked {
-    trying: Trying,
     proof: Proof,
     asked: Asked,
     password: Option<Password>,
@@ -278,11 +277,13 @@ impl State {
         };
         let (done, mailbox, kept) = (self.checks.clone(), Arc::clone(&self.mailbox), trying.clone());
         let guard = Arc::clone(&self.shared.guard);
+        let judge = Arc::clone(&guard);
         let submitted = guard.hashing.submit(self.from.address.ip(), move || {
             let proof = check.run();
             let password = proof.is_ok().then_some(password);
-            // The client may have gone: its try counts all the same, when the connection ends.
-            let _ = done.send(Checked { trying, proof, asked, password });
+            // Here, and not where it is told: the client may have gone, and its try counts all the same.
+            judge.judge(trying, &proof);
+            let _ = done.send(Checked { proof, asked, password });
             mailbox.wake();
         });
         if submitted.is_err() {
@@ -297,7 +298,7 @@ impl State {
     /// A password was checked: the login goes on.
     pub(super) async fn finish(&mut self, output: &mut Out, checked: Checked) {
         self.checking -= 1;
-        let Checked { trying, proof, asked, password } = checked;
+        let Checked { proof, asked, password } = checked;
         let (request, answer, mind) = (asked.request, asked.answer, asked.mind);
         if let (Ok(proven), Some(password)) = (&proof, password)
             && self.shared.login.is_cheap(proven)
@@ -306,7 +307,7 @@ impl State {
             self.shared.guard.rehash(source, proven, password, self.shared.login.cost());
         }
         let refused = proof.is_err();
-        let reply = self.proven(output, trying, Ok(proof), asked).await;
+        let reply = self.go_on(output, proof, asked).await;
         if let Some(luid) = mind
             && !matches!(reply, Ok(Reply::Later))
             && (refused || self.keep.take() != Some(luid))
@@ -378,18 +379,23 @@ impl State {
         proof: Result<Proof, AuthorizerError>,
         asked: Asked,
     ) -> Result<Reply, Failure> {
-        let guard = Arc::clone(&self.shared.guard);
         match proof {
             Err(error) => {
-                guard.withdrawn(&trying);
+                self.shared.guard.withdrawn(&trying);
                 Err(broken(&error))
             }
-            Ok(Ok(proven)) => {
-                guard.succeeded(trying, &proven);
-                self.enter(output, proven, asked).await
+            Ok(proof) => {
+                self.shared.guard.judge(trying, &proof);
+                self.go_on(output, proof, asked).await
             }
-            Ok(Err(refusal)) => {
-                guard.failed(trying, refusal);
+        }
+    }
+
+    /// It is known, and counted, whether the proof was right.
+    async fn go_on(&mut self, output: &mut Out, proof: Proof, asked: Asked) -> Result<Reply, Failure> {
+        match proof {
+            Ok(proven) => self.enter(output, proven, asked).await,
+            Err(_) => {
                 let failure = match asked.era {
                     Era::Old => None,
                     Era::New => Some(unauthorized()),

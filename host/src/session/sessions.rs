@@ -159,7 +159,9 @@ impl Sessions {
     /// An identity is this now, or is no more: whoever is logged in as it keeps only what it still may have. Waits until
     /// that is so. False if it is not so in time: somebody's connection hangs, which is a fault.
     pub fn changed(&self, name: &str, identity: Option<&Arc<Identity>>) -> bool {
-        let all: Vec<Arc<Session>> = self.all.lock().values().cloned().collect();
+        // Who logs in as it just now is listed before it looks whether it still may.
+        let has = |session: &&Arc<Session>| session.about.lock().identities.contains(name);
+        let all: Vec<Arc<Session>> = self.all.lock().values().filter(has).cloned().collect();
         let (heard, waiting) = channel();
         for session in all {
             session.tell(Notice::Changed(name.to_owned(), identity.cloned()), heard.clone());
