@@ -9,7 +9,7 @@ use jelly::{Limits, Scanner, Shape, Value};
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All targets.
-pub const TARGETS: [Target; 8] = [
+pub const TARGETS: [Target; 11] = [
     ("value", value),
     ("typed", typed),
     ("broker", broker),
@@ -18,6 +18,9 @@ pub const TARGETS: [Target; 8] = [
     ("login", login),
     ("manifest", manifest),
     ("control", control),
+    ("credential", credential),
+    ("record", record),
+    ("entries", entries),
 ];
 
 /// Untyped values: what is taken is written, and taken again as the same.
@@ -125,4 +128,46 @@ pub fn control(bytes: &[u8]) {
         assert!(serde_json::to_string(&request).is_ok());
     }
     let _ = serde_json::from_slice::<credhost::control::Response>(bytes);
+}
+
+/// A public key, as a line or as bytes, a signature by it, the hash of a password: nothing is let in by it.
+pub fn credential(bytes: &[u8]) {
+    use credhost::cred::{Password, PublicKey, check_hash};
+
+    let text = String::from_utf8_lossy(bytes);
+    if let Ok((key, _)) = PublicKey::parse(&text) {
+        assert_eq!(PublicKey::parse(&key.line()).map(|(again, _)| again), Ok(key.clone()));
+        assert!(!key.verifies(b"what nobody has signed", bytes));
+    }
+    if let Ok(key) = PublicKey::from_bytes(bytes) {
+        assert!(!key.verifies(b"what nobody has signed", bytes));
+    }
+    // One that is let in costs no more than this to check, and is checked by no password's luck.
+    if check_hash(&text, 64).is_ok() {
+        let _ = Password::new("").matches(&text);
+    }
+}
+
+/// An identity of an import: what is taken is written and read as the same.
+pub fn record(bytes: &[u8]) {
+    use credhost::store::Record;
+
+    let Ok(record) = serde_json::from_slice::<Record>(bytes) else { return };
+    let Ok(identity) = record.identity() else { return };
+    let written = serde_json::to_vec(&Record::from(&identity)).expect("what was read can be written");
+    let again: Record = serde_json::from_slice(&written).expect("what was written can be read");
+    assert_eq!(again.identity(), Ok(identity));
+    let _ = credhost::store::audit::Head::parse(&String::from_utf8_lossy(bytes));
+}
+
+/// Entries of a service's data, as they cross the wall.
+pub fn entries(bytes: &[u8]) {
+    use plugin_api::abi::frame;
+
+    let read: Vec<(&[u8], Option<&[u8]>)> = frame::entries(bytes).collect();
+    let mut written = Vec::new();
+    for (key, value) in &read {
+        frame::put_entry(&mut written, key, *value);
+    }
+    assert!(frame::entries(&written).eq(read));
 }

@@ -284,6 +284,25 @@ mod tests {
     }
 
     #[test]
+    fn secrets_are_erased_when_they_are_dropped_and_so_is_the_memory_they_were_checked_in() {
+        fn erased<T: zeroize::ZeroizeOnDrop>() {}
+        erased::<Password>();
+        erased::<crate::cred::Token>();
+        // On a thread of its own, which keeps its memory from then on.
+        let checking = std::thread::spawn(|| {
+            keep_memory();
+            let hash = Password::new("one").hash(HashCost::LEAST, &[1; 16]).unwrap();
+            assert!(Password::new("one").matches(&hash));
+            MEMORY.with_borrow(|memory| {
+                let memory = memory.as_ref().unwrap();
+                assert!(memory.len() >= HashCost::LEAST.memory as usize);
+                memory.iter().all(|block| block.as_ref().iter().all(|word| *word == 0))
+            })
+        });
+        assert!(checking.join().unwrap());
+    }
+
+    #[test]
     fn secrets_are_not_shown() {
         let password = Password::new("hunter2hunter2");
         assert_eq!(format!("{password:?} {:?}", password.verifier()), "Password Verifier");

@@ -105,7 +105,7 @@ pub(super) struct Desk {
     pub(super) broker: Broker<Object>,
     pub(super) state: State,
     /// Logins whose passwords were checked.
-    checked: mpsc::UnboundedReceiver<Checked>,
+    checked: mpsc::UnboundedReceiver<Box<Checked>>,
 }
 
 /// Where a connection comes from.
@@ -138,7 +138,7 @@ pub(super) struct State {
     pub(super) session: Option<Arc<Session>>,
     /// How many passwords are being checked.
     pub(super) checking: usize,
-    pub(super) checks: mpsc::UnboundedSender<Checked>,
+    pub(super) checks: mpsc::UnboundedSender<Box<Checked>>,
     pub(super) delayed: Vec<Delayed>,
     /// A mind that the call being served left with a password's check.
     pub(super) pending: Option<u64>,
@@ -205,7 +205,7 @@ impl Desk {
     }
 
     /// Waits until a password was checked; for ever, if none is being.
-    pub(super) async fn checked(&mut self) -> Checked {
+    pub(super) async fn checked(&mut self) -> Box<Checked> {
         match self.checked.recv().await {
             Some(checked) => checked,
             // The desk itself has an end of it.
@@ -214,8 +214,8 @@ impl Desk {
     }
 
     /// A password was checked: goes on with the login.
-    pub(super) async fn finish(&mut self, checked: Checked) {
-        self.state.finish(&mut self.broker.output, checked).await;
+    pub(super) async fn finish(&mut self, checked: Box<Checked>) {
+        self.state.finish(&mut self.broker.output, *checked).await;
         self.raise();
     }
 

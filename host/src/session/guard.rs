@@ -42,6 +42,8 @@ pub(super) struct Trying {
     attempt: Try,
     name: String,
     source: IpAddr,
+    /// Whether the owner of the name has logged in from there before.
+    known: bool,
     peer: String,
     how: &'static str,
 }
@@ -115,7 +117,7 @@ impl Guard {
         let known = ask(|done| self.store.is_known_source(name, &of_source, done)).await?;
         let begun = self.throttle.lock().begin(of_name, of_source, known, self.now());
         Ok(match begun {
-            Ok(attempt) => Ok(Trying { attempt, name: name.to_owned(), source, peer: peer.to_owned(), how }),
+            Ok(attempt) => Ok(Trying { attempt, name: name.to_owned(), source, known, peer: peer.to_owned(), how }),
             Err(denied) => {
                 let refusal = match denied {
                     Denied::Wait(wait) => Refusal::Wait(wait.div_ceil(1000)),
@@ -147,10 +149,10 @@ impl Guard {
             .with("how", trying.how)
             .with("credential", label.map_or("?", |credential| credential.label.as_str()));
         let at = now();
-        let mut writes = vec![
-            Write::Source { name: name.to_owned(), source: self.source_digest(trying.source), at },
-            Write::Audit(event),
-        ];
+        let mut writes = vec![Write::Audit(event)];
+        if !trying.known {
+            writes.push(Write::Source { name: name.to_owned(), source: self.source_digest(trying.source), at });
+        }
         if pardoned {
             writes.push(Write::Failures(counter, 0));
         }

@@ -283,7 +283,7 @@ impl State {
             let password = proof.is_ok().then_some(password);
             // Here, and not where it is told: the client may have gone, and its try counts all the same.
             judge.judge(trying, &proof);
-            let _ = done.send(Checked { proof, asked, password });
+            let _ = done.send(Box::new(Checked { proof, asked, password }));
             mailbox.wake();
         });
         if submitted.is_err() {

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use rusqlite::{Connection, OpenFlags, OptionalExtension, Transaction, TransactionBehavior, params};
@@ -53,6 +53,8 @@ const MIGRATIONS: [&str; 1] = ["
 const APPLICATION: i32 = 0x6372_6564;
 /// So many bytes of writes are committed together, at most.
 const GROUP_BYTES: usize = 16 << 20;
+/// What nobody waits for is written so long after it came at most, together with what has come since.
+const LINGER: Duration = Duration::from_millis(20);
 /// So many sources are kept of an identity's: the latest.
 const SOURCES: u32 = 16;
 /// What the store's secret is sealed for.
@@ -367,11 +369,18 @@ fn check(connection: &Connection, path: &Path) -> Result<(), OpenError> {
 fn write(mut connection: Connection, jobs: &Receiver<Job>, secret: &StoreSecret, head: &Path) {
     while let Ok(first) = jobs.recv() {
         let mut size = first.size();
+        let mut urgent = first.is_urgent();
         let mut group = vec![first];
-        while size < GROUP_BYTES
-            && let Ok(job) = jobs.try_recv()
-        {
+        let by = Instant::now() + LINGER;
+        while size < GROUP_BYTES {
+            let next = match urgent {
+                true => jobs.try_recv().ok(),
+                // Nobody waits for what there is: some more may come.
+                false => jobs.recv_timeout(by.saturating_duration_since(Instant::now())).ok(),
+            };
+            let Some(job) = next else { break };
             size += job.size();
+            urgent |= job.is_urgent();
             group.push(job);
         }
         commit(&mut connection, group, secret, head);
@@ -379,6 +388,11 @@ fn write(mut connection: Connection, jobs: &Receiver<Job>, secret: &StoreSecret,
 }
 
 impl Job {
+    /// Whether somebody waits for it: not for lines of the trail, and what else follows a login.
+    fn is_urgent(&self) -> bool {
+        !self.writes.iter().all(|write| matches!(write, Write::Audit(_) | Write::Source { .. } | Write::Failures(..)))
+    }
+
     fn size(&self) -> usize {
         let size = |write: &Write| match write {
             Write::State(change) => change.state.len(),
