@@ -175,3 +175,36 @@ fn master_key_can_be_replaced_while_the_host_runs_and_all_still_get_in() {
     assert!(python::twisted("stock.py", &[&host.port(), "alice", "alice-pw"]).contains("[]"));
     host.home.run(&["audit", "verify"], "");
 }
+
+#[test]
+fn failures_outlive_the_host_and_the_operator_forgets_them_with_it_and_without() {
+    let home = TestHome::new();
+    home.make();
+    home.identity("alice", "alice-pw", &["todo"]);
+    home.install("todo");
+    let call = |host: &TestHost, password: &str| {
+        let target = format!("alice@127.0.0.1:{}/todo", host.port());
+        let output = host.home.run_with(&["call", &target, "list", "--password-stdin"], password);
+        String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).trim().to_owned()
+    };
+    let fail = |host: &TestHost| {
+        for _ in 0..3 {
+            assert!(call(host, "wrong").contains("not let in"));
+        }
+        assert!(call(host, "alice-pw").contains("too many failed logins; try again in 1 s"));
+    };
+    let mut host = home.start();
+    fail(&host);
+    assert!(host.home.run(&["identity", "show", "alice"], "").contains("3 in a row"));
+    host.home.run(&["identity", "unlock", "alice"], "");
+    assert_eq!(call(&host, "alice-pw"), "[]");
+    // From here she has logged in before: a counter of its own.
+    fail(&host);
+    host.terminate();
+    let mut host = host.into_home().start();
+    assert!(call(&host, "alice-pw").contains("too many failed logins"), "a restart is no pardon");
+    host.terminate();
+    let home = host.into_home();
+    home.run(&["identity", "unlock", "alice"], "");
+    assert_eq!(call(&home.start(), "alice-pw"), "[]");
+}

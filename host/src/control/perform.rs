@@ -8,7 +8,7 @@ use crate::cred::{Credential, Identity, Key, NameError, Password, ProofBy};
 use crate::multiservice::MultiService;
 use crate::session::Guard;
 use crate::store::audit::{Broken, Event, Head, Verifier};
-use crate::store::{Record, Store, StoreError, now, wait};
+use crate::store::{Record, Store, StoreError, Write, now, wait};
 
 /// Why it was not done, and what to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -97,7 +97,10 @@ pub fn perform(
         Request::IdentityEnable { name } => done(accounts.enable(name, true)?),
         Request::IdentityRemove { name } => done(accounts.remove(name)?),
         Request::IdentityUnlock { name } => {
-            let counters = running(host)?.guard.unlock(name);
+            let counters = match host {
+                Some(host) => host.guard.unlock(name),
+                None => forget_failures(accounts, name)?,
+            };
             accounts.note(accounts.event("identity.unlocked", name).with("counters", counters));
             json!({ "counters": counters })
         }
@@ -169,6 +172,20 @@ pub fn perform(
         }
         Request::Doctor {} => json!(crate::doctor::examine(accounts)),
     })
+}
+
+/// Forgets the failed logins of a name where no host runs, which would count on.
+fn forget_failures(accounts: &Accounts, name: &str) -> Result<usize, Failed> {
+    let of = Guard::digest_of(accounts.secret(), name);
+    let kept = wait(|done| accounts.store().failures(done))?;
+    let writes: Vec<Write> = kept
+        .into_iter()
+        .filter(|(counter, _)| counter.name == of)
+        .map(|(counter, _)| Write::Failures(counter, 0))
+        .collect();
+    let count = writes.len();
+    wait(|done| accounts.store().commit(writes, done))?;
+    Ok(count)
 }
 
 fn done((): ()) -> Value {

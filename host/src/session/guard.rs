@@ -94,7 +94,15 @@ impl Guard {
     }
 
     fn name_digest(&self, name: &str) -> Digest {
-        self.digest("name", name.as_bytes())
+        Self::digest_of(&self.secret, name)
+    }
+
+    /// What a name's counters are kept under.
+    #[must_use]
+    pub fn digest_of(secret: &StoreSecret, name: &str) -> Digest {
+        let mut digest = Digest::default();
+        digest.copy_from_slice(&secret.digest("name", &[name.as_bytes()])[..16]);
+        digest
     }
 
     fn source_digest(&self, source: IpAddr) -> Digest {
