@@ -160,7 +160,8 @@ fn private_key(file: &Path) -> Result<Box<PrivateKey>, Trouble> {
         broken.push('\n');
     }
     broken.push_str(last);
-    let key = PrivateKey::from_openssh(broken.as_bytes()).map_err(|error| wrong(&error))?;
+    let key = PrivateKey::from_openssh(broken.as_bytes())
+        .map_err(|error| wrong(&error).hint("if it is a private key of OpenSSH's, try an Ed25519 one, or a token"))?;
     if key.is_encrypted() {
         return Err(Trouble::new(format!("{} is protected by a passphrase", file.display()))
             .hint("make a key for this without one, or use a token: credhost token new"));
