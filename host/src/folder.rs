@@ -20,6 +20,7 @@ use crate::loader::private::{PrivateCopy, PrivateFolder};
 use crate::loader::unload::Account;
 use crate::loader::vet::{Sections, Vet, Vetted};
 use crate::loader::watch::Change;
+use crate::multiservice::reload::Reloaded;
 use crate::multiservice::slot::{Slot, State, Surroundings};
 use crate::multiservice::{MultiService, NotAdded};
 use crate::store::audit::Event;
@@ -49,6 +50,8 @@ enum Library {
         slot: Arc<Slot>,
         hash: [u8; 32],
         notes: Vec<String>,
+        /// How it came to replace what was before it, if it did.
+        reloaded: Option<Reloaded>,
     },
     /// Something that it needs does not serve.
     Waiting {
@@ -76,6 +79,8 @@ struct Entry {
     underway: bool,
     /// What is wrong with the file now, though its service goes on.
     trouble: Option<String>,
+    /// One thing at a time is done for a file.
+    one: Arc<tokio::sync::Mutex<()>>,
 }
 
 /// A generation that has ended.
@@ -100,11 +105,11 @@ pub struct Folder {
     vet: Arc<Vet>,
     entries: Mutex<BTreeMap<PathBuf, Entry>>,
     /// What could not be let go of, and how many could.
-    ended: Mutex<(Vec<Ended>, u64)>,
+    ended: Arc<Mutex<(Vec<Ended>, u64)>>,
     /// So many libraries are vetted at once.
     turns: Arc<Semaphore>,
-    /// One service is exchanged at a time.
-    exchange: tokio::sync::Mutex<()>,
+    /// One service comes or goes at a time; any number are replaced meanwhile, each by its like.
+    exchange: tokio::sync::RwLock<()>,
 }
 
 /// The sections of a configuration, as services are handed them.
@@ -143,9 +148,9 @@ impl Folder {
             sections: Arc::new(sections),
             vet: Arc::new(vet),
             entries: Mutex::default(),
-            ended: Mutex::default(),
+            ended: Arc::default(),
             turns: Arc::new(Semaphore::new(AT_ONCE)),
-            exchange: tokio::sync::Mutex::default(),
+            exchange: tokio::sync::RwLock::default(),
         }))
     }
 
@@ -246,6 +251,7 @@ impl Folder {
             turn: 0,
             underway: false,
             trouble: None,
+            one: Arc::default(),
         });
         entry.turn += 1;
         entry.underway = true;
@@ -279,14 +285,33 @@ impl Folder {
         turn: u64,
         vetted: Result<(PrivateCopy, Vetted), String>,
     ) -> Result<bool, String> {
-        let _one = self.exchange.lock().await;
+        self.serve_even(path, turn, vetted, false).await
+    }
+
+    /// As [`Folder::serve`]. `even`: also if it is what serves.
+    async fn serve_even(
+        &self,
+        path: &Path,
+        turn: u64,
+        vetted: Result<(PrivateCopy, Vetted), String>,
+        even: bool,
+    ) -> Result<bool, String> {
         let file = shown(path);
+        let one = self.entries.lock().get(path).map(|entry| Arc::clone(&entry.one));
+        let Some(one) = one else { return Ok(false) };
+        let mut shared = Some(self.exchange.read().await);
+        let mut own = Some(one.lock().await);
+        let mut all = None;
+        if !vetted.as_ref().is_ok_and(|(_, vetted)| self.serving(path, &vetted.manifest.service).is_some()) {
+            drop((own.take(), shared.take()));
+            all = Some(self.exchange.write().await);
+        }
         if self.entries.lock().get(path).is_none_or(|entry| entry.turn != turn) {
             return Ok(false);
         }
         let claimed = vetted.as_ref().ok().map(|(_, vetted)| vetted.manifest.service.clone());
         let served = match vetted {
-            Ok((copy, vetted)) => self.exchange(path, copy, vetted).await,
+            Ok((copy, vetted)) => self.exchange(path, copy, vetted, even).await,
             Err(why) => Err(why),
         };
         // A name that is another file's just now may be free later.
@@ -294,14 +319,26 @@ impl Folder {
         let mut entries = self.entries.lock();
         let Some(entry) = entries.get_mut(path) else { return Ok(false) };
         entry.underway = entry.turn != turn;
+        drop((own, shared, all));
         match served {
             Ok(library) => {
-                if let (Library::Loaded { slot, notes, hash }, true) = (&library, library.differs(&entry.library)) {
-                    tracing::info!(service = slot.name().as_str(), "{file} serves");
+                if let (Library::Loaded { slot, notes, hash, reloaded }, true) =
+                    (&library, library.differs(&entry.library))
+                {
+                    let service = slot.name().as_str();
                     let hash = data_encoding::HEXLOWER.encode(hash);
-                    let event = Event::new("service.started").with("service", slot.name().as_str());
-                    self.note(event.with("file", file.clone()).with("blake2s", hash));
-                    notes.iter().for_each(|note| tracing::warn!(service = slot.name().as_str(), "{file}: {note}"));
+                    let event = match reloaded {
+                        Some(reloaded) => {
+                            tracing::info!(service, "{file} serves, in place of what did: {reloaded}");
+                            Event::new("service.reloaded").with("generation", u64::from(reloaded.generation))
+                        }
+                        None => {
+                            tracing::info!(service, "{file} serves");
+                            Event::new("service.started")
+                        }
+                    };
+                    self.note(event.with("service", service).with("file", file.clone()).with("blake2s", hash));
+                    notes.iter().for_each(|note| tracing::warn!(service, "{file}: {note}"));
                 }
                 entry.library = library;
                 if matches!(entry.library, Library::Loaded { .. }) {
@@ -326,17 +363,68 @@ impl Folder {
         }
     }
 
-    /// Puts a vetted library in place of what the file was before.
-    async fn exchange(&self, path: &Path, copy: PrivateCopy, vetted: Vetted) -> Result<Library, String> {
-        let hash = *copy.hash();
-        let name = vetted.manifest.service;
-        let before = match self.entries.lock().get(path).map(|entry| &entry.library) {
-            Some(Library::Loaded { slot, hash: of, notes }) => {
-                if *of == hash && slot.state() == State::Serving {
-                    return Ok(Library::Loaded { slot: Arc::clone(slot), hash, notes: notes.clone() });
-                }
+    /// The service of this name, if this file serves it now.
+    fn serving(&self, path: &Path, name: &str) -> Option<Arc<Slot>> {
+        match self.entries.lock().get(path).map(|entry| &entry.library) {
+            Some(Library::Loaded { slot, .. }) if slot.name().as_str() == name && slot.state() == State::Serving => {
                 Some(Arc::clone(slot))
             }
+            _ => None,
+        }
+    }
+
+    /// Replaces a service that serves by the same of other code; its clients stay.
+    async fn replace(
+        &self,
+        path: &Path,
+        slot: Arc<Slot>,
+        copy: PrivateCopy,
+        vetted: Vetted,
+    ) -> Result<Library, String> {
+        let hash = *copy.hash();
+        let lacks = self.services.lacks(&vetted.manifest.needs);
+        if !lacks.is_empty() {
+            return Err(format!("it needs {}, which does not serve", lacks.join(", ")));
+        }
+        let kept = self.good_copy(path).with_extension("so.new");
+        let _ = std::fs::remove_file(&kept);
+        let linked = std::fs::hard_link(copy.path(), &kept);
+        let replaced = slot.reload(Source::Copy(copy), self.section()).await;
+        let (reloaded, retired) = match replaced {
+            Ok(replaced) => replaced,
+            Err(error) => {
+                let _ = std::fs::remove_file(&kept);
+                return Err(error.to_string());
+            }
+        };
+        match linked {
+            Ok(()) => self.keep(path, &kept, &hash),
+            Err(error) => tracing::warn!(%error, "the last good copy of {} cannot be kept", shown(path)),
+        }
+        let (ended, service) = (Arc::clone(&self.ended), slot.name().to_string());
+        tokio::task::spawn_local(async move {
+            if let Ok(account) = retired.await {
+                count(&ended, service, account);
+            }
+        });
+        Ok(Library::Loaded { slot, hash, notes: vetted.notes, reloaded: Some(reloaded) })
+    }
+
+    /// Puts a vetted library in place of what the file was before.
+    async fn exchange(&self, path: &Path, copy: PrivateCopy, vetted: Vetted, even: bool) -> Result<Library, String> {
+        let hash = *copy.hash();
+        if let Some(slot) = self.serving(path, &vetted.manifest.service) {
+            if let (false, Some(Library::Loaded { hash: of, notes, reloaded, .. })) =
+                (even, self.entries.lock().get(path).map(|entry| &entry.library))
+                && *of == hash
+            {
+                return Ok(Library::Loaded { slot, hash, notes: notes.clone(), reloaded: reloaded.clone() });
+            }
+            return self.replace(path, slot, copy, vetted).await;
+        }
+        let name = vetted.manifest.service;
+        let before = match self.entries.lock().get(path).map(|entry| &entry.library) {
+            Some(Library::Loaded { slot, .. }) => Some(Arc::clone(slot)),
             _ => None,
         };
         let taken = self.services.service(&name);
@@ -374,7 +462,7 @@ impl Folder {
             Ok(()) => self.keep(path, &kept, &hash),
             Err(error) => tracing::warn!(%error, "the last good copy of {} cannot be kept", shown(path)),
         }
-        Ok(Library::Loaded { slot, hash, notes: vetted.notes })
+        Ok(Library::Loaded { slot, hash, notes: vetted.notes, reloaded: None })
     }
 
     /// What was vetted did not start: what served last does again, if it can.
@@ -385,7 +473,7 @@ impl Folder {
             let hash = *copy.hash();
             if let Ok(slot) = self.start(copy).await {
                 if let Some(entry) = self.entries.lock().get_mut(path) {
-                    entry.library = Library::Loaded { slot, hash, notes: vetted.notes };
+                    entry.library = Library::Loaded { slot, hash, notes: vetted.notes, reloaded: None };
                 }
                 return Err(why.to_owned());
             }
@@ -397,9 +485,7 @@ impl Folder {
     }
 
     async fn start(&self, copy: PrivateCopy) -> Result<Arc<Slot>, String> {
-        let sections = Arc::clone(&self.sections);
-        let section = move |name: &str| Ok(sections.get(name).map(|section| section.0.clone()).unwrap_or_default());
-        let loaded = Slot::load(Source::Copy(copy), &self.surroundings, section).await;
+        let loaded = Slot::load(Source::Copy(copy), &self.surroundings, self.section()).await;
         let slot = loaded.map_err(|error| error.to_string())?;
         match self.collection(slot.name().as_str()).add(Arc::clone(&slot)).await {
             Ok(()) => Ok(slot),
@@ -410,6 +496,12 @@ impl Folder {
                 Err(error.to_string())
             }
         }
+    }
+
+    /// What answers with the section of the configuration that is for a service.
+    fn section(&self) -> impl FnOnce(&str) -> Result<Vec<u8>, String> + use<> {
+        let sections = Arc::clone(&self.sections);
+        move |name| Ok(sections.get(name).map(|section| section.0.clone()).unwrap_or_default())
     }
 
     /// Where a service of this name belongs.
@@ -450,18 +542,11 @@ impl Folder {
         let service = slot.name().to_string();
         let event = Event::new("service.stopped").with("service", service.as_str());
         self.note(event.with("library", account.to_string()));
-        let mut ended = self.ended.lock();
-        match account {
-            Account::Pinned(_) | Account::Condemned => {
-                tracing::warn!(service, "its library stays in memory: {account}");
-                ended.0.push(Ended { service, account });
-            }
-            Account::Nothing | Account::Retired { .. } => ended.1 += 1,
-        }
+        count(&self.ended, service, account);
     }
 
     async fn gone(&self, path: &Path) {
-        let _one = self.exchange.lock().await;
+        let _all = self.exchange.write().await;
         // Where that cannot be told, it is not gone.
         if !matches!(path.try_exists(), Ok(false)) {
             return;
@@ -530,7 +615,7 @@ impl Folder {
     /// When there is no such service in the folder, or it has stopped already.
     pub async fn stop(&self, service: &str) -> Result<(), String> {
         let path = self.path_of(service).ok_or_else(|| format!("there is no service named {service} in the folder"))?;
-        let _one = self.exchange.lock().await;
+        let _all = self.exchange.write().await;
         let slot = match self.entries.lock().get_mut(&path) {
             Some(entry) if matches!(entry.library, Library::Loaded { .. }) => {
                 // What was under way for the file is out of date.
@@ -564,6 +649,23 @@ impl Folder {
         let served = self.serve(&path, turn, vetted).await;
         self.start_waiting();
         current(served)
+    }
+
+    /// An operator has a service replaced by its file, as it is now, though the file has not changed.
+    ///
+    /// # Errors
+    /// When there is no such service, or the file is refused: what served goes on.
+    pub async fn reload(self: &Rc<Self>, service: &str) -> Result<Option<Reloaded>, String> {
+        let path = self.path_of(service).ok_or_else(|| format!("there is no service named {service} in the folder"))?;
+        let turn = self.turn(&path);
+        let vetted = self.vet(path.clone()).await.unwrap_or_else(|error| Err(error.to_string()));
+        let served = self.serve_even(&path, turn, vetted, true).await;
+        self.start_waiting();
+        current(served)?;
+        match self.entries.lock().get(&path).map(|entry| &entry.library) {
+            Some(Library::Loaded { reloaded, .. }) => Ok(reloaded.clone()),
+            _ => Ok(None),
+        }
     }
 
     /// An operator goes back to the library that served before the present one. The file in the folder stays as it is,
@@ -609,9 +711,24 @@ impl Folder {
 impl Library {
     fn differs(&self, other: &Self) -> bool {
         match (self, other) {
-            (Self::Loaded { slot, .. }, Self::Loaded { slot: other, .. }) => !Arc::ptr_eq(slot, other),
+            (Self::Loaded { slot, reloaded, .. }, Self::Loaded { slot: other, reloaded: before, .. }) => {
+                let number = |reloaded: &Option<Reloaded>| reloaded.as_ref().map(|reloaded| reloaded.generation);
+                !Arc::ptr_eq(slot, other) || number(reloaded) != number(before)
+            }
             _ => true,
         }
+    }
+}
+
+/// Counts a generation that has ended.
+fn count(ended: &Mutex<(Vec<Ended>, u64)>, service: String, account: Account) {
+    let mut ended = ended.lock();
+    match account {
+        Account::Pinned(_) | Account::Condemned => {
+            tracing::warn!(service, "its library stays in memory: {account}");
+            ended.0.push(Ended { service, account });
+        }
+        Account::Nothing | Account::Retired { .. } => ended.1 += 1,
     }
 }
 
@@ -629,7 +746,7 @@ fn shown(path: &Path) -> String {
 
 fn status(path: &Path, entry: &Entry) -> LibraryStatus {
     let file = shown(path);
-    let plain = |service, state| LibraryStatus { file: shown(path), service, state, note: None, calls: 0, faults: 0 };
+    let plain = |service, state| LibraryStatus { file: shown(path), service, state, ..LibraryStatus::default() };
     match &entry.library {
         Library::Vetting => plain(None, "being vetted".to_owned()),
         Library::Refused(why) | Library::Taken { why, .. } => plain(None, format!("refused: {why}")),
@@ -637,7 +754,7 @@ fn status(path: &Path, entry: &Entry) -> LibraryStatus {
         Library::Waiting { service, needs } => {
             plain(Some(service.clone()), format!("waits: it needs {}", needs.join(", ")))
         }
-        Library::Loaded { slot, notes, .. } => {
+        Library::Loaded { slot, notes, reloaded, .. } => {
             let notes: Vec<String> = entry.trouble.iter().chain(notes).cloned().collect();
             LibraryStatus {
                 file,
@@ -651,6 +768,11 @@ fn status(path: &Path, entry: &Entry) -> LibraryStatus {
                 note: (!notes.is_empty()).then(|| notes.join("; ")),
                 calls: slot.calls(),
                 faults: slot.faults(),
+                generation: slot.generation(),
+                attached: slot.attached(),
+                retiring: slot.retiring(),
+                unreadable: slot.unreadable(),
+                reloaded: reloaded.clone(),
             }
         }
     }

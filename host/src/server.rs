@@ -286,6 +286,10 @@ impl Host {
             Request::ServiceStart { name } => {
                 return self.folder.start_again(name).await.map(|()| serde_json::Value::Null).map_err(failed);
             }
+            Request::ServiceReload { name } => {
+                let reloaded = self.folder.reload(name).await.map_err(failed)?;
+                return Ok(serde_json::json!({ "reloaded": reloaded }));
+            }
             Request::ServiceRollback { name } => {
                 return self.folder.rollback(name).await.map(|()| serde_json::Value::Null).map_err(failed);
             }

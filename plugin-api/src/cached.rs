@@ -110,7 +110,7 @@ impl<T: Cacheable> Serialize for Cached<T> {
                 let core =
                     Core::current().ok_or_else(|| S::Error::custom("a cached object can be sent in calls only"))?;
                 let weak = Rc::downgrade(&self.shared);
-                let number = core.cached(weak);
+                let number = core.cached(weak).map_err(S::Error::custom)?;
                 *self.shared.sent.borrow_mut() = Some((core, number));
                 number
             }

@@ -79,12 +79,36 @@ struct Attached {
     identity: String,
     peer: String,
     mind: Option<Remote>,
+    reason: Reason,
+}
+
+/// Why a client attaches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Reason {
+    /// It has asked for the perspective.
+    Login,
+    /// It was attached to the code before this, and does not notice that the service was replaced.
+    Reload,
 }
 
 impl Attachment {
-    pub(crate) fn new(id: u64, perspective: &str, identity: &str, peer: &str, mind: Option<Remote>) -> Self {
+    pub(crate) fn new(
+        id: u64,
+        perspective: &str,
+        identity: &str,
+        peer: &str,
+        mind: Option<Remote>,
+        reason: Reason,
+    ) -> Self {
         let (perspective, identity, peer) = (perspective.to_owned(), identity.to_owned(), peer.to_owned());
-        Self { shared: Rc::new(Attached { id, perspective, identity, peer, mind }) }
+        Self { shared: Rc::new(Attached { id, perspective, identity, peer, mind, reason }) }
+    }
+
+    /// Why it attaches: a service that greets its clients does not greet them again after a reload.
+    #[must_use]
+    pub fn reason(&self) -> Reason {
+        self.shared.reason
     }
 
     /// A number that no other attachment of this service has.

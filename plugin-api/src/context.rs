@@ -74,9 +74,12 @@ impl<S: Service> Context<S> {
         self.runtime.upgrade().is_some_and(|runtime| runtime.vetting.get())
     }
 
-    /// Runs a task beside the calls, on the service's own thread. It ends with the service.
+    /// Runs a task beside the calls, on the service's own thread. It ends with the service, and with its being replaced:
+    /// the new code's `start` begins its own.
     pub fn spawn(&self, task: impl Future<Output = ()> + 'static) {
-        tokio::task::spawn_local(task);
+        if let Some(runtime) = self.runtime.upgrade() {
+            runtime.spawn(task);
+        }
     }
 }
 

@@ -15,6 +15,9 @@ pub struct Fault {
     pub(crate) internal: bool,
 }
 
+/// The class of [`Fault::is_reloaded`].
+const RELOADED: &str = "credhost.Reloaded";
+
 /// What a method of a perspective answers with when it can fail.
 pub type Result<T, E = Fault> = std::result::Result<T, E>;
 
@@ -41,6 +44,19 @@ impl Fault {
     #[must_use]
     pub fn unauthorized(message: impl Into<String>) -> Self {
         Self::new("twisted.cred.error.Unauthorized", message)
+    }
+
+    /// Another generation of the service has taken over while this code waited: what it would change is not its own any
+    /// more. The client can call again.
+    #[must_use]
+    pub(crate) fn reloaded() -> Self {
+        Self::new(RELOADED, "the service was replaced while the call was under way; call again")
+    }
+
+    /// Whether it says that another generation has taken over: nothing that is saved can be changed any more.
+    #[must_use]
+    pub fn is_reloaded(&self) -> bool {
+        self.class == RELOADED
     }
 
     pub(crate) fn panicked(what: &str) -> Self {

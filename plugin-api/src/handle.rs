@@ -10,8 +10,29 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::abi::frame::ToHost;
 use crate::fault::{Fault, Result};
-use crate::runtime::core::Core;
+use crate::runtime::core::{Core, Object};
 use crate::service::{Callable, Save};
+
+/// What a perspective's origin begins with.
+pub(crate) const PERSPECTIVE: &str = "perspective/";
+/// What a named object's origin begins with.
+pub(crate) const NAMED: &str = "object/";
+
+/// A handle to any object of the service's own whose methods clients can call: what
+/// [`Service::rebuild`](crate::Service::rebuild) answers with.
+pub struct AnyHandle(pub(crate) Rc<dyn Object>);
+
+impl<T: Callable> From<Handle<T>> for AnyHandle {
+    fn from(handle: Handle<T>) -> Self {
+        Self(Rc::new(handle))
+    }
+}
+
+impl std::fmt::Debug for AnyHandle {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("AnyHandle")
+    }
+}
 
 /// A handle to a perspective, to the service, or to any other object of the service's own.
 ///
@@ -27,6 +48,8 @@ pub struct Handle<T> {
 struct Shared<T> {
     value: RefCell<T>,
     saver: Option<Saver<T>>,
+    /// By what the service knows it, if it is to live longer than this generation.
+    name: Option<String>,
     /// Taken away for good: after its generation has ended.
     ended: Cell<bool>,
     /// Changed since it was saved last.
@@ -39,6 +62,7 @@ impl<T> Drop for Shared<T> {
         if let Some(saver) = &self.saver
             && saver.policy == Save::Detach
             && self.dirty.get()
+            && !saver.core.retired.get()
         {
             let value = self.value.get_mut();
             if let Ok(Err(fault)) = catch_unwind(AssertUnwindSafe(|| saver.keep(value))) {
@@ -68,24 +92,34 @@ impl<T> Handle<T> {
     /// A new object, which is not saved. A service's perspectives are made by the host's asking; this is for all else.
     #[must_use]
     pub fn new(value: T) -> Self {
-        Self {
-            shared: Rc::new(Shared {
-                value: RefCell::new(value),
-                saver: None,
-                ended: Cell::new(false),
-                dirty: Cell::new(false),
-            }),
-        }
+        Self::make(value, None, None)
+    }
+
+    /// As [`Handle::new`], of an object that clients may keep while the service is replaced: the new code is asked for
+    /// the object of this name ([`Service::rebuild`](crate::Service::rebuild)), and it takes the place of this one
+    /// behind the clients' references. Without a name they are dead then. (Perspectives need none: they have theirs.)
+    #[must_use]
+    pub fn named(name: impl Into<String>, value: T) -> Self {
+        Self::make(value, None, Some(name.into()))
     }
 
     pub(crate) fn saved(value: T, saver: Saver<T>) -> Self {
-        Self {
-            shared: Rc::new(Shared {
-                value: RefCell::new(value),
-                saver: Some(saver),
-                ended: Cell::new(false),
-                dirty: Cell::new(false),
-            }),
+        Self::make(value, Some(saver), None)
+    }
+
+    fn make(value: T, saver: Option<Saver<T>>, name: Option<String>) -> Self {
+        let (ended, dirty) = (Cell::new(false), Cell::new(false));
+        Self { shared: Rc::new(Shared { value: RefCell::new(value), saver, name, ended, dirty }) }
+    }
+
+    /// By what another generation can make it anew.
+    pub(crate) fn origin(&self) -> Option<String> {
+        match (&self.shared.saver, &self.shared.name) {
+            // The service itself, whose handle is of another type than its perspectives'.
+            (Some(saver), _) if saver.name.is_empty() => None,
+            (Some(saver), _) => Some(format!("{PERSPECTIVE}{}", saver.name)),
+            (None, Some(name)) => Some(format!("{NAMED}{name}")),
+            (None, None) => None,
         }
     }
 
@@ -104,12 +138,15 @@ impl<T> Handle<T> {
     ///
     /// # Errors
     /// When it is being used by the caller itself, further up; when its service has ended; when it cannot be saved:
-    /// then the change is undone.
+    /// then the change is undone; when the service was replaced while the caller waited ([`Fault::is_reloaded`]).
     ///
     /// # Panics
     /// As `change`; the object is then back at its last saved state.
     pub fn write<R>(&self, change: impl FnOnce(&mut T) -> R) -> Result<R> {
         self.live()?;
+        if self.shared.saver.as_ref().is_some_and(|saver| saver.core.retired.get()) {
+            return Err(Fault::reloaded());
+        }
         let mut value = self.shared.value.try_borrow_mut().map_err(|_| busy())?;
         let changed = catch_unwind(AssertUnwindSafe(|| change(&mut value)));
         match changed {
@@ -273,7 +310,7 @@ impl<T> std::fmt::Debug for Handle<T> {
 impl<T: Callable> Serialize for Handle<T> {
     fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
         let core = Core::current().ok_or_else(|| S::Error::custom("a reference can be sent in calls only"))?;
-        let id = core.export(self);
+        let id = core.export(self).map_err(S::Error::custom)?;
         serializer.serialize_newtype_struct(jelly::types::reference::REMOTE, &id)
     }
 }

@@ -65,11 +65,11 @@ mod service;
 pub mod testing;
 
 pub use cached::{Cacheable, Cached};
-pub use call::{Attachment, Call};
+pub use call::{Attachment, Call, Reason};
 pub use context::{Config, Context, blocking};
 pub use data::{Data, Entry, Select, Selected, Transaction};
 pub use fault::{Fault, Result};
-pub use handle::Handle;
+pub use handle::{AnyHandle, Handle};
 pub use jelly::types;
 pub use jelly::{BigInt, Bytes, Date, DateTime, Decimal, FrozenSet, Set, Time, TimeDelta, Value};
 pub use plugin_api_macros::{perspective, service};
@@ -79,8 +79,8 @@ pub use service::{Callable, Save, Served, Service};
 /// All that a service usually needs.
 pub mod prelude {
     pub use crate::{
-        Attachment, Cacheable, Cached, Call, Config, Context, Fault, Handle, Remote, Result, Save, Select, Service,
-        Value,
+        AnyHandle, Attachment, Cacheable, Cached, Call, Config, Context, Fault, Handle, Reason, Remote, Result, Save,
+        Select, Service, Value,
     };
     pub use crate::{perspective, service};
     pub use serde::{Deserialize, Serialize};
@@ -134,6 +134,6 @@ pub mod __private {
     pub use crate::manifest::{Method, Parameter};
     pub use crate::runtime::arguments::Arguments;
     pub use crate::runtime::incoming::{Incoming, Invoked, Sink, encode};
-    pub use crate::service::{load, save};
+    pub use crate::service::{load, load_migrated, save};
     pub use serde;
 }

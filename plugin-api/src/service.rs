@@ -1,12 +1,13 @@
 //! What an author implements.
 
+use jelly::Value;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::call::Attachment;
 use crate::context::{Config, Context};
 use crate::fault::{Fault, Result};
-use crate::handle::Handle;
+use crate::handle::{AnyHandle, Handle};
 use crate::manifest::Method;
 use crate::runtime::incoming::{Incoming, Invoked};
 
@@ -84,6 +85,27 @@ pub trait Service: Sized + 'static {
     /// When it is not.
     fn health(me: &Handle<Self>) -> Result<()>;
 
+    /// Makes an object anew that code before this has handed out to clients under a name
+    /// ([`Handle::named`](crate::Handle::named)), after a reload; the clients' references are to this object then.
+    /// Filled in: there is none.
+    ///
+    /// # Errors
+    /// When there is no such object any more: references to it are dead.
+    fn rebuild(context: Context<Self>, name: String) -> impl Future<Output = Result<AnyHandle>>;
+
+    /// Makes a perspective's saved state, of whatever version of the code, one that this version can read. Called with
+    /// each state before it is read. Filled in: as it is.
+    ///
+    /// # Errors
+    /// When it cannot be; nobody can attach to the perspective then, and its state stays as it is.
+    fn migrate(state: Value) -> Result<Value>;
+
+    /// As [`Service::migrate`], for the service's own state. Filled in: as it is.
+    ///
+    /// # Errors
+    /// When it cannot be; the service does not start then.
+    fn migrate_shared(state: Value) -> Result<Value>;
+
     /// Filled in.
     #[doc(hidden)]
     fn save_perspective(perspective: &Self::Perspective) -> Result<Vec<u8>>;
@@ -136,4 +158,14 @@ pub fn load<T: DeserializeOwned>(state: &[u8]) -> Result<T> {
     // A state has a quota of its own, not the wire's limits.
     jelly::from_scanned(state)
         .map_err(|error| Fault::new("RuntimeError", format!("the saved state does not fit this version: {error}")))
+}
+
+/// For `#[service]`: [`load`], for an author who migrates.
+///
+/// # Errors
+/// As `migrate`, and as [`load`].
+#[doc(hidden)]
+pub fn load_migrated<T: DeserializeOwned>(state: &[u8], migrate: fn(Value) -> Result<Value>) -> Result<T> {
+    let state: Value = load(state)?;
+    load(&migrate(state)?.encode())
 }

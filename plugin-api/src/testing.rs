@@ -37,12 +37,12 @@
 //! The service runs on a thread of its own, as it does in a host; the test's thread plays the clients. A client's mind
 //! is called while the test waits for something: for an answer, or in [`TestHost::settle`].
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::marker::PhantomData;
 use std::pin::Pin;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Condvar, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -64,11 +64,32 @@ type Mind = Box<dyn FnMut(&str, Value) -> Result<Value>>;
 
 /// A service that runs, and its clients.
 pub struct TestHost<S: Service> {
-    gate: Arc<Gate>,
-    frames: Receiver<Vec<u8>>,
-    thread: Option<JoinHandle<()>>,
+    /// What generations say, each with its number.
+    frames: Receiver<(usize, Vec<u8>)>,
+    sender: Sender<(usize, Vec<u8>)>,
+    /// One after the other: the last serves.
+    generations: RefCell<Vec<Generation>>,
     state: RefCell<State>,
+    config: Vec<u8>,
+    clock_stands: bool,
+    /// How many generations there have been.
+    made: Cell<usize>,
+    /// How many objects were given numbers.
+    objects: Cell<u64>,
     service: PhantomData<fn() -> S>,
+}
+
+struct Generation {
+    number: usize,
+    gate: Arc<Gate>,
+    thread: JoinHandle<()>,
+}
+
+/// Who is attached, to be attached to new code.
+struct Known {
+    perspective: String,
+    identity: String,
+    mind: u64,
 }
 
 #[derive(Default)]
@@ -78,7 +99,10 @@ struct State {
     answers: HashMap<u64, Result<Vec<u8>>>,
     attached: HashSet<u64>,
     minds: HashMap<u64, Mind>,
-    lifecycle: Vec<std::result::Result<&'static str, String>>,
+    known: BTreeMap<u64, Known>,
+    lifecycle: Vec<(usize, std::result::Result<&'static str, String>)>,
+    /// What the last that stood still has left to its successor.
+    heirlooms: Vec<u8>,
     updates: HashMap<u64, Vec<(String, Value)>>,
     data: BTreeMap<Vec<u8>, Vec<u8>>,
     data_version: u64,
@@ -89,11 +113,26 @@ struct State {
 struct Gate {
     queue: Mutex<Vec<u8>>,
     come: Notify,
+    come_at_all: Condvar,
+    #[cfg(feature = "testing")]
+    advanced: Mutex<Duration>,
 }
 
 struct TestWall {
+    number: usize,
     gate: Arc<Gate>,
-    frames: Sender<Vec<u8>>,
+    frames: Sender<(usize, Vec<u8>)>,
+    #[cfg_attr(not(feature = "testing"), expect(dead_code, reason = "the clock is the machine's"))]
+    clock_stands: bool,
+}
+
+impl Drop for TestWall {
+    fn drop(&mut self) {
+        // Also when its main loop has panicked. The test may have ended.
+        let mut stopped = Vec::new();
+        ToHost::Stopped {}.write(&mut stopped);
+        let _ = self.frames.send((self.number, stopped));
+    }
 }
 
 impl Wall for TestWall {
@@ -107,7 +146,26 @@ impl Wall for TestWall {
 
     fn push(&self, frames: &[u8]) {
         // The test may have ended.
-        let _ = self.frames.send(frames.to_vec());
+        let _ = self.frames.send((self.number, frames.to_vec()));
+    }
+
+    fn wait(&self) {
+        let queue = lock(&self.gate.queue);
+        if queue.is_empty() {
+            drop(self.gate.come_at_all.wait_timeout(queue, PATIENCE));
+        }
+    }
+
+    #[cfg(feature = "testing")]
+    fn advanced(&self) -> Option<Duration> {
+        let mut advanced = self.gate.advanced.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let by = std::mem::take(&mut *advanced);
+        (!by.is_zero()).then_some(by)
+    }
+
+    #[cfg(feature = "testing")]
+    fn clock_stands(&self) -> bool {
+        self.clock_stands
     }
 
     fn sleep(&self) -> Box<dyn Sleep> {
@@ -142,20 +200,96 @@ impl<S: Service> TestHost<S> {
     /// # Errors
     /// What it refuses to start with.
     pub fn start_with<C: Serialize>(config: &C, saved: HashMap<String, Value>) -> Result<Self> {
+        Self::begin(config, saved, false)
+    }
+
+    /// As [`TestHost::start`], with a clock that stands, and moves by [`TestHost::advance`] alone: what waits for an
+    /// hour is tested in no time. With the feature `testing`.
+    ///
+    /// # Errors
+    /// What it refuses to start with.
+    #[cfg(feature = "testing")]
+    pub fn start_paused() -> Result<Self> {
+        Self::begin(&HashMap::<String, String>::new(), HashMap::new(), true)
+    }
+
+    /// Moves the clock of a service that was [started with one that stands](TestHost::start_paused), and waits until
+    /// what has become due by that has run.
+    ///
+    /// # Errors
+    /// When the service has ended.
+    #[cfg(feature = "testing")]
+    pub fn advance(&self, by: Duration) -> Result<()> {
+        if let Some(generation) = self.generations.borrow().last() {
+            *generation.gate.advanced.lock().unwrap_or_else(std::sync::PoisonError::into_inner) += by;
+            generation.gate.come.notify_one();
+        }
+        self.settle()
+    }
+
+    fn begin<C: Serialize>(config: &C, saved: HashMap<String, Value>, clock_stands: bool) -> Result<Self> {
         let (sender, frames) = channel();
-        let gate = Arc::new(Gate::default());
-        let wall_gate = Arc::clone(&gate);
-        let thread = std::thread::spawn(move || run::<S>(Box::new(TestWall { gate: wall_gate, frames: sender })));
         let saved = saved.into_iter().map(|(name, state)| (name, state.encode())).collect();
         let state = RefCell::new(State { saved, ..State::default() });
-        let host = Self { gate, frames, thread: Some(thread), state, service: PhantomData };
         let config = jelly::to_vec(config)?;
-        host.tell(&ToLibrary::Init { config: &config, vetting: false, quota: 64 << 20 });
-        host.stage("initialised")?;
-        let own = host.state.borrow().saved.get("").cloned();
-        host.tell(&ToLibrary::Start { saved: own.as_deref(), version: u64::from(own.is_some()) });
-        host.stage("started")?;
+        let (generations, made, objects) = (RefCell::default(), Cell::new(0), Cell::new(0));
+        let service = PhantomData;
+        let host = Self { frames, sender, generations, state, config, clock_stands, made, objects, service };
+        host.generation()?;
         Ok(host)
+    }
+
+    /// Starts one more generation.
+    fn generation(&self) -> Result<()> {
+        let gate = Arc::new(Gate::default());
+        let number = self.made.get() + 1;
+        self.made.set(number);
+        let wall =
+            TestWall { number, gate: Arc::clone(&gate), frames: self.sender.clone(), clock_stands: self.clock_stands };
+        let thread = std::thread::spawn(move || run::<S>(Box::new(wall)));
+        self.generations.borrow_mut().push(Generation { number, gate, thread });
+        self.tell(&ToLibrary::Init { config: &self.config, vetting: false, quota: 64 << 20 });
+        self.stage(number, "initialised")?;
+        let own = self.state.borrow().saved.get("").cloned();
+        self.tell(&ToLibrary::Start { saved: own.as_deref(), version: u64::from(own.is_some()) });
+        self.stage(number, "started")
+    }
+
+    /// Replaces the service by itself, as a host does when its library is replaced: it is frozen and saved, started anew
+    /// from what was saved, and those who are attached are attached again, with their minds. What only the old one
+    /// knew is gone. Calls that wait go on in the old one.
+    ///
+    /// # Errors
+    /// When the service cannot be saved, does not start again (it then goes on as it was), or refuses somebody who was
+    /// attached.
+    pub fn reload(&self) -> Result<()> {
+        let old = self.serving();
+        self.tell_to(old, &ToLibrary::Freeze { request: 0 });
+        self.stage(old, "frozen")?;
+        let adopted = self.generation().and_then(|()| {
+            let objects = self.state.borrow().heirlooms.clone();
+            self.tell(&ToLibrary::Adopt { objects: &objects, numbers: self.objects.get() });
+            self.stage(self.serving(), "adopted")?;
+            self.settle()
+        });
+        if let Err(fault) = adopted {
+            self.tell(&ToLibrary::Stop {});
+            let _ = self.stage(self.serving(), "stopped");
+            self.generations.borrow_mut().pop();
+            self.tell_to(old, &ToLibrary::Thaw {});
+            return Err(fault);
+        }
+        let known: Vec<u64> = self.state.borrow().known.keys().copied().collect();
+        self.state.borrow_mut().attached.clear();
+        let mut refused = None;
+        for attachment in known {
+            if let Err(fault) = self.attach_now(attachment, true) {
+                self.state.borrow_mut().known.remove(&attachment);
+                refused = refused.or(Some(fault));
+            }
+        }
+        self.tell_to(old, &ToLibrary::Retire {});
+        refused.map_or(Ok(()), Err)
     }
 
     /// A client attaches to the perspective of this name, as the identity of the same name, without a mind.
@@ -185,14 +319,33 @@ impl<S: Service> TestHost<S> {
         if let Some(mind) = mind {
             self.state.borrow_mut().minds.insert(handle, mind);
         }
-        self.tell(&ToLibrary::Attach { attachment, perspective, identity, mind: handle, peer: "a test" });
+        let known = Known { perspective: perspective.to_owned(), identity: identity.to_owned(), mind: handle };
+        self.state.borrow_mut().known.insert(attachment, known);
+        if let Err(fault) = self.attach_now(attachment, false) {
+            self.state.borrow_mut().known.remove(&attachment);
+            return Err(fault);
+        }
+        Ok(TestClient { host: self, attachment })
+    }
+
+    fn attach_now(&self, attachment: u64, again: bool) -> Result<()> {
+        let Some((perspective, identity, mind)) = self
+            .state
+            .borrow()
+            .known
+            .get(&attachment)
+            .map(|known| (known.perspective.clone(), known.identity.clone(), known.mind))
+        else {
+            return Ok(());
+        };
+        let (perspective, identity) = (perspective.as_str(), identity.as_str());
+        self.tell(&ToLibrary::Attach { attachment, perspective, identity, mind, peer: "a test", again });
         self.until(|state| {
             if state.attached.contains(&attachment) {
                 return Some(Ok(()));
             }
             state.answers.remove(&attachment).map(|refused| refused.map(drop))
-        })?;
-        Ok(TestClient { host: self, attachment })
+        })
     }
 
     /// The saved state of a perspective; of the service itself, by an empty name.
@@ -209,19 +362,15 @@ impl<S: Service> TestHost<S> {
     /// When the service has ended, or says that it is not well.
     pub fn settle(&self) -> Result<()> {
         self.tell(&ToLibrary::Health { request: 0 });
-        self.stage("healthy")
+        self.stage(self.serving(), "healthy")
     }
 
     /// Stops the service; answers with all saved states, to start it anew with.
     ///
     /// # Errors
     /// When it does not stop.
-    pub fn stop(mut self) -> Result<HashMap<String, Value>> {
-        self.tell(&ToLibrary::Stop {});
-        self.stage("stopped")?;
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
+    pub fn stop(self) -> Result<HashMap<String, Value>> {
+        self.end_all()?;
         let saved = std::mem::take(&mut self.state.borrow_mut().saved);
         Ok(saved.into_iter().filter_map(|(name, state)| Some((name, Value::decode(&state).ok()?))).collect())
     }
@@ -232,14 +381,46 @@ impl<S: Service> TestHost<S> {
         state.next
     }
 
-    fn tell(&self, frame: &ToLibrary<'_>) {
-        frame.write(&mut lock(&self.gate.queue));
-        self.gate.come.notify_one();
+    /// Ends all generations, the oldest first.
+    fn end_all(&self) -> Result<()> {
+        let all: Vec<usize> = self.generations.borrow().iter().map(|generation| generation.number).collect();
+        for number in all {
+            self.tell_to(number, &ToLibrary::Stop {});
+            self.stage(number, "stopped")?;
+        }
+        for generation in self.generations.take() {
+            let _ = generation.thread.join();
+        }
+        Ok(())
     }
 
-    fn stage(&self, wanted: &'static str) -> Result<()> {
+    /// To the generation that serves.
+    fn tell(&self, frame: &ToLibrary<'_>) {
+        self.tell_to(self.serving(), frame);
+    }
+
+    /// The number of the generation that serves.
+    fn serving(&self) -> usize {
+        self.generations.borrow().last().map_or(0, |generation| generation.number)
+    }
+
+    fn tell_to(&self, generation: usize, frame: &ToLibrary<'_>) {
+        let generations = self.generations.borrow();
+        if let Some(generation) = generations.iter().find(|known| known.number == generation) {
+            frame.write(&mut lock(&generation.gate.queue));
+            generation.gate.come.notify_one();
+            generation.gate.come_at_all.notify_one();
+        }
+    }
+
+    fn stage(&self, generation: usize, wanted: &'static str) -> Result<()> {
         self.until(|state| {
-            state.lifecycle.pop().map(|stage| match stage {
+            let mut stages = state.lifecycle.iter();
+            // What was said before the end does not matter at the end.
+            let at = stages.position(|(number, stage)| {
+                *number == generation && (wanted != "stopped" || *stage == Ok("stopped"))
+            })?;
+            Some(match state.lifecycle.remove(at).1 {
                 Ok(found) if found == wanted => Ok(()),
                 Ok(found) => Err(Fault::new("RuntimeError", format!("the service is {found}, not {wanted}"))),
                 Err(why) => Err(Fault::new("RuntimeError", why)),
@@ -254,10 +435,10 @@ impl<S: Service> TestHost<S> {
                 return result;
             }
             match self.frames.recv_timeout(PATIENCE) {
-                Ok(frames) => {
+                Ok((from, frames)) => {
                     let mut rest = frames.as_slice();
                     while let Some(frame) = ToHost::read(&mut rest) {
-                        self.serve(frame);
+                        self.serve(from, frame);
                     }
                 }
                 Err(RecvTimeoutError::Timeout) => {
@@ -270,14 +451,21 @@ impl<S: Service> TestHost<S> {
         }
     }
 
-    fn serve(&self, frame: ToHost<'_>) {
+    fn serve(&self, from: usize, frame: ToHost<'_>) {
         let mut state = self.state.borrow_mut();
+        let tell = |frame: &ToLibrary<'_>| self.tell_to(from, frame);
         match frame {
-            ToHost::Initialised {} => state.lifecycle.push(Ok("initialised")),
-            ToHost::Started {} => state.lifecycle.push(Ok("started")),
-            ToHost::Healthy { .. } => state.lifecycle.push(Ok("healthy")),
-            ToHost::Stopped {} => state.lifecycle.push(Ok("stopped")),
-            ToHost::Refused { message } => state.lifecycle.push(Err(message.to_owned())),
+            ToHost::Initialised {} => state.lifecycle.push((from, Ok("initialised"))),
+            ToHost::Started {} => state.lifecycle.push((from, Ok("started"))),
+            ToHost::Healthy { .. } => state.lifecycle.push((from, Ok("healthy"))),
+            ToHost::Adopted { .. } => state.lifecycle.push((from, Ok("adopted"))),
+            ToHost::Stopped {} => state.lifecycle.push((from, Ok("stopped"))),
+            ToHost::Refused { message } => state.lifecycle.push((from, Err(message.to_owned()))),
+            ToHost::Frozen { objects, numbers, .. } => {
+                state.heirlooms = objects.to_vec();
+                self.objects.set(numbers);
+                state.lifecycle.push((from, Ok("frozen")));
+            }
             ToHost::Attached { attachment } => {
                 state.attached.insert(attachment);
             }
@@ -294,7 +482,7 @@ impl<S: Service> TestHost<S> {
                 let saved = state.saved.get(perspective).cloned();
                 drop(state);
                 let version = u64::from(saved.is_some());
-                self.tell(&ToLibrary::Loaded { request, state: saved.as_deref(), version });
+                tell(&ToLibrary::Loaded { request, state: saved.as_deref(), version });
             }
             ToHost::Data { request, from, to, limit, reverse } => {
                 let within = state.data.range(from.to_vec()..);
@@ -311,7 +499,7 @@ impl<S: Service> TestHost<S> {
                 }
                 let version = state.data_version;
                 drop(state);
-                self.tell(&ToLibrary::Entries { request, entries: &entries, more, version });
+                tell(&ToLibrary::Entries { request, entries: &entries, more, version });
             }
             ToHost::Write { request, base, entries } => {
                 let fits = state.data_version == base;
@@ -326,13 +514,14 @@ impl<S: Service> TestHost<S> {
                 }
                 drop(state);
                 if fits {
-                    self.tell(&ToLibrary::Committed { request });
+                    tell(&ToLibrary::Committed { request });
                 } else {
-                    self.tell(&ToLibrary::NotLoaded { request, message: "it was changed meanwhile" });
+                    tell(&ToLibrary::NotLoaded { request, message: "it was changed meanwhile" });
                 }
             }
             ToHost::End { attachment } => {
                 state.ended.insert(attachment);
+                state.known.remove(&attachment);
                 drop(state);
                 self.tell(&ToLibrary::Detach { attachment });
             }
@@ -355,9 +544,9 @@ impl<S: Service> TestHost<S> {
                 };
                 match result {
                     _ if !answer => {}
-                    Ok(value) => self.tell(&ToLibrary::Answer { call, value: &value.encode(), handles: &[] }),
+                    Ok(value) => tell(&ToLibrary::Answer { call, value: &value.encode(), handles: &[] }),
                     Err(fault) => {
-                        self.tell(&ToLibrary::Failed { call, class: fault.class(), message: fault.message() });
+                        tell(&ToLibrary::Failed { call, class: fault.class(), message: fault.message() });
                     }
                 }
             }
@@ -368,11 +557,9 @@ impl<S: Service> TestHost<S> {
 
 impl<S: Service> Drop for TestHost<S> {
     fn drop(&mut self) {
-        if let Some(thread) = self.thread.take() {
-            self.tell(&ToLibrary::Stop {});
+        if !self.generations.borrow().is_empty() {
             // A service that does not stop must not hang the test.
-            let _ = self.stage("stopped");
-            drop(thread);
+            let _ = self.end_all();
         }
     }
 }
@@ -469,6 +656,7 @@ impl<S: Service> TestCall<'_, S> {
 
 impl<S: Service> Drop for TestClient<'_, S> {
     fn drop(&mut self) {
+        self.host.state.borrow_mut().known.remove(&self.attachment);
         self.host.tell(&ToLibrary::Detach { attachment: self.attachment });
     }
 }

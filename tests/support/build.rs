@@ -6,8 +6,20 @@ use std::process::{Command, Stdio};
 use std::sync::{Mutex, OnceLock};
 
 /// The sample services and the services for tests, which are all built at once.
-const LIBRARIES: [&str; 10] =
-    ["todo", "scores", "chat", "mail", "seat", "my-service", "another-service", "restless", "hostile", "dependant"];
+const LIBRARIES: [&str; 12] = [
+    "todo",
+    "scores",
+    "chat",
+    "mail",
+    "seat",
+    "my-service",
+    "another-service",
+    "restless",
+    "hostile",
+    "dependant",
+    "ledger",
+    "ledger-next",
+];
 
 /// The library of a sample service or of one for tests.
 ///
@@ -26,6 +38,21 @@ pub fn library(package: &str) -> PathBuf {
         libraries.map(|(name, path)| (name.replace('_', "-"), path)).collect()
     });
     built.get(package).unwrap_or_else(|| panic!("{package} is not among the libraries that are built")).clone()
+}
+
+/// A library of `ledger` or `ledger-next` that behaves like this: see their MODE.
+///
+/// # Panics
+/// When it is not one of them.
+#[must_use]
+pub fn mode(package: &str, mode: &str) -> Vec<u8> {
+    const MARK: &[u8] = b"credhost-mode=";
+    let mut bytes = std::fs::read(library(package)).expect("it is built");
+    let at = bytes.windows(MARK.len()).position(|window| window == MARK).expect("it has a mode") + MARK.len();
+    let room = &mut bytes[at..at + 32];
+    room.fill(b' ');
+    room[..mode.len()].copy_from_slice(mode.as_bytes());
+    bytes
 }
 
 /// The same, optimised: for benches.

@@ -114,22 +114,76 @@ fn no_frame_is_lost_and_no_sleeper_is_forgotten() {
     });
 }
 
-#[test]
-fn what_was_accepted_is_before_the_stop_and_nothing_is_accepted_after() {
-    loom::model(|| {
-        let gate = Arc::new(Gate::default());
-        let current = Arc::new(Current::new(Arc::clone(&gate)));
+/// Hands a frame to whatever serves; false: nothing does.
+fn hand(current: &Current<Arc<Gate>>, frame: u8) -> bool {
+    let push = |gate: &Arc<Gate>| {
+        gate.push(frame);
+        Ok::<(), ()>(())
+    };
+    current.hand_over(&[frame], &mut Vec::new(), 100, push).is_ok()
+}
+
+/// The last that a generation is told before it stands still.
+const FREEZE: u8 = 254;
+
+fn replaced(takes_over: bool) {
+    loom::model(move || {
+        let (old, new) = (Arc::new(Gate::default()), Arc::new(Gate::default()));
+        let current = Arc::new(Current::new(Arc::new(Arc::clone(&old))));
         let callers: Vec<_> = [1, 2]
             .into_iter()
             .map(|frame| {
                 let current = Arc::clone(&current);
-                thread::spawn(move || current.with(|gate| gate.push(frame)).map(|()| frame))
+                thread::spawn(move || assert!(hand(&current, frame), "nobody is refused while a service is replaced"))
+            })
+            .collect();
+        current.freeze(|gate| gate.push(FREEZE));
+        let all = |gate: &Gate, waited: &[u8]| waited.iter().for_each(|frame| gate.push(*frame));
+        if takes_over {
+            current.switch(Arc::new(Arc::clone(&new)), |gate, _, waited| all(gate, waited));
+        } else {
+            current.thaw(|gate, waited| all(gate, waited));
+        }
+        callers.into_iter().for_each(|caller| caller.join().expect("it ends"));
+        old.push(STOP);
+        new.push(STOP);
+        let (seen, after) = (old.run(), new.run());
+        let at = seen.iter().position(|frame| *frame == FREEZE).expect("it was told");
+        if takes_over {
+            assert_eq!(seen[at..], [FREEZE, STOP], "the old is handed nothing behind the word to stand still");
+        }
+        let mut calls: Vec<u8> = seen.iter().chain(&after).copied().filter(|frame| *frame < FREEZE).collect();
+        calls.sort_unstable();
+        assert_eq!(calls, [1, 2], "each call is served once");
+    });
+}
+
+#[test]
+fn no_call_is_lost_or_served_twice_while_a_service_is_replaced() {
+    replaced(true);
+}
+
+#[test]
+fn no_call_is_lost_or_served_twice_when_nothing_comes_of_it() {
+    replaced(false);
+}
+
+#[test]
+fn what_was_accepted_is_before_the_stop_and_nothing_is_accepted_after() {
+    loom::model(|| {
+        let gate = Arc::new(Gate::default());
+        let current = Arc::new(Current::new(Arc::new(Arc::clone(&gate))));
+        let callers: Vec<_> = [1, 2]
+            .into_iter()
+            .map(|frame| {
+                let current = Arc::clone(&current);
+                thread::spawn(move || hand(&current, frame).then_some(frame))
             })
             .collect();
         let taken = current.take().expect("nobody else takes it");
         taken.push(STOP);
         let accepted: Vec<u8> = callers.into_iter().filter_map(|caller| caller.join().expect("it ends")).collect();
-        assert!(current.with(|gate| gate.push(9)).is_none());
+        assert!(!hand(&current, 9));
         let mut seen = gate.run();
         assert_eq!(seen.pop(), Some(STOP), "it is the last");
         seen.sort_unstable();

@@ -75,13 +75,13 @@ impl Bench {
     fn tell(&self, slot: &Slot, frame: &ToLibrary<'_>) {
         let mut bytes = Vec::new();
         frame.write(&mut bytes);
-        slot.submit(&bytes).expect("it serves");
+        slot.submit(&bytes, &mut Vec::new()).expect("it serves");
     }
 
     async fn attach(&self, slot: &Slot) {
         let attachment = self.number(1);
         let (perspective, identity, peer) = ("alice", "alice", "a test");
-        self.tell(slot, &ToLibrary::Attach { attachment, perspective, identity, mind: 0, peer });
+        self.tell(slot, &ToLibrary::Attach { attachment, perspective, identity, mind: 0, peer, again: false });
         assert_eq!(self.heard().await, "attached");
     }
 

@@ -3,6 +3,7 @@
 use clap::Subcommand;
 use credhost::config::Home;
 use credhost::control::{LibraryStatus, Request};
+use credhost::multiservice::reload::Reloaded;
 
 use super::home::{ask, table};
 use super::{Output, Trouble};
@@ -17,6 +18,8 @@ pub(super) enum Service {
     Stop { name: String },
     /// Start a service that was stopped or has ended, from its file.
     Start { name: String },
+    /// Replace a service by its file as it is now; its clients stay. What goes wrong leaves the old code serving.
+    Reload { name: String },
     /// Go back to the library that served before the present one.
     Rollback { name: String },
     /// Tell what holds libraries of a service that have ended.
@@ -33,6 +36,11 @@ impl Service {
             }
             Self::Stop { name } => output.show(&ask(home, &Request::ServiceStop { name })?, String::new),
             Self::Start { name } => output.show(&ask(home, &Request::ServiceStart { name })?, String::new),
+            Self::Reload { name } => {
+                let answer = ask(home, &Request::ServiceReload { name: name.clone() })?;
+                let reloaded: Option<Reloaded> = serde_json::from_value(answer["reloaded"].clone())?;
+                output.show(&answer, || reloaded.map_or_else(String::new, |reloaded| format!("{name}: {reloaded}")));
+            }
             Self::Rollback { name } => output.show(&ask(home, &Request::ServiceRollback { name })?, String::new),
             Self::Why { name } => {
                 let answer = ask(home, &Request::ServiceWhy { name: name.clone() })?;
@@ -58,6 +66,24 @@ impl Service {
                         rows.push(vec!["state".to_owned(), library.state]);
                         rows.push(vec!["calls".to_owned(), library.calls.to_string()]);
                         rows.push(vec!["panics".to_owned(), library.faults.to_string()]);
+                        rows.push(vec!["clients".to_owned(), library.attached.to_string()]);
+                        rows.push(vec!["generation".to_owned(), library.generation.to_string()]);
+                        rows.extend(
+                            library.reloaded.map(|reloaded| vec!["last reload".to_owned(), reloaded.to_string()]),
+                        );
+                        if library.retiring > 0 {
+                            let old = format!("{} replaced, with calls that still wait", library.retiring);
+                            rows.push(vec!["old code".to_owned(), old]);
+                        }
+                        let unreadable = &library.unreadable;
+                        if !unreadable.is_empty() {
+                            let count =
+                                format!("{}: nobody can attach to these; they stay as they are", unreadable.len());
+                            rows.push(vec!["unreadable states".to_owned(), count]);
+                            rows.extend(
+                                unreadable.iter().map(|(name, why)| vec![String::new(), format!("{name}: {why}")]),
+                            );
+                        }
                         rows.extend(library.note.map(|note| vec!["note".to_owned(), note]));
                     }
                     table(&rows)

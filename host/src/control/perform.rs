@@ -142,10 +142,11 @@ pub fn perform(
             let Running { services, libraries, .. } = running(host)?;
             let service = services.service(name).ok_or_else(|| no_service(name))?;
             let library = libraries.iter().find(|library| library.service.as_deref() == Some(name));
-            json!({ "library": library, "manifest": service.manifest() })
+            json!({ "library": library, "manifest": *service.manifest() })
         }
         Request::ServiceStop { .. }
         | Request::ServiceStart { .. }
+        | Request::ServiceReload { .. }
         | Request::ServiceRollback { .. }
         | Request::ServiceWhy { .. } => {
             // Done by the host itself, which has the folder.
@@ -153,7 +154,7 @@ pub fn perform(
             Value::Null
         }
         Request::Describe { service } => {
-            json!(running(host)?.services.service(service).ok_or_else(|| no_service(service))?.manifest())
+            json!(*running(host)?.services.service(service).ok_or_else(|| no_service(service))?.manifest())
         }
         Request::AuditShow { after, limit } => {
             json!(wait(|done| accounts.store().audit(*after, (*limit).min(10_000), done))?)

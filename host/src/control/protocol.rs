@@ -1,5 +1,6 @@
 //! What is said on the control socket: see PROTOCOL.md beside this file.
 
+use crate::multiservice::reload::Reloaded;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use zeroize::Zeroizing;
 
@@ -59,6 +60,7 @@ pub enum Request {
     ServiceShow { name: String },
     ServiceStop { name: String },
     ServiceStart { name: String },
+    ServiceReload { name: String },
     ServiceRollback { name: String },
     ServiceWhy { name: String },
     Describe { service: String },
@@ -92,7 +94,7 @@ pub enum Response {
 }
 
 /// A file in the folder of services.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct LibraryStatus {
     /// The file's name.
     pub file: String,
@@ -106,4 +108,19 @@ pub struct LibraryStatus {
     pub calls: u64,
     /// Calls of it that panicked.
     pub faults: u64,
+    /// Which generation serves: the first is 1, and each replacement is one more.
+    #[serde(default)]
+    pub generation: u32,
+    /// Clients that are attached.
+    #[serde(default)]
+    pub attached: usize,
+    /// Generations that were replaced, and in which calls still wait.
+    #[serde(default)]
+    pub retiring: usize,
+    /// Perspectives whose saved states the code that serves cannot read, and why; the first hundred.
+    #[serde(default)]
+    pub unreadable: Vec<(String, String)>,
+    /// How the last replacement went.
+    #[serde(default)]
+    pub reloaded: Option<Reloaded>,
 }

@@ -92,6 +92,16 @@ impl Gate {
         self.queue.arm()
     }
 
+    fn wait(&self) {
+        // The count is of earlier rings; a push from here on rings anew.
+        let _ = rustix::io::read(&self.eventfd, &mut [0; 8]);
+        if self.queue.arm() {
+            let mut ready = [rustix::event::PollFd::new(&self.eventfd, rustix::event::PollFlags::IN)];
+            // Who waits looks again anyway.
+            let _ = rustix::event::poll(&mut ready, Some(&rustix::event::Timespec { tv_sec: 1, tv_nsec: 0 }));
+        }
+    }
+
     /// The number by which a library's calls come back to this gate. Valid for as long as the `Arc` is held.
     pub(super) fn number(self: &Arc<Self>) -> usize {
         Arc::as_ptr(self) as usize
@@ -101,7 +111,7 @@ impl Gate {
 /// The host's function table.
 pub(super) fn host() -> HostRef {
     static TABLE: OnceLock<HostRef> = OnceLock::new();
-    *TABLE.get_or_init(|| import::host(Host { descriptor, pop, arm, push, log }))
+    *TABLE.get_or_init(|| import::host(Host { descriptor, pop, arm, push, log, wait }))
 }
 
 /// The gate behind a number.
@@ -131,6 +141,10 @@ extern "C" fn pop(number: usize) -> Span {
 
 extern "C" fn arm(number: usize) -> bool {
     contained(true, || gate(number).arm())
+}
+
+extern "C" fn wait(number: usize) {
+    contained((), || gate(number).wait());
 }
 
 extern "C" fn push(number: usize, frames: Span) {

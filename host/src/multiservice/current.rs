@@ -1,29 +1,156 @@
-//! Which generation serves: handed to by many, taken away by one. A test walks all interleavings
+//! Which generation serves: handed to by many, replaced or taken away by one. A test walks all interleavings
 //! (`tests/tests/gate_model.rs`), which is why its locks come from `super::sync`.
+
+use std::collections::HashMap;
 
 use super::sync::{Arc, RwLock};
 
-/// The generation of a slot that serves now, if one does.
+/// The generation of a slot that serves now, if one does; what waits while it is replaced; and who is attached to it.
 #[derive(Debug)]
-pub(super) struct Current<G>(RwLock<Option<Arc<G>>>);
+pub(super) struct Current<G>(RwLock<Now<G>>);
+
+#[derive(Debug)]
+struct Now<G> {
+    generation: Option<Arc<G>>,
+    /// While it is being replaced: what has come meanwhile.
+    frozen: Option<Waiting>,
+    attached: HashMap<u64, Attachment>,
+    next: u64,
+}
+
+#[derive(Debug, Default)]
+struct Waiting {
+    frames: Vec<u8>,
+    changes: Vec<Known>,
+}
+
+/// How an attachment is told to the next generation.
+#[derive(Debug)]
+struct Attachment {
+    order: u64,
+    frame: Vec<u8>,
+}
+
+/// What changes in who is attached, with the frames that it is handed over with.
+#[derive(Debug)]
+#[allow(unreachable_pub, reason = "a test has this file as a part of its own")]
+pub enum Known {
+    /// This attachment has begun; the frame that tells the next generation.
+    Attached(u64, Vec<u8>),
+    /// It has ended.
+    Detached(u64),
+}
+
+/// Why nothing was handed over.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum NotHanded<E> {
+    /// Nothing serves.
+    Ended,
+    /// The generation does not take it.
+    Refused(E),
+    /// Too much waits already.
+    Full,
+}
 
 impl<G> Current<G> {
     pub(super) fn new(generation: Arc<G>) -> Self {
-        Self(RwLock::new(Some(generation)))
+        let (generation, attached) = (Some(generation), HashMap::new());
+        Self(RwLock::new(Now { generation, frozen: None, attached, next: 0 }))
     }
 
-    /// Does something with it. The lock is held meanwhile: nothing is handed to a generation that was taken away.
-    pub(super) fn with<R>(&self, hand_over: impl FnOnce(&G) -> R) -> Option<R> {
-        self.0.read().as_ref().map(|generation| hand_over(generation))
+    /// Hands over frames. The lock is held meanwhile: nothing is handed to a generation that was taken away. While it
+    /// is being replaced, they wait, `limit` bytes at most.
+    pub(super) fn hand_over<E>(
+        &self,
+        frames: &[u8],
+        changes: &mut Vec<Known>,
+        limit: usize,
+        push: impl FnOnce(&G) -> Result<(), E>,
+    ) -> Result<(), NotHanded<E>> {
+        if changes.is_empty() {
+            let now = self.0.read();
+            let Some(generation) = &now.generation else { return Err(NotHanded::Ended) };
+            if now.frozen.is_none() {
+                return push(generation).map_err(NotHanded::Refused);
+            }
+        }
+        let mut now = self.0.write();
+        let Now { generation, frozen, .. } = &mut *now;
+        let Some(generation) = generation else { return Err(NotHanded::Ended) };
+        match frozen {
+            Some(waiting) if waiting.frames.len() + frames.len() > limit => return Err(NotHanded::Full),
+            Some(waiting) => {
+                waiting.frames.extend_from_slice(frames);
+                waiting.changes.append(changes);
+            }
+            None => {
+                push(generation).map_err(NotHanded::Refused)?;
+                changes.drain(..).for_each(|change| now.know(change));
+            }
+        }
+        Ok(())
     }
 
     /// The generation itself.
     pub(super) fn get(&self) -> Option<Arc<G>> {
-        self.0.read().clone()
+        self.0.read().generation.clone()
+    }
+
+    /// From now on what is handed over waits. `tell` says so to the generation, behind all that it was given.
+    pub(super) fn freeze(&self, tell: impl FnOnce(&G)) {
+        let mut now = self.0.write();
+        if let Some(generation) = &now.generation {
+            tell(generation);
+            now.frozen = Some(Waiting::default());
+        }
+    }
+
+    /// The generation goes on: `tell` hands it what has waited.
+    pub(super) fn thaw(&self, tell: impl FnOnce(&G, &[u8])) {
+        let mut now = self.0.write();
+        let waiting = now.frozen.take().unwrap_or_default();
+        if let Some(generation) = &now.generation {
+            tell(generation, &waiting.frames);
+        }
+        waiting.changes.into_iter().for_each(|change| now.know(change));
+    }
+
+    /// Another generation serves from now on: `tell` hands it the attachments of the one before, in the order in which
+    /// they began, and then what has waited.
+    pub(super) fn switch(&self, next: Arc<G>, tell: impl FnOnce(&G, &[(u64, &[u8])], &[u8])) {
+        let mut now = self.0.write();
+        let waiting = now.frozen.take().unwrap_or_default();
+        let mut attached: Vec<(u64, u64, &[u8])> =
+            now.attached.iter().map(|(id, known)| (known.order, *id, known.frame.as_slice())).collect();
+        attached.sort_unstable();
+        let attached: Vec<(u64, &[u8])> = attached.into_iter().map(|(_, id, frame)| (id, frame)).collect();
+        tell(&next, &attached, &waiting.frames);
+        now.generation = Some(next);
+        waiting.changes.into_iter().for_each(|change| now.know(change));
     }
 
     /// Takes it away: whoever was handing something to it has done so by now, and nobody else will.
     pub(super) fn take(&self) -> Option<Arc<G>> {
-        self.0.write().take()
+        let mut now = self.0.write();
+        now.frozen = None;
+        now.attached = HashMap::new();
+        now.generation.take()
+    }
+
+    /// How many are attached.
+    pub(super) fn attached(&self) -> usize {
+        self.0.read().attached.len()
+    }
+}
+
+impl<G> Now<G> {
+    fn know(&mut self, change: Known) {
+        match change {
+            Known::Attached(id, frame) => {
+                self.next += 1;
+                self.attached.insert(id, Attachment { order: self.next, frame });
+            }
+            Known::Detached(id) => drop(self.attached.remove(&id)),
+        }
     }
 }

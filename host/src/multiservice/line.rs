@@ -1,5 +1,6 @@
 //! What a generation says, on its way out: changes are committed before anything that follows them is told.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 
@@ -11,7 +12,7 @@ use super::slot::Surroundings;
 use super::switchboard::{Delivery, Switchboard};
 use crate::loader::gate::Outlet;
 use crate::loader::generation::Generation;
-use crate::store::{Change, Entries, Range, Saved, Store, StoreError, Write};
+use crate::store::{Change, Entries, Range, Saved, Store, StoreError, Write, ask};
 
 /// What the slot waits for while its generation starts or stops.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,8 +22,13 @@ pub(super) enum Stage {
     Started,
     Healthy(u64),
     Refused(String),
+    Frozen { request: u64, calls: Vec<u8>, objects: Vec<u8>, numbers: u64, states: u64 },
+    Adopted(u64),
     Stopped,
 }
+
+/// How many perspectives with unreadable states are remembered.
+const UNREADABLE: usize = 100;
 
 /// When a store that could not be read is asked again.
 const AGAIN: std::time::Duration = std::time::Duration::from_secs(1);
@@ -31,10 +37,18 @@ const LOG_LIMIT: u64 = 200;
 
 /// One generation's way out.
 pub(super) struct Line {
-    pub(super) slot: u64,
+    slot: u32,
+    /// The generation's.
+    pub(super) number: u32,
     pub(super) name: OnceLock<String>,
     pub(super) generation: OnceLock<Weak<Generation>>,
-    pub(super) faults: AtomicU64,
+    faults: Arc<AtomicU64>,
+    /// Whether this generation is the one that serves: its end is its clients' end.
+    serving: AtomicBool,
+    /// Its successor serves.
+    retired: AtomicBool,
+    unreadable: Mutex<BTreeMap<String, String>>,
+    writing: Mutex<Writing>,
     stages: mpsc::UnboundedSender<Stage>,
     switchboard: Arc<Switchboard>,
     store: Arc<dyn Store>,
@@ -46,9 +60,18 @@ pub(super) struct Line {
     started: std::time::Instant,
 }
 
+/// Data of the service's that is being written, and who waits for that.
+#[derive(Default)]
+struct Writing {
+    pending: usize,
+    frozen: Option<Stage>,
+}
+
 /// What is on its way.
 #[derive(Default)]
 struct Way {
+    /// It serves nobody yet: what it wants to be kept or told waits until it does.
+    embargo: bool,
     /// What is being committed.
     committing: Option<Batch>,
     /// What has come meanwhile: committed next, together.
@@ -90,18 +113,31 @@ impl Batch {
 }
 
 impl Line {
-    pub(super) fn new(slot: u64, surroundings: &Surroundings) -> (Arc<Self>, mpsc::UnboundedReceiver<Stage>) {
+    /// The way out of this generation of this slot. One that does not serve yet keeps back what changes anything, until
+    /// [`Line::serve`].
+    pub(super) fn new(
+        slot: u32,
+        number: u32,
+        serving: bool,
+        surroundings: &Surroundings,
+        faults: &Arc<AtomicU64>,
+    ) -> (Arc<Self>, mpsc::UnboundedReceiver<Stage>) {
         let (stages, receiver) = mpsc::unbounded_channel();
         let line = Arc::new_cyclic(|me| Self {
             slot,
+            number,
             name: OnceLock::new(),
             generation: OnceLock::new(),
-            faults: AtomicU64::new(0),
+            faults: Arc::clone(faults),
+            serving: AtomicBool::new(serving),
+            retired: AtomicBool::new(false),
+            unreadable: Mutex::default(),
+            writing: Mutex::default(),
             stages,
             switchboard: Arc::clone(&surroundings.switchboard),
             store: Arc::clone(&surroundings.store),
             quota: surroundings.quota,
-            way: Mutex::default(),
+            way: Mutex::new(Way { embargo: !serving, ..Way::default() }),
             me: Weak::clone(me),
             logged: Mutex::new((0, 0)),
             over: AtomicBool::new(false),
@@ -119,11 +155,40 @@ impl Line {
 
     /// The generation has ended: who waits for it is told, once.
     pub(super) fn over(&self) {
-        if !self.over.swap(true, Ordering::SeqCst) {
+        if !self.over.swap(true, Ordering::SeqCst) && self.serving.load(Ordering::SeqCst) {
             let mut frame = Vec::new();
             ToHost::Stopped {}.write(&mut frame);
-            self.switchboard.broadcast(self.slot, &frame);
+            self.switchboard.broadcast(self.tag(), &frame);
         }
+    }
+
+    /// From whom what is delivered comes: the slot, and above it the generation.
+    pub(super) fn tag(&self) -> u64 {
+        u64::from(self.slot) | u64::from(self.number) << 32
+    }
+
+    /// It serves from now on: what was kept back is committed, and told.
+    pub(super) fn serve(&self) {
+        self.serving.store(true, Ordering::SeqCst);
+        let mut way = self.way.lock();
+        way.embargo = false;
+        self.go_on(way);
+    }
+
+    /// Its successor serves: what it says of calls that wait is told, and nothing of it is saved any more.
+    pub(super) fn retire(&self) {
+        self.retired.store(true, Ordering::SeqCst);
+        self.serving.store(false, Ordering::SeqCst);
+    }
+
+    /// The perspectives whose states it could not read, and why.
+    pub(super) fn unreadable(&self) -> Vec<(String, String)> {
+        self.unreadable.lock().iter().map(|(name, why)| (name.clone(), why.clone())).collect()
+    }
+
+    /// The service's own saved state.
+    pub(super) async fn saved(&self) -> Result<Option<Saved>, String> {
+        ask(|done| self.store.state(self.name(), "", done)).await.map_err(|error| error.to_string())
     }
 
     pub(super) fn is_over(&self) -> bool {
@@ -149,30 +214,30 @@ impl Line {
     fn out(&self, frame: &ToHost<'_>, raw: &[u8], delivery: &mut Delivery<'_>) {
         match frame {
             ToHost::Answer { call, value } => {
-                let delivered = delivery.deliver(*call, self.slot, raw);
+                let delivered = delivery.deliver(*call, self.tag(), raw);
                 if !delivered {
                     self.unsent(value);
                 }
             }
             ToHost::Attached { attachment: number } | ToHost::Update { attachment: number, .. } => {
-                delivery.deliver(*number, self.slot, raw);
+                delivery.deliver(*number, self.tag(), raw);
             }
             ToHost::Failed { call, fault, message, .. } => {
                 if *fault {
                     self.faults.fetch_add(1, Ordering::Relaxed);
                     tracing::error!(service = self.name(), "a call panicked: {message}");
                 }
-                delivery.deliver(*call, self.slot, raw);
+                delivery.deliver(*call, self.tag(), raw);
             }
             ToHost::Call { call, handle, answer, .. } => {
-                let delivered = delivery.deliver(*handle, self.slot, raw);
+                let delivered = delivery.deliver(*handle, self.tag(), raw);
                 if *answer && !delivered {
                     let (class, message) = ("twisted.spread.pb.PBConnectionLost", "the client has gone");
                     self.tell(&ToLibrary::Failed { call: *call, class, message });
                 }
             }
             ToHost::Release { handle, .. } => {
-                delivery.deliver(*handle, self.slot, raw);
+                delivery.deliver(*handle, self.tag(), raw);
             }
             ToHost::Load { request, perspective } => self.load(*request, perspective),
             ToHost::Data { request, from, to, limit, reverse } => {
@@ -182,13 +247,32 @@ impl Line {
             }
             ToHost::Write { request, base, entries } => self.write(*request, *base, entries),
             ToHost::End { attachment } => {
-                delivery.deliver(*attachment, self.slot, raw);
+                delivery.deliver(*attachment, self.tag(), raw);
             }
             ToHost::Manifest { manifest } => self.stage(Stage::Manifest(manifest.to_vec())),
             ToHost::Initialised {} => self.stage(Stage::Initialised),
             ToHost::Started {} => self.stage(Stage::Started),
             ToHost::Healthy { request } => self.stage(Stage::Healthy(*request)),
             ToHost::Refused { message } => self.stage(Stage::Refused((*message).to_owned())),
+            ToHost::Frozen { request, calls, objects, numbers, states } => self.frozen(Stage::Frozen {
+                request: *request,
+                calls: calls.to_vec(),
+                objects: objects.to_vec(),
+                numbers: *numbers,
+                states: *states,
+            }),
+            ToHost::Adopted { objects } => self.stage(Stage::Adopted(*objects)),
+            ToHost::Unreadable { perspective, message } => {
+                tracing::error!(
+                    service = self.name(),
+                    perspective,
+                    "its saved state cannot be read, and stays as it is: {message}"
+                );
+                let mut unreadable = self.unreadable.lock();
+                if unreadable.len() < UNREADABLE || unreadable.contains_key(*perspective) {
+                    unreadable.insert((*perspective).to_owned(), (*message).to_owned());
+                }
+            }
             ToHost::Stopped {} => {
                 self.over();
                 self.stage(Stage::Stopped);
@@ -244,16 +328,40 @@ impl Line {
         self.store.data(self.name(), range, done);
     }
 
+    /// It stands still. What it has given to the store to write is to be there first.
+    fn frozen(&self, stage: Stage) {
+        let mut writing = self.writing.lock();
+        if writing.pending == 0 {
+            drop(writing);
+            self.stage(stage);
+        } else {
+            writing.frozen = Some(stage);
+        }
+    }
+
+    fn written(&self) {
+        let mut writing = self.writing.lock();
+        writing.pending -= 1;
+        if writing.pending == 0
+            && let Some(stage) = writing.frozen.take()
+        {
+            drop(writing);
+            self.stage(stage);
+        }
+    }
+
     fn write(&self, request: u64, base: u64, entries: &[u8]) {
         let entries = frame::entries(entries).map(|(key, value)| (key.to_vec(), value.map(<[u8]>::to_vec))).collect();
         let me = Weak::clone(&self.me);
         let done = Box::new(move |written: Result<(), StoreError>| {
             let Some(me) = me.upgrade() else { return };
+            me.written();
             match written {
                 Ok(()) => me.tell(&ToLibrary::Committed { request }),
                 Err(error) => me.tell(&ToLibrary::NotLoaded { request, message: &error.to_string() }),
             }
         });
+        self.writing.lock().pending += 1;
         self.store.commit(vec![Write::Data { service: self.name().to_owned(), base, entries }], done);
     }
 
@@ -278,7 +386,7 @@ impl Line {
 
     /// Commits what waits, if nothing is being committed.
     fn go_on(&self, mut way: MutexGuard<'_, Way>) {
-        if way.committing.is_some() || way.waiting.is_empty() {
+        if way.embargo || way.committing.is_some() || way.waiting.is_empty() {
             return;
         }
         let mut batch = std::mem::take(&mut way.waiting);
@@ -329,7 +437,7 @@ impl Line {
                 let mut failed = Vec::new();
                 let (class, message) = ("RuntimeError", "the change could not be saved, and is undone");
                 ToHost::Failed { call, class, message, fault: false }.write(&mut failed);
-                delivery.deliver(call, self.slot, &failed);
+                delivery.deliver(call, self.tag(), &failed);
             }
             ToHost::Call { call, answer, .. } => {
                 if answer {
@@ -339,6 +447,10 @@ impl Line {
             }
             // What was to be told of has not come to pass.
             ToHost::Update { .. } => {}
+            ToHost::Frozen { .. } => {
+                let why = "the code that serves could not save its changes; it goes back to what is saved";
+                self.stage(Stage::Refused(why.to_owned()));
+            }
             _ => self.out(frame, raw, delivery),
         }
     }
@@ -397,6 +509,19 @@ impl Outlet for Line {
         }
         let mut way = self.way.lock();
         let mut delivery = Delivery::new(&self.switchboard);
+        if way.embargo {
+            while let Some((frame, raw)) = next(&mut frames) {
+                match frame {
+                    ToHost::Save { perspective, state, base, version } => {
+                        way.waiting.change(self.name(), perspective, state, base, version);
+                    }
+                    ToHost::Write { .. } | ToHost::Call { .. } => way.waiting.frames.extend_from_slice(raw),
+                    // What it says of its start, and what it reads.
+                    frame => self.out(&frame, raw, &mut delivery),
+                }
+            }
+            return;
+        }
         // Nothing that follows a failed commit counts until the service has gone back.
         while way.reverting > 0 {
             let Some((frame, raw)) = next(&mut frames) else { return };
@@ -416,6 +541,7 @@ impl Outlet for Line {
         drop(delivery);
         while let Some((frame, raw)) = next(&mut frames) {
             match frame {
+                ToHost::Save { .. } if self.retired.load(Ordering::SeqCst) => {}
                 ToHost::Save { perspective, state, base, version } => {
                     way.waiting.change(self.name(), perspective, state, base, version);
                 }
@@ -441,15 +567,15 @@ impl Outlet for Line {
                 return;
             }
         }
-        let service = self.name();
+        let (service, generation) = (self.name(), self.number);
         // What a library says must not break the terminal or fake a line of ours.
         let text: String = text.chars().take(2_000).map(|c| if c.is_control() { ' ' } else { c }).collect();
         match level {
-            1 => tracing::error!(service, module = target, "{text}"),
-            2 => tracing::warn!(service, module = target, "{text}"),
-            3 => tracing::info!(service, module = target, "{text}"),
-            4 => tracing::debug!(service, module = target, "{text}"),
-            _ => tracing::trace!(service, module = target, "{text}"),
+            1 => tracing::error!(service, generation, module = target, "{text}"),
+            2 => tracing::warn!(service, generation, module = target, "{text}"),
+            3 => tracing::info!(service, generation, module = target, "{text}"),
+            4 => tracing::debug!(service, generation, module = target, "{text}"),
+            _ => tracing::trace!(service, generation, module = target, "{text}"),
         }
     }
 }
@@ -535,7 +661,7 @@ mod tests {
         let store = Arc::new(Slow::default());
         let surroundings = Surroundings::new(Arc::clone(&store) as Arc<dyn Store>);
         let (number, mailbox) = surroundings.switchboard.connect();
-        let (line, _stages) = Line::new(1, &surroundings);
+        let (line, _stages) = Line::new(1, 1, true, &surroundings, &Arc::default());
         (line, store, mailbox, move |n: u64| u64::from(number) << 32 | n)
     }
 
@@ -601,7 +727,7 @@ mod tests {
         let store = Arc::new(MemoryStore::new());
         let surroundings = Surroundings { quota: 4, ..Surroundings::new(store) };
         let (number, mailbox) = surroundings.switchboard.connect();
-        let (line, _stages) = Line::new(1, &surroundings);
+        let (line, _stages) = Line::new(1, 1, true, &surroundings, &Arc::default());
         let call = u64::from(number) << 32 | 1;
         let large = ToHost::Save { perspective: "a", state: &[0; 5], base: 0, version: 1 };
         say(&line, &[large, ToHost::Answer { call, value: &[] }]);

@@ -8,8 +8,12 @@
 
 mod current;
 mod line;
+mod live;
+pub mod reload;
 pub mod slot;
 pub mod switchboard;
+
+pub use current::Known;
 
 /// The locks of `current`; its model has others.
 mod sync {

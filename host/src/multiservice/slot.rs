@@ -1,26 +1,26 @@
 //! A service's name, and the generation that serves under it.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use plugin_api::abi::frame::ToLibrary;
 use plugin_api::manifest::Manifest;
-use tokio::sync::{Mutex as Turn, mpsc};
+use tokio::sync::{Mutex as Turn, Notify};
 
-use super::current::Current;
-use super::line::{Line, Stage};
+use super::current::{Current, Known, NotHanded};
+use super::line::Line;
+use super::live::{Live, STOP};
 use super::switchboard::Switchboard;
-use crate::cred::{Name, NameOf};
-use crate::loader::generation::{Generation, Linked, Source};
+use crate::cred::Name;
+use crate::loader::gate::Full;
+use crate::loader::generation::{Linked, Source};
 use crate::loader::unload::Account;
-use crate::store::{Saved, Store, ask};
+use crate::store::Store;
 
-/// How long a service may take to be made, to start, or to say that it is well.
-const START: Duration = Duration::from_secs(30);
-/// How long it may take to stop.
-const STOP: Duration = Duration::from_secs(10);
+/// The most bytes that wait while a service is replaced.
+const WAITING: usize = 256 << 20;
 
 /// What services share: where states are kept, and where connections are.
 #[derive(Clone)]
@@ -31,16 +31,20 @@ pub struct Surroundings {
     pub switchboard: Arc<Switchboard>,
     /// How many bytes a saved state may have.
     pub quota: usize,
+    /// How long calls that wait may go on in code that was replaced.
+    pub grace: Duration,
 }
 
 /// How many bytes a saved state may have, if nothing else is said.
 pub const QUOTA: usize = 64 << 20;
+/// How long calls that wait may go on in code that was replaced, if nothing else is said.
+pub const GRACE: Duration = Duration::from_secs(10);
 
 impl Surroundings {
     /// This store, and no connections yet.
     #[must_use]
     pub fn new(store: Arc<dyn Store>) -> Self {
-        Self { store, switchboard: Switchboard::new(), quota: QUOTA }
+        Self { store, switchboard: Switchboard::new(), quota: QUOTA, grace: GRACE }
     }
 }
 
@@ -71,17 +75,22 @@ pub struct NotServing(pub String);
 
 /// A service under its name.
 pub struct Slot {
-    number: u64,
-    name: Name,
-    manifest: Manifest,
-    config: Vec<u8>,
-    surroundings: Surroundings,
-    line: Arc<Line>,
-    generation: Current<Generation>,
+    pub(super) number: u32,
+    pub(super) name: Name,
+    pub(super) surroundings: Surroundings,
+    manifest: RwLock<Arc<Manifest>>,
+    pub(super) current: Current<Live>,
+    /// Which generation's way out it is just now.
+    line: RwLock<Arc<Line>>,
+    /// Generations that were replaced, and in which calls still wait.
+    pub(super) retiring: Mutex<Vec<Arc<Live>>>,
+    pub(super) retired: Notify,
+    generations: AtomicU32,
     state: Mutex<State>,
-    /// Starting and stopping is one thing at a time.
-    stages: Turn<mpsc::UnboundedReceiver<Stage>>,
+    /// Starting, replacing and stopping is one thing at a time.
+    pub(super) turn: Turn<()>,
     calls: AtomicU64,
+    faults: Arc<AtomicU64>,
 }
 
 impl std::fmt::Debug for Slot {
@@ -108,42 +117,49 @@ impl Slot {
         surroundings: &Surroundings,
         config: impl FnOnce(&str) -> Result<Vec<u8>, String>,
     ) -> Result<Arc<Self>, NotServing> {
-        static NEXT: AtomicU64 = AtomicU64::new(1);
+        static NEXT: AtomicU32 = AtomicU32::new(1);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let (line, mut stages) = Line::new(number, surroundings);
-        let generation = Generation::start(source, Arc::clone(&line) as Arc<_>)
-            .map_err(|error| NotServing(format!("the machine has no thread or descriptor for it: {error}")))?;
-        let generation = Arc::new(generation);
-        let _ = line.generation.set(Arc::downgrade(&generation));
-        let manifest = match stage(&mut stages, START, "say what it is").await {
-            Ok(Stage::Manifest(manifest)) => manifest,
-            Ok(other) => return Err(give_up(&line, &generation, &mut stages, &unexpected(&other)).await),
-            Err(why) => return Err(give_up(&line, &generation, &mut stages, &why).await),
-        };
-        let read = jelly::from_slice::<Manifest>(&manifest)
-            .map_err(|error| format!("its manifest cannot be read: {error}"))
-            .and_then(|manifest| {
-                let name = Name::new(NameOf::Service, &manifest.service).map_err(|error| error.to_string())?;
-                let config = config(name.as_str())?;
-                Ok((manifest, name, config))
-            });
-        let (manifest, name, config) = match read {
-            Ok(read) => read,
-            Err(why) => return Err(give_up(&line, &generation, &mut stages, &why).await),
-        };
-        let _ = line.name.set(name.to_string());
+        let faults = Arc::default();
+        let (line, stages) = Line::new(number, 1, true, surroundings, &faults);
+        let live = Live::load(source, line, stages, surroundings, config).await?;
         Ok(Arc::new(Self {
             number,
-            name,
-            manifest,
-            config,
+            name: live.name.clone(),
             surroundings: surroundings.clone(),
-            line,
-            generation: Current::new(generation),
+            manifest: RwLock::new(Arc::clone(&live.manifest)),
+            line: RwLock::new(Arc::clone(&live.line)),
+            current: Current::new(live),
+            retiring: Mutex::default(),
+            retired: Notify::new(),
+            generations: AtomicU32::new(1),
             state: Mutex::new(State::Loaded),
-            stages: Turn::new(stages),
+            turn: Turn::default(),
             calls: AtomicU64::new(0),
+            faults,
         }))
+    }
+
+    /// Loads another generation for this slot, which serves nobody yet.
+    pub(super) async fn load_next(
+        &self,
+        source: Source,
+        config: impl FnOnce(&str) -> Result<Vec<u8>, String>,
+    ) -> Result<Arc<Live>, NotServing> {
+        let number = self.generations.fetch_add(1, Ordering::Relaxed) + 1;
+        let (line, stages) = Line::new(self.number, number, false, &self.surroundings, &self.faults);
+        let live = Live::load(source, line, stages, &self.surroundings, config).await?;
+        if live.name.as_str() == self.name.as_str() {
+            return Ok(live);
+        }
+        let why = format!("it is the service {}, not {}", live.name, self.name);
+        live.end().await;
+        Err(NotServing(why))
+    }
+
+    /// This generation serves from now on.
+    pub(super) fn serves(&self, live: &Live) {
+        *self.manifest.write() = Arc::clone(&live.manifest);
+        *self.line.write() = Arc::clone(&live.line);
     }
 
     /// Makes the service, hands it its state, starts it, and asks whether it is well.
@@ -151,86 +167,118 @@ impl Slot {
     /// # Errors
     /// Why it does not serve. It is then ended.
     pub async fn start(&self) -> Result<(), NotServing> {
-        let mut stages = self.stages.lock().await;
+        let _turn = self.turn.lock().await;
         if *self.state.lock() != State::Loaded {
             return Err(NotServing(format!("{} was started already", self.name)));
         }
-        let Some(generation) = self.generation.get() else {
+        let Some(live) = self.current.get() else {
             return Err(NotServing(format!("{} has ended", self.name)));
         };
-        let started = self.start_now(&generation, &mut stages).await;
-        match started {
+        let started = async {
+            live.init().await?;
+            live.start(None).await?;
+            live.health(None).await
+        };
+        match started.await {
             Ok(()) => {
                 *self.state.lock() = State::Serving;
                 Ok(())
             }
             Err(why) => {
                 *self.state.lock() = State::Failed(why.clone());
-                self.generation.take();
-                let refused = give_up(&self.line, &generation, &mut stages, &why).await;
-                self.line.over();
-                Err(refused)
+                self.current.take();
+                live.end().await;
+                live.line.over();
+                Err(NotServing(why))
             }
         }
     }
 
-    async fn start_now(
-        &self,
-        generation: &Generation,
-        stages: &mut mpsc::UnboundedReceiver<Stage>,
-    ) -> Result<(), String> {
-        let empty = [1, 0x80, 5, 0x87];
-        let config = if self.config.is_empty() { &empty } else { self.config.as_slice() };
-        let quota = self.surroundings.quota as u64;
-        generation.tell(&ToLibrary::Init { config, vetting: false, quota });
-        expect(stage(stages, START, "be made").await?, &Stage::Initialised)?;
-        let saved = if self.manifest.shared { self.saved().await? } else { None };
-        let version = saved.as_ref().map_or(0, |saved| saved.version);
-        let saved = saved.as_ref().map(|saved| saved.state.as_slice());
-        generation.tell(&ToLibrary::Start { saved, version });
-        expect(stage(stages, START, "start").await?, &Stage::Started)?;
-        generation.tell(&ToLibrary::Health { request: 1 });
-        expect(stage(stages, START, "say that it is well").await?, &Stage::Healthy(1))
-    }
-
-    async fn saved(&self) -> Result<Option<Saved>, String> {
-        let store = &self.surroundings.store;
-        ask(|done| store.state(self.name.as_str(), "", done)).await.map_err(|error| error.to_string())
-    }
-
     /// Stops the service: what it has to save is saved, its clients are told, its library is let go of.
     pub async fn stop(&self) -> Account {
-        let mut stages = self.stages.lock().await;
-        let Some(generation) = self.generation.take() else {
+        let _turn = self.turn.lock().await;
+        let Some(live) = self.current.take() else {
             return Account::Nothing;
         };
         *self.state.lock() = State::Stopped;
-        let account = end(&self.line, &generation, &mut stages, self.name.as_str()).await;
+        let account = live.end().await;
         // Where it has ended in order it has said so itself, behind its last words.
-        self.line.over();
+        live.line.over();
+        drop(live);
+        // What was replaced by it goes with it.
+        self.hasten();
+        let gone = async {
+            loop {
+                let retired = self.retired.notified();
+                if self.retiring.lock().is_empty() {
+                    return;
+                }
+                retired.await;
+            }
+        };
+        // Each has its own end, and its own account.
+        let _ = tokio::time::timeout(2 * STOP, gone).await;
         account
     }
 
-    /// Hands frames to the service, in order.
+    /// Calls in code that was replaced have waited long enough.
+    pub(super) fn hasten(&self) {
+        for old in &*self.retiring.lock() {
+            old.generation.tell(&ToLibrary::Stop {});
+        }
+    }
+
+    /// Hands frames to the service, in order, with what they change in who is attached. While the service is replaced,
+    /// they wait.
     ///
     /// # Errors
     /// When it does not serve, or does not keep up; nothing was handed over then.
-    pub fn submit(&self, frames: &[u8]) -> Result<(), NotServing> {
-        let stopped = || NotServing(format!("{} has stopped", self.name));
-        if self.line.is_over() {
-            return Err(stopped());
-        }
+    pub fn submit(&self, frames: &[u8], changes: &mut Vec<Known>) -> Result<(), NotServing> {
         if *self.state.lock() == State::Loaded {
             return Err(NotServing(format!("{} is starting", self.name)));
         }
-        let pushed = self.generation.with(|generation| generation.push(frames)).ok_or_else(stopped)?;
-        pushed.map_err(|full| NotServing(format!("{}: {full}", self.name)))
+        let handed = self.current.hand_over(frames, changes, WAITING, |live| {
+            if live.line.is_over() { Err(None) } else { live.generation.push(frames).map_err(Some) }
+        });
+        handed.map_err(|why| match why {
+            NotHanded::Ended | NotHanded::Refused(None) => NotServing(format!("{} has stopped", self.name)),
+            NotHanded::Refused(Some(full)) => NotServing(format!("{}: {full}", self.name)),
+            NotHanded::Full => NotServing(format!("{}: {Full}", self.name)),
+        })
     }
 
     /// Hands over what ends something: it is never too much.
-    pub fn submit_anyway(&self, frames: &[u8]) {
-        // Also to one that is ending: it may wait for just this.
-        self.line.hand_over(frames);
+    pub(crate) fn submit_anyway(&self, frames: &[u8], changes: &mut Vec<Known>) {
+        let handed = self.current.hand_over(frames, changes, usize::MAX, |live| {
+            live.generation.push_anyway(frames);
+            Ok::<(), ()>(())
+        });
+        if handed.is_err() {
+            // Also to one that is ending: it may wait for just this.
+            self.line.read().hand_over(frames);
+        }
+    }
+
+    /// Hands an answer to the generation that asked, if it is there.
+    pub(crate) fn answer(&self, generation: u32, frames: &[u8]) {
+        let asked = |live: &Arc<Live>| live.number == generation;
+        let old = || self.retiring.lock().iter().find(|live| asked(live)).cloned();
+        match self.current.get().filter(asked).or_else(old) {
+            Some(live) => live.generation.push_anyway(frames),
+            None => {
+                let line = Arc::clone(&self.line.read());
+                if line.number == generation {
+                    line.hand_over(frames);
+                }
+            }
+        }
+    }
+
+    /// Tells generations that were replaced, too.
+    pub(crate) fn tell_old(&self, frame: &ToLibrary<'_>) {
+        for old in &*self.retiring.lock() {
+            old.generation.tell(frame);
+        }
     }
 
     /// Counts calls, for the operator.
@@ -247,13 +295,37 @@ impl Slot {
     /// How many calls panicked.
     #[must_use]
     pub fn faults(&self) -> u64 {
-        self.line.faults.load(Ordering::Relaxed)
+        self.faults.load(Ordering::Relaxed)
+    }
+
+    /// Which generation serves: the first is 1.
+    #[must_use]
+    pub fn generation(&self) -> u32 {
+        self.line.read().number
+    }
+
+    /// How many generations were replaced, and still have calls that wait.
+    #[must_use]
+    pub fn retiring(&self) -> usize {
+        self.retiring.lock().len()
+    }
+
+    /// The perspectives whose saved states the code that serves could not read, and why; the first hundred.
+    #[must_use]
+    pub fn unreadable(&self) -> Vec<(String, String)> {
+        self.line.read().unreadable()
+    }
+
+    /// How many clients are attached.
+    #[must_use]
+    pub fn attached(&self) -> usize {
+        self.current.attached()
     }
 
     /// A number that no other slot of this process has had.
     #[must_use]
     pub fn number(&self) -> u64 {
-        self.number
+        u64::from(self.number)
     }
 
     /// Its name.
@@ -264,89 +336,18 @@ impl Slot {
 
     /// What it says of itself.
     #[must_use]
-    pub fn manifest(&self) -> &Manifest {
-        &self.manifest
+    pub fn manifest(&self) -> Arc<Manifest> {
+        Arc::clone(&self.manifest.read())
     }
 
     /// Whether it serves.
     #[must_use]
     pub fn state(&self) -> State {
         match &*self.state.lock() {
-            State::Serving if self.line.is_over() => {
+            State::Serving if self.line.read().is_over() => {
                 State::Failed("it ended by itself; `service start` starts it anew".to_owned())
             }
             state => state.clone(),
         }
-    }
-}
-
-async fn stage(stages: &mut mpsc::UnboundedReceiver<Stage>, patience: Duration, what: &str) -> Result<Stage, String> {
-    match tokio::time::timeout(patience, stages.recv()).await {
-        Ok(Some(stage)) => Ok(stage),
-        Ok(None) => Err("its thread has ended".to_owned()),
-        Err(_) => Err(format!("it takes longer than {} seconds to {what}", patience.as_secs())),
-    }
-}
-
-fn expect(found: Stage, wanted: &Stage) -> Result<(), String> {
-    if found == *wanted { Ok(()) } else { Err(unexpected(&found)) }
-}
-
-fn unexpected(found: &Stage) -> String {
-    match found {
-        Stage::Refused(why) => why.clone(),
-        Stage::Stopped => "it ended by itself".to_owned(),
-        other => format!("it answered out of turn ({other:?})"),
-    }
-}
-
-/// Ends a generation that will not serve.
-async fn give_up(
-    line: &Line,
-    generation: &Arc<Generation>,
-    stages: &mut mpsc::UnboundedReceiver<Stage>,
-    why: &str,
-) -> NotServing {
-    end(line, generation, stages, "?").await;
-    NotServing(why.to_owned())
-}
-
-async fn end(
-    line: &Line,
-    generation: &Arc<Generation>,
-    stages: &mut mpsc::UnboundedReceiver<Stage>,
-    name: &str,
-) -> Account {
-    generation.tell(&ToLibrary::Stop {});
-    let stopped = async {
-        // It may have ended by itself, and have said so before.
-        if line.is_over() {
-            return;
-        }
-        while let Some(stage) = stages.recv().await {
-            if stage == Stage::Stopped {
-                return;
-            }
-        }
-    };
-    if tokio::time::timeout(STOP, stopped).await.is_ok() {
-        // It has said its last: its thread is about to end.
-        let generation = Arc::clone(generation);
-        let (done, joined) = tokio::sync::oneshot::channel();
-        // A thread of its own, which nobody has to wait for: code of the library's runs when its thread ends, and when it
-        // is closed.
-        let joining = std::thread::Builder::new().name("unload".to_owned()).spawn(move || {
-            let account = generation.join();
-            drop(generation);
-            // Who waits may have given up.
-            let _ = done.send(account);
-        });
-        match (joining, tokio::time::timeout(STOP, joined).await) {
-            (Ok(_), Ok(Ok(account))) => account,
-            _ => Account::Condemned,
-        }
-    } else {
-        tracing::error!(service = name, "it did not stop within {} seconds; its thread is given up", STOP.as_secs());
-        generation.condemn()
     }
 }

@@ -84,6 +84,14 @@ pub(super) struct Held {
     pub(super) lent: u64,
 }
 
+/// A service's call of an object of the client's.
+pub(super) struct Asked {
+    pub(super) slot: Arc<Slot>,
+    /// Which of the slot's generations: no other is to have the answer.
+    pub(super) generation: u32,
+    pub(super) call: u64,
+}
+
 /// A call that waits until others have ended.
 pub(super) struct Parked {
     pub(super) call: InFlight,
@@ -154,7 +162,7 @@ pub(super) struct State {
     /// How large an answer is likely to be, in bytes: quick to rise, slow to fall.
     pub(super) answer_size: usize,
     /// Our calls of the client's objects: whose they are.
-    pub(super) outgoing: HashMap<u64, (Arc<Slot>, u64)>,
+    pub(super) outgoing: HashMap<u64, Asked>,
     pub(super) held: HashMap<u32, Held>,
     pub(super) held_by: HashMap<(u64, u64), u32>,
     /// How often each object of a service's was sent.
@@ -310,14 +318,15 @@ impl Desk {
         }
     }
 
-    /// Serves what services have said: slot numbers, each with its frame.
+    /// Serves what services have said: the numbers of slots and generations, each with its frame.
     pub(super) fn mail(&mut self, mut mail: &[u8]) {
-        while let Some((slot, rest)) = mail.split_first_chunk::<8>() {
+        while let Some((from, rest)) = mail.split_first_chunk::<8>() {
             mail = rest;
             let Some(frame) = plugin_api::abi::frame::ToHost::read(&mut mail) else {
                 return;
             };
-            self.state.mail(&mut self.broker.output, u64::from_le_bytes(*slot), frame);
+            let from = u64::from_le_bytes(*from);
+            self.state.mail(&mut self.broker.output, from & u64::from(u32::MAX), (from >> 32) as u32, frame);
         }
         self.unpark();
     }

@@ -55,6 +55,14 @@ impl State {
         output.release(luid, count);
     }
 
+    /// The next generation of a service has a hold on an object of the client's, too, which the client was not asked for.
+    pub(super) fn lend(&mut self, slot: u64, handle: u64) {
+        let Some(index) = self.narrow(handle) else { return };
+        if let Some(held) = self.held.get_mut(&index).filter(|held| held.slot.number() == slot) {
+            held.lent += 1;
+        }
+    }
+
     /// What keeps a reference of the client's from going to this service.
     pub(super) fn acceptable(&self, output: &Out, slot: u64, reference: &Reference) -> Option<Failure> {
         match reference.kind {

@@ -47,6 +47,11 @@ impl State {
     /// Ends an attachment at once: calls by it are errors, those under way and those to come; objects that it handed
     /// out are dead, and so are the client's objects that came by it.
     pub(super) fn revoke(&mut self, output: &mut Out, attachment: u64) {
+        self.end_attachment(output, attachment, &revoked());
+    }
+
+    /// As [`State::revoke`], for a reason that clients are told.
+    pub(super) fn end_attachment(&mut self, output: &mut Out, attachment: u64, why: &Failure) {
         let Some(attached) = self.attachments.get_mut(&attachment) else { return };
         let (slot, request) = (Arc::clone(&attached.slot), attached.request.take());
         let mut owed: Vec<u64> = self
@@ -58,7 +63,7 @@ impl State {
         owed.extend(request);
         owed.sort_unstable();
         for request in owed {
-            output.fail(request, &revoked());
+            output.fail(request, why);
         }
         let held: Vec<(u64, u64)> = self
             .held

@@ -7,10 +7,11 @@ use pb::{Call, Failure, Jelly, Output, Target};
 use plugin_api::abi::frame::{ToHost, ToLibrary};
 
 use super::connection::End;
-use super::desk::{Attached, Era, InFlight, Object, Parked, State};
+use super::desk::{Asked, Attached, Era, InFlight, Object, Parked, State};
 use super::references::{give_back, reference, settle, translate_out};
 use crate::cred::Key;
 use crate::cred::login::Proven;
+use crate::multiservice::Known;
 use crate::multiservice::slot::Slot;
 
 type Out = Output<Object>;
@@ -18,7 +19,11 @@ type Out = Output<Object>;
 /// Frames for one service, gathered while one read is served.
 pub(super) struct Batch {
     slot: Arc<Slot>,
+    /// The generation that asked for it; 0: whichever serves.
+    generation: u32,
     frames: Vec<u8>,
+    /// What changes in who is attached.
+    changes: Vec<Known>,
     calls: u64,
 }
 
@@ -147,10 +152,16 @@ impl State {
     }
 
     fn batch(&mut self, slot: &Arc<Slot>) -> &mut Batch {
-        let at = match self.batches.iter().position(|batch| Arc::ptr_eq(&batch.slot, slot)) {
+        self.batch_of(slot, 0)
+    }
+
+    fn batch_of(&mut self, slot: &Arc<Slot>, generation: u32) -> &mut Batch {
+        let mut batches = self.batches.iter();
+        let at = match batches.position(|batch| Arc::ptr_eq(&batch.slot, slot) && batch.generation == generation) {
             Some(at) => at,
             None => {
-                self.batches.push(Batch { slot: Arc::clone(slot), frames: Vec::new(), calls: 0 });
+                let (slot, frames, changes) = (Arc::clone(slot), Vec::new(), Vec::new());
+                self.batches.push(Batch { slot, generation, frames, changes, calls: 0 });
                 self.batches.len() - 1
             }
         };
@@ -159,6 +170,11 @@ impl State {
 
     pub(super) fn say(&mut self, slot: &Arc<Slot>, frame: &ToLibrary<'_>) {
         frame.write(&mut self.batch(slot).frames);
+    }
+
+    /// Says how a call of a generation's has ended.
+    fn reply(&mut self, asked: &Asked, frame: &ToLibrary<'_>) {
+        frame.write(&mut self.batch_of(&asked.slot, asked.generation).frames);
     }
 
     pub(super) fn slot(&self, number: u64) -> Option<Arc<Slot>> {
@@ -174,14 +190,22 @@ impl State {
     pub(super) fn submit(&mut self, output: &mut Out) {
         for at in 0..self.batches.len() {
             let batch = &mut self.batches[at];
-            if batch.frames.is_empty() {
+            if batch.frames.is_empty() && batch.changes.is_empty() {
+                continue;
+            }
+            if batch.generation != 0 {
+                batch.slot.answer(batch.generation, &batch.frames);
+                batch.frames.clear();
                 continue;
             }
             batch.slot.count_calls(std::mem::take(&mut batch.calls));
             let slot = batch.slot.number();
-            let submitted = batch.slot.submit(&batch.frames);
+            let submitted = batch.slot.submit(&batch.frames, &mut batch.changes);
             if let Err(error) = submitted {
                 let frames = std::mem::take(&mut batch.frames);
+                let mut changes = std::mem::take(&mut batch.changes);
+                // Those that could not attach are refused, each, below.
+                changes.retain(|change| matches!(change, Known::Detached(_)));
                 let failure = Failure::new("twisted.spread.pb.DeadReferenceError", error.to_string());
                 let mut rest = frames.as_slice();
                 let mut ends = Vec::new();
@@ -208,7 +232,7 @@ impl State {
                         output.fail(request, &failure);
                     }
                 }
-                to.submit_anyway(&ends);
+                to.submit_anyway(&ends, &mut changes);
             } else {
                 batch.frames.clear();
                 batch.frames.shrink_to(1 << 16);
@@ -221,7 +245,7 @@ impl State {
     }
 
     /// A service's frame.
-    pub(super) fn mail(&mut self, output: &mut Out, slot: u64, frame: ToHost<'_>) {
+    pub(super) fn mail(&mut self, output: &mut Out, slot: u64, generation: u32, frame: ToHost<'_>) {
         match frame {
             ToHost::Answer { call, value } => {
                 let Some(call) = self.ended(slot, call) else { return self.unsent(slot, value) };
@@ -236,7 +260,10 @@ impl State {
             }
             ToHost::Failed { call, class, message, .. } => {
                 let failure = || Failure::new(class, message);
-                if let Some(call) = self.ended(slot, call) {
+                if self.is_attached(call, slot) && self.attachments.get(&call).is_some_and(|it| it.request.is_none()) {
+                    // The code that replaced what it was attached to does not take it.
+                    self.end_attachment(output, call, &failure());
+                } else if let Some(call) = self.ended(slot, call) {
                     if call.answer {
                         output.fail(call.request, &failure());
                     }
@@ -254,19 +281,21 @@ impl State {
                 match sent {
                     Ok((request, slot)) => {
                         if answer {
-                            self.outgoing.insert(request, (slot, call));
+                            self.outgoing.insert(request, Asked { slot, generation, call });
                         }
                     }
                     Err(failure) if answer => {
                         if let Some(slot) = self.slot(slot) {
                             let (class, message) = (failure.class.as_str(), failure.value.as_str());
-                            self.say(&slot, &ToLibrary::Failed { call, class, message });
+                            let asked = Asked { slot, generation, call };
+                            self.reply(&asked, &ToLibrary::Failed { call, class, message });
                         }
                     }
                     Err(_) => {}
                 }
             }
             ToHost::Release { handle, count } => self.release(output, slot, handle, count),
+            ToHost::Lent { handle } => self.lend(slot, handle),
             ToHost::Stopped {} => self.stopped(output, slot),
             ToHost::End { attachment } if self.is_attached(attachment, slot) => self.revoke(output, attachment),
             ToHost::Update { object, method, arguments, keywords, .. } => {
@@ -305,7 +334,7 @@ impl State {
             self.held_by.remove(&(slot, luid));
             output.release(luid, count);
         }
-        self.outgoing.retain(|_, (of, _)| of.number() != slot);
+        self.outgoing.retain(|_, asked| asked.slot.number() != slot);
         self.batches.retain(|batch| batch.slot.number() != slot);
     }
 
@@ -326,6 +355,7 @@ impl State {
         let request = attached.request.take()?;
         if let Some(attached) = self.attachments.remove(&attachment) {
             self.unlist(&attached);
+            self.batch(&attached.slot).changes.push(Known::Detached(attachment));
         }
         Some(request)
     }
@@ -482,37 +512,39 @@ impl State {
 
     /// The client has answered a service's call.
     pub(super) fn answered(&mut self, output: &mut Out, request: u64, value: Jelly<'_>, defect: Option<&Defect>) {
-        let Some((slot, call)) = self.outgoing.remove(&request) else {
+        let Some(asked) = self.outgoing.remove(&request) else {
             return give_back(output, value.references().iter());
         };
+        let (slot, call) = (Arc::clone(&asked.slot), asked.call);
         let wrong = defect.map(defective).or_else(|| {
             value.references().iter().find_map(|reference| self.acceptable(output, slot.number(), reference))
         });
         if let Some(failure) = wrong {
             give_back(output, value.references().iter());
             let message = format!("the client's answer: {}", failure.value);
-            self.say(&slot, &ToLibrary::Failed { call, class: &failure.class, message: &message });
+            self.reply(&asked, &ToLibrary::Failed { call, class: &failure.class, message: &message });
             return;
         }
         if value.references().is_empty() {
-            self.say(&slot, &ToLibrary::Answer { call, value: value.bytes(), handles: &[] });
+            self.reply(&asked, &ToLibrary::Answer { call, value: value.bytes(), handles: &[] });
             return;
         }
         let (mut translated, mut handles) = (Vec::new(), Vec::new());
         let attachment = self.attachment_to(slot.number());
         self.translate_in(output, &slot, attachment, &value, &mut translated, &mut handles);
-        self.say(&slot, &ToLibrary::Answer { call, value: &translated, handles: &handles });
+        self.reply(&asked, &ToLibrary::Answer { call, value: &translated, handles: &handles });
     }
 
     /// The client's object has raised an error.
     pub(super) fn failed(&mut self, _: &mut Out, request: u64, failure: Jelly<'_>, defect: Option<&Defect>) {
-        let Some((slot, call)) = self.outgoing.remove(&request) else { return };
+        let Some(asked) = self.outgoing.remove(&request) else { return };
         let failure = match defect {
             Some(defect) => defective(defect),
             None => Failure::read(failure.bytes())
                 .unwrap_or_else(|error| Failure::new("twisted.spread.pb.Error", error.to_string())),
         };
-        self.say(&slot, &ToLibrary::Failed { call, class: &failure.class, message: &failure.value });
+        let (class, message) = (failure.class.as_str(), failure.value.as_str());
+        self.reply(&asked, &ToLibrary::Failed { call: asked.call, class, message });
     }
 
     /// Asks a service to attach this client. Its answer becomes the answer to `request`.
@@ -530,7 +562,15 @@ impl State {
         let attachment = self.wide(index);
         let mind = mind.map_or(0, |mind| self.hold(&slot, mind.luid, attachment, mind.lent));
         let peer = std::mem::take(&mut self.peer);
-        self.say(&slot, &ToLibrary::Attach { attachment, perspective, identity, mind, peer: &peer });
+        let attach = |again: bool| {
+            let mut frame = Vec::new();
+            ToLibrary::Attach { attachment, perspective, identity, mind, peer: &peer, again }.write(&mut frame);
+            frame
+        };
+        let (now, again) = (attach(false), attach(true));
+        let batch = self.batch(&slot);
+        batch.frames.extend_from_slice(&now);
+        batch.changes.push(Known::Attached(attachment, again));
         self.peer = peer;
         if let Some(session) = &self.session {
             session.attached(format!("{}/{perspective}", key.service));
@@ -566,6 +606,7 @@ impl State {
             }
         }
         self.say(&attached.slot, &ToLibrary::Detach { attachment });
+        self.batch(&attached.slot).changes.push(Known::Detached(attachment));
     }
 
     /// The connection has ended.
@@ -574,19 +615,23 @@ impl State {
             let number = self.wide(index);
             if let Some(slot) = self.slot(call.slot) {
                 self.say(&slot, &ToLibrary::Gone { call: number });
+                // The call may wait in code that was replaced.
+                slot.tell_old(&ToLibrary::Gone { call: number });
             }
         }
-        for (_, (slot, call)) in std::mem::take(&mut self.outgoing) {
+        for (_, asked) in std::mem::take(&mut self.outgoing) {
             let (class, message) = ("twisted.spread.pb.PBConnectionLost", "the client has gone");
-            self.say(&slot, &ToLibrary::Failed { call, class, message });
+            self.reply(&asked, &ToLibrary::Failed { call: asked.call, class, message });
         }
         let attachments: Vec<u64> = self.attachments.keys().copied().collect();
         for attachment in attachments {
             self.detach(attachment);
         }
-        for batch in &self.batches {
-            if !batch.frames.is_empty() {
-                batch.slot.submit_anyway(&batch.frames);
+        for batch in &mut self.batches {
+            if batch.generation != 0 {
+                batch.slot.answer(batch.generation, &batch.frames);
+            } else if !batch.frames.is_empty() || !batch.changes.is_empty() {
+                batch.slot.submit_anyway(&batch.frames, &mut batch.changes);
             }
         }
     }

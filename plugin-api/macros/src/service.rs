@@ -139,21 +139,47 @@ pub(crate) fn expand(attribute: TokenStream, item: TokenStream) -> Result<TokenS
             }
         },
     );
+    fill(
+        "rebuild",
+        quote! {
+            async fn rebuild(_: #context, name: ::std::string::String) -> #result<::plugin_api::AnyHandle> {
+                ::core::result::Result::Err(::plugin_api::Fault::value(::std::format!("no object is named {name}")))
+            }
+        },
+    );
+    for name in ["migrate", "migrate_shared"] {
+        let method = Ident::new(name, proc_macro2::Span::call_site());
+        fill(
+            name,
+            quote! {
+                fn #method(state: ::plugin_api::Value) -> #result<::plugin_api::Value> {
+                    ::core::result::Result::Ok(state)
+                }
+            },
+        );
+    }
     let unsaved = quote!(::core::result::Result::Err(::plugin_api::Fault::new("RuntimeError", "it is never saved")));
     let (save_perspective, load_perspective) = if never {
         (quote!({ let _ = perspective; #unsaved }), quote!({ let _ = state; #unsaved }))
     } else {
         // Told at the type, if serde cannot save it.
         let at = perspective.span();
-        (
-            quote_spanned!(at=> ::plugin_api::__private::save::<#perspective>(perspective)),
-            quote_spanned!(at=> ::plugin_api::__private::load::<#perspective>(state)),
-        )
+        let load = if has("migrate") {
+            quote_spanned!(at=> ::plugin_api::__private::load_migrated::<#perspective>(state, <Self as ::plugin_api::Service>::migrate))
+        } else {
+            quote_spanned!(at=> ::plugin_api::__private::load::<#perspective>(state))
+        };
+        (quote_spanned!(at=> ::plugin_api::__private::save::<#perspective>(perspective)), load)
     };
     let shared = attribute.shared;
     let needs = &attribute.needs;
     let (save_service, load_service) = if shared {
-        (quote!(::plugin_api::__private::save(self)), quote!(::plugin_api::__private::load(state)))
+        let load = if has("migrate_shared") {
+            quote!(::plugin_api::__private::load_migrated(state, <Self as ::plugin_api::Service>::migrate_shared))
+        } else {
+            quote!(::plugin_api::__private::load(state))
+        };
+        (quote!(::plugin_api::__private::save(self)), load)
     } else {
         (unsaved.clone(), quote!({ let _ = state; #unsaved }))
     };

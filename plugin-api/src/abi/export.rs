@@ -120,6 +120,10 @@ impl Wall for Foreign {
         (self.host.push())(self.gate, Span::new(frames));
     }
 
+    fn wait(&self) {
+        (self.host.wait())(self.gate);
+    }
+
     fn sleep(&self) -> Box<dyn Sleep> {
         let raw = (self.host.descriptor())(self.gate);
         // SAFETY: the host keeps the gate's descriptor open until `run` has returned; it is only duplicated here.

@@ -129,6 +129,9 @@ frames! {
             mind: number,
             /// Where the client is, for a person to read.
             peer: text,
+            /// Whether it was attached to the generation before this one, and does not know of the change. A refusal
+            /// then ends the attachment.
+            again: flag,
         }
         /// The attachment has ended.
         4 Detach {
@@ -231,6 +234,24 @@ frames! {
         16 Committed {
             /// The library's number for it.
             request: number,
+        }
+        /// Save everything, answer `Frozen` or `Refused`, and stand still: run no code of the service's until `Thaw`,
+        /// `Retire` or `Stop` has come. What comes before that is kept, and served then.
+        17 Freeze {
+            /// To be handed back.
+            request: number,
+        }
+        /// Nothing has come of it: go on.
+        18 Thaw {}
+        /// Another generation serves. Calls that wait go on to their end, and change nothing that is saved; then this
+        /// one stops by itself, or when it is told to.
+        19 Retire {}
+        /// Take over objects that an earlier generation has handed out. Comes after `Started`; answered by `Adopted`.
+        20 Adopt {
+            /// As in `Frozen`.
+            objects: bytes,
+            /// Numbers up to this have been given to objects.
+            numbers: number,
         }
     }
 }
@@ -369,6 +390,37 @@ frames! {
             /// Which.
             attachment: number,
         }
+        /// The answer to `Freeze`.
+        20 Frozen {
+            /// As it came.
+            request: number,
+            /// The host's numbers of the calls that wait for something: 8 bytes each.
+            calls: bytes,
+            /// The objects that clients have and that can be made anew: see `put_object`.
+            objects: bytes,
+            /// The highest number that an object was given.
+            numbers: number,
+            /// How many states live in this generation.
+            states: number,
+        }
+        /// The answer to `Adopt`.
+        21 Adopted {
+            /// How many objects could be made anew.
+            objects: number,
+        }
+        /// A saved state cannot be read by this version of the service.
+        22 Unreadable {
+            /// The perspective's name.
+            perspective: text,
+            /// Why.
+            message: text,
+        }
+        /// Never said by a library: the host's own word to a connection. A client's object that one generation has was
+        /// handed to the next one, too.
+        255 Lent {
+            /// The client's object.
+            handle: number,
+        }
     }
 }
 
@@ -386,6 +438,23 @@ pub fn entries(mut bytes: &[u8]) -> impl Iterator<Item = (&[u8], Option<&[u8]>)>
         let some = take(&mut bytes, 1)? != [0];
         let value = get(&mut bytes)?;
         Some((key, some.then_some(value)))
+    })
+}
+
+/// Appends an object to a list of those that can be made anew: its number, how often it was handed out, and by what name
+/// it is known.
+pub fn put_object(out: &mut Vec<u8>, object: u64, count: u64, name: &str) {
+    out.extend_from_slice(&object.to_le_bytes());
+    out.extend_from_slice(&count.to_le_bytes());
+    put(out, name.as_bytes());
+}
+
+/// The objects in a list of them, as far as they are ones.
+pub fn objects(mut bytes: &[u8]) -> impl Iterator<Item = (u64, u64, &str)> {
+    std::iter::from_fn(move || {
+        let object = u64::from_le_bytes(take(&mut bytes, 8)?.try_into().ok()?);
+        let count = u64::from_le_bytes(take(&mut bytes, 8)?.try_into().ok()?);
+        Some((object, count, std::str::from_utf8(get(&mut bytes)?).ok()?))
     })
 }
 

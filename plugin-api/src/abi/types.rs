@@ -48,8 +48,11 @@ pub struct Host {
     /// Hands over whole frames.
     pub push: extern "C" fn(gate: usize, frames: Span),
     /// Hands over a line for the log: level 1 (error) to 5 (trace), target, text in UTF-8.
-    #[sabi(last_prefix_field)]
     pub log: extern "C" fn(gate: usize, level: u8, target: Span, text: Span),
+    /// Waits until there is something to pop, or for a second: the one function that blocks, for a main thread that
+    /// stands still between two generations.
+    #[sabi(last_prefix_field)]
+    pub wait: extern "C" fn(gate: usize),
 }
 
 /// Borrowed bytes.

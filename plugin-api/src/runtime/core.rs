@@ -25,6 +25,9 @@ thread_local! {
 pub(crate) trait Object {
     fn invoke(&self, incoming: Incoming<'_>) -> Invoked;
     fn any(&self) -> &dyn Any;
+    fn address(&self) -> usize;
+    /// By what it can be made anew, if it can.
+    fn origin(&self) -> Option<String>;
 }
 
 impl<T: Callable> Object for Handle<T> {
@@ -34,6 +37,14 @@ impl<T: Callable> Object for Handle<T> {
 
     fn any(&self) -> &dyn Any {
         self
+    }
+
+    fn address(&self) -> usize {
+        Self::address(self)
+    }
+
+    fn origin(&self) -> Option<String> {
+        Self::origin(self)
     }
 }
 
@@ -64,6 +75,13 @@ pub(crate) struct Core {
     /// Told when a task has written frames while the main loop slept.
     pub(crate) written: Notify,
     next: Cell<u64>,
+    /// The highest number that an object of the service's was given, by this generation or one before it. Its upper
+    /// half stays empty: it tells a client's object from one of the service's.
+    pub(crate) numbered: Cell<u64>,
+    /// Another generation serves: nothing that is saved can be changed here any more.
+    pub(crate) retired: Cell<bool>,
+    /// Whether the author's `start` is running just now.
+    pub(crate) starting: Cell<bool>,
     waiting: RefCell<HashMap<u64, Waiting>>,
     objects: RefCell<HashMap<u64, Exported>>,
     addresses: RefCell<HashMap<usize, u64>>,
@@ -85,6 +103,9 @@ impl Core {
             out: RefCell::default(),
             written: Notify::new(),
             next: Cell::new(0),
+            numbered: Cell::new(0),
+            retired: Cell::new(false),
+            starting: Cell::new(false),
             waiting: RefCell::default(),
             objects: RefCell::default(),
             addresses: RefCell::default(),
@@ -106,10 +127,20 @@ impl Core {
         drop(before);
     }
 
-    /// A number that this generation has not used yet.
+    /// A number of a call or a request that this generation has not used yet.
     pub(crate) fn number(&self) -> u64 {
         self.next.set(self.next.get() + 1);
         self.next.get()
+    }
+
+    /// A number for an object that goes out. `None`: four thousand million objects have gone out.
+    fn object_number(&self) -> Option<u64> {
+        let next = self.numbered.get() + 1;
+        if next >> 32 != 0 {
+            return None;
+        }
+        self.numbered.set(next);
+        Some(next)
     }
 
     /// Says something to the host, at the next occasion.
@@ -203,8 +234,21 @@ impl Core {
         entries: &[u8],
     ) -> impl Future<Output = Result<Reply>> + use<> {
         let (request, answer) = self.wait();
-        self.push(&ToHost::Write { request, base, entries });
-        answer
+        let refused = if self.retired.get() {
+            Some(Fault::reloaded())
+        } else if self.starting.get() {
+            let message = "data can be changed once the service serves: do it in a task (Context::spawn)";
+            Some(Fault::new("RuntimeError", message))
+        } else {
+            self.push(&ToHost::Write { request, base, entries });
+            None
+        };
+        async move {
+            match refused {
+                Some(fault) => Err(fault),
+                None => answer.await,
+            }
+        }
     }
 
     /// An answer has come.
@@ -217,18 +261,48 @@ impl Core {
     }
 
     /// The number of an object that goes out to a client once more.
-    pub(crate) fn export<T: Callable>(&self, handle: &Handle<T>) -> u64 {
+    pub(crate) fn export<T: Callable>(&self, handle: &Handle<T>) -> Result<u64> {
+        if self.retired.get() {
+            return Err(Fault::reloaded());
+        }
         let address = handle.address();
         if let Some(&id) = self.addresses.borrow().get(&address)
             && let Some(exported) = self.objects.borrow_mut().get_mut(&id)
         {
             exported.count += 1;
-            return id;
+            return Ok(id);
         }
-        let id = self.number();
+        let id = self.object_number().ok_or_else(|| Fault::new("RuntimeError", "too many objects were handed out"))?;
         self.objects.borrow_mut().insert(id, Exported { object: Rc::new(handle.clone()), address, count: 1 });
         self.addresses.borrow_mut().insert(address, id);
-        id
+        Ok(id)
+    }
+
+    /// The objects that clients have and that can be made anew, as `Frozen` tells of them.
+    pub(crate) fn heirlooms(&self) -> Vec<u8> {
+        let mut list = Vec::new();
+        for (&id, exported) in self.objects.borrow().iter() {
+            if let Some(origin) = exported.object.origin() {
+                crate::abi::frame::put_object(&mut list, id, exported.count, &origin);
+            }
+        }
+        list
+    }
+
+    /// An object of an earlier generation's was made anew: clients have had it all the time.
+    pub(crate) fn adopt(&self, id: u64, count: u64, object: Rc<dyn Object>) {
+        let address = object.address();
+        self.objects.borrow_mut().insert(id, Exported { object, address, count });
+        self.addresses.borrow_mut().insert(address, id);
+    }
+
+    /// Another generation serves: it has the objects that clients know, and tells them of changes.
+    pub(crate) fn retire(&self) {
+        self.retired.set(true);
+        let objects = std::mem::take(&mut *self.objects.borrow_mut());
+        self.addresses.borrow_mut().clear();
+        self.connections.borrow_mut().clear();
+        drop(objects);
     }
 
     pub(crate) fn object(&self, id: u64) -> Option<Rc<dyn Object>> {
@@ -250,7 +324,11 @@ impl Core {
             // Dropping the object may run code of the author's, which may come back here.
             drop(objects);
             if let Some(gone) = gone {
-                self.addresses.borrow_mut().remove(&gone.address);
+                let mut addresses = self.addresses.borrow_mut();
+                // Two numbers may be one object that was made anew.
+                if addresses.get(&gone.address) == Some(&id) {
+                    addresses.remove(&gone.address);
+                }
             }
         }
     }
@@ -281,10 +359,14 @@ impl Core {
     }
 
     /// A number for a cached object that goes out for the first time.
-    pub(crate) fn cached(&self, object: Weak<dyn Any>) -> u64 {
-        let number = self.number();
+    pub(crate) fn cached(&self, object: Weak<dyn Any>) -> Result<u64> {
+        if self.retired.get() {
+            return Err(Fault::reloaded());
+        }
+        let number =
+            self.object_number().ok_or_else(|| Fault::new("RuntimeError", "too many objects were handed out"))?;
         self.caches.borrow_mut().insert(number, object);
-        number
+        Ok(number)
     }
 
     pub(crate) fn known_cached(&self, number: u64) -> Option<Weak<dyn Any>> {

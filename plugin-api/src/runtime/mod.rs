@@ -9,22 +9,22 @@ pub(crate) mod core;
 pub(crate) mod incoming;
 
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::Poll;
 
 use tokio::sync::oneshot;
-use tokio::task::LocalSet;
+use tokio::task::{AbortHandle, LocalSet};
 
 use self::core::{Core, Reply};
 use self::incoming::{Incoming, Invoked};
-use crate::abi::frame::{ToHost, ToLibrary};
-use crate::call::{Attachment, Call};
+use crate::abi::frame::{self, ToHost, ToLibrary};
+use crate::call::{Attachment, Call, Reason};
 use crate::context::{Config, Context};
 use crate::fault::{Fault, Result};
-use crate::handle::{Handle, Saver, WeakHandle};
+use crate::handle::{AnyHandle, Handle, NAMED, PERSPECTIVE, Saver, WeakHandle};
 use crate::manifest::Manifest;
 use crate::remote::Remote;
 use crate::service::{Callable, Save, Service};
@@ -41,6 +41,18 @@ pub(crate) trait Wall {
     fn arm(&self) -> bool;
     /// Hands over frames.
     fn push(&self, frames: &[u8]);
+    /// Blocks the thread until there may be something to pop.
+    fn wait(&self);
+    /// How far a test has moved the clock since it was asked last.
+    #[cfg(feature = "testing")]
+    fn advanced(&self) -> Option<std::time::Duration> {
+        None
+    }
+    /// Whether the clock moves only when it is told to.
+    #[cfg(feature = "testing")]
+    fn clock_stands(&self) -> bool {
+        false
+    }
     /// What the loop sleeps on; asked for once, inside the runtime.
     fn sleep(&self) -> Box<dyn Sleep>;
 }
@@ -53,7 +65,11 @@ pub(crate) trait Sleep {
 /// Runs a service on this thread until the host says stop.
 pub(crate) fn run<S: Service>(wall: Box<dyn Wall>) {
     let core = Core::new(wall);
-    let tokio = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+    let mut builder = tokio::runtime::Builder::new_current_thread();
+    builder.enable_all();
+    #[cfg(feature = "testing")]
+    builder.start_paused(core.wall.clock_stands());
+    let tokio = match builder.build() {
         Ok(tokio) => tokio,
         Err(error) => {
             core.push(&ToHost::Refused { message: &format!("the service's runtime cannot start: {error}") });
@@ -64,8 +80,12 @@ pub(crate) fn run<S: Service>(wall: Box<dyn Wall>) {
     };
     Core::set_current(Some(Rc::clone(&core)));
     let runtime = Runtime::<S>::new(&core);
+    #[cfg(feature = "testing")]
+    let held = core.wall.clock_stands().then(|| hold_clock(&tokio));
     let tasks = LocalSet::new();
     tasks.block_on(&tokio, runtime.serve());
+    #[cfg(feature = "testing")]
+    drop(held);
     // Tasks first, then what they use, then what runs them. Each may run code of the author's that panics.
     let _ = catch_unwind(AssertUnwindSafe(|| tokio.block_on(async { drop(tasks) })));
     let _ = catch_unwind(AssertUnwindSafe(|| runtime.clear()));
@@ -77,6 +97,17 @@ pub(crate) fn run<S: Service>(wall: Box<dyn Wall>) {
     core.flush();
 }
 
+/// A clock that stands would jump to the next timer when nothing else is to be done; not while this is held.
+#[cfg(feature = "testing")]
+fn hold_clock(tokio: &tokio::runtime::Runtime) -> std::sync::mpsc::Sender<()> {
+    let (held, released) = std::sync::mpsc::channel();
+    tokio.spawn_blocking(move || {
+        // It ends with an error, when the other end is dropped.
+        let _ = released.recv();
+    });
+    held
+}
+
 pub(crate) struct Runtime<S: Service> {
     core: Rc<Core>,
     me: RefCell<std::rc::Weak<Self>>,
@@ -85,6 +116,11 @@ pub(crate) struct Runtime<S: Service> {
     loading: RefCell<HashMap<String, Vec<oneshot::Sender<()>>>>,
     attachments: RefCell<HashMap<u64, Attaching<S::Perspective>>>,
     calls: RefCell<HashMap<u64, Call>>,
+    /// Calls that wait for something.
+    suspended: RefCell<HashSet<u64>>,
+    /// The service's own tasks, which end with its serving.
+    tasks: RefCell<Vec<AbortHandle>>,
+    freezing: Cell<Option<u64>>,
     stopping: Cell<bool>,
     pub(crate) vetting: Cell<bool>,
 }
@@ -118,6 +154,9 @@ impl<S: Service> Runtime<S> {
             loading: RefCell::default(),
             attachments: RefCell::default(),
             calls: RefCell::default(),
+            suspended: RefCell::default(),
+            tasks: RefCell::default(),
+            freezing: Cell::new(None),
             stopping: Cell::new(false),
             vetting: Cell::new(false),
         });
@@ -140,14 +179,27 @@ impl<S: Service> Runtime<S> {
         let sleep = core.wall.sleep();
         let context = self.context();
         let mut batch = Vec::new();
+        // What has come while the thread stood still.
+        let mut kept = Vec::new();
         let mut busy = 0u32;
         loop {
             core.flush();
+            #[cfg(feature = "testing")]
+            if let Some(by) = core.wall.advanced() {
+                tokio::time::advance(by).await;
+                // What has become due runs, and what that wakes.
+                for _ in 0..32 {
+                    tokio::task::yield_now().await;
+                }
+            }
             batch.clear();
-            core.wall.pop(&mut batch);
+            std::mem::swap(&mut batch, &mut kept);
             if batch.is_empty() {
-                if self.stopping.get() {
-                    return;
+                core.wall.pop(&mut batch);
+            }
+            if batch.is_empty() {
+                if self.is_done() {
+                    return self.stop_in_order(&*sleep, &context, &[]).await;
                 }
                 if !core.wall.arm() {
                     continue;
@@ -172,6 +224,11 @@ impl<S: Service> Runtime<S> {
                     self.stop_in_order(&*sleep, &context, rest).await;
                     return;
                 }
+                if let Some(request) = self.freezing.take() {
+                    kept.extend_from_slice(rest);
+                    rest = &[];
+                    self.freeze(request, &mut kept);
+                }
             }
             core.flush();
             // Tasks get their turn when the queue is empty, and now and then however busy it is.
@@ -180,6 +237,88 @@ impl<S: Service> Runtime<S> {
                 tokio::task::yield_now().await;
             }
         }
+    }
+
+    /// Whether another generation serves, and no call is left to end.
+    fn is_done(&self) -> bool {
+        self.core.retired.get() && self.suspended.borrow().is_empty()
+    }
+
+    /// Saves everything, and stands still until the host says how it goes on. `kept` is what has come behind.
+    fn freeze(&self, request: u64, kept: &mut Vec<u8>) {
+        let core = &self.core;
+        let live: Vec<_> = self.perspectives.borrow().values().filter_map(|cached| cached.weak.upgrade()).collect();
+        let saved = live
+            .iter()
+            .try_for_each(|perspective| contained("save", || perspective.flush()))
+            .and_then(|()| self.service().and_then(|service| contained("save", || service.flush())));
+        let states = live.len() as u64;
+        drop(live);
+        if let Err(fault) = saved {
+            let message =
+                format!("the old code cannot save its state ({fault}); stop and start the service, to lose that");
+            core.push(&ToHost::Refused { message: &message });
+            return core.flush();
+        }
+        let calls: Vec<u8> = self.suspended.borrow().iter().flat_map(|call| call.to_le_bytes()).collect();
+        let (objects, numbers) = (core.heirlooms(), core.numbered.get());
+        core.push(&ToHost::Frozen { request, calls: &calls, objects: &objects, numbers, states });
+        core.flush();
+        // No task runs meanwhile, for the thread itself waits.
+        let mut looked_at = 0;
+        loop {
+            let mut rest = kept.get(looked_at..).unwrap_or_default();
+            while let Some(frame) = ToLibrary::read(&mut rest) {
+                if matches!(frame, ToLibrary::Thaw {} | ToLibrary::Retire {} | ToLibrary::Stop {}) {
+                    return;
+                }
+            }
+            looked_at = kept.len() - rest.len();
+            core.wall.wait();
+            core.wall.pop(kept);
+        }
+    }
+
+    /// Another generation serves: what is left here are the calls that wait.
+    fn retire(&self) {
+        self.core.retire();
+        for task in std::mem::take(&mut *self.tasks.borrow_mut()) {
+            task.abort();
+        }
+        // Handles that calls hold stay; nobody is attached here any more, and nobody is told so: they are attached to
+        // the new code.
+        let attachments = std::mem::take(&mut *self.attachments.borrow_mut());
+        let kept: Vec<_> = self.perspectives.borrow_mut().values_mut().map(|cached| cached.keep.take()).collect();
+        drop((attachments, kept));
+    }
+
+    /// Makes objects anew that an earlier generation has handed out.
+    async fn adopt(&self, objects: &[u8]) {
+        let mut adopted = 0;
+        for (id, count, origin) in frame::objects(objects) {
+            let made = if let Some(name) = origin.strip_prefix(PERSPECTIVE) {
+                settle("perspective", self.perspective(name)).await.map(|found| AnyHandle::from(found).0)
+            } else if let Some(name) = origin.strip_prefix(NAMED) {
+                settle("rebuild", S::rebuild(self.context(), name.to_owned())).await.map(|AnyHandle(object)| object)
+            } else {
+                continue;
+            };
+            match made {
+                Ok(object) => {
+                    self.core.adopt(id, count, object);
+                    adopted += 1;
+                }
+                Err(fault) => tracing::warn!(origin, %fault, "an object that clients have cannot be made anew"),
+            }
+        }
+        self.core.push(&ToHost::Adopted { objects: adopted });
+    }
+
+    /// Runs a task of the service's own.
+    pub(crate) fn spawn(&self, task: impl Future<Output = ()> + 'static) {
+        let mut tasks = self.tasks.borrow_mut();
+        tasks.retain(|task| !task.is_finished());
+        tasks.push(tokio::task::spawn_local(task).abort_handle());
     }
 
     fn serve_one(&self, frame: ToLibrary<'_>, context: &Context<S>) {
@@ -207,9 +346,10 @@ impl<S: Service> Runtime<S> {
             ToLibrary::NotLoaded { request, message } => {
                 core.answered(request, Err(Fault::new("RuntimeError", message)));
             }
-            ToLibrary::Attach { attachment, perspective, identity, mind, peer } => {
+            ToLibrary::Attach { attachment, perspective, identity, mind, peer, again } => {
                 let mind = (mind != 0).then(|| Remote::received(core, mind));
-                let attachment = Attachment::new(attachment, perspective, identity, peer, mind);
+                let reason = if again { Reason::Reload } else { Reason::Login };
+                let attachment = Attachment::new(attachment, perspective, identity, peer, mind, reason);
                 self.attach(attachment);
             }
             ToLibrary::Detach { attachment } => self.detach(attachment),
@@ -235,6 +375,15 @@ impl<S: Service> Runtime<S> {
                     Ok(()) => core.push(&ToHost::Healthy { request }),
                     Err(fault) => core.push(&ToHost::Refused { message: &fault.to_string() }),
                 }
+            }
+            ToLibrary::Freeze { request } => self.freezing.set(Some(request)),
+            // The thread goes on by itself.
+            ToLibrary::Thaw {} => {}
+            ToLibrary::Retire {} => self.retire(),
+            ToLibrary::Adopt { objects, numbers } => {
+                core.numbered.set(numbers);
+                let (me, objects) = (self.me(), objects.to_vec());
+                tokio::task::spawn_local(async move { me.adopt(&objects).await });
             }
             ToLibrary::Stop {} => self.stopping.set(true),
             // A newer host may say more.
@@ -280,7 +429,7 @@ impl<S: Service> Runtime<S> {
                         // What the host has is what was loaded; a panic goes back to it.
                         service.remember(saved.ok(), version);
                     }
-                    settle("start", S::start(service, context)).await
+                    during_start(&core, settle("start", S::start(service, context))).await
                 }
                 Err(fault) => Err(fault),
             };
@@ -333,18 +482,14 @@ impl<S: Service> Runtime<S> {
     }
 
     async fn stop(&self) {
+        if self.core.retired.get() {
+            return self.stop_service().await;
+        }
         let attachments: Vec<u64> = self.attachments.borrow().keys().copied().collect();
         for attachment in attachments {
             self.detach(attachment);
         }
-        if let Ok(service) = self.service() {
-            let context = self.context();
-            let _ = settle("stop", async {
-                S::stop(service, context).await;
-                Ok(())
-            })
-            .await;
-        }
+        self.stop_service().await;
         // What was changed while nobody was attached.
         let live: Vec<_> = self.perspectives.borrow().values().filter_map(|cached| cached.weak.upgrade()).collect();
         for perspective in live {
@@ -353,6 +498,17 @@ impl<S: Service> Runtime<S> {
             }
         }
         self.core.flush();
+    }
+
+    async fn stop_service(&self) {
+        if let Ok(service) = self.service() {
+            let context = self.context();
+            let _ = settle("stop", async {
+                S::stop(service, context).await;
+                Ok(())
+            })
+            .await;
+        }
     }
 
     fn clear(&self) {
@@ -435,10 +591,15 @@ impl<S: Service> Runtime<S> {
             let (service, name) = (service.clone(), name.to_owned());
             move || service.read(|service| S::perspective(service, &name))?
         };
-        let value = contained("perspective", || match &state {
-            Some(state) => S::load_perspective(state),
-            None => fresh(),
-        })?;
+        let value = match &state {
+            Some(state) => {
+                contained("reading the saved state", || S::load_perspective(state)).inspect_err(|fault| {
+                    let message = fault.message();
+                    self.core.push(&ToHost::Unreadable { perspective: name, message });
+                })?
+            }
+            None => contained("perspective", &fresh)?,
+        };
         let saver = Saver {
             core: Rc::clone(&self.core),
             name: name.to_owned(),
@@ -459,6 +620,10 @@ impl<S: Service> Runtime<S> {
         let me = self.me();
         let mut attaching: Pin<Box<dyn Future<Output = ()>>> = Box::pin(async move {
             let attached = me.attach_now(&attachment).await;
+            if me.core.retired.get() {
+                // It is the new code's to answer.
+                return;
+            }
             let gone = matches!(me.attachments.borrow().get(&id), Some(Attaching::Pending { gone: true }));
             match attached {
                 Ok((perspective, name)) => {
@@ -483,6 +648,9 @@ impl<S: Service> Runtime<S> {
 
     async fn attach_now(&self, attachment: &Attachment) -> Result<(Handle<S::Perspective>, Option<String>)> {
         let asked = self.perspective(attachment.perspective()).await?;
+        if self.core.retired.get() {
+            return Err(Fault::reloaded());
+        }
         let context = self.context();
         let attached = contained("attached", || S::attached(&context, asked, attachment))?;
         // Another perspective may have been answered: one of another name, or one that has none.
@@ -609,8 +777,11 @@ impl<S: Service> Runtime<S> {
             self.calls.borrow_mut().insert(call, about);
         }
         let me = self.me();
+        let mut owed = Owed { core: Rc::clone(&self.core), call, answer };
         let mut task: Pin<Box<dyn Future<Output = ()>>> = Box::pin(async move {
             let result = settle("the method", future).await;
+            me.suspended.borrow_mut().remove(&call);
+            let answer = std::mem::take(&mut owed.answer);
             me.calls.borrow_mut().remove(&call);
             if answer {
                 match result {
@@ -620,9 +791,43 @@ impl<S: Service> Runtime<S> {
             }
         });
         if poll_once(&mut task).is_pending() {
+            self.suspended.borrow_mut().insert(call);
             tokio::task::spawn_local(task);
         }
     }
+}
+
+/// A call that is to be answered, also when it is cut off because another generation serves. (When the service ends
+/// for good, the host answers all.)
+struct Owed {
+    core: Rc<Core>,
+    call: u64,
+    answer: bool,
+}
+
+impl Drop for Owed {
+    fn drop(&mut self) {
+        if !self.core.retired.get() {
+            return;
+        }
+        if self.answer {
+            self.core.push(&failed(self.call, &Fault::reloaded()));
+        }
+        // The main loop may be waiting for the last.
+        self.core.written.notify_one();
+    }
+}
+
+/// Says that the author's `start` runs, while it does.
+async fn during_start<R>(core: &Rc<Core>, start: impl Future<Output = R>) -> R {
+    let mut start = std::pin::pin!(start);
+    std::future::poll_fn(|poll| {
+        core.starting.set(true);
+        let polled = start.as_mut().poll(poll);
+        core.starting.set(false);
+        polled
+    })
+    .await
 }
 
 /// Lets those go on who wait for the same perspective, however its loading ended.
