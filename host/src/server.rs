@@ -102,6 +102,7 @@ impl Host {
         }
         let surroundings = Surroundings {
             quota: settings.state.largest,
+            grace: std::time::Duration::from_secs(settings.plugins.grace),
             ..Surroundings::new(Arc::clone(accounts.store()) as Arc<dyn Store>)
         };
         let services = MultiService::new("pb");

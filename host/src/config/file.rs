@@ -40,6 +40,8 @@ passes = 2
 [plugins]
 # How many seconds a library may take for each step of its vetting.
 patience = 10
+# Seconds that calls which wait may go on in code that was replaced.
+grace = 10
 
 # Some services in a collection of their own, with a door of its own:
 # [multiservice.games]
@@ -171,11 +173,13 @@ pub struct TlsSection {
 pub struct PluginsSection {
     /// How many seconds a library may take for each step of its vetting.
     pub patience: u64,
+    /// How many seconds calls that wait may go on in code that was replaced.
+    pub grace: u64,
 }
 
 impl Default for PluginsSection {
     fn default() -> Self {
-        Self { patience: 10 }
+        Self { patience: 10, grace: crate::multiservice::slot::GRACE.as_secs() }
     }
 }
 

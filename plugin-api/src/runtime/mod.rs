@@ -133,9 +133,12 @@ struct Cached<P> {
 }
 
 enum Attaching<P> {
-    /// The client has gone while its perspective was still being loaded, or not.
+    /// Its perspective is still being loaded.
     Pending {
+        /// The client has gone meanwhile.
         gone: bool,
+        /// Calls that have come meanwhile, as they came: of a client that does not know that it is attached anew.
+        calls: Vec<(Vec<u8>, Vec<Remote>)>,
     },
     Attached {
         perspective: Handle<P>,
@@ -184,6 +187,11 @@ impl<S: Service> Runtime<S> {
         let mut busy = 0u32;
         loop {
             core.flush();
+            // What waits for a perspective to be loaded is of this generation, and is begun before.
+            if self.freezing.get().is_some() && !self.is_attaching() {
+                let request = self.freezing.take().unwrap_or_default();
+                self.freeze(request, &mut kept);
+            }
             #[cfg(feature = "testing")]
             if let Some(by) = core.wall.advanced() {
                 tokio::time::advance(by).await;
@@ -224,11 +232,6 @@ impl<S: Service> Runtime<S> {
                     self.stop_in_order(&*sleep, &context, rest).await;
                     return;
                 }
-                if let Some(request) = self.freezing.take() {
-                    kept.extend_from_slice(rest);
-                    rest = &[];
-                    self.freeze(request, &mut kept);
-                }
             }
             core.flush();
             // Tasks get their turn when the queue is empty, and now and then however busy it is.
@@ -242,6 +245,10 @@ impl<S: Service> Runtime<S> {
     /// Whether another generation serves, and no call is left to end.
     fn is_done(&self) -> bool {
         self.core.retired.get() && self.suspended.borrow().is_empty()
+    }
+
+    fn is_attaching(&self) -> bool {
+        self.attachments.borrow().values().any(|attaching| matches!(attaching, Attaching::Pending { .. }))
     }
 
     /// Saves everything, and stands still until the host says how it goes on. `kept` is what has come behind.
@@ -326,7 +333,15 @@ impl<S: Service> Runtime<S> {
         match frame {
             ToLibrary::Call { call, attachment, object, answer, method, arguments, keywords, handles } => {
                 // Dropped when the call has read its arguments, and has answered if it did so at once.
-                let _received = core.received(handles);
+                let received = core.received(handles);
+                if let Some(Attaching::Pending { calls, .. }) = self.attachments.borrow_mut().get_mut(&attachment) {
+                    // What has come with it is held beside it, and counts once.
+                    let (mut bytes, handles): (Vec<u8>, &[u8]) = (Vec::new(), &[]);
+                    let call =
+                        ToLibrary::Call { call, attachment, object, answer, method, arguments, keywords, handles };
+                    call.write(&mut bytes);
+                    return calls.push((bytes, received));
+                }
                 self.call(context, call, attachment, object, answer, method, arguments, keywords);
             }
             ToLibrary::Answer { call, value, handles } => {
@@ -377,8 +392,8 @@ impl<S: Service> Runtime<S> {
                 }
             }
             ToLibrary::Freeze { request } => self.freezing.set(Some(request)),
-            // The thread goes on by itself.
-            ToLibrary::Thaw {} => {}
+            // The thread has gone on by itself, or has not stood still yet.
+            ToLibrary::Thaw {} => self.freezing.set(None),
             ToLibrary::Retire {} => self.retire(),
             ToLibrary::Adopt { objects, numbers } => {
                 core.numbered.set(numbers);
@@ -616,7 +631,7 @@ impl<S: Service> Runtime<S> {
     fn attach(&self, attachment: Attachment) {
         let id = attachment.id();
         self.core.connected(id);
-        self.attachments.borrow_mut().insert(id, Attaching::Pending { gone: false });
+        self.attachments.borrow_mut().insert(id, Attaching::Pending { gone: false, calls: Vec::new() });
         let me = self.me();
         let mut attaching: Pin<Box<dyn Future<Output = ()>>> = Box::pin(async move {
             let attached = me.attach_now(&attachment).await;
@@ -624,19 +639,32 @@ impl<S: Service> Runtime<S> {
                 // It is the new code's to answer.
                 return;
             }
-            let gone = matches!(me.attachments.borrow().get(&id), Some(Attaching::Pending { gone: true }));
+            let before = me.attachments.borrow_mut().remove(&id);
+            let Some(Attaching::Pending { gone, calls }) = before else { return };
             match attached {
                 Ok((perspective, name)) => {
                     let now = Attaching::Attached { perspective, attachment, name };
                     me.attachments.borrow_mut().insert(id, now);
+                    me.core.push(&ToHost::Attached { attachment: id });
+                    let context = me.context();
+                    for (bytes, received) in calls {
+                        if let Some(frame) = ToLibrary::read(&mut bytes.as_slice()) {
+                            me.serve_one(frame, &context);
+                        }
+                        drop(received);
+                    }
                     if gone {
                         me.detach(id);
                     }
-                    me.core.push(&ToHost::Attached { attachment: id });
                 }
                 Err(fault) => {
-                    me.attachments.borrow_mut().remove(&id);
                     me.core.disconnected(id);
+                    for (bytes, _) in calls {
+                        if let Some(ToLibrary::Call { call, answer: true, .. }) = ToLibrary::read(&mut bytes.as_slice())
+                        {
+                            me.core.push(&failed(call, &fault));
+                        }
+                    }
                     me.core.push(&failed(id, &fault));
                 }
             }
@@ -670,7 +698,7 @@ impl<S: Service> Runtime<S> {
         let entry = {
             let mut attachments = self.attachments.borrow_mut();
             match attachments.get_mut(&id) {
-                Some(Attaching::Pending { gone }) => {
+                Some(Attaching::Pending { gone, .. }) => {
                     *gone = true;
                     None
                 }

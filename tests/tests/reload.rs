@@ -1,0 +1,614 @@
+//! A library that is replaced serves at once, and nobody but its author notices.
+//!
+//! `CREDHOST_RELOADS=200 CREDHOST_CALLS=1000000 cargo test -p system-tests --test reload -- --nocapture` runs longer, and
+//! prints figures.
+
+use std::os::unix::fs::symlink;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use credhost::control::{Failed, LibraryStatus, Request, send};
+use credhost::multiservice::reload::Reloaded;
+use jelly::Value;
+use pb::client::{Answer, Client, Error, Local, Remote, Reply};
+use serde::de::DeserializeOwned;
+use system_tests::build::{library, mode};
+use system_tests::host::{TestHome, TestHost};
+use tokio::net::TcpStream;
+use tokio::sync::Notify;
+
+/// A guard against hanging, not a measure.
+const PATIENCE: Duration = Duration::from_secs(60);
+const DEAD: &str = "twisted.spread.pb.DeadReferenceError";
+
+/// A host that serves the ledger, to alice and bob; calls in replaced code may wait for a second.
+fn serving() -> TestHost {
+    let home = TestHome::new();
+    home.make();
+    let config = home.path().join("credhost.toml");
+    let text = std::fs::read_to_string(&config).expect("it is there");
+    std::fs::write(&config, text.replace("grace = 10", "grace = 1")).expect("it can be written");
+    home.identity("alice", "alice-pw", &["ledger"]);
+    home.identity("bob", "bob-pw", &["ledger"]);
+    home.install("ledger");
+    home.start()
+}
+
+fn file(host: &TestHost) -> PathBuf {
+    host.home.plugins().join("libledger.so")
+}
+
+/// Puts another library in the place of the one that serves, as a build does: whole, by a rename.
+fn place(host: &TestHost, bytes: &[u8]) {
+    let new = host.home.path().join("new.so");
+    std::fs::write(&new, bytes).expect("it can be written");
+    std::fs::rename(new, file(host)).expect("it can be moved");
+}
+
+async fn ask(host: &TestHost, request: Request) -> Result<serde_json::Value, Failed> {
+    let socket = host.home.path().join("control.sock");
+    let asked = tokio::task::spawn_blocking(move || send(&socket, &request, &mut |_, _| {}));
+    asked.await.expect("it runs").expect("the host answers")
+}
+
+async fn reload(host: &TestHost) -> Result<Reloaded, String> {
+    let answer =
+        ask(host, Request::ServiceReload { name: "ledger".to_owned() }).await.map_err(|failed| failed.error)?;
+    Ok(serde_json::from_value(answer["reloaded"].clone()).expect("it says how it went"))
+}
+
+/// Replaces the ledger by one that behaves like this.
+async fn replace(host: &TestHost, package: &str, how: &str) -> Result<Reloaded, String> {
+    place(host, &mode(package, how));
+    reload(host).await
+}
+
+async fn shown(host: &TestHost) -> LibraryStatus {
+    let answer = ask(host, Request::ServiceShow { name: "ledger".to_owned() }).await.expect("it is there");
+    serde_json::from_value(answer["library"].clone()).expect("a status")
+}
+
+async fn connect(host: &TestHost) -> Client {
+    Client::new(TcpStream::connect(host.address()).await.expect("the door is open")).await.expect("it speaks PB")
+}
+
+async fn login(client: &Client, name: &str, mind: Option<Local>) -> Remote {
+    let account = client.login_password(&format!("{name}/ledger"), &format!("{name}-pw"), mind).await;
+    account.expect("there is a key")
+}
+
+fn read<T: DeserializeOwned>(answer: Result<Answer, Error>) -> T {
+    answer.expect("it is answered").read().expect("of this type")
+}
+
+async fn call<T: DeserializeOwned>(remote: &Remote, method: &str) -> T {
+    read(within(remote.call(method, &())).await)
+}
+
+async fn within<T>(future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(PATIENCE, future).await.expect("it does not hang")
+}
+
+/// The class and the text of an error.
+async fn fails(remote: &Remote, method: &str) -> (String, String) {
+    match within(remote.call(method, &())).await {
+        Err(Error::Failure(failure)) => (failure.class, failure.value),
+        other => panic!("{method} is answered with {other:?}"),
+    }
+}
+
+/// A mind that says how often it was asked to wait, and answers when it may.
+#[derive(Default)]
+struct Patient {
+    asked: AtomicU64,
+    come: Notify,
+    may: Notify,
+}
+
+impl Patient {
+    fn mind(self: &Arc<Self>, client: &Client) -> Local {
+        let me = Arc::clone(self);
+        client.register(move |method: &str, _: Value, _: Value| -> Reply {
+            let (me, waits) = (Arc::clone(&me), method == "wait");
+            Box::pin(async move {
+                if waits {
+                    let may = me.may.notified();
+                    tokio::pin!(may);
+                    may.as_mut().enable();
+                    me.asked.fetch_add(1, Ordering::SeqCst);
+                    me.come.notify_one();
+                    may.await;
+                }
+                Ok(Value::none())
+            })
+        })
+    }
+
+    async fn asked(&self, times: u64) {
+        within(async {
+            while self.asked.load(Ordering::SeqCst) < times {
+                self.come.notified().await;
+            }
+        })
+        .await;
+    }
+}
+
+#[tokio::test]
+async fn clients_stay_attached_with_their_state_their_minds_and_their_connection() {
+    let host = serving();
+    let (alice, bob) = (connect(&host).await, connect(&host).await);
+    let patient = Arc::new(Patient::default());
+    let mind = patient.mind(&alice);
+    let (mine, his) = (login(&alice, "alice", Some(mind)).await, login(&bob, "bob", None).await);
+    for number in 1..=5u64 {
+        assert_eq!(read::<u64>(mine.call("next", &(number,)).await), number);
+    }
+    assert_eq!(read::<u64>(his.call("add", &(7,)).await), 7);
+    for generation in 2..=4u32 {
+        let how = format!("v={generation}");
+        let reloaded = replace(&host, "ledger", &how).await.expect("it is replaced");
+        assert_eq!((reloaded.generation, reloaded.attached, reloaded.states), (generation, 2, 2), "{reloaded:?}");
+        assert_eq!(call::<String>(&mine, "mode").await, how, "the new code answers");
+        assert_eq!(call::<(u64, u64)>(&mine, "total").await, (5, 0), "from the old code's state");
+        let carried = u64::from(generation) - 1;
+        assert_eq!(call::<(u64, u64, u64)>(&his, "story").await, (1, 0, carried), "who stays does not come and go");
+        assert_eq!(call::<(u64, u64)>(&his, "together").await, (7, u64::from(generation)));
+        within(mine.call("ask", &())).await.expect("the mind is known to the new code");
+    }
+    drop(mine);
+    // The client's last reference detaches it from the code that serves now, and from no other.
+    let again = login(&connect(&host).await, "alice", None).await;
+    within(async { while call::<(u64, u64, u64)>(&again, "story").await != (2, 1, 3) {} }).await;
+    let log = host.log();
+    assert!(!log.contains("outlived") && !log.contains("detached from code"), "{log}");
+    let status = shown(&host).await;
+    assert_eq!((status.generation, status.attached, status.retiring), (4, 2, 0));
+}
+
+#[tokio::test]
+async fn objects_with_a_name_are_made_anew_and_others_are_dead_and_nothing_else_breaks() {
+    let host = serving();
+    let client = connect(&host).await;
+    let mine = login(&client, "alice", None).await;
+    let reference = async |method: &str, arguments: &[&str]| {
+        let answer = match arguments {
+            [one] => mine.call(method, &(one,)).await,
+            _ => mine.call(method, &()).await,
+        };
+        answer.expect("it is answered").remote().expect("a reference")
+    };
+    let (thing, named) = (reference("thing", &[]).await, reference("named", &["lamp"]).await);
+    let bob = reference("account", &["bob"]).await;
+    assert!(call::<bool>(&thing, "touch").await);
+    assert_eq!(call::<String>(&named, "who").await, "lamp of plain");
+    let reloaded = replace(&host, "ledger", "v=2").await.expect("it is replaced");
+    assert_eq!(reloaded.objects, 2, "{reloaded:?}");
+    assert_eq!(fails(&thing, "touch").await.0, DEAD);
+    assert_eq!(call::<String>(&named, "who").await, "lamp of v=2");
+    assert_eq!(call::<(u64, u64)>(&bob, "total").await, (0, 0), "another's perspective is one that has a name");
+    assert_eq!(call::<String>(&bob, "mode").await, "v=2");
+    // New objects have new numbers, and the dead one stays dead.
+    let other = reference("thing", &[]).await;
+    assert!(call::<bool>(&other, "touch").await);
+    assert_eq!(fails(&thing, "touch").await.0, DEAD);
+    // They live on through code that cannot make them, for that is not their end.
+    replace(&host, "ledger", "rebuild-error").await.expect("it is replaced");
+    assert_eq!(fails(&named, "who").await.0, DEAD);
+    assert_eq!(call::<String>(&bob, "mode").await, "rebuild-error");
+}
+
+#[tokio::test]
+async fn calls_that_wait_end_in_the_old_code_which_changes_nothing_any_more() {
+    let host = serving();
+    let client = connect(&host).await;
+    let patient = Arc::new(Patient::default());
+    let mind = patient.mind(&client);
+    let mine = login(&client, "alice", Some(mind)).await;
+    let begin = |method: &'static str| {
+        let mine = mine.clone();
+        tokio::spawn(async move { mine.call(method, &()).await })
+    };
+    let (sees, changes, never) = (begin("see_later"), begin("change_later"), begin("never"));
+    patient.asked(2).await;
+    let reloaded = replace(&host, "ledger", "v=2").await.expect("calls that wait are not waited for");
+    assert_eq!(reloaded.waiting, 3, "{reloaded:?}");
+    assert_eq!(read::<u64>(mine.call("next", &(1,)).await), 1, "and the new code serves meanwhile");
+    patient.may.notify_waiters();
+    let seen: (u64, String) = read(within(sees).await.expect("it ends"));
+    assert_eq!(seen, (0, "plain".to_owned()), "it is the old code that goes on, with what it knew");
+    let Err(Error::Failure(refused)) = within(changes).await.expect("it ends") else { panic!("the old code changed") };
+    assert_eq!(refused.class, "credhost.Reloaded");
+    // What does not end is ended when its time is over.
+    let Err(Error::Failure(ended)) = within(never).await.expect("it ends") else { panic!("it was answered") };
+    assert_eq!(ended.class, "credhost.Reloaded");
+    assert_eq!(call::<(u64, u64)>(&mine, "total").await, (1, 0));
+    within(async { while shown(&host).await.retiring != 0 {} }).await;
+    let why = ask(&host, Request::ServiceWhy { name: "ledger".to_owned() }).await.expect("it says");
+    assert_eq!((why["held"].as_array().map(Vec::len), why["retired"].as_u64()), (Some(0), Some(1)), "{why}");
+}
+
+#[tokio::test]
+async fn a_client_that_does_not_answer_keeps_no_reload_waiting() {
+    let host = serving();
+    let client = connect(&host).await;
+    let patient = Arc::new(Patient::default());
+    let mind = patient.mind(&client);
+    let mine = login(&client, "alice", Some(mind)).await;
+    let waiting: Vec<_> = (0..20)
+        .map(|_| {
+            let mine = mine.clone();
+            tokio::spawn(async move { mine.call("see_later", &()).await })
+        })
+        .collect();
+    patient.asked(20).await;
+    for generation in 2..=6u32 {
+        let reloaded = within(replace(&host, "ledger", &format!("v={generation}"))).await.expect("it is replaced");
+        assert_eq!(reloaded.generation, generation);
+    }
+    // Their time in the old code is over, and they were told.
+    for call in waiting {
+        let Err(Error::Failure(failure)) = within(call).await.expect("it ends") else { panic!("nobody has answered") };
+        assert_eq!(failure.class, "credhost.Reloaded");
+    }
+    assert_eq!(call::<String>(&mine, "mode").await, "v=6");
+}
+
+/// Calls `next` without an end, some at a time, and sees to it that each counts once and in its turn.
+struct Caller {
+    stop: Arc<AtomicBool>,
+    done: tokio::task::JoinHandle<(u64, Vec<Duration>)>,
+}
+
+impl Caller {
+    fn begin(account: Remote, from: u64, pause: Option<Duration>) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopping = Arc::clone(&stop);
+        let done = tokio::spawn(async move {
+            let (mut number, mut took) = (from, Vec::new());
+            while !stopping.load(Ordering::Relaxed) {
+                let began = Instant::now();
+                let calls: Vec<_> = (0..8)
+                    .map(|_| {
+                        number += 1;
+                        let (account, number) = (account.clone(), number);
+                        (number, async move { account.call("next", &(number,)).await })
+                    })
+                    .collect();
+                // All are on their way at once, and in this order.
+                for (number, answer) in futures_in_order(calls).await {
+                    assert_eq!(read::<u64>(answer), number);
+                }
+                took.push(began.elapsed());
+                if let Some(pause) = pause {
+                    tokio::time::sleep(pause).await;
+                }
+            }
+            (number, took)
+        });
+        Self { stop, done }
+    }
+
+    async fn end(self) -> (u64, Vec<Duration>) {
+        self.stop.store(true, Ordering::Relaxed);
+        within(self.done).await.expect("each call counted once, and in its turn")
+    }
+}
+
+/// Polls all, so that all are begun in order, and answers with what they came to.
+async fn futures_in_order<F: Future>(futures: Vec<(u64, F)>) -> Vec<(u64, F::Output)> {
+    let mut running: Vec<(u64, std::pin::Pin<Box<F>>, Option<F::Output>)> =
+        futures.into_iter().map(|(number, future)| (number, Box::pin(future), None)).collect();
+    std::future::poll_fn(|poll| {
+        let mut waiting = false;
+        for (_, future, output) in &mut running {
+            if output.is_none() {
+                match future.as_mut().poll(poll) {
+                    std::task::Poll::Ready(done) => *output = Some(done),
+                    std::task::Poll::Pending => waiting = true,
+                }
+            }
+        }
+        if waiting { std::task::Poll::Pending } else { std::task::Poll::Ready(()) }
+    })
+    .await;
+    running.into_iter().filter_map(|(number, _, output)| Some((number, output?))).collect()
+}
+
+/// Every step and every kind of failure, under live calls: the old code serves, with its state as it was.
+#[tokio::test]
+async fn whatever_goes_wrong_the_old_code_serves_and_its_state_is_untouched() {
+    let host = serving();
+    let client = connect(&host).await;
+    let mine = login(&client, "alice", None).await;
+    let named = mine.call("named", &("lamp",)).await.expect("it is answered").remote().expect("a reference");
+    let caller = Caller::begin(mine.clone(), 0, Some(Duration::from_millis(1)));
+    let steps = [
+        ("init-error", "init says no"),
+        ("init-panic", "init failed inside the service"),
+        ("start-error", "start says no"),
+        ("start-panic", "start failed inside the service"),
+        ("start-waits", "longer than 5 seconds to start"),
+        ("health-error", "health says no"),
+        ("health-panic", "health"),
+        ("health-hang", "longer than 5 seconds to say that it is well"),
+        ("rebuild-hang", "longer than 5 seconds to make objects anew"),
+    ];
+    for (how, says) in steps {
+        let refused = within(replace(&host, "ledger", how)).await.expect_err(how);
+        assert!(refused.contains(says), "{how}: {refused}");
+        assert_eq!(call::<String>(&mine, "mode").await, "plain", "{how}");
+        assert_eq!(call::<(u64, u64)>(&mine, "together").await, (0, 1), "{how}: what start saved is not kept");
+        assert_eq!(call::<(u64, u64, u64)>(&mine, "story").await, (1, 0, 0), "{how}");
+        assert_eq!(call::<String>(&named, "who").await, "lamp of plain", "{how}");
+        assert!(shown(&host).await.note.is_some_and(|note| note.contains(says)), "{how}: the operator is told");
+    }
+    // What is refused before it is loaded.
+    let whole = std::fs::read(library("ledger")).expect("it is built");
+    for (bytes, says) in [(&whole[..whole.len() / 2], "only part of a library"), (b"no library".as_slice(), "ELF")] {
+        place(&host, bytes);
+        let refused = reload(&host).await.expect_err("it is refused");
+        assert!(refused.contains(says), "{refused}");
+    }
+    let (last, _) = caller.end().await;
+    assert_eq!(call::<(u64, u64)>(&mine, "total").await, (last, 0));
+    place(&host, &mode("ledger", "v=2"));
+    reload(&host).await.expect("and then it is replaced");
+    assert_eq!(call::<String>(&mine, "mode").await, "v=2");
+    assert_eq!(call::<(u64, u64)>(&mine, "total").await, (last, 0));
+    assert_eq!(call::<String>(&named, "who").await, "lamp of v=2");
+}
+
+#[tokio::test]
+async fn code_that_refuses_a_client_that_was_there_ends_its_attachment_and_nobody_elses() {
+    let host = serving();
+    let (alice, bob) = (connect(&host).await, connect(&host).await);
+    let (mine, his) = (login(&alice, "alice", None).await, login(&bob, "bob", None).await);
+    mine.call("next", &(1u64,)).await.expect("it counts");
+    let mut mine = mine;
+    for (how, class) in [("attached-error", "ValueError"), ("attached-panic", "RuntimeError")] {
+        let waits = {
+            let mine = mine.clone();
+            tokio::spawn(async move { fails(&mine, "never").await })
+        };
+        mine.call("mode", &()).await.expect("what was begun before has begun");
+        replace(&host, "ledger", how).await.expect("it is replaced");
+        assert_eq!(within(waits).await.expect("it ends").0, class, "who waits is told why");
+        assert_eq!(fails(&mine, "total").await.0, DEAD);
+        assert_eq!(call::<String>(&his, "mode").await, how);
+        assert_eq!(shown(&host).await.attached, 1);
+        // The next code takes her again, when she asks.
+        replace(&host, "ledger", "v=2").await.expect("it is replaced");
+        mine = login(&alice, "alice", None).await;
+        assert_eq!(call::<(u64, u64)>(&mine, "total").await, (1, 0));
+    }
+}
+
+#[tokio::test]
+async fn code_that_is_busy_is_not_replaced_until_it_is_free_and_forgets_nothing() {
+    let host = serving();
+    let client = connect(&host).await;
+    let mine = login(&client, "alice", None).await;
+    let blocked = {
+        let mine = mine.clone();
+        tokio::spawn(async move { mine.call("block", &(7_000u64,)).await })
+    };
+    // It was begun before: calls of one connection start in their order.
+    let next = {
+        let mine = mine.clone();
+        tokio::spawn(async move { mine.call("next", &(1u64,)).await })
+    };
+    let refused = loop {
+        match replace(&host, "ledger", "v=2").await {
+            Err(refused) => break refused,
+            // The call had not begun yet: then it has not ended either.
+            Ok(_) if blocked.is_finished() => panic!("it was not busy"),
+            Ok(_) => {}
+        }
+    };
+    assert!(refused.contains("busy for longer than 5 seconds") && refused.contains("stopped and started"), "{refused}");
+    within(blocked).await.expect("it ends").expect("it is answered");
+    assert_eq!(read::<u64>(within(next).await.expect("it ends")), 1);
+    replace(&host, "ledger", "v=3").await.expect("and now it is free");
+    assert_eq!(call::<String>(&mine, "mode").await, "v=3");
+    assert_eq!(call::<(u64, u64)>(&mine, "total").await, (1, 0));
+}
+
+#[tokio::test]
+async fn states_of_another_shape_are_read_or_refused_by_name_and_never_overwritten() {
+    let host = serving();
+    let client = connect(&host).await;
+    let (alice, bob) = (login(&client, "alice", None).await, login(&client, "bob", None).await);
+    for number in 1..=3u64 {
+        alice.call("next", &(number,)).await.expect("it counts");
+    }
+    alice.call("add", &(5u64,)).await.expect("it adds");
+    // The service's own state has lost fields and gained one with a default: that is nothing.
+    replace(&host, "ledger-next", "plain").await.expect("it is replaced");
+    // The accounts' `balance` is new, and has none: this code cannot read them.
+    assert_eq!(fails(&alice, "balance").await.0, DEAD);
+    let refused = client.login_password("alice/ledger", "alice-pw", None).await;
+    let Err(Error::Failure(failure)) = refused else { panic!("it was read: {refused:?}") };
+    assert!(failure.value.contains("the saved state does not fit this version") && failure.value.contains("balance"));
+    let status = shown(&host).await;
+    let names: Vec<&str> = status.unreadable.iter().map(|(name, _)| name.as_str()).collect();
+    assert_eq!(names, ["alice", "bob"], "both were attached, and so had states: {status:?}");
+    let text = host.home.run(&["service", "show", "ledger"], "");
+    assert!(text.contains("unreadable states") && text.contains("alice: ") && text.contains("balance"), "{text}");
+    // Back to the older code, and all is there.
+    let back = host.home.run(&["service", "rollback", "ledger"], "");
+    assert_eq!(back, "");
+    let alice = login(&client, "alice", None).await;
+    assert_eq!(call::<(u64, u64)>(&alice, "total").await, (3, 0));
+    assert_eq!(call::<(u64, u64)>(&alice, "together").await.0, 5);
+    // Code that makes its own shape of the old one.
+    replace(&host, "ledger-next", "migrates").await.expect("it is replaced");
+    assert_eq!(call::<(u64, String)>(&alice, "balance").await, (3, "migrated".to_owned()));
+    assert_eq!(call::<u64>(&alice, "next").await, 4);
+    assert!(shown(&host).await.unreadable.is_empty());
+    // Going back works the same way: now it is the old code that cannot read, and says which field.
+    replace(&host, "ledger", "v=2").await.expect("it is replaced");
+    assert_eq!(fails(&alice, "total").await.0, DEAD);
+    assert!(shown(&host).await.unreadable.iter().any(|(name, why)| name == "alice" && why.contains("last")));
+    replace(&host, "ledger-next", "plain").await.expect("it is replaced");
+    let alice = login(&client, "alice", None).await;
+    assert_eq!(call::<(u64, String)>(&alice, "balance").await, (4, "migrated".to_owned()));
+    drop(bob);
+}
+
+#[tokio::test]
+async fn a_library_may_come_in_whatever_way_files_do() {
+    let host = serving();
+    let client = connect(&host).await;
+    let mine = login(&client, "alice", None).await;
+    let until = async |how: &str| {
+        within(async {
+            while call::<String>(&mine, "mode").await != how {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        })
+        .await;
+    };
+    let aside = |how: &str| {
+        let path = host.home.path().join(format!("{how}.so"));
+        std::fs::write(&path, mode("ledger", how)).expect("it can be written");
+        path
+    };
+    std::fs::rename(aside("renamed"), file(&host)).expect("it can be moved");
+    until("renamed").await;
+    std::fs::write(file(&host), mode("ledger", "written")).expect("it can be written in its place");
+    until("written").await;
+    std::fs::remove_file(file(&host)).expect("it can be removed");
+    std::fs::hard_link(aside("linked"), file(&host)).expect("it can be linked");
+    until("linked").await;
+    let swap = host.home.path().join("swap");
+    symlink(aside("symlinked"), &swap).expect("it can be linked");
+    std::fs::rename(&swap, file(&host)).expect("it can be moved");
+    until("symlinked").await;
+    symlink(aside("swapped"), &swap).expect("it can be linked");
+    std::fs::rename(&swap, file(&host)).expect("it can be moved");
+    until("swapped").await;
+    assert_eq!(call::<(u64, u64, u64)>(&mine, "story").await.0, 1, "she was there all the time");
+}
+
+#[tokio::test]
+async fn what_is_replaced_again_before_it_serves_ends_with_the_last() {
+    let host = serving();
+    let client = connect(&host).await;
+    let mine = login(&client, "alice", None).await;
+    let caller = Caller::begin(mine.clone(), 0, None);
+    // Ten times a second, as a person who saves without thinking.
+    for version in 0..40 {
+        place(&host, &mode("ledger", &format!("v={version}")));
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    within(async {
+        while call::<String>(&mine, "mode").await != "v=39" {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+    // By command and by event at once.
+    for version in 40..50 {
+        place(&host, &mode("ledger", &format!("v={version}")));
+        let (one, other) = tokio::join!(reload(&host), reload(&host));
+        assert!(one.is_ok() || other.is_ok(), "{one:?} {other:?}");
+    }
+    let (last, _) = caller.end().await;
+    assert_eq!(call::<String>(&mine, "mode").await, "v=49");
+    assert_eq!(call::<(u64, u64)>(&mine, "total").await, (last, 0));
+    assert_eq!(call::<(u64, u64, u64)>(&mine, "story").await.0, 1);
+}
+
+#[tokio::test]
+async fn changes_of_a_services_data_are_there_once_however_often_it_is_replaced() {
+    let host = serving();
+    let client = connect(&host).await;
+    let mine = login(&client, "alice", None).await;
+    let stop = Arc::new(AtomicBool::new(false));
+    let kept = Arc::new(Mutex::new(Vec::new()));
+    let writer = {
+        let (mine, stop, kept) = (mine.clone(), Arc::clone(&stop), Arc::clone(&kept));
+        tokio::spawn(async move {
+            for key in 0.. {
+                if stop.load(Ordering::Relaxed) {
+                    return key;
+                }
+                match mine.call("keep", &(format!("{key}"),)).await {
+                    Ok(answer) => kept.lock().expect("nothing panics").push(answer.read::<u64>().expect("a count")),
+                    // It was under way, and was told that nothing has come of it.
+                    Err(Error::Failure(failure)) => assert_eq!(failure.class, "credhost.Reloaded", "{failure}"),
+                    Err(other) => panic!("{other}"),
+                }
+            }
+            0
+        })
+    };
+    for generation in 0..20 {
+        replace(&host, "ledger", &format!("v={generation}")).await.expect("it is replaced");
+    }
+    stop.store(true, Ordering::Relaxed);
+    within(writer).await.expect("it ends");
+    let counts = kept.lock().expect("nothing panics").clone();
+    assert!(counts.len() > 20, "{}", counts.len());
+    assert_eq!(counts, (1..=counts.len() as u64).collect::<Vec<_>>(), "none is lost, none is there twice");
+}
+
+/// Many clients call without a pause while the service is replaced again and again: no call is lost, none counts twice,
+/// none is out of its turn, and every client is on its first connection.
+#[tokio::test]
+async fn no_call_is_lost_or_doubled_or_out_of_order_under_many_clients() {
+    const CLIENTS: u64 = 50;
+    let set =
+        |name: &str, otherwise: u64| std::env::var(name).ok().and_then(|set| set.parse().ok()).unwrap_or(otherwise);
+    let (reloads, calls) = (set("CREDHOST_RELOADS", 20), set("CREDHOST_CALLS", 20_000));
+    let home = TestHome::new();
+    home.make();
+    for client in 0..CLIENTS {
+        home.identity(&format!("client{client}"), "client-pw", &["ledger"]);
+    }
+    home.install("ledger");
+    let host = home.start();
+    let mut callers = Vec::new();
+    for client in 0..CLIENTS {
+        let connection = connect(&host).await;
+        let account = connection.login_password(&format!("client{client}/ledger"), "client-pw", None).await;
+        let account = account.expect("there is a key");
+        callers.push((connection, account.clone(), Caller::begin(account, 0, None)));
+    }
+    let began = Instant::now();
+    let (mut frozen, mut held, mut done) = (Vec::new(), 0, 0);
+    let mut so_far = 0;
+    while done < reloads || so_far < calls {
+        let reloaded = replace(&host, "ledger", &format!("v={done}")).await.expect("it is replaced");
+        assert_eq!(reloaded.attached, 50);
+        frozen.push(reloaded.freeze_ms);
+        held += reloaded.held;
+        done += 1;
+        so_far = shown(&host).await.calls;
+    }
+    let took = began.elapsed();
+    let (mut total, mut latencies) = (0, Vec::new());
+    for (_connection, account, caller) in callers {
+        let (last, took) = caller.end().await;
+        assert_eq!(call::<(u64, u64)>(&account, "total").await, (last, 0));
+        assert_eq!(call::<(u64, u64, u64)>(&account, "story").await, (1, 0, done));
+        total += last;
+        latencies.extend(took.into_iter().map(|took| took.as_secs_f64() * 1e3));
+    }
+    let percentile = |values: &mut Vec<f64>, of: f64| {
+        values.sort_by(f64::total_cmp);
+        values[((values.len() - 1) as f64 * of) as usize]
+    };
+    println!(
+        "{done} reloads under {CLIENTS} clients, {total} calls in {:.1} s: none lost, doubled or out of order; {held} \
+         calls held, for p50 {:.1} ms, p99 {:.1} ms; rounds of 8 calls took p50 {:.1} ms, p99.9 {:.1} ms",
+        took.as_secs_f64(),
+        percentile(&mut frozen, 0.5),
+        percentile(&mut frozen, 0.99),
+        percentile(&mut latencies, 0.5),
+        percentile(&mut latencies, 0.999),
+    );
+}
