@@ -169,8 +169,12 @@ impl Slot {
         let (done, retired) = tokio::sync::oneshot::channel();
         let me = Arc::clone(self);
         tokio::spawn(async move {
-            let _ = old.stopped(me.surroundings.grace).await;
+            let (service, generation) = (me.name.as_str(), old.number);
+            if !old.stopped(me.surroundings.grace).await {
+                tracing::debug!(service, generation, "calls have waited long enough in code that was replaced");
+            }
             let account = old.end().await;
+            tracing::debug!(service, generation, "replaced code is let go of: {account}");
             if account == Account::Condemned {
                 me.unanswered(&calls, old.line.tag());
             }

@@ -805,8 +805,10 @@ impl<S: Service> Runtime<S> {
             self.calls.borrow_mut().insert(call, about);
         }
         let me = self.me();
-        let mut owed = Owed { core: Rc::clone(&self.core), call, answer };
+        let owed = Owed { core: Rc::clone(&self.core), call, answer };
         let mut task: Pin<Box<dyn Future<Output = ()>>> = Box::pin(async move {
+            // All of it, not its one field that is used below.
+            let mut owed = owed;
             let result = settle("the method", future).await;
             me.suspended.borrow_mut().remove(&call);
             let answer = std::mem::take(&mut owed.answer);
