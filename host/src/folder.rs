@@ -83,6 +83,15 @@ struct Entry {
     one: Arc<tokio::sync::Mutex<()>>,
 }
 
+/// A file that serves.
+#[derive(Debug, Clone)]
+pub struct Placed {
+    /// Its service.
+    pub service: String,
+    /// How it replaced what served before, if it did.
+    pub reloaded: Option<Reloaded>,
+}
+
 /// A generation that has ended.
 #[derive(Debug, Clone)]
 pub struct Ended {
@@ -649,6 +658,34 @@ impl Folder {
         let served = self.serve(&path, turn, vetted).await;
         self.start_waiting();
         current(served)
+    }
+
+    /// A file is in place, and whole: it is vetted and served at once, as it would be a moment later by itself.
+    ///
+    /// # Errors
+    /// Why it is refused. What served before serves on.
+    pub async fn place(self: &Rc<Self>, path: &Path) -> Result<Placed, String> {
+        let turn = self.turn(path);
+        let vetted = self.vet(path.to_owned()).await.unwrap_or_else(|error| Err(error.to_string()));
+        let before = self.generation(path);
+        self.serve(path, turn, vetted).await?;
+        self.start_waiting();
+        match self.entries.lock().get(path).map(|entry| &entry.library) {
+            Some(Library::Loaded { slot, reloaded, .. }) => Ok(Placed {
+                service: slot.name().to_string(),
+                reloaded: reloaded.clone().filter(|reloaded| Some(reloaded.generation) != before),
+            }),
+            Some(Library::Waiting { needs, .. }) => Err(format!("it needs {}", needs.join(", "))),
+            Some(Library::Refused(why) | Library::Taken { why, .. }) => Err(why.clone()),
+            _ => Err("something else has happened to the file meanwhile".to_owned()),
+        }
+    }
+
+    fn generation(&self, path: &Path) -> Option<u32> {
+        match self.entries.lock().get(path).map(|entry| &entry.library) {
+            Some(Library::Loaded { slot, .. }) => Some(slot.generation()),
+            _ => None,
+        }
     }
 
     /// An operator has a service replaced by its file, as it is now, though the file has not changed.

@@ -11,6 +11,7 @@ pub mod accounts;
 pub mod config;
 pub mod control;
 pub mod cred;
+pub mod dev;
 pub mod doctor;
 pub mod folder;
 // The host's one room with `unsafe`: the other side of the wall, and dlopen.

@@ -33,6 +33,8 @@ pub struct Options {
     pub listen_tls: Option<String>,
     /// Serve in the clear where others can listen, whatever the configuration says.
     pub plaintext: bool,
+    /// Look for libraries that have changed now and then: for file systems that do not tell.
+    pub poll: bool,
     /// The program that vets libraries, which calls [`crate::loader::vet::child`]; this one, if none is given.
     pub vetter: Option<PathBuf>,
 }
@@ -172,7 +174,7 @@ impl Host {
         }
 
         let folder = Folder::new(&home, Arc::clone(&services), groups, surroundings.clone(), sections, vet)?;
-        let mut watch = Watch::new(&home.plugins());
+        let mut watch = Watch::new(&home.plugins(), options.poll);
         services.start().await;
         folder.load_all(watch.present()).await;
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
@@ -258,6 +260,14 @@ impl Host {
     #[must_use]
     pub fn plugins(&self) -> PathBuf {
         self.home.plugins()
+    }
+
+    /// A file is in place in the folder, and whole: it is served at once. See [`Folder::place`].
+    ///
+    /// # Errors
+    /// Why it is refused.
+    pub async fn place(&self, file: &std::path::Path) -> Result<folder::Placed, String> {
+        self.folder.place(file).await
     }
 
     /// Its identities.

@@ -76,6 +76,47 @@ pub struct MethodManifest {
     pub changes: bool,
 }
 
+impl MethodManifest {
+    /// The names of its parameters.
+    #[must_use]
+    pub fn parameters(&self) -> Vec<&str> {
+        let Some((_, rest)) = self.signature.split_once('(') else { return Vec::new() };
+        let (mut depth, mut names, mut start) = (0i32, Vec::new(), 0);
+        for (at, letter) in rest.char_indices() {
+            match letter {
+                '(' | '<' | '[' => depth += 1,
+                ')' | ',' if depth == 0 => {
+                    names.extend(rest[start..at].split_once(':').map(|(name, _)| name.trim()));
+                    start = at + 1;
+                    if letter == ')' {
+                        break;
+                    }
+                }
+                ')' | '>' | ']' => depth -= 1,
+                _ => {}
+            }
+        }
+        names
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parameters_are_read_from_the_signature() {
+        let named = |signature: &str| {
+            let signature = signature.to_owned();
+            let method = MethodManifest { name: String::new(), signature, doc: String::new(), changes: false };
+            method.parameters().into_iter().map(str::to_owned).collect::<Vec<_>>()
+        };
+        assert_eq!(named("list() -> &[Task]"), [""; 0]);
+        assert_eq!(named("add(text: String) -> usize"), ["text"]);
+        assert_eq!(named("put(key: (u8, u8), all: HashMap<String, [u8; 2]>)"), ["key", "all"]);
+    }
+}
+
 impl From<&Method> for MethodManifest {
     fn from(method: &Method) -> Self {
         Self {

@@ -1,13 +1,13 @@
 //! `credhost demo`: everything at once, for who has just come.
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 use std::rc::Rc;
 
 use clap::Args;
 use credhost::accounts::AccountError;
 use credhost::config::{Home, random};
 use credhost::cred::{Identity, Key, Password};
+use credhost::dev::build::put;
 use credhost::server::{Host, Options};
 use pb::client::Client;
 use zeroize::Zeroizing;
@@ -39,9 +39,8 @@ impl Demo {
         };
         home.make()?;
         say("building the sample services …");
-        let built = build(&workspace)?;
-        for library in &built {
-            put(library, &home.plugins())?;
+        for library in build(&workspace)? {
+            put(&library, &home.plugins())?;
         }
         let options = Options { listen: Some(self.listen), ..Options::default() };
         run::serve(home, &options, first_call)
@@ -61,46 +60,16 @@ fn workspace() -> Result<PathBuf, Trouble> {
         })
 }
 
-/// Builds the samples in an invocation of their own, or the host's features would be theirs, too.
+/// Builds the samples, in a target directory of their own.
 fn build(workspace: &Path) -> Result<Vec<PathBuf>, Trouble> {
-    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo.current_dir(workspace).args(["build", "--release", "--message-format=json-render-diagnostics"]);
-    cargo.arg("--target-dir").arg(workspace.join("target/plugins"));
+    let target = workspace.join("target/plugins").display().to_string();
+    let mut arguments = vec!["--release", "--target-dir", &target];
     for sample in SAMPLES {
-        cargo.args(["--package", sample]);
+        arguments.extend(["--package", sample]);
     }
-    let output = cargo.stderr(Stdio::inherit()).output().map_err(|error| {
-        Trouble::new(format!("cargo cannot be run: {error}")).hint("the demo builds services: it needs Rust's cargo")
-    })?;
-    if !output.status.success() {
-        return Err(Trouble::new("the sample services do not build; cargo says why above"));
-    }
-    let mut libraries = Vec::new();
-    for line in output.stdout.split(|byte| *byte == b'\n') {
-        let Ok(message) = serde_json::from_slice::<serde_json::Value>(line) else {
-            continue;
-        };
-        let files = message["filenames"].as_array().map(Vec::as_slice).unwrap_or_default();
-        let is_sample = message["target"]["name"].as_str().is_some_and(|name| SAMPLES.contains(&name));
-        if is_sample {
-            let paths = files.iter().filter_map(|file| file.as_str()).map(PathBuf::from);
-            libraries.extend(paths.filter(|path| path.extension().is_some_and(|extension| extension == "so")));
-        }
-    }
-    Ok(libraries)
-}
-
-/// Puts a library into the folder at once: a host that watches never sees half of it.
-fn put(library: &Path, folder: &Path) -> Result<(), Trouble> {
-    let name = library.file_name().ok_or_else(|| Trouble::new("a library without a name"))?;
-    let place = folder.join(name);
-    let same = std::fs::read(&place).is_ok_and(|old| std::fs::read(library).is_ok_and(|new| old == new));
-    if !same {
-        let half = folder.join(format!(".{}.half", name.to_string_lossy()));
-        std::fs::copy(library, &half)?;
-        std::fs::rename(half, place)?;
-    }
-    Ok(())
+    let built = credhost::dev::build::build(workspace, &arguments)
+        .map_err(|error| Trouble::from(error).hint("the demo builds services: it needs Rust's cargo"))?;
+    Ok(built.libraries.into_iter().filter(|(name, _)| SAMPLES.contains(&name.as_str())).map(|(_, path)| path).collect())
 }
 
 fn password() -> Result<Zeroizing<String>, Trouble> {

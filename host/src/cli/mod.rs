@@ -3,14 +3,17 @@
 mod audit;
 mod backup;
 mod call;
+mod check;
 mod demo;
 mod describe;
+mod dev;
 mod doctor;
 mod home;
 mod identity;
 mod import;
 mod key;
 mod master_key;
+mod new;
 mod pubkey;
 mod run;
 mod service;
@@ -48,6 +51,12 @@ struct Cli {
 enum Command {
     /// Build the sample services, make two identities, serve, and show a first call.
     Demo(demo::Demo),
+    /// Make a crate for a service: it compiles, is tested, and runs.
+    New(new::New),
+    /// Build services and serve them; build and replace them whenever a source is saved.
+    Dev(dev::Dev),
+    /// Load a library, call it, make it panic, replace it a hundred times: what it leaves behind, and how fast it is.
+    Check(check::Check),
     /// Serve a home folder until Ctrl-C or SIGTERM.
     Run(run::Run),
     /// Call a method of a perspective: USER@HOST[:PORT]/SERVICE[/PERSPECTIVE] METHOD ARGUMENT…
@@ -150,6 +159,9 @@ pub(crate) fn main() -> ExitCode {
     let home = credhost::config::Home::new(cli.home);
     let done = match cli.command {
         Command::Demo(demo) => demo.run(home),
+        Command::New(new) => new.run(output),
+        Command::Dev(dev) => dev.run(home, output),
+        Command::Check(check) => check.run(output),
         Command::Run(run) => run.run(home),
         Command::Call(call) => call.run(output),
         Command::Describe(describe) => describe.run(&home, output),

@@ -20,12 +20,20 @@ pub(super) struct Run {
     /// Serve in the clear though others can listen.
     #[arg(long)]
     plaintext: bool,
+    /// Look for libraries that have changed now and then: for file systems that do not tell.
+    #[arg(long)]
+    poll: bool,
 }
 
 impl Run {
     pub(super) fn run(self, home: Home) -> Result<(), Trouble> {
-        let options =
-            Options { listen: self.listen, listen_tls: self.listen_tls, plaintext: self.plaintext, vetter: None };
+        let options = Options {
+            listen: self.listen,
+            listen_tls: self.listen_tls,
+            plaintext: self.plaintext,
+            poll: self.poll,
+            vetter: None,
+        };
         serve(home, &options, async |host| {
             tracing::info!("serving Perspective Broker on {}", host.address());
             Ok(())

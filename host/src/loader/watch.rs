@@ -18,6 +18,8 @@ use tokio::sync::mpsc;
 const REST: Duration = Duration::from_millis(60);
 /// How often a folder is looked at though nothing was told.
 const LOOK: Duration = Duration::from_secs(2);
+/// The same where nothing is told at all.
+const POLL: Duration = Duration::from_millis(250);
 
 /// What identifies a file's content without reading it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,6 +53,7 @@ pub struct Watch {
     watcher: Option<RecommendedWatcher>,
     /// Which folder has the path.
     inode: Option<(u64, u64)>,
+    poll: bool,
 }
 
 impl std::fmt::Debug for Watch {
@@ -60,12 +63,13 @@ impl std::fmt::Debug for Watch {
 }
 
 impl Watch {
-    /// Watches this folder. It may go, and come again.
+    /// Watches this folder. It may go, and come again. `poll`: looks now and then, and waits for no word of the file
+    /// system's.
     #[must_use]
-    pub fn new(folder: &Path) -> Self {
+    pub fn new(folder: &Path, poll: bool) -> Self {
         let (told, events) = mpsc::channel(1);
-        let mut watch =
-            Self { folder: folder.to_owned(), seen: BTreeMap::new(), told, events, watcher: None, inode: None };
+        let (folder, seen) = (folder.to_owned(), BTreeMap::new());
+        let mut watch = Self { folder, seen, told, events, watcher: None, inode: None, poll };
         watch.arm();
         watch
     }
@@ -73,7 +77,7 @@ impl Watch {
     /// Watches the folder that has the path now, if it is another than before.
     fn arm(&mut self) {
         let inode = fs::metadata(&self.folder).ok().map(|about| (about.dev(), about.ino()));
-        if inode == self.inode {
+        if self.poll || inode == self.inode {
             return;
         }
         self.inode = inode;
@@ -89,7 +93,7 @@ impl Watch {
         })
         .and_then(|mut watcher| watcher.watch(&self.folder, RecursiveMode::NonRecursive).map(|()| watcher))
         .inspect_err(|error| {
-            tracing::warn!(%error, "the folder of services cannot be watched; it is looked at every two seconds");
+            tracing::warn!(%error, "the folder of services cannot be watched; it is looked at four times a second");
         })
         .ok();
     }
@@ -107,7 +111,8 @@ impl Watch {
     pub async fn next(&mut self) -> Vec<Change> {
         loop {
             let unrest = self.seen.values().any(|seen| !seen.told);
-            let wait = if unrest { REST / 3 } else { LOOK };
+            let look = if self.watcher.is_some() { LOOK } else { POLL };
+            let wait = if unrest { REST / 3 } else { look };
             tokio::select! {
                 _ = self.events.recv() => {}
                 () = tokio::time::sleep(wait) => {}

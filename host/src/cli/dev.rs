@@ -1,0 +1,206 @@
+//! `credhost dev`: builds, serves, and replaces what is served whenever somebody saves.
+
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::time::Instant;
+
+use clap::Args;
+use credhost::accounts::AccountError;
+use credhost::config::Home;
+use credhost::cred::Key;
+use credhost::dev::build::{NotBuilt, build, put};
+use credhost::dev::sources::Sources;
+use credhost::folder::Placed;
+use credhost::server::{Host, Options};
+
+use super::{Output, Trouble, run, say};
+
+/// The identity that is made, to call what is served.
+const DEVELOPER: &str = "dev";
+
+#[derive(Debug, Args)]
+pub(super) struct Dev {
+    /// The crates of the services.
+    #[arg(required = true, value_name = "CRATE")]
+    crates: Vec<PathBuf>,
+    /// Where to serve Perspective Broker.
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    listen: Option<String>,
+    /// Build optimised.
+    #[arg(long)]
+    release: bool,
+    /// Look for changes now and then: for file systems that do not tell.
+    #[arg(long)]
+    poll: bool,
+}
+
+impl Dev {
+    pub(super) fn run(self, home: Home, output: Output) -> Result<(), Trouble> {
+        for folder in &self.crates {
+            if !folder.join("Cargo.toml").is_file() {
+                let error = NotBuilt::NoCrate(folder.clone());
+                return Err(Trouble::from(error).hint("`credhost new NAME` makes one"));
+            }
+        }
+        home.make()?;
+        let plugins = home.plugins();
+        let token = home.path().join("dev.token");
+        let options = Options { listen: self.listen.clone(), poll: self.poll, ..Options::default() };
+        run::serve(home, &options, async |host| {
+            say(&format!("serving Perspective Broker on {}", host.address()));
+            let crates = self.crates.iter().map(|folder| Watched {
+                folder: folder.clone(),
+                name: shown(folder),
+                arguments: if self.release { vec!["--release"] } else { Vec::new() },
+                plugins: plugins.clone(),
+                token: token.clone(),
+                output,
+                host: Rc::clone(&host),
+            });
+            for watched in crates {
+                let sources = Sources::new(&watched.folder, self.poll);
+                // For as long as the host runs.
+                tokio::task::spawn_local(watched.go_on(sources));
+            }
+            Ok(())
+        })
+    }
+}
+
+/// One crate.
+struct Watched {
+    folder: PathBuf,
+    name: String,
+    arguments: Vec<&'static str>,
+    plugins: PathBuf,
+    token: PathBuf,
+    output: Output,
+    host: Rc<Host>,
+}
+
+impl Watched {
+    async fn go_on(self, mut sources: Sources) {
+        let mut changed = Vec::new();
+        let mut called = false;
+        loop {
+            let served = self.once(&changed).await;
+            if let (Some(service), false) = (served, called) {
+                called = true;
+                if let Err(trouble) = self.first_call(&service) {
+                    say(&format!("{}: {}", self.name, trouble.error));
+                }
+            }
+            changed = sources.changed().await;
+        }
+    }
+
+    /// Builds and serves, and says in one line how that went. Answers with the service's name, if it serves.
+    async fn once(&self, changed: &[PathBuf]) -> Option<String> {
+        let what = match changed {
+            [] => "first build".to_owned(),
+            [one] => format!("{} changed", one.display()),
+            [one, rest @ ..] => format!("{} and {} more changed", one.display(), rest.len()),
+        };
+        let began = Instant::now();
+        let (folder, arguments) = (self.folder.clone(), self.arguments.clone());
+        let built = tokio::task::spawn_blocking(move || build(&folder, &arguments)).await;
+        let compile = began.elapsed();
+        let built = match built {
+            Ok(Ok(built)) => built,
+            Ok(Err(why)) => {
+                self.line(&what, None, &format!("{why}; {}", self.meanwhile()), &serde_json::json!({}));
+                return None;
+            }
+            Err(error) => {
+                self.line(&what, None, &error.to_string(), &serde_json::json!({}));
+                return None;
+            }
+        };
+        let mut served = None;
+        for (_, library) in built.libraries {
+            let began = Instant::now();
+            let (place, new) = match put(&library, &self.plugins) {
+                Ok(put) => put,
+                Err(error) => {
+                    self.line(&what, Some(compile), &format!("it cannot be copied: {error}"), &serde_json::json!({}));
+                    continue;
+                }
+            };
+            let placed = self.host.place(&place).await;
+            let took = began.elapsed().as_secs_f64() * 1e3;
+            match placed {
+                Ok(Placed { service, reloaded }) => {
+                    let how = match &reloaded {
+                        _ if !new => "nothing has changed in it".to_owned(),
+                        Some(reloaded) => format!("live in {took:.0} ms: {reloaded}"),
+                        None => format!("live in {took:.0} ms"),
+                    };
+                    let more = serde_json::json!({ "service": service, "live_ms": took, "reloaded": reloaded });
+                    self.line(&what, Some(compile), &how, &more);
+                    served = Some(service);
+                }
+                Err(why) => {
+                    let how = format!("refused: {why}; {}", self.meanwhile());
+                    self.line(&what, Some(compile), &how, &serde_json::json!({ "refused": why }));
+                }
+            }
+        }
+        served
+    }
+
+    fn meanwhile(&self) -> &'static str {
+        let file = |library: &credhost::control::LibraryStatus| library.file.contains(&self.name.replace('-', "_"));
+        let serves = self.host.libraries().iter().any(|library| file(library) && library.state == "serving");
+        if serves { "the old code serves" } else { "nothing serves yet" }
+    }
+
+    fn line(&self, what: &str, compile: Option<std::time::Duration>, how: &str, more: &serde_json::Value) {
+        let mut value = serde_json::json!({ "crate": self.name, "what": what, "how": how });
+        if let (Some(all), Some(more)) = (value.as_object_mut(), more.as_object()) {
+            all.extend(more.clone());
+            all.insert("compile_s".to_owned(), compile.map(|compile| compile.as_secs_f64()).into());
+        }
+        self.output.show(&value, || {
+            let compiled =
+                compile.map(|took| format!("compiled in {:.1} s · ", took.as_secs_f64())).unwrap_or_default();
+            format!("{} · {what} · {compiled}{how}", self.name)
+        });
+    }
+
+    /// Makes somebody who may call it, and says how.
+    fn first_call(&self, service: &str) -> Result<(), Trouble> {
+        let accounts = self.host.accounts();
+        if matches!(accounts.get(DEVELOPER), Err(AccountError::Missing(_))) {
+            accounts.add(DEVELOPER, None)?;
+        }
+        accounts.key_add(DEVELOPER, &Key::new(service, DEVELOPER)?)?;
+        if !self.token.exists() {
+            // One that was lost with its file is of no use any more.
+            let _ = accounts.credential_remove(DEVELOPER, "token", "dev");
+            let token = accounts.token_new(DEVELOPER, "dev", None)?;
+            write_secret(&self.token, token.reveal())?;
+        }
+        let manifest = self.host.services().service(service).map(|slot| slot.manifest());
+        let method = manifest.as_ref().and_then(|manifest| manifest.methods.first());
+        let (method, arguments) = method.map_or(("METHOD", String::new()), |method| {
+            let names: Vec<String> =
+                method.parameters().iter().map(|name| format!(" {}", name.to_uppercase())).collect();
+            (method.name.as_str(), names.concat())
+        });
+        let (address, token) = (self.host.address(), self.token.display());
+        say(&format!("  credhost call {DEVELOPER}@{address}/{service} {method}{arguments} --token-stdin < {token}"));
+        Ok(())
+    }
+}
+
+fn write_secret(path: &Path, secret: &str) -> std::io::Result<()> {
+    use std::io::Write;
+    use std::os::unix::fs::OpenOptionsExt;
+    let mut file = std::fs::File::options().write(true).create_new(true).mode(0o600).open(path)?;
+    writeln!(file, "{secret}")
+}
+
+fn shown(folder: &Path) -> String {
+    let whole = folder.canonicalize().unwrap_or_else(|_| folder.to_owned());
+    whole.file_name().unwrap_or_default().to_string_lossy().into_owned()
+}

@@ -1,0 +1,75 @@
+//! Builds by cargo, each in an invocation of its own: built with the host, its features would become the services', too.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+/// What a build has made.
+#[derive(Debug, Clone)]
+pub struct Built {
+    /// The libraries that can be loaded, each with the name of its crate.
+    pub libraries: Vec<(String, PathBuf)>,
+}
+
+/// Why there is nothing to load.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum NotBuilt {
+    /// There is no crate.
+    #[error("{} is no crate: there is no Cargo.toml", .0.display())]
+    NoCrate(PathBuf),
+    /// Cargo is not here.
+    #[error("cargo cannot be run: {0}")]
+    NoCargo(std::io::Error),
+    /// It does not compile; the compiler has said why on standard error.
+    #[error("it does not compile; cargo says why above")]
+    Fails,
+    /// It is no library that a host could load.
+    #[error("it is no cdylib: Cargo.toml needs [lib] with crate-type = [\"cdylib\"]")]
+    NoLibrary,
+}
+
+/// Builds in this folder. What the compiler says goes to standard error, as ever.
+///
+/// # Errors
+/// When there is nothing to load.
+pub fn build(folder: &Path, arguments: &[&str]) -> Result<Built, NotBuilt> {
+    if !folder.join("Cargo.toml").is_file() {
+        return Err(NotBuilt::NoCrate(folder.to_owned()));
+    }
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.current_dir(folder).arg("build").args(arguments).arg("--message-format=json-render-diagnostics");
+    let output = cargo.stdin(Stdio::null()).stderr(Stdio::inherit()).output().map_err(NotBuilt::NoCargo)?;
+    if !output.status.success() {
+        return Err(NotBuilt::Fails);
+    }
+    let mut libraries = Vec::new();
+    for line in output.stdout.split(|byte| *byte == b'\n') {
+        let Ok(message) = serde_json::from_slice::<serde_json::Value>(line) else { continue };
+        let target = &message["target"];
+        let is_cdylib =
+            target["kind"].as_array().is_some_and(|kinds| kinds.iter().any(|kind| kind.as_str() == Some("cdylib")));
+        let name = target["name"].as_str().unwrap_or_default();
+        let files = message["filenames"].as_array().map(Vec::as_slice).unwrap_or_default();
+        let paths = files.iter().filter_map(|file| file.as_str()).map(PathBuf::from);
+        let library = paths.filter(|path| is_cdylib && path.extension().is_some_and(|end| end == "so"));
+        libraries.extend(library.map(|path| (name.to_owned(), path)));
+    }
+    if libraries.is_empty() { Err(NotBuilt::NoLibrary) } else { Ok(Built { libraries }) }
+}
+
+/// Puts a library into a folder of services at once: a host that watches never sees half of it. Answers with where it is,
+/// and whether it is another than was there.
+///
+/// # Errors
+/// When it cannot be copied.
+pub fn put(library: &Path, folder: &Path) -> std::io::Result<(PathBuf, bool)> {
+    let name = library.file_name().unwrap_or_default();
+    let place = folder.join(name);
+    let same = std::fs::read(&place).is_ok_and(|old| std::fs::read(library).is_ok_and(|new| old == new));
+    if !same {
+        let half = folder.join(format!(".{}.half", name.to_string_lossy()));
+        std::fs::copy(library, &half)?;
+        std::fs::rename(half, &place)?;
+    }
+    Ok((place, !same))
+}

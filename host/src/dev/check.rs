@@ -1,0 +1,383 @@
+//! Tries a library as a host would use it, and more: odd calls, a hundred replacements, and what it leaves behind.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use jelly::Value;
+use plugin_api::abi::frame::{ToHost, ToLibrary};
+use plugin_api::manifest::Manifest;
+use serde::{Deserialize, Serialize};
+
+use crate::loader::generation::Source;
+use crate::loader::ledger;
+use crate::loader::private::PrivateFolder;
+use crate::loader::unload::Account;
+use crate::multiservice::Known;
+use crate::multiservice::slot::{Slot, Surroundings};
+use crate::multiservice::switchboard::Mailbox;
+use crate::store::MemoryStore;
+
+/// How long a call is waited for before it counts as one that waits.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// Replacements before the first count: what is made once is made by then.
+const WARM: usize = 20;
+/// Calls that are timed.
+const CALLS: usize = 20_000;
+/// How many of them are on their way at once.
+const AT_ONCE: usize = 100;
+/// What a hundred replacements may cost in memory that the allocator keeps in hand, in KiB.
+const ALLOWED_KB: i64 = 2_048;
+
+/// What this process has, as the system counts it.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+pub struct Figures {
+    /// Resident memory, in KiB.
+    pub resident_kb: i64,
+    /// Lines of /proc/self/maps.
+    pub mappings: i64,
+    /// Open descriptors.
+    pub descriptors: i64,
+    /// Threads.
+    pub threads: i64,
+    /// Keys for thread-local values that libraries have.
+    pub keys: i64,
+}
+
+impl Figures {
+    /// The figures now.
+    #[must_use]
+    pub fn now() -> Self {
+        let count = |folder: &str| std::fs::read_dir(folder).map_or(0, |entries| entries.count() as i64);
+        let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+        let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let resident = resident.and_then(|size| size.split_whitespace().next()?.parse().ok());
+        Self {
+            resident_kb: resident.unwrap_or(0),
+            mappings: std::fs::read_to_string("/proc/self/maps").map_or(0, |maps| maps.lines().count() as i64),
+            descriptors: count("/proc/self/fd"),
+            threads: count("/proc/self/task"),
+            keys: ledger::keys_in_use() as i64,
+        }
+    }
+}
+
+/// What was found out.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct Found {
+    /// The service's name.
+    pub service: String,
+    /// Odd calls that were made, with arguments of every wrong kind.
+    pub odd_calls: usize,
+    /// Those that were refused with an error: as they should be.
+    pub refused: usize,
+    /// Those that were taken.
+    pub taken: usize,
+    /// Methods that wait for something, and were not waited for.
+    pub waiting: Vec<String>,
+    /// Methods that panicked, each with the arguments.
+    pub panics: Vec<String>,
+    /// Calls a second, a hundred on their way at once, of the method below.
+    pub calls_per_second: f64,
+    /// The method that was timed.
+    pub timed: String,
+    /// Replacements.
+    pub reloads: usize,
+    /// How long calls wait while it is replaced, in milliseconds: the middle, and the longest.
+    pub freeze_ms: (f64, f64),
+    /// From the library's bytes to its serving, in milliseconds, the middle; without vetting.
+    pub reload_ms: f64,
+    /// What has grown over the replacements.
+    pub grown: BTreeMap<String, i64>,
+    /// What is wrong with it.
+    pub faults: Vec<String>,
+    /// What does not keep it from being used.
+    pub notes: Vec<String>,
+}
+
+/// A client of the service's, without a socket.
+struct Client {
+    slot: Arc<Slot>,
+    number: u32,
+    mailbox: Arc<Mailbox>,
+    next: u32,
+}
+
+const ATTACHMENT: u32 = 1;
+
+impl Client {
+    fn wide(&self, low: u32) -> u64 {
+        u64::from(self.number) << 32 | u64::from(low)
+    }
+
+    async fn attach(&mut self) -> Result<(), String> {
+        let attachment = self.wide(ATTACHMENT);
+        let frame = |again| {
+            let (perspective, identity, peer) = ("check", "check", "credhost check");
+            let mut bytes = Vec::new();
+            ToLibrary::Attach { attachment, perspective, identity, mind: 0, peer, again }.write(&mut bytes);
+            bytes
+        };
+        let mut known = vec![Known::Attached(attachment, frame(true))];
+        self.slot.submit(&frame(false), &mut known).map_err(|error| error.to_string())?;
+        match self.answers(1, PATIENCE).await.into_iter().next() {
+            Some((_, Ok(()))) => Ok(()),
+            Some((_, Err(why))) => Err(why),
+            None => Err("it does not answer".to_owned()),
+        }
+    }
+
+    fn begin(&mut self, method: &str, arguments: &[u8], keywords: &[u8]) -> Result<u64, String> {
+        self.next = self.next.wrapping_add(1).max(ATTACHMENT + 1);
+        let (call, attachment) = (self.wide(self.next), self.wide(ATTACHMENT));
+        let mut frame = Vec::new();
+        ToLibrary::Call { call, attachment, object: 0, answer: true, method, arguments, keywords, handles: &[] }
+            .write(&mut frame);
+        self.slot.submit(&frame, &mut Vec::new()).map_err(|error| error.to_string())?;
+        Ok(call)
+    }
+
+    /// What has come, as soon as there are so many, or when the time is over.
+    async fn answers(&self, count: usize, patience: Duration) -> Vec<(u64, Result<(), String>)> {
+        let deadline = tokio::time::Instant::now() + patience;
+        let (mut answers, mut bytes) = (Vec::new(), Vec::new());
+        loop {
+            self.mailbox.take(&mut bytes);
+            let mut rest = bytes.as_slice();
+            while let Some((_, frame)) = rest.split_first_chunk::<8>() {
+                rest = frame;
+                match ToHost::read(&mut rest) {
+                    Some(ToHost::Answer { call: number, .. } | ToHost::Attached { attachment: number }) => {
+                        answers.push((number, Ok(())));
+                    }
+                    Some(ToHost::Failed { call, class, message, .. }) => {
+                        answers.push((call, Err(format!("{class}: {message}"))));
+                    }
+                    Some(_) => {}
+                    None => break,
+                }
+            }
+            if answers.len() >= count || tokio::time::timeout_at(deadline, self.mailbox.come()).await.is_err() {
+                return answers;
+            }
+        }
+    }
+
+    async fn call(&mut self, method: &str, arguments: &[u8], keywords: &[u8]) -> Option<Result<(), String>> {
+        let wanted = self.begin(method, arguments, keywords).ok()?;
+        let answers = self.answers(1, PATIENCE).await;
+        answers.into_iter().find(|(call, _)| *call == wanted).map(|(_, answer)| answer)
+    }
+}
+
+/// Tries a library that was vetted. `progress` is told what comes next.
+///
+/// # Errors
+/// When it cannot be tried at all.
+pub async fn check(
+    file: &Path,
+    private: &PrivateFolder,
+    reloads: usize,
+    mut progress: impl FnMut(&str),
+) -> Result<Found, String> {
+    let surroundings = Surroundings::new(Arc::new(MemoryStore::new()));
+    let (number, mailbox) = surroundings.switchboard.connect();
+    progress("loading and starting it");
+    let copy = || private.copy(file);
+    let slot = Slot::load(Source::Copy(copy()?), &surroundings, |_| Ok(Vec::new())).await;
+    let slot = slot.map_err(|error| error.to_string())?;
+    slot.start().await.map_err(|error| error.to_string())?;
+    let mut found = Found { service: slot.name().to_string(), reloads, ..Found::default() };
+    let mut client = Client { slot: Arc::clone(&slot), number, mailbox, next: ATTACHMENT };
+    let attached = client.attach().await;
+    match &attached {
+        Ok(()) => {
+            progress("calling it in every wrong way");
+            let good = odd_calls(&mut client, &slot.manifest(), &mut found).await;
+            progress("timing it");
+            time_calls(&mut client, good, &mut found).await;
+        }
+        Err(why) => found.notes.push(format!("nobody could attach as \"check\", and no method was called: {why}")),
+    }
+    if !ledger::works() {
+        found
+            .notes
+            .push("this program does not keep account of what libraries leave: nothing is said of that".to_owned());
+    }
+    replace(&slot, copy, reloads, &mut found, &mut progress).await?;
+    if attached.is_ok() {
+        let answer = client.call("credhost check: no such method", EMPTY_TUPLE, EMPTY_DICTIONARY).await;
+        if !matches!(&answer, Some(Err(why)) if why.contains("has no method")) {
+            found.faults.push(format!("the client that was attached all the time is not served any more: {answer:?}"));
+        }
+    }
+    progress("stopping it");
+    match slot.stop().await {
+        Account::Pinned(why) => found.faults.push(format!("it cannot be unloaded: {}", why.join("; "))),
+        Account::Condemned => found.faults.push("its stop does not come back".to_owned()),
+        Account::Nothing | Account::Retired { .. } => {}
+    }
+    Ok(found)
+}
+
+const EMPTY_TUPLE: &[u8] = &[1, 0x80, 11, 0x87];
+const EMPTY_DICTIONARY: &[u8] = &[1, 0x80, 5, 0x87];
+
+/// Calls every method with arguments of every wrong kind; answers with a call that was taken.
+async fn odd_calls(client: &mut Client, manifest: &Manifest, found: &mut Found) -> Option<(String, Vec<u8>)> {
+    let deep = (0..100).fold(Value::none(), |inner, _| Value::list([inner]));
+    let odd: [(&str, Value); 8] = [
+        ("None", Value::none()),
+        ("0", Value::from(0)),
+        ("-1", Value::from(-1)),
+        ("the largest integer", Value::from(i64::MAX)),
+        ("an empty text", Value::from("")),
+        ("a long text", Value::from("\u{1F511}".repeat(10_000).as_str())),
+        ("a list in a list, a hundred deep", deep),
+        ("a dictionary", Value::dictionary([(Value::from("a"), Value::none())])),
+    ];
+    let mut good = None;
+    for method in &manifest.methods {
+        let places = method.parameters().len();
+        let mut tries: Vec<(String, Vec<u8>, Vec<u8>)> = vec![
+            ("no arguments".to_owned(), EMPTY_TUPLE.to_vec(), EMPTY_DICTIONARY.to_vec()),
+            (
+                "too many arguments".to_owned(),
+                Value::tuple((0..places + 20).map(|_| Value::none())).encode(),
+                EMPTY_DICTIONARY.to_vec(),
+            ),
+            (
+                "an unknown keyword".to_owned(),
+                EMPTY_TUPLE.to_vec(),
+                Value::dictionary([(Value::from("no such keyword"), Value::none())]).encode(),
+            ),
+        ];
+        if places > 0 {
+            tries.extend(odd.iter().map(|(what, value)| {
+                let all = Value::tuple((0..places).map(|_| value.clone())).encode();
+                ((*what).to_owned(), all, EMPTY_DICTIONARY.to_vec())
+            }));
+        }
+        for (what, arguments, keywords) in tries {
+            found.odd_calls += 1;
+            let faults = client.slot.faults();
+            match client.call(&method.name, &arguments, &keywords).await {
+                Some(Ok(())) => {
+                    found.taken += 1;
+                    if good.is_none() && keywords == EMPTY_DICTIONARY {
+                        good = Some((method.name.clone(), arguments));
+                    }
+                }
+                Some(Err(_)) => found.refused += 1,
+                None => {
+                    if !found.waiting.contains(&method.name) {
+                        found.waiting.push(method.name.clone());
+                    }
+                    // It waits, whatever it is called with.
+                    break;
+                }
+            }
+            if client.slot.faults() > faults {
+                found.panics.push(format!("{} panics, called with {what}", method.name));
+            }
+        }
+    }
+    found.faults.extend(found.panics.iter().cloned());
+    good
+}
+
+async fn time_calls(client: &mut Client, good: Option<(String, Vec<u8>)>, found: &mut Found) {
+    let (method, arguments) = good.unwrap_or_else(|| ("no method".to_owned(), EMPTY_TUPLE.to_vec()));
+    let began = Instant::now();
+    let mut answered = 0;
+    while answered < CALLS {
+        for _ in 0..AT_ONCE {
+            if client.begin(&method, &arguments, EMPTY_DICTIONARY).is_err() {
+                break;
+            }
+        }
+        let mut left = AT_ONCE;
+        while left > 0 {
+            let come = client.answers(1, PATIENCE).await.len();
+            if come == 0 {
+                found.faults.push(format!("{method} stopped answering when it was called {AT_ONCE} times at once"));
+                return;
+            }
+            left = left.saturating_sub(come);
+        }
+        answered += AT_ONCE;
+    }
+    found.calls_per_second = answered as f64 / began.elapsed().as_secs_f64();
+    found.timed = method;
+}
+
+async fn replace(
+    slot: &Arc<Slot>,
+    copy: impl Fn() -> Result<crate::loader::private::PrivateCopy, String>,
+    reloads: usize,
+    found: &mut Found,
+    progress: &mut impl FnMut(&str),
+) -> Result<(), String> {
+    let (mut freezes, mut all, mut why) = (Vec::new(), Vec::new(), HashMap::new());
+    let mut before = Figures::now();
+    for turn in 0..WARM + reloads {
+        if turn == WARM {
+            before = Figures::now();
+        }
+        if turn % 10 == 0 {
+            progress(&format!("replacing it: {turn} of {}", WARM + reloads));
+        }
+        let copy = copy()?;
+        let began = Instant::now();
+        let (reloaded, retired) = match slot.reload(Source::Copy(copy), |_| Ok(Vec::new())).await {
+            Ok(done) => done,
+            Err(error) => {
+                found.faults.push(format!("it cannot be replaced by itself: {error}"));
+                return Ok(());
+            }
+        };
+        all.push(began.elapsed().as_secs_f64() * 1e3);
+        freezes.push(reloaded.freeze_ms);
+        match tokio::time::timeout(3 * crate::multiservice::slot::GRACE, retired).await {
+            Ok(Ok(Account::Pinned(reasons))) => {
+                why.insert(reasons.join("; "), turn);
+            }
+            Ok(Ok(Account::Condemned)) | Err(_) | Ok(Err(_)) => {
+                why.insert("its thread does not end".to_owned(), turn);
+            }
+            Ok(Ok(Account::Nothing | Account::Retired { .. })) => {}
+        }
+    }
+    found.faults.extend(why.into_keys().map(|why| format!("a replaced library stays in memory: {why}")));
+    // The thread that unloaded the last may just be ending.
+    let deadline = Instant::now() + PATIENCE;
+    let mut after = Figures::now();
+    while after.threads > before.threads && Instant::now() < deadline {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        after = Figures::now();
+    }
+    let grown = [
+        ("resident memory, KiB", after.resident_kb - before.resident_kb, ALLOWED_KB.max(reloads as i64 * 2)),
+        ("mappings", after.mappings - before.mappings, 8),
+        ("descriptors", after.descriptors - before.descriptors, 0),
+        ("threads", after.threads - before.threads, 0),
+        ("keys for thread-local values", after.keys - before.keys, 0),
+    ];
+    for (what, by, allowed) in grown {
+        if by > allowed {
+            found.faults.push(format!("{reloads} replacements left {by} more {what}"));
+        }
+        found.grown.insert(what.to_owned(), by);
+    }
+    for values in [&mut freezes, &mut all] {
+        values.sort_by(f64::total_cmp);
+    }
+    found.freeze_ms = (middle(&freezes), freezes.last().copied().unwrap_or(0.0));
+    found.reload_ms = middle(&all);
+    Ok(())
+}
+
+fn middle(sorted: &[f64]) -> f64 {
+    sorted.get(sorted.len() / 2).copied().unwrap_or(0.0)
+}

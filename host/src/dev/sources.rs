@@ -1,0 +1,145 @@
+//! Sees that somebody has saved a source.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use notify::{RecommendedWatcher, RecursiveMode, Watcher};
+use tokio::sync::mpsc;
+
+/// How long nothing may happen before it counts: an editor writes more than one file.
+const REST: Duration = Duration::from_millis(30);
+/// How often sources are looked at though nothing was told.
+const LOOK: Duration = Duration::from_secs(2);
+/// The same where nothing is told at all.
+const POLL: Duration = Duration::from_millis(250);
+
+/// The sources of a crate: its manifest, its build script, and what is below `src` and beside it, without what is built.
+pub struct Sources {
+    folder: PathBuf,
+    seen: BTreeMap<PathBuf, (SystemTime, u64)>,
+    events: mpsc::Receiver<()>,
+    watcher: Option<RecommendedWatcher>,
+}
+
+impl std::fmt::Debug for Sources {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Sources").field("folder", &self.folder).finish_non_exhaustive()
+    }
+}
+
+impl Sources {
+    /// Watches the crate in this folder. `poll`: looks now and then, where the file system tells nothing.
+    #[must_use]
+    pub fn new(folder: &Path, poll: bool) -> Self {
+        let (told, events) = mpsc::channel(1);
+        let watch = || {
+            let mut watcher = notify::recommended_watcher(move |_: notify::Result<notify::Event>| {
+                // One event that waits is as good as many: what counts is what is there.
+                let _ = told.try_send(());
+            })?;
+            // What is built stands beside the sources, and changes all the time: it is not watched.
+            watcher.watch(folder, RecursiveMode::NonRecursive)?;
+            for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+                if entry.path().is_dir() && !is_left_out(&entry.path()) {
+                    watcher.watch(&entry.path(), RecursiveMode::Recursive)?;
+                }
+            }
+            Ok::<_, notify::Error>(watcher)
+        };
+        let watcher = if poll { None } else { watch().ok() };
+        let mut sources = Self { folder: folder.to_owned(), seen: BTreeMap::new(), events, watcher };
+        sources.look();
+        sources
+    }
+
+    /// Waits until something was saved; answers with what, within the crate.
+    pub async fn changed(&mut self) -> Vec<PathBuf> {
+        loop {
+            match &self.watcher {
+                Some(_) => {
+                    let _ = tokio::time::timeout(LOOK, self.events.recv()).await;
+                    while let Ok(Some(())) = tokio::time::timeout(REST, self.events.recv()).await {}
+                }
+                None => tokio::time::sleep(POLL).await,
+            }
+            let changed = self.look();
+            if !changed.is_empty() {
+                return changed;
+            }
+        }
+    }
+
+    /// What has changed since the last look.
+    pub fn look(&mut self) -> Vec<PathBuf> {
+        let mut found = BTreeMap::new();
+        find(&self.folder, &mut found, 16);
+        let changed = found.iter().filter(|(path, print)| self.seen.get(*path) != Some(print)).map(|(path, _)| path);
+        let gone = self.seen.keys().filter(|path| !found.contains_key(*path));
+        let within = |path: &PathBuf| path.strip_prefix(&self.folder).unwrap_or(path).to_owned();
+        let all: Vec<PathBuf> = changed.chain(gone).map(within).collect();
+        self.seen = found;
+        all
+    }
+}
+
+fn is_left_out(path: &Path) -> bool {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    name == "target" || name.starts_with('.') || path.join("plugins").is_dir() && path.join("credhost.toml").exists()
+}
+
+fn find(folder: &Path, found: &mut BTreeMap<PathBuf, (SystemTime, u64)>, depth: u32) {
+    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+        let path = entry.path();
+        // An editor's own files beside the sources are hidden, or end so.
+        let aside = path.extension().is_some_and(|end| end == "swp" || end == "tmp") || path.ends_with("Cargo.lock");
+        if aside || is_left_out(&path) || path.to_string_lossy().ends_with('~') {
+            continue;
+        }
+        match entry.metadata() {
+            Ok(about) if about.is_dir() && depth > 0 => find(&path, found, depth - 1),
+            Ok(about) if about.is_file() => {
+                let changed = about.modified().unwrap_or(SystemTime::UNIX_EPOCH);
+                found.insert(path, (changed, about.len()));
+            }
+            _ => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A guard against hanging, not a measure.
+    const PATIENCE: Duration = Duration::from_secs(30);
+
+    async fn is_seen(poll: bool) {
+        let folder = tempfile::tempdir().expect("a folder");
+        std::fs::create_dir_all(folder.path().join("src/deep")).expect("a folder");
+        std::fs::create_dir_all(folder.path().join("target/debug")).expect("a folder");
+        std::fs::write(folder.path().join("src/lib.rs"), "1").expect("it can be written");
+        let mut sources = Sources::new(folder.path(), poll);
+        std::fs::write(folder.path().join("target/debug/built"), "2").expect("it can be written");
+        std::fs::write(folder.path().join("src/deep/other.rs"), "22").expect("it can be written");
+        let changed = tokio::time::timeout(PATIENCE, sources.changed()).await.expect("it is seen");
+        assert_eq!(changed, [Path::new("src/deep/other.rs")]);
+        // As editors save: another file in its place.
+        std::fs::write(folder.path().join("new"), "333").expect("it can be written");
+        std::fs::rename(folder.path().join("new"), folder.path().join("src/lib.rs")).expect("it can be moved");
+        let mut seen = Vec::new();
+        while !seen.contains(&PathBuf::from("src/lib.rs")) {
+            seen.extend(tokio::time::timeout(PATIENCE, sources.changed()).await.expect("it is seen"));
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_saved_is_seen_where_the_file_system_tells() {
+        is_seen(false).await;
+    }
+
+    #[tokio::test]
+    async fn what_is_saved_is_seen_where_it_does_not() {
+        is_seen(true).await;
+    }
+}
