@@ -1,8 +1,14 @@
 //! `credhost service`
 
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
 use clap::Subcommand;
 use credhost::config::Home;
 use credhost::control::{LibraryStatus, Request};
+use credhost::dev::states::Trial;
+use credhost::loader::private::PrivateFolder;
+use credhost::loader::vet::{Sections, Vet};
 use credhost::multiservice::reload::Reloaded;
 
 use super::home::{ask, table};
@@ -20,6 +26,12 @@ pub(super) enum Service {
     Start { name: String },
     /// Replace a service by its file as it is now; its clients stay. What goes wrong leaves the old code serving.
     Reload { name: String },
+    /// Try every saved state of a service on a library, before it serves: which could it not read?
+    CheckStates {
+        name: String,
+        /// The library.
+        file: PathBuf,
+    },
     /// Go back to the library that served before the present one.
     Rollback { name: String },
     /// Tell what holds libraries of a service that have ended.
@@ -41,6 +53,7 @@ impl Service {
                 let reloaded: Option<Reloaded> = serde_json::from_value(answer["reloaded"].clone())?;
                 output.show(&answer, || reloaded.map_or_else(String::new, |reloaded| format!("{name}: {reloaded}")));
             }
+            Self::CheckStates { name, file } => check_states(home, output, &name, &file)?,
             Self::Rollback { name } => output.show(&ask(home, &Request::ServiceRollback { name })?, String::new),
             Self::Why { name } => {
                 let answer = ask(home, &Request::ServiceWhy { name: name.clone() })?;
@@ -92,6 +105,51 @@ impl Service {
         }
         Ok(())
     }
+}
+
+fn check_states(home: &Home, output: Output, name: &str, file: &Path) -> Result<(), Trouble> {
+    let place = std::env::temp_dir().join(format!("credhost-states-{}", std::process::id()));
+    let private = PrivateFolder::new(place.clone())?;
+    let vet = Vet::new(std::env::current_exe()?, Duration::from_secs(10));
+    let shown = file.display();
+    let refused = |why: String| Trouble::new(format!("{shown} would not be loaded: {why}"));
+    private.copy(file).and_then(|copy| vet.vet(&copy, &Sections::new())).map_err(refused)?;
+    let trial = Trial::open(file, &private).map_err(refused)?;
+    if trial.service() != name {
+        return Err(Trouble::new(format!("{shown} is the service {}, not {name}", trial.service())));
+    }
+    let (mut count, mut unreadable, mut after) = (0, Vec::new(), None::<String>);
+    loop {
+        let page = ask(home, &Request::ServiceStates { name: name.to_owned(), after: after.clone() })?;
+        for state in page["states"].as_array().into_iter().flatten() {
+            let perspective = state[0].as_str().unwrap_or_default();
+            let bytes = data_encoding::BASE64.decode(state[1].as_str().unwrap_or_default().as_bytes())?;
+            count += 1;
+            if let Some(why) = trial.read(perspective, &bytes).map_err(Trouble::new)? {
+                unreadable.push((perspective.to_owned(), why));
+            }
+            after = Some(perspective.to_owned());
+        }
+        if page["more"] != true {
+            break;
+        }
+    }
+    drop((trial, private));
+    // What is left there is empty.
+    let _ = std::fs::remove_dir_all(place);
+    output.show(&serde_json::json!({ "states": count, "unreadable": unreadable }), || {
+        let rows = unreadable.iter().map(|(name, why)| {
+            let name = if name.is_empty() { "(the service itself)".to_owned() } else { name.clone() };
+            vec![name, why.clone()]
+        });
+        let rows: Vec<Vec<String>> = rows.collect();
+        if rows.is_empty() { format!("{shown} can read all {count} saved states of {name}") } else { table(&rows) }
+    });
+    if unreadable.is_empty() {
+        return Ok(());
+    }
+    let error = format!("{shown} cannot read {} of {count} saved states of {name}", unreadable.len());
+    Err(Trouble::new(error).hint("a field with #[serde(default)], or `fn migrate`, would read them: see GUIDE.md"))
 }
 
 fn listed(home: &Home, libraries: &[LibraryStatus]) -> String {

@@ -144,6 +144,7 @@ pub fn perform(
             let library = libraries.iter().find(|library| library.service.as_deref() == Some(name));
             json!({ "library": library, "manifest": *service.manifest() })
         }
+        Request::ServiceStates { name, after } => states(accounts, name, after.as_deref())?,
         Request::ServiceStop { .. }
         | Request::ServiceStart { .. }
         | Request::ServiceReload { .. }
@@ -173,6 +174,27 @@ pub fn perform(
         }
         Request::Doctor {} => json!(crate::doctor::examine(accounts)),
     })
+}
+
+/// A page of a service's saved states, in base64: as many as are no more than a few megabytes.
+fn states(accounts: &Accounts, service: &str, after: Option<&str>) -> Result<Value, Failed> {
+    const PAGE: usize = 100;
+    const BYTES: usize = 4 << 20;
+    let (mut states, mut size) = (Vec::new(), 0);
+    let mut after = after.map(str::to_owned);
+    let mut more = true;
+    while more && states.len() < PAGE && size < BYTES {
+        // One at a time: a page of large ones would be a gigabyte.
+        let limit = if size == 0 { 1 } else { 8 };
+        let found = wait(|done| accounts.store().states(service, after.as_deref(), limit, done))?;
+        more = found.len() == limit;
+        for (name, saved) in found {
+            size += saved.state.len();
+            states.push(json!([name, data_encoding::BASE64.encode(&saved.state)]));
+            after = Some(name);
+        }
+    }
+    Ok(json!({ "states": states, "more": more }))
 }
 
 /// Forgets the failed logins of a name where no host runs, which would count on.

@@ -61,6 +61,7 @@ pub enum Request {
     ServiceStop { name: String },
     ServiceStart { name: String },
     ServiceReload { name: String },
+    ServiceStates { name: String, after: Option<String> },
     ServiceRollback { name: String },
     ServiceWhy { name: String },
     Describe { service: String },

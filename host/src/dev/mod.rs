@@ -3,4 +3,5 @@
 pub mod build;
 pub mod check;
 pub mod sources;
+pub mod states;
 pub mod template;

@@ -621,6 +621,9 @@ mod tests {
         fn bearer(&self, token: &TokenDigest, done: Done<Option<Kept>>) {
             self.memory.bearer(token, done);
         }
+        fn states(&self, service: &str, after: Option<&str>, limit: usize, done: Done<Vec<(String, Saved)>>) {
+            self.memory.states(service, after, limit, done);
+        }
         fn identities(&self, after: Option<&str>, limit: usize, done: Done<Vec<Kept>>) {
             self.memory.identities(after, limit, done);
         }

@@ -160,6 +160,17 @@ impl Store for MemoryStore {
         done(Ok(found));
     }
 
+    fn states(&self, service: &str, after: Option<&str>, limit: usize, done: Done<Vec<(String, Saved)>>) {
+        let all = self.all.lock();
+        let behind = |name: &str| after.is_none_or(|after| name > after);
+        let of = all.states.iter().filter(|((of, name), _)| of == service && behind(name));
+        let mut found: Vec<(String, Saved)> = of.map(|((_, name), saved)| (name.clone(), saved.clone())).collect();
+        drop(all);
+        found.sort_by(|(one, _), (other, _)| one.cmp(other));
+        found.truncate(limit);
+        done(Ok(found));
+    }
+
     fn identities(&self, after: Option<&str>, limit: usize, done: Done<Vec<Kept>>) {
         let all = self.all.lock();
         let behind = |name: &str| after.is_none_or(|after| name > after);

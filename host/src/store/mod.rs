@@ -152,6 +152,10 @@ pub trait Store: Send + Sync + 'static {
     /// The identity of this name.
     fn identity(&self, name: &str, done: Done<Option<Kept>>);
 
+    /// Saved states of a service, in the order of the perspectives' names (the service's own has an empty one): those
+    /// after this name, so many at most.
+    fn states(&self, service: &str, after: Option<&str>, limit: usize, done: Done<Vec<(String, Saved)>>);
+
     /// The identity that has this token.
     fn bearer(&self, token: &TokenDigest, done: Done<Option<Kept>>);
 

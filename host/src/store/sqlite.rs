@@ -681,6 +681,20 @@ impl Store for SqliteStore {
         });
     }
 
+    fn states(&self, service: &str, after: Option<&str>, limit: usize, done: Done<Vec<(String, Saved)>>) {
+        self.read(done, |connection| {
+            let mut statement = connection.prepare_cached(
+                "SELECT perspective, version, state FROM state
+                 WHERE service = ?1 AND (perspective > ?2 OR ?2 IS NULL) ORDER BY perspective LIMIT ?3",
+            )?;
+            let states = statement.query_map(params![service, after, limit.cast_signed()], |row| {
+                let version: i64 = row.get(1)?;
+                Ok((row.get(0)?, Saved { version: version.cast_unsigned(), state: row.get(2)? }))
+            })?;
+            states.collect()
+        });
+    }
+
     fn identities(&self, after: Option<&str>, limit: usize, done: Done<Vec<Kept>>) {
         self.read(done, |connection| {
             let mut statement = connection

@@ -253,6 +253,13 @@ frames! {
             /// Numbers up to this have been given to objects.
             numbers: number,
         }
+        /// Could this saved state be read? May come before `Init`. Answered by `Tried`.
+        21 Try {
+            /// The perspective's name; empty for the service itself.
+            perspective: text,
+            /// Its state.
+            state: bytes,
+        }
     }
 }
 
@@ -414,6 +421,11 @@ frames! {
             perspective: text,
             /// Why.
             message: text,
+        }
+        /// The answer to `Try`.
+        23 Tried {
+            /// Why it cannot be read, in UTF-8; nothing, if it can.
+            message: maybe,
         }
         /// Never said by a library: the host's own word to a connection. A client's object that one generation has was
         /// handed to the next one, too.

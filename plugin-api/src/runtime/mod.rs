@@ -400,6 +400,16 @@ impl<S: Service> Runtime<S> {
                 let (me, objects) = (self.me(), objects.to_vec());
                 tokio::task::spawn_local(async move { me.adopt(&objects).await });
             }
+            ToLibrary::Try { perspective, state } => {
+                let read = contained("reading the saved state", || match perspective {
+                    "" if S::SHARED => S::load_service(state).map(drop),
+                    // It has none any more: what is saved is not looked at.
+                    "" => Ok(()),
+                    _ if S::SAVE == Save::Never => Ok(()),
+                    _ => S::load_perspective(state).map(drop),
+                });
+                core.push(&ToHost::Tried { message: read.as_ref().err().map(|fault| fault.message().as_bytes()) });
+            }
             ToLibrary::Stop {} => self.stopping.set(true),
             // A newer host may say more.
             ToLibrary::Unknown(_) => {}

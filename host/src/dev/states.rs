@@ -1,0 +1,102 @@
+//! Tries saved states on a library before it serves: which of them could it not read?
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use plugin_api::abi::frame::{ToHost, ToLibrary};
+use plugin_api::manifest::Manifest;
+
+use crate::loader::gate::Outlet;
+use crate::loader::generation::{Generation, Source};
+use crate::loader::private::PrivateFolder;
+
+/// How long reading one state may take.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A library that is there to try states on; no service of it is made.
+#[derive(Debug)]
+pub struct Trial {
+    generation: Generation,
+    heard: Receiver<Vec<u8>>,
+    service: String,
+}
+
+struct Words(Mutex<Sender<Vec<u8>>>);
+
+impl Outlet for Words {
+    fn frames(&self, frames: &[u8]) {
+        // Who tries may have heard enough.
+        let _ = self.0.lock().send(frames.to_vec());
+    }
+
+    fn log(&self, _: u8, _: &str, _: &str) {}
+}
+
+impl Trial {
+    /// Opens a library that was vetted.
+    ///
+    /// # Errors
+    /// When it cannot be opened.
+    pub fn open(file: &Path, private: &PrivateFolder) -> Result<Self, String> {
+        let (sender, heard) = channel();
+        let outlet = Arc::new(Words(Mutex::new(sender)));
+        let generation =
+            Generation::start(Source::Copy(private.copy(file)?), outlet).map_err(|error| error.to_string())?;
+        let mut trial = Self { generation, heard, service: String::new() };
+        trial.service = trial.wait(|frame| match frame {
+            ToHost::Manifest { manifest } => {
+                let read = jelly::from_slice::<Manifest>(manifest).map_err(|error| error.to_string());
+                Some(read.map(|manifest| manifest.service))
+            }
+            _ => None,
+        })?;
+        Ok(trial)
+    }
+
+    /// The name of the service in it.
+    #[must_use]
+    pub fn service(&self) -> &str {
+        &self.service
+    }
+
+    /// Reads the state of a perspective; of the service itself, by an empty name. Answers with why it cannot be read, if
+    /// it cannot.
+    ///
+    /// # Errors
+    /// When the library does not answer.
+    pub fn read(&self, perspective: &str, state: &[u8]) -> Result<Option<String>, String> {
+        self.generation.tell(&ToLibrary::Try { perspective, state });
+        self.wait(|frame| match frame {
+            ToHost::Tried { message } => Some(Ok(message.map(|message| String::from_utf8_lossy(message).into_owned()))),
+            _ => None,
+        })
+    }
+
+    fn wait<R>(&self, mut of: impl FnMut(ToHost<'_>) -> Option<Result<R, String>>) -> Result<R, String> {
+        loop {
+            let frames = self.heard.recv_timeout(PATIENCE).map_err(|_| "it does not answer".to_owned())?;
+            let mut rest = frames.as_slice();
+            while let Some(frame) = ToHost::read(&mut rest) {
+                match frame {
+                    ToHost::Refused { message } => return Err(message.to_owned()),
+                    ToHost::Stopped {} => return Err("it ended by itself".to_owned()),
+                    frame => {
+                        if let Some(found) = of(frame) {
+                            return found;
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl Drop for Trial {
+    fn drop(&mut self) {
+        self.generation.tell(&ToLibrary::Stop {});
+        self.generation.join();
+    }
+}

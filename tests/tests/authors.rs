@@ -1,0 +1,242 @@
+//! An author's day, from an empty folder to a service that is called, changed and checked: as it is typed.
+
+use std::io::{BufRead, BufReader};
+use std::path::PathBuf;
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+use std::time::{Duration, Instant};
+
+use system_tests::build::{credhost, library, mode};
+use system_tests::host::{TestHome, TestHost};
+
+/// A guard against hanging, not a measure: a first build takes its time.
+const PATIENCE: Duration = Duration::from_secs(600);
+
+/// A person at a terminal, in a folder of their own. What they type is counted.
+struct Author {
+    folder: tempfile::TempDir,
+    commands: usize,
+}
+
+/// `credhost dev`, while it runs.
+struct Developing {
+    child: Child,
+    lines: Receiver<String>,
+    heard: Vec<String>,
+}
+
+impl Author {
+    fn new() -> Self {
+        Self { folder: tempfile::tempdir().expect("a folder"), commands: 0 }
+    }
+
+    fn command(&mut self, line: &str) -> Command {
+        self.commands += 1;
+        println!("$ {line}");
+        let mut shell = Command::new("sh");
+        shell.arg("-c").arg(line).current_dir(self.folder.path());
+        let program = credhost();
+        let path = std::env::var("PATH").unwrap_or_default();
+        shell.env("PATH", format!("{}:{path}", program.parent().expect("it is in a folder").display()));
+        shell.env_remove("CREDHOST_HOME").env_remove("CREDHOST_LOG").env_remove("RUSTFLAGS");
+        // Built once for all such tests; elsewhere it would be the crate's own.
+        shell.env("CARGO_TARGET_DIR", system_tests::target().join("authors"));
+        shell
+    }
+
+    fn types(&mut self, line: &str) -> Output {
+        let output = self.command(line).output().expect("a shell");
+        print!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        output
+    }
+
+    fn sees(&mut self, line: &str) -> String {
+        let output = self.types(line);
+        assert!(output.status.success(), "{line}");
+        String::from_utf8(output.stdout).expect("text").trim_end().to_owned()
+    }
+
+    fn develops(&mut self, line: &str) -> Developing {
+        let mut child = self.command(&format!("exec {line}")).stdout(Stdio::piped()).spawn().expect("a shell");
+        let (sender, lines) = channel();
+        let output = BufReader::new(child.stdout.take().expect("it has an output"));
+        std::thread::spawn(move || {
+            for line in output.lines().map_while(Result::ok) {
+                println!("{line}");
+                if sender.send(line).is_err() {
+                    return;
+                }
+            }
+        });
+        Developing { child, lines, heard: Vec::new() }
+    }
+
+    fn edit(&self, file: &str, old: &str, new: &str) {
+        let path = self.folder.path().join(file);
+        let text = std::fs::read_to_string(&path).expect("it is there");
+        assert!(text.contains(old), "{text}");
+        std::fs::write(path, text.replace(old, new)).expect("it can be written");
+    }
+}
+
+impl Developing {
+    /// The next line that has this in it.
+    fn says(&mut self, text: &str) -> String {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let line = self.lines.recv_timeout(left);
+            let line = line.unwrap_or_else(|_| panic!("{text:?} did not come; it said {:#?}", self.heard));
+            self.heard.push(line.clone());
+            if line.contains(text) {
+                return line;
+            }
+        }
+    }
+}
+
+impl Drop for Developing {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn developed(poll: &str) {
+    let mut author = Author::new();
+    let began = Instant::now();
+    author.sees("credhost new guestbook");
+    let mut dev = author.develops(&format!("credhost dev guestbook --listen 127.0.0.1:0 {poll}"));
+    let first = dev.says("live in");
+    assert!(first.starts_with("guestbook \u{b7} first build \u{b7} compiled in"), "{first}");
+    let compiled = first.split("compiled in ").nth(1).and_then(|rest| rest.split(' ').next()?.parse::<f64>().ok());
+    // What it says to type, with a word of one's own.
+    let call = dev.says("credhost call").trim().replace("TEXT", "hello");
+    assert_eq!(author.sees(&call), "1");
+    let took = began.elapsed().as_secs_f64() - compiled.expect("it says how long that took");
+    println!(
+        "from `credhost new` to the first answered call: {} commands, no line of code, {took:.1} s without the compiler",
+        author.commands
+    );
+
+    // Something new, as it is written: it compiles, it serves, and what was there before is there.
+    author.edit("guestbook/src/lib.rs", "Ok(self.entries.len())", "Ok(self.entries.len() * 100)");
+    let line = dev.says("src/lib.rs changed");
+    assert!(line.contains("compiled in") && line.contains("live in") && line.contains("generation 2"), "{line}");
+    assert_eq!(author.sees(&call), "200");
+    // What does not compile changes nothing.
+    author.edit("guestbook/src/lib.rs", "Ok(self.entries.len() * 100)", "Ok(\"many\")");
+    let line = dev.says("src/lib.rs changed");
+    assert!(line.contains("it does not compile; cargo says why above; the old code serves"), "{line}");
+    assert_eq!(author.sees(&call), "300");
+    // Nor does what compiles and does not start.
+    author.edit("guestbook/src/lib.rs", "Ok(\"many\")", "Ok(self.entries.len())");
+    author.edit(
+        "guestbook/src/lib.rs",
+        "type Perspective = Page;\n",
+        "type Perspective = Page;\n\n    fn health(_: &Handle<Self>) -> Result<()> {\n        Err(Fault::value(\"not today\"))\n    }\n",
+    );
+    let line = loop {
+        // It may have been built between the two edits, too.
+        let line = dev.says("src/lib.rs changed");
+        if line.contains("not today") {
+            break line;
+        }
+    };
+    assert!(line.contains("refused: ") && line.contains("the old code serves"), "{line}");
+    let status = author.sees("credhost --json service show guestbook");
+    assert!(status.contains("not today"), "the operator is told, too: {status}");
+}
+
+#[test]
+fn from_an_empty_folder_to_a_call_and_to_code_that_changes_while_it_serves() {
+    developed("");
+}
+
+#[test]
+fn a_crate_that_was_made_passes_its_own_tests_and_is_good() {
+    let mut author = Author::new();
+    author.sees("credhost new guest-book");
+    let tested = author.types("cd guest-book && cargo test --quiet");
+    assert!(tested.status.success() && String::from_utf8_lossy(&tested.stdout).contains("2 passed"));
+    author.sees("cd guest-book && cargo build --quiet");
+    let built = system_tests::target().join("authors/debug/libguest_book.so");
+    let checked = author.sees(&format!("credhost check {}", built.display()));
+    assert!(checked.contains("verdict") && checked.contains("good"), "{checked}");
+    let again = author.types("credhost new guest-book");
+    assert!(String::from_utf8_lossy(&again.stderr).contains("is there already"));
+    let wrong = author.types("credhost new 'Guest Book'");
+    assert!(String::from_utf8_lossy(&wrong.stderr).contains("small letter"));
+    let nowhere = author.types("credhost dev nowhere");
+    let says = String::from_utf8_lossy(&nowhere.stderr);
+    assert!(says.contains("nowhere is no crate") && says.contains("credhost new"), "{says}");
+}
+
+#[test]
+fn a_check_says_what_is_wrong_with_a_library() {
+    let mut author = Author::new();
+    let checked = author.types(&format!("credhost check --reloads 20 {}", library("restless").display()));
+    let table = String::from_utf8_lossy(&checked.stdout).into_owned();
+    assert_eq!(checked.status.code(), Some(1));
+    assert!(table.contains("panic panics, called with no arguments"), "{table}");
+    let checked = author.types(&format!("credhost --json check --reloads 20 {}", library("todo").display()));
+    let found: serde_json::Value = serde_json::from_slice(&checked.stdout).expect("JSON");
+    assert!(checked.status.success() && found["refused"].as_u64() > Some(30), "{found}");
+    assert_eq!((found["grown"]["descriptors"].as_i64(), found["grown"]["threads"].as_i64()), (Some(0), Some(0)));
+    let refused = author.types("credhost check nothing.so");
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("nothing.so is no file"));
+}
+
+fn file(folder: &std::path::Path, bytes: &[u8]) -> PathBuf {
+    let path = folder.join("next.so");
+    std::fs::write(&path, bytes).expect("it can be written");
+    path
+}
+
+#[test]
+fn saved_states_are_tried_on_a_library_before_it_serves() {
+    let home = TestHome::new();
+    home.make();
+    for name in ["alice", "bob"] {
+        home.identity(name, "a-password", &["ledger"]);
+    }
+    home.install("ledger");
+    let host = home.start();
+    for name in ["alice", "bob"] {
+        let target = format!("{name}@{}/ledger", host.address());
+        host.home.run(&["call", &target, "next", "1", "--password-stdin"], "a-password");
+    }
+    let folder = tempfile::tempdir().expect("a folder");
+    let try_on = |host: &TestHost, bytes: &[u8]| {
+        let path = file(folder.path(), bytes);
+        let path = path.to_str().expect("a plain path").to_owned();
+        host.home.run_with(&["service", "check-states", "ledger", &path], "")
+    };
+    // Three: the two accounts, and the service's own.
+    let good = try_on(&host, &mode("ledger-next", "migrates"));
+    let says = String::from_utf8_lossy(&good.stdout).into_owned();
+    assert!(good.status.success() && says.contains("can read all 3 saved states of ledger"), "{says}");
+    let bad = try_on(&host, &mode("ledger-next", "plain"));
+    let (table, error) = (String::from_utf8_lossy(&bad.stdout), String::from_utf8_lossy(&bad.stderr));
+    assert_eq!(bad.status.code(), Some(1));
+    assert!(table.contains("alice") && table.contains("bob") && table.contains("balance"), "{table}");
+    assert!(error.contains("cannot read 2 of 3 saved states") && error.contains("migrate"), "{error}");
+    let other = try_on(&host, &std::fs::read(library("todo")).expect("it is built"));
+    assert!(String::from_utf8_lossy(&other.stderr).contains("is the service todo, not ledger"));
+    // The same without a host.
+    let mut host = host;
+    assert_eq!(host.terminate(), Some(0));
+    let bad = try_on(&host, &mode("ledger-next", "plain"));
+    assert!(String::from_utf8_lossy(&bad.stderr).contains("cannot read 2 of 3 saved states"));
+}
+
+#[test]
+fn where_a_file_system_tells_nothing_libraries_and_sources_are_looked_at() {
+    developed("--poll");
+    let home = TestHome::new();
+    home.make();
+    home.identity("alice", "a-password", &["todo"]);
+    let mut host = home.start_with(&["--poll"], &[]);
+    host.home.install("todo");
+    host.wait_for("libtodo.so serves");
+}
