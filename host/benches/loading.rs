@@ -23,7 +23,7 @@ fn main() {
     if !std::env::args().any(|argument| argument == "--bench") {
         return;
     }
-    let (debug, release) = (build::library("my-service"), build::release("my-service"));
+    let (debug, release) = (build::debug("my-service"), build::release("my-service"));
     println!("{:44} {:>9} {:>9} {:>9}", "", "p50 ms", "p99 ms", "size MB");
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     for (build, library) in [("release", &release), ("debug", &debug)] {

@@ -21,6 +21,9 @@ const LIBRARIES: [&str; 12] = [
     "ledger-next",
 ];
 
+/// What is built is built as this program was.
+const OPTIMISED: bool = !cfg!(debug_assertions);
+
 /// The library of a sample service or of one for tests.
 ///
 /// # Panics
@@ -29,7 +32,7 @@ const LIBRARIES: [&str; 12] = [
 pub fn library(package: &str) -> PathBuf {
     static BUILT: OnceLock<HashMap<String, PathBuf>> = OnceLock::new();
     let built = BUILT.get_or_init(|| {
-        let mut arguments: Vec<&str> = vec!["build"];
+        let mut arguments: Vec<&str> = if OPTIMISED { vec!["build", "--release"] } else { vec!["build"] };
         for package in LIBRARIES {
             arguments.extend(["--package", package]);
         }
@@ -46,8 +49,17 @@ pub fn library(package: &str) -> PathBuf {
 /// When it is not one of them.
 #[must_use]
 pub fn mode(package: &str, mode: &str) -> Vec<u8> {
+    mode_of(&library(package), mode)
+}
+
+/// The same of a library in this file.
+///
+/// # Panics
+/// When it is not one of them.
+#[must_use]
+pub fn mode_of(library: &Path, mode: &str) -> Vec<u8> {
     const MARK: &[u8] = b"credhost-mode=";
-    let mut bytes = std::fs::read(library(package)).expect("it is built");
+    let mut bytes = std::fs::read(library).expect("it is built");
     let at = bytes.windows(MARK.len()).position(|window| window == MARK).expect("it has a mode") + MARK.len();
     let room = &mut bytes[at..at + 32];
     room.fill(b' ');
@@ -55,13 +67,26 @@ pub fn mode(package: &str, mode: &str) -> Vec<u8> {
     bytes
 }
 
-/// The same, optimised: for benches.
+/// One library, optimised: for benches.
 ///
 /// # Panics
 /// When it does not build.
 #[must_use]
 pub fn release(package: &str) -> PathBuf {
-    let artifacts = cargo(&["build", "--release", "--package", package], &crate::target().join("plugins"));
+    one(&["build", "--release", "--package", package], package)
+}
+
+/// One library, as it is while it is being written.
+///
+/// # Panics
+/// When it does not build.
+#[must_use]
+pub fn debug(package: &str) -> PathBuf {
+    one(&["build", "--package", package], package)
+}
+
+fn one(arguments: &[&str], package: &str) -> PathBuf {
+    let artifacts = cargo(arguments, &crate::target().join("plugins"));
     let mut libraries = artifacts.into_iter().filter(|(_, path)| path.extension().is_some_and(|end| end == "so"));
     libraries.find(|(name, _)| name.replace('_', "-") == package).expect("it is built").1
 }
@@ -75,7 +100,11 @@ pub fn credhost() -> PathBuf {
     static BUILT: OnceLock<PathBuf> = OnceLock::new();
     BUILT
         .get_or_init(|| {
-            let artifacts = cargo(&["build", "--package", "credhost", "--bin", "credhost"], &crate::target());
+            let mut arguments = vec!["build", "--package", "credhost", "--bin", "credhost"];
+            if OPTIMISED {
+                arguments.push("--release");
+            }
+            let artifacts = cargo(&arguments, &crate::target());
             let found = artifacts.into_iter().find(|(name, path)| name == "credhost" && path.extension().is_none());
             found.expect("the command is built").1
         })

@@ -10,9 +10,9 @@ use credhost::loader::generation::Source;
 use credhost::loader::private::PrivateFolder;
 use credhost::loader::unload::Account;
 use credhost::loader::{ledger, unload};
-use credhost::multiservice::MultiService;
 use credhost::multiservice::slot::{Slot, Surroundings};
 use credhost::multiservice::switchboard::Mailbox;
+use credhost::multiservice::{Known, MultiService};
 use credhost::store::MemoryStore;
 use plugin_api::abi::frame::{ToHost, ToLibrary};
 use system_tests::build::library;
@@ -80,8 +80,13 @@ impl Bench {
 
     async fn attach(&self, slot: &Slot) {
         let attachment = self.number(1);
-        let (perspective, identity, peer) = ("alice", "alice", "a test");
-        self.tell(slot, &ToLibrary::Attach { attachment, perspective, identity, mind: 0, peer, again: false });
+        let frame = |again| {
+            let (perspective, identity, peer) = ("alice", "alice", "a test");
+            let mut bytes = Vec::new();
+            ToLibrary::Attach { attachment, perspective, identity, mind: 0, peer, again }.write(&mut bytes);
+            bytes
+        };
+        slot.submit(&frame(false), &mut vec![Known::Attached(attachment, frame(true))]).expect("it serves");
         assert_eq!(self.heard().await, "attached");
     }
 
@@ -168,6 +173,8 @@ fn nothing_is_left_of_libraries_that_have_ended() {
         assert!(after.resident_kb <= before.resident_kb + allowed, "{before:?} {after:?}");
         assert_eq!(unload::mapped(std::path::Path::new("/generations/")), Ok(None), "no library is mapped");
 
+        one_service_is_replaced_again_and_again(&bench, cycles / 2).await;
+
         // Eight come and go at once, under calls.
         let threads: Vec<_> = (0..8).map(|_| std::thread::spawn(come_and_go)).collect();
         threads.into_iter().for_each(|thread| thread.join().expect("each was let go of"));
@@ -176,6 +183,49 @@ fn nothing_is_left_of_libraries_that_have_ended() {
         a_thread_that_does_not_end_pins_its_library_and_is_named(&bench).await;
         a_service_that_does_not_come_back_is_condemned(&bench).await;
     });
+}
+
+/// The same of code that is replaced while its client stays: with timers, tasks, threads of tokio's, logs and panics.
+async fn one_service_is_replaced_again_and_again(bench: &Bench, cycles: usize) {
+    let slot = bench.load("restless").await;
+    bench.attach(&slot).await;
+    let replace = async || {
+        bench.begin(&slot, "work");
+        assert_eq!(bench.heard().await, "answer");
+        bench.begin(&slot, "panic");
+        assert_eq!(bench.heard().await, "panic failed inside the service");
+        let copy = bench.private.copy(&library("restless")).expect("it is a library");
+        let replaced = slot.reload(Source::Copy(copy), |_| Ok(Vec::new())).await;
+        let (_, retired) = replaced.expect("it is replaced");
+        assert_eq!(bench.heard().await, "attached", "the client is attached to the new code");
+        let account = retired.await.expect("it is let go of");
+        assert!(matches!(account, Account::Retired { left } if left > 100_000), "{account:?}");
+    };
+    for _ in 0..50 {
+        replace().await;
+    }
+    let before = process();
+    println!("{:>6} replaced {before:?}", 50);
+    for cycle in 0..cycles {
+        replace().await;
+        if (cycle + 1) % (cycles / 4).max(1) == 0 {
+            println!("{:>6} replaced {:?}", cycle + 1, process());
+        }
+    }
+    let deadline = Instant::now() + PATIENCE;
+    let mut after = process();
+    while after.threads > before.threads && Instant::now() < deadline {
+        tokio::task::yield_now().await;
+        after = process();
+    }
+    assert!(after.mappings <= before.mappings + 8, "{before:?} {after:?}");
+    assert!(after.descriptors <= before.descriptors, "{before:?} {after:?}");
+    assert!(after.threads <= before.threads, "{before:?} {after:?}");
+    assert!(after.keys <= before.keys, "{before:?} {after:?}");
+    assert!(after.resident_kb <= before.resident_kb + 1_500 + cycles / 10, "{before:?} {after:?}");
+    assert!(matches!(bench.services.remove(&slot).await, Account::Retired { .. }));
+    assert!(bench.heard().await.contains("Stopped"));
+    assert_eq!(ledger::entries(), 0);
 }
 
 fn come_and_go() {

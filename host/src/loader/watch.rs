@@ -4,18 +4,22 @@
 //! have stood still for a moment: copies are written bit by bit. Where a file system tells nothing, looking now and
 //! then does.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use notify::event::{AccessKind, AccessMode};
+use notify::event::{AccessKind, AccessMode, ModifyKind};
 use notify::{Event, EventKind, RecommendedWatcher, RecursiveMode, Watcher};
+use parking_lot::Mutex;
 use tokio::sync::mpsc;
 
 /// How long a file must stand still.
 const REST: Duration = Duration::from_millis(60);
+/// The same of one that was moved into place whole, or that its writer has closed.
+const CLOSED: Duration = Duration::from_millis(8);
 /// How often a folder is looked at though nothing was told.
 const LOOK: Duration = Duration::from_secs(2);
 /// The same where nothing is told at all.
@@ -44,6 +48,9 @@ struct Seen {
     told: bool,
 }
 
+/// The files that were moved into place, or closed by who wrote them, and not written since.
+type Whole = Arc<Mutex<HashSet<PathBuf>>>;
+
 /// Watches a folder for libraries: files whose names end in `.so`.
 pub struct Watch {
     folder: PathBuf,
@@ -51,6 +58,7 @@ pub struct Watch {
     told: mpsc::Sender<()>,
     events: mpsc::Receiver<()>,
     watcher: Option<RecommendedWatcher>,
+    whole: Whole,
     /// Which folder has the path.
     inode: Option<(u64, u64)>,
     poll: bool,
@@ -69,7 +77,8 @@ impl Watch {
     pub fn new(folder: &Path, poll: bool) -> Self {
         let (told, events) = mpsc::channel(1);
         let (folder, seen) = (folder.to_owned(), BTreeMap::new());
-        let mut watch = Self { folder, seen, told, events, watcher: None, inode: None, poll };
+        let (watcher, whole, inode) = (None, Whole::default(), None);
+        let mut watch = Self { folder, seen, told, events, watcher, whole, inode, poll };
         watch.arm();
         watch
     }
@@ -81,11 +90,24 @@ impl Watch {
             return;
         }
         self.inode = inode;
-        let told = self.told.clone();
+        let (told, whole) = (self.told.clone(), Arc::clone(&self.whole));
         self.watcher = notify::recommended_watcher(move |event: notify::Result<Event>| {
             // Looking at the folder is an event, too, and must not lead to another look.
             let read =
                 |kind| matches!(kind, EventKind::Access(access) if access != AccessKind::Close(AccessMode::Write));
+            if let Ok(event) = &event {
+                let mut whole = whole.lock();
+                match event.kind {
+                    EventKind::Access(AccessKind::Close(AccessMode::Write))
+                    | EventKind::Modify(ModifyKind::Name(_)) => {
+                        whole.extend(event.paths.iter().cloned());
+                    }
+                    EventKind::Modify(_) | EventKind::Create(_) | EventKind::Remove(_) => {
+                        whole.retain(|path| !event.paths.contains(path));
+                    }
+                    _ => {}
+                }
+            }
             if !event.is_ok_and(|event| read(event.kind)) {
                 // One event that waits is as good as many; so is the news that some were lost.
                 let _ = told.try_send(());
@@ -110,25 +132,33 @@ impl Watch {
     /// Waits for what happens next.
     pub async fn next(&mut self) -> Vec<Change> {
         loop {
-            let unrest = self.seen.values().any(|seen| !seen.told);
             let look = if self.watcher.is_some() { LOOK } else { POLL };
-            let wait = if unrest { REST / 3 } else { look };
+            let unrest = self.seen.iter().filter(|(_, seen)| !seen.told);
+            let wait = unrest.map(|(path, seen)| self.rest(path).saturating_sub(seen.since.elapsed())).min();
             tokio::select! {
                 _ = self.events.recv() => {}
-                () = tokio::time::sleep(wait) => {}
+                () = tokio::time::sleep(wait.unwrap_or(look)) => {}
             }
             let now = Instant::now();
             let mut changes = self.look(now);
-            for (path, seen) in &mut self.seen {
-                if !seen.told && now.duration_since(seen.since) >= REST {
+            let unrest = self.seen.iter().filter(|(_, seen)| !seen.told);
+            let rested = unrest.filter(|(path, seen)| now.duration_since(seen.since) >= self.rest(path));
+            let rested: Vec<PathBuf> = rested.map(|(path, _)| path.clone()).collect();
+            for path in rested {
+                if let Some(seen) = self.seen.get_mut(&path) {
                     seen.told = true;
-                    changes.push(Change::Came(path.clone()));
+                    self.whole.lock().remove(&path);
+                    changes.push(Change::Came(path));
                 }
             }
             if !changes.is_empty() {
                 return changes;
             }
         }
+    }
+
+    fn rest(&self, path: &Path) -> Duration {
+        if self.whole.lock().contains(path) { CLOSED } else { REST }
     }
 
     /// Compares the folder with what was seen of it; answers with what has gone.
