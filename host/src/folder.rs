@@ -694,11 +694,20 @@ impl Folder {
     /// When there is no such service, or the file is refused: what served goes on.
     pub async fn reload(self: &Rc<Self>, service: &str) -> Result<Option<Reloaded>, String> {
         let path = self.path_of(service).ok_or_else(|| format!("there is no service named {service} in the folder"))?;
-        let turn = self.turn(&path);
-        let vetted = self.vet(path.clone()).await.unwrap_or_else(|error| Err(error.to_string()));
-        let served = self.serve_even(&path, turn, vetted, true).await;
-        self.start_waiting();
-        current(served)?;
+        let mut tries = 0;
+        loop {
+            let turn = self.turn(&path);
+            let vetted = self.vet(path.clone()).await.unwrap_or_else(|error| Err(error.to_string()));
+            let served = self.serve_even(&path, turn, vetted, true).await;
+            self.start_waiting();
+            // The host may see just now that the file has changed: what is there now is what is asked for.
+            tries += 1;
+            match served? {
+                true => break,
+                false if tries < 10 => {}
+                false => return current(Ok(false)).map(|()| None),
+            }
+        }
         match self.entries.lock().get(&path).map(|entry| &entry.library) {
             Some(Library::Loaded { reloaded, .. }) => Ok(reloaded.clone()),
             _ => Ok(None),

@@ -62,13 +62,7 @@ async fn reload(host: &TestHost) -> Result<Reloaded, String> {
 /// Replaces the ledger by one that behaves like this.
 async fn replace(host: &TestHost, package: &str, how: &str) -> Result<Reloaded, String> {
     place(host, &mode(package, how));
-    loop {
-        // The host sees the file by itself, too, and what began last counts.
-        match reload(host).await {
-            Err(why) if why.contains("the file has changed meanwhile") => {}
-            done => return done,
-        }
-    }
+    reload(host).await
 }
 
 /// The same without a command: the host sees the file.
@@ -637,4 +631,41 @@ async fn no_call_is_lost_or_doubled_or_out_of_order_under_many_clients() {
         percentile(&mut latencies, 0.5),
         percentile(&mut latencies, 0.999),
     );
+}
+
+#[tokio::test]
+async fn several_services_are_replaced_at_once_and_one_that_hangs_keeps_none_waiting() {
+    let home = TestHome::new();
+    home.make();
+    let all = ["ledger", "todo", "scores", "chat"];
+    home.identity("alice", "alice-pw", &all);
+    all.iter().for_each(|service| home.install(service));
+    let host = home.start();
+    let client = connect(&host).await;
+    let mut perspectives = Vec::new();
+    for service in all {
+        let answer = client.login_password(&format!("alice/{service}"), "alice-pw", None).await;
+        perspectives.push(answer.expect("there is a key"));
+    }
+    // The first hangs in its start; the others are replaced meanwhile.
+    place(&host, &mode("ledger", "start-waits"));
+    let hangs = tokio::spawn({
+        let socket = host.home.path().join("control.sock");
+        async move {
+            let request = Request::ServiceReload { name: "ledger".to_owned() };
+            tokio::task::spawn_blocking(move || send(&socket, &request, &mut |_, _| {})).await
+        }
+    });
+    let others: Vec<_> =
+        all[1..].iter().map(|name| ask(&host, Request::ServiceReload { name: (*name).to_owned() })).collect();
+    for answer in futures_in_order(others.into_iter().enumerate().map(|(at, asked)| (at as u64, asked)).collect()).await
+    {
+        let answer = answer.1.expect("it is replaced");
+        assert_eq!(answer["reloaded"]["attached"], 1, "{answer}");
+    }
+    assert!(!hangs.is_finished(), "the one that hangs has not come to an end yet");
+    assert_eq!(read::<Vec<Value>>(perspectives[1].call("list", &()).await).len(), 0);
+    let refused = within(hangs).await.expect("it runs").expect("it runs").expect("the host answers");
+    assert!(refused.expect_err("it does not start").error.contains("longer than 5 seconds to start"));
+    assert_eq!(call::<String>(&perspectives[0], "mode").await, "plain");
 }
