@@ -100,6 +100,17 @@ impl MethodManifest {
     }
 }
 
+impl From<&Method> for MethodManifest {
+    fn from(method: &Method) -> Self {
+        Self {
+            name: method.name.to_owned(),
+            signature: method.to_string(),
+            doc: method.doc.to_owned(),
+            changes: method.changes,
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -114,16 +125,5 @@ mod tests {
         assert_eq!(named("list() -> &[Task]"), [""; 0]);
         assert_eq!(named("add(text: String) -> usize"), ["text"]);
         assert_eq!(named("put(key: (u8, u8), all: HashMap<String, [u8; 2]>)"), ["key", "all"]);
-    }
-}
-
-impl From<&Method> for MethodManifest {
-    fn from(method: &Method) -> Self {
-        Self {
-            name: method.name.to_owned(),
-            signature: method.to_string(),
-            doc: method.doc.to_owned(),
-            changes: method.changes,
-        }
     }
 }

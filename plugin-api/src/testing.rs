@@ -220,7 +220,8 @@ impl<S: Service> TestHost<S> {
     /// When the service has ended.
     #[cfg(feature = "testing")]
     pub fn advance(&self, by: Duration) -> Result<()> {
-        if let Some(generation) = self.generations.borrow().last() {
+        // Also of those that were replaced, and in which calls wait.
+        for generation in &*self.generations.borrow() {
             *generation.gate.advanced.lock().unwrap_or_else(std::sync::PoisonError::into_inner) += by;
             generation.gate.come.notify_one();
         }

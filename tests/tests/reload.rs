@@ -314,9 +314,12 @@ impl Caller {
     }
 }
 
+/// A future under way, and what it has come to.
+type Running<F> = (u64, std::pin::Pin<Box<F>>, Option<<F as Future>::Output>);
+
 /// Polls all, so that all are begun in order, and answers with what they came to.
 async fn futures_in_order<F: Future>(futures: Vec<(u64, F)>) -> Vec<(u64, F::Output)> {
-    let mut running: Vec<(u64, std::pin::Pin<Box<F>>, Option<F::Output>)> =
+    let mut running: Vec<Running<F>> =
         futures.into_iter().map(|(number, future)| (number, Box::pin(future), None)).collect();
     std::future::poll_fn(|poll| {
         let mut waiting = false;

@@ -60,17 +60,26 @@ impl Tasks {
     /// Rings the client when the time is up: calls `ring(text)` of its own object.
     async fn remind(me: Handle<Self>, call: Call, number: usize, seconds: u64) -> Result<()> {
         let mind = call.mind()?.clone();
-        me.write(|tasks| tasks.task(number).map(|_| ()))??;
+        me.read(|tasks| tasks.text(number))??;
         tokio::time::sleep(Duration::from_secs(seconds)).await;
-        let text = me.write(|tasks| tasks.task(number).map(|task| task.text.clone()))??;
+        // Only looks: that goes on though the service was replaced meanwhile.
+        let text = me.read(|tasks| tasks.text(number))??;
         mind.call("ring", (text,)).await
     }
 }
 
 impl Tasks {
     fn task(&mut self, number: usize) -> Result<&mut Task> {
-        self.tasks.get_mut(number).ok_or_else(|| Fault::new("todo.NoSuchTask", format!("there is no task {number}")))
+        self.tasks.get_mut(number).ok_or_else(|| no_such_task(number))
     }
+
+    fn text(&self, number: usize) -> Result<String> {
+        self.tasks.get(number).map(|task| task.text.clone()).ok_or_else(|| no_such_task(number))
+    }
+}
+
+fn no_such_task(number: usize) -> Fault {
+    Fault::new("todo.NoSuchTask", format!("there is no task {number}"))
 }
 
 #[cfg(test)]
