@@ -160,7 +160,7 @@ pub fn record(bytes: &[u8]) {
     let _ = credhost::store::audit::Head::parse(&String::from_utf8_lossy(bytes));
 }
 
-/// Entries of a service's data, as they cross the wall.
+/// Entries of a service's data, and objects that go from one generation to the next, as they cross the wall.
 pub fn entries(bytes: &[u8]) {
     use plugin_api::abi::frame;
 
@@ -170,4 +170,10 @@ pub fn entries(bytes: &[u8]) {
         frame::put_entry(&mut written, key, *value);
     }
     assert!(frame::entries(&written).eq(read));
+    let read: Vec<(u64, u64, &str)> = frame::objects(bytes).collect();
+    let mut written = Vec::new();
+    for (object, count, name) in &read {
+        frame::put_object(&mut written, *object, *count, name);
+    }
+    assert!(frame::objects(&written).eq(read));
 }
