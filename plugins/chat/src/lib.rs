@@ -20,7 +20,10 @@ impl Service for Chat {
 
     fn attached(context: &Context<Self>, guest: Handle<Guest>, attachment: &Attachment) -> Result<Handle<Guest>> {
         context.service()?.write(|chat| {
-            chat.tell("came", (attachment.perspective(),));
+            // Whoever was here before the code was replaced has not come just now.
+            if attachment.reason() == Reason::Login {
+                chat.tell("came", (attachment.perspective(),));
+            }
             chat.present.push(attachment.clone());
         })?;
         Ok(guest)

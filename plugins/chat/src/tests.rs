@@ -36,3 +36,18 @@ fn one_guest_can_be_asked() {
     assert_eq!(bob.call::<String>("ask", ("alice", "there?")).unwrap(), "I hear you");
     assert_eq!(bob.call::<String>("ask", ("carol", "there?")).unwrap_err().class(), "chat.NotPresent");
 }
+
+#[test]
+fn nobody_comes_or_goes_when_the_code_is_replaced_and_all_are_still_present() {
+    let host = TestHost::<Chat>::start().unwrap();
+    let (mind, heard) = ear();
+    let alice = host.attach_with("alice", mind).unwrap();
+    let bob = host.attach("bob").unwrap();
+    host.settle().unwrap();
+    assert_eq!(heard.try_iter().collect::<Vec<_>>(), ["came(\"bob\",)"]);
+    host.reload().unwrap();
+    host.settle().unwrap();
+    assert_eq!(alice.call::<Vec<String>>("present", ()).unwrap(), ["alice", "bob"]);
+    assert_eq!(bob.call::<usize>("say", ("hello",)).unwrap(), 1);
+    assert_eq!(heard.try_iter().collect::<Vec<_>>(), ["heard(\"bob\", \"hello\")"]);
+}
