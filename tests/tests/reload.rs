@@ -16,6 +16,7 @@ use pb::client::{Answer, Client, Error, Local, Remote, Reply};
 use serde::de::DeserializeOwned;
 use system_tests::build::{library, mode};
 use system_tests::host::{TestHome, TestHost};
+use system_tests::python::twisted;
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
 
@@ -671,4 +672,20 @@ async fn several_services_are_replaced_at_once_and_one_that_hangs_keeps_none_wai
     let refused = within(hangs).await.expect("it runs").expect("it runs").expect("the host answers");
     assert!(refused.expect_err("it does not start").error.contains("longer than 5 seconds to start"));
     assert_eq!(call::<String>(&perspectives[0], "mode").await, "plain");
+}
+
+#[test]
+fn a_client_of_twisted_notices_nothing() {
+    let host = serving();
+    let versions: Vec<String> = (1..=5)
+        .map(|version| {
+            let path = host.home.path().join(format!("v={version}"));
+            std::fs::write(&path, mode("ledger", &format!("v={version}"))).expect("it can be written");
+            path.to_str().expect("a plain path").to_owned()
+        })
+        .collect();
+    let (port, library) = (host.port(), file(&host));
+    let mut arguments = vec![port.as_str(), library.to_str().expect("a plain path")];
+    arguments.extend(versions.iter().map(String::as_str));
+    twisted("reload.py", &arguments);
 }
