@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -17,10 +18,10 @@ use crate::config::{Home, Settings};
 use crate::control::LibraryStatus;
 use crate::loader::generation::Source;
 use crate::loader::private::{PrivateCopy, PrivateFolder};
-use crate::loader::unload::Account;
 use crate::loader::vet::{Sections, Vet, Vetted};
 use crate::loader::watch::Change;
-use crate::multiservice::reload::Reloaded;
+use crate::multiservice::ended::Held;
+use crate::multiservice::reload::{Prepared, Reloaded};
 use crate::multiservice::slot::{Slot, State, Surroundings};
 use crate::multiservice::{MultiService, NotAdded};
 use crate::store::audit::Event;
@@ -28,6 +29,9 @@ use crate::store::{StoreError, Write};
 
 /// How long a file must be gone: builds remove and make anew.
 const GONE: Duration = Duration::from_secs(2);
+
+/// What the names of copies end with that are not known to be good yet.
+const KEPT: &str = "new";
 
 /// Vetted at once: one that hangs must not hold up all others, and a hundred must not hold up the machine.
 const AT_ONCE: usize = 4;
@@ -83,6 +87,40 @@ struct Entry {
     one: Arc<tokio::sync::Mutex<()>>,
 }
 
+/// What is to be done with a vetted library.
+enum Next {
+    /// It is what serves.
+    Same(Library),
+    /// It is to replace its like, and is made already.
+    Prepared { slot: Arc<Slot>, prepared: Prepared, kept: (Kept, [u8; 32]) },
+    /// It comes anew, or under another name than before.
+    Anew(PrivateCopy),
+}
+
+/// Another name for a copy that may come to be the last good one. Without being that, it goes.
+struct Kept {
+    path: PathBuf,
+    linked: std::io::Result<()>,
+}
+
+impl Kept {
+    fn new(good: &Path, copy: &PrivateCopy) -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let path = good.with_extension(format!("so.{number}.{KEPT}"));
+        let _ = std::fs::remove_file(&path);
+        let linked = std::fs::hard_link(copy.path(), &path);
+        Self { path, linked }
+    }
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        // It has another name by now, or is of no use.
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
 /// A file that serves.
 #[derive(Debug, Clone)]
 pub struct Placed {
@@ -90,15 +128,6 @@ pub struct Placed {
     pub service: String,
     /// How it replaced what served before, if it did.
     pub reloaded: Option<Reloaded>,
-}
-
-/// A generation that has ended.
-#[derive(Debug, Clone)]
-pub struct Ended {
-    /// Its service.
-    pub service: String,
-    /// What became of its library.
-    pub account: Account,
 }
 
 /// The folder of services: see the module's page.
@@ -113,8 +142,6 @@ pub struct Folder {
     sections: Arc<Sections>,
     vet: Arc<Vet>,
     entries: Mutex<BTreeMap<PathBuf, Entry>>,
-    /// What could not be let go of, and how many could.
-    ended: Arc<Mutex<(Vec<Ended>, u64)>>,
     /// So many libraries are vetted at once.
     turns: Arc<Semaphore>,
     /// One service comes or goes at a time; any number are replaced meanwhile, each by its like.
@@ -148,6 +175,12 @@ impl Folder {
     ) -> std::io::Result<Rc<Self>> {
         let good = home.good();
         std::fs::create_dir_all(&good)?;
+        // Of a host that did not come to its end.
+        for left in std::fs::read_dir(&good)?.flatten() {
+            if left.path().extension().is_some_and(|extension| extension == KEPT) {
+                let _ = std::fs::remove_file(left.path());
+            }
+        }
         Ok(Rc::new(Self {
             private: Arc::new(PrivateFolder::new(home.private())?),
             good,
@@ -157,7 +190,6 @@ impl Folder {
             sections: Arc::new(sections),
             vet: Arc::new(vet),
             entries: Mutex::default(),
-            ended: Arc::default(),
             turns: Arc::new(Semaphore::new(AT_ONCE)),
             exchange: tokio::sync::RwLock::default(),
         }))
@@ -308,20 +340,37 @@ impl Folder {
         let file = shown(path);
         let one = self.entries.lock().get(path).map(|entry| Arc::clone(&entry.one));
         let Some(one) = one else { return Ok(false) };
-        let mut shared = Some(self.exchange.read().await);
+        let claimed = vetted.as_ref().ok().map(|(_, vetted)| vetted.manifest.service.clone());
+        // What takes time is done before anybody else has to wait for it.
         let mut own = Some(one.lock().await);
-        let mut all = None;
-        if !vetted.as_ref().is_ok_and(|(_, vetted)| self.serving(path, &vetted.manifest.service).is_some()) {
-            drop((own.take(), shared.take()));
-            all = Some(self.exchange.write().await);
-        }
-        if self.entries.lock().get(path).is_none_or(|entry| entry.turn != turn) {
+        let served = match vetted {
+            Err(why) => Err(why),
+            Ok((copy, vetted)) => match self.next(path, turn, copy, &vetted, even).await {
+                Err(why) => Err(why),
+                Ok(next) => Ok((next, vetted)),
+            },
+        };
+        if !self.is_current(path, turn) {
             return Ok(false);
         }
-        let claimed = vetted.as_ref().ok().map(|(_, vetted)| vetted.manifest.service.clone());
-        let served = match vetted {
-            Ok((copy, vetted)) => self.exchange(path, copy, vetted, even).await,
+        let (mut shared, mut all) = (None, None);
+        match &served {
+            Ok((Next::Anew(_), _)) => {
+                drop(own.take());
+                all = Some(self.exchange.write().await);
+            }
+            Err(_) | Ok(_) => shared = Some(self.exchange.read().await),
+        }
+        if !self.is_current(path, turn) {
+            return Ok(false);
+        }
+        let served = match served {
             Err(why) => Err(why),
+            Ok((Next::Same(library), _)) => Ok(library),
+            Ok((Next::Prepared { slot, prepared, kept }, vetted)) => {
+                self.replace(path, slot, prepared, kept, vetted).await
+            }
+            Ok((Next::Anew(copy), vetted)) => self.exchange(path, copy, vetted).await,
         };
         // A name that is another file's just now may be free later.
         let taken = claimed.filter(|name| served.is_err() && self.services.service(name).is_some());
@@ -382,55 +431,59 @@ impl Folder {
         }
     }
 
+    fn is_current(&self, path: &Path, turn: u64) -> bool {
+        self.entries.lock().get(path).is_some_and(|entry| entry.turn == turn)
+    }
+
+    /// What is to be done with a vetted library. If it is to replace one that serves, the next generation is made, beside
+    /// it. `even`: also if it is what serves.
+    async fn next(
+        &self,
+        path: &Path,
+        turn: u64,
+        copy: PrivateCopy,
+        vetted: &Vetted,
+        even: bool,
+    ) -> Result<Next, String> {
+        let hash = *copy.hash();
+        let Some(slot) = self.serving(path, &vetted.manifest.service) else { return Ok(Next::Anew(copy)) };
+        if let (false, Some(Library::Loaded { hash: of, notes, reloaded, .. })) =
+            (even, self.entries.lock().get(path).map(|entry| &entry.library))
+            && *of == hash
+        {
+            let (notes, reloaded) = (notes.clone(), reloaded.clone());
+            return Ok(Next::Same(Library::Loaded { slot, hash, notes, reloaded }));
+        }
+        if !self.is_current(path, turn) {
+            // Not worth the while; it goes no further.
+            return Ok(Next::Anew(copy));
+        }
+        let kept = Kept::new(&self.good_copy(path), &copy);
+        let prepared = slot.prepare(Source::Copy(copy), self.section()).await.map_err(|error| error.to_string())?;
+        Ok(Next::Prepared { slot, prepared, kept: (kept, hash) })
+    }
+
     /// Replaces a service that serves by the same of other code; its clients stay.
     async fn replace(
         &self,
         path: &Path,
         slot: Arc<Slot>,
-        copy: PrivateCopy,
+        prepared: Prepared,
+        (kept, hash): (Kept, [u8; 32]),
         vetted: Vetted,
     ) -> Result<Library, String> {
-        let hash = *copy.hash();
         let lacks = self.services.lacks(&vetted.manifest.needs);
         if !lacks.is_empty() {
             return Err(format!("it needs {}, which does not serve", lacks.join(", ")));
         }
-        let kept = self.good_copy(path).with_extension("so.new");
-        let _ = std::fs::remove_file(&kept);
-        let linked = std::fs::hard_link(copy.path(), &kept);
-        let replaced = slot.reload(Source::Copy(copy), self.section()).await;
-        let (reloaded, retired) = match replaced {
-            Ok(replaced) => replaced,
-            Err(error) => {
-                let _ = std::fs::remove_file(&kept);
-                return Err(error.to_string());
-            }
-        };
-        match linked {
-            Ok(()) => self.keep(path, &kept, &hash),
-            Err(error) => tracing::warn!(%error, "the last good copy of {} cannot be kept", shown(path)),
-        }
-        let (ended, service) = (Arc::clone(&self.ended), slot.name().to_string());
-        tokio::task::spawn_local(async move {
-            if let Ok(account) = retired.await {
-                count(&ended, service, account);
-            }
-        });
+        let (reloaded, _) = slot.replace(prepared).await.map_err(|error| error.to_string())?;
+        self.keep(path, kept, &hash);
         Ok(Library::Loaded { slot, hash, notes: vetted.notes, reloaded: Some(reloaded) })
     }
 
     /// Puts a vetted library in place of what the file was before.
-    async fn exchange(&self, path: &Path, copy: PrivateCopy, vetted: Vetted, even: bool) -> Result<Library, String> {
+    async fn exchange(&self, path: &Path, copy: PrivateCopy, vetted: Vetted) -> Result<Library, String> {
         let hash = *copy.hash();
-        if let Some(slot) = self.serving(path, &vetted.manifest.service) {
-            if let (false, Some(Library::Loaded { hash: of, notes, reloaded, .. })) =
-                (even, self.entries.lock().get(path).map(|entry| &entry.library))
-                && *of == hash
-            {
-                return Ok(Library::Loaded { slot, hash, notes: notes.clone(), reloaded: reloaded.clone() });
-            }
-            return self.replace(path, slot, copy, vetted).await;
-        }
         let name = vetted.manifest.service;
         let before = match self.entries.lock().get(path).map(|entry| &entry.library) {
             Some(Library::Loaded { slot, .. }) => Some(Arc::clone(slot)),
@@ -454,23 +507,15 @@ impl Folder {
             );
             return Ok(Library::Waiting { service: name, needs: vetted.manifest.needs });
         }
-        let kept = self.good_copy(path).with_extension("so.new");
-        let _ = std::fs::remove_file(&kept);
-        let linked = std::fs::hard_link(copy.path(), &kept);
+        let kept = Kept::new(&self.good_copy(path), &copy);
         if let Some(before) = before {
             self.end(&before).await;
         }
         let slot = match self.start(copy).await {
             Ok(slot) => slot,
-            Err(why) => {
-                let _ = std::fs::remove_file(&kept);
-                return self.back(path, &why).await;
-            }
+            Err(why) => return self.back(path, &why).await,
         };
-        match linked {
-            Ok(()) => self.keep(path, &kept, &hash),
-            Err(error) => tracing::warn!(%error, "the last good copy of {} cannot be kept", shown(path)),
-        }
+        self.keep(path, kept, &hash);
         Ok(Library::Loaded { slot, hash, notes: vetted.notes, reloaded: None })
     }
 
@@ -551,7 +596,6 @@ impl Folder {
         let service = slot.name().to_string();
         let event = Event::new("service.stopped").with("service", service.as_str());
         self.note(event.with("library", account.to_string()));
-        count(&self.ended, service, account);
     }
 
     async fn gone(&self, path: &Path) {
@@ -582,17 +626,18 @@ impl Folder {
     }
 
     /// What serves now is the good copy; what was before it, if it differs, is what one can go back to.
-    fn keep(&self, path: &Path, new: &Path, hash: &[u8; 32]) {
+    fn keep(&self, path: &Path, new: Kept, hash: &[u8; 32]) {
         let good = self.good_copy(path);
         let same = crate::loader::private::hash(&good).is_ok_and(|known| known == *hash);
-        let kept = if same {
-            std::fs::remove_file(new)
-        } else {
+        let kept = new.linked.as_ref().map_err(|error| std::io::Error::from(error.kind())).and_then(|()| {
+            if same {
+                return Ok(());
+            }
             match std::fs::rename(&good, self.previous_copy(path)) {
                 Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
-                _ => std::fs::rename(new, &good),
+                _ => std::fs::rename(&new.path, &good),
             }
-        };
+        });
         if let Err(error) = kept {
             tracing::warn!(%error, "the last good copy of {} cannot be kept", shown(path));
         }
@@ -665,11 +710,8 @@ impl Folder {
     /// # Errors
     /// Why it is refused. What served before serves on.
     pub async fn place(self: &Rc<Self>, path: &Path) -> Result<Placed, String> {
-        let turn = self.turn(path);
-        let vetted = self.vet(path.to_owned()).await.unwrap_or_else(|error| Err(error.to_string()));
         let before = self.generation(path);
-        self.serve(path, turn, vetted).await?;
-        self.start_waiting();
+        self.serve_now(path, false).await?;
         match self.entries.lock().get(path).map(|entry| &entry.library) {
             Some(Library::Loaded { slot, reloaded, .. }) => Ok(Placed {
                 service: slot.name().to_string(),
@@ -679,6 +721,30 @@ impl Folder {
             Some(Library::Refused(why) | Library::Taken { why, .. }) => Err(why.clone()),
             _ => Err("something else has happened to the file meanwhile".to_owned()),
         }
+    }
+
+    /// Vets a file and makes it serve, now. The host may see at the same time that the file has changed, and see to it by
+    /// itself: what is there then is what counts.
+    async fn serve_now(self: &Rc<Self>, path: &Path, even: bool) -> Result<(), String> {
+        let mut tries = 0;
+        loop {
+            let turn = self.turn(path);
+            let vetted = self.vet(path.to_owned()).await.unwrap_or_else(|error| Err(error.to_string()));
+            let served = self.serve_even(path, turn, vetted, even).await;
+            self.start_waiting();
+            tries += 1;
+            match served? {
+                true => return Ok(()),
+                // An operator has stopped it meanwhile.
+                false if self.is_stopped(path) => return Err("it was stopped meanwhile".to_owned()),
+                false if tries < 10 => {}
+                false => return current(Ok(false)),
+            }
+        }
+    }
+
+    fn is_stopped(&self, path: &Path) -> bool {
+        matches!(self.entries.lock().get(path).map(|entry| &entry.library), Some(Library::Stopped { .. }) | None)
     }
 
     fn generation(&self, path: &Path) -> Option<u32> {
@@ -694,20 +760,10 @@ impl Folder {
     /// When there is no such service, or the file is refused: what served goes on.
     pub async fn reload(self: &Rc<Self>, service: &str) -> Result<Option<Reloaded>, String> {
         let path = self.path_of(service).ok_or_else(|| format!("there is no service named {service} in the folder"))?;
-        let mut tries = 0;
-        loop {
-            let turn = self.turn(&path);
-            let vetted = self.vet(path.clone()).await.unwrap_or_else(|error| Err(error.to_string()));
-            let served = self.serve_even(&path, turn, vetted, true).await;
-            self.start_waiting();
-            // The host may see just now that the file has changed: what is there now is what is asked for.
-            tries += 1;
-            match served? {
-                true => break,
-                false if tries < 10 => {}
-                false => return current(Ok(false)).map(|()| None),
-            }
+        if self.is_stopped(&path) {
+            return Err(format!("{service} was stopped; `credhost service start {service}` starts it"));
         }
+        self.serve_now(&path, true).await?;
         match self.entries.lock().get(&path).map(|entry| &entry.library) {
             Some(Library::Loaded { reloaded, .. }) => Ok(reloaded.clone()),
             _ => Ok(None),
@@ -737,14 +793,14 @@ impl Folder {
 
     /// What holds the libraries of this service that could not be let go of.
     #[must_use]
-    pub fn why(&self, service: &str) -> Vec<Ended> {
-        self.ended.lock().0.iter().filter(|ended| ended.service == service).cloned().collect()
+    pub fn why(&self, service: &str) -> Vec<Held> {
+        self.surroundings.ended.held(service)
     }
 
     /// How many generations have ended and were let go of.
     #[must_use]
     pub fn retired(&self) -> u64 {
-        self.ended.lock().1
+        self.surroundings.ended.retired()
     }
 
     /// What became of each file.
@@ -763,18 +819,6 @@ impl Library {
             }
             _ => true,
         }
-    }
-}
-
-/// Counts a generation that has ended.
-fn count(ended: &Mutex<(Vec<Ended>, u64)>, service: String, account: Account) {
-    let mut ended = ended.lock();
-    match account {
-        Account::Pinned(_) | Account::Condemned => {
-            tracing::warn!(service, "its library stays in memory: {account}");
-            ended.0.push(Ended { service, account });
-        }
-        Account::Nothing | Account::Retired { .. } => ended.1 += 1,
     }
 }
 

@@ -105,6 +105,8 @@ impl Host {
         let surroundings = Surroundings {
             quota: settings.state.largest,
             grace: std::time::Duration::from_secs(settings.plugins.grace),
+            // Vetting was patient already; the host has more to do besides.
+            patience: 3 * std::time::Duration::from_secs(settings.plugins.patience.max(1)),
             ..Surroundings::new(Arc::clone(accounts.store()) as Arc<dyn Store>)
         };
         let services = MultiService::new("pb");

@@ -180,6 +180,23 @@ impl<T> Handle<T> {
         saver.keep(&mut value)
     }
 
+    /// Saves it before other code takes over. If that fails it stays as it is: this code may go on.
+    pub(crate) fn hand_over(&self) -> Result<()> {
+        let Some(saver) = &self.shared.saver else { return Ok(()) };
+        if saver.policy == Save::Never {
+            return Ok(());
+        }
+        let value = self.shared.value.try_borrow().map_err(|_| busy())?;
+        saver.tell(saver.serialized(&value)?);
+        self.shared.dirty.set(false);
+        Ok(())
+    }
+
+    /// Whether other code that takes over finds what it is.
+    pub(crate) fn is_saved(&self) -> bool {
+        self.shared.saver.as_ref().is_some_and(|saver| saver.policy != Save::Never)
+    }
+
     /// The host could not commit: back to what it has.
     pub(crate) fn revert(&self, state: Option<&[u8]>, version: u64) {
         if let Some(saver) = &self.shared.saver
@@ -241,28 +258,36 @@ impl<T> WeakHandle<T> {
 }
 
 impl<T> Saver<T> {
-    /// Hands the state to the host, if it differs from what the host has.
+    /// Hands the state to the host, if it differs from what the host has. If that cannot be, the change is undone.
     fn keep(&self, value: &mut T) -> Result<()> {
-        let saved = catch_unwind(AssertUnwindSafe(|| (self.save)(value)));
-        let state = match saved.unwrap_or_else(|_| Err(Fault::panicked("saving it"))) {
-            Ok(state) => state,
+        match self.serialized(value) {
+            Ok(state) => self.tell(state),
             Err(fault) => {
                 self.restore(value);
                 return Err(fault);
             }
-        };
+        }
+        Ok(())
+    }
+
+    fn serialized(&self, value: &T) -> Result<Vec<u8>> {
+        let saved = catch_unwind(AssertUnwindSafe(|| (self.save)(value)));
+        let state = saved.unwrap_or_else(|_| Err(Fault::panicked("saving it")))?;
         if state.len() as u64 > self.core.quota.get() {
-            self.restore(value);
             return Err(Fault::new(
                 "RuntimeError",
                 format!(
-                    "the state would have {} bytes, and {} are allowed ([state] largest in credhost.toml); the change is \
-                     undone. What is so large belongs into Context::data()",
+                    "the state would have {} bytes, and {} are allowed ([state] largest in credhost.toml): it is not \
+                     saved. What is so large belongs into Context::data()",
                     state.len(),
                     self.core.quota.get()
                 ),
             ));
         }
+        Ok(state)
+    }
+
+    fn tell(&self, state: Vec<u8>) {
         let mut last = self.last.borrow_mut();
         if last.as_deref() != Some(&state) {
             let base = self.version.get();
@@ -270,7 +295,6 @@ impl<T> Saver<T> {
             self.version.set(base + 1);
             *last = Some(state);
         }
-        Ok(())
     }
 
     /// Back to the last saved state, or to a new one where nothing is saved.

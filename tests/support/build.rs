@@ -67,6 +67,19 @@ pub fn mode_of(library: &Path, mode: &str) -> Vec<u8> {
     bytes
 }
 
+/// The library `hostile`, told to do this: `init-panic`, `call-abort` and so on.
+///
+/// # Panics
+/// When it does not build.
+#[must_use]
+pub fn told(mode: &str) -> Vec<u8> {
+    const MARK: &[u8] = b"MODE=good ";
+    let mut bytes = std::fs::read(library("hostile")).expect("it is built");
+    let at = bytes.windows(MARK.len()).position(|window| window == MARK).expect("the library has its mark");
+    bytes[at + 5..at + 32].copy_from_slice(format!("{mode:<27}").as_bytes());
+    bytes
+}
+
 /// One library, optimised: for benches.
 ///
 /// # Panics

@@ -24,13 +24,14 @@ use tokio::sync::Notify;
 const PATIENCE: Duration = Duration::from_secs(60);
 const DEAD: &str = "twisted.spread.pb.DeadReferenceError";
 
-/// A host that serves the ledger, to alice and bob; calls in replaced code may wait for a second.
+/// A host that serves the ledger, to alice and bob; calls in replaced code may wait for three seconds.
 fn serving() -> TestHost {
     let home = TestHome::new();
     home.make();
     let config = home.path().join("credhost.toml");
     let text = std::fs::read_to_string(&config).expect("it is there");
-    std::fs::write(&config, text.replace("grace = 10", "grace = 1")).expect("it can be written");
+    std::fs::write(&config, text.replace("grace = 10", "grace = 3").replace("patience = 10", "patience = 2"))
+        .expect("it can be written");
     home.identity("alice", "alice-pw", &["ledger"]);
     home.identity("bob", "bob-pw", &["ledger"]);
     home.install("ledger");
@@ -230,6 +231,7 @@ async fn calls_that_wait_end_in_the_old_code_which_changes_nothing_any_more() {
     };
     let (sees, changes, never) = (begin("see_later"), begin("change_later"), begin("never"));
     patient.asked(2).await;
+    mine.call("mode", &()).await.expect("what was begun before has begun");
     // Calls that wait are not waited for.
     let reloaded = seen(&host, "ledger", "v=2").await;
     assert_eq!(reloaded.waiting, 3, "{reloaded:?}");
@@ -347,6 +349,12 @@ async fn whatever_goes_wrong_the_old_code_serves_and_its_state_is_untouched() {
     let named = mine.call("named", &("lamp",)).await.expect("it is answered").remote().expect("a reference");
     let caller = Caller::begin(mine.clone(), 0, Some(Duration::from_millis(1)));
     let steps = [
+        ("vet-error", "vet says no"),
+        // The author is told where.
+        ("vet-panic", "init failed inside the service (panicked at"),
+        ("vet-hang", "its init does not come back within 2 seconds"),
+        ("init-hang", "longer than 6 seconds to be made"),
+        ("start-hang", "longer than 5 seconds to start"),
         ("init-error", "init says no"),
         ("init-panic", "init failed inside the service"),
         ("start-error", "start says no"),
@@ -375,11 +383,38 @@ async fn whatever_goes_wrong_the_old_code_serves_and_its_state_is_untouched() {
     }
     let (last, _) = caller.end().await;
     assert_eq!(call::<(u64, u64)>(&mine, "total").await, (last, 0));
+    // What the old code cannot save stays in it, and keeps it.
+    for (how, says) in [(1u8, "it cannot be written down"), (2, "saving it failed inside the service")] {
+        mine.call("spoil", &(how,)).await.expect("it is done");
+        let replaced = within(replace(&host, "ledger", &format!("v=spoiled-{how}"))).await;
+        let refused = replaced.expect_err("what cannot be saved is not given up");
+        assert!(refused.contains("cannot save its state") && refused.contains(says), "{refused}");
+        mine.call("spoil", &(0u8,)).await.expect("it is done");
+        assert_eq!(call::<String>(&mine, "mode").await, "plain");
+        assert_eq!(call::<(u64, u64, u64)>(&mine, "story").await, (1, 0, 0));
+    }
     place(&host, &mode("ledger", "v=2"));
     reload(&host).await.expect("and then it is replaced");
     assert_eq!(call::<String>(&mine, "mode").await, "v=2");
     assert_eq!(call::<(u64, u64)>(&mine, "total").await, (last, 0));
     assert_eq!(call::<String>(&named, "who").await, "lamp of v=2");
+}
+
+/// What new code changes before it serves is kept back until it does, and is there for itself.
+#[tokio::test]
+async fn what_a_start_changes_in_accounts_counts_each_time() {
+    let host = serving();
+    let client = connect(&host).await;
+    let his = login(&client, "bob", None).await;
+    assert_eq!(read::<u64>(his.call("next", &(1u64,)).await), 1);
+    let hers = login(&client, "alice", None).await;
+    let shared = hers.call("account", &("bob",)).await.expect("it is answered").remote().expect("a reference");
+    replace(&host, "ledger", "start-writes").await.expect("it is replaced");
+    assert_eq!(call::<(u64, u64)>(&his, "total").await, (3, 0));
+    assert_eq!(read::<u64>(his.call("next", &(4u64,)).await), 4);
+    assert_eq!(call::<(u64, u64)>(&shared, "total").await, (4, 0), "the object that was made anew is the same");
+    replace(&host, "ledger", "v=2").await.expect("it is replaced");
+    assert_eq!(call::<(u64, u64)>(&his, "total").await, (4, 0), "and all of it was saved");
 }
 
 #[tokio::test]
@@ -412,9 +447,11 @@ async fn code_that_is_busy_is_not_replaced_until_it_is_free_and_forgets_nothing(
     let host = serving();
     let client = connect(&host).await;
     let mine = login(&client, "alice", None).await;
+    let free = host.home.path().join("free");
     let blocked = {
         let mine = mine.clone();
-        tokio::spawn(async move { mine.call("block", &(7_000u64,)).await })
+        let until = free.to_str().expect("a plain path").to_owned();
+        tokio::spawn(async move { mine.call("block_until", &(until,)).await })
     };
     // It was begun before: calls of one connection start in their order.
     let next = {
@@ -424,11 +461,11 @@ async fn code_that_is_busy_is_not_replaced_until_it_is_free_and_forgets_nothing(
     let refused = loop {
         match replace(&host, "ledger", "v=2").await {
             Err(refused) => break refused,
-            // The call had not begun yet: then it has not ended either.
-            Ok(_) if blocked.is_finished() => panic!("it was not busy"),
-            Ok(_) => {}
+            // The call had not begun yet.
+            Ok(_) => assert!(!blocked.is_finished(), "it blocks until it is told"),
         }
     };
+    std::fs::write(&free, "").expect("it can be written");
     assert!(refused.contains("busy for longer than 5 seconds") && refused.contains("stopped and started"), "{refused}");
     within(blocked).await.expect("it ends").expect("it is answered");
     assert_eq!(read::<u64>(within(next).await.expect("it ends")), 1);

@@ -2,52 +2,52 @@
 
 use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
+use std::process::Command;
+use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
+use credhost::config::Home;
+use credhost::dev::apart;
 use credhost::dev::check::{Found, check};
-use credhost::loader::private::PrivateFolder;
-use credhost::loader::vet::{Sections, Vet};
 
 use super::home::table;
-use super::{Output, Trouble};
+use super::trial::Trial;
+use super::{Output, Trouble, start_log};
+
+/// How long the library may take for each step of the first verdict.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 #[derive(Debug, Args)]
 pub(super) struct Check {
-    /// The library. Its methods are called with arguments of every wrong kind, on a store of its own, in this process.
+    /// The library. Its methods are called with arguments of every wrong kind, on a store of its own, in a process of its
+    /// own; with the configuration of the home folder, where there is one.
     file: PathBuf,
     /// How often it is replaced by itself.
     #[arg(long, default_value_t = 100, value_name = "TIMES")]
     reloads: usize,
+    /// This is that process.
+    #[arg(long, hide = true)]
+    inside: bool,
 }
 
 impl Check {
-    pub(super) fn run(self, output: Output) -> Result<(), Trouble> {
-        let place = tempfile(&self.file)?;
-        let private = PrivateFolder::new(place.clone())?;
-        let progress = |what: &str| {
-            if std::io::stderr().is_terminal() {
-                eprint!("\r\x1b[K{what} …");
-                let _ = std::io::stderr().flush();
-            }
-        };
-        progress("vetting it");
-        let vet = Vet::new(std::env::current_exe()?, Duration::from_secs(10));
-        let found = private.copy(&self.file).and_then(|copy| vet.vet(&copy, &Sections::new())).and_then(|vetted| {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-            let runtime = runtime.map_err(|error| error.to_string())?;
-            let mut found = runtime.block_on(check(&self.file, &private, self.reloads, progress))?;
-            found.faults.extend(vetted.notes);
-            Ok(found)
-        });
-        if std::io::stderr().is_terminal() {
-            eprint!("\r\x1b[K");
+    pub(super) fn run(self, home: &Home, output: Output) -> Result<(), Trouble> {
+        let trial = Trial::new(home)?;
+        if self.inside {
+            return self.inside(trial);
         }
-        drop(private);
-        // What is left there is empty.
-        let _ = std::fs::remove_dir_all(place);
+        progress("vetting it");
+        let vetted = trial.vet(&self.file, PATIENCE).inspect_err(|_| no_progress())?;
+        let mut program = Command::new(std::env::current_exe()?);
+        program.arg("--home").arg(home.path()).arg("check").arg(&self.file).arg("--inside");
+        program.arg("--reloads").arg(self.reloads.to_string());
+        let found = apart::run(program, progress);
+        no_progress();
         let file = self.file.display();
-        let found = found.map_err(|why| Trouble::new(format!("{file} is not good: {why}")))?;
+        let mut found = found.map_err(|why| Trouble::new(format!("{file} is not good: {why}")))?;
+        found.service = vetted.manifest.service;
+        found.faults.extend(vetted.notes);
         output.show(&serde_json::json!(found), || shown(&found));
         match found.faults.len() {
             0 => Ok(()),
@@ -55,13 +55,31 @@ impl Check {
             faults => Err(Trouble::new(format!("{file} is not good: {faults} faults, listed above"))),
         }
     }
+
+    fn inside(self, trial: Trial) -> Result<(), Trouble> {
+        // Panics of the library's, with file and line.
+        start_log();
+        let sections = Arc::new(trial.sections);
+        apart::inside(|progress| {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            let runtime = runtime.map_err(|error| error.to_string())?;
+            runtime.block_on(check(&self.file, &trial.private, &sections, self.reloads, progress))
+        })?;
+        Ok(())
+    }
 }
 
-fn tempfile(file: &std::path::Path) -> Result<PathBuf, Trouble> {
-    if !file.is_file() {
-        return Err(Trouble::new(format!("{} is no file", file.display())).hint("build it: `cargo build`"));
+fn progress(what: &str) {
+    if std::io::stderr().is_terminal() {
+        eprint!("\r\x1b[K{what} …");
+        let _ = std::io::stderr().flush();
     }
-    Ok(std::env::temp_dir().join(format!("credhost-check-{}", std::process::id())))
+}
+
+fn no_progress() {
+    if std::io::stderr().is_terminal() {
+        eprint!("\r\x1b[K");
+    }
 }
 
 fn shown(found: &Found) -> String {

@@ -187,7 +187,7 @@ impl Watched {
                 method.parameters().iter().map(|name| format!(" {}", name.to_uppercase())).collect();
             (method.name.as_str(), names.concat())
         });
-        let (address, token) = (self.host.address(), self.token.display());
+        let (address, token) = (self.host.address(), quoted(&self.token.to_string_lossy()));
         say(&format!("  credhost call {DEVELOPER}@{address}/{service} {method}{arguments} --token-stdin < {token}"));
         Ok(())
     }
@@ -203,4 +203,10 @@ fn write_secret(path: &Path, secret: &str) -> std::io::Result<()> {
 fn shown(folder: &Path) -> String {
     let whole = folder.canonicalize().unwrap_or_else(|_| folder.to_owned());
     whole.file_name().unwrap_or_default().to_string_lossy().into_owned()
+}
+
+/// A word as a shell reads it.
+fn quoted(word: &str) -> String {
+    let plain = |c: char| c.is_alphanumeric() || "/._-+@".contains(c);
+    if word.chars().all(plain) { word.to_owned() } else { format!("'{}'", word.replace('\'', "'\\''")) }
 }

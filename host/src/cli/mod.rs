@@ -20,6 +20,7 @@ mod service;
 mod session;
 mod tls;
 mod token;
+mod trial;
 mod vet;
 
 use std::io::IsTerminal;
@@ -161,7 +162,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Demo(demo) => demo.run(home),
         Command::New(new) => new.run(output),
         Command::Dev(dev) => dev.run(home, output),
-        Command::Check(check) => check.run(output),
+        Command::Check(check) => check.run(&home, output),
         Command::Run(run) => run.run(home),
         Command::Call(call) => call.run(output),
         Command::Describe(describe) => describe.run(&home, output),

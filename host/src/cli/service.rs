@@ -7,8 +7,6 @@ use clap::Subcommand;
 use credhost::config::Home;
 use credhost::control::{LibraryStatus, Request};
 use credhost::dev::states::Trial;
-use credhost::loader::private::PrivateFolder;
-use credhost::loader::vet::{Sections, Vet};
 use credhost::multiservice::reload::Reloaded;
 
 use super::home::{ask, table};
@@ -108,13 +106,11 @@ impl Service {
 }
 
 fn check_states(home: &Home, output: Output, name: &str, file: &Path) -> Result<(), Trouble> {
-    let place = std::env::temp_dir().join(format!("credhost-states-{}", std::process::id()));
-    let private = PrivateFolder::new(place.clone())?;
-    let vet = Vet::new(std::env::current_exe()?, Duration::from_secs(10));
+    let bench = super::trial::Trial::new(home)?;
+    bench.vet(file, Duration::from_secs(10))?;
     let shown = file.display();
     let refused = |why: String| Trouble::new(format!("{shown} would not be loaded: {why}"));
-    private.copy(file).and_then(|copy| vet.vet(&copy, &Sections::new())).map_err(refused)?;
-    let trial = Trial::open(file, &private).map_err(refused)?;
+    let trial = Trial::open(file, &bench.private).map_err(refused)?;
     if trial.service() != name {
         return Err(Trouble::new(format!("{shown} is the service {}, not {name}", trial.service())));
     }
@@ -125,7 +121,9 @@ fn check_states(home: &Home, output: Output, name: &str, file: &Path) -> Result<
             let perspective = state[0].as_str().unwrap_or_default();
             let bytes = data_encoding::BASE64.decode(state[1].as_str().unwrap_or_default().as_bytes())?;
             count += 1;
-            if let Some(why) = trial.read(perspective, &bytes).map_err(Trouble::new)? {
+            let of = if perspective.is_empty() { "the service itself" } else { perspective };
+            let failed = |why: String| Trouble::new(format!("{shown} was given the saved state of {of}: {why}"));
+            if let Some(why) = trial.read(perspective, &bytes).map_err(failed)? {
                 unreadable.push((perspective.to_owned(), why));
             }
             after = Some(perspective.to_owned());
@@ -134,9 +132,7 @@ fn check_states(home: &Home, output: Output, name: &str, file: &Path) -> Result<
             break;
         }
     }
-    drop((trial, private));
-    // What is left there is empty.
-    let _ = std::fs::remove_dir_all(place);
+    drop((trial, bench));
     output.show(&serde_json::json!({ "states": count, "unreadable": unreadable }), || {
         let rows = unreadable.iter().map(|(name, why)| {
             let name = if name.is_empty() { "(the service itself)".to_owned() } else { name.clone() };

@@ -14,6 +14,7 @@ use crate::loader::generation::Source;
 use crate::loader::ledger;
 use crate::loader::private::PrivateFolder;
 use crate::loader::unload::Account;
+use crate::loader::vet::Sections;
 use crate::multiservice::Known;
 use crate::multiservice::slot::{Slot, Surroundings};
 use crate::multiservice::switchboard::Mailbox;
@@ -190,14 +191,19 @@ impl Client {
 pub async fn check(
     file: &Path,
     private: &PrivateFolder,
+    sections: &Arc<Sections>,
     reloads: usize,
     mut progress: impl FnMut(&str),
 ) -> Result<Found, String> {
+    let section = || {
+        let sections = Arc::clone(sections);
+        move |name: &str| Ok(sections.get(name).map(|section| section.0.clone()).unwrap_or_default())
+    };
     let surroundings = Surroundings::new(Arc::new(MemoryStore::new()));
     let (number, mailbox) = surroundings.switchboard.connect();
     progress("loading and starting it");
     let copy = || private.copy(file);
-    let slot = Slot::load(Source::Copy(copy()?), &surroundings, |_| Ok(Vec::new())).await;
+    let slot = Slot::load(Source::Copy(copy()?), &surroundings, section()).await;
     let slot = slot.map_err(|error| error.to_string())?;
     slot.start().await.map_err(|error| error.to_string())?;
     let mut found = Found { service: slot.name().to_string(), reloads, ..Found::default() };
@@ -206,7 +212,7 @@ pub async fn check(
     match &attached {
         Ok(()) => {
             progress("calling it in every wrong way");
-            let good = odd_calls(&mut client, &slot.manifest(), &mut found).await;
+            let good = odd_calls(&mut client, &slot.manifest(), &mut found, &mut progress).await;
             progress("timing it");
             time_calls(&mut client, good, &mut found).await;
         }
@@ -217,7 +223,7 @@ pub async fn check(
             .notes
             .push("this program does not keep account of what libraries leave: nothing is said of that".to_owned());
     }
-    replace(&slot, copy, reloads, &mut found, &mut progress).await?;
+    replace(&slot, || Ok((Source::Copy(copy()?), section())), reloads, &mut found, &mut progress).await?;
     if attached.is_ok() {
         let answer = client.call("credhost check: no such method", EMPTY_TUPLE, EMPTY_DICTIONARY).await;
         if !matches!(&answer, Some(Err(why)) if why.contains("has no method")) {
@@ -237,7 +243,12 @@ const EMPTY_TUPLE: &[u8] = &[1, 0x80, 11, 0x87];
 const EMPTY_DICTIONARY: &[u8] = &[1, 0x80, 5, 0x87];
 
 /// Calls every method with arguments of every wrong kind; answers with a call that was taken.
-async fn odd_calls(client: &mut Client, manifest: &Manifest, found: &mut Found) -> Option<(String, Vec<u8>)> {
+async fn odd_calls(
+    client: &mut Client,
+    manifest: &Manifest,
+    found: &mut Found,
+    progress: &mut impl FnMut(&str),
+) -> Option<(String, Vec<u8>)> {
     let deep = (0..100).fold(Value::none(), |inner, _| Value::list([inner]));
     let odd: [(&str, Value); 8] = [
         ("None", Value::none()),
@@ -273,6 +284,7 @@ async fn odd_calls(client: &mut Client, manifest: &Manifest, found: &mut Found) 
         }
         for (what, arguments, keywords) in tries {
             found.odd_calls += 1;
+            progress(&format!("calling {} with {what}", method.name));
             let faults = client.slot.faults();
             match client.call(&method.name, &arguments, &keywords).await {
                 Some(Ok(())) => {
@@ -327,9 +339,9 @@ async fn time_calls(client: &mut Client, good: Option<(String, Vec<u8>)>, found:
     found.timed = method;
 }
 
-async fn replace(
+async fn replace<C: FnOnce(&str) -> Result<Vec<u8>, String> + Send + 'static>(
     slot: &Arc<Slot>,
-    copy: impl Fn() -> Result<crate::loader::private::PrivateCopy, String>,
+    next: impl Fn() -> Result<(Source, C), String>,
     reloads: usize,
     found: &mut Found,
     progress: &mut impl FnMut(&str),
@@ -343,9 +355,9 @@ async fn replace(
         if turn % 10 == 0 {
             progress(&format!("replacing it: {turn} of {}", WARM + reloads));
         }
-        let copy = copy()?;
+        let (source, section) = next()?;
         let began = Instant::now();
-        let (reloaded, retired) = match slot.reload(Source::Copy(copy), |_| Ok(Vec::new())).await {
+        let (reloaded, retired) = match slot.reload(source, section).await {
             Ok(done) => done,
             Err(error) => {
                 found.faults.push(format!("it cannot be replaced by itself: {error}"));

@@ -2,9 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
-use notify::{RecommendedWatcher, RecursiveMode, Watcher};
+use notify::event::{AccessKind, AccessMode};
+use notify::{EventKind, RecommendedWatcher, RecursiveMode, Watcher};
 use tokio::sync::mpsc;
 
 /// How long nothing may happen before it counts: an editor writes more than one file.
@@ -34,7 +35,15 @@ impl Sources {
     pub fn new(folder: &Path, poll: bool) -> Self {
         let (told, events) = mpsc::channel(1);
         let watch = || {
-            let mut watcher = notify::recommended_watcher(move |_: notify::Result<notify::Event>| {
+            let mut watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
+                // Looking at the sources is an event, too, and must not lead to another look.
+                let read = |event: &notify::Event| match event.kind {
+                    EventKind::Access(access) => access != AccessKind::Close(AccessMode::Write),
+                    _ => false,
+                };
+                if event.as_ref().is_ok_and(read) {
+                    return;
+                }
                 // One event that waits is as good as many: what counts is what is there.
                 let _ = told.try_send(());
             })?;
@@ -59,7 +68,11 @@ impl Sources {
             match &self.watcher {
                 Some(_) => {
                     let _ = tokio::time::timeout(LOOK, self.events.recv()).await;
-                    while let Ok(Some(())) = tokio::time::timeout(REST, self.events.recv()).await {}
+                    let by = Instant::now() + LOOK;
+                    // Something may be written all the time, and keeps nothing from being built.
+                    while Instant::now() < by
+                        && let Ok(Some(())) = tokio::time::timeout(REST, self.events.recv()).await
+                    {}
                 }
                 None => tokio::time::sleep(POLL).await,
             }
@@ -120,6 +133,7 @@ mod tests {
         std::fs::create_dir_all(folder.path().join("target/debug")).expect("a folder");
         std::fs::write(folder.path().join("src/lib.rs"), "1").expect("it can be written");
         let mut sources = Sources::new(folder.path(), poll);
+        assert_eq!(sources.watcher.is_none(), poll);
         std::fs::write(folder.path().join("target/debug/built"), "2").expect("it can be written");
         std::fs::write(folder.path().join("src/deep/other.rs"), "22").expect("it can be written");
         let changed = tokio::time::timeout(PATIENCE, sources.changed()).await.expect("it is seen");

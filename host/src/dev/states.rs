@@ -15,6 +15,8 @@ use crate::loader::private::PrivateFolder;
 
 /// How long reading one state may take.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// How long its end may take.
+const ENDING: Duration = Duration::from_secs(2);
 
 /// A library that is there to try states on; no service of it is made.
 #[derive(Debug)]
@@ -77,7 +79,10 @@ impl Trial {
 
     fn wait<R>(&self, mut of: impl FnMut(ToHost<'_>) -> Option<Result<R, String>>) -> Result<R, String> {
         loop {
-            let frames = self.heard.recv_timeout(PATIENCE).map_err(|_| "it does not answer".to_owned())?;
+            let frames = self
+                .heard
+                .recv_timeout(PATIENCE)
+                .map_err(|_| format!("it takes longer than {} seconds to read it", PATIENCE.as_secs()))?;
             let mut rest = frames.as_slice();
             while let Some(frame) = ToHost::read(&mut rest) {
                 match frame {
@@ -97,6 +102,14 @@ impl Trial {
 impl Drop for Trial {
     fn drop(&mut self) {
         self.generation.tell(&ToLibrary::Stop {});
-        self.generation.join();
+        let stopped = loop {
+            // What waits in it for the last state may never come back.
+            let Ok(frames) = self.heard.recv_timeout(ENDING) else { break false };
+            let mut rest = frames.as_slice();
+            if std::iter::from_fn(|| ToHost::read(&mut rest)).any(|frame| matches!(frame, ToHost::Stopped {})) {
+                break true;
+            }
+        };
+        let _ = if stopped { self.generation.join() } else { self.generation.condemn() };
     }
 }

@@ -226,7 +226,8 @@ impl Drop for Killed {
     }
 }
 
-fn ended(status: ExitStatus) -> String {
+/// How a process has ended that a library was tried in.
+pub(crate) fn ended(status: ExitStatus) -> String {
     let name = |signal| match signal {
         libc::SIGSEGV => "SIGSEGV".to_owned(),
         libc::SIGBUS => "SIGBUS".to_owned(),
@@ -257,22 +258,34 @@ pub fn child(copy: &Path) -> ! {
 }
 
 /// Standard output for our words alone: what the library prints goes nowhere.
-fn own_stdout() -> io::Result<std::fs::File> {
+pub(crate) fn own_stdout() -> io::Result<std::fs::File> {
     let own = rustix::io::fcntl_dupfd_cloexec(io::stdout(), 3)?;
     let null = std::fs::File::options().write(true).open("/dev/null")?;
     rustix::stdio::dup2_stdout(&null)?;
     Ok(own.into())
 }
 
-struct Words(Sender<Vec<u8>>);
+struct Words {
+    frames: Sender<Vec<u8>>,
+    /// The last error that it has logged: of a panic, with file and line.
+    error: Mutex<Option<String>>,
+}
+
+/// Of what a library logs, so many characters are shown with a verdict.
+const SHOWN: usize = 500;
 
 impl Outlet for Words {
     fn frames(&self, frames: &[u8]) {
         // The main thread may have heard enough.
-        let _ = self.0.send(frames.to_vec());
+        let _ = self.frames.send(frames.to_vec());
     }
 
-    fn log(&self, _: u8, _: &str, _: &str) {}
+    fn log(&self, level: u8, _: &str, text: &str) {
+        if level == 1 {
+            let shown = text.chars().take(SHOWN).map(|c| if c.is_control() { ' ' } else { c });
+            *self.error.lock() = Some(shown.collect());
+        }
+    }
 }
 
 fn try_out(copy: &Path, mut out: std::fs::File) -> io::Result<()> {
@@ -286,7 +299,8 @@ fn try_out(copy: &Path, mut out: std::fs::File) -> io::Result<()> {
     };
     say(&Said::At(Step::Open))?;
     let (frames, heard) = channel();
-    let generation = Generation::start(Source::Copy(PrivateCopy::borrowed(copy)), Arc::new(Words(frames)))?;
+    let words = Arc::new(Words { frames, error: Mutex::default() });
+    let generation = Generation::start(Source::Copy(PrivateCopy::borrowed(copy)), Arc::clone(&words) as Arc<_>)?;
     let mut stopped = false;
     while !stopped {
         let Ok(frames) = heard.recv() else { break };
@@ -326,7 +340,10 @@ fn try_out(copy: &Path, mut out: std::fs::File) -> io::Result<()> {
                     let (class, message) = ("twisted.spread.pb.PBConnectionLost", "there are no clients yet");
                     generation.tell(&ToLibrary::Failed { call, class, message });
                 }
-                ToHost::Refused { message } => say(&Said::Refused(message.to_owned()))?,
+                ToHost::Refused { message } => say(&Said::Refused(match words.error.lock().take() {
+                    Some(error) => format!("{message} ({error})"),
+                    None => message.to_owned(),
+                }))?,
                 ToHost::Stopped {} => stopped = true,
                 _ => {}
             }

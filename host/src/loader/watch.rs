@@ -5,6 +5,7 @@
 //! then does.
 
 use std::collections::{BTreeMap, HashSet};
+use std::ffi::OsString;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -48,8 +49,9 @@ struct Seen {
     told: bool,
 }
 
-/// The files that were moved into place, or closed by who wrote them, and not written since.
-type Whole = Arc<Mutex<HashSet<PathBuf>>>;
+/// The libraries that were moved into place, or closed by who wrote them, and not written since: by their names, for
+/// the folder's own path may be told in another way than it was asked for.
+type Whole = Arc<Mutex<HashSet<OsString>>>;
 
 /// Watches a folder for libraries: files whose names end in `.so`.
 pub struct Watch {
@@ -97,15 +99,18 @@ impl Watch {
                 |kind| matches!(kind, EventKind::Access(access) if access != AccessKind::Close(AccessMode::Write));
             if let Ok(event) = &event {
                 let mut whole = whole.lock();
-                match event.kind {
-                    EventKind::Access(AccessKind::Close(AccessMode::Write))
-                    | EventKind::Modify(ModifyKind::Name(_)) => {
-                        whole.extend(event.paths.iter().cloned());
+                for path in event.paths.iter().filter(|path| is_library(path)) {
+                    let Some(name) = path.file_name() else { continue };
+                    match event.kind {
+                        EventKind::Access(AccessKind::Close(AccessMode::Write))
+                        | EventKind::Modify(ModifyKind::Name(_)) => {
+                            whole.insert(name.to_owned());
+                        }
+                        EventKind::Modify(_) | EventKind::Create(_) | EventKind::Remove(_) => {
+                            whole.remove(name);
+                        }
+                        _ => {}
                     }
-                    EventKind::Modify(_) | EventKind::Create(_) | EventKind::Remove(_) => {
-                        whole.retain(|path| !event.paths.contains(path));
-                    }
-                    _ => {}
                 }
             }
             if !event.is_ok_and(|event| read(event.kind)) {
@@ -147,7 +152,9 @@ impl Watch {
             for path in rested {
                 if let Some(seen) = self.seen.get_mut(&path) {
                     seen.told = true;
-                    self.whole.lock().remove(&path);
+                    if let Some(name) = path.file_name() {
+                        self.whole.lock().remove(name);
+                    }
                     changes.push(Change::Came(path));
                 }
             }
@@ -158,7 +165,8 @@ impl Watch {
     }
 
     fn rest(&self, path: &Path) -> Duration {
-        if self.whole.lock().contains(path) { CLOSED } else { REST }
+        let is_whole = path.file_name().is_some_and(|name| self.whole.lock().contains(name));
+        if is_whole { CLOSED } else { REST }
     }
 
     /// Compares the folder with what was seen of it; answers with what has gone.
@@ -173,10 +181,7 @@ impl Watch {
         };
         for entry in entries.into_iter().flatten().flatten() {
             let path = entry.path();
-            let name = entry.file_name();
-            let hidden = name.to_string_lossy().starts_with('.');
-            if !hidden
-                && path.extension().is_some_and(|extension| extension == "so")
+            if is_library(&path)
                 && let Ok(about) = fs::metadata(&path)
                 && about.is_file()
             {
@@ -187,6 +192,9 @@ impl Watch {
         let gone: Vec<PathBuf> = self.seen.keys().filter(|path| !there.contains_key(*path)).cloned().collect();
         for path in &gone {
             self.seen.remove(path);
+            if let Some(name) = path.file_name() {
+                self.whole.lock().remove(name);
+            }
         }
         for (path, print) in there {
             match self.seen.get_mut(&path) {
@@ -198,4 +206,10 @@ impl Watch {
         }
         gone.into_iter().map(Change::Gone).collect()
     }
+}
+
+/// Whether a file of this name may be one.
+fn is_library(path: &Path) -> bool {
+    let hidden = path.file_name().is_none_or(|name| name.to_string_lossy().starts_with('.'));
+    !hidden && path.extension().is_some_and(|extension| extension == "so")
 }

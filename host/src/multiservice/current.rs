@@ -101,7 +101,7 @@ impl<G> Current<G> {
         let mut now = self.0.write();
         if let Some(generation) = &now.generation {
             tell(generation);
-            now.frozen = Some(Waiting::default());
+            now.frozen.get_or_insert_default();
         }
     }
 

@@ -72,6 +72,8 @@ struct Writing {
 struct Way {
     /// It serves nobody yet: what it wants to be kept or told waits until it does.
     embargo: bool,
+    /// It never will: what it wants to be kept or told is refused.
+    abandoned: bool,
     /// What is being committed.
     committing: Option<Batch>,
     /// What has come meanwhile: committed next, together.
@@ -92,6 +94,10 @@ struct Batch {
 impl Batch {
     fn is_empty(&self) -> bool {
         self.frames.is_empty() && self.changes.is_empty()
+    }
+
+    fn changed(&self, perspective: &str) -> Option<&Change> {
+        self.changes.iter().find(|change| change.perspective == perspective)
     }
 
     /// One more change; of several of one perspective, the last counts.
@@ -175,6 +181,33 @@ impl Line {
         self.go_on(way);
     }
 
+    /// It ends. If it has not come to serve, what it wanted to be kept or told never will be: who waits for that inside
+    /// goes on to its end.
+    pub(super) fn abandon(&self) {
+        let mut way = self.way.lock();
+        if !way.embargo {
+            return;
+        }
+        way.abandoned = true;
+        let kept = std::mem::take(&mut way.waiting);
+        let mut frames = kept.frames.as_slice();
+        while let Some((frame, _)) = next(&mut frames) {
+            self.refuse(&frame);
+        }
+    }
+
+    /// What a generation that never came to serve asks for.
+    fn refuse(&self, frame: &ToHost<'_>) {
+        let message = "this code did not come to serve";
+        match *frame {
+            ToHost::Write { request, .. } => self.tell(&ToLibrary::NotLoaded { request, message }),
+            ToHost::Call { call, answer: true, .. } => {
+                self.tell(&ToLibrary::Failed { call, class: "credhost.Reloaded", message });
+            }
+            _ => {}
+        }
+    }
+
     /// Its successor serves: what it says of calls that wait is told, and nothing of it is saved any more.
     pub(super) fn retire(&self) {
         self.retired.store(true, Ordering::SeqCst);
@@ -195,7 +228,7 @@ impl Line {
         self.over.load(Ordering::SeqCst)
     }
 
-    fn name(&self) -> &str {
+    pub(super) fn name(&self) -> &str {
         self.name.get().map_or("?", String::as_str)
     }
 
@@ -515,6 +548,15 @@ impl Outlet for Line {
                     ToHost::Save { perspective, state, base, version } => {
                         way.waiting.change(self.name(), perspective, state, base, version);
                     }
+                    ToHost::Write { .. } | ToHost::Call { .. } if way.abandoned => self.refuse(&frame),
+                    // What it has changed itself is not in the store yet.
+                    ToHost::Load { request, perspective } => match way.waiting.changed(perspective) {
+                        Some(change) => {
+                            let (state, version) = (Some(change.state.as_slice()), change.version);
+                            self.tell(&ToLibrary::Loaded { request, state, version });
+                        }
+                        None => self.load(request, perspective),
+                    },
                     ToHost::Write { .. } | ToHost::Call { .. } => way.waiting.frames.extend_from_slice(raw),
                     // What it says of its start, and what it reads.
                     frame => self.out(&frame, raw, &mut delivery),

@@ -7,14 +7,13 @@ use plugin_api::abi::frame::ToLibrary;
 use plugin_api::manifest::Manifest;
 use tokio::sync::{Mutex as Turn, mpsc};
 
+use super::ended::Ended;
 use super::line::{Line, Stage};
 use super::slot::{NotServing, Surroundings};
 use crate::cred::{Name, NameOf};
 use crate::loader::generation::{Generation, Source};
 use crate::loader::unload::Account;
 
-/// How long a service may take to be made, to start, or to say that it is well.
-const START: Duration = Duration::from_secs(30);
 /// How long it may take to stop.
 pub(super) const STOP: Duration = Duration::from_secs(10);
 
@@ -28,6 +27,8 @@ pub(super) struct Live {
     pub(super) line: Arc<Line>,
     config: Vec<u8>,
     quota: usize,
+    patience: Duration,
+    ended: Arc<Ended>,
     stages: Turn<mpsc::UnboundedReceiver<Stage>>,
 }
 
@@ -46,11 +47,12 @@ impl Live {
         surroundings: &Surroundings,
         config: impl FnOnce(&str) -> Result<Vec<u8>, String>,
     ) -> Result<Arc<Self>, NotServing> {
+        surroundings.ended.room().map_err(NotServing)?;
         let generation = Generation::start(source, Arc::clone(&line) as Arc<_>)
             .map_err(|error| NotServing(format!("the machine has no thread or descriptor for it: {error}")))?;
         let generation = Arc::new(generation);
         let _ = line.generation.set(Arc::downgrade(&generation));
-        let said = match stage(&mut stages, START, "say what it is").await {
+        let said = match stage(&mut stages, surroundings.patience, "say what it is").await {
             Ok(Stage::Manifest(manifest)) => Ok(manifest),
             Ok(other) => Err(unexpected(&other)),
             Err(why) => Err(why),
@@ -66,11 +68,13 @@ impl Live {
             Ok((manifest, name, config)) => {
                 let _ = line.name.set(name.to_string());
                 let (number, manifest, quota) = (line.number, Arc::new(manifest), surroundings.quota);
-                let stages = Turn::new(stages);
-                Ok(Arc::new(Self { number, name, manifest, generation, line, config, quota, stages }))
+                let (stages, ended) = (Turn::new(stages), Arc::clone(&surroundings.ended));
+                let patience = surroundings.patience;
+                Ok(Arc::new(Self { number, name, manifest, generation, line, config, quota, patience, ended, stages }))
             }
             Err(why) => {
-                end(&line, &generation, &mut stages, "?").await;
+                let account = end(&line, &generation, &mut stages).await;
+                surroundings.ended.count(line.name(), line.number, &account);
                 Err(NotServing(why))
             }
         }
@@ -81,7 +85,7 @@ impl Live {
         let empty = [1, 0x80, 5, 0x87];
         let config = if self.config.is_empty() { &empty } else { self.config.as_slice() };
         self.generation.tell(&ToLibrary::Init { config, vetting: false, quota: self.quota as u64 });
-        self.expect(START, "be made", &Stage::Initialised).await
+        self.expect(self.patience, "be made", &Stage::Initialised).await
     }
 
     /// Hands it the service's state, and starts it.
@@ -90,13 +94,13 @@ impl Live {
         let version = saved.as_ref().map_or(0, |saved| saved.version);
         let saved = saved.as_ref().map(|saved| saved.state.as_slice());
         self.generation.tell(&ToLibrary::Start { saved, version });
-        self.expect(patience.unwrap_or(START), "start", &Stage::Started).await
+        self.expect(patience.unwrap_or(self.patience), "start", &Stage::Started).await
     }
 
     /// Asks whether it is well.
     pub(super) async fn health(&self, patience: Option<Duration>) -> Result<(), String> {
         self.generation.tell(&ToLibrary::Health { request: 1 });
-        self.expect(patience.unwrap_or(START), "say that it is well", &Stage::Healthy(1)).await
+        self.expect(patience.unwrap_or(self.patience), "say that it is well", &Stage::Healthy(1)).await
     }
 
     /// Waits for what it says next.
@@ -118,7 +122,16 @@ impl Live {
     /// Ends it, and lets go of its library.
     pub(super) async fn end(&self) -> Account {
         let mut stages = self.stages.lock().await;
-        end(&self.line, &self.generation, &mut stages, self.name.as_str()).await
+        self.line.abandon();
+        let account = end(&self.line, &self.generation, &mut stages).await;
+        self.ended.count(self.name.as_str(), self.number, &account);
+        account
+    }
+
+    /// Forgets what it has said that nobody waited for.
+    pub(super) async fn forget_stages(&self) {
+        let mut stages = self.stages.lock().await;
+        while stages.try_recv().is_ok() {}
     }
 }
 
@@ -150,12 +163,7 @@ async fn until_stopped(line: &Line, stages: &mut mpsc::UnboundedReceiver<Stage>)
     }
 }
 
-async fn end(
-    line: &Line,
-    generation: &Arc<Generation>,
-    stages: &mut mpsc::UnboundedReceiver<Stage>,
-    name: &str,
-) -> Account {
+async fn end(line: &Line, generation: &Arc<Generation>, stages: &mut mpsc::UnboundedReceiver<Stage>) -> Account {
     generation.tell(&ToLibrary::Stop {});
     if tokio::time::timeout(STOP, until_stopped(line, stages)).await.is_ok() {
         // It has said its last: its thread is about to end.
@@ -174,7 +182,11 @@ async fn end(
             _ => Account::Condemned,
         }
     } else {
-        tracing::error!(service = name, "it did not stop within {} seconds; its thread is given up", STOP.as_secs());
+        tracing::error!(
+            service = line.name(),
+            "it did not stop within {} seconds; its thread is given up",
+            STOP.as_secs()
+        );
         generation.condemn()
     }
 }

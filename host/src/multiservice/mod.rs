@@ -7,6 +7,7 @@
 //! is an error.
 
 mod current;
+pub mod ended;
 mod line;
 mod live;
 pub mod reload;

@@ -51,15 +51,24 @@ pub struct Reloaded {
 impl std::fmt::Display for Reloaded {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let Self { generation, load_ms, freeze_ms, held, attached, states, objects, waiting } = self;
-        write!(f, "generation {generation}, loaded in {load_ms:.1} ms; {held} calls held for {freeze_ms:.1} ms; ")?;
-        write!(f, "{attached} clients and {states} states carried over")?;
+        write!(f, "generation {generation}, loaded in {load_ms:.1} ms; ")?;
+        write!(f, "{} held for {freeze_ms:.1} ms; ", many(*held as u64, "call"))?;
+        write!(f, "{} and {} carried over", many(*attached as u64, "client"), many(*states, "state"))?;
         if *objects > 0 {
-            write!(f, ", {objects} objects made anew")?;
+            write!(f, ", {} made anew", many(*objects, "object"))?;
         }
         if *waiting > 0 {
-            write!(f, "; {waiting} calls go on in the old code")?;
+            write!(f, "; {} in the old code", many(*waiting as u64, "call to end"))?;
         }
         Ok(())
+    }
+}
+
+fn many(count: u64, what: &str) -> String {
+    match (count, what) {
+        (1, what) => format!("1 {what}"),
+        (count, "call to end") => format!("{count} calls to end"),
+        (count, what) => format!("{count} {what}s"),
     }
 }
 
@@ -74,27 +83,76 @@ struct Frozen {
     states: u64,
 }
 
+/// The next generation of a service: loaded and made, beside the one that serves. One that is not made to serve is ended.
+#[derive(Debug)]
+pub struct Prepared {
+    live: Option<Arc<Live>>,
+    load: Duration,
+}
+
+impl Drop for Prepared {
+    fn drop(&mut self) {
+        if let Some(live) = self.live.take() {
+            give_up(live);
+        }
+    }
+}
+
 impl Slot {
-    /// Replaces the service by the same one from `source`, while its clients stay. A task of tokio's goes on to
-    /// wait for the old one's end.
+    /// Replaces the service by the same one from `source`, while its clients stay: [`Slot::prepare`], then
+    /// [`Slot::replace`].
     ///
     /// # Errors
     /// Why the new one does not serve. The old one does, as before.
     pub async fn reload(
         self: &Arc<Self>,
         source: Source,
-        config: impl FnOnce(&str) -> Result<Vec<u8>, String>,
+        config: impl FnOnce(&str) -> Result<Vec<u8>, String> + Send + 'static,
     ) -> Result<(Reloaded, Retired), NotServing> {
+        let prepared = self.prepare(source, config).await?;
+        self.replace(prepared).await
+    }
+
+    /// Loads and makes the next generation, as far as that can be done beside the one that serves. It goes on to its
+    /// end though nobody waits for it any more.
+    ///
+    /// # Errors
+    /// Why it cannot be.
+    pub async fn prepare(
+        self: &Arc<Self>,
+        source: Source,
+        config: impl FnOnce(&str) -> Result<Vec<u8>, String> + Send + 'static,
+    ) -> Result<Prepared, NotServing> {
+        let me = Arc::clone(self);
+        let prepared = tokio::spawn(async move {
+            let began = Instant::now();
+            let live = me.load_next(source, config).await?;
+            let made = live.init().await;
+            let prepared = Prepared { live: Some(live), load: began.elapsed() };
+            made.map(|()| prepared).map_err(NotServing)
+        });
+        prepared.await.unwrap_or_else(|error| Err(NotServing(error.to_string())))
+    }
+
+    /// The next generation takes over: it serves, or the old one does, as before. It goes on to its end though nobody
+    /// waits for it any more; a task of tokio's goes on after that, to wait for the old one's end.
+    ///
+    /// # Errors
+    /// Why the new one does not serve.
+    pub async fn replace(self: &Arc<Self>, prepared: Prepared) -> Result<(Reloaded, Retired), NotServing> {
+        let me = Arc::clone(self);
+        let replaced = tokio::spawn(async move { me.hand_over(prepared).await });
+        replaced.await.unwrap_or_else(|error| Err(NotServing(error.to_string())))
+    }
+
+    async fn hand_over(self: Arc<Self>, mut prepared: Prepared) -> Result<(Reloaded, Retired), NotServing> {
         let _turn = self.turn.lock().await;
         let old = self.current.get().filter(|_| self.state() == State::Serving);
-        let old = old.ok_or_else(|| NotServing(format!("{} does not serve", self.name)))?;
-        let began = Instant::now();
-        let new = self.load_next(source, config).await?;
-        if let Err(why) = new.init().await {
-            give_up(new);
-            return Err(NotServing(why));
-        }
-        let load = began.elapsed();
+        let new = prepared.live.clone().filter(|live| live.name.as_str() == self.name.as_str());
+        let (Some(old), Some(new)) = (old, new) else {
+            return Err(NotServing(format!("{} does not serve", self.name)));
+        };
+        old.forget_stages().await;
         let began = Instant::now();
         self.current.freeze(|old| old.generation.tell(&ToLibrary::Freeze { request: u64::from(new.number) }));
         let ready = async {
@@ -115,14 +173,14 @@ impl Slot {
                     old.generation.tell(&ToLibrary::Thaw {});
                     old.generation.push_anyway(waited);
                 });
-                give_up(new);
                 return Err(NotServing(why));
             }
         };
+        prepared.live = None;
         let (attached, held) = self.switch(&old, &new);
         let reloaded = Reloaded {
             generation: new.number,
-            load_ms: load.as_secs_f64() * 1e3,
+            load_ms: prepared.load.as_secs_f64() * 1e3,
             freeze_ms: began.elapsed().as_secs_f64() * 1e3,
             held,
             attached,
@@ -216,8 +274,8 @@ async fn frozen(old: &Live, wanted: u64) -> Result<Frozen, String> {
             Ok(Err(why)) => return Err(format!("the code that serves has ended: {why}")),
             Err(_) => {
                 return Err(format!(
-                    "the code that serves is busy for longer than {} seconds, in one call that does not end; the \
-                     service can be stopped and started",
+                    "the code that serves has been busy for longer than {} seconds, with one call that does not end or \
+                     more than it can do in that time; the service can be stopped and started",
                     FREEZE.as_secs()
                 ));
             }
@@ -227,11 +285,11 @@ async fn frozen(old: &Live, wanted: u64) -> Result<Frozen, String> {
 
 /// Ends one that will not serve; nobody waits for it.
 fn give_up(new: Arc<Live>) {
-    tokio::spawn(async move {
-        if let account @ (Account::Pinned(_) | Account::Condemned) = new.end().await {
-            tracing::warn!(service = new.name.as_str(), "the library that was refused stays in memory: {account}");
-        }
-    });
+    match tokio::runtime::Handle::try_current() {
+        Ok(runtime) => drop(runtime.spawn(async move { new.end().await })),
+        // The program itself is ending.
+        Err(_) => new.generation.tell(&ToLibrary::Stop {}),
+    }
 }
 
 fn calls(mut frames: &[u8]) -> usize {

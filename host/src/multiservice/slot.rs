@@ -10,6 +10,7 @@ use plugin_api::manifest::Manifest;
 use tokio::sync::{Mutex as Turn, Notify};
 
 use super::current::{Current, Known, NotHanded};
+use super::ended::Ended;
 use super::line::Line;
 use super::live::{Live, STOP};
 use super::switchboard::Switchboard;
@@ -33,10 +34,16 @@ pub struct Surroundings {
     pub quota: usize,
     /// How long calls that wait may go on in code that was replaced.
     pub grace: Duration,
+    /// How long a service may take to be made, to start, or to say that it is well, where no client waits for it.
+    pub patience: Duration,
+    /// What became of the libraries that have served.
+    pub ended: Arc<Ended>,
 }
 
 /// How many bytes a saved state may have, if nothing else is said.
 pub const QUOTA: usize = 64 << 20;
+/// How long a service may take for a step of its start, if nothing else is said.
+pub const PATIENCE: Duration = Duration::from_secs(30);
 /// How long calls that wait may go on in code that was replaced, if nothing else is said.
 pub const GRACE: Duration = Duration::from_secs(10);
 
@@ -44,7 +51,14 @@ impl Surroundings {
     /// This store, and no connections yet.
     #[must_use]
     pub fn new(store: Arc<dyn Store>) -> Self {
-        Self { store, switchboard: Switchboard::new(), quota: QUOTA, grace: GRACE }
+        Self {
+            store,
+            switchboard: Switchboard::new(),
+            quota: QUOTA,
+            grace: GRACE,
+            patience: PATIENCE,
+            ended: Arc::default(),
+        }
     }
 }
 
@@ -147,6 +161,8 @@ impl Slot {
     ) -> Result<Arc<Live>, NotServing> {
         let number = self.generations.fetch_add(1, Ordering::Relaxed) + 1;
         let (line, stages) = Line::new(self.number, number, false, &self.surroundings, &self.faults);
+        // It is known by this name also if it does not come to say its own.
+        let _ = line.name.set(self.name.to_string());
         let live = Live::load(source, line, stages, &self.surroundings, config).await?;
         if live.name.as_str() == self.name.as_str() {
             return Ok(live);

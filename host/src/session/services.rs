@@ -355,6 +355,8 @@ impl State {
         let request = attached.request.take()?;
         if let Some(attached) = self.attachments.remove(&attachment) {
             self.unlist(&attached);
+            // Code that takes over just now may be told of this attachment before it is known here that it was refused.
+            self.say(&attached.slot, &ToLibrary::Detach { attachment });
             self.batch(&attached.slot).changes.push(Known::Detached(attachment));
         }
         Some(request)

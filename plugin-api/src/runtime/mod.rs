@@ -257,13 +257,14 @@ impl<S: Service> Runtime<S> {
         let live: Vec<_> = self.perspectives.borrow().values().filter_map(|cached| cached.weak.upgrade()).collect();
         let saved = live
             .iter()
-            .try_for_each(|perspective| contained("save", || perspective.flush()))
-            .and_then(|()| self.service().and_then(|service| contained("save", || service.flush())));
-        let states = live.len() as u64;
+            .try_for_each(|perspective| contained("save", || perspective.hand_over()))
+            .and_then(|()| self.service().and_then(|service| contained("save", || service.hand_over())));
+        let states = live.iter().filter(|perspective| perspective.is_saved()).count() as u64;
         drop(live);
         if let Err(fault) = saved {
-            let message =
-                format!("the old code cannot save its state ({fault}); stop and start the service, to lose that");
+            let message = format!(
+                "the old code cannot save its state ({fault}); to lose what is not saved, stop and start the service"
+            );
             core.push(&ToHost::Refused { message: &message });
             return core.flush();
         }

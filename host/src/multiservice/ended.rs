@@ -1,0 +1,90 @@
+//! What became of the libraries of generations that have ended, whatever they ended by.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use parking_lot::Mutex;
+
+use crate::loader::unload::Account;
+
+/// So many libraries may stay in memory before no more are loaded: each keeps some of the 1,024 keys for thread-local
+/// values that a process has, and who wants one when there is none left ends the process.
+pub const MOST_HELD: usize = 200;
+
+/// A library that could not be let go of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Held {
+    /// Its service.
+    pub service: String,
+    /// Which generation of it: the first is 1.
+    pub generation: u32,
+    /// Why it stays in memory.
+    pub account: Account,
+}
+
+/// The account of all.
+#[derive(Debug, Default)]
+pub struct Ended {
+    held: Mutex<Vec<Held>>,
+    retired: AtomicU64,
+}
+
+impl Ended {
+    /// One more has ended.
+    pub(super) fn count(&self, service: &str, generation: u32, account: &Account) {
+        match account {
+            Account::Pinned(_) | Account::Condemned => {
+                tracing::warn!(service, generation, "its library stays in memory: {account}");
+                let (service, account) = (service.to_owned(), account.clone());
+                self.held.lock().push(Held { service, generation, account });
+            }
+            Account::Nothing | Account::Retired { .. } => {
+                self.retired.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// The libraries of this service that stay in memory, in the order in which they ended.
+    #[must_use]
+    pub fn held(&self, service: &str) -> Vec<Held> {
+        self.held.lock().iter().filter(|held| held.service == service).cloned().collect()
+    }
+
+    /// How many generations have ended and were let go of.
+    #[must_use]
+    pub fn retired(&self) -> u64 {
+        self.retired.load(Ordering::Relaxed)
+    }
+
+    /// Whether one more may be loaded.
+    ///
+    /// # Errors
+    /// A sentence for the operator, when too many stay in memory.
+    pub(super) fn room(&self) -> Result<(), String> {
+        let held = self.held.lock().len();
+        if held < MOST_HELD {
+            return Ok(());
+        }
+        Err(format!(
+            "{held} libraries that were replaced or stopped stay in memory, and another could end the whole process; \
+             `credhost service why NAME` says what holds them; restart the host"
+        ))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_more_are_loaded_when_too_many_stay() {
+        let ended = Ended::default();
+        for number in 1..MOST_HELD as u32 {
+            ended.count("todo", number, &Account::Condemned);
+        }
+        ended.count("todo", 1, &Account::Retired { left: 0 });
+        assert!(ended.room().is_ok());
+        ended.count("chat", 1, &Account::Pinned(vec!["its thread".to_owned()]));
+        assert!(ended.room().is_err_and(|why| why.contains("service why")));
+        assert_eq!((ended.held("chat").len(), ended.held("todo").len(), ended.retired()), (1, MOST_HELD - 1, 1));
+    }
+}
