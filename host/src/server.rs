@@ -9,8 +9,8 @@ use std::sync::Arc;
 use crate::accounts::{AccountError, Accounts};
 use crate::config::{Home, HomeError, Lock, Settings, random};
 use crate::control::{self, Failed, LibraryStatus, Progress, Request, Running};
-use crate::cred::Authorizer;
 use crate::cred::login::Login;
+use crate::cred::{Authorizer, Password};
 use crate::folder::{self, Folder, Group};
 use crate::loader::vet::Vet;
 use crate::loader::watch::Watch;
@@ -160,10 +160,20 @@ impl Host {
             }
             None => &services,
         };
+        // Every refusal leaves when the most expensive to find out has been found out for long.
+        let cost = accounts.cost();
+        let hashing = tokio::task::spawn_blocking(move || {
+            let began = std::time::Instant::now();
+            // What it comes to is not looked at.
+            let _ = std::hint::black_box(Password::new("").hash(cost, &[0; 16]));
+            began.elapsed()
+        });
+        let hashing = hashing.await.unwrap_or_default();
+        let refusal = Limits::default().refusal.max(4 * hashing);
         let serve = |served: &Arc<MultiService>| -> Result<AuthRoot, StartError> {
             let (key, cost) = (accounts.key().clone(), accounts.cost());
             let login = Login::with_cost(Arc::clone(&authorizer), key, &random()?, cost);
-            let (limits, guard) = (Limits::default(), Arc::clone(&guard));
+            let (limits, guard) = (Limits { refusal, ..Limits::default() }, Arc::clone(&guard));
             Ok(AuthRoot::guarded(login, Arc::clone(served), surroundings.clone(), limits, guard))
         };
         let root = serve(served)?;
@@ -200,7 +210,8 @@ impl Host {
     pub async fn run(self: Rc<Self>, mut watch: Watch, stop: impl Future<Output = ()>) {
         let me = Rc::clone(&self);
         let Some(listener) = self.commands.take() else { return };
-        let commands = control::serve(listener, move |request, progress| Rc::clone(&me).answer(request, progress));
+        let commands =
+            control::serve(listener, move |request, uid, progress| Rc::clone(&me).answer(request, uid, progress));
         let certificates = self.look_at_certificates();
         let folder = async {
             loop {
@@ -290,8 +301,17 @@ impl Host {
         self.folder.libraries()
     }
 
-    async fn answer(self: Rc<Self>, request: Request, progress: Progress) -> Result<serde_json::Value, Failed> {
+    async fn answer(
+        self: Rc<Self>,
+        request: Request,
+        uid: u32,
+        progress: Progress,
+    ) -> Result<serde_json::Value, Failed> {
         let failed = |error| Failed { error, hint: Some("`credhost service list` shows what there is".to_owned()) };
+        let accounts = self.accounts.on_behalf(&format!("a command of uid {uid}"));
+        if let Some((what, name)) = command_of(&request) {
+            accounts.note(Event::new(what).with("service", name).with("by", accounts.by()));
+        }
         match &request {
             Request::ServiceStop { name } => {
                 return self.folder.stop(name).await.map(|()| serde_json::Value::Null).map_err(failed);
@@ -307,14 +327,18 @@ impl Host {
                 return self.folder.rollback(name).await.map(|()| serde_json::Value::Null).map_err(failed);
             }
             Request::ServiceWhy { name } => {
-                let held: Vec<String> = self.folder.why(name).iter().map(|ended| ended.account.to_string()).collect();
+                let held: Vec<String> = self
+                    .folder
+                    .why(name)
+                    .iter()
+                    .map(|held| format!("generation {}: {}", held.generation, held.account))
+                    .collect();
                 return Ok(serde_json::json!({ "held": held, "retired": self.folder.retired() }));
             }
             _ => {}
         }
         let libraries = self.libraries();
-        let (accounts, services, guard) =
-            (Arc::clone(&self.accounts), Arc::clone(&self.services), Arc::clone(&self.guard));
+        let (services, guard) = (Arc::clone(&self.services), Arc::clone(&self.guard));
         let done = tokio::task::spawn_blocking(move || {
             let running = Running { services: &services, libraries: &libraries, guard: &guard };
             control::perform(&request, &accounts, Some(running), &mut |done, of| {
@@ -325,6 +349,17 @@ impl Host {
         done.await.unwrap_or_else(|_| {
             Err(Failed { error: "a fault of the host's own; please report it".to_owned(), hint: None })
         })
+    }
+}
+
+/// What an operator has done to a service, for the trail.
+fn command_of(request: &Request) -> Option<(&'static str, &str)> {
+    match request {
+        Request::ServiceStop { name } => Some(("service.stop", name)),
+        Request::ServiceStart { name } => Some(("service.start", name)),
+        Request::ServiceReload { name } => Some(("service.reload", name)),
+        Request::ServiceRollback { name } => Some(("service.rollback", name)),
+        _ => None,
     }
 }
 

@@ -127,8 +127,7 @@ impl TestHome {
     pub fn start_with(self, arguments: &[&str], environment: &[(&str, &str)]) -> TestHost {
         let mut command = self.command();
         command.args(["run", "--listen", "127.0.0.1:0"]).stdin(Stdio::null()).stdout(Stdio::null());
-        command.args(arguments).envs(environment.iter().copied());
-        command.env("CREDHOST_LOG", "debug");
+        command.env("CREDHOST_LOG", "debug").args(arguments).envs(environment.iter().copied());
         let mut child = command.stderr(Stdio::piped()).spawn().expect("credhost runs");
         let log = Arc::new(Log::default());
         let (writer, lines) = (Arc::clone(&log), BufReader::new(child.stderr.take().expect("it has an output")));

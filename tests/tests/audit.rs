@@ -46,23 +46,56 @@ fn every_login_refusal_and_change_is_in_it_with_its_true_reason() {
     has("login.refused", &["identity=alice", "why=wrong password"]);
     has("login.refused", &["identity=(unknown ", "why=unknown name"]);
     has("login.refused", &["identity=alice", "why=the identity is disabled"]);
-    has("token.added", &["identity=alice", "label=ci", "by=the host"]);
+    has("token.added", &["identity=alice", "label=ci", "by=a command of uid "]);
     has("identity.disabled", &["identity=alice"]);
     has("service.stopped", &["service=todo"]);
     has("host.stopped", &[]);
     assert!(lines(&home, "hunter2").is_empty(), "people type passwords where names should be");
 }
 
+#[test]
+fn who_is_locked_out_refused_a_key_or_comes_with_an_old_token_is_in_it() {
+    let home = TestHome::new();
+    home.make();
+    home.identity("alice", "alice-pw", &["todo"]);
+    home.install("todo");
+    let host = home.start();
+    let old = host.home.run(&["token", "new", "alice", "--label", "old", "--expires", "1s"], "");
+    let target = format!("alice@127.0.0.1:{}/todo", host.port());
+    let refused = |input: &str, with: &str| {
+        let output = host.home.run_with(&["call", &target, "list", with], input);
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    };
+    // Until it has expired.
+    while refused(&old, "--token-stdin").is_empty() {}
+    let other = format!("alice@127.0.0.1:{}/another", host.port());
+    let _ = host.home.run_with(&["call", &other, "list", "--password-stdin"], "alice-pw");
+    // Guesses at once, until one is not looked at.
+    while !refused("wrong", "--password-stdin").contains("too many failed logins") {}
+    let has = |with: &str, words: &[&str]| {
+        let found = lines(&host.home, with);
+        let whole = |line: &&String| words.iter().all(|word| line.contains(word));
+        assert!(found.iter().any(|line| whole(&line)), "{with} {words:?} in {found:#?}");
+    };
+    has("login.refused", &["identity=alice", "how=token", "why=expired token"]);
+    has("refused", &["refused identity=alice", "asked=another/", "why=no such key"]);
+    has("login.refused", &["identity=alice", "why=too many failed logins: not looked at"]);
+}
+
 /// Changes the store as somebody would who can write to it, but has no key; `audit verify` must say so.
-fn tampered(change: &str) -> String {
+fn tampered(what: &str) -> String {
     let home = scene();
     home.run(&["audit", "verify"], "");
+    change(&home, what);
+    home.refused(&["audit", "verify"], "")
+}
+
+fn change(home: &TestHome, change: &str) {
     let program = "import sqlite3, sys; db = sqlite3.connect(sys.argv[1]); db.executescript(sys.argv[2]); db.commit()";
     let mut command = std::process::Command::new("python3");
     command.args(["-c", program]).arg(home.path().join("store.db")).arg(change);
     let done = command.output().expect("python3 runs");
     assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
-    home.refused(&["audit", "verify"], "")
 }
 
 #[test]
@@ -76,6 +109,21 @@ fn a_changed_a_removed_a_moved_and_a_cut_off_line_are_found() {
     assert!(tampered(swap).contains("is not what was written"));
     let refused = tampered("DELETE FROM audit WHERE number > 5;");
     assert!(refused.contains("the trail ends at line 5") && refused.contains("cut off at the end"), "{refused}");
+    // Who can write there can write the head, too, but not one that fits.
+    let home = scene();
+    home.run(&["audit", "verify"], "");
+    let cut = "DELETE FROM audit WHERE number > 5;";
+    change(&home, cut);
+    let line = "import sqlite3, sys; print(*sqlite3.connect(sys.argv[1]).execute('SELECT number, digest FROM audit ORDER BY number DESC').fetchone())";
+    let read = std::process::Command::new("python3").args(["-c", line]).arg(home.path().join("store.db")).output();
+    std::fs::write(home.path().join("audit.head"), read.expect("python3 runs").stdout).expect("it can be written");
+    let refused = home.refused(&["audit", "verify"], "");
+    assert!(refused.contains("was not written by this host") && refused.contains("--head"), "{refused}");
+    // Nothing at all is not nothing.
+    let home = scene();
+    change(&home, "DELETE FROM audit;");
+    std::fs::remove_file(home.path().join("audit.head")).expect("it is there");
+    assert!(home.refused(&["audit", "verify"], "").contains("it was removed"));
     assert!(tampered("INSERT INTO audit SELECT max(number) + 1, text, digest FROM audit;").contains("is not what was"));
 }
 

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use system_tests::build::{credhost, library, told};
+use system_tests::build::{credhost, told};
 use system_tests::host::{TestHome, TestHost};
 
 /// A guard against hanging.

@@ -71,6 +71,45 @@ async fn disabling_an_identity_ends_its_references_in_every_service_and_nobody_e
     assert_eq!(dead(&todo, "list").await, DEAD, "what was dead stays dead");
 }
 
+#[test]
+fn a_copy_of_a_cached_object_hears_of_no_more_when_its_key_is_gone() {
+    let home = TestHome::new();
+    home.make();
+    home.identity("alice", "alice-pw", &["my service", "my service/other"]);
+    home.identity("bob", "bob-pw", &["my service/alice"]);
+    home.install("my-service");
+    let host = home.start();
+    let (credhost, folder) = (system_tests::build::credhost(), host.home.path());
+    let (credhost, folder) = (credhost.to_str().expect("a plain path"), folder.to_str().expect("a plain path"));
+    system_tests::python::twisted("revoked_copy.py", &[&host.port(), credhost, folder]);
+}
+
+#[tokio::test]
+async fn an_import_in_the_place_of_an_identity_ends_who_came_by_what_it_had() {
+    let host = TestHost::with(&["todo"]);
+    let client = connect(&host).await;
+    let todo = login(&client, "alice/todo", "alice-pw").await;
+    let bob = login(&client, "bob/todo", "bob-pw").await;
+    let export = host.home.run(&["identity", "export"], "");
+    let record = |of: &str| export.lines().find(|line| line.contains(of)).expect("it is exported").to_owned();
+    let import = |lines: &str| host.home.run(&["identity", "import", "-", "--replace"], lines);
+    // As it was: nobody notices.
+    import(&record("\"alice\""));
+    todo.call("list", &()).await.expect("it is the same");
+    // A record that somebody else has made, with another password and no numbers.
+    let mut other: Value = serde_json::from_str(&record("\"bob\"")).expect("JSON");
+    other["name"] = "alice".into();
+    other["keys"] = serde_json::json!(["todo/alice"]);
+    for credential in other["credentials"].as_array_mut().expect("some") {
+        credential.as_object_mut().expect("an object").remove("id");
+        credential.as_object_mut().expect("an object").remove("verifier");
+    }
+    import(&other.to_string());
+    assert_eq!(dead(&todo, "list").await, DEAD, "what she came by is not there any more");
+    bob.call("list", &()).await.expect("bob is bob");
+    login(&client, "alice/todo", "bob-pw").await.call("list", &()).await.expect("the new one is right");
+}
+
 #[tokio::test]
 async fn removing_a_key_ends_what_came_by_it_alone() {
     let host = TestHost::with(&["my-service", "todo"]);

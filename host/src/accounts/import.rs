@@ -5,7 +5,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::{AccountError, Accounts};
-use crate::cred::{Identity, ProofBy, check_hash};
+use crate::cred::{Credential, Identity, ProofBy, TokenDigest, check_hash};
 use crate::store::audit::Event;
 use crate::store::{Record, Store, StoreError, Write, wait};
 
@@ -56,6 +56,18 @@ impl Accounts {
     /// # Errors
     /// When the store cannot be written; none of them is there then.
     pub fn import(&self, records: &[Record], replace: bool) -> Result<Imported, AccountError> {
+        loop {
+            // Another may have added one of them meanwhile: then it is looked at again.
+            match self.try_import(records, replace) {
+                Err(AccountError::Store(StoreError::Conflict(_))) => {}
+                done => return done,
+            }
+        }
+    }
+
+    fn try_import(&self, records: &[Record], replace: bool) -> Result<Imported, AccountError> {
+        let _sealing = self.sealing.read();
+        let mut tokens = std::collections::HashSet::new();
         let mut done = Imported::default();
         let mut writes = Vec::with_capacity(records.len() + 1);
         let mut names = std::collections::HashSet::new();
@@ -78,14 +90,17 @@ impl Accounts {
                 done.refuse(&name, "it is there twice");
                 continue;
             }
+            if let Some(why) = self.taken_token(&identity, &mut tokens)? {
+                done.refuse(&name, &why);
+                continue;
+            }
             match &kept {
                 Some(_) if !replace => {
                     done.refuse(&name, "the name is taken; --replace puts it in the place of the one there is");
                     continue;
                 }
                 Some(kept) => {
-                    // No number of a credential is used twice.
-                    identity.next = identity.next.max(kept.identity.next);
+                    renumber(&mut identity, &kept.identity);
                     done.replaced += 1;
                 }
                 None => done.added += 1,
@@ -109,15 +124,28 @@ impl Accounts {
             .with("first", name(writes.first()))
             .with("last", name(writes.last()));
         writes.push(Write::Audit(event));
-        match wait(|answer| self.store.commit(writes, answer)) {
-            // Another has added one of them meanwhile: look again.
-            Err(StoreError::Conflict(_)) => return self.import(records, replace),
-            other => other?,
-        }
+        wait(|answer| self.store.commit(writes, answer))?;
         for identity in told {
             self.tell(identity.name.as_str(), Some(&identity));
         }
         Ok(done)
+    }
+
+    /// Why a token of an identity's cannot be its: it is another's.
+    fn taken_token(
+        &self,
+        identity: &Identity,
+        tokens: &mut std::collections::HashSet<TokenDigest>,
+    ) -> Result<Option<String>, AccountError> {
+        for credential in &identity.credentials {
+            let ProofBy::Token(digest) = credential.proof else { continue };
+            let owner = wait(|answer| self.store.bearer(&digest, answer))?;
+            let other = owner.is_some_and(|owner| owner.identity.name != identity.name);
+            if other || !tokens.insert(digest) {
+                return Ok(Some(format!("its token {:?} is another identity's, too", credential.label)));
+            }
+        }
+        Ok(None)
     }
 
     fn check(&self, identity: &mut Identity, done: &mut Imported) -> Result<(), String> {
@@ -140,4 +168,19 @@ impl Accounts {
         done.unsealed += u64::from(unsealed);
         Ok(())
     }
+}
+
+/// No number of a credential is used twice: who has logged in by one that is not there any more is known by its number.
+fn renumber(identity: &mut Identity, kept: &Identity) {
+    let same = |credential: &Credential| {
+        kept.credentials.iter().any(|old| old.id == credential.id && old.proof.is_same(&credential.proof))
+    };
+    let mut next = kept.next.max(identity.next);
+    for credential in &mut identity.credentials {
+        if !same(credential) {
+            credential.id = next;
+            next += 1;
+        }
+    }
+    identity.next = next;
 }

@@ -9,19 +9,23 @@ mod open;
 use std::sync::{Arc, OnceLock};
 
 pub use import::Imported;
+use parking_lot::{Mutex, RwLock};
+use unicode_normalization::UnicodeNormalization;
 
 use crate::config::{ConfigError, HomeError, entropy, random};
 use crate::cred::{
-    Credential, CredentialError, DuplicateIdentity, HashCost, Identity, Key, MasterKey, NameError, NoSuchIdentity,
-    Password, PasswordRules, ProofBy, PublicKey, Sealed, StoreSecret, Token,
+    Credential, CredentialError, DuplicateIdentity, HashCost, Identity, Key, LabelError, MasterKey, NameError,
+    NoSuchIdentity, Password, PasswordRules, ProofBy, PublicKey, Sealed, StoreSecret, Token, check_label,
 };
 use crate::store::audit::Event;
 use crate::store::{Kept, OpenError, RecordError, SqliteStore, Store, StoreAuthorizer, StoreError, Write, now, wait};
+use zeroize::Zeroizing;
 
 /// Who hears of changes to an identity: its name, and what it is now, if it is still there.
 pub type OnChange = Box<dyn Fn(&str, Option<&Arc<Identity>>) + Send + Sync>;
 
-/// The identities of a home.
+/// The identities of a home. Clones are the same.
+#[derive(Clone)]
 pub struct Accounts {
     store: Arc<SqliteStore>,
     key: MasterKey,
@@ -29,7 +33,11 @@ pub struct Accounts {
     cost: HashCost,
     /// Whether the stock PB login is offered, and what it needs is kept.
     stock: bool,
-    changed: OnceLock<OnChange>,
+    changed: Arc<OnceLock<OnChange>>,
+    /// Held while something is sealed and committed; alone, it tells that all that was sealed before is committed.
+    sealing: Arc<RwLock<()>>,
+    /// Held while the master key is replaced.
+    rotating: Arc<Mutex<()>>,
     /// Who does it, for the audit trail.
     by: String,
     home: crate::config::Home,
@@ -71,6 +79,10 @@ pub enum AccountError {
     #[error("{0}")]
     Record(#[from] RecordError),
     #[error(transparent)]
+    Label(#[from] LabelError),
+    #[error("master.key is being replaced already")]
+    Rotating,
+    #[error(transparent)]
     Io(#[from] std::io::Error),
 }
 
@@ -97,6 +109,18 @@ impl Accounts {
     #[must_use]
     pub fn key(&self) -> &MasterKey {
         &self.key
+    }
+
+    /// Who does what is done here, for the audit trail.
+    #[must_use]
+    pub fn by(&self) -> &str {
+        &self.by
+    }
+
+    /// The same, for what somebody else does.
+    #[must_use]
+    pub fn on_behalf(&self, by: &str) -> Self {
+        Self { by: by.to_owned(), ..self.clone() }
     }
 
     /// What hashing a password costs.
@@ -132,7 +156,9 @@ impl Accounts {
     }
 
     fn kept(&self, name: &str) -> Result<Kept, AccountError> {
-        let found = wait(|done| self.store.identity(name, done))?;
+        // However it is spelled, as logins do.
+        let normal: String = name.nfc().collect();
+        let found = wait(|done| self.store.identity(&normal, done))?;
         found.ok_or_else(|| NoSuchIdentity(name.to_owned()).into())
     }
 
@@ -151,6 +177,7 @@ impl Accounts {
     /// When its name is taken or none, or the password is not good enough.
     pub fn add(&self, name: &str, password: Option<&Password>) -> Result<(), AccountError> {
         let mut identity = Identity::new(name)?;
+        let _sealing = self.sealing.read();
         if let Some(password) = password {
             self.put_password(&mut identity, password, "password")?;
         }
@@ -177,10 +204,12 @@ impl Accounts {
     /// When there is no such identity, or the password is not good enough.
     pub fn password(&self, name: &str, password: &Password, label: Option<&str>) -> Result<(), AccountError> {
         self.rules.check(name, password)?;
+        label.map_or(Ok(()), check_label)?;
         // Hashed beforehand: it takes a while. With the salt that its others have.
         let salt = self.get(name)?.salt();
         let hash = self.hash(password, salt)?;
         let event = self.event("identity.password", name).with("label", label.unwrap_or("password"));
+        let _sealing = self.sealing.read();
         self.change(name, event, |identity| {
             match label {
                 None => identity.clear_passwords(),
@@ -308,6 +337,7 @@ impl Accounts {
         event: Event,
     ) -> Result<(), AccountError> {
         let kind = proof.kind();
+        check_label(label)?;
         self.change(name, event, |identity| {
             if find(identity, kind, label).is_some() {
                 return Err(AccountError::LabelTaken(name.to_owned(), kind, label.to_owned()));
@@ -412,24 +442,38 @@ impl Accounts {
     /// afterwards. Can be taken up again if it is interrupted. `progress` hears how many identities are done.
     ///
     /// # Errors
-    /// When the key's file or the store cannot be written; both keys are then kept.
+    /// When it is being replaced already, or the key's file or the store cannot be written; both keys are then kept.
     pub fn rotate_key(&self, mut progress: impl FnMut(u64)) -> Result<u64, AccountError> {
-        self.key.replace_by(random()?);
-        crate::config::write_key(&self.home, &self.key)?;
+        let _rotating = self.rotating.try_lock().ok_or(AccountError::Rotating)?;
+        // One that was interrupted has made a new part already.
+        if self.key.parts() == 1 {
+            let new = Zeroizing::new(random()?);
+            // On the disk first: nothing may be sealed under what is known to this process alone.
+            crate::config::write_key(&self.home, &self.key.bytes_with(&new))?;
+            self.key.replace_by(*new);
+        }
+        // Whatever was sealed under the old part is committed now, and seen below.
+        drop(self.sealing.write());
         self.store.reseal(&self.key, &random()?)?;
         let resealed = self.walk(&mut progress, |identity| {
             let name = identity.name.to_string();
             for credential in &mut identity.credentials {
                 if let ProofBy::Password { verifier: Some(verifier), .. } = &mut credential.proof {
-                    *verifier = verifier.reseal(&self.key, &name, &entropy()?.nonce)?;
+                    match verifier.reseal(&self.key, &name, &entropy()?.nonce) {
+                        Ok(resealed) => *verifier = resealed,
+                        // It does not open now, and is no worse off afterwards.
+                        Err(error) => {
+                            tracing::warn!(name, %error, "what Twisted's login needs of it cannot be sealed anew")
+                        }
+                    }
                 }
             }
             Ok(())
         })?;
         let event = Event::new("master-key.replaced").with("by", self.by.clone()).with("identities", resealed);
         wait(|done| self.store.commit(vec![Write::Audit(event)], done))?;
+        crate::config::write_key(&self.home, &self.key.newest())?;
         self.key.forget_old();
-        crate::config::write_key(&self.home, &self.key)?;
         Ok(resealed)
     }
 

@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 use std::fs;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use super::{AccountError, Accounts};
 use crate::config::{ConfigError, ConfigFile, Home, Settings, master_key, random};
@@ -46,7 +46,9 @@ impl Accounts {
             rules,
             cost,
             stock: settings.pb.stock_login,
-            changed: OnceLock::new(),
+            changed: Arc::default(),
+            sealing: Arc::default(),
+            rotating: Arc::default(),
             by: by.to_owned(),
             home: home.clone(),
         };

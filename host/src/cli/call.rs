@@ -107,6 +107,10 @@ impl Way<'_> {
                 }
             }
             With::Password(secret) => client.login(&name, &secret.0, None).await,
+            With::Token(_) if !self.private() => Err(Error::Failure(pb::Failure::new(
+                "twisted.cred.error.UnhandledCredentials",
+                "a token would go over the network in the clear, and was not sent",
+            ))),
             With::Token(token) => {
                 let avatar = client.login_token(&token.0, None).await?;
                 let (service, perspective) = match target.path.split_once('/') {

@@ -53,7 +53,7 @@ impl Progress {
     /// So much is done, of so much (0: not known). Shown ten times a second at most.
     pub(super) fn show(&mut self, done: u64, of: u64) {
         let soon = self.shown.is_some_and(|shown| shown.elapsed() < Duration::from_millis(100));
-        if !self.terminal || soon {
+        if !self.terminal || soon || done == 0 {
             return;
         }
         self.shown = Some(Instant::now());
@@ -83,7 +83,13 @@ pub(super) fn expiry(text: Option<&str>) -> Result<Option<u64>, Trouble> {
     let Some(text) = text else { return Ok(None) };
     let time = humantime::parse_duration(text)
         .map_err(|error| Trouble::new(format!("{text:?} is no time: {error}")).hint("write it as 90d, 12h or 1y"))?;
-    Ok(Some(credhost::store::now() + time.as_secs()))
+    let at = credhost::store::now().saturating_add(time.as_secs());
+    if at > credhost::store::LATEST {
+        return Err(
+            Trouble::new(format!("{text:?} is after the year 9999")).hint("leave it out: then it does not expire")
+        );
+    }
+    Ok(Some(at))
 }
 
 /// A password: from standard input, or typed at a prompt; twice, if it is a new one.
@@ -102,7 +108,7 @@ pub(super) fn password(from_stdin: bool, prompt: &str, twice: bool) -> Result<Se
     if twice {
         let again = Zeroizing::new(rpassword::prompt_password("once more: ")?);
         if *typed != *again {
-            return Err(Trouble::new("the two passwords differ; nothing was changed"));
+            return Err(Trouble::new("the two passwords differ").hint("nothing was changed; try again"));
         }
     }
     Ok(Secret(typed))

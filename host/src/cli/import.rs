@@ -14,19 +14,24 @@ use super::{Output, Trouble, say};
 
 /// So many are handed over at once: all of them are written, or none.
 const CHUNK: usize = 2000;
+/// So many bytes of them, at most: a line of the control protocol has its limit.
+const CHUNK_BYTES: usize = 4 << 20;
 
 pub(super) fn import(home: &Home, output: Output, file: &Path, replace: bool) -> Result<(), Trouble> {
     let mut size = 0;
     let reader: Box<dyn BufRead> = if file.as_os_str() == "-" {
         Box::new(BufReader::new(std::io::stdin()))
     } else {
-        let opened = File::open(file).map_err(|error| Trouble::new(format!("{}: {error}", file.display())))?;
+        let opened = File::open(file).map_err(|error| {
+            Trouble::new(format!("{}: {error}", file.display()))
+                .hint("it is a file that `credhost identity export` has printed: one record of JSON a line")
+        })?;
         size = opened.metadata()?.len();
         Box::new(BufReader::new(opened))
     };
     home.make()?;
     let (mut all, mut chunk, mut read) = (Imported::default(), Vec::with_capacity(CHUNK), 0u64);
-    let mut progress = Progress::new();
+    let (mut progress, mut size_of_chunk) = (Progress::new(), 0);
     let hand_over = |chunk: &mut Vec<Record>, all: &mut Imported| -> Result<(), Trouble> {
         if !chunk.is_empty() {
             let answer = ask(home, &Request::IdentityImport { records: std::mem::take(chunk), replace })?;
@@ -37,6 +42,11 @@ pub(super) fn import(home: &Home, output: Output, file: &Path, replace: bool) ->
     for (index, line) in reader.lines().enumerate() {
         let line = line?;
         read += line.len() as u64 + 1;
+        if size_of_chunk + line.len() > CHUNK_BYTES {
+            hand_over(&mut chunk, &mut all)?;
+            size_of_chunk = 0;
+        }
+        size_of_chunk += line.len();
         if line.trim().is_empty() {
             continue;
         }
@@ -46,6 +56,7 @@ pub(super) fn import(home: &Home, output: Output, file: &Path, replace: bool) ->
         }
         if chunk.len() == CHUNK {
             hand_over(&mut chunk, &mut all)?;
+            size_of_chunk = 0;
             progress
                 .show(all.added + all.replaced, if size == 0 { 0 } else { (all.added + all.replaced) * size / read });
         }

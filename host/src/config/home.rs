@@ -49,6 +49,11 @@ pub enum HomeError {
     /// It belongs to somebody else.
     #[error("{0} belongs to another user; run credhost as that user")]
     Owner(PathBuf),
+    /// The key of its store is not there.
+    #[error(
+        "{0} is missing: what is sealed in the store opens with that key alone; put it back from where it was kept"
+    )]
+    NoKey(PathBuf),
     /// Another process uses it.
     #[error("another credhost uses {0}; stop it first")]
     Locked(PathBuf),

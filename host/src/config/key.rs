@@ -27,17 +27,30 @@ pub fn entropy() -> io::Result<Entropy> {
     Ok(Entropy { salt: random()?, nonce: random()? })
 }
 
-/// The home's master key; made if there is none yet.
+/// The home's master key; made if there is none yet, and no store that was made with another.
 ///
 /// # Errors
 /// When it cannot be read or made, others can read it, or it is no key.
 pub fn master_key(home: &Home) -> Result<MasterKey, HomeError> {
     let path = home.master_key();
     let failed = |error| HomeError::Io { path: path.clone(), error };
-    if !path.exists() {
+    if !path.exists() && !home.store().exists() {
         let bytes = Zeroizing::new(random::<32>().map_err(failed)?);
         let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path).map_err(failed)?;
         file.write_all(bytes.as_slice()).and_then(|()| file.sync_all()).map_err(failed)?;
+    }
+    existing_key(home)
+}
+
+/// The home's master key.
+///
+/// # Errors
+/// When there is none, it cannot be read, others can read it, or it is no key.
+pub fn existing_key(home: &Home) -> Result<MasterKey, HomeError> {
+    let path = home.master_key();
+    let failed = |error| HomeError::Io { path: path.clone(), error };
+    if !path.exists() {
+        return Err(HomeError::NoKey(path));
     }
     private(&path, 0o600)?;
     let bytes = Zeroizing::new(fs::read(&path).map_err(failed)?);
@@ -48,16 +61,16 @@ pub fn master_key(home: &Home) -> Result<MasterKey, HomeError> {
     Ok(MasterKey::of_parts(parts))
 }
 
-/// Writes the key in the place of the one there is: whole, or not at all.
+/// Writes a key's bytes in the place of the one there is: whole, or not at all.
 ///
 /// # Errors
 /// When it cannot be written; it is then as it was.
-pub fn write_key(home: &Home, key: &MasterKey) -> Result<(), HomeError> {
+pub fn write_key(home: &Home, bytes: &[u8]) -> Result<(), HomeError> {
     let path = home.master_key();
     let failed = |error| HomeError::Io { path: path.clone(), error };
     let new = path.with_extension("key.new");
     let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new).map_err(failed)?;
-    file.write_all(&key.bytes()).and_then(|()| file.sync_all()).map_err(failed)?;
+    file.write_all(bytes).and_then(|()| file.sync_all()).map_err(failed)?;
     fs::rename(&new, &path).map_err(failed)?;
     fs::File::open(home.path()).and_then(|folder| folder.sync_all()).map_err(failed)
 }

@@ -6,4 +6,4 @@ mod key;
 
 pub use file::{ConfigError, ConfigFile, IdentitySection, PasswordSection, PbSection, Settings, TlsSection};
 pub use home::{Home, HomeError, Lock, private};
-pub use key::{entropy, master_key, random, write_key};
+pub use key::{entropy, existing_key, master_key, random, write_key};

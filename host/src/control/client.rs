@@ -23,6 +23,9 @@ pub enum ControlError {
     /// The host does not answer.
     #[error("the running host does not answer: {0}")]
     Io(#[from] io::Error),
+    /// The host has ended meanwhile.
+    #[error("the host has ended before it answered; look whether it was done, and try again")]
+    Ended,
     /// The host answers with something else than was to be expected: it is of another version.
     #[error("the running host's answer is not understood ({0}); is it of another version?")]
     Answer(#[from] serde_json::Error),
@@ -50,7 +53,9 @@ pub fn send(
     loop {
         // A token may be in it.
         let mut answer = Zeroizing::new(String::new());
-        reader.read_line(&mut answer)?;
+        if reader.read_line(&mut answer)? == 0 {
+            return Err(ControlError::Ended);
+        }
         match serde_json::from_str(&answer)? {
             Response::Progress { done, of } => progress(done, of),
             Response::Done(done) => return Ok(Ok(done)),

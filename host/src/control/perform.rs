@@ -4,11 +4,14 @@ use serde_json::{Value, json};
 
 use super::protocol::{LibraryStatus, Request, Secret};
 use crate::accounts::{AccountError, Accounts};
-use crate::cred::{Credential, Identity, Key, NameError, Password, ProofBy};
+use crate::cred::{Credential, CredentialError, Identity, Key, NameError, Password, ProofBy};
 use crate::multiservice::MultiService;
 use crate::session::Guard;
 use crate::store::audit::{Broken, Event, Head, Verifier};
 use crate::store::{Record, Store, StoreError, Write, now, wait};
+
+/// So many identities are answered with at once.
+const PAGE: usize = 10_000;
 
 /// Why it was not done, and what to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,8 +30,23 @@ impl From<AccountError> for Failed {
             AccountError::NoKey(..) => Some("`credhost key list NAME` shows its keys"),
             AccountError::NoCredential(..) => Some("`credhost identity show NAME` shows what it has"),
             AccountError::LabelTaken(..) => Some("choose another with --label"),
+            AccountError::Credential(CredentialError::Key(_)) => {
+                Some("give it a line as in ~/.ssh/id_ed25519.pub: ssh-ed25519 AAAA… comment")
+            }
+            AccountError::Credential(CredentialError::Sealed) => {
+                Some("put the master.key back that the store was made with")
+            }
             AccountError::Credential(_) => Some("[password] in credhost.toml has the rules"),
-            _ => None,
+            AccountError::Name(_) => Some("names have 1 to 255 bytes, no `/` and no control characters"),
+            AccountError::Label(_) => {
+                Some("labels have up to 255 bytes and no control characters; --label gives another")
+            }
+            AccountError::Record(_) => Some("`credhost identity export` shows what records are like"),
+            AccountError::Rotating => Some("wait for the other command"),
+            AccountError::Store(_) | AccountError::Open(_) => Some("`credhost doctor` looks at the store and the disk"),
+            AccountError::Home(_) | AccountError::Config(_) | AccountError::Io(_) => {
+                Some("`credhost doctor` looks at the home folder's files")
+            }
         };
         Self { error: error.to_string(), hint: hint.map(str::to_owned) }
     }
@@ -105,10 +123,10 @@ pub fn perform(
             json!({ "counters": counters })
         }
         Request::IdentityList { after, limit } => {
-            accounts.page(after.as_deref(), *limit)?.iter().map(|identity| shown(identity, host)).collect()
+            accounts.page(after.as_deref(), (*limit).min(PAGE))?.iter().map(|identity| shown(identity, host)).collect()
         }
         Request::IdentityExport { after, limit } => {
-            let page = accounts.page(after.as_deref(), *limit)?;
+            let page = accounts.page(after.as_deref(), (*limit).min(PAGE))?;
             json!(page.iter().map(|identity| Record::from(&**identity)).collect::<Vec<_>>())
         }
         Request::IdentityImport { records, replace } => json!(accounts.import(records, *replace)?),
@@ -133,6 +151,7 @@ pub fn perform(
             let cut = running(host)?.guard.sessions().cut(*session, identity.as_deref());
             for session in &cut {
                 let event = Event::new("session.cut").with("session", session.session).with("peer", &*session.peer);
+                let event = event.with("by", accounts.by());
                 accounts.note(event.with("identities", session.identities.clone()));
             }
             json!(cut)
@@ -162,11 +181,15 @@ pub fn perform(
         }
         Request::AuditVerify { head } => verify(accounts, head.as_deref(), progress)?,
         Request::Backup { file } => {
-            let failed = |error: crate::store::OpenError| Failed { error: error.to_string(), hint: None };
+            let failed = |error: crate::store::OpenError| {
+                let hint = "name a file that is not there yet, in a folder that the host can write to";
+                Failed { error: error.to_string(), hint: Some(hint.to_owned()) }
+            };
             let left =
                 |left: i32, of: i32| progress(u64::from((of - left).unsigned_abs()), u64::from(of.unsigned_abs()));
             accounts.store().backup(file, left).map_err(failed)?;
-            accounts.note(Event::new("store.backup").with("file", file.display().to_string()));
+            accounts
+                .note(Event::new("store.backup").with("file", file.display().to_string()).with("by", accounts.by()));
             Value::Null
         }
         Request::MasterKeyReplace {} => {
@@ -232,7 +255,8 @@ fn no_service(name: &str) -> Failed {
 /// Walks the whole trail. Against the head that was noted down beside the store, and against `head`, if one is given.
 fn verify(accounts: &Accounts, head: Option<&str>, progress: &mut dyn FnMut(u64, u64)) -> Result<Value, Failed> {
     const PAGE: usize = 5000;
-    let wrong = |error: String| Failed { error, hint: None };
+    let wrong =
+        |error: String| Failed { error, hint: Some("its owner and mode are to be this user's, 0600".to_owned()) };
     let given = head.map(|head| {
         Head::parse(head).ok_or_else(|| Failed {
             error: format!("{head:?} is no head of a trail"),
@@ -243,9 +267,10 @@ fn verify(accounts: &Accounts, head: Option<&str>, progress: &mut dyn FnMut(u64,
     let path = accounts.store().head();
     // The host writes it anew all the time: what is read here is not newer than the trail.
     let noted = match std::fs::read_to_string(&path) {
-        Ok(text) => {
-            Some(Head::parse(&text).ok_or_else(|| wrong(format!("{}: it is no head of a trail", path.display())))?)
-        }
+        Ok(text) => Some(Head::unsealed(&text, accounts.secret()).ok_or_else(|| Failed {
+            error: format!("{} was not written by this host: it was changed, or lost in a power cut", path.display()),
+            hint: elsewhere(),
+        })?),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
         Err(error) => return Err(wrong(format!("{}: {error}", path.display()))),
     };
@@ -268,16 +293,19 @@ fn verify(accounts: &Accounts, head: Option<&str>, progress: &mut dyn FnMut(u64,
     }
     as_given.end()?;
     let head = noted_down.end()?;
-    if any && noted.is_none() {
-        return Err(Failed {
-            error: format!("the lines fit, but {} is missing: lines may have been cut off at the end", path.display()),
-            hint: Some(
-                "compare with a head that was noted down elsewhere: `credhost audit verify --head \"NUMBER DIGEST\"`"
-                    .to_owned(),
-            ),
-        });
+    if noted.is_none() && given.is_none() && (any || !accounts.page(None, 1)?.is_empty()) {
+        let error = match any {
+            true => format!("the lines fit, but {} is missing: lines may have been cut off at the end", path.display()),
+            false => "there are identities, but no line of the trail: it was removed".to_owned(),
+        };
+        return Err(Failed { error, hint: elsewhere() });
     }
     Ok(json!({ "lines": head.number, "head": head.to_string() }))
+}
+
+fn elsewhere() -> Option<String> {
+    let hint = "compare with a head that was noted down elsewhere: `credhost audit verify --head \"NUMBER DIGEST\"`";
+    Some(hint.to_owned())
 }
 
 fn credential(credential: &Credential) -> Value {

@@ -34,8 +34,11 @@ pub fn listen(path: &Path) -> io::Result<UnixListener> {
     Ok(listener)
 }
 
-/// Has every request of this user's, or root's, answered by `answer`. Runs for as long as it is polled, on a `LocalSet`.
-pub async fn serve<F>(listener: UnixListener, answer: impl Fn(Request, Progress) -> F + 'static)
+/// How often who waits hears that the host is still at it.
+const ALIVE: std::time::Duration = std::time::Duration::from_secs(10);
+
+/// Has every request of this user's, or root's, answered by `answer`, which is told whose it is. Runs for as long as it is polled, on a `LocalSet`.
+pub async fn serve<F>(listener: UnixListener, answer: impl Fn(Request, u32, Progress) -> F + 'static)
 where
     F: Future<Output = Result<serde_json::Value, Failed>> + 'static,
 {
@@ -71,7 +74,7 @@ fn read(line: &str) -> Result<Request, String> {
     }
 }
 
-async fn converse<F>(mut stream: UnixStream, answer: &impl Fn(Request, Progress) -> F) -> io::Result<()>
+async fn converse<F>(mut stream: UnixStream, answer: &impl Fn(Request, u32, Progress) -> F) -> io::Result<()>
 where
     F: Future<Output = Result<serde_json::Value, Failed>>,
 {
@@ -93,13 +96,19 @@ where
             match read(&line) {
                 Ok(request) => {
                     let (progress, mut told) = tokio::sync::mpsc::unbounded_channel();
-                    let mut answering = std::pin::pin!(answer(request, progress));
+                    let mut answering = std::pin::pin!(answer(request, who.uid(), progress));
+                    let (mut last, mut alive) = ((0, 0), tokio::time::interval(ALIVE));
+                    alive.reset();
                     let answered = loop {
                         tokio::select! {
                             biased;
                             answered = &mut answering => break answered,
-                            Some((done, of)) = told.recv() => write(&mut writer, &Response::Progress { done, of }).await?,
+                            Some(now) = told.recv() => last = now,
+                            // Nothing more is done yet, and the host is still at it.
+                            _ = alive.tick() => {}
                         }
+                        let (done, of) = last;
+                        write(&mut writer, &Response::Progress { done, of }).await?;
                     };
                     match answered {
                         Ok(done) => Response::Done(done),
@@ -112,7 +121,10 @@ where
                 }
             }
         } else {
-            Response::Failed { error: format!("a line of more than {LINE} bytes"), hint: None }
+            Response::Failed {
+                error: format!("a request of more than {LINE} bytes"),
+                hint: Some("ask for less at once".to_owned()),
+            }
         };
         write(&mut writer, &response).await?;
         if !line.ends_with('\n') {

@@ -25,9 +25,12 @@ pub enum Refusal {
     /// The key is not the identity's, or not any more.
     #[error("not a key of the identity's")]
     UnknownKey,
-    /// Nobody has this token, or it has expired.
-    #[error("unknown or expired token")]
+    /// Nobody has this token.
+    #[error("unknown token")]
     UnknownToken,
+    /// The token has expired.
+    #[error("expired token")]
+    ExpiredToken,
     /// Too many tries have failed; the next is looked at in so many seconds.
     #[error("too many failed logins; try again in {0} s")]
     Wait(u64),

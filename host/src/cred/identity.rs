@@ -60,6 +60,15 @@ pub enum ProofBy {
 }
 
 impl ProofBy {
+    /// Whether both prove the same: what is sealed differs each time.
+    #[must_use]
+    pub fn is_same(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Password { hash, .. }, Self::Password { hash: other, .. }) => hash == other,
+            _ => self == other,
+        }
+    }
+
     /// Its kind, in a word.
     #[must_use]
     pub fn kind(&self) -> &'static str {
@@ -76,6 +85,27 @@ impl Credential {
     #[must_use]
     pub fn valid(&self, now: u64) -> bool {
         self.expires.is_none_or(|expires| now < expires)
+    }
+}
+
+/// Why a credential cannot have this label.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{label:?} cannot be a label: {why}")]
+pub struct LabelError {
+    label: String,
+    why: &'static str,
+}
+
+/// Whether a credential may have this label: up to 255 bytes, no control characters.
+///
+/// # Errors
+/// Why not.
+pub fn check_label(label: &str) -> Result<(), LabelError> {
+    let refuse = |why| Err(LabelError { label: label.chars().take(40).collect(), why });
+    match label {
+        _ if label.len() > 255 => refuse("it has more than 255 bytes"),
+        _ if label.chars().any(char::is_control) => refuse("it has a control character"),
+        _ => Ok(()),
     }
 }
 
@@ -150,6 +180,12 @@ impl Identity {
     #[must_use]
     pub fn has(&self, credential: u64) -> bool {
         self.credentials.iter().any(|has| has.id == credential)
+    }
+
+    /// Whether it has a credential of this number that is taken at this time, in seconds since 1970.
+    #[must_use]
+    pub fn takes(&self, credential: u64, now: u64) -> bool {
+        self.credentials.iter().any(|has| has.id == credential && has.valid(now))
     }
 
     /// The salt that its passwords are hashed with: one for all, so that all are checked at the cost of one.

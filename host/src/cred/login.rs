@@ -245,22 +245,27 @@ impl Login {
         })
     }
 
-    /// Who has this token. `now` is in seconds since 1970.
+    /// Who has this token; and whose it is or was, though it is not taken. `now` is in seconds since 1970.
     ///
     /// # Errors
     /// When the authorizer cannot say.
-    pub async fn token(&self, token: &Token, now: u64) -> Result<Proof, AuthorizerError> {
+    pub async fn token(&self, token: &Token, now: u64) -> Result<(Proof, Option<String>), AuthorizerError> {
         let digest = token.digest();
         let Some(identity) = self.authorizer.bearer(&digest).await? else {
-            return Ok(Err(Refusal::UnknownToken));
+            return Ok((Err(Refusal::UnknownToken), None));
         };
-        let has = |credential: &&Credential| credential.valid(now) && credential.proof == ProofBy::Token(digest);
-        let credential = identity.credentials.iter().find(has).map(|credential| credential.id);
-        Ok(match credential {
+        let owner = Some(identity.name.to_string());
+        let found = identity.credentials.iter().find(|credential| credential.proof == ProofBy::Token(digest));
+        let proof = match found {
             None => Err(Refusal::UnknownToken),
+            Some(credential) if !credential.valid(now) => Err(Refusal::ExpiredToken),
             Some(_) if !identity.enabled => Err(Refusal::Disabled),
-            Some(credential) => Ok(Proven { identity, credential }),
-        })
+            Some(credential) => {
+                let credential = credential.id;
+                Ok(Proven { identity, credential })
+            }
+        };
+        Ok((proof, owner))
     }
 }
 
@@ -274,11 +279,12 @@ pub struct Wanted {
 }
 
 impl Wanted {
-    /// Takes a name apart. Never fails: what is no name is nobody's.
+    /// Takes a name apart, the identity's in NFC. Never fails: what is no name is nobody's.
     #[must_use]
     pub fn parse(name: &str) -> Self {
         let mut parts = name.splitn(3, '/');
-        let identity = parts.next().unwrap_or_default().to_owned();
+        // One spelling of a name, whatever a client makes of it: it is counted, and looked up, by that.
+        let identity = parts.next().unwrap_or_default().nfc().collect();
         let perspective = parts.next().map(|service| (service.to_owned(), parts.next().map(str::to_owned)));
         Self { identity, perspective }
     }

@@ -23,7 +23,7 @@ mod token;
 pub use authorizer::{Answer, Authorizer};
 pub use default_authorizer::DefaultAuthorizer;
 pub use error::{AuthorizerError, CredentialError, DuplicateIdentity, KeyNotFound, NoSuchIdentity, Refusal};
-pub use identity::{Credential, Identity, ProofBy};
+pub use identity::{Credential, Identity, LabelError, ProofBy, check_label};
 pub use keyring::{Key, Keyring};
 pub use name::{Name, NameError, NameOf};
 pub use password::{Entropy, HashCost, Password, check_hash, keep_memory};

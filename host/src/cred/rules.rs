@@ -5,6 +5,8 @@
 
 use std::collections::HashSet;
 
+use zeroize::Zeroizing;
+
 use super::error::CredentialError;
 use super::password::{LONGEST, Password};
 
@@ -44,11 +46,11 @@ impl PasswordRules {
             if text.len() > LONGEST {
                 return Err(CredentialError::TooLong(LONGEST));
             }
-            let lower = text.to_lowercase();
-            if self.blocked.contains(&lower) {
+            let lower = Zeroizing::new(text.to_lowercase());
+            if self.blocked.contains(&*lower) {
                 return Err(CredentialError::Blocked);
             }
-            let looked_at: String = lower.chars().take(LOOKED_AT).collect();
+            let looked_at: Zeroizing<String> = Zeroizing::new(lower.chars().take(LOOKED_AT).collect());
             let estimate = zxcvbn::zxcvbn(&looked_at, &[name, "credhost"]);
             if estimate.guesses_log10() >= f64::from(self.guesses) {
                 return Ok(());
@@ -56,7 +58,13 @@ impl PasswordRules {
             let feedback = estimate.feedback();
             let why = feedback.and_then(|feedback| feedback.warning()).map(|warning| warning.to_string());
             let advice = feedback.and_then(|feedback| feedback.suggestions().first()).map(ToString::to_string);
-            let said: Vec<String> = why.into_iter().chain(advice).collect();
+            let mut said: Vec<String> = why.into_iter().chain(advice).collect();
+            if said.is_empty() {
+                // The estimate itself has nothing to say of what is only somewhat weak.
+                said.push(
+                    "It is made of too few words or parts that are easy to guess: add another word or two.".to_owned(),
+                );
+            }
             Err(CredentialError::Weak { guesses: estimate.guesses_log10() as u32, why: said.join(" ") })
         })
     }
@@ -97,7 +105,7 @@ mod tests {
 
     #[test]
     fn what_is_guessed_soon_is_refused_with_the_reason() {
-        for weak in ["aaaaaaaaaaaaaaaaaaaa", "passwordpassword", "alicealicealicealice"] {
+        for weak in ["aaaaaaaaaaaaaaaaaaaa", "passwordpassword", "alicealicealicealice", "umbrellaorchard"] {
             let refused = check(weak).unwrap_err();
             assert!(matches!(&refused, CredentialError::Weak { why, .. } if !why.is_empty()), "{weak}: {refused}");
         }

@@ -96,6 +96,26 @@ impl MasterKey {
         Self(Arc::new(RwLock::new(parts)))
     }
 
+    /// How many parts it has: one, unless it is being replaced.
+    #[must_use]
+    pub fn parts(&self) -> usize {
+        self.0.read().len()
+    }
+
+    /// The bytes that it will have with a new part.
+    #[must_use]
+    pub fn bytes_with(&self, new: &[u8; 32]) -> Zeroizing<Vec<u8>> {
+        Zeroizing::new([new.as_slice(), &self.bytes()].concat())
+    }
+
+    /// The bytes of its newest part.
+    #[must_use]
+    pub fn newest(&self) -> Zeroizing<Vec<u8>> {
+        let mut bytes = self.bytes();
+        bytes.truncate(32);
+        bytes
+    }
+
     /// Puts a new part before those there are.
     pub fn replace_by(&self, bytes: [u8; 32]) {
         self.0.write().insert(0, Zeroizing::new(bytes));

@@ -35,7 +35,7 @@ const KEPT: usize = 200_000;
 pub type Digest = [u8; 16];
 
 /// A counter of a name's: for one source that its owner uses, or for the rest.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Counter {
     /// Whose.
     pub name: Digest,
@@ -67,8 +67,9 @@ pub enum Denied {
 pub struct Try {
     counter: Counter,
     source: Digest,
-    /// What the counters were before.
+    /// What the counter of the name was before.
     before: u32,
+    last: u64,
 }
 
 /// Counts.
@@ -121,7 +122,7 @@ impl Throttle {
         self.make_room();
         self.names.insert(counter, Failures { count: by_name.count + 1, last: now });
         self.sources.insert(source, Failures { count: by_source.count + 1, last: now });
-        Ok(Try { counter, source, before: by_name.count })
+        Ok(Try { counter, source, before: by_name.count, last: by_name.last })
     }
 
     /// The counter that a try was charged to.
@@ -148,6 +149,10 @@ impl Throttle {
     pub fn withdrawn(&mut self, ended: Try) {
         if let Some(by_name) = self.names.get_mut(&ended.counter) {
             by_name.count = by_name.count.saturating_sub(1);
+            if by_name.count == ended.before {
+                // As if it had not been: nor is the next made to wait for it.
+                by_name.last = ended.last;
+            }
         }
         if let Some(by_source) = self.sources.get_mut(&ended.source) {
             by_source.count = by_source.count.saturating_sub(1);
@@ -168,9 +173,11 @@ impl Throttle {
     /// Forgets those that have counted least, when there are too many: who is being guessed at stays.
     fn make_room(&mut self) {
         if self.names.len() >= self.kept {
-            let mut counts: Vec<(u32, u64)> = self.names.values().map(|said| (said.count, said.last)).collect();
-            let (_, &mut middle, _) = counts.select_nth_unstable(self.kept / 2);
-            self.names.retain(|_, said| (said.count, said.last) > middle);
+            // By their names in the end, so that one half goes, and never all that have counted the same.
+            let rank = |counter: &Counter, said: &Failures| (said.count, said.last, *counter);
+            let mut ranks: Vec<_> = self.names.iter().map(|(counter, said)| rank(counter, said)).collect();
+            let (_, &mut middle, _) = ranks.select_nth_unstable(self.kept / 2);
+            self.names.retain(|counter, said| rank(counter, said) >= middle);
         }
         if self.sources.len() >= self.kept {
             let keep: HashSet<Digest> =
@@ -262,6 +269,27 @@ mod tests {
         let right = throttle.begin(ALICE, HERE, false, 2).unwrap();
         assert!(throttle.succeeded(right));
         assert_eq!(fail(&mut throttle, HERE, false, 2), Ok(1));
+    }
+
+    #[test]
+    fn those_that_have_counted_the_same_do_not_all_go_at_once() {
+        let mut throttle = Throttle { kept: 100, ..Throttle::default() };
+        for name in 0..100u8 {
+            throttle.restore(Counter { name: [name; 16], source: None }, 3, 0);
+        }
+        let _ = throttle.begin([200; 16], HERE, false, 1);
+        assert!((50..=52).contains(&throttle.names.len()), "{}", throttle.names.len());
+    }
+
+    #[test]
+    fn a_try_that_was_not_checked_makes_nobody_wait() {
+        let mut throttle = Throttle::new();
+        for _ in 0..3 {
+            let _ = fail(&mut throttle, HERE, false, 0);
+        }
+        let busy = throttle.begin(ALICE, HERE, false, 1000).unwrap();
+        throttle.withdrawn(busy);
+        assert!(throttle.begin(ALICE, HERE, false, 1001).is_ok());
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! What one connection knows and decides. No IO: bytes come into its broker and go out of it.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -167,6 +167,8 @@ pub(super) struct State {
     pub(super) held_by: HashMap<(u64, u64), u32>,
     /// How often each object of a service's was sent.
     pub(super) sent: HashMap<Object, u64>,
+    /// By which attachments each cached object was sent, without those that were taken away since.
+    pub(super) cached_by: HashMap<Object, HashSet<u64>>,
     /// Frames for services, to be handed over together.
     pub(super) batches: Vec<Batch>,
     pub(super) scanner: Scanner,
@@ -204,6 +206,7 @@ impl Desk {
                 held: HashMap::new(),
                 held_by: HashMap::new(),
                 sent: HashMap::new(),
+                cached_by: HashMap::new(),
                 batches: Vec::new(),
                 scanner: Scanner::new(Shape::Value, jelly),
                 keyword_scanner: Scanner::new(Shape::Value, jelly),
@@ -307,6 +310,7 @@ impl Desk {
                 Event::Answer { request, value, defect } => state.answered(output, request, value, defect),
                 Event::Error { request, failure, defect } => state.failed(output, request, failure, defect),
                 Event::Dropped(object) => state.dropped(object),
+                Event::Uncached(object) => drop(state.cached_by.remove(&object)),
                 Event::DidNotUnderstand => tracing::debug!(peer = state.peer, "the client did not understand"),
                 _ => {}
             }

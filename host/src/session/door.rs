@@ -11,7 +11,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::LocalSet;
 
 use super::connection;
-use super::guard::Guard;
+use super::guard::{Guard, network};
 use super::limits::Limits;
 use super::tls::Certificates;
 use crate::cred::StoreSecret;
@@ -219,12 +219,12 @@ fn accept(
                     continue;
                 }
             };
-            if !shared.admit(source.ip()) {
+            if !shared.admit(network(source.ip())) {
                 tracing::debug!(%source, "too many connections");
                 continue;
             }
             let Ok(stream) = stream.into_std() else {
-                shared.leave(source.ip());
+                shared.leave(network(source.ip()));
                 continue;
             };
             next = (next + 1) % workers.len();
@@ -243,7 +243,7 @@ pub(super) struct Admitted {
 
 impl Drop for Admitted {
     fn drop(&mut self) {
-        self.shared.leave(self.source.ip());
+        self.shared.leave(network(self.source.ip()));
     }
 }
 

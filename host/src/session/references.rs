@@ -21,6 +21,23 @@ pub(super) fn insecure(what: &str) -> Failure {
 }
 
 impl State {
+    /// Counts what was sent by an attachment, or takes back what was not.
+    pub(super) fn settle(&mut self, output: &mut Out, attachment: u64, exported: Vec<Object>, written: bool) {
+        for object in exported {
+            match (object, written) {
+                (Object::Cached { .. }, true) => drop(self.cached_by.entry(object).or_default().insert(attachment)),
+                (Object::Cached { .. }, false) => output.tables.uncache(&object),
+                (_, true) => *self.sent.entry(object).or_insert(0) += 1,
+                (_, false) => output.tables.unexport(&object),
+            }
+        }
+    }
+
+    /// Whether a cached object that the client has is still its to have: all that it came by may have been taken away.
+    pub(super) fn has_cached(&self, object: &Object) -> bool {
+        self.cached_by.get(object).is_some_and(|by| !by.is_empty())
+    }
+
     /// A value of a service's that goes to nobody: the objects in it were counted as handed out.
     pub(super) fn unsent(&mut self, slot: u64, value: &[u8]) {
         let objects: Vec<u64> = match self.scanner.scan(value) {
@@ -80,7 +97,9 @@ impl State {
             }
             RefKind::Lcache => {
                 let object = reference.luid.and_then(|luid| output.tables.cached(luid));
-                let mine = matches!(object, Some(Object::Cached { slot: of, .. }) if *of == slot);
+                let mine = object.is_some_and(|object| {
+                    matches!(object, Object::Cached { slot: of, .. } if *of == slot) && self.has_cached(object)
+                });
                 (!mine).then(|| insecure(FOREIGN))
             }
             RefKind::Cached | RefKind::Cache => Some(insecure("a cached object of the client's: services take none")),
@@ -220,18 +239,6 @@ pub(super) fn give_back<'r>(output: &mut Out, references: impl Iterator<Item = &
             (RefKind::Remote, Some(luid)) => output.release(luid, 1),
             (RefKind::Cache | RefKind::Cached, Some(luid)) => output.decache(luid),
             _ => {}
-        }
-    }
-}
-
-/// Counts what was sent, or takes back what was not.
-pub(super) fn settle(output: &mut Out, sent: &mut HashMap<Object, u64>, exported: Vec<Object>, written: bool) {
-    for object in exported {
-        match (object, written) {
-            (Object::Cached { .. }, true) => {}
-            (Object::Cached { .. }, false) => output.tables.uncache(&object),
-            (_, true) => *sent.entry(object).or_insert(0) += 1,
-            (_, false) => output.tables.unexport(&object),
         }
     }
 }

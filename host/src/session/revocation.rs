@@ -74,6 +74,10 @@ impl State {
             self.held_by.remove(&(slot.number(), luid));
             output.release(luid, count);
         }
+        // Copies of cached objects that came by it, and by nothing else, are told of no more changes.
+        for by in self.cached_by.values_mut() {
+            by.remove(&attachment);
+        }
         self.detach(attachment);
     }
 }

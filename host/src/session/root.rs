@@ -16,10 +16,11 @@ use std::sync::Arc;
 use jelly::{Node, RefKind, Value, ValueRef};
 use pb::{Call, Failure, Output};
 use tokio::time::Instant;
+use unicode_normalization::UnicodeNormalization;
 use zeroize::Zeroizing;
 
 use super::desk::{Delayed, Era, Object, State};
-use super::guard::Trying;
+use super::guard::{Trying, network};
 use super::references::{insecure, reference};
 use super::services::{Mind, defective};
 use super::sessions::Session;
@@ -220,7 +221,9 @@ impl State {
                 };
                 let mind = arguments.mind(2, "mind")?;
                 let identity = self.shared.login.identity(&name).await.map_err(|error| broken(&error))?;
-                let identity = identity.filter(|identity| identity.has(credential)).ok_or_else(unauthorized)?;
+                // What came by a credential lasts as long as that does.
+                let identity =
+                    identity.filter(|identity| identity.takes(credential, now())).ok_or_else(unauthorized)?;
                 let mind = match mind {
                     Some(luid) => Some(Mind { luid, lent: false }),
                     None => default_mind.map(|luid| Mind { luid, lent: true }),
@@ -278,7 +281,7 @@ impl State {
         let (done, mailbox, kept) = (self.checks.clone(), Arc::clone(&self.mailbox), trying.clone());
         let guard = Arc::clone(&self.shared.guard);
         let judge = Arc::clone(&guard);
-        let submitted = guard.hashing.submit(self.from.address.ip(), move || {
+        let submitted = guard.hashing.submit(network(self.from.address.ip()), move || {
             let proof = check.run();
             let password = proof.is_ok().then_some(password);
             // Here, and not where it is told: the client may have gone, and its try counts all the same.
@@ -367,7 +370,12 @@ impl State {
             Ok(trying) => trying,
             Err(refusal) => return Err(too_many(refusal)),
         };
-        let proof = self.shared.login.token(&token, now()).await;
+        let (proof, owner) = match self.shared.login.token(&token, now()).await {
+            Ok((proof, owner)) => (Ok(proof), owner),
+            Err(error) => (Err(error), None),
+        };
+        // Whose it is, or was, is for the trail alone.
+        let trying = trying.of(owner);
         self.proven(output, trying, proof, asked).await
     }
 
@@ -426,7 +434,11 @@ impl State {
         // From here on this connection is told of changes; one that came between the proof and this is seen now.
         let identity =
             self.shared.login.identity(proven.identity.name.as_str()).await.map_err(|error| broken(&error))?;
-        let identity = identity.filter(|identity| identity.has(proven.credential)).ok_or_else(unauthorized)?;
+        let identity = identity.filter(|identity| identity.has(proven.credential)).ok_or_else(|| {
+            let why = "it was disabled, or its credential taken away, at this moment";
+            self.shared.guard.refused(proven.identity.name.as_str(), &self.peer, "login", why);
+            unauthorized()
+        })?;
         let proven = Proven { identity, credential: proven.credential };
         tracing::debug!(peer = self.peer, name = proven.identity.name.as_str(), "logged in");
         if let Some((service, perspective)) = &wanted.perspective {
@@ -453,7 +465,7 @@ impl State {
         }
         let random: [u8; 16] = random()?;
         let wanted = match era {
-            Era::Old => Wanted { identity: name.to_owned(), perspective: None },
+            Era::Old => Wanted { identity: name.nfc().collect(), perspective: None },
             Era::New => Wanted::parse(name),
         };
         let challenge = Challenge::new(&wanted.identity, random);
@@ -477,7 +489,11 @@ impl State {
         request: u64,
         era: Era,
     ) -> Result<Reply, Failure> {
-        let key = key(&by.identity, service, perspective).map_err(|error| match error {
+        let key = key(&by.identity, service, perspective).inspect_err(|_| {
+            let what = format!("{service}/{}", perspective.unwrap_or_default());
+            self.shared.guard.refused(by.identity.name.as_str(), &self.peer, &what, "no such key");
+        });
+        let key = key.map_err(|error| match error {
             NoKey::NotFound(_) => Failure::new("twisted.cred.error.KeyNotFound", error.to_string()),
             NoKey::NoneFor => Failure::new("twisted.python.failure.DefaultException", error.to_string()),
             NoKey::Name(_) => Failure::new("ValueError", error.to_string()),

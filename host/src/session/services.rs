@@ -8,7 +8,7 @@ use plugin_api::abi::frame::{ToHost, ToLibrary};
 
 use super::connection::End;
 use super::desk::{Asked, Attached, Era, InFlight, Object, Parked, State};
-use super::references::{give_back, reference, settle, translate_out};
+use super::references::{give_back, reference, translate_out};
 use crate::cred::Key;
 use crate::cred::login::Proven;
 use crate::multiservice::Known;
@@ -403,7 +403,7 @@ impl State {
             }
         }
         let jelly = Jelly::new(value, scanned.references, 0, value.len());
-        let (held, sent, slot, attachment) = (&self.held, &mut self.sent, call.slot, call.attachment);
+        let (held, slot, attachment) = (&self.held, call.slot, call.attachment);
         let connection = self.number;
         let mut exported = Vec::new();
         let written = output.answer_translated(call.request, &jelly, |tables, reference| {
@@ -413,7 +413,7 @@ impl State {
             }
             Ok::<_, Failure>(translated.0)
         });
-        settle(output, sent, exported, written.is_ok());
+        self.settle(output, attachment, exported, written.is_ok());
         written
     }
 
@@ -448,7 +448,7 @@ impl State {
         self.scan_both(arguments, keywords)?;
         let arguments = Jelly::new(arguments, self.scanner.last().references, 0, arguments.len());
         let keywords = Jelly::new(keywords, self.keyword_scanner.last().references, 0, keywords.len());
-        let (held, sent, connection) = (&self.held, &mut self.sent, self.number);
+        let (held, connection) = (&self.held, self.number);
         let mut exported = Vec::new();
         let target = Target::Luid(luid);
         let written = output.call_translated(target, method, answer, &arguments, &keywords, |tables, reference| {
@@ -458,7 +458,7 @@ impl State {
             }
             Ok::<_, Failure>(translated.0)
         });
-        settle(output, sent, exported, written.is_ok());
+        self.settle(output, attachment, exported, written.is_ok());
         Ok((written?, owner))
     }
 
@@ -482,21 +482,22 @@ impl State {
 
     /// A service tells of a change to a cached object of its own: the client hears of it if it has the object.
     fn update(&mut self, output: &mut Out, slot: u64, object: u64, method: &str, arguments: &[u8], keywords: &[u8]) {
-        let Some(luid) = output.tables.cached_as(&Object::Cached { slot, object }) else {
+        let cached = Object::Cached { slot, object };
+        let Some(luid) = output.tables.cached_as(&cached).filter(|_| self.has_cached(&cached)) else {
             return;
         };
         let attachment = self.attachment_to(slot);
         let told = self.scan_both(arguments, keywords).and_then(|()| {
             let arguments = Jelly::new(arguments, self.scanner.last().references, 0, arguments.len());
             let keywords = Jelly::new(keywords, self.keyword_scanner.last().references, 0, keywords.len());
-            let (held, sent, connection) = (&self.held, &mut self.sent, self.number);
+            let (held, connection) = (&self.held, self.number);
             let mut exported = Vec::new();
             let written = output.update_translated(luid, method, &arguments, &keywords, |tables, reference| {
                 let translated = translate_out(tables, held, connection, slot, attachment, reference)?;
                 exported.extend(translated.1);
                 Ok::<_, Failure>(translated.0)
             });
-            settle(output, sent, exported, written.is_ok());
+            self.settle(output, attachment, exported, written.is_ok());
             written
         });
         if let Err(failure) = told {

@@ -3,7 +3,7 @@
 //! Each line has a digest of itself and of the line before it, by a key that is sealed under `master.key`: whoever can
 //! write to the store, but has not that key, cannot change, remove or reorder lines so that it fits again. That lines
 //! were cut off at the end shows by the *head*: the last line's number and digest, kept in a file beside the store
-//! (`audit.head`), and wherever else the operator notes it down.
+//! (`audit.head`, with a digest of its own by the same key), and wherever else the operator notes it down.
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -12,6 +12,9 @@ use crate::cred::StoreSecret;
 
 /// What the digests are for.
 const PURPOSE: &str = "audit trail, version 1";
+
+/// What the head's own digest is for.
+const HEAD_PURPOSE: &str = "head of the audit trail, version 1";
 
 /// Something that has happened.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -116,6 +119,27 @@ impl Head {
     }
 }
 
+impl Head {
+    /// As it is noted down beside the store: with a digest of its own, so that who can write there cannot note down
+    /// another line's.
+    #[must_use]
+    pub fn sealed(&self, secret: &StoreSecret) -> String {
+        format!("{self} {}", self.seal(secret))
+    }
+
+    /// Reads what [`Head::sealed`] has written.
+    #[must_use]
+    pub fn unsealed(text: &str, secret: &StoreSecret) -> Option<Self> {
+        let (head, seal) = text.trim().rsplit_once(' ')?;
+        Self::parse(head).filter(|head| head.seal(secret) == seal)
+    }
+
+    fn seal(&self, secret: &StoreSecret) -> String {
+        let parts = [&self.number.to_le_bytes(), self.digest.as_bytes()];
+        data_encoding::HEXLOWER.encode(&secret.digest(HEAD_PURPOSE, &parts))
+    }
+}
+
 impl std::fmt::Display for Head {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{} {}", self.number, self.digest)
@@ -206,6 +230,18 @@ mod tests {
             [0, 2, 1, 3, 4].iter().zip(1..).map(|(at, number)| Line { number, ..lines[*at].clone() }).collect();
         assert_eq!(verify(&renumbered, None), Err(Broken::Changed(2)));
         assert_eq!(verify(&lines[..3], Some(head)), Err(Broken::Short(3, 5)));
+    }
+
+    #[test]
+    fn a_head_is_noted_down_by_who_has_the_key_alone() {
+        let secret = StoreSecret::new([1; 32]);
+        let lines = trail(&secret);
+        let head = |at: usize| Head { number: lines[at].number, digest: lines[at].digest.clone() };
+        assert_eq!(Head::unsealed(&head(4).sealed(&secret), &secret), Some(head(4)));
+        // What stands in the store is not enough, and neither is the seal of another line.
+        assert_eq!(Head::unsealed(&head(2).to_string(), &secret), None);
+        let moved = head(4).sealed(&secret).replace(&head(4).to_string(), &head(2).to_string());
+        assert_eq!(Head::unsealed(&moved, &secret), None);
     }
 
     #[test]

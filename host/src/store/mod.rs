@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 pub use authorizer::StoreAuthorizer;
 pub use memory::MemoryStore;
-pub use record::{Record, RecordError};
+pub use record::{LATEST, Record, RecordError};
 pub use sqlite::{OpenError, SqliteStore};
 
 use crate::cred::throttle::Counter;

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::cred::{Credential, Identity, Key, NameError, ProofBy, PublicKey, Sealed};
+use crate::cred::{Credential, Identity, Key, NameError, ProofBy, PublicKey, Sealed, check_label};
 
 /// An identity in JSON. What is absent takes its default, so that what is written today is read tomorrow.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -58,6 +58,13 @@ pub struct CredentialRecord {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub token: Option<String>,
 }
+
+/// So many credentials an identity of a record may have.
+const MOST_CREDENTIALS: usize = 1000;
+/// Numbers of credentials are smaller.
+const LAST: u64 = 1 << 53;
+/// The last second of the year 9999.
+pub const LATEST: u64 = 253_402_300_799;
 
 /// Why a record is no identity.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -139,9 +146,19 @@ impl Record {
                 .ok_or_else(|| RecordError::Content(format!("the key {key:?} is not \"service/perspective\"")))?;
             identity.keyring.add(Key::new(named.0, named.1)?);
         }
+        if self.credentials.len() > MOST_CREDENTIALS {
+            return Err(RecordError::Content(format!("more than {MOST_CREDENTIALS} credentials")));
+        }
         for (index, record) in self.credentials.iter().enumerate() {
-            let proof =
-                record.proof().map_err(|why| RecordError::Content(format!("credential {}: {why}", index + 1)))?;
+            let wrong = |why: String| RecordError::Content(format!("credential {}: {why}", index + 1));
+            check_label(&record.label).map_err(|error| wrong(error.to_string()))?;
+            if record.id >= LAST || self.next >= LAST {
+                return Err(wrong("its number, or the next one, is too large".to_owned()));
+            }
+            if record.created > LATEST || record.expires.is_some_and(|expires| expires > LATEST) {
+                return Err(wrong("its times are seconds since 1970, up to the year 9999".to_owned()));
+            }
+            let proof = record.proof().map_err(wrong)?;
             let id = if record.id == 0 { identity.next } else { record.id };
             identity.next = identity.next.max(id + 1);
             if identity.has(id) {

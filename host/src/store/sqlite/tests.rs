@@ -1,9 +1,9 @@
 use std::sync::Arc;
 
 use super::*;
-use crate::cred::{Identity, Token};
+use crate::cred::{Identity, ProofBy, Token};
 use crate::store::audit::{Event, Head, Verifier};
-use crate::store::wait;
+use crate::store::{Change, wait};
 
 fn key() -> MasterKey {
     MasterKey::new([1; 32])
@@ -143,6 +143,17 @@ fn of_an_identitys_sources_the_latest_are_kept() {
     }
     let known = |at: u8| wait(|done| store.is_known_source("alice", &[at; 16], done)).unwrap();
     assert!(known(19) && known(4) && !known(3));
+    // One that is used again and again is not among the oldest, whenever it was seen first.
+    let day = 86_400;
+    let seen = |source: u8, at: u64| {
+        let source = Write::Source { name: "alice".to_owned(), source: [source; 16], at };
+        commit(&store, vec![source]).unwrap();
+    };
+    for at in 1..=30u8 {
+        seen(100 + at, u64::from(at) * 2 * day);
+        seen(19, u64::from(at) * 2 * day);
+    }
+    assert!(known(19) && known(130) && !known(100));
 }
 
 #[test]
@@ -154,7 +165,7 @@ fn the_audit_trail_fits_across_starts_and_its_head_is_noted_down() {
     drop(store);
     let store = open(&path);
     commit(&store, vec![Write::Audit(Event::new("three"))]).unwrap();
-    let head = Head::parse(&fs::read_to_string(store.head()).unwrap()).unwrap();
+    let head = Head::unsealed(&fs::read_to_string(store.head()).unwrap(), store.secret()).unwrap();
     let mut verifier = Verifier::new(store.secret(), Some(head.clone()));
     for line in wait(|done| store.audit(0, 100, done)).unwrap() {
         verifier.line(&line).unwrap();
@@ -204,6 +215,52 @@ fn a_backup_is_sound_and_damage_is_found() {
     bytes[middle..middle + 4096].fill(0xff);
     fs::write(&to, bytes).unwrap();
     assert!(SqliteStore::verify(&to, &key()).is_err());
+}
+
+#[test]
+fn a_backup_ends_though_the_store_is_written_to_all_the_time() {
+    let (folder, store) = store();
+    // More than is copied in one step.
+    for number in 0..200 {
+        commit(&store, vec![state(&format!("p{number}"), 0, &[b'x'; 100_000])]).unwrap();
+    }
+    let (store, to) = (&store, folder.path().join("backup.db"));
+    let mut version = 0;
+    store
+        .backup(&to, |_, _| {
+            commit(store, vec![state("busy", version, b"x")]).unwrap();
+            version += 1;
+        })
+        .unwrap();
+    assert!(version > 2, "it took some steps");
+    SqliteStore::verify(&to, &key()).unwrap();
+    assert_eq!(saved(&open(&to), "busy"), None, "it is all of one commit");
+}
+
+#[test]
+fn a_backup_is_put_back_whole_and_what_was_there_is_kept_each_time() {
+    let (folder, store) = store();
+    let (path, to) = (folder.path().join("store.db"), folder.path().join("backup.db"));
+    commit(&store, vec![state("alice", 0, b"then")]).unwrap();
+    store.backup(&to, |_, _| {}).unwrap();
+    commit(&store, vec![state("alice", 1, b"now")]).unwrap();
+    drop(store);
+    let first = SqliteStore::restore(&to, &path, &key(), 5).unwrap().unwrap();
+    assert_eq!(saved(&open(&path), "alice").unwrap().state, b"then");
+    let second = SqliteStore::restore(&to, &path, &key(), 5).unwrap().unwrap();
+    assert_ne!(first, second);
+    assert_eq!(saved(&open(&first), "alice").unwrap().state, b"now", "the first is still what was there first");
+    // What a newer program has written, and what does not fit in itself, changes nothing.
+    let state = |what: &str| Connection::open(&to).unwrap().execute_batch(what).unwrap();
+    state("PRAGMA user_version = 99");
+    assert!(matches!(SqliteStore::restore(&to, &path, &key(), 6), Err(OpenError::Newer { .. })));
+    state("PRAGMA user_version = 1; INSERT INTO identity VALUES ('mallory', 1, '{}')");
+    let refused = SqliteStore::restore(&to, &path, &key(), 6).unwrap_err().to_string();
+    assert!(refused.contains("the identity mallory cannot be read"), "{refused}");
+    state("DELETE FROM identity; INSERT INTO audit VALUES (1, '{}', 'forged')");
+    let refused = SqliteStore::restore(&to, &path, &key(), 6).unwrap_err().to_string();
+    assert!(refused.contains("its audit trail: line 1"), "{refused}");
+    assert!(!folder.path().join("store.db.new").exists() && saved(&open(&path), "alice").is_some());
 }
 
 #[test]

@@ -1,0 +1,129 @@
+//! From a path to a store: whose file it is, its format, and the secret in it.
+
+use std::path::Path;
+use std::time::Duration;
+
+use rusqlite::{Connection, OptionalExtension, TransactionBehavior, params};
+
+use super::{APPLICATION, FAILURES, OpenError, SECRET};
+use crate::cred::{CredentialError, MasterKey, Sealed, StoreSecret};
+
+/// Steps from an empty file to today's, in order. Only ever appended to.
+pub(super) const MIGRATIONS: [&str; 1] = ["
+    CREATE TABLE meta (key TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
+    CREATE TABLE identity (
+        name TEXT PRIMARY KEY,
+        version INTEGER NOT NULL,
+        record TEXT NOT NULL
+    ) WITHOUT ROWID;
+    CREATE TABLE token (digest BLOB PRIMARY KEY, name TEXT NOT NULL) WITHOUT ROWID;
+    CREATE INDEX token_name ON token (name);
+    CREATE TABLE source (
+        name TEXT NOT NULL,
+        source BLOB NOT NULL,
+        at INTEGER NOT NULL,
+        PRIMARY KEY (name, source)
+    ) WITHOUT ROWID;
+    CREATE TABLE failure (name BLOB NOT NULL, source BLOB NOT NULL, count INTEGER NOT NULL, PRIMARY KEY (name, source))
+        WITHOUT ROWID;
+    CREATE TABLE state (
+        service TEXT NOT NULL,
+        perspective TEXT NOT NULL,
+        version INTEGER NOT NULL,
+        state BLOB NOT NULL,
+        PRIMARY KEY (service, perspective)
+    );
+    CREATE TABLE data_version (service TEXT PRIMARY KEY, version INTEGER NOT NULL) WITHOUT ROWID;
+    CREATE TABLE data (service TEXT NOT NULL, key BLOB NOT NULL, value BLOB NOT NULL, PRIMARY KEY (service, key))
+        WITHOUT ROWID;
+    CREATE TABLE audit (number INTEGER PRIMARY KEY, text TEXT NOT NULL, digest TEXT NOT NULL);
+"];
+pub(super) fn prepare(connection: &Connection) -> rusqlite::Result<()> {
+    connection.busy_timeout(Duration::from_secs(5))?;
+    connection.pragma_update(None, "journal_mode", "WAL")?;
+    connection.pragma_update(None, "synchronous", "FULL")?;
+    // What is deleted, a sealed verifier say, is overwritten.
+    connection.pragma_update(None, "secure_delete", true)?;
+    connection.set_prepared_statement_cache_capacity(64);
+    Ok(())
+}
+
+/// Whether the file is this program's, or nobody's yet, and of a format that is known here: which.
+pub(super) fn belongs(connection: &Connection, path: &Path) -> Result<usize, OpenError> {
+    let number = |pragma: &str| connection.pragma_query_value(None, pragma, |row| row.get::<_, i32>(0));
+    // What is no database at all is not this program's either.
+    let foreign = |_| OpenError::Foreign(path.to_owned());
+    let (application, format) = (number("application_id").map_err(foreign)?, number("user_version").map_err(foreign)?);
+    let format = usize::try_from(format).unwrap_or(usize::MAX);
+    let tables: u32 =
+        connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0)).map_err(foreign)?;
+    if application != APPLICATION && (application != 0 || tables > 0) {
+        return Err(OpenError::Foreign(path.to_owned()));
+    }
+    if format > MIGRATIONS.len() {
+        return Err(OpenError::Newer { path: path.to_owned(), found: format, known: MIGRATIONS.len() });
+    }
+    Ok(format)
+}
+
+/// Brings the format up to today's.
+pub(super) fn migrate(connection: &mut Connection, path: &Path) -> Result<(), OpenError> {
+    let sqlite = |error| OpenError::Sqlite { path: path.to_owned(), error };
+    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(sqlite)?;
+    let format = belongs(&transaction, path)?;
+    if format < MIGRATIONS.len() {
+        for step in &MIGRATIONS[format..] {
+            transaction.execute_batch(step).map_err(sqlite)?;
+        }
+        transaction.pragma_update(None, "application_id", APPLICATION).map_err(sqlite)?;
+        transaction.pragma_update(None, "user_version", MIGRATIONS.len() as u32).map_err(sqlite)?;
+    }
+    let trimmed = "DELETE FROM failure WHERE (SELECT count(*) FROM failure) > ?1 AND (name, source) NOT IN
+                       (SELECT name, source FROM failure ORDER BY count DESC LIMIT ?1)";
+    transaction.execute(trimmed, [FAILURES]).map_err(sqlite)?;
+    transaction.commit().map_err(sqlite)
+}
+
+/// The secret in a store, if it has one.
+pub(super) fn secret_of(
+    connection: &Connection,
+    path: &Path,
+    key: &MasterKey,
+) -> Result<Option<StoreSecret>, OpenError> {
+    let sqlite = |error| OpenError::Sqlite { path: path.to_owned(), error };
+    let sealed: Option<Vec<u8>> = connection
+        .query_row("SELECT value FROM meta WHERE key = ?1", [SECRET], |row| row.get(0))
+        .optional()
+        .map_err(sqlite)?;
+    let Some(sealed) = sealed else { return Ok(None) };
+    let wrong = |error| OpenError::Key(path.to_owned(), error);
+    let plain = key.unseal(&Sealed(sealed), SECRET.as_bytes()).map_err(wrong)?;
+    let bytes = plain.as_slice().try_into().map_err(|_| wrong(CredentialError::Sealed))?;
+    Ok(Some(StoreSecret::new(bytes)))
+}
+
+/// The secret in a store; of these random bytes, if it has none yet.
+pub(super) fn secret(
+    connection: &Connection,
+    path: &Path,
+    key: &MasterKey,
+    random: &[u8; 56],
+) -> Result<StoreSecret, OpenError> {
+    let sqlite = |error| OpenError::Sqlite { path: path.to_owned(), error };
+    if let Some(secret) = secret_of(connection, path, key)? {
+        return Ok(secret);
+    }
+    let (mut new, mut nonce) = ([0; 32], [0; 24]);
+    new.copy_from_slice(&random[..32]);
+    nonce.copy_from_slice(&random[32..]);
+    let sealed = key.seal(&new, SECRET.as_bytes(), &nonce);
+    connection.execute("INSERT INTO meta VALUES (?1, ?2)", params![SECRET, sealed.0]).map_err(sqlite)?;
+    Ok(StoreSecret::new(new))
+}
+
+pub(super) fn check(connection: &Connection, path: &Path) -> Result<(), OpenError> {
+    let said: String = connection
+        .query_row("PRAGMA integrity_check(1)", [], |row| row.get(0))
+        .map_err(|error| OpenError::Sqlite { path: path.to_owned(), error })?;
+    if said == "ok" { Ok(()) } else { Err(OpenError::Damaged { path: path.to_owned(), what: said }) }
+}

@@ -1,0 +1,257 @@
+//! The thread that writes: what waits while it commits is committed together, next.
+
+use std::fs;
+use std::io::Write as _;
+use std::path::Path;
+use std::sync::mpsc::Receiver;
+use std::time::{Duration, Instant};
+
+use rusqlite::{Connection, OptionalExtension, TransactionBehavior};
+
+use super::Job;
+use crate::cred::throttle::Counter;
+use crate::cred::{ProofBy, StoreSecret};
+use crate::store::{Change, Done, Record, StoreError, Write, audit};
+
+/// So many bytes of writes are committed together, at most.
+const GROUP_BYTES: usize = 16 << 20;
+/// What nobody waits for is written so long after it came at most, together with what has come since.
+const LINGER: Duration = Duration::from_millis(20);
+/// So many sources are kept of an identity's: the latest.
+const SOURCES: u32 = 16;
+/// The thread that writes.
+pub(super) fn write(mut connection: Connection, jobs: &Receiver<Job>, secret: &StoreSecret, head: &Path) {
+    while let Ok(first) = jobs.recv() {
+        let mut size = first.size();
+        let mut urgent = first.is_urgent();
+        let mut group = vec![first];
+        let by = Instant::now() + LINGER;
+        while size < GROUP_BYTES {
+            let next = match urgent {
+                true => jobs.try_recv().ok(),
+                // Nobody waits for what there is: some more may come.
+                false => jobs.recv_timeout(by.saturating_duration_since(Instant::now())).ok(),
+            };
+            let Some(job) = next else { break };
+            size += job.size();
+            urgent |= job.is_urgent();
+            group.push(job);
+        }
+        commit(&mut connection, group, secret, head);
+    }
+}
+
+impl Job {
+    /// Whether somebody waits for it: not for lines of the trail, and what else follows a login.
+    fn is_urgent(&self) -> bool {
+        !self.writes.iter().all(|write| matches!(write, Write::Audit(_) | Write::Source { .. } | Write::Failures(..)))
+    }
+
+    fn size(&self) -> usize {
+        let size = |write: &Write| match write {
+            Write::State(change) => change.state.len(),
+            Write::Data { entries, .. } => {
+                entries.iter().map(|(key, value)| key.len() + value.as_ref().map_or(0, Vec::len)).sum()
+            }
+            _ => 1024,
+        };
+        self.writes.iter().map(size).sum()
+    }
+}
+
+/// Commits a group: each job whole or not at all, whatever becomes of the others, unless the disk refuses all.
+fn commit(connection: &mut Connection, group: Vec<Job>, secret: &StoreSecret, head: &Path) {
+    let (done, jobs): (Vec<Done<()>>, Vec<Vec<Write>>) = group.into_iter().map(|job| (job.done, job.writes)).unzip();
+    let mut last = None;
+    let mut before = None;
+    let results = (|| -> rusqlite::Result<Vec<Result<(), StoreError>>> {
+        let mut transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        let mut results = Vec::with_capacity(jobs.len());
+        for writes in &jobs {
+            let savepoint = transaction.savepoint()?;
+            let mut written = Ok(());
+            for write in writes {
+                written = apply(&savepoint, write, secret, &mut last);
+                if written.is_err() {
+                    break;
+                }
+            }
+            match &written {
+                Ok(()) => {
+                    savepoint.commit()?;
+                    before.clone_from(&last);
+                }
+                Err(_) => {
+                    last.clone_from(&before);
+                    // Rolled back by its drop; if the whole transaction is gone, nothing of the group was done.
+                    drop(savepoint);
+                    if transaction.is_autocommit() {
+                        return Err(rusqlite::Error::ToSqlConversionFailure(
+                            written.err().map_or_else(String::new, |error| error.to_string()).into(),
+                        ));
+                    }
+                }
+            }
+            results.push(written);
+        }
+        transaction.commit()?;
+        Ok(results)
+    })();
+    match results {
+        Ok(results) => {
+            if let Some(head_line) = last {
+                note_head(head, &head_line.sealed(secret));
+            }
+            for (done, result) in done.into_iter().zip(results) {
+                done(result);
+            }
+        }
+        Err(error) => {
+            let error = match error {
+                rusqlite::Error::ToSqlConversionFailure(said) => StoreError::Failed(said.to_string()),
+                error => error.into(),
+            };
+            tracing::error!(%error, "nothing could be committed");
+            for done in done {
+                done(Err(error.clone()));
+            }
+        }
+    }
+}
+
+/// Notes the trail's head down. It may be an older one after a power cut, never a newer one.
+fn note_head(path: &Path, head: &str) {
+    use std::os::unix::fs::OpenOptionsExt;
+    let half = path.with_extension("head.new");
+    let noted = fs::OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(&half)
+        .and_then(|mut file| writeln!(file, "{head}"))
+        .and_then(|()| fs::rename(&half, path));
+    if let Err(error) = noted {
+        tracing::warn!(%error, "the head of the audit trail cannot be noted down in {}", path.display());
+    }
+}
+
+fn apply(
+    connection: &Connection,
+    write: &Write,
+    secret: &StoreSecret,
+    last: &mut Option<audit::Head>,
+) -> Result<(), StoreError> {
+    let run = |sql: &str, values: &[&dyn rusqlite::ToSql]| connection.prepare_cached(sql)?.execute(values);
+    let must = |changed: usize, what: String| if changed == 1 { Ok(()) } else { Err(StoreError::Conflict(what)) };
+    match write {
+        Write::State(Change { service, perspective, state, base, version }) => {
+            let changed = if *base == 0 {
+                run(
+                    "INSERT INTO state (service, perspective, version, state) VALUES (?1, ?2, ?3, ?4)
+                     ON CONFLICT DO NOTHING",
+                    &[service, perspective, &version.cast_signed(), state],
+                )?
+            } else {
+                run(
+                    "UPDATE state SET version = ?3, state = ?4
+                     WHERE service = ?1 AND perspective = ?2 AND version = ?5",
+                    &[service, perspective, &version.cast_signed(), state, &base.cast_signed()],
+                )?
+            };
+            must(changed, format!("the state of {service}/{perspective}"))
+        }
+        Write::Data { service, base, entries } => {
+            let changed = run(
+                "INSERT INTO data_version (service, version) VALUES (?1, ?2 + 1)
+                 ON CONFLICT DO UPDATE SET version = ?2 + 1 WHERE version = ?2",
+                &[service, &base.cast_signed()],
+            )?;
+            must(changed, format!("the data of {service}"))?;
+            for (key, value) in entries {
+                match value {
+                    Some(value) => run(
+                        "INSERT INTO data (service, key, value) VALUES (?1, ?2, ?3)
+                         ON CONFLICT DO UPDATE SET value = ?3",
+                        &[service, key, value],
+                    )?,
+                    None => run("DELETE FROM data WHERE service = ?1 AND key = ?2", &[service, key])?,
+                };
+            }
+            Ok(())
+        }
+        Write::Identity { identity, base } => {
+            let name = identity.name.as_str();
+            let record = serde_json::to_string(&Record::from(&**identity))
+                .map_err(|error| StoreError::Failed(error.to_string()))?;
+            let changed = if *base == 0 {
+                run("INSERT INTO identity VALUES (?1, 1, ?2) ON CONFLICT DO NOTHING", &[&name, &record])?
+            } else {
+                run("DELETE FROM token WHERE name = ?1", &[&name])?;
+                run(
+                    "UPDATE identity SET version = ?2 + 1, record = ?3 WHERE name = ?1 AND version = ?2",
+                    &[&name, &base.cast_signed(), &record],
+                )?
+            };
+            must(changed, format!("the identity {name}"))?;
+            for credential in &identity.credentials {
+                if let ProofBy::Token(digest) = &credential.proof {
+                    run("INSERT INTO token VALUES (?1, ?2)", &[&digest.as_slice(), &name])?;
+                }
+            }
+            Ok(())
+        }
+        Write::Remove { name, base } => {
+            let changed = run("DELETE FROM identity WHERE name = ?1 AND version = ?2", &[name, &base.cast_signed()])?;
+            must(changed, format!("the identity {name}"))?;
+            run("DELETE FROM token WHERE name = ?1", &[name])?;
+            run("DELETE FROM source WHERE name = ?1", &[name])?;
+            Ok(())
+        }
+        Write::Source { name, source, at } => {
+            // Once a day is enough to know which are in use.
+            let changed = run(
+                "INSERT INTO source VALUES (?1, ?2, ?3) ON CONFLICT DO UPDATE SET at = ?3 WHERE at < ?3 - 86400",
+                &[name, &source.as_slice(), &at.cast_signed()],
+            )?;
+            if changed == 0 {
+                return Ok(());
+            }
+            run(
+                "DELETE FROM source WHERE name = ?1 AND source NOT IN
+                     (SELECT source FROM source WHERE name = ?1 ORDER BY at DESC LIMIT ?2)",
+                &[name, &SOURCES],
+            )?;
+            Ok(())
+        }
+        Write::Failures(Counter { name, source }, count) => {
+            let source = source.as_ref().map_or(&[][..], |source| source.as_slice());
+            if *count == 0 {
+                run("DELETE FROM failure WHERE name = ?1 AND source = ?2", &[&name.as_slice(), &source])?;
+            } else {
+                run(
+                    "INSERT INTO failure VALUES (?1, ?2, ?3) ON CONFLICT DO UPDATE SET count = ?3",
+                    &[&name.as_slice(), &source, count],
+                )?;
+            }
+            Ok(())
+        }
+        Write::Audit(event) => {
+            let before = match last.take() {
+                Some(before) => before,
+                None => connection
+                    .prepare_cached("SELECT number, digest FROM audit ORDER BY number DESC LIMIT 1")?
+                    .query_row([], |row| {
+                        Ok(audit::Head { number: row.get::<_, i64>(0)?.cast_unsigned(), digest: row.get(1)? })
+                    })
+                    .optional()?
+                    .unwrap_or(audit::Head { number: 0, digest: audit::BEGINNING.to_owned() }),
+            };
+            let (number, text) = (before.number + 1, event.text());
+            let digest = audit::digest(secret, &before.digest, number, &text);
+            run("INSERT INTO audit VALUES (?1, ?2, ?3)", &[&number.cast_signed(), &text, &digest])?;
+            *last = Some(audit::Head { number, digest });
+            Ok(())
+        }
+    }
+}
