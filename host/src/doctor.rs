@@ -1,11 +1,13 @@
 //! What an operator would want to know before something goes wrong.
 
+use std::path::{Path, PathBuf};
+
 use serde::{Deserialize, Serialize};
 
 use crate::accounts::Accounts;
-use crate::config::{ConfigFile, Home};
-use crate::cred::ProofBy;
-use crate::session::tls::Certificates;
+use crate::config::{ConfigFile, Home, private};
+use crate::session::tls::{self, Certificates};
+use crate::store::now;
 
 /// Something that was looked at.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -22,20 +24,40 @@ fn finding(level: &str, what: impl Into<String>, hint: Option<&str>) -> Finding 
     Finding { level: level.to_owned(), what: what.into(), hint: hint.map(str::to_owned) }
 }
 
-/// Looks at everything about a home.
+/// Looks at everything about a home. `progress` hears how many identities were looked at.
 #[must_use]
-pub fn examine(accounts: &Accounts) -> Vec<Finding> {
+pub fn examine(accounts: &Accounts, progress: &mut dyn FnMut(u64)) -> Vec<Finding> {
     let mut found = Vec::new();
-    let home = accounts.home();
     found.push(match accounts.store().check() {
         Ok(()) => finding("ok", "the store is sound", None),
         Err(error) => finding("wrong", error.to_string(), Some("`credhost restore FILE` goes back to a backup")),
     });
-    found.push(verifiers(accounts));
+    found.push(verifiers(accounts, progress));
+    if accounts.key().parts() > 1 {
+        let what =
+            "master.key was being replaced, and that came to no end: the old one still opens some of what is sealed";
+        found.push(finding("warning", what, Some("`credhost master-key replace` goes on with it")));
+    }
     if let Some(weaker) = accounts.rules().weaker_than_standard() {
         found.push(finding("warning", weaker, Some("[password] shortest in credhost.toml")));
     }
+    found.extend(files(accounts.home()));
+    found
+}
+
+/// Looks at the files of a home, which can be done though its store cannot be opened.
+#[must_use]
+pub fn files(home: &Home) -> Vec<Finding> {
+    let mut found = Vec::new();
     settings(home, &mut found);
+    let beside = |ending: &str| PathBuf::from(format!("{}{ending}", home.store().display()));
+    let head = home.store().with_file_name("audit.head");
+    let secret = [home.master_key(), home.store(), beside("-wal"), beside("-shm"), head, home.tls().join("ca.key")];
+    for file in secret.iter().filter(|file| file.exists()) {
+        if let Err(error) = private(file, 0o600) {
+            found.push(finding("wrong", error.to_string(), None));
+        }
+    }
     let space = rustix::fs::statvfs(home.path()).map(|about| about.f_bavail.saturating_mul(about.f_frsize));
     found.push(match space {
         Ok(free) if free < 100 << 20 => {
@@ -53,37 +75,67 @@ pub fn examine(accounts: &Accounts) -> Vec<Finding> {
     found
 }
 
-fn verifiers(accounts: &Accounts) -> Finding {
-    let page = match accounts.page(None, 100) {
-        Ok(page) => page,
-        Err(error) => return finding("wrong", error.to_string(), None),
-    };
-    for identity in page {
-        for credential in &identity.credentials {
-            if let ProofBy::Password { verifier: Some(sealed), .. } = &credential.proof
-                && sealed.open(accounts.key(), identity.name.as_str()).is_err()
-            {
-                let what = format!("what is sealed for {} does not open with master.key", identity.name);
-                return finding("wrong", what, Some("restore master.key from a backup, or set the password anew"));
+fn verifiers(accounts: &Accounts, progress: &mut dyn FnMut(u64)) -> Finding {
+    const PAGE: usize = 1000;
+    let (mut seen, mut wrong, mut after) = (0, Vec::new(), None::<String>);
+    loop {
+        let page = match accounts.page(after.as_deref(), PAGE) {
+            Ok(page) => page,
+            Err(error) => {
+                return finding("wrong", error.to_string(), Some("`credhost restore FILE` goes back to a backup"));
+            }
+        };
+        for identity in &page {
+            let sealed =
+                identity.verifiers(0).any(|(_, sealed)| sealed.open(accounts.key(), identity.name.as_str()).is_err());
+            if sealed {
+                wrong.push(identity.name.to_string());
             }
         }
+        seen += page.len() as u64;
+        progress(seen);
+        match page.last() {
+            Some(last) if page.len() == PAGE => after = Some(last.name.to_string()),
+            _ => break,
+        }
     }
-    finding("ok", "master.key opens what is sealed", None)
+    match wrong.as_slice() {
+        [] => finding("ok", "master.key opens what is sealed", None),
+        [first, rest @ ..] => {
+            let more = if rest.is_empty() { String::new() } else { format!(" and {} more", rest.len()) };
+            let what = format!("what is sealed for {first}{more} does not open with master.key");
+            finding("wrong", what, Some("restore master.key from a backup, or set the passwords anew"))
+        }
+    }
+}
+
+/// So long before its end a certificate is to be renewed, in seconds.
+const SOON: u64 = 30 * 86_400;
+
+fn certificate(path: &Path, key: &Path) -> Finding {
+    let until = match Certificates::load(path, key).and_then(|_| tls::until(path)) {
+        Ok(until) => until,
+        Err(error) => return finding("wrong", error.to_string(), Some("`credhost tls init` makes some")),
+    };
+    let (shown, left) = (path.display(), until.saturating_sub(now()));
+    let hint = Some("renew it, or `credhost tls init`; a running host takes it up by itself");
+    match left {
+        0 => finding("wrong", format!("{shown} has expired"), hint),
+        left if left < SOON => finding("warning", format!("{shown} expires in {} days", left / 86_400), hint),
+        left => finding("ok", format!("{shown} and its key can be used, for {} days", left / 86_400), None),
+    }
 }
 
 fn settings(home: &Home, found: &mut Vec<Finding>) {
     let settings = match ConfigFile::open(&home.config()).and_then(|file| file.settings()) {
         Ok(settings) => settings,
-        Err(error) => return found.push(finding("wrong", error.to_string(), None)),
+        Err(error) => return found.push(finding("wrong", error.to_string(), Some("put credhost.toml right"))),
     };
     let (certificate, key) = home.certificates(&settings.tls);
     let wanted =
         settings.pb.listen_tls.is_some() || settings.multiservice.values().any(|section| section.listen_tls.is_some());
     if certificate.exists() || wanted {
-        found.push(match Certificates::load(&certificate, &key) {
-            Ok(_) => finding("ok", format!("{} and its key can be used", certificate.display()), None),
-            Err(error) => finding("wrong", error.to_string(), Some("`credhost tls init` makes some")),
-        });
+        found.push(self::certificate(&certificate, &key));
     }
     if settings.pb.plaintext {
         let what = "[pb] plaintext = true: who can listen on the network reads everything but passwords";

@@ -171,6 +171,10 @@ fn a_crate_that_was_made_passes_its_own_tests_and_is_good() {
     let built = system_tests::target().join("authors/debug/libguest_book.so");
     let checked = author.sees(&format!("credhost check {}", built.display()));
     assert!(checked.contains("verdict") && checked.contains("good"), "{checked}");
+    // Names that Rust or the api have for something else are names of services all the same.
+    for name in ["service", "result", "test-host", "page"] {
+        author.sees(&format!("credhost new {name} && cd {name} && cargo check --quiet --tests"));
+    }
     let again = author.types("credhost new guest-book");
     assert!(String::from_utf8_lossy(&again.stderr).contains("is there already"));
     let wrong = author.types("credhost new 'Guest Book'");

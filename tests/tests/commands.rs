@@ -124,3 +124,67 @@ fn answers_are_json_on_request() {
     assert_eq!(call(&["echo", r#"{"a": [1, null, "x"]}"#]), r#"{"a":[1,null,"x"]}"#);
     assert_eq!(call(&["note"]), r#"{"text":"hi","tags":["a","b"]}"#);
 }
+
+#[test]
+fn what_cannot_be_imported_is_named_and_takes_nothing_else_along() {
+    let home = TestHome::new();
+    home.make();
+    home.run(&["identity", "add", "alice", "--no-password"], "");
+    home.run(&["token", "new", "alice", "--label", "ci"], "");
+    let export = home.run(&["identity", "export"], "");
+    let token = export.split("\"token\":\"").nth(1).and_then(|rest| rest.split('"').next()).expect("a digest");
+    let key = "\"pubkey\": \"ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAILM+rvN+ot98qgEN796jTiQfZfG1KaT0PtFDJ/XFSqti\"";
+    let records = [
+        "{\"name\": \"good\"}".to_owned(),
+        format!("{{\"name\": \"thief\", \"credentials\": [{{\"label\": \"x\", \"token\": \"{token}\"}}]}}"),
+        format!(
+            "{{\"name\": \"large\", \"credentials\": [{{\"label\": \"x\", \"id\": 18446744073709551615, {key}}}]}}"
+        ),
+        format!(
+            "{{\"name\": \"late\", \"credentials\": [{{\"label\": \"x\", \"expires\": 18446744073709551615, {key}}}]}}"
+        ),
+        format!("{{\"name\": \"red\", \"credentials\": [{{\"label\": \"\\u001b[31m\", {key}}}]}}"),
+        "{\"name\": \"also good\"}".to_owned(),
+    ];
+    // More than a request of the control protocol holds, together.
+    let many: Vec<String> = (0..2000)
+        .map(|number| {
+            let credentials: Vec<String> = (0..12).map(|at| format!("{{\"label\": \"{at:0250}\", {key}}}")).collect();
+            format!("{{\"name\": \"many{number}\", \"credentials\": [{}]}}", credentials.join(", "))
+        })
+        .collect();
+    let output = home.run_with(&["identity", "import", "-"], &records.join("\n"));
+    let (said, error) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    for (name, why) in [
+        ("thief", "its token \"x\" is another identity's, too"),
+        ("large", "its number, or the next one, is too large"),
+        ("late", "up to the year 9999"),
+        ("red", "it has a control character"),
+    ] {
+        assert!(said.lines().any(|line| line.contains(name) && line.contains(why)), "{name}: {said}");
+    }
+    assert!(said.contains("2 added") && error.contains("4 were refused"), "{said} {error}");
+    let host = home.start();
+    assert!(host.home.run(&["identity", "import", "-"], &many.join("\n")).contains("2000 added"));
+    assert!(host.home.refused(&["token", "new", "alice", "--expires", "9000y"], "").contains("year 9999"));
+}
+
+#[test]
+fn doctor_says_what_is_wrong_though_the_store_cannot_be_opened() {
+    use std::os::unix::fs::PermissionsExt;
+    let home = TestHome::new();
+    home.make();
+    home.run(&["tls", "init"], "");
+    let said = home.run(&["doctor"], "");
+    assert!(said.contains("the store is sound") && said.contains("cert.pem and its key can be used, for 39"), "{said}");
+    let key = home.path().join("master.key");
+    std::fs::rename(&key, home.path().join("elsewhere")).expect("it is there");
+    std::fs::set_permissions(home.path().join("audit.head"), std::fs::Permissions::from_mode(0o644))
+        .expect("it is ours");
+    let output = home.run_with(&["doctor"], "");
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(said.contains("master.key is missing") && said.contains("audit.head can be used by others"), "{said}");
+    assert!(said.contains("the disk has"), "the rest is looked at, too: {said}");
+    assert!(!key.exists(), "no other key is made in its place");
+}

@@ -235,3 +235,31 @@ fn guesses_at_once_are_counted_and_the_owner_gets_in_from_where_she_has_been_bef
         elsewhere.login("known0", right, None).await.expect("the operator has unlocked it");
     });
 }
+
+/// What a name is written like makes it no other name: neither for who guesses, nor for who unlocks it.
+#[test]
+fn two_spellings_of_a_name_are_guessed_at_as_one() {
+    let home = system_tests::host::TestHome::new();
+    home.make();
+    home.identity("Zo\u{eb}", "a-password", &["todo"]);
+    home.install("todo");
+    let host = home.start();
+    let spellings = ["Zo\u{eb}", "Zoe\u{308}"];
+    let tried = run(async {
+        let client = Client::new(tokio::net::TcpStream::connect(host.address()).await.expect("the door is open"));
+        let client = client.await.expect("it speaks PB");
+        let mut tried = 0;
+        loop {
+            let said = fail(&client, spellings[tried % 2], Words::Password).await;
+            if said.contains("too many failed logins") {
+                return tried;
+            }
+            tried += 1;
+        }
+    });
+    assert_eq!(tried, 3, "as many as of one name");
+    let shown = |name: &str| host.home.run(&["identity", "show", name, "--json"], "");
+    assert!(shown(spellings[1]).contains("\"failures\":3"), "{}", shown(spellings[1]));
+    host.home.run(&["identity", "unlock", spellings[1]], "");
+    assert!(shown(spellings[0]).contains("\"failures\":0"));
+}

@@ -178,6 +178,64 @@ fn master_key_can_be_replaced_while_the_host_runs_and_all_still_get_in() {
 }
 
 #[test]
+fn master_key_is_replaced_again_and_again_while_passwords_are_set_and_none_is_lost() {
+    let home = TestHome::new();
+    home.make();
+    home.install("todo");
+    let record = |name: &str| {
+        home.identity(name, "a-password", &["todo"]);
+        let export = home.run(&["identity", "export"], "");
+        export.lines().find(|line| line.contains(&format!("\"{name}\""))).expect("it is exported").to_owned()
+    };
+    let sealed = record("sealed");
+    let host = home.start();
+    let home = &host.home;
+    std::thread::scope(|scope| {
+        let replacing: Vec<_> = (0..3)
+            .map(|_| {
+                scope.spawn(|| {
+                    for _ in 0..5 {
+                        // One at a time: the others are told so.
+                        let output = home.run_with(&["master-key", "replace"], "");
+                        let error = String::from_utf8_lossy(&output.stderr).into_owned();
+                        assert!(output.status.success() || error.contains("being replaced already"), "{error}");
+                    }
+                })
+            })
+            .collect();
+        for number in 0.. {
+            if replacing.iter().all(std::thread::ScopedJoinHandle::is_finished) {
+                assert!(number > 0);
+                break;
+            }
+            home.run(&["identity", "add", &format!("new{number}"), "--password-stdin"], "a-password");
+            home.run(&["identity", "password", "sealed", "--password-stdin"], "a-password");
+        }
+    });
+    assert_eq!(std::fs::read(home.path().join("master.key")).expect("it is there").len(), 32);
+    assert!(home.run(&["doctor"], "").contains("master.key opens what is sealed"));
+    // What was sealed under a key that is gone is imported without: it opens nowhere.
+    let imported = home.run(&["identity", "import", "-", "--replace"], &sealed);
+    assert!(imported.contains("sealed under another master.key"), "{imported}");
+}
+
+#[test]
+fn a_token_is_not_sent_where_others_can_listen() {
+    let home = TestHome::new();
+    home.make();
+    home.identity("alice", "alice-pw", &["todo"]);
+    home.install("todo");
+    let token = home.run(&["token", "new", "alice"], "");
+    let host = home.start();
+    // An address of this machine's, which a command cannot know to be.
+    let target = format!("alice@0.0.0.0:{}/todo", host.port());
+    let output = host.home.run_with(&["call", &target, "list", "--token-stdin"], &token);
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && error.contains("was not sent") && error.contains("--tls"), "{error}");
+    assert!(!host.home.run(&["audit", "show"], "").contains("login "), "nobody has asked the host");
+}
+
+#[test]
 fn failures_outlive_the_host_and_the_operator_forgets_them_with_it_and_without() {
     let home = TestHome::new();
     home.make();

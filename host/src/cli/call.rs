@@ -107,10 +107,6 @@ impl Way<'_> {
                 }
             }
             With::Password(secret) => client.login(&name, &secret.0, None).await,
-            With::Token(_) if !self.private() => Err(Error::Failure(pb::Failure::new(
-                "twisted.cred.error.UnhandledCredentials",
-                "a token would go over the network in the clear, and was not sent",
-            ))),
             With::Token(token) => {
                 let avatar = client.login_token(&token.0, None).await?;
                 let (service, perspective) = match target.path.split_once('/') {
@@ -188,6 +184,10 @@ impl Call {
             _ => With::Password(password(self.password_stdin, &format!("password of {}: ", target.user), false)?),
         };
         let way = Way { target: &target, with, tls: self.tls, ca: self.ca };
+        if matches!(way.with, With::Token(_)) && !way.private() {
+            return Err(Trouble::new("the token would go over the network in the clear, and was not sent")
+                .hint("use the host's TLS port: --tls, and --ca FILE if its authority is one of its own"));
+        }
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let answer = runtime.block_on(async {
             let client = way.connect().await?;
@@ -208,6 +208,7 @@ fn refused(error: &Error, target: &Target) -> Trouble {
     match error {
         Error::Failure(failure) if failure.class == "twisted.cred.error.UnauthorizedLogin" => {
             Trouble::new(format!("{} is not let in: wrong name or password, key or token", target.user))
+                .hint("the operator sees the reason: credhost audit show --with login.refused")
         }
         Error::Failure(failure) if failure.is("twisted.cred.error.Unauthorized") => {
             Trouble::new(format!("{} has no key to {}", target.user, target.path)).hint(format!(

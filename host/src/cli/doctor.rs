@@ -3,7 +3,7 @@
 use clap::Args;
 use credhost::config::Home;
 use credhost::control::Request;
-use credhost::doctor::Finding;
+use credhost::doctor::{self, Finding};
 
 use super::home::ask;
 use super::{Output, Trouble};
@@ -13,8 +13,16 @@ pub(super) struct Doctor {}
 
 impl Doctor {
     pub(super) fn run(self, home: &Home, output: Output) -> Result<(), Trouble> {
-        let answer = ask(home, &Request::Doctor {})?;
-        let found: Vec<Finding> = serde_json::from_value(answer.clone())?;
+        let found: Vec<Finding> = match ask(home, &Request::Doctor {}) {
+            Ok(answer) => serde_json::from_value(answer)?,
+            Err(trouble) if !home.path().exists() => return Err(trouble),
+            // What can be looked at all the same.
+            Err(trouble) => {
+                let first = Finding { level: "wrong".to_owned(), what: trouble.error, hint: trouble.hint };
+                std::iter::once(first).chain(doctor::files(home)).collect()
+            }
+        };
+        let answer = serde_json::to_value(&found)?;
         output.show(&answer, || {
             let line = |finding: &Finding| {
                 let hint = finding.hint.as_ref().filter(|_| finding.level != "ok");

@@ -195,7 +195,7 @@ pub fn perform(
         Request::MasterKeyReplace {} => {
             json!({ "identities": accounts.rotate_key(|done| progress(done, 0))? })
         }
-        Request::Doctor {} => json!(crate::doctor::examine(accounts)),
+        Request::Doctor {} => json!(crate::doctor::examine(accounts, &mut |seen| progress(seen, 0))),
     })
 }
 

@@ -87,6 +87,12 @@ pub struct PasswordCheck {
 }
 
 impl PasswordCheck {
+    /// How much memory it takes, in KiB, while it runs.
+    #[must_use]
+    pub fn memory(&self) -> u32 {
+        Password::memory_of(&self.hashes)
+    }
+
     /// Checks. The same work is done for every name.
     pub fn run(self) -> Proof {
         let matched = self.authorizer.matches(&self.password, &self.hashes);

@@ -57,23 +57,30 @@ impl Default for HashCost {
 thread_local! {
     /// Kept by threads that do nothing but check passwords: to give back twenty megabytes each time, and have them
     /// cleared anew, keeps the system busy for milliseconds in which nobody else gets its turn.
-    static MEMORY: RefCell<Option<Vec<Block>>> = const { RefCell::new(None) };
+    static MEMORY: RefCell<Option<(usize, Vec<Block>)>> = const { RefCell::new(None) };
 }
 
-/// From now on this thread keeps the memory that checking a password takes; what was in it is erased each time.
-pub fn keep_memory() {
-    MEMORY.with_borrow_mut(|memory| *memory = Some(Vec::new()));
+/// From now on this thread keeps the memory that checking a password takes, up to so many KiB; what was in it is erased
+/// each time.
+pub fn keep_memory(most: u32) {
+    let most = usize::try_from(most).unwrap_or(usize::MAX);
+    MEMORY.with_borrow_mut(|memory| *memory = Some((most, Vec::new())));
 }
 
 fn with_memory<R>(blocks: usize, work: impl FnOnce(&mut [Block]) -> R) -> R {
     MEMORY.with_borrow_mut(|kept| match kept {
-        Some(kept) => {
+        Some((most, kept)) => {
             if kept.len() < blocks {
                 kept.resize(blocks, Block::default());
             }
             let memory = &mut kept[..blocks];
             let result = work(memory);
             memory.iter_mut().for_each(Zeroize::zeroize);
+            if kept.len() > *most {
+                // What an imported hash takes is not kept for all others. A block has 1 KiB.
+                kept.truncate(*most);
+                kept.shrink_to_fit();
+            }
             result
         }
         None => {
@@ -215,6 +222,12 @@ impl Password {
         found
     }
 
+    /// How much memory checking these hashes takes, in KiB: one after the other.
+    #[must_use]
+    pub fn memory_of(hashes: &[(u64, String)]) -> u32 {
+        hashes.iter().filter_map(|(_, hash)| Parsed::read(hash)).map(|hash| hash.costs().0).max().unwrap_or(0)
+    }
+
     /// Whether a hash was made at a lower cost than this.
     #[must_use]
     pub fn is_cheaper(hash: &str, cost: HashCost) -> bool {
@@ -290,11 +303,11 @@ mod tests {
         erased::<crate::cred::Token>();
         // On a thread of its own, which keeps its memory from then on.
         let checking = std::thread::spawn(|| {
-            keep_memory();
+            keep_memory(HashCost::LEAST.memory);
             let hash = Password::new("one").hash(HashCost::LEAST, &[1; 16]).unwrap();
             assert!(Password::new("one").matches(&hash));
             MEMORY.with_borrow(|memory| {
-                let memory = memory.as_ref().unwrap();
+                let (_, memory) = memory.as_ref().unwrap();
                 assert!(memory.len() >= HashCost::LEAST.memory as usize);
                 memory.iter().all(|block| block.as_ref().iter().all(|word| *word == 0))
             })

@@ -110,8 +110,39 @@ fn wrong(name: &str) -> Option<&'static str> {
 fn camel(name: &str) -> String {
     let words = name.split(['-', '_']).filter(|word| !word.is_empty());
     let camel: String = words.map(|word| format!("{}{}", word[..1].to_ascii_uppercase(), &word[1..])).collect();
-    // The perspective's own name is taken.
-    if camel == "Page" { "PageService".to_owned() } else { camel }
+    // Names that the crate has for something else, or that come with plugin_api's prelude.
+    const NAMES: &[&str] = &[
+        "AnyHandle",
+        "Attachment",
+        "Box",
+        "Cacheable",
+        "Cached",
+        "Call",
+        "Config",
+        "Context",
+        "Deserialize",
+        "Err",
+        "Fault",
+        "Handle",
+        "None",
+        "Ok",
+        "Option",
+        "Page",
+        "Reason",
+        "Remote",
+        "Result",
+        "Save",
+        "Select",
+        "Serialize",
+        "Service",
+        "Some",
+        "String",
+        "TestHost",
+        "Value",
+        "Vec",
+    ];
+    let taken = NAMES.contains(&camel.as_str());
+    if taken { format!("{camel}Service") } else { camel }
 }
 
 fn quoted(text: &str) -> String {

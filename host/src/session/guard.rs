@@ -298,7 +298,7 @@ impl Guard {
         let name = proven.identity.name.to_string();
         let Some((_, proved)) = proven.identity.hashes(0).into_iter().find(|(of, _)| *of == id) else { return };
         // If there is no room now, the next login will do.
-        let _ = self.hashing.submit(network(source), move || {
+        let _ = self.hashing.submit(network(source), cost.memory, move || {
             let (store, name) = (Arc::clone(&me.store), name.as_str());
             // With the salt that it has: its other passwords have the same, and all are checked at the cost of one.
             let Some(salt) = Password::salt_of(&proved) else { return };

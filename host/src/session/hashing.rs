@@ -12,7 +12,11 @@ const WAITING: usize = 256;
 /// So many of one source.
 const PER_SOURCE: usize = 8;
 
-type Work = Box<dyn FnOnce() + Send>;
+/// Something to be done, and how much memory that takes, in KiB.
+struct Work {
+    memory: u32,
+    run: Box<dyn FnOnce() + Send>,
+}
 
 /// The threads that check passwords. Dropped, they end, and what waits is not done.
 pub(super) struct Hashing {
@@ -22,6 +26,10 @@ pub(super) struct Hashing {
 struct Shared {
     queue: Mutex<Queue>,
     come: Condvar,
+    /// In KiB.
+    budget: u32,
+    /// So much memory each thread keeps for the next check.
+    kept: u32,
 }
 
 #[derive(Default)]
@@ -31,6 +39,8 @@ struct Queue {
     /// Whose turn it is: sources that have something waiting.
     turns: VecDeque<IpAddr>,
     count: usize,
+    /// What is being done takes so much memory, in KiB.
+    taken: u32,
     ended: bool,
 }
 
@@ -46,16 +56,17 @@ impl std::fmt::Debug for Hashing {
 
 impl Hashing {
     /// Half as many threads as there are processors (the rest serve), or as many as the budget has room for checks, if that
-    /// is fewer. Both in KiB.
+    /// is fewer. Both in KiB. A check that takes more than `each` waits until there is room for it, or nobody else is at
+    /// work.
     #[must_use]
     pub(super) fn new(budget: u32, each: u32) -> Self {
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
         let room = usize::try_from(budget / each.max(1)).unwrap_or(1);
-        Self::with_threads((processors / 2).min(room).max(1))
+        Self::with_threads((processors / 2).min(room).max(1), budget, each)
     }
 
-    fn with_threads(threads: usize) -> Self {
-        let shared = Arc::new(Shared { queue: Mutex::default(), come: Condvar::new() });
+    fn with_threads(threads: usize, budget: u32, kept: u32) -> Self {
+        let shared = Arc::new(Shared { queue: Mutex::default(), come: Condvar::new(), budget, kept });
         for index in 0..threads {
             let shared = Arc::clone(&shared);
             let started = std::thread::Builder::new().name(format!("hashing-{index}")).spawn(move || work(&shared));
@@ -66,11 +77,11 @@ impl Hashing {
         Self { shared }
     }
 
-    /// Has something done for a source, when it is its turn.
+    /// Has something done for a source, when it is its turn; it takes so much memory, in KiB.
     ///
     /// # Errors
     /// When there is no room for more.
-    pub(super) fn submit(&self, source: IpAddr, work: impl FnOnce() + Send + 'static) -> Result<(), Busy> {
+    pub(super) fn submit(&self, source: IpAddr, memory: u32, work: impl FnOnce() + Send + 'static) -> Result<(), Busy> {
         let mut queue = self.shared.queue.lock();
         if queue.count >= WAITING {
             return Err(Busy);
@@ -79,7 +90,7 @@ impl Hashing {
         if own.len() >= PER_SOURCE {
             return Err(Busy);
         }
-        own.push_back(Box::new(work));
+        own.push_back(Work { memory, run: Box::new(work) });
         if own.len() == 1 {
             queue.turns.push_back(source);
         }
@@ -103,7 +114,12 @@ impl Drop for Hashing {
 }
 
 impl Queue {
-    fn next(&mut self) -> Option<Work> {
+    /// What is next, if there is room for it now: nothing overtakes it.
+    fn next(&mut self, budget: u32) -> Option<Work> {
+        let memory = self.waiting.get(self.turns.front()?)?.front()?.memory;
+        if self.taken > 0 && self.taken.saturating_add(memory) > budget {
+            return None;
+        }
         let source = self.turns.pop_front()?;
         let own = self.waiting.get_mut(&source)?;
         let work = own.pop_front();
@@ -113,6 +129,7 @@ impl Queue {
             self.turns.push_back(source);
         }
         self.count -= 1;
+        self.taken = self.taken.saturating_add(memory);
         work
     }
 }
@@ -122,7 +139,7 @@ fn work(shared: &Shared) {
     // is busy with that is taken for a free one, and on a system that preempts late whoever is put there waits for its
     // next tick.
     let _ = rustix::process::setpriority_process(Some(rustix::thread::gettid()), 19);
-    crate::cred::keep_memory();
+    crate::cred::keep_memory(shared.kept);
     loop {
         let work = {
             let mut queue = shared.queue.lock();
@@ -130,16 +147,19 @@ fn work(shared: &Shared) {
                 if queue.ended {
                     return;
                 }
-                match queue.next() {
+                match queue.next(shared.budget) {
                     Some(work) => break work,
                     None => shared.come.wait(&mut queue),
                 }
             }
         };
         // Whoever embeds the library may bring a check that panics: this thread is everybody's.
-        if std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)).is_err() {
+        if std::panic::catch_unwind(std::panic::AssertUnwindSafe(work.run)).is_err() {
             tracing::error!("a fault while a password was checked; please report it");
         }
+        shared.queue.lock().taken -= work.memory;
+        // Somebody else may have waited for the room.
+        shared.come.notify_all();
     }
 }
 
@@ -150,13 +170,13 @@ mod tests {
 
     #[test]
     fn sources_take_turns_and_what_is_too_much_is_refused() {
-        let hashing = Hashing::with_threads(1);
+        let hashing = Hashing::with_threads(1, 1, 1);
         let (one, other) = (IpAddr::from([127, 0, 0, 1]), IpAddr::from([127, 0, 0, 2]));
         let (go, wait) = channel::<()>();
         let (told, heard) = channel();
         // Keeps the one thread until all have come.
         hashing
-            .submit(one, move || {
+            .submit(one, 1, move || {
                 // Its other end is dropped: that is the word.
                 let _ = wait.recv();
             })
@@ -166,7 +186,7 @@ mod tests {
         }
         let say = |source, what: &'static str| {
             let told = told.clone();
-            hashing.submit(source, move || told.send(what).unwrap())
+            hashing.submit(source, 1, move || told.send(what).unwrap())
         };
         for _ in 0..PER_SOURCE {
             say(one, "one").unwrap();
@@ -179,12 +199,36 @@ mod tests {
     }
 
     #[test]
+    fn what_is_done_at_once_keeps_within_the_budget_however_much_each_takes() {
+        let hashing = Hashing::with_threads(4, 100, 10);
+        let now = Arc::new(Mutex::new((0, 0)));
+        let (told, heard) = channel();
+        for (source, memory) in (0..40u8).zip([30, 60, 90, 300].into_iter().cycle()) {
+            let (now, told) = (Arc::clone(&now), told.clone());
+            let work = move || {
+                {
+                    let mut now = now.lock();
+                    now.0 += memory;
+                    // One that is larger than the budget is done alone.
+                    now.1 = now.1.max(if now.0 == memory { memory.min(100) } else { now.0 });
+                }
+                std::thread::yield_now();
+                now.lock().0 -= memory;
+                told.send(()).unwrap();
+            };
+            hashing.submit(IpAddr::from([127, 0, 0, source]), memory, work).unwrap();
+        }
+        assert_eq!(heard.iter().take(40).count(), 40);
+        assert!(now.lock().1 <= 100, "{}", now.lock().1);
+    }
+
+    #[test]
     fn a_check_that_panics_takes_nobody_along() {
-        let hashing = Hashing::with_threads(1);
+        let hashing = Hashing::with_threads(1, 1, 1);
         let here = IpAddr::from([127, 0, 0, 1]);
         let (told, heard) = channel();
-        hashing.submit(here, || panic!("of the test's own")).unwrap();
-        hashing.submit(here, move || told.send(()).unwrap()).unwrap();
+        hashing.submit(here, 1, || panic!("of the test's own")).unwrap();
+        hashing.submit(here, 1, move || told.send(()).unwrap()).unwrap();
         heard.recv().unwrap();
     }
 }

@@ -281,7 +281,8 @@ impl State {
         let (done, mailbox, kept) = (self.checks.clone(), Arc::clone(&self.mailbox), trying.clone());
         let guard = Arc::clone(&self.shared.guard);
         let judge = Arc::clone(&guard);
-        let submitted = guard.hashing.submit(network(self.from.address.ip()), move || {
+        let memory = check.memory();
+        let submitted = guard.hashing.submit(network(self.from.address.ip()), memory, move || {
             let proof = check.run();
             let password = proof.is_ok().then_some(password);
             // Here, and not where it is told: the client may have gone, and its try counts all the same.

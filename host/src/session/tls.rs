@@ -64,6 +64,18 @@ fn read(certificate: &Path, key: &Path) -> Result<CertifiedKey, TlsError> {
     CertifiedKey::from_der(chain, private, &provider).map_err(|error| wrong(key, &error))
 }
 
+/// Until when the certificate in this file is valid, in seconds since 1970.
+///
+/// # Errors
+/// When it cannot be read.
+pub fn until(certificate: &Path) -> Result<u64, TlsError> {
+    use x509_cert::der::Decode;
+    let wrong = |why: String| TlsError { path: certificate.to_owned(), why };
+    let bytes = CertificateDer::from_pem_file(certificate).map_err(|error| wrong(error.to_string()))?;
+    let parsed = x509_cert::Certificate::from_der(&bytes).map_err(|error| wrong(error.to_string()))?;
+    Ok(parsed.tbs_certificate().validity().not_after.to_unix_duration().as_secs())
+}
+
 impl Certificates {
     /// Reads both files, in PEM.
     ///
