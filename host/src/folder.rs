@@ -161,7 +161,7 @@ pub fn sections(settings: &Settings) -> Result<Sections, String> {
 }
 
 impl Folder {
-    /// A folder that nothing was loaded from yet.
+    /// A folder that nothing was loaded from yet. `debuggable`: see [`PrivateFolder::whole`].
     ///
     /// # Errors
     /// When the folders for copies cannot be made.
@@ -172,7 +172,10 @@ impl Folder {
         surroundings: Surroundings,
         sections: Sections,
         vet: Vet,
+        debuggable: bool,
     ) -> std::io::Result<Rc<Self>> {
+        let private = PrivateFolder::new(home.private())?;
+        let private = if debuggable { private.whole() } else { private };
         let good = home.good();
         std::fs::create_dir_all(&good)?;
         // Of a host that did not come to its end.
@@ -182,7 +185,7 @@ impl Folder {
             }
         }
         Ok(Rc::new(Self {
-            private: Arc::new(PrivateFolder::new(home.private())?),
+            private: Arc::new(private),
             good,
             services,
             groups,

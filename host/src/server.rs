@@ -35,6 +35,8 @@ pub struct Options {
     pub plaintext: bool,
     /// Look for libraries that have changed now and then: for file systems that do not tell.
     pub poll: bool,
+    /// Keep whole copies of libraries for as long as they are loaded, so that debuggers find their symbols and lines.
+    pub debuggable: bool,
     /// The program that vets libraries, which calls [`crate::loader::vet::child`]; this one, if none is given.
     pub vetter: Option<PathBuf>,
 }
@@ -185,7 +187,8 @@ impl Host {
             roots.push((listener, serve(&group)?, tls));
         }
 
-        let folder = Folder::new(&home, Arc::clone(&services), groups, surroundings.clone(), sections, vet)?;
+        let folder =
+            Folder::new(&home, Arc::clone(&services), groups, surroundings.clone(), sections, vet, options.debuggable)?;
         let mut watch = Watch::new(&home.plugins(), options.poll);
         services.start().await;
         folder.load_all(watch.present()).await;

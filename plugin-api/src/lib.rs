@@ -137,3 +137,8 @@ pub mod __private {
     pub use crate::service::{load, load_migrated, save};
     pub use serde;
 }
+
+/// The guide's programs compile.
+#[cfg(doctest)]
+#[doc = include_str!("../GUIDE.md")]
+pub struct Guide;

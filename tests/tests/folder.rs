@@ -397,3 +397,32 @@ fn a_library_that_is_renamed_serves_under_its_new_name() {
     until(&host, || listed(&host).contains("serving"));
     assert_eq!(call(&host, "todo", &["list"]), "[]");
 }
+
+/// A debugger looks for a library's symbols and lines in the file that is mapped.
+#[test]
+fn a_debugger_finds_whole_libraries_while_they_are_loaded_and_only_then() {
+    let home = TestHome::new();
+    home.make();
+    home.install("todo");
+    let mut host = home.start_with(&["--debuggable"], &[]);
+    host.wait_for("libtodo.so serves");
+    let copies = host.home.path().join("generations");
+    let sizes = || {
+        let copies = std::fs::read_dir(&copies).expect("it is there").flatten();
+        copies.map(|copy| copy.metadata().expect("it is there").len()).collect::<Vec<_>>()
+    };
+    let whole = std::fs::metadata(system_tests::build::library("todo")).expect("it is built").len();
+    assert_eq!(sizes(), [whole]);
+    let maps = std::fs::read_to_string(format!("/proc/{}/maps", host.id())).expect("it runs");
+    let mapped = maps.lines().find(|line| line.contains("/generations/")).expect("it is mapped");
+    assert!(mapped.ends_with(".so"), "its name is there: {mapped}");
+    host.home.run(&["service", "reload", "todo"], "");
+    // The old one goes with its name.
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
+    while sizes() != [whole] {
+        assert!(std::time::Instant::now() < deadline, "{:?}", sizes());
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    host.home.run(&["service", "stop", "todo"], "");
+    assert_eq!(sizes(), [0u64; 0]);
+}

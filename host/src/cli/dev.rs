@@ -32,6 +32,9 @@ pub(super) struct Dev {
     /// Look for changes now and then: for file systems that do not tell.
     #[arg(long)]
     poll: bool,
+    /// Keep whole copies of libraries while they are loaded: gdb and perf find their symbols and lines.
+    #[arg(long)]
+    debuggable: bool,
 }
 
 impl Dev {
@@ -45,7 +48,8 @@ impl Dev {
         home.make()?;
         let plugins = home.plugins();
         let token = home.path().join("dev.token");
-        let options = Options { listen: self.listen.clone(), poll: self.poll, ..Options::default() };
+        let (listen, poll, debuggable) = (self.listen.clone(), self.poll, self.debuggable);
+        let options = Options { listen, poll, debuggable, ..Options::default() };
         run::serve(home, &options, async |host| {
             say(&format!("serving Perspective Broker on {}", host.address()));
             let crates = self.crates.iter().map(|folder| Watched {

@@ -23,6 +23,9 @@ pub(super) struct Run {
     /// Look for libraries that have changed now and then: for file systems that do not tell.
     #[arg(long)]
     poll: bool,
+    /// Keep whole copies of libraries while they are loaded: gdb and perf find their symbols and lines.
+    #[arg(long)]
+    debuggable: bool,
 }
 
 impl Run {
@@ -32,6 +35,7 @@ impl Run {
             listen_tls: self.listen_tls,
             plaintext: self.plaintext,
             poll: self.poll,
+            debuggable: self.debuggable,
             vetter: None,
         };
         serve(home, &options, async |host| {

@@ -81,8 +81,8 @@ impl Generation {
                 None
             }
             Source::Copy(copy) => match library::open(copy.path()) {
-                Ok(open) => {
-                    drop(copy);
+                Ok(mut open) => {
+                    open.owned = copy.opened();
                     open.library.run(host(), own.number());
                     let place = Place::new();
                     let place = open.library.hand_over(&place).then_some(place);

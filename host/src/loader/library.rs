@@ -22,6 +22,8 @@ pub struct OpenLibrary {
     pub(super) code: Option<Range<usize>>,
     /// The system's number of its own thread.
     pub(super) main: i32,
+    /// Whether its file is to be removed when it is closed.
+    pub(super) owned: bool,
 }
 
 /// Opens the private copy of a library and checks that it can be talked to. Runs code of the library's: only on a
@@ -49,6 +51,7 @@ pub fn open(copy: &Path) -> Result<OpenLibrary, String> {
         library,
         opened,
         file: copy.to_owned(),
+        owned: false,
         code: unload::mapped(copy)?,
         main: rustix::thread::gettid().as_raw_nonzero().get(),
     })

@@ -18,6 +18,7 @@ const HEAD: u64 = 64 << 10;
 #[derive(Debug)]
 pub struct PrivateFolder {
     folder: PathBuf,
+    whole: bool,
 }
 
 /// A private copy. Its file is removed at once when it is opened or dropped.
@@ -27,6 +28,8 @@ pub struct PrivateCopy {
     hash: [u8; 32],
     /// Its file is somebody else's to remove.
     borrowed: bool,
+    /// With all that a debugger looks for.
+    whole: bool,
 }
 
 /// What tells one library from another: of what is loaded of it.
@@ -65,7 +68,13 @@ impl PrivateFolder {
             _ => fs::create_dir_all(&folder)?,
         }
         // As the list of mappings names it.
-        Ok(Self { folder: folder.canonicalize()? })
+        Ok(Self { folder: folder.canonicalize()?, whole: false })
+    }
+
+    /// Copies are whole, with symbols and lines, and stay for as long as they are loaded: a debugger looks for them there.
+    #[must_use]
+    pub fn whole(self) -> Self {
+        Self { whole: true, ..self }
     }
 
     /// Checks a library and copies what is loaded of it.
@@ -84,8 +93,9 @@ impl PrivateFolder {
         let extent = elf::check(&head, about.len())?;
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let path = self.folder.join(format!("{}-{number}.so", std::process::id()));
-        let mut copy = PrivateCopy { path, hash: [0; 32], borrowed: false };
-        copy.fill(&head, &mut file, extent.loaded).map_err(|error| match error.kind() {
+        let length = if self.whole { about.len() } else { extent.loaded };
+        let mut copy = PrivateCopy { path, hash: [0; 32], borrowed: false, whole: self.whole };
+        copy.fill(&head, &mut file, length).map_err(|error| match error.kind() {
             io::ErrorKind::UnexpectedEof => "it became shorter while it was copied".to_owned(),
             _ => format!("it cannot be copied into the host's home: {error}"),
         })?;
@@ -100,10 +110,12 @@ impl PrivateCopy {
         let mut out = Hashing(&mut hasher, out);
         let from_head = head.len().min(usize::try_from(length).unwrap_or(usize::MAX));
         let mut start = head[..from_head].to_vec();
-        // What was cut off must not be looked for: where the section table is, how many sections there are.
-        start[40..48].fill(0);
-        start[60..62].fill(0);
-        start[62..64].fill(0);
+        if !self.whole {
+            // What was cut off must not be looked for: where the section table is, how many sections there are.
+            start[40..48].fill(0);
+            start[60..62].fill(0);
+            start[62..64].fill(0);
+        }
         out.write_all(&start)?;
         let wanted = length - from_head as u64;
         let copied = io::copy(&mut rest.take(wanted), &mut out)?;
@@ -114,7 +126,16 @@ impl PrivateCopy {
     /// One that was made by another process, which also removes it.
     #[must_use]
     pub fn borrowed(path: &Path) -> Self {
-        Self { path: path.to_owned(), hash: [0; 32], borrowed: true }
+        Self { path: path.to_owned(), hash: [0; 32], borrowed: true, whole: false }
+    }
+
+    /// It is opened, and mapped: its name is not needed any more, but by a debugger. Answers with whether whoever closes
+    /// it is to remove the file.
+    #[must_use]
+    pub fn opened(mut self) -> bool {
+        let stays = self.whole && !self.borrowed;
+        self.borrowed |= stays;
+        stays
     }
 
     /// What tells it from others.

@@ -90,10 +90,13 @@ pub fn unload(library: OpenLibrary, place: Option<Place>) -> Account {
     }
     ledger::delete_keys(&code);
     let file = library.file.clone();
-    let OpenLibrary { opened, .. } = library;
+    let OpenLibrary { opened, owned, .. } = library;
     if let Err(error) = opened.close() {
         std::mem::forget(place);
         return Account::Pinned(vec![format!("the system does not close it: {error}")]);
+    }
+    if owned {
+        let _ = std::fs::remove_file(&file);
     }
     if mapped(&file) != Ok(None) {
         std::mem::forget(place);
