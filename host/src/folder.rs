@@ -4,11 +4,13 @@
 //! away. What served last is kept beside the home's other files: a file that is found bad at the host's start does not
 //! take its service away, and an operator can go back.
 
+mod commands;
+mod serve;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -16,14 +18,13 @@ use tokio::sync::Semaphore;
 
 use crate::config::{Home, Settings};
 use crate::control::LibraryStatus;
-use crate::loader::generation::Source;
 use crate::loader::private::{PrivateCopy, PrivateFolder};
 use crate::loader::vet::{Sections, Vet, Vetted};
 use crate::loader::watch::Change;
+use crate::multiservice::MultiService;
 use crate::multiservice::ended::Held;
-use crate::multiservice::reload::{Prepared, Reloaded};
+use crate::multiservice::reload::Reloaded;
 use crate::multiservice::slot::{Slot, State, Surroundings};
-use crate::multiservice::{MultiService, NotAdded};
 use crate::store::audit::Event;
 use crate::store::{StoreError, Write};
 
@@ -85,40 +86,6 @@ struct Entry {
     trouble: Option<String>,
     /// One thing at a time is done for a file.
     one: Arc<tokio::sync::Mutex<()>>,
-}
-
-/// What is to be done with a vetted library.
-enum Next {
-    /// It is what serves.
-    Same(Library),
-    /// It is to replace its like, and is made already.
-    Prepared { slot: Arc<Slot>, prepared: Prepared, kept: (Kept, [u8; 32]) },
-    /// It comes anew, or under another name than before.
-    Anew(PrivateCopy),
-}
-
-/// Another name for a copy that may come to be the last good one. Without being that, it goes.
-struct Kept {
-    path: PathBuf,
-    linked: std::io::Result<()>,
-}
-
-impl Kept {
-    fn new(good: &Path, copy: &PrivateCopy) -> Self {
-        static NEXT: AtomicU64 = AtomicU64::new(0);
-        let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let path = good.with_extension(format!("so.{number}.{KEPT}"));
-        let _ = std::fs::remove_file(&path);
-        let linked = std::fs::hard_link(copy.path(), &path);
-        Self { path, linked }
-    }
-}
-
-impl Drop for Kept {
-    fn drop(&mut self) {
-        // It has another name by now, or is of no use.
-        let _ = std::fs::remove_file(&self.path);
-    }
 }
 
 /// A file that serves.
@@ -322,239 +289,6 @@ impl Folder {
         })
     }
 
-    /// Makes a vetted library serve, or wait. False: the file has changed meanwhile, and this is out of date.
-    async fn serve(
-        &self,
-        path: &Path,
-        turn: u64,
-        vetted: Result<(PrivateCopy, Vetted), String>,
-    ) -> Result<bool, String> {
-        self.serve_even(path, turn, vetted, false).await
-    }
-
-    /// As [`Folder::serve`]. `even`: also if it is what serves.
-    async fn serve_even(
-        &self,
-        path: &Path,
-        turn: u64,
-        vetted: Result<(PrivateCopy, Vetted), String>,
-        even: bool,
-    ) -> Result<bool, String> {
-        let file = shown(path);
-        let one = self.entries.lock().get(path).map(|entry| Arc::clone(&entry.one));
-        let Some(one) = one else { return Ok(false) };
-        let claimed = vetted.as_ref().ok().map(|(_, vetted)| vetted.manifest.service.clone());
-        // What takes time is done before anybody else has to wait for it.
-        let mut own = Some(one.lock().await);
-        let served = match vetted {
-            Err(why) => Err(why),
-            Ok((copy, vetted)) => match self.next(path, turn, copy, &vetted, even).await {
-                Err(why) => Err(why),
-                Ok(next) => Ok((next, vetted)),
-            },
-        };
-        if !self.is_current(path, turn) {
-            return Ok(false);
-        }
-        let (mut shared, mut all) = (None, None);
-        match &served {
-            Ok((Next::Anew(_), _)) => {
-                drop(own.take());
-                all = Some(self.exchange.write().await);
-            }
-            Err(_) | Ok(_) => shared = Some(self.exchange.read().await),
-        }
-        if !self.is_current(path, turn) {
-            return Ok(false);
-        }
-        let served = match served {
-            Err(why) => Err(why),
-            Ok((Next::Same(library), _)) => Ok(library),
-            Ok((Next::Prepared { slot, prepared, kept }, vetted)) => {
-                self.replace(path, slot, prepared, kept, vetted).await
-            }
-            Ok((Next::Anew(copy), vetted)) => self.exchange(path, copy, vetted).await,
-        };
-        // A name that is another file's just now may be free later.
-        let taken = claimed.filter(|name| served.is_err() && self.services.service(name).is_some());
-        let mut entries = self.entries.lock();
-        let Some(entry) = entries.get_mut(path) else { return Ok(false) };
-        entry.underway = entry.turn != turn;
-        drop((own, shared, all));
-        match served {
-            Ok(library) => {
-                if let (Library::Loaded { slot, notes, hash, reloaded }, true) =
-                    (&library, library.differs(&entry.library))
-                {
-                    let service = slot.name().as_str();
-                    let hash = data_encoding::HEXLOWER.encode(hash);
-                    let event = match reloaded {
-                        Some(reloaded) => {
-                            tracing::info!(service, "{file} serves, in place of what did: {reloaded}");
-                            Event::new("service.reloaded").with("generation", u64::from(reloaded.generation))
-                        }
-                        None => {
-                            tracing::info!(service, "{file} serves");
-                            Event::new("service.started")
-                        }
-                    };
-                    self.note(event.with("service", service).with("file", file.clone()).with("blake2s", hash));
-                    notes.iter().for_each(|note| tracing::warn!(service, "{file}: {note}"));
-                }
-                entry.library = library;
-                if matches!(entry.library, Library::Loaded { .. }) {
-                    entry.trouble = None;
-                }
-                Ok(true)
-            }
-            Err(why) => {
-                self.note(Event::new("library.refused").with("file", file.clone()).with("why", why.clone()));
-                if let Library::Loaded { slot, .. } = &entry.library {
-                    tracing::error!(service = slot.name().as_str(), "{file} is not loaded, the old code serves: {why}");
-                    entry.trouble = Some(format!("the file is not what serves: {why}"));
-                } else {
-                    tracing::error!("{file} is not loaded: {why}");
-                    entry.library = match taken {
-                        Some(service) => Library::Taken { service, why: why.clone() },
-                        None => Library::Refused(why.clone()),
-                    };
-                }
-                Err(why)
-            }
-        }
-    }
-
-    /// The service of this name, if this file serves it now.
-    fn serving(&self, path: &Path, name: &str) -> Option<Arc<Slot>> {
-        match self.entries.lock().get(path).map(|entry| &entry.library) {
-            Some(Library::Loaded { slot, .. }) if slot.name().as_str() == name && slot.state() == State::Serving => {
-                Some(Arc::clone(slot))
-            }
-            _ => None,
-        }
-    }
-
-    fn is_current(&self, path: &Path, turn: u64) -> bool {
-        self.entries.lock().get(path).is_some_and(|entry| entry.turn == turn)
-    }
-
-    /// What is to be done with a vetted library. If it is to replace one that serves, the next generation is made, beside
-    /// it. `even`: also if it is what serves.
-    async fn next(
-        &self,
-        path: &Path,
-        turn: u64,
-        copy: PrivateCopy,
-        vetted: &Vetted,
-        even: bool,
-    ) -> Result<Next, String> {
-        let hash = *copy.hash();
-        let Some(slot) = self.serving(path, &vetted.manifest.service) else { return Ok(Next::Anew(copy)) };
-        if let (false, Some(Library::Loaded { hash: of, notes, reloaded, .. })) =
-            (even, self.entries.lock().get(path).map(|entry| &entry.library))
-            && *of == hash
-        {
-            let (notes, reloaded) = (notes.clone(), reloaded.clone());
-            return Ok(Next::Same(Library::Loaded { slot, hash, notes, reloaded }));
-        }
-        if !self.is_current(path, turn) {
-            // Not worth the while; it goes no further.
-            return Ok(Next::Anew(copy));
-        }
-        let kept = Kept::new(&self.good_copy(path), &copy);
-        let prepared = slot.prepare(Source::Copy(copy), self.section()).await.map_err(|error| error.to_string())?;
-        Ok(Next::Prepared { slot, prepared, kept: (kept, hash) })
-    }
-
-    /// Replaces a service that serves by the same of other code; its clients stay.
-    async fn replace(
-        &self,
-        path: &Path,
-        slot: Arc<Slot>,
-        prepared: Prepared,
-        (kept, hash): (Kept, [u8; 32]),
-        vetted: Vetted,
-    ) -> Result<Library, String> {
-        let lacks = self.services.lacks(&vetted.manifest.needs);
-        if !lacks.is_empty() {
-            return Err(format!("it needs {}, which does not serve", lacks.join(", ")));
-        }
-        let (reloaded, _) = slot.replace(prepared).await.map_err(|error| error.to_string())?;
-        self.keep(path, kept, &hash);
-        Ok(Library::Loaded { slot, hash, notes: vetted.notes, reloaded: Some(reloaded) })
-    }
-
-    /// Puts a vetted library in place of what the file was before.
-    async fn exchange(&self, path: &Path, copy: PrivateCopy, vetted: Vetted) -> Result<Library, String> {
-        let hash = *copy.hash();
-        let name = vetted.manifest.service;
-        let before = match self.entries.lock().get(path).map(|entry| &entry.library) {
-            Some(Library::Loaded { slot, .. }) => Some(Arc::clone(slot)),
-            _ => None,
-        };
-        let taken = self.services.service(&name);
-        if let Some(taken) = taken.filter(|taken| before.as_ref().is_none_or(|before| !Arc::ptr_eq(taken, before))) {
-            let other = self.file_of(&taken).map_or_else(|| "another".to_owned(), |file| format!("the file {file}"));
-            return Err(format!("its service {name} is served by {other} already; remove one of the two"));
-        }
-        let lacks = self.services.lacks(&vetted.manifest.needs);
-        if !lacks.is_empty() {
-            if let Some(before) = before {
-                self.end(&before).await;
-            }
-            tracing::warn!(
-                service = name,
-                "{} waits: it needs {}, which does not serve",
-                shown(path),
-                lacks.join(", ")
-            );
-            return Ok(Library::Waiting { service: name, needs: vetted.manifest.needs });
-        }
-        let kept = Kept::new(&self.good_copy(path), &copy);
-        if let Some(before) = before {
-            self.end(&before).await;
-        }
-        let slot = match self.start(copy).await {
-            Ok(slot) => slot,
-            Err(why) => return self.back(path, &why).await,
-        };
-        self.keep(path, kept, &hash);
-        Ok(Library::Loaded { slot, hash, notes: vetted.notes, reloaded: None })
-    }
-
-    /// What was vetted did not start: what served last does again, if it can.
-    async fn back(&self, path: &Path, why: &str) -> Result<Library, String> {
-        let was_loaded =
-            matches!(self.entries.lock().get(path).map(|entry| &entry.library), Some(Library::Loaded { .. }));
-        if was_loaded && let Ok(Ok((copy, vetted))) = self.vet(self.good_copy(path)).await {
-            let hash = *copy.hash();
-            if let Ok(slot) = self.start(copy).await {
-                if let Some(entry) = self.entries.lock().get_mut(path) {
-                    entry.library = Library::Loaded { slot, hash, notes: vetted.notes, reloaded: None };
-                }
-                return Err(why.to_owned());
-            }
-        }
-        if let Some(entry) = self.entries.lock().get_mut(path) {
-            entry.library = Library::Vetting;
-        }
-        Err(why.to_owned())
-    }
-
-    async fn start(&self, copy: PrivateCopy) -> Result<Arc<Slot>, String> {
-        let loaded = Slot::load(Source::Copy(copy), &self.surroundings, self.section()).await;
-        let slot = loaded.map_err(|error| error.to_string())?;
-        match self.collection(slot.name().as_str()).add(Arc::clone(&slot)).await {
-            Ok(()) => Ok(slot),
-            Err(error) => {
-                if let NotAdded::NameTaken(_) = error {
-                    self.end(&slot).await;
-                }
-                Err(error.to_string())
-            }
-        }
-    }
-
     /// What answers with the section of the configuration that is for a service.
     fn section(&self) -> impl FnOnce(&str) -> Result<Vec<u8>, String> + use<> {
         let sections = Arc::clone(&self.sections);
@@ -567,23 +301,6 @@ impl Folder {
         group.map_or(&self.services, |group| &group.services)
     }
 
-    /// Stops a service, and before it those that need it: they wait for it then.
-    async fn end(&self, slot: &Arc<Slot>) {
-        for dependant in self.services.dependants(slot.name().as_str()) {
-            if let Some(entry) =
-                self.entries.lock().values_mut().find(
-                    |entry| matches!(&entry.library, Library::Loaded { slot, .. } if Arc::ptr_eq(slot, &dependant)),
-                )
-            {
-                let (service, needs) = (dependant.name().to_string(), dependant.manifest().needs.clone());
-                tracing::warn!(service, "it stops, for {} does, which it needs", slot.name());
-                entry.library = Library::Waiting { service, needs };
-            }
-            self.end_one(&dependant).await;
-        }
-        self.end_one(slot).await;
-    }
-
     /// Writes into the audit trail, and does not wait for it.
     fn note(&self, event: Event) {
         let done = |done: Result<(), StoreError>| {
@@ -592,13 +309,6 @@ impl Folder {
             }
         };
         self.surroundings.store.commit(vec![Write::Audit(event)], Box::new(done));
-    }
-
-    async fn end_one(&self, slot: &Arc<Slot>) {
-        let account = self.collection(slot.name().as_str()).remove(slot).await;
-        let service = slot.name().to_string();
-        let event = Event::new("service.stopped").with("service", service.as_str());
-        self.note(event.with("library", account.to_string()));
     }
 
     async fn gone(&self, path: &Path) {
@@ -628,24 +338,6 @@ impl Folder {
         self.good.join(shown(path)).with_extension("so.previous")
     }
 
-    /// What serves now is the good copy; what was before it, if it differs, is what one can go back to.
-    fn keep(&self, path: &Path, new: Kept, hash: &[u8; 32]) {
-        let good = self.good_copy(path);
-        let same = crate::loader::private::hash(&good).is_ok_and(|known| known == *hash);
-        let kept = new.linked.as_ref().map_err(|error| std::io::Error::from(error.kind())).and_then(|()| {
-            if same {
-                return Ok(());
-            }
-            match std::fs::rename(&good, self.previous_copy(path)) {
-                Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
-                _ => std::fs::rename(&new.path, &good),
-            }
-        });
-        if let Err(error) = kept {
-            tracing::warn!(%error, "the last good copy of {} cannot be kept", shown(path));
-        }
-    }
-
     fn file_of(&self, slot: &Arc<Slot>) -> Option<String> {
         self.entries.lock().iter().find_map(|(path, entry)| match &entry.library {
             Library::Loaded { slot: other, .. } if Arc::ptr_eq(other, slot) => Some(shown(path)),
@@ -664,134 +356,6 @@ impl Folder {
                 .find(|(_, entry)| matches!(&entry.library, Library::Stopped { service: name } | Library::Waiting { service: name, .. } if name == service))
         };
         loaded.or_else(stopped).map(|(path, _)| path.clone())
-    }
-
-    /// An operator stops a service: its clients are told, its state stays.
-    ///
-    /// # Errors
-    /// When there is no such service in the folder, or it has stopped already.
-    pub async fn stop(&self, service: &str) -> Result<(), String> {
-        let path = self.path_of(service).ok_or_else(|| format!("there is no service named {service} in the folder"))?;
-        let _all = self.exchange.write().await;
-        let slot = match self.entries.lock().get_mut(&path) {
-            Some(entry) if matches!(entry.library, Library::Loaded { .. }) => {
-                // What was under way for the file is out of date.
-                entry.turn += 1;
-                entry.underway = false;
-                match std::mem::replace(&mut entry.library, Library::Stopped { service: service.to_owned() }) {
-                    Library::Loaded { slot, .. } => slot,
-                    _ => return Ok(()),
-                }
-            }
-            _ => return Err(format!("{service} does not serve")),
-        };
-        tracing::info!(service, "stopped by command");
-        self.end(&slot).await;
-        Ok(())
-    }
-
-    /// An operator starts a service that was stopped, or has ended: from its file, as it is now.
-    ///
-    /// # Errors
-    /// When there is none, it runs, or its file is refused.
-    pub async fn start_again(self: &Rc<Self>, service: &str) -> Result<(), String> {
-        let path = self.path_of(service).ok_or_else(|| format!("there is no service named {service} in the folder"))?;
-        if let Some(Library::Loaded { slot, .. }) = self.entries.lock().get(&path).map(|entry| &entry.library)
-            && slot.state() == State::Serving
-        {
-            return Err(format!("{service} serves already"));
-        }
-        let turn = self.turn(&path);
-        let vetted = self.vet(path.clone()).await.unwrap_or_else(|error| Err(error.to_string()));
-        let served = self.serve(&path, turn, vetted).await;
-        self.start_waiting();
-        current(served)
-    }
-
-    /// A file is in place, and whole: it is vetted and served at once, as it would be a moment later by itself.
-    ///
-    /// # Errors
-    /// Why it is refused. What served before serves on.
-    pub async fn place(self: &Rc<Self>, path: &Path) -> Result<Placed, String> {
-        let before = self.generation(path);
-        self.serve_now(path, false).await?;
-        match self.entries.lock().get(path).map(|entry| &entry.library) {
-            Some(Library::Loaded { slot, reloaded, .. }) => Ok(Placed {
-                service: slot.name().to_string(),
-                reloaded: reloaded.clone().filter(|reloaded| Some(reloaded.generation) != before),
-            }),
-            Some(Library::Waiting { needs, .. }) => Err(format!("it needs {}", needs.join(", "))),
-            Some(Library::Refused(why) | Library::Taken { why, .. }) => Err(why.clone()),
-            _ => Err("something else has happened to the file meanwhile".to_owned()),
-        }
-    }
-
-    /// Vets a file and makes it serve, now. The host may see at the same time that the file has changed, and see to it by
-    /// itself: what is there then is what counts.
-    async fn serve_now(self: &Rc<Self>, path: &Path, even: bool) -> Result<(), String> {
-        let mut tries = 0;
-        loop {
-            let turn = self.turn(path);
-            let vetted = self.vet(path.to_owned()).await.unwrap_or_else(|error| Err(error.to_string()));
-            let served = self.serve_even(path, turn, vetted, even).await;
-            self.start_waiting();
-            tries += 1;
-            match served? {
-                true => return Ok(()),
-                // An operator has stopped it meanwhile.
-                false if self.is_stopped(path) => return Err("it was stopped meanwhile".to_owned()),
-                false if tries < 10 => {}
-                false => return current(Ok(false)),
-            }
-        }
-    }
-
-    fn is_stopped(&self, path: &Path) -> bool {
-        matches!(self.entries.lock().get(path).map(|entry| &entry.library), Some(Library::Stopped { .. }) | None)
-    }
-
-    fn generation(&self, path: &Path) -> Option<u32> {
-        match self.entries.lock().get(path).map(|entry| &entry.library) {
-            Some(Library::Loaded { slot, .. }) => Some(slot.generation()),
-            _ => None,
-        }
-    }
-
-    /// An operator has a service replaced by its file, as it is now, though the file has not changed.
-    ///
-    /// # Errors
-    /// When there is no such service, or the file is refused: what served goes on.
-    pub async fn reload(self: &Rc<Self>, service: &str) -> Result<Option<Reloaded>, String> {
-        let path = self.path_of(service).ok_or_else(|| format!("there is no service named {service} in the folder"))?;
-        if self.is_stopped(&path) {
-            return Err(format!("{service} was stopped; `credhost service start {service}` starts it"));
-        }
-        self.serve_now(&path, true).await?;
-        match self.entries.lock().get(&path).map(|entry| &entry.library) {
-            Some(Library::Loaded { reloaded, .. }) => Ok(reloaded.clone()),
-            _ => Ok(None),
-        }
-    }
-
-    /// An operator goes back to the library that served before the present one. The file in the folder stays as it is,
-    /// and counts again when it is changed.
-    ///
-    /// # Errors
-    /// When there is no such service, nothing to go back to, or that is refused.
-    pub async fn rollback(self: &Rc<Self>, service: &str) -> Result<(), String> {
-        let path = self.path_of(service).ok_or_else(|| format!("there is no service named {service} in the folder"))?;
-        let previous = self.previous_copy(&path);
-        if !previous.exists() {
-            return Err(format!("no other library has served as {service}: there is nothing to go back to"));
-        }
-        let turn = self.turn(&path);
-        let vetted = self.vet(previous).await.unwrap_or_else(|error| Err(error.to_string()));
-        let served = self.serve(&path, turn, vetted).await;
-        if served == Ok(true) {
-            self.trouble(&path, "rolled back: the file in the folder is not what serves".to_owned());
-        }
-        self.start_waiting();
-        current(served)
     }
 
     /// What holds the libraries of this service that could not be let go of.
@@ -822,14 +386,6 @@ impl Library {
             }
             _ => true,
         }
-    }
-}
-
-/// What an operator is told of a command that was overtaken.
-fn current(served: Result<bool, String>) -> Result<(), String> {
-    match served? {
-        true => Ok(()),
-        false => Err("the file has changed meanwhile, and counts instead".to_owned()),
     }
 }
 

@@ -8,6 +8,10 @@ pub(crate) mod arguments;
 pub(crate) mod core;
 pub(crate) mod incoming;
 
+mod calls;
+mod hand_over;
+mod perspectives;
+
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, HashSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -19,12 +23,11 @@ use tokio::sync::oneshot;
 use tokio::task::{AbortHandle, LocalSet};
 
 use self::core::{Core, Reply};
-use self::incoming::{Incoming, Invoked};
-use crate::abi::frame::{self, ToHost, ToLibrary};
+use crate::abi::frame::{ToHost, ToLibrary};
 use crate::call::{Attachment, Call, Reason};
 use crate::context::{Config, Context};
 use crate::fault::{Fault, Result};
-use crate::handle::{AnyHandle, Handle, NAMED, PERSPECTIVE, Saver, WeakHandle};
+use crate::handle::{Handle, Saver, WeakHandle};
 use crate::manifest::Manifest;
 use crate::remote::Remote;
 use crate::service::{Callable, Save, Service};
@@ -240,86 +243,6 @@ impl<S: Service> Runtime<S> {
                 tokio::task::yield_now().await;
             }
         }
-    }
-
-    /// Whether another generation serves, and no call is left to end.
-    fn is_done(&self) -> bool {
-        self.core.retired.get() && self.suspended.borrow().is_empty()
-    }
-
-    fn is_attaching(&self) -> bool {
-        self.attachments.borrow().values().any(|attaching| matches!(attaching, Attaching::Pending { .. }))
-    }
-
-    /// Saves everything, and stands still until the host says how it goes on. `kept` is what has come behind.
-    fn freeze(&self, request: u64, kept: &mut Vec<u8>) {
-        let core = &self.core;
-        let live: Vec<_> = self.perspectives.borrow().values().filter_map(|cached| cached.weak.upgrade()).collect();
-        let saved = live
-            .iter()
-            .try_for_each(|perspective| contained("save", || perspective.hand_over()))
-            .and_then(|()| self.service().and_then(|service| contained("save", || service.hand_over())));
-        let states = live.iter().filter(|perspective| perspective.is_saved()).count() as u64;
-        drop(live);
-        if let Err(fault) = saved {
-            let message = format!(
-                "the old code cannot save its state ({fault}); to lose what is not saved, stop and start the service"
-            );
-            core.push(&ToHost::Refused { message: &message });
-            return core.flush();
-        }
-        let calls: Vec<u8> = self.suspended.borrow().iter().flat_map(|call| call.to_le_bytes()).collect();
-        let (objects, numbers) = (core.heirlooms(), core.numbered.get());
-        core.push(&ToHost::Frozen { request, calls: &calls, objects: &objects, numbers, states });
-        core.flush();
-        // No task runs meanwhile, for the thread itself waits.
-        let mut looked_at = 0;
-        loop {
-            let mut rest = kept.get(looked_at..).unwrap_or_default();
-            while let Some(frame) = ToLibrary::read(&mut rest) {
-                if matches!(frame, ToLibrary::Thaw {} | ToLibrary::Retire {} | ToLibrary::Stop {}) {
-                    return;
-                }
-            }
-            looked_at = kept.len() - rest.len();
-            core.wall.wait();
-            core.wall.pop(kept);
-        }
-    }
-
-    /// Another generation serves: what is left here are the calls that wait.
-    fn retire(&self) {
-        self.core.retire();
-        for task in std::mem::take(&mut *self.tasks.borrow_mut()) {
-            task.abort();
-        }
-        // Handles that calls hold stay; nobody is attached here any more, and nobody is told so: they are attached to
-        // the new code.
-        let attachments = std::mem::take(&mut *self.attachments.borrow_mut());
-        let kept: Vec<_> = self.perspectives.borrow_mut().values_mut().map(|cached| cached.keep.take()).collect();
-        drop((attachments, kept));
-    }
-
-    /// Makes objects anew that an earlier generation has handed out.
-    async fn adopt(&self, objects: &[u8]) {
-        let mut adopted = 0;
-        for (id, count, origin) in frame::objects(objects) {
-            let made = if let Some(name) = origin.strip_prefix(PERSPECTIVE) {
-                settle("perspective", self.perspective(name)).await.map(|found| AnyHandle::from(found).0)
-            } else if let Some(name) = origin.strip_prefix(NAMED) {
-                settle("rebuild", S::rebuild(self.context(), name.to_owned())).await.map(|AnyHandle(object)| object)
-            } else {
-                continue;
-            };
-            match made {
-                Ok(object) => {
-                    self.core.adopt(id, count, object);
-                    adopted += 1;
-                }
-                Err(fault) => tracing::warn!(origin, %fault, "an object that clients have cannot be made anew"),
-            }
-        }
-        self.core.push(&ToHost::Adopted { objects: adopted });
     }
 
     /// Runs a task of the service's own.
@@ -562,301 +485,6 @@ impl<S: Service> Runtime<S> {
             .clone()
             .ok_or_else(|| Fault::new("RuntimeError", "the service is not made yet: wait until init has returned"))
     }
-
-    pub(crate) fn attached(&self) -> Vec<(String, Handle<S::Perspective>)> {
-        let perspectives = self.perspectives.borrow();
-        perspectives
-            .iter()
-            .filter(|(_, cached)| cached.attached > 0)
-            .filter_map(|(name, cached)| Some((name.clone(), cached.weak.upgrade()?)))
-            .collect()
-    }
-
-    /// The perspective of this name, which is loaded once, however many ask at once.
-    pub(crate) async fn perspective(&self, name: &str) -> Result<Handle<S::Perspective>> {
-        loop {
-            if let Some(cached) = self.perspectives.borrow().get(name).and_then(|cached| cached.weak.upgrade()) {
-                return Ok(cached);
-            }
-            let others = {
-                let mut loading = self.loading.borrow_mut();
-                match loading.get_mut(name) {
-                    Some(waiting) => {
-                        let (done, loaded) = oneshot::channel();
-                        waiting.push(done);
-                        Some(loaded)
-                    }
-                    None => {
-                        loading.insert(name.to_owned(), Vec::new());
-                        None
-                    }
-                }
-            };
-            if let Some(loaded) = others {
-                let _ = loaded.await;
-                continue;
-            }
-            let turn = Turn { runtime: self, name };
-            let made = self.make(name).await;
-            if let Ok(perspective) = &made {
-                let cached = Cached { weak: perspective.downgrade(), attached: 0, keep: None };
-                self.perspectives.borrow_mut().insert(name.to_owned(), cached);
-            }
-            drop(turn);
-            return made;
-        }
-    }
-
-    async fn make(&self, name: &str) -> Result<Handle<S::Perspective>> {
-        let (state, version) = match S::SAVE {
-            Save::Never => (None, 0),
-            _ => self.core.load(name).await?,
-        };
-        let service = self.service()?;
-        let fresh = {
-            let (service, name) = (service.clone(), name.to_owned());
-            move || service.read(|service| S::perspective(service, &name))?
-        };
-        let value = match &state {
-            Some(state) => {
-                contained("reading the saved state", || S::load_perspective(state)).inspect_err(|fault| {
-                    let message = fault.message();
-                    self.core.push(&ToHost::Unreadable { perspective: name, message });
-                })?
-            }
-            None => contained("perspective", &fresh)?,
-        };
-        let saver = Saver {
-            core: Rc::clone(&self.core),
-            name: name.to_owned(),
-            policy: S::SAVE,
-            save: S::save_perspective,
-            load: S::load_perspective,
-            fresh: Box::new(fresh),
-            last: RefCell::new(state),
-            version: Cell::new(version),
-        };
-        Ok(Handle::saved(value, saver))
-    }
-
-    fn attach(&self, attachment: Attachment) {
-        let id = attachment.id();
-        self.core.connected(id);
-        self.attachments.borrow_mut().insert(id, Attaching::Pending { gone: false, calls: Vec::new() });
-        let me = self.me();
-        let mut attaching: Pin<Box<dyn Future<Output = ()>>> = Box::pin(async move {
-            let attached = me.attach_now(&attachment).await;
-            if me.core.retired.get() {
-                // It is the new code's to answer.
-                return;
-            }
-            let before = me.attachments.borrow_mut().remove(&id);
-            let Some(Attaching::Pending { gone, calls }) = before else { return };
-            match attached {
-                Ok((perspective, name)) => {
-                    let now = Attaching::Attached { perspective, attachment, name };
-                    me.attachments.borrow_mut().insert(id, now);
-                    me.core.push(&ToHost::Attached { attachment: id });
-                    let context = me.context();
-                    for (bytes, received) in calls {
-                        if let Some(frame) = ToLibrary::read(&mut bytes.as_slice()) {
-                            me.serve_one(frame, &context);
-                        }
-                        drop(received);
-                    }
-                    if gone {
-                        me.detach(id);
-                    }
-                }
-                Err(fault) => {
-                    me.core.disconnected(id);
-                    for (bytes, _) in calls {
-                        if let Some(ToLibrary::Call { call, answer: true, .. }) = ToLibrary::read(&mut bytes.as_slice())
-                        {
-                            me.core.push(&failed(call, &fault));
-                        }
-                    }
-                    me.core.push(&failed(id, &fault));
-                }
-            }
-        });
-        if poll_once(&mut attaching).is_pending() {
-            tokio::task::spawn_local(attaching);
-        }
-    }
-
-    async fn attach_now(&self, attachment: &Attachment) -> Result<(Handle<S::Perspective>, Option<String>)> {
-        let asked = self.perspective(attachment.perspective()).await?;
-        if self.core.retired.get() {
-            return Err(Fault::reloaded());
-        }
-        let context = self.context();
-        let attached = contained("attached", || S::attached(&context, asked, attachment))?;
-        // Another perspective may have been answered: one of another name, or one that has none.
-        let mut perspectives = self.perspectives.borrow_mut();
-        let name = perspectives
-            .iter_mut()
-            .find(|(_, cached)| cached.weak.upgrade().is_some_and(|cached| cached.is(&attached)))
-            .map(|(name, cached)| {
-                cached.attached += 1;
-                cached.keep = Some(attached.clone());
-                name.clone()
-            });
-        Ok((attached, name))
-    }
-
-    fn detach(&self, id: u64) {
-        let entry = {
-            let mut attachments = self.attachments.borrow_mut();
-            match attachments.get_mut(&id) {
-                Some(Attaching::Pending { gone, .. }) => {
-                    *gone = true;
-                    None
-                }
-                Some(Attaching::Attached { .. }) => attachments.remove(&id),
-                None => None,
-            }
-        };
-        let Some(Attaching::Attached { perspective, attachment, name }) = entry else {
-            return;
-        };
-        self.core.disconnected(id);
-        let context = self.context();
-        let _ = contained("detached", || {
-            S::detached(&context, perspective.clone(), &attachment);
-            Ok(())
-        });
-        let Some(name) = name else { return };
-        let last = {
-            let mut perspectives = self.perspectives.borrow_mut();
-            match perspectives.get_mut(&name) {
-                Some(cached) => {
-                    cached.attached = cached.attached.saturating_sub(1);
-                    cached.attached == 0
-                }
-                None => false,
-            }
-        };
-        if last {
-            if let Err(fault) = contained("save", || perspective.flush()) {
-                tracing::error!(perspective = name, %fault, "the perspective could not be saved");
-            }
-            let kept = self.perspectives.borrow_mut().get_mut(&name).and_then(|cached| cached.keep.take());
-            drop((kept, perspective));
-            // Somebody may hold its handle: then it stays the one of its name.
-            self.perspectives.borrow_mut().retain(|_, cached| cached.weak.upgrade().is_some());
-        }
-    }
-
-    fn revert(&self, perspective: &str, state: Option<&[u8]>, version: u64) {
-        if perspective.is_empty() {
-            if let Ok(service) = self.service() {
-                service.revert(state, version);
-            }
-            return;
-        }
-        let cached = self.perspectives.borrow().get(perspective).and_then(|cached| cached.weak.upgrade());
-        if let Some(cached) = cached {
-            cached.revert(state, version);
-        }
-    }
-
-    #[expect(clippy::too_many_arguments, reason = "the fields of one frame")]
-    fn call(
-        &self,
-        context: &Context<S>,
-        call: u64,
-        attachment: u64,
-        object: u64,
-        answer: bool,
-        method: &str,
-        arguments: &[u8],
-        keywords: &[u8],
-    ) {
-        let core = &self.core;
-        let target = {
-            let attachments = self.attachments.borrow();
-            match attachments.get(&attachment) {
-                Some(Attaching::Attached { perspective, attachment, .. }) => {
-                    Some((perspective.clone(), attachment.clone()))
-                }
-                _ => None,
-            }
-        };
-        core.with_scratch(|buffer| {
-            let invoked = match &target {
-                None => Invoked::Done(Err(dead())),
-                Some((perspective, attachment)) => {
-                    let incoming = Incoming { method, arguments, keywords, attachment, context, answer: &mut *buffer };
-                    if object == 0 {
-                        S::Perspective::invoke(perspective, incoming)
-                    } else {
-                        core.object(object).map_or_else(|| Invoked::Done(Err(dead())), |object| object.invoke(incoming))
-                    }
-                }
-            };
-            match invoked {
-                Invoked::Done(Ok(())) if answer => core.push(&ToHost::Answer { call, value: buffer }),
-                Invoked::Done(Err(fault)) if answer => core.push(&failed(call, &fault)),
-                Invoked::Done(Ok(())) => {}
-                Invoked::Done(Err(fault)) => tracing::debug!(method, %fault, "a call that wants no answer failed"),
-                Invoked::Later(future, about) => self.later(call, answer, future, about),
-            }
-        });
-    }
-
-    fn later(
-        &self,
-        call: u64,
-        answer: bool,
-        future: Pin<Box<dyn Future<Output = Result<Vec<u8>>>>>,
-        about: Option<Call>,
-    ) {
-        if let Some(about) = about {
-            self.calls.borrow_mut().insert(call, about);
-        }
-        let me = self.me();
-        let owed = Owed { core: Rc::clone(&self.core), call, answer };
-        let mut task: Pin<Box<dyn Future<Output = ()>>> = Box::pin(async move {
-            // All of it, not its one field that is used below.
-            let mut owed = owed;
-            let result = settle("the method", future).await;
-            me.suspended.borrow_mut().remove(&call);
-            let answer = std::mem::take(&mut owed.answer);
-            me.calls.borrow_mut().remove(&call);
-            if answer {
-                match result {
-                    Ok(value) => me.core.push(&ToHost::Answer { call, value: &value }),
-                    Err(fault) => me.core.push(&failed(call, &fault)),
-                }
-            }
-        });
-        if poll_once(&mut task).is_pending() {
-            self.suspended.borrow_mut().insert(call);
-            tokio::task::spawn_local(task);
-        }
-    }
-}
-
-/// A call that is to be answered, also when it is cut off because another generation serves. (When the service ends
-/// for good, the host answers all.)
-struct Owed {
-    core: Rc<Core>,
-    call: u64,
-    answer: bool,
-}
-
-impl Drop for Owed {
-    fn drop(&mut self) {
-        if !self.core.retired.get() {
-            return;
-        }
-        if self.answer {
-            self.core.push(&failed(self.call, &Fault::reloaded()));
-        }
-        // The main loop may be waiting for the last.
-        self.core.written.notify_one();
-    }
 }
 
 /// Says that the author's `start` runs, while it does.
@@ -869,19 +497,6 @@ async fn during_start<R>(core: &Rc<Core>, start: impl Future<Output = R>) -> R {
         polled
     })
     .await
-}
-
-/// Lets those go on who wait for the same perspective, however its loading ended.
-struct Turn<'a, S: Service> {
-    runtime: &'a Runtime<S>,
-    name: &'a str,
-}
-
-impl<S: Service> Drop for Turn<'_, S> {
-    fn drop(&mut self) {
-        // Their ends of the channels are told by the drop.
-        self.runtime.loading.borrow_mut().remove(self.name);
-    }
 }
 
 fn manifest<S: Service>() -> Manifest {
@@ -924,9 +539,4 @@ async fn settle<R>(what: &str, future: impl Future<Output = Result<R>>) -> Resul
         Err(_) => Poll::Ready(Err(Fault::panicked(what))),
     })
     .await
-}
-
-/// Starts a future at once. If it waits, it is polled again as a task, with a waker that counts.
-fn poll_once(future: &mut Pin<Box<dyn Future<Output = ()>>>) -> Poll<()> {
-    future.as_mut().poll(&mut std::task::Context::from_waker(std::task::Waker::noop()))
 }

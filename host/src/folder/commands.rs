@@ -1,0 +1,146 @@
+//! What an operator, or a build, has done at once.
+
+use std::path::Path;
+use std::rc::Rc;
+
+use super::{Folder, Library, Placed};
+use crate::multiservice::reload::Reloaded;
+use crate::multiservice::slot::State;
+
+impl Folder {
+    /// An operator stops a service: its clients are told, its state stays.
+    ///
+    /// # Errors
+    /// When there is no such service in the folder, or it has stopped already.
+    pub async fn stop(&self, service: &str) -> Result<(), String> {
+        let path = self.path_of(service).ok_or_else(|| format!("there is no service named {service} in the folder"))?;
+        let _all = self.exchange.write().await;
+        let slot = match self.entries.lock().get_mut(&path) {
+            Some(entry) if matches!(entry.library, Library::Loaded { .. }) => {
+                // What was under way for the file is out of date.
+                entry.turn += 1;
+                entry.underway = false;
+                match std::mem::replace(&mut entry.library, Library::Stopped { service: service.to_owned() }) {
+                    Library::Loaded { slot, .. } => slot,
+                    _ => return Ok(()),
+                }
+            }
+            _ => return Err(format!("{service} does not serve")),
+        };
+        tracing::info!(service, "stopped by command");
+        self.end(&slot).await;
+        Ok(())
+    }
+
+    /// An operator starts a service that was stopped, or has ended: from its file, as it is now.
+    ///
+    /// # Errors
+    /// When there is none, it runs, or its file is refused.
+    pub async fn start_again(self: &Rc<Self>, service: &str) -> Result<(), String> {
+        let path = self.path_of(service).ok_or_else(|| format!("there is no service named {service} in the folder"))?;
+        if let Some(Library::Loaded { slot, .. }) = self.entries.lock().get(&path).map(|entry| &entry.library)
+            && slot.state() == State::Serving
+        {
+            return Err(format!("{service} serves already"));
+        }
+        let turn = self.turn(&path);
+        let vetted = self.vet(path.clone()).await.unwrap_or_else(|error| Err(error.to_string()));
+        let served = self.serve(&path, turn, vetted).await;
+        self.start_waiting();
+        current(served)
+    }
+
+    /// A file is in place, and whole: it is vetted and served at once, as it would be a moment later by itself.
+    ///
+    /// # Errors
+    /// Why it is refused. What served before serves on.
+    pub async fn place(self: &Rc<Self>, path: &Path) -> Result<Placed, String> {
+        let before = self.generation(path);
+        self.serve_now(path, false).await?;
+        match self.entries.lock().get(path).map(|entry| &entry.library) {
+            Some(Library::Loaded { slot, reloaded, .. }) => Ok(Placed {
+                service: slot.name().to_string(),
+                reloaded: reloaded.clone().filter(|reloaded| Some(reloaded.generation) != before),
+            }),
+            Some(Library::Waiting { needs, .. }) => Err(format!("it needs {}", needs.join(", "))),
+            Some(Library::Refused(why) | Library::Taken { why, .. }) => Err(why.clone()),
+            _ => Err("something else has happened to the file meanwhile".to_owned()),
+        }
+    }
+
+    /// Vets a file and makes it serve, now. The host may see at the same time that the file has changed, and see to it by
+    /// itself: what is there then is what counts.
+    async fn serve_now(self: &Rc<Self>, path: &Path, even: bool) -> Result<(), String> {
+        let mut tries = 0;
+        loop {
+            let turn = self.turn(path);
+            let vetted = self.vet(path.to_owned()).await.unwrap_or_else(|error| Err(error.to_string()));
+            let served = self.serve_even(path, turn, vetted, even).await;
+            self.start_waiting();
+            tries += 1;
+            match served? {
+                true => return Ok(()),
+                // An operator has stopped it meanwhile.
+                false if self.is_stopped(path) => return Err("it was stopped meanwhile".to_owned()),
+                false if tries < 10 => {}
+                false => return current(Ok(false)),
+            }
+        }
+    }
+
+    fn is_stopped(&self, path: &Path) -> bool {
+        matches!(self.entries.lock().get(path).map(|entry| &entry.library), Some(Library::Stopped { .. }) | None)
+    }
+
+    fn generation(&self, path: &Path) -> Option<u32> {
+        match self.entries.lock().get(path).map(|entry| &entry.library) {
+            Some(Library::Loaded { slot, .. }) => Some(slot.generation()),
+            _ => None,
+        }
+    }
+
+    /// An operator has a service replaced by its file, as it is now, though the file has not changed.
+    ///
+    /// # Errors
+    /// When there is no such service, or the file is refused: what served goes on.
+    pub async fn reload(self: &Rc<Self>, service: &str) -> Result<Option<Reloaded>, String> {
+        let path = self.path_of(service).ok_or_else(|| format!("there is no service named {service} in the folder"))?;
+        if self.is_stopped(&path) {
+            return Err(format!("{service} was stopped; `credhost service start {service}` starts it"));
+        }
+        self.serve_now(&path, true).await?;
+        match self.entries.lock().get(&path).map(|entry| &entry.library) {
+            Some(Library::Loaded { reloaded, .. }) => Ok(reloaded.clone()),
+            _ => Ok(None),
+        }
+    }
+
+    /// An operator goes back to the library that served before the present one. The file in the folder stays as it is,
+    /// and counts again when it is changed.
+    ///
+    /// # Errors
+    /// When there is no such service, nothing to go back to, or that is refused.
+    pub async fn rollback(self: &Rc<Self>, service: &str) -> Result<(), String> {
+        let path = self.path_of(service).ok_or_else(|| format!("there is no service named {service} in the folder"))?;
+        let previous = self.previous_copy(&path);
+        if !previous.exists() {
+            return Err(format!("no other library has served as {service}: there is nothing to go back to"));
+        }
+        let turn = self.turn(&path);
+        let vetted = self.vet(previous).await.unwrap_or_else(|error| Err(error.to_string()));
+        let served = self.serve(&path, turn, vetted).await;
+        if served == Ok(true) {
+            self.trouble(&path, "rolled back: the file in the folder is not what serves".to_owned());
+        }
+        self.start_waiting();
+        current(served)
+    }
+}
+
+/// What an operator is told of a command that was overtaken.
+fn current(served: Result<bool, String>) -> Result<(), String> {
+    match served? {
+        true => Ok(()),
+        false => Err("the file has changed meanwhile, and counts instead".to_owned()),
+    }
+}

@@ -1,0 +1,153 @@
+use super::*;
+use crate::cred::TokenDigest;
+use crate::cred::throttle::Counter;
+use crate::store::{Done, Kept, MemoryStore, audit};
+
+/// Commits when it is told to.
+#[derive(Default)]
+struct Slow {
+    memory: MemoryStore,
+    waiting: Mutex<Vec<(Vec<Write>, Done<()>)>>,
+}
+
+impl Slow {
+    /// The oldest commit comes to this.
+    fn finish(&self, result: Result<(), StoreError>) {
+        let (writes, done) = self.waiting.lock().remove(0);
+        match result {
+            Ok(()) => self.memory.commit(writes, done),
+            Err(error) => done(Err(error)),
+        }
+    }
+}
+
+impl Store for Slow {
+    fn commit(&self, writes: Vec<Write>, done: Done<()>) {
+        self.waiting.lock().push((writes, done));
+    }
+    fn state(&self, service: &str, perspective: &str, done: Done<Option<Saved>>) {
+        self.memory.state(service, perspective, done);
+    }
+    fn data(&self, service: &str, range: &Range, done: Done<Entries>) {
+        self.memory.data(service, range, done);
+    }
+    fn identity(&self, name: &str, done: Done<Option<Kept>>) {
+        self.memory.identity(name, done);
+    }
+    fn bearer(&self, token: &TokenDigest, done: Done<Option<Kept>>) {
+        self.memory.bearer(token, done);
+    }
+    fn states(&self, service: &str, after: Option<&str>, limit: usize, done: Done<Vec<(String, Saved)>>) {
+        self.memory.states(service, after, limit, done);
+    }
+    fn identities(&self, after: Option<&str>, limit: usize, done: Done<Vec<Kept>>) {
+        self.memory.identities(after, limit, done);
+    }
+    fn is_known_source(&self, name: &str, source: &[u8; 16], done: Done<bool>) {
+        self.memory.is_known_source(name, source, done);
+    }
+    fn failures(&self, done: Done<Vec<(Counter, u32)>>) {
+        self.memory.failures(done);
+    }
+    fn audit(&self, after: u64, limit: usize, done: Done<Vec<audit::Line>>) {
+        self.memory.audit(after, limit, done);
+    }
+}
+
+fn heard(mailbox: &super::super::switchboard::Mailbox) -> Vec<String> {
+    let mut bytes = Vec::new();
+    mailbox.take(&mut bytes);
+    let mut rest = bytes.as_slice();
+    let mut heard = Vec::new();
+    while let Some((_, frame)) = rest.split_first_chunk::<8>() {
+        rest = frame;
+        heard.push(match ToHost::read(&mut rest) {
+            Some(ToHost::Answer { call, .. }) => format!("answer {}", call as u32),
+            Some(ToHost::Failed { call, message, .. }) => format!("failed {}: {message}", call as u32),
+            other => format!("{other:?}"),
+        });
+    }
+    heard
+}
+
+fn say(line: &Line, frames: &[ToHost<'_>]) {
+    let mut bytes = Vec::new();
+    frames.iter().for_each(|frame| frame.write(&mut bytes));
+    line.frames(&bytes);
+}
+
+fn line() -> (Arc<Line>, Arc<Slow>, Arc<super::super::switchboard::Mailbox>, impl Fn(u64) -> u64) {
+    let store = Arc::new(Slow::default());
+    let surroundings = Surroundings::new(Arc::clone(&store) as Arc<dyn Store>);
+    let (number, mailbox) = surroundings.switchboard.connect();
+    let (line, _stages) = Line::new(1, 1, true, &surroundings, &Arc::default());
+    (line, store, mailbox, move |n: u64| u64::from(number) << 32 | n)
+}
+
+fn save(perspective: &str, version: u64) -> ToHost<'_> {
+    ToHost::Save { perspective, state: &[1], base: version - 1, version }
+}
+
+#[test]
+fn nothing_that_follows_a_change_is_told_before_it_is_committed() {
+    let (line, store, mailbox, call) = line();
+    let answer = |n| ToHost::Answer { call: call(n), value: &[] };
+    say(&line, &[answer(1), save("a", 1), answer(2)]);
+    say(&line, &[answer(3)]);
+    say(&line, &[save("b", 1), answer(4)]);
+    say(&line, &[save("b", 2), save("a", 2), answer(5)]);
+    assert!(heard(&mailbox).is_empty(), "what is told of a change may stand before it");
+    store.finish(Ok(()));
+    assert_eq!(heard(&mailbox), ["answer 1", "answer 2"]);
+    // What has come meanwhile is one commit.
+    store.finish(Ok(()));
+    assert_eq!(heard(&mailbox), ["answer 3", "answer 4", "answer 5"]);
+    assert!(store.waiting.lock().is_empty());
+    say(&line, &[answer(6)]);
+    assert_eq!(heard(&mailbox), ["answer 6"], "who saves nothing waits for nothing");
+}
+
+#[test]
+fn what_cannot_be_committed_is_an_error_and_so_is_all_that_was_made_from_it() {
+    let (line, store, mailbox, call) = line();
+    let answer = |n| ToHost::Answer { call: call(n), value: &[] };
+    say(&line, &[save("a", 1), answer(1)]);
+    say(&line, &[save("b", 1), answer(2)]);
+    store.finish(Err(StoreError::Failed("the disk is full".to_owned())));
+    let undone = |n: u32| format!("failed {n}: the change could not be saved, and is undone");
+    assert_eq!(heard(&mailbox), [undone(1), undone(2)]);
+    assert!(store.waiting.lock().is_empty(), "what was made from it is not committed");
+    // What the service says before it has gone back is made from what was undone, too.
+    say(&line, &[answer(3), save("c", 1)]);
+    assert_eq!(heard(&mailbox), [undone(3)]);
+    say(&line, &[ToHost::Reverted {}, ToHost::Reverted {}, answer(4), ToHost::Reverted {}, answer(5)]);
+    assert_eq!(heard(&mailbox), [undone(4), "answer 5".to_owned()]);
+    say(&line, &[save("a", 1), answer(6)]);
+    store.finish(Ok(()));
+    assert_eq!(heard(&mailbox), ["answer 6"]);
+}
+
+#[test]
+fn a_second_writer_is_found_out_and_not_overwritten() {
+    let (line, store, mailbox, call) = line();
+    let other = Change { service: "?".to_owned(), perspective: "a".to_owned(), state: vec![9], base: 0, version: 1 };
+    store.memory.commit(vec![Write::State(other)], Box::new(|done| done.unwrap()));
+    say(&line, &[save("a", 1), ToHost::Answer { call: call(1), value: &[] }]);
+    store.finish(Ok(()));
+    assert_eq!(heard(&mailbox), ["failed 1: the change could not be saved, and is undone"]);
+    let (sender, receiver) = std::sync::mpsc::channel();
+    store.memory.state("?", "a", Box::new(move |saved| sender.send(saved).unwrap()));
+    assert_eq!(receiver.recv().unwrap().unwrap().unwrap().state, [9]);
+}
+
+#[test]
+fn a_state_over_the_quota_is_not_saved() {
+    let store = Arc::new(MemoryStore::new());
+    let surroundings = Surroundings { quota: 4, ..Surroundings::new(store) };
+    let (number, mailbox) = surroundings.switchboard.connect();
+    let (line, _stages) = Line::new(1, 1, true, &surroundings, &Arc::default());
+    let call = u64::from(number) << 32 | 1;
+    let large = ToHost::Save { perspective: "a", state: &[0; 5], base: 0, version: 1 };
+    say(&line, &[large, ToHost::Answer { call, value: &[] }]);
+    assert_eq!(heard(&mailbox), ["failed 1: the change could not be saved, and is undone"]);
+}

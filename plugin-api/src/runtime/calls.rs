@@ -1,0 +1,118 @@
+//! Calls: begun in the order in which they came, answered once.
+
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::Poll;
+
+use super::core::Core;
+use super::incoming::{Incoming, Invoked};
+use super::{Attaching, Runtime, dead, failed, settle};
+use crate::abi::frame::ToHost;
+use crate::call::Call;
+use crate::context::Context;
+use crate::fault::{Fault, Result};
+use crate::service::{Callable, Service};
+
+impl<S: Service> Runtime<S> {
+    #[expect(clippy::too_many_arguments, reason = "the fields of one frame")]
+    pub(super) fn call(
+        &self,
+        context: &Context<S>,
+        call: u64,
+        attachment: u64,
+        object: u64,
+        answer: bool,
+        method: &str,
+        arguments: &[u8],
+        keywords: &[u8],
+    ) {
+        let core = &self.core;
+        let target = {
+            let attachments = self.attachments.borrow();
+            match attachments.get(&attachment) {
+                Some(Attaching::Attached { perspective, attachment, .. }) => {
+                    Some((perspective.clone(), attachment.clone()))
+                }
+                _ => None,
+            }
+        };
+        core.with_scratch(|buffer| {
+            let invoked = match &target {
+                None => Invoked::Done(Err(dead())),
+                Some((perspective, attachment)) => {
+                    let incoming = Incoming { method, arguments, keywords, attachment, context, answer: &mut *buffer };
+                    if object == 0 {
+                        S::Perspective::invoke(perspective, incoming)
+                    } else {
+                        core.object(object).map_or_else(|| Invoked::Done(Err(dead())), |object| object.invoke(incoming))
+                    }
+                }
+            };
+            match invoked {
+                Invoked::Done(Ok(())) if answer => core.push(&ToHost::Answer { call, value: buffer }),
+                Invoked::Done(Err(fault)) if answer => core.push(&failed(call, &fault)),
+                Invoked::Done(Ok(())) => {}
+                Invoked::Done(Err(fault)) => tracing::debug!(method, %fault, "a call that wants no answer failed"),
+                Invoked::Later(future, about) => self.later(call, answer, future, about),
+            }
+        });
+    }
+
+    fn later(
+        &self,
+        call: u64,
+        answer: bool,
+        future: Pin<Box<dyn Future<Output = Result<Vec<u8>>>>>,
+        about: Option<Call>,
+    ) {
+        if let Some(about) = about {
+            self.calls.borrow_mut().insert(call, about);
+        }
+        let me = self.me();
+        let owed = Owed { core: Rc::clone(&self.core), call, answer };
+        let mut task: Pin<Box<dyn Future<Output = ()>>> = Box::pin(async move {
+            // All of it, not its one field that is used below.
+            let mut owed = owed;
+            let result = settle("the method", future).await;
+            me.suspended.borrow_mut().remove(&call);
+            let answer = std::mem::take(&mut owed.answer);
+            me.calls.borrow_mut().remove(&call);
+            if answer {
+                match result {
+                    Ok(value) => me.core.push(&ToHost::Answer { call, value: &value }),
+                    Err(fault) => me.core.push(&failed(call, &fault)),
+                }
+            }
+        });
+        if poll_once(&mut task).is_pending() {
+            self.suspended.borrow_mut().insert(call);
+            tokio::task::spawn_local(task);
+        }
+    }
+}
+
+/// A call that is to be answered, also when it is cut off because another generation serves. (When the service ends
+/// for good, the host answers all.)
+struct Owed {
+    core: Rc<Core>,
+    call: u64,
+    answer: bool,
+}
+
+impl Drop for Owed {
+    fn drop(&mut self) {
+        if !self.core.retired.get() {
+            return;
+        }
+        if self.answer {
+            self.core.push(&failed(self.call, &Fault::reloaded()));
+        }
+        // The main loop may be waiting for the last.
+        self.core.written.notify_one();
+    }
+}
+
+/// Starts a future at once. If it waits, it is polled again as a task, with a waker that counts.
+pub(super) fn poll_once(future: &mut Pin<Box<dyn Future<Output = ()>>>) -> Poll<()> {
+    future.as_mut().poll(&mut std::task::Context::from_waker(std::task::Waker::noop()))
+}

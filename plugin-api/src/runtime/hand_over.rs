@@ -1,0 +1,89 @@
+//! What becomes of a generation when another one takes over: it stands still, is handed on, and ends; and how the next one
+//! takes what it is handed.
+
+use super::{Attaching, Runtime, contained, settle};
+use crate::abi::frame::{self, ToHost, ToLibrary};
+use crate::handle::{AnyHandle, NAMED, PERSPECTIVE};
+use crate::service::Service;
+
+impl<S: Service> Runtime<S> {
+    /// Whether another generation serves, and no call is left to end.
+    pub(super) fn is_done(&self) -> bool {
+        self.core.retired.get() && self.suspended.borrow().is_empty()
+    }
+
+    pub(super) fn is_attaching(&self) -> bool {
+        self.attachments.borrow().values().any(|attaching| matches!(attaching, Attaching::Pending { .. }))
+    }
+
+    /// Saves everything, and stands still until the host says how it goes on. `kept` is what has come behind.
+    pub(super) fn freeze(&self, request: u64, kept: &mut Vec<u8>) {
+        let core = &self.core;
+        let live: Vec<_> = self.perspectives.borrow().values().filter_map(|cached| cached.weak.upgrade()).collect();
+        let saved = live
+            .iter()
+            .try_for_each(|perspective| contained("save", || perspective.hand_over()))
+            .and_then(|()| self.service().and_then(|service| contained("save", || service.hand_over())));
+        let states = live.iter().filter(|perspective| perspective.is_saved()).count() as u64;
+        drop(live);
+        if let Err(fault) = saved {
+            let message = format!(
+                "the old code cannot save its state ({fault}); to lose what is not saved, stop and start the service"
+            );
+            core.push(&ToHost::Refused { message: &message });
+            return core.flush();
+        }
+        let calls: Vec<u8> = self.suspended.borrow().iter().flat_map(|call| call.to_le_bytes()).collect();
+        let (objects, numbers) = (core.heirlooms(), core.numbered.get());
+        core.push(&ToHost::Frozen { request, calls: &calls, objects: &objects, numbers, states });
+        core.flush();
+        // No task runs meanwhile, for the thread itself waits.
+        let mut looked_at = 0;
+        loop {
+            let mut rest = kept.get(looked_at..).unwrap_or_default();
+            while let Some(frame) = ToLibrary::read(&mut rest) {
+                if matches!(frame, ToLibrary::Thaw {} | ToLibrary::Retire {} | ToLibrary::Stop {}) {
+                    return;
+                }
+            }
+            looked_at = kept.len() - rest.len();
+            core.wall.wait();
+            core.wall.pop(kept);
+        }
+    }
+
+    /// Another generation serves: what is left here are the calls that wait.
+    pub(super) fn retire(&self) {
+        self.core.retire();
+        for task in std::mem::take(&mut *self.tasks.borrow_mut()) {
+            task.abort();
+        }
+        // Handles that calls hold stay; nobody is attached here any more, and nobody is told so: they are attached to
+        // the new code.
+        let attachments = std::mem::take(&mut *self.attachments.borrow_mut());
+        let kept: Vec<_> = self.perspectives.borrow_mut().values_mut().map(|cached| cached.keep.take()).collect();
+        drop((attachments, kept));
+    }
+
+    /// Makes objects anew that an earlier generation has handed out.
+    pub(super) async fn adopt(&self, objects: &[u8]) {
+        let mut adopted = 0;
+        for (id, count, origin) in frame::objects(objects) {
+            let made = if let Some(name) = origin.strip_prefix(PERSPECTIVE) {
+                settle("perspective", self.perspective(name)).await.map(|found| AnyHandle::from(found).0)
+            } else if let Some(name) = origin.strip_prefix(NAMED) {
+                settle("rebuild", S::rebuild(self.context(), name.to_owned())).await.map(|AnyHandle(object)| object)
+            } else {
+                continue;
+            };
+            match made {
+                Ok(object) => {
+                    self.core.adopt(id, count, object);
+                    adopted += 1;
+                }
+                Err(fault) => tracing::warn!(origin, %fault, "an object that clients have cannot be made anew"),
+            }
+        }
+        self.core.push(&ToHost::Adopted { objects: adopted });
+    }
+}

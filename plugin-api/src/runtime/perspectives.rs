@@ -1,0 +1,228 @@
+//! Perspectives: loaded once, kept while clients are attached, saved after the last has gone.
+
+use std::cell::{Cell, RefCell};
+use std::pin::Pin;
+use std::rc::Rc;
+
+use tokio::sync::oneshot;
+
+use super::calls::poll_once;
+use super::{Attaching, Cached, Runtime, contained, failed};
+use crate::abi::frame::{ToHost, ToLibrary};
+use crate::call::Attachment;
+use crate::fault::{Fault, Result};
+use crate::handle::{Handle, Saver};
+use crate::service::{Save, Service};
+
+impl<S: Service> Runtime<S> {
+    pub(crate) fn attached(&self) -> Vec<(String, Handle<S::Perspective>)> {
+        let perspectives = self.perspectives.borrow();
+        perspectives
+            .iter()
+            .filter(|(_, cached)| cached.attached > 0)
+            .filter_map(|(name, cached)| Some((name.clone(), cached.weak.upgrade()?)))
+            .collect()
+    }
+
+    /// The perspective of this name, which is loaded once, however many ask at once.
+    pub(crate) async fn perspective(&self, name: &str) -> Result<Handle<S::Perspective>> {
+        loop {
+            if let Some(cached) = self.perspectives.borrow().get(name).and_then(|cached| cached.weak.upgrade()) {
+                return Ok(cached);
+            }
+            let others = {
+                let mut loading = self.loading.borrow_mut();
+                match loading.get_mut(name) {
+                    Some(waiting) => {
+                        let (done, loaded) = oneshot::channel();
+                        waiting.push(done);
+                        Some(loaded)
+                    }
+                    None => {
+                        loading.insert(name.to_owned(), Vec::new());
+                        None
+                    }
+                }
+            };
+            if let Some(loaded) = others {
+                let _ = loaded.await;
+                continue;
+            }
+            let turn = Turn { runtime: self, name };
+            let made = self.make(name).await;
+            if let Ok(perspective) = &made {
+                let cached = Cached { weak: perspective.downgrade(), attached: 0, keep: None };
+                self.perspectives.borrow_mut().insert(name.to_owned(), cached);
+            }
+            drop(turn);
+            return made;
+        }
+    }
+
+    async fn make(&self, name: &str) -> Result<Handle<S::Perspective>> {
+        let (state, version) = match S::SAVE {
+            Save::Never => (None, 0),
+            _ => self.core.load(name).await?,
+        };
+        let service = self.service()?;
+        let fresh = {
+            let (service, name) = (service.clone(), name.to_owned());
+            move || service.read(|service| S::perspective(service, &name))?
+        };
+        let value = match &state {
+            Some(state) => {
+                contained("reading the saved state", || S::load_perspective(state)).inspect_err(|fault| {
+                    let message = fault.message();
+                    self.core.push(&ToHost::Unreadable { perspective: name, message });
+                })?
+            }
+            None => contained("perspective", &fresh)?,
+        };
+        let saver = Saver {
+            core: Rc::clone(&self.core),
+            name: name.to_owned(),
+            policy: S::SAVE,
+            save: S::save_perspective,
+            load: S::load_perspective,
+            fresh: Box::new(fresh),
+            last: RefCell::new(state),
+            version: Cell::new(version),
+        };
+        Ok(Handle::saved(value, saver))
+    }
+
+    pub(super) fn attach(&self, attachment: Attachment) {
+        let id = attachment.id();
+        self.core.connected(id);
+        self.attachments.borrow_mut().insert(id, Attaching::Pending { gone: false, calls: Vec::new() });
+        let me = self.me();
+        let mut attaching: Pin<Box<dyn Future<Output = ()>>> = Box::pin(async move {
+            let attached = me.attach_now(&attachment).await;
+            if me.core.retired.get() {
+                // It is the new code's to answer.
+                return;
+            }
+            let before = me.attachments.borrow_mut().remove(&id);
+            let Some(Attaching::Pending { gone, calls }) = before else { return };
+            match attached {
+                Ok((perspective, name)) => {
+                    let now = Attaching::Attached { perspective, attachment, name };
+                    me.attachments.borrow_mut().insert(id, now);
+                    me.core.push(&ToHost::Attached { attachment: id });
+                    let context = me.context();
+                    for (bytes, received) in calls {
+                        if let Some(frame) = ToLibrary::read(&mut bytes.as_slice()) {
+                            me.serve_one(frame, &context);
+                        }
+                        drop(received);
+                    }
+                    if gone {
+                        me.detach(id);
+                    }
+                }
+                Err(fault) => {
+                    me.core.disconnected(id);
+                    for (bytes, _) in calls {
+                        if let Some(ToLibrary::Call { call, answer: true, .. }) = ToLibrary::read(&mut bytes.as_slice())
+                        {
+                            me.core.push(&failed(call, &fault));
+                        }
+                    }
+                    me.core.push(&failed(id, &fault));
+                }
+            }
+        });
+        if poll_once(&mut attaching).is_pending() {
+            tokio::task::spawn_local(attaching);
+        }
+    }
+
+    async fn attach_now(&self, attachment: &Attachment) -> Result<(Handle<S::Perspective>, Option<String>)> {
+        let asked = self.perspective(attachment.perspective()).await?;
+        if self.core.retired.get() {
+            return Err(Fault::reloaded());
+        }
+        let context = self.context();
+        let attached = contained("attached", || S::attached(&context, asked, attachment))?;
+        // Another perspective may have been answered: one of another name, or one that has none.
+        let mut perspectives = self.perspectives.borrow_mut();
+        let name = perspectives
+            .iter_mut()
+            .find(|(_, cached)| cached.weak.upgrade().is_some_and(|cached| cached.is(&attached)))
+            .map(|(name, cached)| {
+                cached.attached += 1;
+                cached.keep = Some(attached.clone());
+                name.clone()
+            });
+        Ok((attached, name))
+    }
+
+    pub(super) fn detach(&self, id: u64) {
+        let entry = {
+            let mut attachments = self.attachments.borrow_mut();
+            match attachments.get_mut(&id) {
+                Some(Attaching::Pending { gone, .. }) => {
+                    *gone = true;
+                    None
+                }
+                Some(Attaching::Attached { .. }) => attachments.remove(&id),
+                None => None,
+            }
+        };
+        let Some(Attaching::Attached { perspective, attachment, name }) = entry else {
+            return;
+        };
+        self.core.disconnected(id);
+        let context = self.context();
+        let _ = contained("detached", || {
+            S::detached(&context, perspective.clone(), &attachment);
+            Ok(())
+        });
+        let Some(name) = name else { return };
+        let last = {
+            let mut perspectives = self.perspectives.borrow_mut();
+            match perspectives.get_mut(&name) {
+                Some(cached) => {
+                    cached.attached = cached.attached.saturating_sub(1);
+                    cached.attached == 0
+                }
+                None => false,
+            }
+        };
+        if last {
+            if let Err(fault) = contained("save", || perspective.flush()) {
+                tracing::error!(perspective = name, %fault, "the perspective could not be saved");
+            }
+            let kept = self.perspectives.borrow_mut().get_mut(&name).and_then(|cached| cached.keep.take());
+            drop((kept, perspective));
+            // Somebody may hold its handle: then it stays the one of its name.
+            self.perspectives.borrow_mut().retain(|_, cached| cached.weak.upgrade().is_some());
+        }
+    }
+
+    pub(super) fn revert(&self, perspective: &str, state: Option<&[u8]>, version: u64) {
+        if perspective.is_empty() {
+            if let Ok(service) = self.service() {
+                service.revert(state, version);
+            }
+            return;
+        }
+        let cached = self.perspectives.borrow().get(perspective).and_then(|cached| cached.weak.upgrade());
+        if let Some(cached) = cached {
+            cached.revert(state, version);
+        }
+    }
+}
+
+/// Lets those go on who wait for the same perspective, however its loading ended.
+struct Turn<'a, S: Service> {
+    runtime: &'a Runtime<S>,
+    name: &'a str,
+}
+
+impl<S: Service> Drop for Turn<'_, S> {
+    fn drop(&mut self) {
+        // Their ends of the channels are told by the drop.
+        self.runtime.loading.borrow_mut().remove(self.name);
+    }
+}
