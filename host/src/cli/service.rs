@@ -88,8 +88,13 @@ impl Service {
                         }
                         let unreadable = &library.unreadable;
                         if !unreadable.is_empty() {
-                            let count =
-                                format!("{}: nobody can attach to these; they stay as they are", unreadable.len());
+                            // So many are remembered.
+                            const MOST: usize = 100;
+                            let count = format!(
+                                "{}{}: nobody can attach to these; they stay as they are",
+                                unreadable.len(),
+                                if unreadable.len() < MOST { "" } else { " or more" }
+                            );
                             rows.push(vec!["unreadable states".to_owned(), count]);
                             rows.extend(
                                 unreadable.iter().map(|(name, why)| vec![String::new(), format!("{name}: {why}")]),

@@ -207,10 +207,9 @@ fn states(accounts: &Accounts, service: &str, after: Option<&str>) -> Result<Val
     let mut after = after.map(str::to_owned);
     let mut more = true;
     while more && states.len() < PAGE && size < BYTES {
-        // One at a time: a page of large ones would be a gigabyte.
-        let limit = if size == 0 { 1 } else { 8 };
-        let found = wait(|done| accounts.store().states(service, after.as_deref(), limit, done))?;
-        more = found.len() == limit;
+        // One at a time: some of them together may be a gigabyte.
+        let found = wait(|done| accounts.store().states(service, after.as_deref(), 1, done))?;
+        more = !found.is_empty();
         for (name, saved) in found {
             size += saved.state.len();
             states.push(json!([name, data_encoding::BASE64.encode(&saved.state)]));

@@ -162,10 +162,14 @@ impl Line {
     /// The generation has ended: who waits for it is told, once.
     pub(super) fn over(&self) {
         if !self.over.swap(true, Ordering::SeqCst) && self.serving.load(Ordering::SeqCst) {
-            let mut frame = Vec::new();
-            ToHost::Stopped {}.write(&mut frame);
-            self.switchboard.broadcast(self.tag(), &frame);
+            self.tell_end();
         }
+    }
+
+    fn tell_end(&self) {
+        let mut frame = Vec::new();
+        ToHost::Stopped {}.write(&mut frame);
+        self.switchboard.broadcast(self.tag(), &frame);
     }
 
     /// From whom what is delivered comes: the slot, and above it the generation.
@@ -176,6 +180,10 @@ impl Line {
     /// It serves from now on: what was kept back is committed, and told.
     pub(super) fn serve(&self) {
         self.serving.store(true, Ordering::SeqCst);
+        if self.is_over() {
+            // It has ended by itself just before: nobody was told yet.
+            self.tell_end();
+        }
         let mut way = self.way.lock();
         way.embargo = false;
         self.go_on(way);

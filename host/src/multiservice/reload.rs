@@ -216,6 +216,13 @@ impl Slot {
                 new.generation.push_anyway(frame);
             }
             new.generation.push_anyway(waited);
+            // Who has gone meanwhile has gone for calls that wait in the old code, too.
+            let mut frames = waited;
+            while let Some(frame) = ToLibrary::read(&mut frames) {
+                if let ToLibrary::Gone { .. } = frame {
+                    old.generation.tell(&frame);
+                }
+            }
         });
         old.line.retire();
         old.generation.tell(&ToLibrary::Retire {});
@@ -234,6 +241,8 @@ impl Slot {
             let account = old.end().await;
             tracing::debug!(service, generation, "replaced code is let go of: {account}");
             if account == Account::Condemned {
+                // What it says from here on is of nobody's.
+                old.line.over();
                 me.unanswered(&calls, old.line.tag());
             }
             me.retiring.lock().retain(|live| !Arc::ptr_eq(live, &old));
