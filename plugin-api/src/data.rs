@@ -293,10 +293,13 @@ impl Transaction {
         if size > VALUE {
             return Err(Fault::value(format!("a value has {VALUE} bytes at most; this one has {size}")));
         }
-        self.size += key.len() + size;
-        if self.size > TRANSACTION {
+        // What is written twice counts once.
+        let before = self.writes.get(key).map_or(0, |value| key.len() + value.as_ref().map_or(0, Vec::len));
+        let after = self.size - before + key.len() + size;
+        if after > TRANSACTION {
             return Err(Fault::value(format!("a change has {TRANSACTION} bytes at most")));
         }
+        self.size = after;
         self.writes.insert(key.to_vec(), value);
         Ok(())
     }

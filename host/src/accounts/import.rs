@@ -10,7 +10,7 @@ use crate::store::audit::Event;
 use crate::store::{Record, Store, StoreError, Write, wait};
 
 /// The most memory that checking an imported hash may take, in KiB: it is taken for each try of a password.
-const MOST_MEMORY: u32 = 64 << 10;
+pub(super) const MOST_MEMORY: u32 = 64 << 10;
 /// So many refusals are told one by one.
 const TOLD: usize = 20;
 

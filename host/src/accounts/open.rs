@@ -4,9 +4,10 @@ use std::collections::HashSet;
 use std::fs;
 use std::sync::Arc;
 
+use super::import::MOST_MEMORY;
 use super::{AccountError, Accounts};
 use crate::config::{ConfigError, ConfigFile, Home, Settings, master_key, random};
-use crate::cred::{HashCost, PasswordRules};
+use crate::cred::{HashCost, PasswordRules, check_hash};
 use crate::store::audit::Event;
 use crate::store::{SqliteStore, Store, StoreError, Write, wait};
 
@@ -65,15 +66,20 @@ impl Accounts {
         let mut moved = 0;
         for identity in identities {
             let name = identity.name.to_string();
+            for (_, hash) in identity.hashes(0) {
+                check_hash(&hash, MOST_MEMORY).map_err(|error| file.wrong(format!("[identity.{name}]: {error}")))?;
+            }
             let event = self.event("identity.added", &name).with("from", "credhost.toml");
             let write = Write::Identity { identity: Arc::new(identity), base: 0 };
             match wait(|done| self.store.commit(vec![write, Write::Audit(event)], done)) {
-                // It was moved before, and the file could not be written.
-                Err(StoreError::Conflict(_)) => {}
-                other => other?,
+                // It was moved before, and the file could not be written; or the store's counts.
+                Err(StoreError::Conflict(_)) => tracing::warn!(name, "it is in the store already, which counts"),
+                other => {
+                    other?;
+                    moved += 1;
+                }
             }
             file.take(&name);
-            moved += 1;
         }
         file.save()?;
         tracing::info!("{moved} identities were moved from credhost.toml into the store");

@@ -127,7 +127,7 @@ async fn call(address: std::net::SocketAddr, name: &str, password: &str) -> Resu
 /// On a second run nobody's password is known: somebody who exists for this one call makes it.
 async fn call_as_guest(host: &Host) -> Result<String, Trouble> {
     let password = password()?;
-    let name = format!("demo-{}", &*password);
+    let name = format!("demo-{:016x}", u64::from_le_bytes(random()?));
     let mut guest = Identity::new(&name)?;
     guest.set_password(&Password::new(&password), host.accounts().key(), &credhost::config::entropy()?)?;
     guest.keyring.add(Key::new("todo", "alice")?);

@@ -34,9 +34,16 @@ impl Tls {
         let folder = home.tls();
         fs::DirBuilder::new().recursive(true).mode(0o700).create(&folder)?;
         let (authority, authority_key) = (folder.join("ca.pem"), folder.join("ca.key"));
-        let known = match (fs::read_to_string(&authority), fs::read_to_string(&authority_key)) {
-            (Ok(certificate), Ok(key)) => Some((certificate, zeroize::Zeroizing::new(key))),
-            _ => None,
+        let known = if authority.exists() || authority_key.exists() {
+            let read = |file: &Path| {
+                fs::read_to_string(file).map_err(|error| {
+                    Trouble::new(format!("{}: {error}", file.display()))
+                        .hint("both files of the authority are needed; move them away, and a new one is made")
+                })
+            };
+            Some((read(&authority)?, zeroize::Zeroizing::new(read(&authority_key)?)))
+        } else {
+            None
         };
         let known = known.as_ref().map(|(certificate, key)| (certificate.as_str(), key.as_str()));
         let made = tls::make(&names, known, now())

@@ -9,7 +9,7 @@ use super::error::CredentialError;
 /// login, nor the other way round.
 const PURPOSE: &[u8] = b"credhost login by key, version 1\0";
 
-/// A public key, as OpenSSH has it: Ed25519, ECDSA on P-256 or P-384, or RSA of 2048 bits or more.
+/// A public key, as OpenSSH has it: Ed25519, ECDSA on P-256 or P-384, or RSA of 2048 to 4096 bits.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PublicKey(KeyData);
 
@@ -42,8 +42,11 @@ impl PublicKey {
             KeyData::Ed25519(_) => Ok(Self(key)),
             KeyData::Ecdsa(curve) if curve.curve() != ssh_key::EcdsaCurve::NistP521 => Ok(Self(key)),
             // The first byte of a positive number may be a zero.
-            KeyData::Rsa(rsa) if rsa.n.as_positive_bytes().is_some_and(|n| n.len() >= 256) => Ok(Self(key)),
-            KeyData::Rsa(_) => Err(CredentialError::Key("an RSA key needs 2048 bits or more".to_owned())),
+            KeyData::Rsa(rsa) if rsa.n.as_positive_bytes().is_some_and(|n| (256..=512).contains(&n.len())) => {
+                Ok(Self(key))
+            }
+            // No signature by a larger one could be checked.
+            KeyData::Rsa(_) => Err(CredentialError::Key("an RSA key needs 2048 to 4096 bits".to_owned())),
             other => Err(CredentialError::Key(format!(
                 "keys of the kind {} are not taken: use Ed25519, ECDSA (P-256, P-384) or RSA",
                 other.algorithm()

@@ -14,7 +14,7 @@ use super::door::Shared;
 use super::limits::PeerLimits;
 use super::root::{Checked, LoginObject, NONE};
 use super::services::Batch;
-use super::sessions::{Notice, Session};
+use super::sessions::{Heard, Notice, Session};
 use crate::cred::Key;
 use crate::multiservice::slot::Slot;
 use crate::multiservice::switchboard::Mailbox;
@@ -114,6 +114,8 @@ pub(super) struct Desk {
     pub(super) state: State,
     /// Logins whose passwords were checked.
     checked: mpsc::UnboundedReceiver<Box<Checked>>,
+    /// Who waits for the end of this connection.
+    cut: Vec<Heard>,
 }
 
 /// Where a connection comes from.
@@ -212,6 +214,7 @@ impl Desk {
                 keyword_scanner: Scanner::new(Shape::Value, jelly),
             },
             checked,
+            cut: Vec::new(),
         }
     }
 
@@ -257,7 +260,12 @@ impl Desk {
                     // Services are told before it counts as heard.
                     self.state.submit(&mut self.broker.output);
                 }
-                Notice::Cut => close = true,
+                Notice::Cut => {
+                    close = true;
+                    // It counts as heard when the connection has ended.
+                    self.cut.push(heard);
+                    continue;
+                }
             }
             drop(heard);
         }

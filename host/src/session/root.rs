@@ -210,6 +210,10 @@ impl State {
                     Err(refusal) => return Err(too_many(refusal)),
                 };
                 let proof = self.shared.login.sign(&challenge, &signature, now()).await;
+                if let (Ok(Ok(_)), Some(LoginObject::Signer { mind, .. })) = (&proof, self.login.get_mut(&index)) {
+                    // It was sent once, and is the first login's.
+                    *mind = None;
+                }
                 self.proven(output, trying, proof, asked).await
             }
             (Some(LoginObject::Identity { name, era, mind, credential }), "attach") => {

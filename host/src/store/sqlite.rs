@@ -184,7 +184,6 @@ impl SqliteStore {
             OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX,
         )?;
         connection.busy_timeout(Duration::from_secs(5))?;
-        connection.pragma_update(None, "mmap_size", 256 << 20)?;
         Ok(connection)
     }
 

@@ -56,6 +56,10 @@ impl Mailbox {
         text: Option<String>,
     ) -> Result<u64> {
         let from = me.read(|mailbox| mailbox.name.clone())?;
+        if to.is_empty() || to.contains('/') {
+            // Nobody is called that; and it would be a key of somebody else's.
+            return Err(Fault::new("mail.NoSuchMailbox", format!("there is no mailbox {to:?}")));
+        }
         let mut change = context.data().transaction().await?;
         let number: u64 = change.get("next").await?.unwrap_or(1);
         let letter = Letter { number, from: from.clone(), to: to.clone(), subject, text: text.unwrap_or_default() };

@@ -28,3 +28,14 @@ fn letters_sent_at_once_have_numbers_of_their_own() {
     assert_eq!(numbers, (1..=20).collect::<Vec<u64>>());
     assert_eq!(bob.call::<Vec<Letter>>("inbox", (100,)).unwrap().len(), 20);
 }
+
+#[test]
+fn a_letter_to_no_name_lands_in_nobodys_mailbox() {
+    let host = TestHost::<Mail>::start().unwrap();
+    let (alice, bob) = (host.attach("alice").unwrap(), host.attach("bob").unwrap());
+    for to in ["bob/x", "bob/", "/", ""] {
+        let refused = alice.call::<u64>("send", (to, "x")).unwrap_err();
+        assert_eq!(refused.class(), "mail.NoSuchMailbox");
+    }
+    assert!(bob.call::<Vec<Letter>>("inbox", ()).unwrap().is_empty());
+}
