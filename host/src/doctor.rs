@@ -6,6 +6,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::accounts::Accounts;
 use crate::config::{ConfigFile, Home, private};
+use crate::control::LibraryStatus;
+use crate::multiservice::ended::Held;
 use crate::session::tls::{self, Certificates};
 use crate::store::now;
 
@@ -42,6 +44,47 @@ pub fn examine(accounts: &Accounts, progress: &mut dyn FnMut(u64)) -> Vec<Findin
         found.push(finding("warning", weaker, Some("[password] shortest in credhost.toml")));
     }
     found.extend(files(accounts.home()));
+    found
+}
+
+/// Looks at the services of a running host.
+#[must_use]
+pub fn services(libraries: &[LibraryStatus], held: &[Held]) -> Vec<Finding> {
+    let mut found = Vec::new();
+    for library in libraries {
+        let name = library.service.as_deref().unwrap_or(&library.file);
+        if library.state != "serving" {
+            let level = if library.state == "stopped" { "warning" } else { "wrong" };
+            found.push(finding(level, format!("{name}: {}", library.state), Some("`credhost service list`")));
+        }
+        if let Some(note) = &library.note {
+            found.push(finding(
+                "warning",
+                format!("{name}: {note}"),
+                Some("put the library in the folder that is to serve"),
+            ));
+        }
+        if !library.unreadable.is_empty() {
+            let what =
+                format!("{name} cannot read {} saved states, whose owners are kept out", library.unreadable.len());
+            found.push(finding(
+                "wrong",
+                what,
+                Some("`credhost service show NAME` names them; `service rollback NAME`"),
+            ));
+        }
+    }
+    for Held { service, generation, account } in held {
+        let what = format!("{service}, generation {generation}, stays in memory: {account}");
+        found.push(finding(
+            "warning",
+            what,
+            Some("GUIDE.md says what keeps a library; a restart of the host frees it"),
+        ));
+    }
+    if found.is_empty() && !libraries.is_empty() {
+        found.push(finding("ok", format!("all {} services serve", libraries.len()), None));
+    }
     found
 }
 

@@ -8,6 +8,7 @@ mod commands;
 mod serve;
 
 use std::collections::BTreeMap;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -30,6 +31,9 @@ use crate::store::{StoreError, Write};
 
 /// How long a file must be gone: builds remove and make anew.
 const GONE: Duration = Duration::from_secs(2);
+
+/// What an operator is told of a file that is not what serves.
+const ROLLED_BACK: &str = "rolled back: the file in the folder is not what serves";
 
 /// What the names of copies end with that are not known to be good yet.
 const KEPT: &str = "new";
@@ -84,8 +88,25 @@ struct Entry {
     underway: bool,
     /// What is wrong with the file now, though its service goes on.
     trouble: Option<String>,
+    /// What the file was when somebody asked for it to be served: the news of that is no news.
+    asked: Option<Print>,
     /// One thing at a time is done for a file.
     one: Arc<tokio::sync::Mutex<()>>,
+}
+
+/// What tells a file from another of its name, without reading it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Print {
+    inode: u64,
+    size: u64,
+    changed: (i64, i64),
+}
+
+impl Print {
+    fn of(path: &Path) -> Option<Self> {
+        let about = std::fs::metadata(path).ok()?;
+        Some(Self { inode: about.ino(), size: about.size(), changed: (about.mtime(), about.mtime_nsec()) })
+    }
 }
 
 /// A file that serves.
@@ -186,6 +207,13 @@ impl Folder {
         turn: u64,
     ) {
         let vetted = vetted.await.unwrap_or_else(|error| Err(error.to_string()));
+        if vetted.as_ref().is_ok_and(|(copy, _)| self.is_rolled_back(&path, copy.hash())) {
+            let good = self.vet(self.good_copy(&path)).await.unwrap_or_else(|error| Err(error.to_string()));
+            if self.serve(&path, turn, good).await == Ok(true) && self.loaded(&path) {
+                tracing::warn!("{}: {ROLLED_BACK}", shown(&path));
+                return self.trouble(&path, ROLLED_BACK.to_owned());
+            }
+        }
         let why = match self.serve(&path, turn, vetted).await {
             Ok(_) => return,
             Err(why) => why,
@@ -235,7 +263,10 @@ impl Folder {
     pub fn changed(self: &Rc<Self>, change: Change) {
         let me = Rc::clone(self);
         match change {
+            // Whoever has asked for it sees to it.
+            Change::Came(path) if self.is_asked_for(&path) => {}
             Change::Came(path) => {
+                self.forget_rollback(&path);
                 let turn = self.turn(&path);
                 tokio::task::spawn_local(async move {
                     let vetted = me.vet(path.clone()).await.unwrap_or_else(|error| Err(error.to_string()));
@@ -262,11 +293,17 @@ impl Folder {
             turn: 0,
             underway: false,
             trouble: None,
+            asked: None,
             one: Arc::default(),
         });
         entry.turn += 1;
         entry.underway = true;
         entry.turn
+    }
+
+    fn is_asked_for(&self, path: &Path) -> bool {
+        let asked = self.entries.lock().get(path).and_then(|entry| entry.asked);
+        asked.is_some() && asked == Print::of(path)
     }
 
     fn trouble(&self, path: &Path, what: String) {
@@ -328,10 +365,25 @@ impl Folder {
         }
         let _ = std::fs::remove_file(self.good_copy(path));
         let _ = std::fs::remove_file(self.previous_copy(path));
+        self.forget_rollback(path);
     }
 
     fn good_copy(&self, path: &Path) -> PathBuf {
         self.good.join(shown(path))
+    }
+
+    /// Where it is written down of which file an operator has gone back: it stays so until there is another file.
+    fn rolled_back(&self, path: &Path) -> PathBuf {
+        self.good.join(shown(path)).with_extension("so.rolled-back")
+    }
+
+    fn is_rolled_back(&self, path: &Path, hash: &[u8; 32]) -> bool {
+        let of = std::fs::read_to_string(self.rolled_back(path));
+        of.is_ok_and(|of| of == data_encoding::HEXLOWER.encode(hash))
+    }
+
+    fn forget_rollback(&self, path: &Path) {
+        let _ = std::fs::remove_file(self.rolled_back(path));
     }
 
     fn previous_copy(&self, path: &Path) -> PathBuf {
@@ -362,6 +414,12 @@ impl Folder {
     #[must_use]
     pub fn why(&self, service: &str) -> Vec<Held> {
         self.surroundings.ended.held(service)
+    }
+
+    /// What holds libraries of any service.
+    #[must_use]
+    pub fn held(&self) -> Vec<Held> {
+        self.surroundings.ended.all_held()
     }
 
     /// How many generations have ended and were let go of.

@@ -304,6 +304,22 @@ impl Host {
         self.folder.libraries()
     }
 
+    /// What an operator wants done to a service.
+    async fn command(&self, request: &Request) -> Result<serde_json::Value, Failed> {
+        let done = match request {
+            Request::ServiceStop { name } => self.folder.stop(name).await.map(|()| serde_json::Value::Null),
+            Request::ServiceStart { name } => self.folder.start_again(name).await.map(|()| serde_json::Value::Null),
+            Request::ServiceReload { name } => {
+                self.folder.reload(name).await.map(|reloaded| serde_json::json!({ "reloaded": reloaded }))
+            }
+            Request::ServiceRollback { name } => {
+                self.folder.rollback(name).await.map(|reloaded| serde_json::json!({ "reloaded": reloaded }))
+            }
+            _ => Ok(serde_json::Value::Null),
+        };
+        done.map_err(|error| Failed { error, hint: Some("`credhost service list` shows what there is".to_owned()) })
+    }
+
     async fn answer(
         self: Rc<Self>,
         request: Request,
@@ -313,23 +329,17 @@ impl Host {
         let failed = |error| Failed { error, hint: Some("`credhost service list` shows what there is".to_owned()) };
         let accounts = self.accounts.on_behalf(&format!("a command of uid {uid}"));
         if let Some((what, name)) = command_of(&request) {
-            accounts.note(Event::new(what).with("service", name).with("by", accounts.by()));
+            let done = self.command(&request).await;
+            let event = Event::new(what).with("service", name).with("by", accounts.by());
+            accounts.note(event.with("refused", done.as_ref().err().map(|failed| failed.error.clone())));
+            return done;
         }
         match &request {
-            Request::ServiceStop { name } => {
-                return self.folder.stop(name).await.map(|()| serde_json::Value::Null).map_err(failed);
-            }
-            Request::ServiceStart { name } => {
-                return self.folder.start_again(name).await.map(|()| serde_json::Value::Null).map_err(failed);
-            }
-            Request::ServiceReload { name } => {
-                let reloaded = self.folder.reload(name).await.map_err(failed)?;
-                return Ok(serde_json::json!({ "reloaded": reloaded }));
-            }
-            Request::ServiceRollback { name } => {
-                return self.folder.rollback(name).await.map(|()| serde_json::Value::Null).map_err(failed);
-            }
             Request::ServiceWhy { name } => {
+                let known = self.libraries().iter().any(|library| library.service.as_ref() == Some(name));
+                if !known && self.folder.why(name).is_empty() {
+                    return Err(failed(format!("there is no service named {name}")));
+                }
                 let held: Vec<String> = self
                     .folder
                     .why(name)
@@ -342,8 +352,9 @@ impl Host {
         }
         let libraries = self.libraries();
         let (services, guard) = (Arc::clone(&self.services), Arc::clone(&self.guard));
+        let held = self.folder.held();
         let done = tokio::task::spawn_blocking(move || {
-            let running = Running { services: &services, libraries: &libraries, guard: &guard };
+            let running = Running { services: &services, libraries: &libraries, guard: &guard, held: &held };
             control::perform(&request, &accounts, Some(running), &mut |done, of| {
                 // Who asked may have gone.
                 let _ = progress.send((done, of));

@@ -426,3 +426,45 @@ fn a_debugger_finds_whole_libraries_while_they_are_loaded_and_only_then() {
     host.home.run(&["service", "stop", "todo"], "");
     assert_eq!(sizes(), [0u64; 0]);
 }
+
+#[test]
+fn what_was_rolled_back_stays_so_over_a_restart_until_there_is_another_file() {
+    let home = TestHome::new();
+    home.make();
+    home.identity("alice", "alice-pw", &["ledger"]);
+    home.install("ledger");
+    let replace = |host: &TestHost, how: &str| {
+        let new = host.home.path().join("new.so");
+        std::fs::write(&new, system_tests::build::mode("ledger", how)).expect("it can be written");
+        std::fs::rename(new, host.home.plugins().join("libledger.so")).expect("it can be moved");
+        host.home.run(&["service", "reload", "ledger"], "");
+    };
+    let serves = |host: &TestHost| {
+        let target = format!("alice@{}/ledger", host.address());
+        let said = host.home.run(&["call", &target, "mode", "--password-stdin"], "alice-pw");
+        said.trim_matches('"').to_owned()
+    };
+    let rolled_back = |host: &TestHost| host.home.run(&["service", "list"], "").contains("rolled back");
+    let host = home.start();
+    replace(&host, "v=2");
+    assert_eq!(serves(&host), "v=2");
+    let said = host.home.run(&["service", "rollback", "ledger"], "");
+    assert!(said.contains("until there is another file") && said.contains("generation 3"), "{said}");
+    assert_eq!(serves(&host), "plain");
+    assert!(host.home.run(&["doctor"], "").contains("ledger: rolled back"));
+    // Killed, and started anew.
+    let host = host.into_home().start();
+    assert_eq!(serves(&host), "plain", "it is still the older one");
+    assert!(rolled_back(&host));
+    // Back once more: what is in the folder serves, and nothing is wrong with it.
+    host.home.run(&["service", "rollback", "ledger"], "");
+    assert_eq!(serves(&host), "v=2");
+    assert!(!rolled_back(&host));
+    host.home.run(&["service", "rollback", "ledger"], "");
+    assert!(rolled_back(&host));
+    // Another file counts.
+    replace(&host, "v=3");
+    assert_eq!(serves(&host), "v=3");
+    let host = host.into_home().start();
+    assert_eq!((serves(&host), rolled_back(&host)), ("v=3".to_owned(), false));
+}

@@ -76,6 +76,8 @@ pub enum AccountError {
     NoCredential(String, &'static str, String),
     #[error("{0} has a {1} {2:?} already")]
     LabelTaken(String, &'static str, String),
+    #[error("{0} has this key already, as {1:?}")]
+    SameKey(String, String),
     #[error("{0}")]
     Record(#[from] RecordError),
     #[error(transparent)]
@@ -339,6 +341,9 @@ impl Accounts {
         let kind = proof.kind();
         check_label(label)?;
         self.change(name, event, |identity| {
+            if let Some(same) = identity.credentials.iter().find(|credential| credential.proof.is_same(&proof)) {
+                return Err(AccountError::SameKey(name.to_owned(), same.label.clone()));
+            }
             if find(identity, kind, label).is_some() {
                 return Err(AccountError::LabelTaken(name.to_owned(), kind, label.to_owned()));
             }

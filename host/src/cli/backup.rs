@@ -36,6 +36,10 @@ impl Backup {
 
 impl Restore {
     pub(super) fn run(self, home: &Home, output: Output) -> Result<(), Trouble> {
+        if !self.file.is_file() {
+            return Err(Trouble::new(format!("{} is no file", self.file.display()))
+                .hint("name one that `credhost backup` has made; nothing was changed"));
+        }
         home.make()?;
         let _lock = home.lock()?;
         let key = existing_key(home)?;

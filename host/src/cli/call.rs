@@ -76,13 +76,36 @@ impl Way<'_> {
                     .hint("does a host run there? `credhost run` starts one")
             })?;
         if !self.tls {
-            return Ok(Client::new(stream).await?);
+            let hello = tokio::time::timeout(CONNECT, Client::new(stream)).await;
+            return Ok(hello.map_err(|_| {
+                Trouble::new(format!("{}:{} does not speak Perspective Broker in the clear", target.host, target.port))
+                    .hint("if it is a host's TLS port: --tls, and --ca FILE if its authority is one of its own")
+            })??);
         }
         let name = rustls_pki_types::ServerName::try_from(target.host.clone())?;
         let connector = tokio_rustls::TlsConnector::from(Arc::new(trusting(self.ca.as_deref())?));
         let stream = connector.connect(name, stream).await.map_err(|error| {
-            Trouble::new(format!("{}:{} is not trusted: {error}", target.host, target.port))
-                .hint("--ca FILE names the authority that vouches for it: tls/ca.pem in the host's home folder")
+            use rustls::{CertificateError, Error};
+            let what = error.get_ref().and_then(|error| error.downcast_ref::<Error>());
+            let (what, hint) = match what {
+                Some(Error::InvalidMessage(_)) => {
+                    ("does not speak TLS", "leave --tls out, or name the host's TLS port")
+                }
+                Some(Error::InvalidCertificate(
+                    CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
+                )) => (
+                    "has a certificate for other names",
+                    "call it by one of those; the operator makes another: credhost tls init --name NAME",
+                ),
+                Some(Error::InvalidCertificate(
+                    CertificateError::Expired | CertificateError::ExpiredContext { .. },
+                )) => ("has a certificate that has expired", "the operator makes another: credhost tls init"),
+                _ => (
+                    "is not trusted",
+                    "--ca FILE names the authority that vouches for it: tls/ca.pem in the host's home folder",
+                ),
+            };
+            Trouble::new(format!("{}:{} {what}: {error}", target.host, target.port)).hint(hint)
         })?;
         Ok(Client::new(stream).await?)
     }
@@ -194,6 +217,10 @@ impl Call {
             let perspective = way.login(&client).await.map_err(|error| refused(&error, &target))?;
             let answer =
                 perspective.call_with(&self.method, &positional, &keywords).await.map_err(|error| match error {
+                    Error::Failure(failure) if failure.value.contains("expected a text, found") => {
+                        Trouble::new(failure.to_string())
+                            .hint("an argument that is JSON is taken as such: the text 42 is written '\"42\"'")
+                    }
                     Error::Failure(failure) => Trouble::new(failure.to_string()),
                     error => error.into(),
                 })?;

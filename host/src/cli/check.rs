@@ -90,17 +90,24 @@ fn shown(found: &Found) -> String {
             "odd calls",
             format!("{}: {} refused with an error, {} taken", found.odd_calls, found.refused, found.taken),
         ),
-        row("speed", format!("{:.0} calls a second ({})", found.calls_per_second, found.timed)),
-        row(
+    ];
+    // What it did not come to is not shown.
+    if !found.timed.is_empty() {
+        rows.push(row("speed", format!("{:.0} calls a second ({})", found.calls_per_second, found.timed)));
+    }
+    if found.reload_ms > 0.0 {
+        rows.push(row(
             "replaced",
             format!(
                 "{} times, each in {:.1} ms; calls wait for {:.1} ms, {:.1} at the longest",
                 found.reloads, found.reload_ms, found.freeze_ms.0, found.freeze_ms.1
             ),
-        ),
-    ];
-    let grown: Vec<String> = found.grown.iter().map(|(what, by)| format!("{by:+} {what}")).collect();
-    rows.push(row("left behind", grown.join(", ")));
+        ));
+    }
+    if !found.grown.is_empty() {
+        let grown: Vec<String> = found.grown.iter().map(|(what, by)| format!("{by:+} {what}")).collect();
+        rows.push(row("left behind", grown.join(", ")));
+    }
     if !found.waiting.is_empty() {
         rows.push(row("waits", found.waiting.join(", ")));
     }

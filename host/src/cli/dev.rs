@@ -85,11 +85,11 @@ struct Watched {
 impl Watched {
     async fn go_on(self, mut sources: Sources) {
         let mut changed = Vec::new();
-        let mut called = false;
+        let mut called = None;
         loop {
             let served = self.once(&changed).await;
-            if let (Some(service), false) = (served, called) {
-                called = true;
+            if let Some(service) = served.filter(|service| called.as_ref() != Some(service)) {
+                called = Some(service.clone());
                 if let Err(trouble) = self.first_call(&service) {
                     say(&format!("{}: {}", self.name, trouble.error));
                 }

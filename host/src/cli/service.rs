@@ -44,15 +44,30 @@ impl Service {
                 let libraries: Vec<LibraryStatus> = serde_json::from_value(answer.clone())?;
                 output.show(&answer, || listed(home, &libraries));
             }
-            Self::Stop { name } => output.show(&ask(home, &Request::ServiceStop { name })?, String::new),
-            Self::Start { name } => output.show(&ask(home, &Request::ServiceStart { name })?, String::new),
+            Self::Stop { name } => {
+                let answer = ask(home, &Request::ServiceStop { name: name.clone() })?;
+                output.show(&answer, || {
+                    format!("{name} has stopped, until `credhost service start {name}`, a new file, or the host's next start")
+                });
+            }
+            Self::Start { name } => {
+                let answer = ask(home, &Request::ServiceStart { name: name.clone() })?;
+                output.show(&answer, || format!("{name} serves"));
+            }
             Self::Reload { name } => {
                 let answer = ask(home, &Request::ServiceReload { name: name.clone() })?;
                 let reloaded: Option<Reloaded> = serde_json::from_value(answer["reloaded"].clone())?;
                 output.show(&answer, || reloaded.map_or_else(String::new, |reloaded| format!("{name}: {reloaded}")));
             }
             Self::CheckStates { name, file } => check_states(home, output, &name, &file)?,
-            Self::Rollback { name } => output.show(&ask(home, &Request::ServiceRollback { name })?, String::new),
+            Self::Rollback { name } => {
+                let answer = ask(home, &Request::ServiceRollback { name: name.clone() })?;
+                let reloaded: Option<Reloaded> = serde_json::from_value(answer["reloaded"].clone())?;
+                output.show(&answer, || {
+                    let how = reloaded.map_or_else(String::new, |reloaded| format!(": {reloaded}"));
+                    format!("{name} is what it was before, until there is another file in the folder{how}")
+                });
+            }
             Self::Why { name } => {
                 let answer = ask(home, &Request::ServiceWhy { name: name.clone() })?;
                 output.show(&answer, || {
@@ -159,10 +174,13 @@ fn listed(home: &Home, libraries: &[LibraryStatus]) -> String {
     }
     let rows = libraries.iter().map(|library| {
         let service = library.service.clone().unwrap_or_else(|| "-".to_owned());
-        let state = match &library.note {
-            Some(note) => format!("{}; {note}", library.state),
-            None => library.state.clone(),
-        };
+        let mut state = library.state.clone();
+        if !library.unreadable.is_empty() {
+            state += &format!("; {} unreadable states", library.unreadable.len());
+        }
+        if let Some(note) = &library.note {
+            state += &format!("; {note}");
+        }
         vec![service, library.file.clone(), state]
     });
     table(&rows.collect::<Vec<_>>())

@@ -6,6 +6,7 @@ use super::protocol::{LibraryStatus, Request, Secret};
 use crate::accounts::{AccountError, Accounts};
 use crate::cred::{Credential, CredentialError, Identity, Key, NameError, Password, ProofBy};
 use crate::multiservice::MultiService;
+use crate::multiservice::ended::Held;
 use crate::session::Guard;
 use crate::store::audit::{Broken, Event, Head, Verifier};
 use crate::store::{Record, Store, StoreError, Write, now, wait};
@@ -29,6 +30,7 @@ impl From<AccountError> for Failed {
             AccountError::Duplicate(_) => Some("`credhost identity password NAME` changes its password"),
             AccountError::NoKey(..) => Some("`credhost key list NAME` shows its keys"),
             AccountError::NoCredential(..) => Some("`credhost identity show NAME` shows what it has"),
+            AccountError::SameKey(..) => Some("one that were there twice would stay when it is removed once"),
             AccountError::LabelTaken(..) => Some("choose another with --label"),
             AccountError::Credential(CredentialError::Key(_)) => {
                 Some("give it a line as in ~/.ssh/id_ed25519.pub: ssh-ed25519 AAAA… comment")
@@ -80,6 +82,8 @@ pub struct Running<'a> {
     pub libraries: &'a [LibraryStatus],
     /// What stands before its logins.
     pub guard: &'a Guard,
+    /// Libraries that could not be let go of.
+    pub held: &'a [Held],
 }
 
 /// Does what was asked for. `host` is the running one, if there is one; `progress` hears how much is done, of how much (0:
@@ -195,7 +199,13 @@ pub fn perform(
         Request::MasterKeyReplace {} => {
             json!({ "identities": accounts.rotate_key(|done| progress(done, 0))? })
         }
-        Request::Doctor {} => json!(crate::doctor::examine(accounts, &mut |seen| progress(seen, 0))),
+        Request::Doctor {} => {
+            let mut found = crate::doctor::examine(accounts, &mut |seen| progress(seen, 0));
+            if let Some(Running { libraries, held, .. }) = host {
+                found.extend(crate::doctor::services(libraries, held));
+            }
+            json!(found)
+        }
     })
 }
 

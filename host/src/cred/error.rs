@@ -76,10 +76,12 @@ pub enum CredentialError {
     #[error("the password is on the list of passwords that are known to be tried first")]
     Blocked,
     /// It would be guessed too soon.
-    #[error("the password would be guessed in about 10^{guesses} tries. {why}")]
+    #[error("the password would be guessed in about 10^{guesses} tries, and is to stand 10^{needed}. {why}")]
     Weak {
         /// How many tries, as a power of ten.
         guesses: u32,
+        /// How many it is to stand, as a power of ten.
+        needed: u32,
         /// Why.
         why: String,
     },

@@ -65,7 +65,8 @@ impl PasswordRules {
                     "It is made of too few words or parts that are easy to guess: add another word or two.".to_owned(),
                 );
             }
-            Err(CredentialError::Weak { guesses: estimate.guesses_log10() as u32, why: said.join(" ") })
+            let guesses = estimate.guesses_log10() as u32;
+            Err(CredentialError::Weak { guesses, needed: self.guesses.into(), why: said.join(" ") })
         })
     }
 

@@ -213,8 +213,14 @@ pub async fn check(
         Ok(()) => {
             progress("calling it in every wrong way");
             let good = odd_calls(&mut client, &slot.manifest(), &mut found, &mut progress).await;
+            if let Err(blocks) = &good {
+                // All that follows would be of it, and of no other.
+                found.faults.push(blocks.clone());
+                let _ = slot.stop().await;
+                return Ok(found);
+            }
             progress("timing it");
-            time_calls(&mut client, good, &mut found).await;
+            time_calls(&mut client, good.unwrap_or_default(), &mut found).await;
         }
         Err(why) => found.notes.push(format!("nobody could attach as \"check\", and no method was called: {why}")),
     }
@@ -242,13 +248,13 @@ pub async fn check(
 const EMPTY_TUPLE: &[u8] = &[1, 0x80, 11, 0x87];
 const EMPTY_DICTIONARY: &[u8] = &[1, 0x80, 5, 0x87];
 
-/// Calls every method with arguments of every wrong kind; answers with a call that was taken.
+/// Calls every method with arguments of every wrong kind; answers with a call that was taken, or why there is no going on.
 async fn odd_calls(
     client: &mut Client,
     manifest: &Manifest,
     found: &mut Found,
     progress: &mut impl FnMut(&str),
-) -> Option<(String, Vec<u8>)> {
+) -> Result<Option<(String, Vec<u8>)>, String> {
     let deep = (0..100).fold(Value::none(), |inner, _| Value::list([inner]));
     let odd: [(&str, Value); 8] = [
         ("None", Value::none()),
@@ -301,6 +307,15 @@ async fn odd_calls(
                     if !found.waiting.contains(&method.name) {
                         found.waiting.push(method.name.clone());
                     }
+                    // It may wait by itself, or keep all others waiting.
+                    let other = client.call("credhost check: no such method", EMPTY_TUPLE, EMPTY_DICTIONARY).await;
+                    if other.is_none() {
+                        return Err(format!(
+                            "{} blocks, called with {what}: nothing else of the service is served meanwhile; let it be \
+                             async, or use plugin_api::blocking",
+                            method.name
+                        ));
+                    }
                     // It waits, whatever it is called with.
                     break;
                 }
@@ -311,7 +326,7 @@ async fn odd_calls(
         }
     }
     found.faults.extend(found.panics.iter().cloned());
-    good.map(|(method, arguments, _)| (method, arguments))
+    Ok(good.map(|(method, arguments, _)| (method, arguments)))
 }
 
 async fn time_calls(client: &mut Client, good: Option<(String, Vec<u8>)>, found: &mut Found) {

@@ -2,8 +2,9 @@
 
 use std::path::Path;
 use std::rc::Rc;
+use std::sync::Arc;
 
-use super::{Folder, Library, Placed};
+use super::{Folder, Library, Placed, Print, ROLLED_BACK, shown};
 use crate::multiservice::reload::Reloaded;
 use crate::multiservice::slot::State;
 
@@ -74,6 +75,10 @@ impl Folder {
         let mut tries = 0;
         loop {
             let turn = self.turn(path);
+            self.forget_rollback(path);
+            if let Some(entry) = self.entries.lock().get_mut(path) {
+                entry.asked = Print::of(path);
+            }
             let vetted = self.vet(path.to_owned()).await.unwrap_or_else(|error| Err(error.to_string()));
             let served = self.serve_even(path, turn, vetted, even).await;
             self.start_waiting();
@@ -115,12 +120,12 @@ impl Folder {
         }
     }
 
-    /// An operator goes back to the library that served before the present one. The file in the folder stays as it is,
-    /// and counts again when it is changed.
+    /// An operator goes back to the library that served before the present one, also after the host's next start, until
+    /// there is another file.
     ///
     /// # Errors
     /// When there is no such service, nothing to go back to, or that is refused.
-    pub async fn rollback(self: &Rc<Self>, service: &str) -> Result<(), String> {
+    pub async fn rollback(self: &Rc<Self>, service: &str) -> Result<Option<Reloaded>, String> {
         let path = self.path_of(service).ok_or_else(|| format!("there is no service named {service} in the folder"))?;
         let previous = self.previous_copy(&path);
         if !previous.exists() {
@@ -130,10 +135,34 @@ impl Folder {
         let vetted = self.vet(previous).await.unwrap_or_else(|error| Err(error.to_string()));
         let served = self.serve(&path, turn, vetted).await;
         if served == Ok(true) {
-            self.trouble(&path, "rolled back: the file in the folder is not what serves".to_owned());
+            self.note_rollback(&path).await;
         }
         self.start_waiting();
-        current(served)
+        current(served)?;
+        Ok(match self.entries.lock().get(&path).map(|entry| &entry.library) {
+            Some(Library::Loaded { reloaded, .. }) => reloaded.clone(),
+            _ => None,
+        })
+    }
+
+    /// What serves is another library than the file; or, after going back twice, the same.
+    async fn note_rollback(&self, path: &Path) {
+        let (private, file) = (Arc::clone(&self.private), path.to_owned());
+        let copied = tokio::task::spawn_blocking(move || private.copy(&file).map(|copy| *copy.hash()));
+        let in_folder = copied.await.ok().and_then(Result::ok);
+        let serves = match self.entries.lock().get(path).map(|entry| &entry.library) {
+            Some(Library::Loaded { hash, .. }) => Some(*hash),
+            _ => None,
+        };
+        if in_folder == serves {
+            return self.forget_rollback(path);
+        }
+        if let Some(hash) = in_folder
+            && let Err(error) = std::fs::write(self.rolled_back(path), data_encoding::HEXLOWER.encode(&hash))
+        {
+            tracing::warn!(%error, "that {} was rolled back is forgotten at the host's next start", shown(path));
+        }
+        self.trouble(path, ROLLED_BACK.to_owned());
     }
 }
 

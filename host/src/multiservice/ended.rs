@@ -49,6 +49,12 @@ impl Ended {
         self.held.lock().iter().filter(|held| held.service == service).cloned().collect()
     }
 
+    /// All libraries that stay in memory.
+    #[must_use]
+    pub fn all_held(&self) -> Vec<Held> {
+        self.held.lock().clone()
+    }
+
     /// How many generations have ended and were let go of.
     #[must_use]
     pub fn retired(&self) -> u64 {

@@ -1,12 +1,12 @@
 //! What a generation says, on its way out: changes are committed before anything that follows them is told.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 
 use parking_lot::{Mutex, MutexGuard};
 use plugin_api::abi::frame::{self, ToHost, ToLibrary};
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 
 use super::slot::Surroundings;
 use super::switchboard::{Delivery, Switchboard};
@@ -30,6 +30,9 @@ pub(super) enum Stage {
 /// How many perspectives with unreadable states are remembered.
 const UNREADABLE: usize = 100;
 
+/// How long clients that are handed over are waited for, before it is said how that went.
+const REPLAY: std::time::Duration = std::time::Duration::from_secs(2);
+
 /// When a store that could not be read is asked again.
 const AGAIN: std::time::Duration = std::time::Duration::from_secs(1);
 /// Lines that a service may have in the log, per second; more are counted only.
@@ -49,6 +52,11 @@ pub(super) struct Line {
     retired: AtomicBool,
     unreadable: Mutex<BTreeMap<String, String>>,
     writing: Mutex<Writing>,
+    replay: Mutex<Replay>,
+    /// The last of those was attached, or refused.
+    replayed: Notify,
+    /// Where it panicked last, if it has said so: told with what it refuses.
+    panicked: Mutex<Option<String>>,
     stages: mpsc::UnboundedSender<Stage>,
     switchboard: Arc<Switchboard>,
     store: Arc<dyn Store>,
@@ -65,6 +73,13 @@ pub(super) struct Line {
 struct Writing {
     pending: usize,
     frozen: Option<Stage>,
+}
+
+/// Attachments that were there before this generation, and how it took them.
+#[derive(Default)]
+struct Replay {
+    waiting: HashSet<u64>,
+    refused: usize,
 }
 
 /// What is on its way.
@@ -139,6 +154,9 @@ impl Line {
             retired: AtomicBool::new(false),
             unreadable: Mutex::default(),
             writing: Mutex::default(),
+            replay: Mutex::default(),
+            replayed: Notify::new(),
+            panicked: Mutex::default(),
             stages,
             switchboard: Arc::clone(&surroundings.switchboard),
             store: Arc::clone(&surroundings.store),
@@ -222,6 +240,38 @@ impl Line {
         self.serving.store(false, Ordering::SeqCst);
     }
 
+    /// These attachments are told to it anew.
+    pub(super) fn expect(&self, attachments: impl Iterator<Item = u64>) {
+        self.replay.lock().waiting.extend(attachments);
+    }
+
+    /// Waits until it has taken all of them, or refused them; not for long. Answers with how many it has refused.
+    pub(super) async fn replayed(&self) -> usize {
+        let all = async {
+            loop {
+                let replayed = self.replayed.notified();
+                if self.replay.lock().waiting.is_empty() {
+                    return;
+                }
+                replayed.await;
+            }
+        };
+        // One that waits for something is attached later, or is not.
+        let _ = tokio::time::timeout(REPLAY, all).await;
+        self.replay.lock().refused
+    }
+
+    /// It has taken an attachment, or refused it.
+    fn took(&self, attachment: u64, refused: bool) {
+        let mut replay = self.replay.lock();
+        if replay.waiting.remove(&attachment) {
+            replay.refused += usize::from(refused);
+            if replay.waiting.is_empty() {
+                self.replayed.notify_one();
+            }
+        }
+    }
+
     /// The perspectives whose states it could not read, and why.
     pub(super) fn unreadable(&self) -> Vec<(String, String)> {
         self.unreadable.lock().iter().map(|(name, why)| (name.clone(), why.clone())).collect()
@@ -260,7 +310,11 @@ impl Line {
                     self.unsent(value);
                 }
             }
-            ToHost::Attached { attachment: number } | ToHost::Update { attachment: number, .. } => {
+            ToHost::Attached { attachment } => {
+                self.took(*attachment, false);
+                delivery.deliver(*attachment, self.tag(), raw);
+            }
+            ToHost::Update { attachment: number, .. } => {
                 delivery.deliver(*number, self.tag(), raw);
             }
             ToHost::Failed { call, fault, message, .. } => {
@@ -268,6 +322,7 @@ impl Line {
                     self.faults.fetch_add(1, Ordering::Relaxed);
                     tracing::error!(service = self.name(), "a call panicked: {message}");
                 }
+                self.took(*call, true);
                 delivery.deliver(*call, self.tag(), raw);
             }
             ToHost::Call { call, handle, answer, .. } => {
@@ -294,7 +349,10 @@ impl Line {
             ToHost::Initialised {} => self.stage(Stage::Initialised),
             ToHost::Started {} => self.stage(Stage::Started),
             ToHost::Healthy { request } => self.stage(Stage::Healthy(*request)),
-            ToHost::Refused { message } => self.stage(Stage::Refused((*message).to_owned())),
+            ToHost::Refused { message } => self.stage(Stage::Refused(match self.panicked.lock().take() {
+                Some(panicked) => format!("{message} ({panicked})"),
+                None => (*message).to_owned(),
+            })),
             ToHost::Frozen { request, calls, objects, numbers, states } => self.frozen(Stage::Frozen {
                 request: *request,
                 calls: calls.to_vec(),
@@ -620,6 +678,9 @@ impl Outlet for Line {
         let (service, generation) = (self.name(), self.number);
         // What a library says must not break the terminal or fake a line of ours.
         let text: String = text.chars().take(2_000).map(|c| if c.is_control() { ' ' } else { c }).collect();
+        if target == "panic" {
+            *self.panicked.lock() = Some(text.chars().take(500).collect());
+        }
         match level {
             1 => tracing::error!(service, generation, module = target, "{text}"),
             2 => tracing::warn!(service, generation, module = target, "{text}"),

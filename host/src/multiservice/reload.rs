@@ -40,6 +40,9 @@ pub struct Reloaded {
     pub held: usize,
     /// How many clients were handed over.
     pub attached: usize,
+    /// How many were not: the new one refused them, or could not read their states.
+    #[serde(default)]
+    pub lost: usize,
     /// How many perspectives had their state in the old one, and were saved.
     pub states: u64,
     /// How many objects that clients have were made anew.
@@ -50,10 +53,17 @@ pub struct Reloaded {
 
 impl std::fmt::Display for Reloaded {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { generation, load_ms, freeze_ms, held, attached, states, objects, waiting } = self;
+        let Self { generation, load_ms, freeze_ms, held, attached, lost, states, objects, waiting } = self;
         write!(f, "generation {generation}, loaded in {load_ms:.1} ms; ")?;
         write!(f, "{} held for {freeze_ms:.1} ms; ", many(*held as u64, "call"))?;
         write!(f, "{} and {} carried over", many(*attached as u64, "client"), many(*states, "state"))?;
+        if *lost > 0 {
+            write!(
+                f,
+                "; {} LOST, whom the new code refused: see `credhost service show`",
+                many(*lost as u64, "client")
+            )?;
+        }
         if *objects > 0 {
             write!(f, ", {} made anew", many(*objects, "object"))?;
         }
@@ -178,12 +188,15 @@ impl Slot {
         };
         prepared.live = None;
         let (attached, held) = self.switch(&old, &new);
+        let freeze_ms = began.elapsed().as_secs_f64() * 1e3;
+        let lost = new.line.replayed().await;
         let reloaded = Reloaded {
             generation: new.number,
             load_ms: prepared.load.as_secs_f64() * 1e3,
-            freeze_ms: began.elapsed().as_secs_f64() * 1e3,
+            freeze_ms,
             held,
-            attached,
+            attached: attached - lost.min(attached),
+            lost,
             states: frozen.states,
             objects,
             waiting: frozen.calls.len() / 8,
@@ -211,6 +224,7 @@ impl Slot {
                 }
             }
             self.serves(new);
+            new.line.expect(attached.iter().map(|(attachment, _)| *attachment));
             new.line.serve();
             for (_, frame) in attached {
                 new.generation.push_anyway(frame);

@@ -35,7 +35,7 @@ const SECRET: &str = "store secret";
 #[non_exhaustive]
 pub enum OpenError {
     /// SQLite says so.
-    #[error("{path}: {error}")]
+    #[error("{path}: {error}{}", if error.sqlite_error_code() == Some(rusqlite::ErrorCode::DatabaseCorrupt) { "; `credhost restore FILE` goes back to a backup" } else { "" })]
     Sqlite {
         /// Which file.
         path: PathBuf,
