@@ -72,10 +72,14 @@ fn who_is_locked_out_refused_a_key_or_comes_with_an_old_token_is_in_it() {
     let _ = host.home.run_with(&["call", &other, "list", "--password-stdin"], "alice-pw");
     // Guesses at once, until one is not looked at.
     while !refused("wrong", "--password-stdin").contains("too many failed logins") {}
-    let has = |with: &str, words: &[&str]| {
+    // What nobody waits for is written down a moment later.
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(30);
+    let has = |with: &str, words: &[&str]| loop {
         let found = lines(&host.home, with);
-        let whole = |line: &&String| words.iter().all(|word| line.contains(word));
-        assert!(found.iter().any(|line| whole(&line)), "{with} {words:?} in {found:#?}");
+        if found.iter().any(|line| words.iter().all(|word| line.contains(word))) {
+            return;
+        }
+        assert!(std::time::Instant::now() < deadline, "{with} {words:?} in {found:#?}");
     };
     has("login.refused", &["identity=alice", "how=token", "why=expired token"]);
     has("refused", &["refused identity=alice", "asked=another/", "why=no such key"]);
