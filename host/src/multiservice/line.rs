@@ -240,6 +240,11 @@ impl Line {
         self.serving.store(false, Ordering::SeqCst);
     }
 
+    /// What comes now is of what it is asked now: an earlier panic has nothing to do with it.
+    pub(super) fn forget_panic(&self) {
+        *self.panicked.lock() = None;
+    }
+
     /// These attachments are told to it anew.
     pub(super) fn expect(&self, attachments: impl Iterator<Item = u64>) {
         self.replay.lock().waiting.extend(attachments);

@@ -84,6 +84,7 @@ impl Live {
     pub(super) async fn init(&self) -> Result<(), String> {
         let empty = [1, 0x80, 5, 0x87];
         let config = if self.config.is_empty() { &empty } else { self.config.as_slice() };
+        self.line.forget_panic();
         self.generation.tell(&ToLibrary::Init { config, vetting: false, quota: self.quota as u64 });
         self.expect(self.patience, "be made", &Stage::Initialised).await
     }
@@ -93,12 +94,14 @@ impl Live {
         let saved = if self.manifest.shared { self.line.saved().await? } else { None };
         let version = saved.as_ref().map_or(0, |saved| saved.version);
         let saved = saved.as_ref().map(|saved| saved.state.as_slice());
+        self.line.forget_panic();
         self.generation.tell(&ToLibrary::Start { saved, version });
         self.expect(patience.unwrap_or(self.patience), "start", &Stage::Started).await
     }
 
     /// Asks whether it is well.
     pub(super) async fn health(&self, patience: Option<Duration>) -> Result<(), String> {
+        self.line.forget_panic();
         self.generation.tell(&ToLibrary::Health { request: 1 });
         self.expect(patience.unwrap_or(self.patience), "say that it is well", &Stage::Healthy(1)).await
     }

@@ -163,6 +163,7 @@ impl Slot {
             return Err(NotServing(format!("{} does not serve", self.name)));
         };
         old.forget_stages().await;
+        old.line.forget_panic();
         let began = Instant::now();
         self.current.freeze(|old| old.generation.tell(&ToLibrary::Freeze { request: u64::from(new.number) }));
         let ready = async {
