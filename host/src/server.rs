@@ -334,21 +334,18 @@ impl Host {
             accounts.note(event.with("refused", done.as_ref().err().map(|failed| failed.error.clone())));
             return done;
         }
-        match &request {
-            Request::ServiceWhy { name } => {
-                let known = self.libraries().iter().any(|library| library.service.as_ref() == Some(name));
-                if !known && self.folder.why(name).is_empty() {
-                    return Err(failed(format!("there is no service named {name}")));
-                }
-                let held: Vec<String> = self
-                    .folder
-                    .why(name)
-                    .iter()
-                    .map(|held| format!("generation {}: {}", held.generation, held.account))
-                    .collect();
-                return Ok(serde_json::json!({ "held": held, "retired": self.folder.retired() }));
+        if let Request::ServiceWhy { name } = &request {
+            let known = self.libraries().iter().any(|library| library.service.as_ref() == Some(name));
+            if !known && self.folder.why(name).is_empty() {
+                return Err(failed(format!("there is no service named {name}")));
             }
-            _ => {}
+            let held: Vec<String> = self
+                .folder
+                .why(name)
+                .iter()
+                .map(|held| format!("generation {}: {}", held.generation, held.account))
+                .collect();
+            return Ok(serde_json::json!({ "held": held, "retired": self.folder.retired() }));
         }
         let libraries = self.libraries();
         let (services, guard) = (Arc::clone(&self.services), Arc::clone(&self.guard));

@@ -66,7 +66,7 @@ impl PasswordRules {
                 );
             }
             let guesses = estimate.guesses_log10() as u32;
-            Err(CredentialError::Weak { guesses, needed: self.guesses.into(), why: said.join(" ") })
+            Err(CredentialError::Weak { guesses, needed: self.guesses, why: said.join(" ") })
         })
     }
 
