@@ -191,6 +191,7 @@ fn a_check_says_what_is_wrong_with_a_library() {
     let table = String::from_utf8_lossy(&checked.stdout).into_owned();
     assert_eq!(checked.status.code(), Some(1));
     assert!(table.contains("panic panics, called with no arguments"), "{table}");
+    assert!(table.contains("hang blocks, called with no arguments"), "the one that blocks, and no other: {table}");
     let checked = author.types(&format!("credhost --json check --reloads 20 {}", library("todo").display()));
     let found: serde_json::Value = serde_json::from_slice(&checked.stdout).expect("JSON");
     assert!(checked.status.success() && found["refused"].as_u64() > Some(30), "{found}");

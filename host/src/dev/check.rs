@@ -215,6 +215,7 @@ pub async fn check(
             let good = odd_calls(&mut client, &slot.manifest(), &mut found, &mut progress).await;
             if let Err(blocks) = &good {
                 // All that follows would be of it, and of no other.
+                found.faults.extend(found.panics.iter().cloned());
                 found.faults.push(blocks.clone());
                 let _ = slot.stop().await;
                 return Ok(found);

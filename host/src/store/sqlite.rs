@@ -184,6 +184,8 @@ impl SqliteStore {
             OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX,
         )?;
         connection.busy_timeout(Duration::from_secs(5))?;
+        // The upper pages of a large store, in KiB; a map of the file would make a failing disk a crash.
+        connection.pragma_update(None, "cache_size", -16_384)?;
         Ok(connection)
     }
 
