@@ -201,6 +201,9 @@ fn resident() -> u64 {
     line.split_whitespace().nth(1).and_then(|size| size.parse().ok()).unwrap_or(0)
 }
 
+/// Looks for an identity of this name.
+type Look<'a> = &'a dyn Fn(&str);
+
 /// A million identities: how long they take to come, to be found, and what they cost in memory.
 fn million() {
     const COUNT: usize = 1_000_000;
@@ -229,7 +232,7 @@ fn million() {
         let request = Request::IdentityShow { name: name.to_owned() };
         assert!(perform(&request, &accounts, None, &mut |_, _| {}).is_ok());
     };
-    let find = |count: usize, look: &dyn Fn(&str)| {
+    let find = |count: usize, look: Look<'_>| {
         let mut dice = 2005usize;
         let mut times: Vec<Duration> = (0..20_000)
             .map(|_| {
@@ -243,7 +246,7 @@ fn million() {
         (percentile(&mut times, 50), percentile(&mut times, 99))
     };
     accounts.import(&records(0, 100), false).expect("they are imported");
-    let looks: [(&str, &dyn Fn(&str)); 2] = [("a login's lookup", &login), ("identity show", &show)];
+    let looks: [(&str, Look<'_>); 2] = [("a login's lookup", &login), ("identity show", &show)];
     let few = looks.map(|(_, look)| {
         find(100, look);
         find(100, look)
