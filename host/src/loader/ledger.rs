@@ -57,7 +57,7 @@ pub enum Holder {
 impl std::fmt::Display for Holder {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::Thread(name) => write!(f, "a thread that it has started still runs: its thread {name}"),
+            Self::Thread(name) => write!(f, "its thread {name} still runs, which it has started"),
             Self::ThreadLocal(name) => write!(f, "the thread {name} holds a thread-local of it"),
         }
     }
