@@ -88,6 +88,7 @@ pub fn frames(mut bytes: &[u8]) {
 pub fn elf(bytes: &[u8]) {
     let _ = credhost::loader::elf::check(bytes, bytes.len() as u64);
     let _ = credhost::loader::elf::check(bytes, u64::MAX);
+    let _ = credhost::loader::relocations::check(bytes);
 }
 
 /// A name, then a line's end, then a proof: nobody gets in by it, and every name gets a challenge.

@@ -34,8 +34,8 @@ pub struct OpenLibrary {
 pub fn open(copy: &Path) -> Result<OpenLibrary, String> {
     // SAFETY: opening runs the library's initialisers, with the host's rights: that is what a folder of libraries
     // means (SECURITY.md). The file is a private copy under a name of its own, which nobody truncates or replaces
-    // while it is mapped, and its segments were found inside of it (`elf`).
-    let opened = unsafe { Opened::open(Some(copy), RTLD_NOW | RTLD_LOCAL) }.map_err(|error| explain(&error))?;
+    // while it is mapped, and its segments and relocations were found inside of it (`elf`, `relocations`).
+    let opened = unsafe { Opened::open(Some(copy), RTLD_NOW | RTLD_LOCAL) }.map_err(|error| explain(&error, copy))?;
     // SAFETY: the symbol is a static of a library built with `plugin_api::export!`; one of that name in any other
     // library is read as a header, whose magic string is checked before anything else of it is used.
     let symbol = unsafe { opened.get::<AbiHeaderRef>(SYMBOL.as_bytes()) };
@@ -58,7 +58,7 @@ pub fn open(copy: &Path) -> Result<OpenLibrary, String> {
 }
 
 /// The dynamic linker's complaint, in one sentence.
-fn explain(error: &libloading::Error) -> String {
+fn explain(error: &libloading::Error, copy: &Path) -> String {
     // What the system said is behind libloading's own words.
     let text = std::error::Error::source(error).map_or_else(|| error.to_string(), ToString::to_string);
     // "/path/to/copy: undefined symbol: x": the path is our private copy's, which nobody knows.
@@ -66,5 +66,5 @@ fn explain(error: &libloading::Error) -> String {
         Some((path, rest)) if path.starts_with('/') => rest,
         _ => text.as_str(),
     };
-    format!("the system cannot open it: {}", text.trim())
+    format!("the system cannot open it: {}", text.trim().replace(&format!(" (required by {})", copy.display()), ""))
 }

@@ -13,6 +13,7 @@ pub mod ledger;
 pub mod library;
 pub mod private;
 mod queue;
+pub mod relocations;
 pub mod unload;
 pub mod vet;
 pub mod watch;

@@ -23,6 +23,7 @@ use serde::{Deserialize, Serialize};
 use super::gate::Outlet;
 use super::generation::{Generation, Source};
 use super::private::PrivateCopy;
+use super::relocations;
 use super::unload::Account;
 
 /// The word by which a program that hosts services is run again, to vet a library. See [`child`].
@@ -298,6 +299,9 @@ fn try_out(copy: &Path, mut out: std::fs::File) -> io::Result<()> {
         out.write_all(&line)
     };
     say(&Said::At(Step::Open))?;
+    if let Err(damage) = relocations::check(&std::fs::read(copy)?) {
+        return say(&Said::Refused(damage));
+    }
     let (frames, heard) = channel();
     let words = Arc::new(Words { frames, error: Mutex::default() });
     let generation = Generation::start(Source::Copy(PrivateCopy::borrowed(copy)), Arc::clone(&words) as Arc<_>)?;

@@ -1,0 +1,186 @@
+//! Does a library tell the dynamic linker to write into itself alone? The linker believes what it is told: a damaged
+//! relocation that points out of the library crashes a program or changes something of it unnoticed, as chance has it. It
+//! is the one damage of which the child's good experience says nothing about the host's.
+
+use object::LittleEndian;
+use object::elf::{self, FileHeader64, Rela64, Sym64};
+use object::read::elf::{Dyn, FileHeader, GnuHashTable, ProgramHeader};
+
+type Head = FileHeader64<LittleEndian>;
+const ENDIAN: LittleEndian = LittleEndian;
+
+/// Checks every relocation and every symbol of a library, or of a private copy of one.
+///
+/// # Errors
+/// One sentence that says what is wrong with it.
+pub fn check(file: &[u8]) -> Result<(), String> {
+    Image::new(file).and_then(|image| image.check()).map_err(|what| format!("it is damaged: {what}"))
+}
+
+/// A library as it would lie in memory, from 0 on.
+struct Image<'f> {
+    file: &'f [u8],
+    segments: &'f [elf::ProgramHeader64<LittleEndian>],
+    dynamic: &'f [elf::Dyn64<LittleEndian>],
+    machine: elf::Machine,
+}
+
+impl<'f> Image<'f> {
+    fn new(file: &'f [u8]) -> Result<Self, String> {
+        let head = Head::parse(file).map_err(|_| "its header cannot be read".to_owned())?;
+        let segments =
+            head.program_headers(ENDIAN, file).map_err(|_| "its program headers cannot be read".to_owned())?;
+        let dynamic = segments.iter().find_map(|segment| segment.dynamic(ENDIAN, file).transpose());
+        let Some(Ok(dynamic)) = dynamic else {
+            return Err("it has nothing for the dynamic linker".to_owned());
+        };
+        let end = dynamic.iter().position(|entry| entry.d_tag(ENDIAN) == elf::DT_NULL).unwrap_or(dynamic.len());
+        Ok(Self { file, segments, dynamic: &dynamic[..end], machine: head.e_machine(ENDIAN) })
+    }
+
+    fn check(&self) -> Result<(), String> {
+        for entry in self.dynamic {
+            let (tag, address) = (entry.d_tag(ENDIAN), entry.d_val(ENDIAN));
+            // The linker itself writes DT_DEBUG; what its own extensions mean by an address is not known here.
+            let known = object::read::elf::Dynamic { tag, val: address }.is_address() && tag != elf::DT_DEBUG;
+            if known && !self.has(address, 1) {
+                return Err(format!("the table {:#x} for the dynamic linker lies outside of it", tag.0));
+            }
+        }
+        let mut last = 0;
+        for (table, size) in [(elf::DT_RELA, elf::DT_RELASZ), (elf::DT_JMPREL, elf::DT_PLTRELSZ)] {
+            let (Some(table), Some(size)) = (self.value(table), self.value(size)) else { continue };
+            let bytes = self.bytes(table, size).ok_or("its relocations lie outside of it")?;
+            let all = object::slice_from_all_bytes::<Rela64<LittleEndian>>(bytes);
+            for relocation in all.map_err(|()| "its relocations are cut".to_owned())? {
+                last = last.max(self.relocation(relocation)?);
+            }
+        }
+        let hashed = self.value(elf::DT_GNU_HASH).and_then(|table| {
+            let table = GnuHashTable::<Head>::parse(ENDIAN, self.from(table)?).ok()?;
+            table.symbol_table_length(ENDIAN)
+        });
+        (1..hashed.unwrap_or(0).max(last.saturating_add(1))).try_for_each(|index| self.symbol(index))
+    }
+
+    /// Checks a relocation; answers with the symbol that it is about, 0 for none.
+    fn relocation(&self, relocation: &Rela64<LittleEndian>) -> Result<u32, String> {
+        let place = relocation.r_offset.get(ENDIAN);
+        if !self.has(place, 8) {
+            return Err(format!("a relocation of it writes to {place:#x}, which is outside of it"));
+        }
+        let kind = elf::RelocationType(relocation.r_info.get(ENDIAN) as u32);
+        let relative = match self.machine {
+            elf::EM_X86_64 => kind == elf::R_X86_64_RELATIVE || kind == elf::R_X86_64_IRELATIVE,
+            elf::EM_AARCH64 => kind == elf::R_AARCH64_RELATIVE || kind == elf::R_AARCH64_IRELATIVE,
+            elf::EM_RISCV => kind == elf::R_RISCV_RELATIVE || kind == elf::R_RISCV_IRELATIVE,
+            _ => false,
+        };
+        let target = relocation.r_addend.get(ENDIAN).cast_unsigned();
+        // One past the end is a place that programs point to, too.
+        if relative && !self.has(target, 0) {
+            return Err(format!("a relocation of it points to {target:#x}, which is outside of it"));
+        }
+        Ok((relocation.r_info.get(ENDIAN) >> 32) as u32)
+    }
+
+    fn symbol(&self, index: u32) -> Result<(), String> {
+        let outside = |what: &str| format!("{what} of its symbol {index} is outside of it");
+        let size = size_of::<Sym64<LittleEndian>>() as u64;
+        let entry = self.value(elf::DT_SYMTAB).and_then(|table| table.checked_add(u64::from(index) * size));
+        let bytes = entry.and_then(|entry| self.bytes(entry, size)).ok_or_else(|| outside("the entry"))?;
+        let (symbol, _) =
+            object::from_bytes::<Sym64<LittleEndian>>(bytes).map_err(|()| outside("a part of the entry"))?;
+        let name = u64::from(symbol.st_name.get(ENDIAN));
+        if self.value(elf::DT_STRSZ).is_none_or(|names| name >= names) {
+            return Err(outside("the name"));
+        }
+        let thread_local = symbol.st_type() == elf::STT_TLS;
+        let defined = symbol.st_shndx.get(ENDIAN) != elf::SHN_UNDEF;
+        if defined && !thread_local && !self.has(symbol.st_value.get(ENDIAN), 0) {
+            return Err(outside("the value"));
+        }
+        Ok(())
+    }
+
+    fn value(&self, tag: elf::DynamicTag) -> Option<u64> {
+        self.dynamic.iter().find(|entry| entry.d_tag(ENDIAN) == tag).map(|entry| entry.d_val(ENDIAN))
+    }
+
+    fn loaded(&self) -> impl Iterator<Item = &elf::ProgramHeader64<LittleEndian>> {
+        self.segments.iter().filter(|segment| segment.p_type(ENDIAN) == elf::PT_LOAD)
+    }
+
+    /// Whether so many bytes from here on are its own memory.
+    fn has(&self, address: u64, bytes: u64) -> bool {
+        address.checked_add(bytes).is_some_and(|end| {
+            self.loaded().any(|segment| {
+                let start = segment.p_vaddr(ENDIAN);
+                address >= start && start.checked_add(segment.p_memsz(ENDIAN)).is_some_and(|last| end <= last)
+            })
+        })
+    }
+
+    /// What the file has for that memory.
+    fn bytes(&self, address: u64, size: u64) -> Option<&'f [u8]> {
+        self.loaded().find_map(|segment| segment.data_range(ENDIAN, self.file, address, size).ok().flatten())
+    }
+
+    /// All that the file has from there to the end of the segment.
+    fn from(&self, address: u64) -> Option<&'f [u8]> {
+        self.loaded().find_map(|segment| {
+            let at = usize::try_from(address.checked_sub(segment.p_vaddr(ENDIAN))?).ok()?;
+            segment.data(ENDIAN, self.file).ok()?.get(at..)
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn own() -> Vec<u8> {
+        std::fs::read(std::env::current_exe().unwrap()).unwrap()
+    }
+
+    /// Where in the file the relocations are, and the bytes that they take.
+    fn relocations(file: &[u8]) -> (usize, usize) {
+        let image = Image::new(file).unwrap();
+        let (table, size) = (image.value(elf::DT_RELA).unwrap(), image.value(elf::DT_RELASZ).unwrap());
+        let bytes = image.bytes(table, size).unwrap();
+        (bytes.as_ptr().addr() - file.as_ptr().addr(), bytes.len())
+    }
+
+    #[test]
+    fn this_very_program_is_sound() {
+        assert_eq!(check(&own()), Ok(()));
+    }
+
+    #[test]
+    fn what_would_write_or_point_outside_is_refused() {
+        let good = own();
+        let (start, size) = relocations(&good);
+        for at in (start..start + size).step_by(24 * 997) {
+            let mut bad = good.clone();
+            bad[at + 4] ^= 1;
+            let what = check(&bad).unwrap_err();
+            assert!(what.starts_with("it is damaged: a relocation of it writes to 0x1"), "{what}");
+            let mut bad = good.clone();
+            bad[at + 12..at + 16].fill(0xff);
+            let what = check(&bad).unwrap_err();
+            assert!(what.starts_with("it is damaged: the ") && what.contains("of its symbol"), "{what}");
+        }
+    }
+
+    #[test]
+    fn no_flipped_bit_does_more_than_be_refused() {
+        let good = own();
+        let (start, _) = relocations(&good);
+        let mut flipped = good.clone();
+        for at in (0..1024).step_by(5).chain((start..start + 480).step_by(3)) {
+            flipped[at] ^= 1 << (at % 8);
+            let _ = check(&flipped);
+            flipped[at] ^= 1 << (at % 8);
+        }
+    }
+}
