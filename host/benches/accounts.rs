@@ -67,7 +67,7 @@ fn accounts(folder: &tempfile::TempDir, counters: usize) -> Arc<Accounts> {
     let home = Home::new(folder.path().join("home"));
     home.make().expect("a home");
     let (accounts, _) = Accounts::open(&home, "a bench").expect("it opens");
-    accounts.add("alice", Some(&Password::new("correct horse battery staple"))).expect("a name");
+    accounts.add("alice", Some(&Password::new("wooden giraffe sings at noon"))).expect("a name");
     for counter in 0..counters {
         accounts.key_add("alice", &Key::new("counter", &format!("c{counter}")).expect("a key")).expect("it is added");
     }
@@ -112,7 +112,7 @@ fn hashing() {
         for counter in 0..CLIENTS {
             let client = connect(address).await;
             let name = format!("alice/counter/c{counter}");
-            clients.push(client.login(&name, "correct horse battery staple", None).await.expect("she is let in"));
+            clients.push(client.login(&name, "wooden giraffe sings at noon", None).await.expect("she is let in"));
         }
     });
     let measure = |what: &str| {
@@ -140,7 +140,7 @@ fn hashing() {
                             let client = connect(address).await;
                             while !stop.load(Ordering::Relaxed) {
                                 // The right password: the throttle has nothing against it.
-                                let login = client.login_password("alice", "correct horse battery staple", None).await;
+                                let login = client.login_password("alice", "wooden giraffe sings at noon", None).await;
                                 checked.fetch_add(u64::from(login.is_ok()), Ordering::Relaxed);
                             }
                         });
@@ -209,7 +209,7 @@ fn million() {
     const COUNT: usize = 1_000_000;
     let folder = tempfile::tempdir().expect("a folder");
     let accounts = accounts(&folder, 1);
-    let hash = Password::new("correct horse battery staple")
+    let hash = Password::new("wooden giraffe sings at noon")
         .hash(credhost::cred::HashCost::default(), &[1; 16])
         .expect("a hash");
     let records = |from: usize, to: usize| -> Vec<Record> {
@@ -286,7 +286,7 @@ fn durable() {
             for counter in 0..clients {
                 let client = connect(address).await;
                 let name = format!("alice/counter/c{counter}");
-                let counter = client.login(&name, "correct horse battery staple", None).await.expect("she is let in");
+                let counter = client.login(&name, "wooden giraffe sings at noon", None).await.expect("she is let in");
                 counting.spawn(async move {
                     let (began, mut count) = (Instant::now(), 0u64);
                     while began.elapsed() < Duration::from_secs(SECONDS) {

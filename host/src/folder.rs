@@ -17,7 +17,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 
-use crate::config::{Home, Settings};
+use crate::config::{ConfigFile, Home, Settings};
 use crate::control::LibraryStatus;
 use crate::loader::private::{PrivateCopy, PrivateFolder};
 use crate::loader::vet::{Sections, Vet, Vetted};
@@ -127,7 +127,8 @@ pub struct Folder {
     /// Collections inside of it, and the services that belong there.
     groups: Vec<Group>,
     surroundings: Surroundings,
-    sections: Arc<Sections>,
+    /// The configuration, which is read anew for each library: a reload takes up what was changed.
+    config: PathBuf,
     vet: Arc<Vet>,
     entries: Mutex<BTreeMap<PathBuf, Entry>>,
     /// So many libraries are vetted at once.
@@ -148,6 +149,12 @@ pub fn sections(settings: &Settings) -> Result<Sections, String> {
     settings.service.iter().map(section).collect()
 }
 
+/// The sections as they stand in the file now.
+fn sections_now(config: &Path) -> Result<Sections, String> {
+    let settings = ConfigFile::open(config).and_then(|file| file.settings());
+    sections(&settings.map_err(|error| format!("its section of the configuration cannot be read: {error}"))?)
+}
+
 impl Folder {
     /// A folder that nothing was loaded from yet. `debuggable`: see [`PrivateFolder::whole`].
     ///
@@ -158,7 +165,6 @@ impl Folder {
         services: Arc<MultiService>,
         groups: Vec<Group>,
         surroundings: Surroundings,
-        sections: Sections,
         vet: Vet,
         debuggable: bool,
     ) -> std::io::Result<Rc<Self>> {
@@ -178,7 +184,7 @@ impl Folder {
             services,
             groups,
             surroundings,
-            sections: Arc::new(sections),
+            config: home.config(),
             vet: Arc::new(vet),
             entries: Mutex::default(),
             turns: Arc::new(Semaphore::new(AT_ONCE)),
@@ -313,13 +319,13 @@ impl Folder {
     }
 
     fn vet(&self, path: PathBuf) -> tokio::task::JoinHandle<Result<(PrivateCopy, Vetted), String>> {
-        let (private, vet, sections) = (Arc::clone(&self.private), Arc::clone(&self.vet), Arc::clone(&self.sections));
+        let (private, vet, config) = (Arc::clone(&self.private), Arc::clone(&self.vet), self.config.clone());
         let turns = Arc::clone(&self.turns);
         tokio::task::spawn_local(async move {
             let _turn = turns.acquire_owned().await;
             let vetted = tokio::task::spawn_blocking(move || {
                 let copy = private.copy(&path)?;
-                let vetted = vet.vet(&copy, &sections)?;
+                let vetted = vet.vet(&copy, &sections_now(&config)?)?;
                 Ok((copy, vetted))
             });
             vetted.await.unwrap_or_else(|error| Err(error.to_string()))
@@ -328,8 +334,8 @@ impl Folder {
 
     /// What answers with the section of the configuration that is for a service.
     fn section(&self) -> impl FnOnce(&str) -> Result<Vec<u8>, String> + use<> {
-        let sections = Arc::clone(&self.sections);
-        move |name| Ok(sections.get(name).map(|section| section.0.clone()).unwrap_or_default())
+        let config = self.config.clone();
+        move |name| Ok(sections_now(&config)?.remove(name).map(|section| section.0).unwrap_or_default())
     }
 
     /// Where a service of this name belongs.

@@ -18,8 +18,8 @@ use crate::multiservice::MultiService;
 use crate::multiservice::slot::Surroundings;
 use crate::session::tls::{Certificates, TlsError};
 use crate::session::{AuthRoot, Door, Guard, Limits};
+use crate::store::StoreError;
 use crate::store::audit::Event;
-use crate::store::{Store, StoreError};
 
 /// This very program, also when its file has been replaced since it was started.
 const SELF: &str = "/proc/self/exe";
@@ -109,12 +109,13 @@ impl Host {
             grace: std::time::Duration::from_secs(settings.plugins.grace),
             // Vetting was patient already; the host has more to do besides.
             patience: 3 * std::time::Duration::from_secs(settings.plugins.patience.max(1)),
-            ..Surroundings::new(Arc::clone(accounts.store()) as Arc<dyn Store>)
+            ..Surroundings::new(Arc::clone(accounts.store()))
         };
         let services = MultiService::new("pb");
         let patience = std::time::Duration::from_secs(settings.plugins.patience.max(1));
         let vet = Vet::new(options.vetter.clone().unwrap_or_else(|| PathBuf::from(SELF)), patience);
-        let sections = folder::sections(&settings).map_err(StartError::Section)?;
+        // What cannot be handed to a service is told before anything is served.
+        folder::sections(&settings).map_err(StartError::Section)?;
 
         let address = options.listen.as_deref().unwrap_or(&settings.pb.listen);
         let listener = listen(address, options.plaintext || settings.pb.plaintext)?;
@@ -187,8 +188,7 @@ impl Host {
             roots.push((listener, serve(&group)?, tls));
         }
 
-        let folder =
-            Folder::new(&home, Arc::clone(&services), groups, surroundings.clone(), sections, vet, options.debuggable)?;
+        let folder = Folder::new(&home, Arc::clone(&services), groups, surroundings.clone(), vet, options.debuggable)?;
         let mut watch = Watch::new(&home.plugins(), options.poll);
         services.start().await;
         folder.load_all(watch.present()).await;

@@ -251,6 +251,24 @@ fn saved_states_are_tried_on_a_library_before_it_serves() {
 }
 
 #[test]
+fn a_crate_that_a_service_is_made_with_is_watched_too() {
+    let mut author = Author::new();
+    author.sees("credhost new neighbours");
+    author.sees("cargo new --quiet --lib --vcs none fence");
+    let fence = author.folder.path().join("fence/src/lib.rs");
+    std::fs::write(&fence, "pub fn height() -> usize {\n    3\n}\n").expect("it can be written");
+    author.edit("neighbours/Cargo.toml", "[dependencies]", "[dependencies]\nfence = { path = \"../fence\" }");
+    author.edit("neighbours/src/lib.rs", "Ok(self.entries.len())", "Ok(fence::height())");
+    let mut dev = author.develops("credhost dev neighbours --listen 127.0.0.1:0");
+    let call = dev.says("credhost call").trim().replace("TEXT", "hello");
+    assert_eq!(author.sees(&call), "3");
+    author.edit("fence/src/lib.rs", "3", "4");
+    let line = dev.says("generation 2");
+    assert!(line.contains("fence/src/lib.rs changed"), "{line}");
+    assert_eq!(author.sees(&call), "4");
+}
+
+#[test]
 fn where_a_file_system_tells_nothing_libraries_and_sources_are_looked_at() {
     developed("visitors", "--poll", None);
     let home = TestHome::new();

@@ -2,7 +2,7 @@
 
 use system_tests::host::{TestHome, TestHost};
 
-const PASSWORD: &str = "correct horse battery staple";
+const PASSWORD: &str = "wooden giraffe sings at noon";
 
 #[test]
 fn identities_and_keys_without_a_host() {

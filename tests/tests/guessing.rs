@@ -19,7 +19,7 @@ const CAUGHT: f64 = 4.5;
 /// So many names of each kind but "unknown".
 fn people(count: usize, key: &MasterKey) -> DefaultAuthorizer {
     let authorizer = DefaultAuthorizer::new();
-    let password = Password::new("correct horse battery staple");
+    let password = Password::new("wooden giraffe sings at noon");
     let hash = password.hash(credhost::cred::HashCost::default(), &[1; 16]).expect("a hash");
     let line = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAILM+rvN+ot98qgEN796jTiQfZfG1KaT0PtFDJ/XFSqti";
     for number in 0..count {
@@ -212,7 +212,7 @@ fn guesses_at_once_are_counted_and_the_owner_gets_in_from_where_she_has_been_bef
     let limits = Limits { refusal: Duration::ZERO, ..Limits::default() };
     let host = Embedded::with(limits, Arc::new(people(1, &key)), &key);
     run(async {
-        let right = "correct horse battery staple";
+        let right = "wooden giraffe sings at noon";
         let home = connect(host.address(), 1).await;
         home.login("known0", right, None).await.expect("the password is right");
         // Fifty at once, from fifty places, and hashed, so that they are all under way together.

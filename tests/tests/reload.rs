@@ -801,3 +801,34 @@ fn a_client_of_twisted_notices_nothing() {
     arguments.extend(versions.iter().map(String::as_str));
     twisted("reload.py", &arguments);
 }
+
+#[tokio::test]
+async fn a_reload_takes_up_the_services_section_as_it_is_now() {
+    let home = TestHome::new();
+    home.make();
+    home.identity("alice", "alice-pw", &["seat"]);
+    home.install("seat");
+    let host = home.start();
+    let config = host.home.path().join("credhost.toml");
+    let text = std::fs::read_to_string(&config).expect("it is there");
+    let policy = |policy: &str| {
+        std::fs::write(&config, format!("{text}\n[service.seat]\npolicy = {policy}\n")).expect("it can be written");
+        host.home.run_with(&["service", "reload", "seat"], "")
+    };
+    let (one, other) = (connect(&host).await, connect(&host).await);
+    let first = one.login_password("alice/seat", "alice-pw", None).await.expect("alice may");
+    assert!(other.login_password("alice/seat", "alice-pw", None).await.is_err(), "the seat is taken");
+
+    for (wrong, says) in [("\"throw\"", "throw"), ("\"kick", "credhost.toml")] {
+        let refused = policy(wrong);
+        let error = String::from_utf8_lossy(&refused.stderr).into_owned();
+        assert!(!refused.status.success() && error.contains(says), "{error}");
+        first.call("whence", &()).await.expect("the old code serves, with what it was told");
+    }
+
+    assert!(policy("\"kick\"").status.success());
+    first.call("whence", &()).await.expect("it is attached to the new code");
+    let second = other.login_password("alice/seat", "alice-pw", None).await.expect("the latest sits");
+    second.call("whence", &()).await.expect("and is served");
+    assert!(first.call("whence", &()).await.is_err(), "whoever was there is not");
+}

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::{AccountError, Accounts};
 use crate::cred::{Credential, Identity, ProofBy, TokenDigest, check_hash};
 use crate::store::audit::Event;
-use crate::store::{Record, Store, StoreError, Write, wait};
+use crate::store::{Record, StoreError, Write, wait};
 
 /// The most memory that checking an imported hash may take, in KiB: it is taken for each try of a password.
 pub(super) const MOST_MEMORY: u32 = 64 << 10;

@@ -18,7 +18,7 @@ use crate::cred::{
     NoSuchIdentity, Password, PasswordRules, ProofBy, PublicKey, Sealed, StoreSecret, Token, check_label,
 };
 use crate::store::audit::Event;
-use crate::store::{Kept, OpenError, RecordError, SqliteStore, Store, StoreAuthorizer, StoreError, Write, now, wait};
+use crate::store::{Kept, OpenError, RecordError, Store, StoreAuthorizer, StoreError, Write, now, wait};
 use zeroize::Zeroizing;
 
 /// Who hears of changes to an identity: its name, and what it is now, if it is still there.
@@ -27,7 +27,7 @@ pub type OnChange = Box<dyn Fn(&str, Option<&Arc<Identity>>) + Send + Sync>;
 /// The identities of a home. Clones are the same.
 #[derive(Clone)]
 pub struct Accounts {
-    store: Arc<SqliteStore>,
+    store: Arc<dyn Store>,
     key: MasterKey,
     rules: PasswordRules,
     cost: HashCost,
@@ -45,7 +45,7 @@ pub struct Accounts {
 
 impl std::fmt::Debug for Accounts {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Accounts").field("store", &self.store).finish_non_exhaustive()
+        f.debug_struct("Accounts").field("home", &self.home).finish_non_exhaustive()
     }
 }
 
@@ -97,14 +97,14 @@ impl Accounts {
 
     /// Where they are kept.
     #[must_use]
-    pub fn store(&self) -> &Arc<SqliteStore> {
+    pub fn store(&self) -> &Arc<dyn Store> {
         &self.store
     }
 
     /// Who looks them up for those who log in.
     #[must_use]
     pub fn authorizer(&self) -> StoreAuthorizer {
-        StoreAuthorizer::new(Arc::clone(&self.store) as Arc<_>)
+        StoreAuthorizer::new(Arc::clone(&self.store))
     }
 
     /// The key that verifiers are sealed under.

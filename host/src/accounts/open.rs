@@ -7,24 +7,37 @@ use std::sync::Arc;
 use super::import::MOST_MEMORY;
 use super::{AccountError, Accounts};
 use crate::config::{ConfigError, ConfigFile, Home, Settings, master_key, random};
-use crate::cred::{HashCost, PasswordRules, check_hash};
+use crate::cred::{HashCost, MasterKey, PasswordRules, check_hash};
 use crate::store::audit::Event;
 use crate::store::{SqliteStore, Store, StoreError, Write, wait};
 
 impl Accounts {
-    /// Opens the identities of a home; makes its files where they are missing, and moves identities that an earlier
-    /// version kept in `credhost.toml` into the store. `by`: who does it, for the audit trail.
+    /// Opens the identities of a home, in the store on its disk; makes its files where they are missing, and moves
+    /// identities that an earlier version kept in `credhost.toml` into the store. `by`: who does it, for the audit trail.
     ///
     /// # Errors
     /// When its files cannot be read, or others can read them.
     pub fn open(home: &Home, by: &str) -> Result<(Self, Settings), AccountError> {
         let key = master_key(home)?;
-        let mut file = ConfigFile::open(&home.config())?;
-        let settings = file.settings()?;
         if home.store().exists() {
             crate::config::private(&home.store(), 0o600)?;
         }
         let store = SqliteStore::open(&home.store(), &key, &random()?)?;
+        Self::over(Arc::new(store), key, home, by)
+    }
+
+    /// The same of identities in any store. `key`: what the store's secret and the verifiers in it are sealed under.
+    ///
+    /// # Errors
+    /// When the home's configuration cannot be read.
+    pub fn over(
+        store: Arc<dyn Store>,
+        key: MasterKey,
+        home: &Home,
+        by: &str,
+    ) -> Result<(Self, Settings), AccountError> {
+        let mut file = ConfigFile::open(&home.config())?;
+        let settings = file.settings()?;
         let section = &settings.password;
         let cost = HashCost { memory: section.memory, passes: section.passes };
         if cost.memory < HashCost::LEAST.memory || cost.passes < HashCost::LEAST.passes {
@@ -42,7 +55,7 @@ impl Accounts {
         }
         let rules = PasswordRules { shortest: section.shortest, guesses: section.guesses, blocked };
         let accounts = Self {
-            store: Arc::new(store),
+            store,
             key,
             rules,
             cost,
@@ -89,5 +102,30 @@ impl Accounts {
     /// Notes down that a host has started or ended.
     pub fn note_host(&self, what: &'static str) {
         self.note(Event::new(what).with("by", self.by.clone()));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::{Request, perform};
+    use crate::cred::Password;
+    use crate::store::MemoryStore;
+
+    #[test]
+    fn identities_live_in_any_store() {
+        let folder = tempfile::tempdir().unwrap();
+        let home = Home::new(folder.path().join("home"));
+        home.make().unwrap();
+        let key = master_key(&home).unwrap();
+        let (accounts, _) = Accounts::over(Arc::new(MemoryStore::new()), key, &home, "a test").unwrap();
+        accounts.add("alice", Some(&Password::new("a staple of quite another horse"))).unwrap();
+        assert_eq!(accounts.rotate_key(|_| {}).unwrap(), 1);
+        assert_eq!(accounts.page(None, 10).unwrap().len(), 1);
+        let ask = |request| perform(&request, &accounts, None, &mut |_, _| {});
+        assert!(ask(Request::AuditVerify { head: None }).unwrap()["lines"].as_u64().unwrap() >= 2);
+        let failed = ask(Request::Backup { file: home.path().join("backup") }).unwrap_err();
+        assert!(failed.error.contains("in memory"), "{}", failed.error);
+        assert!(!home.store().exists(), "nothing is on the disk");
     }
 }

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use clap::Args;
 use credhost::accounts::AccountError;
@@ -87,7 +87,9 @@ impl Watched {
         let mut changed = Vec::new();
         let mut called = None;
         loop {
-            let served = self.once(&changed).await;
+            let since = SystemTime::now();
+            let (served, crates) = self.once(&changed).await;
+            sources.also(&crates, since);
             if let Some(service) = served.filter(|service| called.as_ref() != Some(service)) {
                 called = Some(service.clone());
                 if let Err(trouble) = self.first_call(&service) {
@@ -98,8 +100,9 @@ impl Watched {
         }
     }
 
-    /// Builds and serves, and says in one line how that went. Answers with the service's name, if it serves.
-    async fn once(&self, changed: &[PathBuf]) -> Option<String> {
+    /// Builds and serves, and says in one line how that went. Answers with the service's name, if it serves, and with the
+    /// folders of the other crates that it is made with.
+    async fn once(&self, changed: &[PathBuf]) -> (Option<String>, Vec<PathBuf>) {
         let what = match changed {
             [] => "first build".to_owned(),
             [one] => format!("{} changed", one.display()),
@@ -113,13 +116,15 @@ impl Watched {
             Ok(Ok(built)) => built,
             Ok(Err(why)) => {
                 self.line(&what, None, &format!("{why}; {}", self.meanwhile()), &serde_json::json!({}));
-                return None;
+                return (None, Vec::new());
             }
             Err(error) => {
                 self.line(&what, None, &error.to_string(), &serde_json::json!({}));
-                return None;
+                return (None, Vec::new());
             }
         };
+        let own = self.folder.canonicalize().unwrap_or_else(|_| self.folder.clone());
+        let others = built.crates.into_iter().filter(|folder| *folder != own).collect();
         let mut served = None;
         for (_, library) in built.libraries {
             let began = Instant::now();
@@ -149,7 +154,7 @@ impl Watched {
                 }
             }
         }
-        served
+        (served, others)
     }
 
     fn meanwhile(&self) -> &'static str {

@@ -9,7 +9,7 @@ use crate::multiservice::MultiService;
 use crate::multiservice::ended::Held;
 use crate::session::Guard;
 use crate::store::audit::{Broken, Event, Head, Verifier};
-use crate::store::{Record, Store, StoreError, Write, now, wait};
+use crate::store::{Record, StoreError, Write, now, wait};
 
 /// So many identities are answered with at once.
 const PAGE: usize = 10_000;
@@ -185,13 +185,12 @@ pub fn perform(
         }
         Request::AuditVerify { head } => verify(accounts, head.as_deref(), progress)?,
         Request::Backup { file } => {
-            let failed = |error: crate::store::OpenError| {
-                let hint = "name a file that is not there yet, in a folder that the host can write to";
-                Failed { error: error.to_string(), hint: Some(hint.to_owned()) }
-            };
-            let left =
-                |left: i32, of: i32| progress(u64::from((of - left).unsigned_abs()), u64::from(of.unsigned_abs()));
-            accounts.store().backup(file, left).map_err(failed)?;
+            accounts.store().backup(file, &mut |left, of| progress(u64::from(of - left), u64::from(of))).map_err(
+                |error| {
+                    let hint = "name a file that is not there yet, in a folder that the host can write to";
+                    Failed { error: error.to_string(), hint: Some(hint.to_owned()) }
+                },
+            )?;
             accounts
                 .note(Event::new("store.backup").with("file", file.display().to_string()).with("by", accounts.by()));
             Value::Null
@@ -275,13 +274,15 @@ fn verify(accounts: &Accounts, head: Option<&str>, progress: &mut dyn FnMut(u64,
     let given = given.transpose()?;
     let path = accounts.store().head();
     // The host writes it anew all the time: what is read here is not newer than the trail.
-    let noted = match std::fs::read_to_string(&path) {
-        Ok(text) => Some(Head::unsealed(&text, accounts.secret()).ok_or_else(|| Failed {
-            error: format!("{} was not written by this host: it was changed, or lost in a power cut", path.display()),
+    let noted = match path.as_ref().map(|path| (path.display(), std::fs::read_to_string(path))) {
+        Some((path, Ok(text))) => Some(Head::unsealed(&text, accounts.secret()).ok_or_else(|| Failed {
+            error: format!("{path} was not written by this host: it was changed, or lost in a power cut"),
             hint: elsewhere(),
         })?),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
-        Err(error) => return Err(wrong(format!("{}: {error}", path.display()))),
+        Some((path, Err(error))) if error.kind() != std::io::ErrorKind::NotFound => {
+            return Err(wrong(format!("{path}: {error}")));
+        }
+        _ => None,
     };
     let mut noted_down = Verifier::new(accounts.secret(), noted.clone());
     let mut as_given = Verifier::new(accounts.secret(), given.clone());
@@ -302,12 +303,19 @@ fn verify(accounts: &Accounts, head: Option<&str>, progress: &mut dyn FnMut(u64,
     }
     as_given.end()?;
     let head = noted_down.end()?;
-    if noted.is_none() && given.is_none() && (any || !accounts.page(None, 1)?.is_empty()) {
-        let error = match any {
-            true => format!("the lines fit, but {} is missing: lines may have been cut off at the end", path.display()),
-            false => "there are identities, but no line of the trail: it was removed".to_owned(),
+    if noted.is_none() && given.is_none() {
+        let removed = || "there are identities, but no line of the trail: it was removed".to_owned();
+        let error = match path {
+            Some(path) if any => Some(format!(
+                "the lines fit, but {} is missing: lines may have been cut off at the end",
+                path.display()
+            )),
+            // A store without such a file: what was cut off at the end is found by `head` alone.
+            _ => (!any && !accounts.page(None, 1)?.is_empty()).then(removed),
         };
-        return Err(Failed { error, hint: elsewhere() });
+        if let Some(error) = error {
+            return Err(Failed { error, hint: elsewhere() });
+        }
     }
     Ok(json!({ "lines": head.number, "head": head.to_string() }))
 }

@@ -8,6 +8,8 @@ use std::process::{Command, Stdio};
 pub struct Built {
     /// The libraries that can be loaded, each with the name of its crate.
     pub libraries: Vec<(String, PathBuf)>,
+    /// The folders of the crates on this disk that it was made of (path dependencies), its own among them.
+    pub crates: Vec<PathBuf>,
 }
 
 /// Why there is nothing to load.
@@ -42,9 +44,14 @@ pub fn build(folder: &Path, arguments: &[&str]) -> Result<Built, NotBuilt> {
     if !output.status.success() {
         return Err(NotBuilt::Fails);
     }
-    let mut libraries = Vec::new();
+    let (mut libraries, mut crates) = (Vec::new(), Vec::new());
     for line in output.stdout.split(|byte| *byte == b'\n') {
         let Ok(message) = serde_json::from_slice::<serde_json::Value>(line) else { continue };
+        let local = message["package_id"].as_str().is_some_and(|id| id.starts_with("path+file:"));
+        let folder = message["manifest_path"].as_str().and_then(|manifest| Path::new(manifest).parent());
+        if let Some(folder) = folder.filter(|folder| local && !crates.iter().any(|known| known == folder)) {
+            crates.push(folder.to_owned());
+        }
         let target = &message["target"];
         let is_cdylib =
             target["kind"].as_array().is_some_and(|kinds| kinds.iter().any(|kind| kind.as_str() == Some("cdylib")));
@@ -54,7 +61,7 @@ pub fn build(folder: &Path, arguments: &[&str]) -> Result<Built, NotBuilt> {
         let library = paths.filter(|path| is_cdylib && path.extension().is_some_and(|end| end == "so"));
         libraries.extend(library.map(|path| (name.to_owned(), path)));
     }
-    if libraries.is_empty() { Err(NotBuilt::NoLibrary) } else { Ok(Built { libraries }) }
+    if libraries.is_empty() { Err(NotBuilt::NoLibrary) } else { Ok(Built { libraries, crates }) }
 }
 
 /// Puts a library into a folder of services at once: a host that watches never sees half of it. Answers with where it is,

@@ -15,9 +15,11 @@ const LOOK: Duration = Duration::from_secs(2);
 /// The same where nothing is told at all.
 const POLL: Duration = Duration::from_millis(250);
 
-/// The sources of a crate: its manifest, its build script, and what is below `src` and beside it, without what is built.
+/// The sources of a crate and of others that it is made with: manifests, build scripts, and what is below `src` and beside
+/// it, without what is built.
 pub struct Sources {
-    folder: PathBuf,
+    /// The crate's own first.
+    folders: Vec<PathBuf>,
     seen: BTreeMap<PathBuf, (SystemTime, u64)>,
     events: mpsc::Receiver<()>,
     watcher: Option<RecommendedWatcher>,
@@ -25,7 +27,7 @@ pub struct Sources {
 
 impl std::fmt::Debug for Sources {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Sources").field("folder", &self.folder).finish_non_exhaustive()
+        f.debug_struct("Sources").field("folders", &self.folders).finish_non_exhaustive()
     }
 }
 
@@ -34,7 +36,7 @@ impl Sources {
     #[must_use]
     pub fn new(folder: &Path, poll: bool) -> Self {
         let (told, events) = mpsc::channel(1);
-        let watch = || {
+        let watcher = || {
             let mut watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
                 // Looking at the sources is an event, too, and must not lead to another look.
                 let read = |event: &notify::Event| match event.kind {
@@ -47,19 +49,34 @@ impl Sources {
                 // One event that waits is as good as many: what counts is what is there.
                 let _ = told.try_send(());
             })?;
-            // What is built stands beside the sources, and changes all the time: it is not watched.
-            watcher.watch(folder, RecursiveMode::NonRecursive)?;
-            for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
-                if entry.path().is_dir() && !is_left_out(&entry.path()) {
-                    watcher.watch(&entry.path(), RecursiveMode::Recursive)?;
-                }
-            }
+            watch(&mut watcher, folder)?;
             Ok::<_, notify::Error>(watcher)
         };
-        let watcher = if poll { None } else { watch().ok() };
-        let mut sources = Self { folder: folder.to_owned(), seen: BTreeMap::new(), events, watcher };
+        let watcher = if poll { None } else { watcher().ok() };
+        let mut sources = Self { folders: vec![folder.to_owned()], seen: BTreeMap::new(), events, watcher };
         sources.look();
         sources
+    }
+
+    /// Watches these folders, too: of crates that this one is made with, which was built `since` then. What was saved after
+    /// that counts as changed.
+    pub fn also(&mut self, folders: &[PathBuf], since: SystemTime) {
+        for folder in folders {
+            if self.folders.contains(folder) {
+                continue;
+            }
+            if let Some(watcher) = &mut self.watcher
+                && watch(watcher, folder).is_err()
+            {
+                // They are looked at all the same, every two seconds.
+                tracing::warn!(folder = %folder.display(), "the system does not tell of changes here");
+            }
+            let mut found = BTreeMap::new();
+            find(folder, &mut found, 16);
+            found.retain(|_, (changed, _)| *changed < since);
+            self.seen.append(&mut found);
+            self.folders.push(folder.clone());
+        }
     }
 
     /// Waits until something was saved; answers with what, within the crate.
@@ -86,14 +103,34 @@ impl Sources {
     /// What has changed since the last look.
     pub fn look(&mut self) -> Vec<PathBuf> {
         let mut found = BTreeMap::new();
-        find(&self.folder, &mut found, 16);
+        for folder in &self.folders {
+            find(folder, &mut found, 16);
+        }
         let changed = found.iter().filter(|(path, print)| self.seen.get(*path) != Some(print)).map(|(path, _)| path);
         let gone = self.seen.keys().filter(|path| !found.contains_key(*path));
-        let within = |path: &PathBuf| path.strip_prefix(&self.folder).unwrap_or(path).to_owned();
+        let within = |path: &PathBuf| match path.strip_prefix(&self.folders[0]) {
+            Ok(within) => within.to_owned(),
+            // With the other crate's name before it.
+            Err(_) => {
+                let of = self.folders.iter().filter_map(|folder| path.strip_prefix(folder.parent()?).ok());
+                of.min_by_key(|path| path.components().count()).unwrap_or(path).to_owned()
+            }
+        };
         let all: Vec<PathBuf> = changed.chain(gone).map(within).collect();
         self.seen = found;
         all
     }
+}
+
+/// What is built stands beside the sources, and changes all the time: it is not watched.
+fn watch(watcher: &mut RecommendedWatcher, folder: &Path) -> notify::Result<()> {
+    watcher.watch(folder, RecursiveMode::NonRecursive)?;
+    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+        if entry.path().is_dir() && !is_left_out(&entry.path()) {
+            watcher.watch(&entry.path(), RecursiveMode::Recursive)?;
+        }
+    }
+    Ok(())
 }
 
 fn is_left_out(path: &Path) -> bool {
@@ -155,5 +192,27 @@ mod tests {
     #[tokio::test]
     async fn what_is_saved_is_seen_where_it_does_not() {
         is_seen(true).await;
+    }
+
+    #[tokio::test]
+    async fn what_it_is_made_with_is_watched_from_when_that_is_known() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (own, other) = (folder.path().join("own"), folder.path().join("other"));
+        for folder in [&own, &other] {
+            std::fs::create_dir_all(folder.join("src")).expect("a folder");
+            std::fs::write(folder.join("src/lib.rs"), "1").expect("it can be written");
+        }
+        for poll in [false, true] {
+            let mut sources = Sources::new(&own, poll);
+            sources.also(std::slice::from_ref(&other), SystemTime::now() + Duration::from_secs(1));
+            assert!(sources.look().is_empty(), "it was built with what is there");
+            std::fs::write(other.join("src/lib.rs"), format!("a change: {poll}")).expect("it can be written");
+            let changed = tokio::time::timeout(PATIENCE, sources.changed()).await.expect("it is seen");
+            assert_eq!(changed, [Path::new("other/src/lib.rs")]);
+            // What was saved while it was being built.
+            let mut sources = Sources::new(&own, poll);
+            sources.also(std::slice::from_ref(&other), SystemTime::UNIX_EPOCH);
+            assert_eq!(sources.look(), [Path::new("other/src/lib.rs")]);
+        }
     }
 }

@@ -6,7 +6,7 @@
 //! comes next. The bytes that were vetted are the bytes that are loaded: both open the same private copy, and a verdict
 //! is known again by its hash.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
@@ -15,6 +15,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::Duration;
 
+use blake2::{Blake2s256, Digest};
 use parking_lot::Mutex;
 use plugin_api::abi::frame::{ToHost, ToLibrary};
 use plugin_api::manifest::Manifest;
@@ -45,7 +46,7 @@ pub struct Vetted {
 pub type Verdict = Result<Vetted, String>;
 
 /// The sections of the configuration, each a dictionary in Jelly, by the name of the service it is for.
-pub type Sections = HashMap<String, jelly::Bytes>;
+pub type Sections = BTreeMap<String, jelly::Bytes>;
 
 /// Where a child is. What follows from the next step is told by what was said last.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -115,11 +116,16 @@ impl Vet {
     /// # Errors
     /// One sentence: why it must not be loaded.
     pub fn vet(&self, copy: &PrivateCopy, sections: &Sections) -> Verdict {
-        // Another configuration may lead to another verdict. It stays the same for as long as a host runs.
-        if let Some(verdict) = self.known.lock().get(copy.hash()) {
+        let sections = match jelly::to_vec(sections) {
+            Ok(sections) => sections,
+            Err(error) => return Err(format!("its section of the configuration cannot be handed to it: {error}")),
+        };
+        // Another configuration may lead to another verdict.
+        let known_as: [u8; 32] = Blake2s256::new().chain_update(copy.hash()).chain_update(&sections).finalize().into();
+        if let Some(verdict) = self.known.lock().get(&known_as) {
             return verdict.clone();
         }
-        let (verdict, lasting) = match self.run(copy.path(), sections) {
+        let (verdict, lasting) = match self.run(copy.path(), &sections) {
             Ok(done) => done,
             // Of the machine, not of the library.
             Err(error) => return Err(format!("it cannot be vetted: {error}")),
@@ -129,13 +135,13 @@ impl Vet {
             if known.len() >= REMEMBERED {
                 known.clear();
             }
-            known.insert(*copy.hash(), verdict.clone());
+            known.insert(known_as, verdict.clone());
         }
         verdict
     }
 
     /// The verdict, and whether it would be the same again.
-    fn run(&self, copy: &Path, sections: &Sections) -> io::Result<(Verdict, bool)> {
+    fn run(&self, copy: &Path, sections: &[u8]) -> io::Result<(Verdict, bool)> {
         let mut child = Killed(
             Command::new(&self.program)
                 .arg(WORD)
@@ -146,10 +152,9 @@ impl Vet {
                 .process_group(0)
                 .spawn()?,
         );
-        let sections = jelly::to_vec(sections).map_err(io::Error::other)?;
         if let Some(mut stdin) = child.0.stdin.take() {
             // A child that has ended already says why by its end.
-            let _ = stdin.write_all(&sections);
+            let _ = stdin.write_all(sections);
         }
         let (said, heard) = channel();
         let stdout = child.0.stdout.take();

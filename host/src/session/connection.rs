@@ -122,9 +122,12 @@ async fn run(
             return end;
         }
         desk.submit();
-        if desk.logged_in() {
-            login_by = None;
-        }
+        login_by = match login_by {
+            _ if desk.logged_in() => None,
+            // Whoever was sent away has as long as one who comes.
+            None => Some(Instant::now() + limits.login),
+            by => by,
+        };
         let refusal = desk.refuse_due();
 
         while writable && sent < desk.broker.output.bytes.len() {

@@ -146,6 +146,8 @@ pub(super) struct State {
     pub(super) next: u32,
     /// Once somebody has logged in.
     pub(super) session: Option<Arc<Session>>,
+    /// Whoever had logged in may be here no longer.
+    pub(super) left: bool,
     /// How many passwords are being checked.
     pub(super) checking: usize,
     pub(super) checks: mpsc::UnboundedSender<Box<Checked>>,
@@ -192,6 +194,7 @@ impl Desk {
                 mailbox,
                 next: 0,
                 session: None,
+                left: false,
                 checking: 0,
                 checks,
                 delayed: Vec::new(),
@@ -359,8 +362,9 @@ impl Desk {
         self.state.submit(&mut self.broker.output);
     }
 
+    /// Whether somebody has logged in, and was not sent away since.
     pub(super) fn logged_in(&self) -> bool {
-        self.state.session.is_some()
+        self.state.session.is_some() && !self.state.left
     }
 
     pub(super) fn limits(&self) -> &PeerLimits {

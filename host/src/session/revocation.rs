@@ -40,7 +40,7 @@ impl State {
         let has_login = |object: &LoginObject| matches!(object, LoginObject::Identity { name: of, .. } if of == name);
         let stays = self.login.values().any(has_login) || self.attachments.values().any(|has| *has.identity == *name);
         if let (false, Some(session)) = (stays, &self.session) {
-            session.left(name);
+            self.left = session.left(name);
         }
     }
 

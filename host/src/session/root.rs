@@ -435,6 +435,7 @@ impl State {
             session
         });
         session.entered(proven.identity.name.as_str());
+        self.left = false;
         self.raise = true;
         // From here on this connection is told of changes; one that came between the proof and this is seen now.
         let identity =

@@ -95,9 +95,11 @@ impl Session {
         self.about.lock().identities.insert(identity.to_owned());
     }
 
-    /// An identity has nothing there any more.
-    pub(super) fn left(&self, identity: &str) {
-        self.about.lock().identities.remove(identity);
+    /// An identity has nothing there any more. Answers with whether nobody has.
+    pub(super) fn left(&self, identity: &str) -> bool {
+        let mut about = self.about.lock();
+        about.identities.remove(identity);
+        about.identities.is_empty()
     }
 
     pub(super) fn attached(&self, perspective: String) {

@@ -1,18 +1,29 @@
 //! A store in memory, for tests and for programs that keep nothing: it outlives the last detach, not the process.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use parking_lot::Mutex;
 
 use super::{Done, ENTRIES_BYTES, Entries, Kept, Range, Saved, Store, StoreError, Write, audit};
 use crate::cred::throttle::Counter;
-use crate::cred::{Identity, ProofBy, StoreSecret, TokenDigest};
+use crate::cred::{Identity, MasterKey, ProofBy, StoreSecret, TokenDigest};
+
+/// Of every store in memory: there is nothing that it could keep from anybody.
+const SECRET: [u8; 32] = [0; 32];
 
 /// A store in memory.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct MemoryStore {
     all: Mutex<All>,
+    secret: StoreSecret,
+}
+
+impl Default for MemoryStore {
+    fn default() -> Self {
+        Self { all: Mutex::default(), secret: StoreSecret::new(SECRET) }
+    }
 }
 
 #[derive(Debug, Default, Clone)]
@@ -95,7 +106,7 @@ impl All {
                 Write::Audit(event) => {
                     let before = self.audit.last().map_or(audit::BEGINNING, |line| line.digest.as_str());
                     let (number, text) = (self.audit.len() as u64 + 1, event.text());
-                    let digest = audit::digest(&StoreSecret::new([0; 32]), before, number, &text);
+                    let digest = audit::digest(&StoreSecret::new(SECRET), before, number, &text);
                     self.audit.push(audit::Line { number, text, digest });
                 }
             }
@@ -193,5 +204,26 @@ impl Store for MemoryStore {
     fn audit(&self, after: u64, limit: usize, done: Done<Vec<audit::Line>>) {
         let lines = self.all.lock().audit.iter().filter(|line| line.number > after).take(limit).cloned().collect();
         done(Ok(lines));
+    }
+
+    fn secret(&self) -> &StoreSecret {
+        &self.secret
+    }
+
+    fn reseal(&self, _: &MasterKey, _: &[u8; 24]) -> Result<(), StoreError> {
+        // It is sealed under nothing.
+        Ok(())
+    }
+
+    fn check(&self) -> Result<(), StoreError> {
+        Ok(())
+    }
+
+    fn backup(&self, _: &Path, _: &mut dyn FnMut(u32, u32)) -> Result<(), StoreError> {
+        Err(StoreError::Failed("it is in memory, and keeps nothing".to_owned()))
+    }
+
+    fn head(&self) -> Option<PathBuf> {
+        None
     }
 }

@@ -10,6 +10,7 @@ mod memory;
 mod record;
 mod sqlite;
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 pub use authorizer::StoreAuthorizer;
@@ -18,7 +19,7 @@ pub use record::{LATEST, Record, RecordError};
 pub use sqlite::{OpenError, SqliteStore};
 
 use crate::cred::throttle::Counter;
-use crate::cred::{Identity, TokenDigest};
+use crate::cred::{Identity, MasterKey, StoreSecret, TokenDigest};
 
 /// A saved state.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -170,6 +171,31 @@ pub trait Store: Send + Sync + 'static {
 
     /// Lines of the audit trail: those after this number, so many at most.
     fn audit(&self, after: u64, limit: usize, done: Done<Vec<audit::Line>>);
+
+    /// What keys of the store's own are made of: the trail's, those that names are hidden under.
+    fn secret(&self) -> &StoreSecret;
+
+    /// Seals that secret under the newest part of the master key, so that the parts before it can be forgotten.
+    ///
+    /// # Errors
+    /// When it cannot be written. The old part still opens it then.
+    fn reseal(&self, key: &MasterKey, nonce: &[u8; 24]) -> Result<(), StoreError>;
+
+    /// Looks for damage in everything. May take its time.
+    ///
+    /// # Errors
+    /// What is damaged.
+    fn check(&self) -> Result<(), StoreError>;
+
+    /// Copies everything, as it is at one moment, into a new file, and looks whether the copy is sound. May take its time;
+    /// `progress` hears how much is left, and of how much.
+    ///
+    /// # Errors
+    /// When the file is there already, or cannot be written, or the store leaves backups to others.
+    fn backup(&self, to: &Path, progress: &mut dyn FnMut(u32, u32)) -> Result<(), StoreError>;
+
+    /// The file in which the head of the trail is noted down, outside of the store, if there is one.
+    fn head(&self) -> Option<PathBuf>;
 }
 
 /// Waits for a store's answer.

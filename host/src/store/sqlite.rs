@@ -108,6 +108,13 @@ impl From<rusqlite::Error> for StoreError {
     }
 }
 
+/// Of a store that was open already.
+impl From<OpenError> for StoreError {
+    fn from(error: OpenError) -> Self {
+        Self::Failed(error.to_string())
+    }
+}
+
 impl SqliteStore {
     /// Opens the store in this file, and makes it if there is none. `random` gives the bytes of a new store's secret
     /// and of the nonce that it is sealed with.
@@ -137,42 +144,6 @@ impl SqliteStore {
             .spawn(move || write::write(connection, &receiver, &of_writer, &head))
             .map_err(io)?;
         Ok(Self { path: path.to_owned(), jobs: Some(jobs), writer: Some(writer), readers: Mutex::default(), secret })
-    }
-
-    /// What the store's other keys are made of.
-    #[must_use]
-    pub fn secret(&self) -> &StoreSecret {
-        &self.secret
-    }
-
-    /// The file of the trail's head, beside the store.
-    #[must_use]
-    pub fn head(&self) -> PathBuf {
-        self.path.with_file_name("audit.head")
-    }
-
-    /// Looks for damage, all through the file.
-    ///
-    /// # Errors
-    /// What is damaged.
-    pub fn check(&self) -> Result<(), OpenError> {
-        let connection = self.reader().map_err(|error| OpenError::Sqlite { path: self.path.clone(), error })?;
-        let result = check(&connection, &self.path);
-        self.readers.lock().push(connection);
-        result
-    }
-
-    /// Seals the store's secret under the newest part of the key.
-    ///
-    /// # Errors
-    /// When it cannot be written.
-    pub fn reseal(&self, key: &MasterKey, nonce: &[u8; 24]) -> Result<(), StoreError> {
-        let plain = self.secret.reveal();
-        let sealed = key.seal(&plain, SECRET.as_bytes(), nonce);
-        let connection = Connection::open(&self.path)?;
-        prepare(&connection)?;
-        connection.execute("UPDATE meta SET value = ?1 WHERE key = ?2", params![sealed.0, SECRET])?;
-        Ok(())
     }
 
     fn reader(&self) -> rusqlite::Result<Connection> {
@@ -362,6 +333,34 @@ impl Store for SqliteStore {
                 })?
                 .collect()
         });
+    }
+
+    fn secret(&self) -> &StoreSecret {
+        &self.secret
+    }
+
+    fn reseal(&self, key: &MasterKey, nonce: &[u8; 24]) -> Result<(), StoreError> {
+        let plain = self.secret.reveal();
+        let sealed = key.seal(&plain, SECRET.as_bytes(), nonce);
+        let connection = Connection::open(&self.path)?;
+        prepare(&connection)?;
+        connection.execute("UPDATE meta SET value = ?1 WHERE key = ?2", params![sealed.0, SECRET])?;
+        Ok(())
+    }
+
+    fn check(&self) -> Result<(), StoreError> {
+        let connection = self.reader()?;
+        let result = check(&connection, &self.path);
+        self.readers.lock().push(connection);
+        result.map_err(Into::into)
+    }
+
+    fn backup(&self, to: &Path, progress: &mut dyn FnMut(u32, u32)) -> Result<(), StoreError> {
+        self.copy_to(to, progress).map_err(Into::into)
+    }
+
+    fn head(&self) -> Option<PathBuf> {
+        Some(self.path.with_file_name("audit.head"))
     }
 }
 

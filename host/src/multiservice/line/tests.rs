@@ -1,6 +1,8 @@
+use std::path::{Path, PathBuf};
+
 use super::*;
-use crate::cred::TokenDigest;
 use crate::cred::throttle::Counter;
+use crate::cred::{MasterKey, StoreSecret, TokenDigest};
 use crate::store::{Done, Kept, MemoryStore, audit};
 
 /// Commits when it is told to.
@@ -51,6 +53,21 @@ impl Store for Slow {
     }
     fn audit(&self, after: u64, limit: usize, done: Done<Vec<audit::Line>>) {
         self.memory.audit(after, limit, done);
+    }
+    fn secret(&self) -> &StoreSecret {
+        self.memory.secret()
+    }
+    fn reseal(&self, key: &MasterKey, nonce: &[u8; 24]) -> Result<(), StoreError> {
+        self.memory.reseal(key, nonce)
+    }
+    fn check(&self) -> Result<(), StoreError> {
+        self.memory.check()
+    }
+    fn backup(&self, to: &Path, progress: &mut dyn FnMut(u32, u32)) -> Result<(), StoreError> {
+        self.memory.backup(to, progress)
+    }
+    fn head(&self) -> Option<PathBuf> {
+        self.memory.head()
     }
 }
 

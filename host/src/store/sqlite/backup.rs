@@ -18,10 +18,7 @@ const PAGES: i32 = 1024;
 impl SqliteStore {
     /// Copies the store into another file while it is used, and looks whether the copy is sound. `progress` hears how
     /// many pages there are still to copy, and of how many.
-    ///
-    /// # Errors
-    /// When the file is there already, cannot be written, or is not sound.
-    pub fn backup(&self, to: &Path, mut progress: impl FnMut(i32, i32)) -> Result<(), OpenError> {
+    pub(super) fn copy_to(&self, to: &Path, progress: &mut dyn FnMut(u32, u32)) -> Result<(), OpenError> {
         let sqlite = |error| OpenError::Sqlite { path: to.to_owned(), error };
         let io = |error| OpenError::Io { path: to.to_owned(), error };
         fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(to).map_err(io)?;
@@ -35,7 +32,7 @@ impl SqliteStore {
                 loop {
                     let more = backup.step(PAGES).map_err(sqlite)?;
                     let at = backup.progress();
-                    progress(at.remaining, at.pagecount);
+                    progress(at.remaining.unsigned_abs(), at.pagecount.unsigned_abs());
                     match more {
                         rusqlite::backup::StepResult::Done => break,
                         rusqlite::backup::StepResult::More => {}

@@ -165,7 +165,7 @@ fn the_audit_trail_fits_across_starts_and_its_head_is_noted_down() {
     drop(store);
     let store = open(&path);
     commit(&store, vec![Write::Audit(Event::new("three"))]).unwrap();
-    let head = Head::unsealed(&fs::read_to_string(store.head()).unwrap(), store.secret()).unwrap();
+    let head = Head::unsealed(&fs::read_to_string(store.head().unwrap()).unwrap(), store.secret()).unwrap();
     let mut verifier = Verifier::new(store.secret(), Some(head.clone()));
     for line in wait(|done| store.audit(0, 100, done)).unwrap() {
         verifier.line(&line).unwrap();
@@ -201,12 +201,12 @@ fn a_backup_is_sound_and_damage_is_found() {
     }
     let to = folder.path().join("backup.db");
     let mut told = 0;
-    store.backup(&to, |_, _| told += 1).unwrap();
+    store.backup(&to, &mut |_, _| told += 1).unwrap();
     assert!(told > 0);
     SqliteStore::verify(&to, &key()).unwrap();
     use std::os::unix::fs::PermissionsExt;
     assert_eq!(fs::metadata(&to).unwrap().permissions().mode() & 0o777, 0o600);
-    assert!(store.backup(&to, |_, _| {}).is_err(), "what is there is not overwritten");
+    assert!(store.backup(&to, &mut |_, _| {}).is_err(), "what is there is not overwritten");
     let copy = open(&to);
     assert!(saved(&copy, "p499").is_some());
     drop(copy);
@@ -227,7 +227,7 @@ fn a_backup_ends_though_the_store_is_written_to_all_the_time() {
     let (store, to) = (&store, folder.path().join("backup.db"));
     let mut version = 0;
     store
-        .backup(&to, |_, _| {
+        .backup(&to, &mut |_, _| {
             commit(store, vec![state("busy", version, b"x")]).unwrap();
             version += 1;
         })
@@ -242,7 +242,7 @@ fn a_backup_is_put_back_whole_and_what_was_there_is_kept_each_time() {
     let (folder, store) = store();
     let (path, to) = (folder.path().join("store.db"), folder.path().join("backup.db"));
     commit(&store, vec![state("alice", 0, b"then")]).unwrap();
-    store.backup(&to, |_, _| {}).unwrap();
+    store.backup(&to, &mut |_, _| {}).unwrap();
     commit(&store, vec![state("alice", 1, b"now")]).unwrap();
     drop(store);
     let first = SqliteStore::restore(&to, &path, &key(), 5).unwrap().unwrap();
