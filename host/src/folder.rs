@@ -129,6 +129,8 @@ pub struct Folder {
     surroundings: Surroundings,
     /// The configuration, which is read anew for each library: a reload takes up what was changed.
     config: PathBuf,
+    /// What it said when it could be read last.
+    sections: Mutex<Arc<Sections>>,
     vet: Arc<Vet>,
     entries: Mutex<BTreeMap<PathBuf, Entry>>,
     /// So many libraries are vetted at once.
@@ -151,8 +153,11 @@ pub fn sections(settings: &Settings) -> Result<Sections, String> {
 
 /// The sections as they stand in the file now.
 fn sections_now(config: &Path) -> Result<Sections, String> {
+    if !config.exists() {
+        return Err(format!("{} is gone", config.display()));
+    }
     let settings = ConfigFile::open(config).and_then(|file| file.settings());
-    sections(&settings.map_err(|error| format!("its section of the configuration cannot be read: {error}"))?)
+    sections(&settings.map_err(|error| error.to_string())?)
 }
 
 impl Folder {
@@ -165,6 +170,7 @@ impl Folder {
         services: Arc<MultiService>,
         groups: Vec<Group>,
         surroundings: Surroundings,
+        sections: Sections,
         vet: Vet,
         debuggable: bool,
     ) -> std::io::Result<Rc<Self>> {
@@ -185,6 +191,7 @@ impl Folder {
             groups,
             surroundings,
             config: home.config(),
+            sections: Mutex::new(Arc::new(sections)),
             vet: Arc::new(vet),
             entries: Mutex::default(),
             turns: Arc::new(Semaphore::new(AT_ONCE)),
@@ -318,14 +325,26 @@ impl Folder {
         }
     }
 
+    /// Reads the sections of the configuration anew.
+    fn take_up_sections(&self) -> Result<(), String> {
+        let sections = sections_now(&self.config)?;
+        *self.sections.lock() = Arc::new(sections);
+        Ok(())
+    }
+
     fn vet(&self, path: PathBuf) -> tokio::task::JoinHandle<Result<(PrivateCopy, Vetted), String>> {
-        let (private, vet, config) = (Arc::clone(&self.private), Arc::clone(&self.vet), self.config.clone());
+        if let Err(error) = self.take_up_sections() {
+            // Nobody has asked for it by name: a service must not stay away because somebody writes to the file just now.
+            tracing::warn!("services are made with what credhost.toml said before: {error}");
+        }
+        let sections = Arc::clone(&self.sections.lock());
+        let (private, vet) = (Arc::clone(&self.private), Arc::clone(&self.vet));
         let turns = Arc::clone(&self.turns);
         tokio::task::spawn_local(async move {
             let _turn = turns.acquire_owned().await;
             let vetted = tokio::task::spawn_blocking(move || {
                 let copy = private.copy(&path)?;
-                let vetted = vet.vet(&copy, &sections_now(&config)?)?;
+                let vetted = vet.vet(&copy, &sections)?;
                 Ok((copy, vetted))
             });
             vetted.await.unwrap_or_else(|error| Err(error.to_string()))
@@ -334,8 +353,8 @@ impl Folder {
 
     /// What answers with the section of the configuration that is for a service.
     fn section(&self) -> impl FnOnce(&str) -> Result<Vec<u8>, String> + use<> {
-        let config = self.config.clone();
-        move |name| Ok(sections_now(&config)?.remove(name).map(|section| section.0).unwrap_or_default())
+        let sections = Arc::clone(&self.sections.lock());
+        move |name| Ok(sections.get(name).map(|section| section.0.clone()).unwrap_or_default())
     }
 
     /// Where a service of this name belongs.

@@ -114,8 +114,7 @@ impl Host {
         let services = MultiService::new("pb");
         let patience = std::time::Duration::from_secs(settings.plugins.patience.max(1));
         let vet = Vet::new(options.vetter.clone().unwrap_or_else(|| PathBuf::from(SELF)), patience);
-        // What cannot be handed to a service is told before anything is served.
-        folder::sections(&settings).map_err(StartError::Section)?;
+        let sections = folder::sections(&settings).map_err(StartError::Section)?;
 
         let address = options.listen.as_deref().unwrap_or(&settings.pb.listen);
         let listener = listen(address, options.plaintext || settings.pb.plaintext)?;
@@ -188,7 +187,8 @@ impl Host {
             roots.push((listener, serve(&group)?, tls));
         }
 
-        let folder = Folder::new(&home, Arc::clone(&services), groups, surroundings.clone(), vet, options.debuggable)?;
+        let folder =
+            Folder::new(&home, Arc::clone(&services), groups, surroundings.clone(), sections, vet, options.debuggable)?;
         let mut watch = Watch::new(&home.plugins(), options.poll);
         services.start().await;
         folder.load_all(watch.present()).await;

@@ -398,6 +398,28 @@ fn built(mut cargo: Command, folder: &str) -> PathBuf {
 }
 
 #[test]
+fn a_library_with_packed_relocations_serves_and_is_looked_at_as_well() {
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.env("CARGO_BUILD_RUSTFLAGS", "-Clink-arg=-Wl,-z,pack-relative-relocs");
+    let built = std::fs::read(built(cargo, "plugins-packed")).expect("it is built");
+    let home = TestHome::new();
+    home.make();
+    let path = home.path().join("packed.so");
+    let said = |bytes: &[u8]| {
+        std::fs::write(&path, bytes).expect("it can be written");
+        let vetted = home.run_with(&["vet", &path.display().to_string()], "");
+        String::from_utf8_lossy(&[vetted.stdout, vetted.stderr].concat()).into_owned()
+    };
+    let verdict = said(&built);
+    assert!(verdict.contains("packed.so is good"), "{verdict}");
+    let packed = section(&built, ".relr.dyn");
+    let mut damaged = built.clone();
+    damaged[packed.start + 4] ^= 1;
+    let verdict = said(&damaged);
+    assert!(verdict.contains("it is damaged: a packed relocation of it, at 0x1"), "{verdict}");
+}
+
+#[test]
 fn a_library_whose_panics_abort_is_refused() {
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo.env("CARGO_PROFILE_DEV_PANIC", "abort");

@@ -116,15 +116,15 @@ impl Watched {
             Ok(Ok(built)) => built,
             Ok(Err(why)) => {
                 self.line(&what, None, &format!("{why}; {}", self.meanwhile()), &serde_json::json!({}));
-                return (None, Vec::new());
+                let NotBuilt::Fails { crates } = why else { return (None, Vec::new()) };
+                return (None, self.others(crates));
             }
             Err(error) => {
                 self.line(&what, None, &error.to_string(), &serde_json::json!({}));
                 return (None, Vec::new());
             }
         };
-        let own = self.folder.canonicalize().unwrap_or_else(|_| self.folder.clone());
-        let others = built.crates.into_iter().filter(|folder| *folder != own).collect();
+        let others = self.others(built.crates);
         let mut served = None;
         for (_, library) in built.libraries {
             let began = Instant::now();
@@ -155,6 +155,13 @@ impl Watched {
             }
         }
         (served, others)
+    }
+
+    /// All crates but its own.
+    fn others(&self, mut crates: Vec<PathBuf>) -> Vec<PathBuf> {
+        let own = self.folder.canonicalize().unwrap_or_else(|_| self.folder.clone());
+        crates.retain(|folder| *folder != own);
+        crates
     }
 
     fn meanwhile(&self) -> &'static str {

@@ -14,7 +14,7 @@ use crate::cred::{HashCost, Identity, Key, NameError, PasswordRules, ProofBy, Se
 
 /// What a new file says.
 const TEMPLATE: &str = "\
-# credhost: settings. A host that runs reads them at its start.
+# credhost: settings. A host reads them at its start; the sections [service.NAME] also whenever a service is reloaded.
 # Who may log in is in store.db: `credhost identity`, `credhost key`.
 
 [pb]

@@ -24,7 +24,10 @@ pub enum NotBuilt {
     NoCargo(std::io::Error),
     /// It does not compile; the compiler has said why on standard error.
     #[error("it does not compile; cargo says why above")]
-    Fails,
+    Fails {
+        /// As of what was [`Built`]; empty where cargo does not know them either.
+        crates: Vec<PathBuf>,
+    },
     /// It is no library that a host could load.
     #[error("it is no cdylib: Cargo.toml needs [lib] with crate-type = [\"cdylib\"]")]
     NoLibrary,
@@ -42,7 +45,7 @@ pub fn build(folder: &Path, arguments: &[&str]) -> Result<Built, NotBuilt> {
     cargo.current_dir(folder).arg("build").args(arguments).arg("--message-format=json-render-diagnostics");
     let output = cargo.stdin(Stdio::null()).stderr(Stdio::inherit()).output().map_err(NotBuilt::NoCargo)?;
     if !output.status.success() {
-        return Err(NotBuilt::Fails);
+        return Err(NotBuilt::Fails { crates: crates(folder) });
     }
     let (mut libraries, mut crates) = (Vec::new(), Vec::new());
     for line in output.stdout.split(|byte| *byte == b'\n') {
@@ -62,6 +65,17 @@ pub fn build(folder: &Path, arguments: &[&str]) -> Result<Built, NotBuilt> {
         libraries.extend(library.map(|path| (name.to_owned(), path)));
     }
     if libraries.is_empty() { Err(NotBuilt::NoLibrary) } else { Ok(Built { libraries, crates }) }
+}
+
+/// The crates on this disk that the one in this folder is made of or stands beside, where a build does not say it.
+fn crates(folder: &Path) -> Vec<PathBuf> {
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.current_dir(folder).args(["metadata", "--format-version", "1"]);
+    let Ok(output) = cargo.stdin(Stdio::null()).stderr(Stdio::null()).output() else { return Vec::new() };
+    let Ok(known) = serde_json::from_slice::<serde_json::Value>(&output.stdout) else { return Vec::new() };
+    let packages = known["packages"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let local = packages.iter().filter(|package| package["source"].is_null());
+    local.filter_map(|package| Some(Path::new(package["manifest_path"].as_str()?).parent()?.to_owned())).collect()
 }
 
 /// Puts a library into a folder of services at once: a host that watches never sees half of it. Answers with where it is,

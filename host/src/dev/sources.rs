@@ -135,7 +135,11 @@ fn watch(watcher: &mut RecommendedWatcher, folder: &Path) -> notify::Result<()> 
 
 fn is_left_out(path: &Path) -> bool {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
-    name == "target" || name.starts_with('.') || path.join("plugins").is_dir() && path.join("credhost.toml").exists()
+    // Cargo marks where it builds, whatever the name.
+    name == "target"
+        || name.starts_with('.')
+        || path.join("CACHEDIR.TAG").exists()
+        || path.join("plugins").is_dir() && path.join("credhost.toml").exists()
 }
 
 fn find(folder: &Path, found: &mut BTreeMap<PathBuf, (SystemTime, u64)>, depth: u32) {

@@ -113,6 +113,7 @@ impl Folder {
         if self.is_stopped(&path) {
             return Err(format!("{service} was stopped; `credhost service start {service}` starts it"));
         }
+        self.take_up_sections()?;
         self.serve_now(&path, true).await?;
         match self.entries.lock().get(&path).map(|entry| &entry.library) {
             Some(Library::Loaded { reloaded, .. }) => Ok(reloaded.clone()),

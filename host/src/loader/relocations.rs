@@ -30,32 +30,40 @@ impl<'f> Image<'f> {
         let head = Head::parse(file).map_err(|_| "its header cannot be read".to_owned())?;
         let segments =
             head.program_headers(ENDIAN, file).map_err(|_| "its program headers cannot be read".to_owned())?;
-        let dynamic = segments.iter().find_map(|segment| segment.dynamic(ENDIAN, file).transpose());
-        let Some(Ok(dynamic)) = dynamic else {
-            return Err("it has nothing for the dynamic linker".to_owned());
+        let mut image = Self { file, segments, dynamic: &[], machine: head.e_machine(ENDIAN) };
+        // As the linker finds it: by its address, up to its end mark.
+        let mut of = segments.iter().filter(|segment| segment.p_type(ENDIAN) == elf::PT_DYNAMIC);
+        let (Some(place), None) = (of.next(), of.next()) else {
+            return Err("it does not have one table for the dynamic linker".to_owned());
         };
-        let end = dynamic.iter().position(|entry| entry.d_tag(ENDIAN) == elf::DT_NULL).unwrap_or(dynamic.len());
-        Ok(Self { file, segments, dynamic: &dynamic[..end], machine: head.e_machine(ENDIAN) })
+        let bytes = image.from(place.p_vaddr(ENDIAN)).unwrap_or_default();
+        let count = bytes.len() / size_of::<elf::Dyn64<LittleEndian>>();
+        let (all, _) = object::slice_from_bytes::<elf::Dyn64<LittleEndian>>(bytes, count)
+            .map_err(|()| "its table for the dynamic linker cannot be read".to_owned())?;
+        let end = all.iter().position(|entry| entry.d_tag(ENDIAN) == elf::DT_NULL);
+        image.dynamic = &all[..end.ok_or("its table for the dynamic linker has no end")?];
+        Ok(image)
     }
 
     fn check(&self) -> Result<(), String> {
+        self.segments()?;
         for entry in self.dynamic {
             let (tag, address) = (entry.d_tag(ENDIAN), entry.d_val(ENDIAN));
             // The linker itself writes DT_DEBUG; what its own extensions mean by an address is not known here.
             let known = object::read::elf::Dynamic { tag, val: address }.is_address() && tag != elf::DT_DEBUG;
-            if known && !self.has(address, 1) {
+            if known && !self.has(address, 0) {
                 return Err(format!("the table {:#x} for the dynamic linker lies outside of it", tag.0));
             }
         }
         let mut last = 0;
         for (table, size) in [(elf::DT_RELA, elf::DT_RELASZ), (elf::DT_JMPREL, elf::DT_PLTRELSZ)] {
-            let (Some(table), Some(size)) = (self.value(table), self.value(size)) else { continue };
-            let bytes = self.bytes(table, size).ok_or("its relocations lie outside of it")?;
+            let Some(bytes) = self.table(table, size)? else { continue };
             let all = object::slice_from_all_bytes::<Rela64<LittleEndian>>(bytes);
             for relocation in all.map_err(|()| "its relocations are cut".to_owned())? {
                 last = last.max(self.relocation(relocation)?);
             }
         }
+        self.packed()?;
         let hashed = self.value(elf::DT_GNU_HASH).and_then(|table| {
             let table = GnuHashTable::<Head>::parse(ENDIAN, self.from(table)?).ok()?;
             table.symbol_table_length(ENDIAN)
@@ -84,6 +92,63 @@ impl<'f> Image<'f> {
         Ok((relocation.r_info.get(ENDIAN) >> 32) as u32)
     }
 
+    /// What the linker does with whole segments: they come one after the other, and what it protects or copies for
+    /// threads is in them.
+    fn segments(&self) -> Result<(), String> {
+        const PAGE: u64 = 64 << 10;
+        let mut last = 0;
+        for segment in self.segments {
+            let (start, size, filled) = (segment.p_vaddr(ENDIAN), segment.p_memsz(ENDIAN), segment.p_filesz(ENDIAN));
+            let within = |of: &elf::ProgramHeader64<LittleEndian>| {
+                let end = of
+                    .p_vaddr(ENDIAN)
+                    .checked_add(of.p_memsz(ENDIAN))
+                    .and_then(|end| end.checked_next_multiple_of(PAGE));
+                start >= of.p_vaddr(ENDIAN) && start.checked_add(size).zip(end).is_some_and(|(own, end)| own <= end)
+            };
+            let sound = match segment.p_type(ENDIAN) {
+                elf::PT_LOAD => {
+                    let follows = start >= last && filled <= size;
+                    last = start.checked_add(size).ok_or("a segment of it has no end")?;
+                    follows
+                }
+                elf::PT_GNU_RELRO => self.loaded().any(within),
+                elf::PT_TLS => filled <= size && (filled == 0 || self.bytes(start, filled).is_some()),
+                _ => true,
+            };
+            if !sound {
+                return Err(format!("its segment at {start:#x} does not lie where it should"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Relative relocations in their packed form (DT_RELR): an address, then words whose bits say which of the next 63 words
+    /// are relocated, too.
+    fn packed(&self) -> Result<(), String> {
+        let Some(bytes) = self.table(elf::DT_RELR, elf::DT_RELRSZ)? else { return Ok(()) };
+        let all = object::slice_from_all_bytes::<object::U64<LittleEndian>>(bytes);
+        let mut next = 0u64;
+        for word in all.map_err(|()| "its relocations are cut".to_owned())? {
+            let word = word.get(ENDIAN);
+            let (places, after) = match word & 1 {
+                0 => (vec![word], word.saturating_add(8)),
+                _ => {
+                    let bits = (0..63).filter(|bit| word >> (bit + 1) & 1 == 1);
+                    (bits.map(|bit| next.saturating_add(8 * bit)).collect(), next.saturating_add(8 * 63))
+                }
+            };
+            next = after;
+            for place in places {
+                let target = self.bytes(place, 8).and_then(|bytes| Some(u64::from_le_bytes(bytes.try_into().ok()?)));
+                if !target.is_some_and(|target| self.has(target, 0)) {
+                    return Err(format!("a packed relocation of it, at {place:#x}, leads outside of it"));
+                }
+            }
+        }
+        Ok(())
+    }
+
     fn symbol(&self, index: u32) -> Result<(), String> {
         let outside = |what: &str| format!("{what} of its symbol {index} is outside of it");
         let size = size_of::<Sym64<LittleEndian>>() as u64;
@@ -95,16 +160,31 @@ impl<'f> Image<'f> {
         if self.value(elf::DT_STRSZ).is_none_or(|names| name >= names) {
             return Err(outside("the name"));
         }
-        let thread_local = symbol.st_type() == elf::STT_TLS;
-        let defined = symbol.st_shndx.get(ENDIAN) != elf::SHN_UNDEF;
-        if defined && !thread_local && !self.has(symbol.st_value.get(ENDIAN), 0) {
+        // Of others the value is no address (thread-locals, absolute ones), or one that nobody reads (linkers' own marks).
+        let code_or_data = matches!(symbol.st_type(), elf::STT_FUNC | elf::STT_OBJECT | elf::STT_GNU_IFUNC);
+        let section = symbol.st_shndx.get(ENDIAN);
+        let elsewhere = section == elf::SHN_UNDEF || section == elf::SHN_ABS;
+        if code_or_data && !elsewhere && !self.has(symbol.st_value.get(ENDIAN), 0) {
             return Err(outside("the value"));
         }
         Ok(())
     }
 
     fn value(&self, tag: elf::DynamicTag) -> Option<u64> {
-        self.dynamic.iter().find(|entry| entry.d_tag(ENDIAN) == tag).map(|entry| entry.d_val(ENDIAN))
+        // The linker takes the last.
+        self.dynamic.iter().rfind(|entry| entry.d_tag(ENDIAN) == tag).map(|entry| entry.d_val(ENDIAN))
+    }
+
+    /// The bytes of a table that one entry has the place of and another the size; nothing if there is neither.
+    fn table(&self, place: elf::DynamicTag, size: elf::DynamicTag) -> Result<Option<&'f [u8]>, String> {
+        match (self.value(place), self.value(size)) {
+            (None, None) => Ok(None),
+            (Some(_), Some(0)) => Ok(None),
+            (Some(place), Some(size)) => {
+                self.bytes(place, size).map(Some).ok_or_else(|| "its relocations lie outside of it".to_owned())
+            }
+            _ => Err("it does not say where its relocations are, or how many".to_owned()),
+        }
     }
 
     fn loaded(&self) -> impl Iterator<Item = &elf::ProgramHeader64<LittleEndian>> {

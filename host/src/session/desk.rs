@@ -146,7 +146,7 @@ pub(super) struct State {
     pub(super) next: u32,
     /// Once somebody has logged in.
     pub(super) session: Option<Arc<Session>>,
-    /// Whoever had logged in may be here no longer.
+    /// Nobody who may be here has anything here.
     pub(super) left: bool,
     /// How many passwords are being checked.
     pub(super) checking: usize,
@@ -194,7 +194,7 @@ impl Desk {
                 mailbox,
                 next: 0,
                 session: None,
-                left: false,
+                left: true,
                 checking: 0,
                 checks,
                 delayed: Vec::new(),

@@ -40,8 +40,10 @@ impl State {
         let has_login = |object: &LoginObject| matches!(object, LoginObject::Identity { name: of, .. } if of == name);
         let stays = self.login.values().any(has_login) || self.attachments.values().any(|has| *has.identity == *name);
         if let (false, Some(session)) = (stays, &self.session) {
-            self.left = session.left(name);
+            session.left(name);
         }
+        let has_logged_in = |object: &LoginObject| matches!(object, LoginObject::Identity { .. });
+        self.left = self.attachments.is_empty() && !self.login.values().any(has_logged_in);
     }
 
     /// Ends an attachment at once: calls by it are errors, those under way and those to come; objects that it handed

@@ -435,8 +435,6 @@ impl State {
             session
         });
         session.entered(proven.identity.name.as_str());
-        self.left = false;
-        self.raise = true;
         // From here on this connection is told of changes; one that came between the proof and this is seen now.
         let identity =
             self.shared.login.identity(proven.identity.name.as_str()).await.map_err(|error| broken(&error))?;
@@ -445,6 +443,8 @@ impl State {
             self.shared.guard.refused(proven.identity.name.as_str(), &self.peer, "login", why);
             unauthorized()
         })?;
+        self.left = false;
+        self.raise = true;
         let proven = Proven { identity, credential: proven.credential };
         tracing::debug!(peer = self.peer, name = proven.identity.name.as_str(), "logged in");
         if let Some((service, perspective)) = &wanted.perspective {

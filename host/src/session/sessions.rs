@@ -95,11 +95,9 @@ impl Session {
         self.about.lock().identities.insert(identity.to_owned());
     }
 
-    /// An identity has nothing there any more. Answers with whether nobody has.
-    pub(super) fn left(&self, identity: &str) -> bool {
-        let mut about = self.about.lock();
-        about.identities.remove(identity);
-        about.identities.is_empty()
+    /// An identity has nothing there any more.
+    pub(super) fn left(&self, identity: &str) {
+        self.about.lock().identities.remove(identity);
     }
 
     pub(super) fn attached(&self, perspective: String) {
