@@ -110,6 +110,8 @@ fn developed(name: &str, poll: &str, home: Option<&str>) {
     let mut author = Author::new();
     author.home = home.map(|home| author.folder.path().join(home));
     let source = format!("{name}/src/lib.rs");
+    // The host's own build is not the author's time.
+    let _ = credhost();
     let began = Instant::now();
     author.sees(&format!("credhost new {name}"));
     let mut dev = author.develops(&format!("credhost dev {name} --listen 127.0.0.1:0 {poll}"));
