@@ -351,12 +351,6 @@ impl Folder {
         })
     }
 
-    /// What answers with the section of the configuration that is for a service.
-    fn section(&self) -> impl FnOnce(&str) -> Result<Vec<u8>, String> + use<> {
-        let sections = Arc::clone(&self.sections.lock());
-        move |name| Ok(sections.get(name).map(|section| section.0.clone()).unwrap_or_default())
-    }
-
     /// Where a service of this name belongs.
     fn collection(&self, name: &str) -> &Arc<MultiService> {
         let group = self.groups.iter().find(|group| group.names.iter().any(|known| known == name));

@@ -188,7 +188,8 @@ impl Folder {
             return Ok(Next::Anew(copy));
         }
         let kept = Kept::new(&self.good_copy(path), &copy);
-        let prepared = slot.prepare(Source::Copy(copy), self.section()).await.map_err(|error| error.to_string())?;
+        let section = vetted.section.clone();
+        let prepared = slot.prepare(Source::Copy(copy), |_| Ok(section)).await.map_err(|error| error.to_string())?;
         Ok(Next::Prepared { slot, prepared, kept: (kept, hash) })
     }
 
@@ -240,7 +241,7 @@ impl Folder {
         if let Some(before) = before {
             self.end(&before).await;
         }
-        let slot = match self.start(copy).await {
+        let slot = match self.start(copy, vetted.section).await {
             Ok(slot) => slot,
             Err(why) => return self.back(path, &why).await,
         };
@@ -254,7 +255,7 @@ impl Folder {
             matches!(self.entries.lock().get(path).map(|entry| &entry.library), Some(Library::Loaded { .. }));
         if was_loaded && let Ok(Ok((copy, vetted))) = self.vet(self.good_copy(path)).await {
             let hash = *copy.hash();
-            if let Ok(slot) = self.start(copy).await {
+            if let Ok(slot) = self.start(copy, vetted.section).await {
                 if let Some(entry) = self.entries.lock().get_mut(path) {
                     entry.library = Library::Loaded { slot, hash, notes: vetted.notes, reloaded: None };
                 }
@@ -267,8 +268,9 @@ impl Folder {
         Err(why.to_owned())
     }
 
-    async fn start(&self, copy: PrivateCopy) -> Result<Arc<Slot>, String> {
-        let loaded = Slot::load(Source::Copy(copy), &self.surroundings, self.section()).await;
+    /// Loads a library with its section of the configuration.
+    async fn start(&self, copy: PrivateCopy, section: Vec<u8>) -> Result<Arc<Slot>, String> {
+        let loaded = Slot::load(Source::Copy(copy), &self.surroundings, |_| Ok(section)).await;
         let slot = loaded.map_err(|error| error.to_string())?;
         match self.collection(slot.name().as_str()).add(Arc::clone(&slot)).await {
             Ok(()) => Ok(slot),

@@ -9,7 +9,8 @@ use object::read::elf::{Dyn, FileHeader, GnuHashTable, ProgramHeader};
 type Head = FileHeader64<LittleEndian>;
 const ENDIAN: LittleEndian = LittleEndian;
 
-/// Checks every relocation and every symbol of a library, or of a private copy of one.
+/// Checks the segments, the tables for the dynamic linker, every relocation and every symbol of a library, or of a private
+/// copy of one.
 ///
 /// # Errors
 /// One sentence that says what is wrong with it.
@@ -250,6 +251,65 @@ mod tests {
             let what = check(&bad).unwrap_err();
             assert!(what.starts_with("it is damaged: the ") && what.contains("of its symbol"), "{what}");
         }
+    }
+
+    /// Where in the file the header of a kind of segment is.
+    fn header(file: &[u8], kind: elf::ProgramType) -> usize {
+        let image = Image::new(file).unwrap();
+        let header = image.segments.iter().find(|segment| segment.p_type(ENDIAN) == kind).unwrap();
+        std::ptr::from_ref(header).addr() - file.as_ptr().addr()
+    }
+
+    /// Where in the file an entry of the dynamic table is.
+    fn entry(file: &[u8], tag: elf::DynamicTag) -> usize {
+        let image = Image::new(file).unwrap();
+        let entry = image.dynamic.iter().find(|entry| entry.d_tag(ENDIAN) == tag).unwrap();
+        std::ptr::from_ref(entry).addr() - file.as_ptr().addr()
+    }
+
+    #[test]
+    fn segments_and_tables_that_lie_elsewhere_are_refused() {
+        const OFFSET: usize = 16;
+        const SIZE: usize = 40;
+        let good = own();
+        let refused = |at: usize, byte: u8| {
+            let mut bad = good.clone();
+            bad[at] ^= byte;
+            check(&bad).unwrap_err()
+        };
+        for kind in [elf::PT_GNU_RELRO, elf::PT_TLS, elf::PT_LOAD] {
+            let at = header(&good, kind);
+            // What is protected is too long, or what is loaded overlaps; a thread's own part is shorter than what fills it.
+            let what = match kind {
+                elf::PT_TLS => refused(at + OFFSET + 4, 1),
+                _ => refused(at + SIZE + 4, 1),
+            };
+            assert!(what.starts_with("it is damaged: its segment at 0x"), "{kind:?}: {what}");
+        }
+        let what = refused(header(&good, elf::PT_DYNAMIC) + OFFSET + 4, 1);
+        assert_eq!(what, "it is damaged: its table for the dynamic linker has no end");
+        let what = refused(entry(&good, elf::DT_SYMTAB) + 12, 1);
+        assert_eq!(what, "it is damaged: the table 0x6 for the dynamic linker lies outside of it");
+        let what = refused(entry(&good, elf::DT_RELASZ), 0x40);
+        assert_eq!(what, "it is damaged: it does not say where its relocations are, or how many");
+        let what = refused(entry(&good, elf::DT_RELASZ) + 12, 1);
+        assert_eq!(what, "it is damaged: its relocations lie outside of it");
+    }
+
+    #[test]
+    fn the_table_that_counts_is_the_one_that_the_linker_takes() {
+        let good = own();
+        let image = Image::new(&good).unwrap();
+        let size = image.value(elf::DT_RELASZ).unwrap();
+        // An entry after it becomes another of its kind: the linker would take that one's value.
+        let after = image.dynamic.iter().skip_while(|entry| entry.d_tag(ENDIAN) != elf::DT_RELASZ).skip(1);
+        let other = after.map(|entry| entry.d_tag(ENDIAN)).find(|tag| *tag == elf::DT_RELAENT).unwrap();
+        let mut bad = good.clone();
+        let at = entry(&good, other);
+        bad[at..at + 8].copy_from_slice(&(elf::DT_RELASZ.0 as u64).to_le_bytes());
+        let last = Image::new(&bad).unwrap().value(elf::DT_RELASZ).unwrap();
+        assert_ne!(last, size);
+        assert_eq!(last, 24);
     }
 
     #[test]

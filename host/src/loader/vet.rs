@@ -4,7 +4,7 @@
 //! The host runs its own program again with the private copy's path; the child opens the library, makes the service,
 //! starts it with nothing saved, asks whether it is well, stops it, and lets go of it, and says before each step what
 //! comes next. The bytes that were vetted are the bytes that are loaded: both open the same private copy, and a verdict
-//! is known again by its hash.
+//! is known again by its hash; so is the section of the configuration that it is made with.
 
 use std::collections::{BTreeMap, HashMap};
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -40,6 +40,10 @@ pub struct Vetted {
     pub manifest: Manifest,
     /// What does not keep it from being loaded.
     pub notes: Vec<String>,
+    /// The section of the configuration that it was vetted with, in Jelly, and is to be made with; empty if it has none.
+    /// May have secrets: not for showing.
+    #[serde(skip)]
+    pub section: Vec<u8>,
 }
 
 /// A verdict: one sentence, if it is refused.
@@ -116,20 +120,24 @@ impl Vet {
     /// # Errors
     /// One sentence: why it must not be loaded.
     pub fn vet(&self, copy: &PrivateCopy, sections: &Sections) -> Verdict {
-        let sections = match jelly::to_vec(sections) {
-            Ok(sections) => sections,
+        let all = match jelly::to_vec(sections) {
+            Ok(all) => all,
             Err(error) => return Err(format!("its section of the configuration cannot be handed to it: {error}")),
         };
         // Another configuration may lead to another verdict.
-        let known_as: [u8; 32] = Blake2s256::new().chain_update(copy.hash()).chain_update(&sections).finalize().into();
+        let known_as: [u8; 32] = Blake2s256::new().chain_update(copy.hash()).chain_update(&all).finalize().into();
         if let Some(verdict) = self.known.lock().get(&known_as) {
             return verdict.clone();
         }
-        let (verdict, lasting) = match self.run(copy.path(), &sections) {
+        let (mut verdict, lasting) = match self.run(copy.path(), &all) {
             Ok(done) => done,
             // Of the machine, not of the library.
             Err(error) => return Err(format!("it cannot be vetted: {error}")),
         };
+        if let Ok(vetted) = &mut verdict {
+            vetted.section =
+                sections.get(&vetted.manifest.service).map(|section| section.0.clone()).unwrap_or_default();
+        }
         if lasting {
             let mut known = self.known.lock();
             if known.len() >= REMEMBERED {
@@ -185,7 +193,7 @@ impl Vet {
                 Ok(Said::Refused(why)) => return Ok((Err(why), step == Step::Open)),
                 Ok(Said::Done) => {
                     let verdict = match manifest {
-                        Some(manifest) => Ok(Vetted { manifest, notes }),
+                        Some(manifest) => Ok(Vetted { manifest, notes, section: Vec::new() }),
                         None => Err("it does not say what it is".to_owned()),
                     };
                     return Ok((verdict, true));
