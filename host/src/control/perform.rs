@@ -185,12 +185,13 @@ pub fn perform(
         }
         Request::AuditVerify { head } => verify(accounts, head.as_deref(), progress)?,
         Request::Backup { file } => {
-            accounts.store().backup(file, &mut |left, of| progress(u64::from(of - left), u64::from(of))).map_err(
-                |error| {
+            accounts
+                .store()
+                .backup(file, &mut |left, of| progress(u64::from(of.saturating_sub(left)), u64::from(of)))
+                .map_err(|error| {
                     let hint = "name a file that is not there yet, in a folder that the host can write to";
                     Failed { error: error.to_string(), hint: Some(hint.to_owned()) }
-                },
-            )?;
+                })?;
             accounts
                 .note(Event::new("store.backup").with("file", file.display().to_string()).with("by", accounts.by()));
             Value::Null

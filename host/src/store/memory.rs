@@ -220,7 +220,7 @@ impl Store for MemoryStore {
     }
 
     fn backup(&self, _: &Path, _: &mut dyn FnMut(u32, u32)) -> Result<(), StoreError> {
-        Err(StoreError::Failed("it is in memory, and keeps nothing".to_owned()))
+        Err(StoreError::Backup("the store is in memory, and keeps nothing".to_owned()))
     }
 
     fn head(&self) -> Option<PathBuf> {

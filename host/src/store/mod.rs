@@ -131,6 +131,9 @@ pub enum StoreError {
     /// It cannot be written or read: the disk is full, say.
     #[error("the store: {0}")]
     Failed(String),
+    /// A copy of it cannot be made, or is not sound.
+    #[error("no backup is made: {0}")]
+    Backup(String),
 }
 
 /// What to do with what a store answers; may be called on any thread, before the store's method returns or later.

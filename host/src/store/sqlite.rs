@@ -356,7 +356,7 @@ impl Store for SqliteStore {
     }
 
     fn backup(&self, to: &Path, progress: &mut dyn FnMut(u32, u32)) -> Result<(), StoreError> {
-        self.copy_to(to, progress).map_err(Into::into)
+        self.copy_to(to, progress).map_err(|error| StoreError::Backup(error.to_string()))
     }
 
     fn head(&self) -> Option<PathBuf> {
