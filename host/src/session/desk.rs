@@ -146,8 +146,8 @@ pub(super) struct State {
     pub(super) next: u32,
     /// Once somebody has logged in.
     pub(super) session: Option<Arc<Session>>,
-    /// Nobody who may be here has anything here.
-    pub(super) left: bool,
+    /// Somebody has logged in, and was not sent away since.
+    pub(super) logged_in: bool,
     /// How many passwords are being checked.
     pub(super) checking: usize,
     pub(super) checks: mpsc::UnboundedSender<Box<Checked>>,
@@ -194,7 +194,7 @@ impl Desk {
                 mailbox,
                 next: 0,
                 session: None,
-                left: true,
+                logged_in: false,
                 checking: 0,
                 checks,
                 delayed: Vec::new(),
@@ -364,7 +364,7 @@ impl Desk {
 
     /// Whether somebody has logged in, and was not sent away since.
     pub(super) fn logged_in(&self) -> bool {
-        self.state.session.is_some() && !self.state.left
+        self.state.logged_in
     }
 
     pub(super) fn limits(&self) -> &PeerLimits {

@@ -42,8 +42,8 @@ impl State {
         if let (false, Some(session)) = (stays, &self.session) {
             session.left(name);
         }
-        let has_logged_in = |object: &LoginObject| matches!(object, LoginObject::Identity { .. });
-        self.left = self.attachments.is_empty() && !self.login.values().any(has_logged_in);
+        let is_login = |object: &LoginObject| matches!(object, LoginObject::Identity { .. });
+        self.logged_in = !self.attachments.is_empty() || self.login.values().any(is_login);
     }
 
     /// Ends an attachment at once: calls by it are errors, those under way and those to come; objects that it handed

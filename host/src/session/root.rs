@@ -443,7 +443,7 @@ impl State {
             self.shared.guard.refused(proven.identity.name.as_str(), &self.peer, "login", why);
             unauthorized()
         })?;
-        self.left = false;
+        self.logged_in = true;
         self.raise = true;
         let proven = Proven { identity, credential: proven.credential };
         tracing::debug!(peer = self.peer, name = proven.identity.name.as_str(), "logged in");
