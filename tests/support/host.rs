@@ -104,10 +104,19 @@ impl TestHome {
     /// Makes the home with short passwords allowed: Twisted's captures have such.
     pub fn make(&self) {
         self.run(&["identity", "add", "nobody", "--no-password"], "");
+        self.configure(|text| text.replace("shortest = 15", "shortest = 1").replace("guesses = 10", "guesses = 0"));
+    }
+
+    /// Changes `credhost.toml`, which is there once the home was made.
+    ///
+    /// # Panics
+    /// When that changes nothing: what was to be replaced is written otherwise now.
+    pub fn configure(&self, change: impl FnOnce(&str) -> String) {
         let config = self.path().join("credhost.toml");
         let text = std::fs::read_to_string(&config).expect("the configuration is there");
-        std::fs::write(&config, text.replace("shortest = 15", "shortest = 1").replace("guesses = 10", "guesses = 0"))
-            .expect("it can be written");
+        let changed = change(&text);
+        assert_ne!(changed, text, "it is changed");
+        std::fs::write(&config, changed).expect("it can be written");
     }
 
     /// Copies a library into the folder.

@@ -258,10 +258,15 @@ fn a_crate_that_a_service_is_made_with_is_watched_too() {
     author.sees("credhost new neighbours");
     author.sees("cargo new --quiet --lib --vcs none fence");
     let fence = author.folder.path().join("fence/src/lib.rs");
-    std::fs::write(&fence, "pub fn height() -> usize {\n    3\n}\n").expect("it can be written");
+    std::fs::write(&fence, "pub fn height() -> usize {\n    three\n}\n").expect("it can be written");
     author.edit("neighbours/Cargo.toml", "[dependencies]", "[dependencies]\nfence = { path = \"../fence\" }");
     author.edit("neighbours/src/lib.rs", "Ok(self.entries.len())", "Ok(fence::height())");
     let mut dev = author.develops("credhost dev neighbours --listen 127.0.0.1:0");
+    // Also while it does not compile.
+    dev.says("it does not compile; cargo says why above; nothing serves yet");
+    author.edit("fence/src/lib.rs", "three", "3");
+    let line = dev.says("live in");
+    assert!(line.contains("fence/src/lib.rs changed"), "{line}");
     let call = dev.says("credhost call").trim().replace("TEXT", "hello");
     assert_eq!(author.sees(&call), "3");
     author.edit("fence/src/lib.rs", "3", "4");

@@ -60,10 +60,8 @@ fn identities_of_an_earlier_version_move_from_the_configuration_into_the_store()
     let home = TestHome::new();
     home.make();
     let config = home.path().join("credhost.toml");
-    let text = "# my own words\n".to_owned()
-        + &std::fs::read_to_string(&config).unwrap()
-        + "\n[identity.alice]\nkeys = [\"todo/alice\"]\n\n[identity.bob]\ndisabled = true\n";
-    std::fs::write(&config, text).unwrap();
+    let identities = "[identity.alice]\nkeys = [\"todo/alice\"]\n\n[identity.bob]\ndisabled = true\n";
+    home.configure(|text| format!("# my own words\n{text}\n{identities}"));
     assert_eq!(home.run(&["key", "list", "alice"], ""), "todo/alice");
     assert!(home.run(&["identity", "list"], "").contains("bob     disabled"));
     let text = std::fs::read_to_string(&config).unwrap();
@@ -87,9 +85,7 @@ fn what_others_could_read_is_refused() {
 fn a_configuration_that_cannot_be_is_said_with_its_place() {
     let home = TestHome::new();
     home.make();
-    let config = home.path().join("credhost.toml");
-    let text = std::fs::read_to_string(&config).unwrap().replace("listen =", "lisen =");
-    std::fs::write(&config, text).unwrap();
+    home.configure(|text| text.replace("listen =", "lisen ="));
     let refused = home.refused(&["run"], "");
     assert!(refused.contains("credhost.toml") && refused.contains("lisen"), "{refused}");
 }

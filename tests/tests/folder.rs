@@ -334,10 +334,8 @@ fn a_collection_has_a_door_of_its_own_and_is_part_of_the_whole() {
     let home = TestHome::new();
     home.make();
     home.identity("alice", "alice-pw", &["todo", "scores"]);
-    let config = home.path().join("credhost.toml");
-    let text = std::fs::read_to_string(&config).expect("it is there");
     let section = "[multiservice.games]\nservices = [\"scores\"]\nlisten = \"127.0.0.1:0\"\n";
-    std::fs::write(&config, format!("{text}\n{section}")).expect("it can be written");
+    home.configure(|text| format!("{text}\n{section}"));
     home.install("todo");
     home.install("scores");
     let mut host = home.start();

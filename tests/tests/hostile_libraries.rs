@@ -144,9 +144,7 @@ impl Scene {
     fn new() -> Self {
         let home = TestHome::new();
         home.make();
-        let config = home.path().join("credhost.toml");
-        let text = std::fs::read_to_string(&config).expect("it is there");
-        std::fs::write(&config, text.replace("patience = 10", "patience = 2")).expect("it can be written");
+        home.configure(|text| text.replace("patience = 10", "patience = 2"));
         home.identity("alice", "alice-pw", &["todo"]);
         home.install("todo");
         let host = home.start();

@@ -121,9 +121,7 @@ fn without_the_stock_login_nothing_is_kept_for_it_and_what_there_was_is_erased()
     home.identity("alice", "alice-pw", &["todo"]);
     home.install("todo");
     assert!(home.run(&["identity", "show", "alice"], "").contains("stock PB login"));
-    let config = home.path().join("credhost.toml");
-    let text = std::fs::read_to_string(&config).expect("it is there");
-    std::fs::write(&config, text.replace("stock_login = true", "stock_login = false")).expect("it can be written");
+    home.configure(|text| text.replace("stock_login = true", "stock_login = false"));
     let mut host = home.start();
     host.wait_for("was erased from 1 identities");
     assert!(!host.home.run(&["identity", "show", "alice"], "").contains("stock PB login"));
@@ -142,9 +140,7 @@ fn a_password_hashed_at_a_lower_cost_is_hashed_anew_when_it_is_used() {
     home.make();
     home.identity("alice", "alice-pw", &["todo"]);
     home.install("todo");
-    let config = home.path().join("credhost.toml");
-    let text = std::fs::read_to_string(&config).expect("it is there");
-    std::fs::write(&config, text.replace("passes = 2", "passes = 3")).expect("it can be written");
+    home.configure(|text| text.replace("passes = 2", "passes = 3"));
     let host = home.start();
     let target = format!("alice@localhost:{}/todo", host.port());
     assert!(host.home.run(&["identity", "export"], "").contains("t=2,"));

@@ -28,10 +28,7 @@ const DEAD: &str = "twisted.spread.pb.DeadReferenceError";
 fn serving() -> TestHost {
     let home = TestHome::new();
     home.make();
-    let config = home.path().join("credhost.toml");
-    let text = std::fs::read_to_string(&config).expect("it is there");
-    std::fs::write(&config, text.replace("grace = 10", "grace = 3").replace("patience = 10", "patience = 2"))
-        .expect("it can be written");
+    home.configure(|text| text.replace("grace = 10", "grace = 3").replace("patience = 10", "patience = 2"));
     home.identity("alice", "alice-pw", &["ledger"]);
     home.identity("bob", "bob-pw", &["ledger"]);
     home.install("ledger");
@@ -808,11 +805,12 @@ async fn a_reload_takes_up_the_services_section_as_it_is_now() {
     home.make();
     home.identity("alice", "alice-pw", &["seat"]);
     home.install("seat");
-    let host = home.start();
-    let config = host.home.path().join("credhost.toml");
-    let text = std::fs::read_to_string(&config).expect("it is there");
-    let policy = |policy: &str| {
-        std::fs::write(&config, format!("{text}\n[service.seat]\npolicy = {policy}\n")).expect("it can be written");
+    let mut host = home.start();
+    let policy = |host: &TestHost, policy: &str| {
+        host.home.configure(|text| {
+            let before = text.split("\n[service.seat]").next().unwrap_or_default();
+            format!("{before}\n[service.seat]\npolicy = {policy}\n")
+        });
         host.home.run_with(&["service", "reload", "seat"], "")
     };
     let (one, other) = (connect(&host).await, connect(&host).await);
@@ -820,13 +818,18 @@ async fn a_reload_takes_up_the_services_section_as_it_is_now() {
     assert!(other.login_password("alice/seat", "alice-pw", None).await.is_err(), "the seat is taken");
 
     for (wrong, says) in [("\"throw\"", "throw"), ("\"kick", "credhost.toml")] {
-        let refused = policy(wrong);
+        let refused = policy(&host, wrong);
         let error = String::from_utf8_lossy(&refused.stderr).into_owned();
         assert!(!refused.status.success() && error.contains(says), "{error}");
         first.call("whence", &()).await.expect("the old code serves, with what it was told");
     }
 
-    assert!(policy("\"kick\"").status.success());
+    // Nobody has asked for others by name: what the file said last is good enough for them.
+    host.home.install("todo");
+    host.wait_for("services are made with what credhost.toml said before");
+    host.wait_for("libtodo.so serves");
+
+    assert!(policy(&host, "\"kick\"").status.success());
     first.call("whence", &()).await.expect("it is attached to the new code");
     let second = other.login_password("alice/seat", "alice-pw", None).await.expect("the latest sits");
     second.call("whence", &()).await.expect("and is served");

@@ -184,9 +184,7 @@ async fn a_service_can_let_in_one_client_at_a_time_or_the_latest() {
         home.make();
         home.identity("alice", "alice-pw", &["seat"]);
         home.install("seat");
-        let config = home.path().join("credhost.toml");
-        let text = std::fs::read_to_string(&config).expect("it is there");
-        std::fs::write(&config, format!("{text}\n[service.seat]\npolicy = \"{policy}\"\n")).expect("it can be written");
+        home.configure(|text| format!("{text}\n[service.seat]\npolicy = \"{policy}\"\n"));
         let host = home.start();
         let (client, other) = (connect(&host).await, connect(&host).await);
         let first = login(&client, "alice/seat", "alice-pw").await;
