@@ -5,7 +5,7 @@ use serde::de::{
 };
 
 use crate::error::{Error, Result};
-use crate::scan::{Limits, Scanner, Shape};
+use crate::scan::{Classes, Defect, Limits, Scanner, Shape};
 use crate::token::{self, Integer, Token};
 use crate::types::name;
 use crate::value::Value;
@@ -15,6 +15,14 @@ use crate::value::Value;
 /// # Errors
 /// When the bytes are no Jelly, cost too much, are followed by others, or do not fit the type.
 pub fn from_slice<'de, T: Deserialize<'de>>(bytes: &'de [u8]) -> Result<T> {
+    from_slice_with(bytes, Classes::Any)
+}
+
+/// As [`from_slice`]; untyped values in it may have instances of `classes` only.
+///
+/// # Errors
+/// As [`from_slice`], and when an untyped value has an instance of another class.
+pub fn from_slice_with<'de, T: Deserialize<'de>>(bytes: &'de [u8], classes: Classes) -> Result<T> {
     let mut scanner = Scanner::new(Shape::Value, Limits::default());
     let scanned = scanner.scan(bytes)?.ok_or(Error::Incomplete)?;
     if let Some(defect) = scanned.defect {
@@ -23,7 +31,7 @@ pub fn from_slice<'de, T: Deserialize<'de>>(bytes: &'de [u8]) -> Result<T> {
     if scanned.end != bytes.len() {
         return Err(Error::Trailing(bytes.len() - scanned.end));
     }
-    from_scanned(bytes)
+    T::deserialize(&mut Deserializer::new(bytes).with_classes(classes))
 }
 
 /// Reads one value from bytes that a [`Scanner`] has found good before. On others it may fail late or recurse deeper
@@ -45,6 +53,8 @@ pub struct Deserializer<'de> {
     index: Option<Scanner>,
     /// The references being followed just now; one that comes up again contains itself.
     following: Vec<u64>,
+    /// What untyped values may have instances of.
+    classes: Classes,
 }
 
 /// A value's beginning: an atom whole, or a type whose elements follow.
@@ -103,13 +113,19 @@ impl<'de> Deserializer<'de> {
     /// A deserializer at the start of `bytes`, which a [`Scanner`] has found good.
     #[must_use]
     pub fn new(bytes: &'de [u8]) -> Self {
-        Self { bytes, at: 0, index: None, following: Vec::new() }
+        Self { bytes, at: 0, index: None, following: Vec::new(), classes: Classes::Any }
     }
 
     /// Another deserializer at the same place of the same bytes: for what is to be read later.
     #[must_use]
     pub fn here(&self) -> Self {
-        Self { bytes: self.bytes, at: self.at, index: None, following: Vec::new() }
+        Self { bytes: self.bytes, at: self.at, index: None, following: Vec::new(), classes: self.classes }
+    }
+
+    /// The same deserializer, whose untyped values may have instances of these classes only.
+    #[must_use]
+    pub fn with_classes(self, classes: Classes) -> Self {
+        Self { classes, ..self }
     }
 
     /// How many bytes have been read.
@@ -324,13 +340,19 @@ impl<'de> Deserializer<'de> {
         let start = self.at;
         self.skip()?;
         let slice = &self.bytes[start..self.at];
-        let mut scanner = Scanner::new(Shape::Value, Limits::NONE);
-        let closed = scanner.scan(slice)?.ok_or(Error::Incomplete)?.defect.is_none();
-        if closed {
-            return Ok(slice.to_vec());
+        let mut scanner = Scanner::new(Shape::Value, Limits::NONE).with_classes(self.classes);
+        match scanner.scan(slice)?.ok_or(Error::Incomplete)?.defect {
+            None => return Ok(slice.to_vec()),
+            // It refers to something outside of itself: read the whole, and cut the value out of that.
+            Some(Defect::Dangling(_)) => {}
+            Some(defect) => return Err(defect.clone().into()),
         }
-        // It refers to something outside of itself: read the whole, and cut the value out of that.
-        Value::decode_part(self.bytes, start).map(|value| value.encode())
+        let value = Value::decode_part(self.bytes, start)?.encode();
+        let mut scanner = Scanner::new(Shape::Value, Limits::NONE).with_classes(self.classes);
+        match scanner.scan(&value)?.ok_or(Error::Incomplete)?.defect {
+            None => Ok(value),
+            Some(defect) => Err(defect.clone().into()),
+        }
     }
 }
 

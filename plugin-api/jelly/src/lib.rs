@@ -24,9 +24,9 @@ pub mod types;
 mod value;
 pub mod vocabulary;
 
-pub use de::{Deserializer, from_scanned, from_slice};
+pub use de::{Deserializer, from_scanned, from_slice, from_slice_with};
 pub use error::{Error, Result};
-pub use scan::{Defect, Limits, RefKind, Reference, Scanned, Scanner, Shape};
-pub use ser::{Serializer, to_vec, write};
+pub use scan::{Classes, Defect, Limits, RefKind, Reference, Scanned, Scanner, Shape};
+pub use ser::{Serializer, to_vec, write, write_with};
 pub use types::{BigInt, Bytes, Date, DateTime, Decimal, FrozenSet, Set, Time, TimeDelta};
 pub use value::{Node, Value, ValueRef};

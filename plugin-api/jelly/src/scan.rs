@@ -34,6 +34,25 @@ impl Default for Limits {
     }
 }
 
+/// Which classes an expression may have instances of: Copyables, and Cacheables with their state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Classes {
+    /// All. The typed reader and writer name the classes themselves.
+    #[default]
+    Any,
+    /// Those of these names, "module.Class" each.
+    Only(&'static [&'static str]),
+}
+
+impl Classes {
+    fn has(self, name: &[u8]) -> bool {
+        match self {
+            Self::Any => true,
+            Self::Only(names) => names.iter().any(|known| known.as_bytes() == name),
+        }
+    }
+}
+
 /// How many times larger than the largest expression one may become by what it shares.
 const EXPANSION: u64 = 4;
 /// What is kept of buffers from one expression to the next, in elements.
@@ -77,6 +96,13 @@ pub enum Defect {
     /// A `(dereference n)` without its `(reference n …)`.
     #[error("dereference of {0}, which is not defined")]
     Dangling(u64),
+    /// A type that a stock Twisted refuses to make anything of, and ends its connection over: `class`, `module`,
+    /// `function`, `method`, `instance`, `persistent`, and every other name without a module.
+    #[error("a {0}, which Perspective Broker does not let through")]
+    Insecure(String),
+    /// An instance of a class that its receiver has not named.
+    #[error("an instance of {0}, a class that this service does not name as copyable")]
+    UnnamedClass(String),
     /// Tokens that are not Banana, where the framing was known otherwise.
     #[error(transparent)]
     Banana(BananaError),
@@ -95,6 +121,19 @@ pub enum RefKind {
     Lcache,
     /// `("type" luid state)`: a cached object of the sender's, for the first time.
     Cache,
+}
+
+impl RefKind {
+    /// How it is spelled. A cached object with its state has its class there; without, it is written as `remote`.
+    #[must_use]
+    pub fn tag(self) -> &'static str {
+        match self {
+            Self::Remote | Self::Cache => "remote",
+            Self::Local => "local",
+            Self::Cached => "cached",
+            Self::Lcache => "lcache",
+        }
+    }
 }
 
 /// A true reference, and where its number stands.
@@ -195,6 +234,7 @@ struct Shared {
 pub struct Scanner {
     shape: Shape,
     limits: Limits,
+    classes: Classes,
     at: usize,
     stack: Vec<Frame>,
     /// After a defect: the tokens still to come, whatever they mean.
@@ -218,6 +258,7 @@ impl Scanner {
         Self {
             shape,
             limits,
+            classes: Classes::Any,
             at: 0,
             stack: Vec::new(),
             pending: 0,
@@ -231,6 +272,12 @@ impl Scanner {
             defect: None,
             done: false,
         }
+    }
+
+    /// The same scanner, for expressions that may have instances of these classes only.
+    #[must_use]
+    pub fn with_classes(self, classes: Classes) -> Self {
+        Self { classes, ..self }
     }
 
     /// Changes the limits, from the next token on (a peer has logged in).
@@ -362,6 +409,9 @@ impl Scanner {
                     return Err(Defect::Untagged);
                 };
                 frame.kind = kind_of(name, frame.left)?;
+                if frame.kind == Kind::Instance && !self.classes.has(name) {
+                    return Err(Defect::UnnamedClass(shown(name)));
+                }
                 if matches!(frame.kind, Kind::Dictionary | Kind::Set) || name == b"list" {
                     frame.hashable = name == b"frozenset";
                 }
@@ -592,14 +642,19 @@ fn kind_of(name: &[u8], rest: u32) -> Result<Kind, Defect> {
         b"time" => exactly(1, Kind::Leaf(Leaf::Time)),
         b"timedelta" => exactly(1, Kind::Leaf(Leaf::TimeDelta)),
         b"decimal" => exactly(2, Kind::Decimal),
-        b"unpersistable" | b"persistent" | b"class" | b"module" | b"function" => exactly(1, Kind::Values),
-        b"instance" => exactly(2, Kind::Values),
-        b"method" => exactly(3, Kind::Values),
+        b"unpersistable" => exactly(1, Kind::Values),
+        // A class has a module. Whatever else is tagged, a stock peer knows no way to read it.
+        _ if !name.contains(&b'.') => Err(Defect::Insecure(shown(name))),
         _ => match rest {
             1 | 2 => Ok(Kind::Instance),
             _ => Err(malformed(&String::from_utf8_lossy(name))),
         },
     }
+}
+
+/// A type's name in an error: at most 64 characters of it.
+fn shown(name: &[u8]) -> String {
+    String::from_utf8_lossy(name).chars().take(64).collect()
 }
 
 fn handle_name(kind: RefKind) -> &'static str {
@@ -744,6 +799,22 @@ mod tests {
     }
 
     #[test]
+    fn instances_are_of_named_classes_where_classes_are_named() {
+        let defect = |text: &str, classes| {
+            let mut scanner = Scanner::new(Shape::Value, Limits::default()).with_classes(classes);
+            scanner.scan(&tokens(text)).unwrap().unwrap().defect.cloned()
+        };
+        let named = Classes::Only(&["shop.Card"]);
+        for text in ["(list (shop.Card (dictionary)))", "(shop.Card 5 (None))", "(list 1 (unpersistable why))"] {
+            assert_eq!(defect(text, named), None, "{text}");
+        }
+        for text in ["(shop.Cards (None))", "(list (shop.Car 5 (None)))", "(dictionary (a (os.path (None))))"] {
+            assert!(matches!(defect(text, named), Some(Defect::UnnamedClass(_))), "{text}");
+            assert_eq!(defect(text, Classes::Any), None, "{text}");
+        }
+    }
+
+    #[test]
     fn an_expression_is_refused_when_it_can_no_longer_fit() {
         let limits = Limits { expression: 100, ..Limits::default() };
         let mut scanner = Scanner::new(Shape::Value, limits);
@@ -768,11 +839,22 @@ mod tests {
             ("(remote luid)", malformed("remote")),
             ("(remote -1)", malformed("remote")),
             ("(a.Cache -1 (None))", malformed("instance")),
-            ("(NoSuchType 1 2 3)", malformed("NoSuchType")),
+            ("(no.SuchType 1 2 3)", malformed("no.SuchType")),
         ] {
             assert_eq!(verdict(text, Limits::default()), Some(expected), "{text}");
         }
-        for text in ["(set (frozenset 1))", "(dictionary ((tuple 1 2) 3))", "(reference 1 (list (dereference 1)))"] {
+        for tag in ["class", "module", "function", "method", "instance", "persistent", "float", "int", "NoSuchType"] {
+            for text in [format!("({tag} x)"), format!("(list 1 ({tag} 1 2))"), format!("(dictionary (a ({tag})))")] {
+                assert_eq!(verdict(&text, Limits::default()), Some(Defect::Insecure(tag.to_owned())), "{text}");
+            }
+        }
+        for text in [
+            "(set (frozenset 1))",
+            "(unpersistable why)",
+            "(a.Class (dictionary))",
+            "(dictionary ((tuple 1 2) 3))",
+            "(reference 1 (list (dereference 1)))",
+        ] {
             assert_eq!(verdict(text, Limits::default()), None, "{text}");
         }
     }

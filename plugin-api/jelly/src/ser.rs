@@ -3,8 +3,10 @@
 use serde::ser::{self, Serialize};
 
 use crate::error::{Error, Result};
+use crate::scan::{Classes, RefKind, Scanner, Shape};
 use crate::token;
 use crate::types::name;
+use crate::{Limits, Value};
 
 /// Writes `value` as Jelly.
 ///
@@ -21,10 +23,25 @@ pub fn to_vec<T: Serialize + ?Sized>(value: &T) -> Result<Vec<u8>> {
 /// # Errors
 /// As [`to_vec`].
 pub fn write<T: Serialize + ?Sized>(out: &mut Vec<u8>, value: &T) -> Result<()> {
+    write_with(out, value, Classes::Any, &mut Vec::new())
+}
+
+/// As [`write`]; untyped values in `value` may have instances of `classes` only, and every reference written is appended
+/// to `references`, in order. After an error, `references` has those that were written before it.
+///
+/// # Errors
+/// As [`to_vec`], and when an untyped value has an instance of another class, or something that no peer would read.
+pub fn write_with<T: Serialize + ?Sized>(
+    out: &mut Vec<u8>,
+    value: &T,
+    classes: Classes,
+    references: &mut Vec<(RefKind, u64)>,
+) -> Result<()> {
     let before = out.len();
-    let mut output = Output { bytes: std::mem::take(out), shared: 0 };
+    let mut output = Output { bytes: std::mem::take(out), shared: 0, classes, references: std::mem::take(references) };
     let written = value.serialize(&mut Serializer { out: &mut output, special: Special::None });
     *out = output.bytes;
+    *references = output.references;
     if written.is_err() {
         out.truncate(before);
     }
@@ -37,6 +54,10 @@ pub fn write<T: Serialize + ?Sized>(out: &mut Vec<u8>, value: &T) -> Result<()> 
 struct Output {
     bytes: Vec<u8>,
     shared: u64,
+    /// What untyped values may have instances of.
+    classes: Classes,
+    /// The references written so far.
+    references: Vec<(RefKind, u64)>,
 }
 
 /// What the value inside a newtype of one of [`name`]'s names is to become.
@@ -49,9 +70,11 @@ enum Special {
     Text(&'static str),
     Decimal,
     Value,
-    Reference(&'static str),
+    Reference(RefKind),
     /// A tuple whose first element is its tag.
     Cache,
+    /// The number in such a tuple.
+    CacheNumber,
 }
 
 /// The serializer behind [`to_vec`].
@@ -63,6 +86,26 @@ enum Special {
 pub struct Serializer<'o> {
     out: &'o mut Output,
     special: Special,
+}
+
+impl Output {
+    /// Appends an untyped value, which was encoded alone, with numbers of its own for what it shares.
+    fn splice(&mut self, encoded: &[u8]) -> Result<()> {
+        let mut scanner = Scanner::new(Shape::Value, Limits::NONE).with_classes(self.classes);
+        if let Some(scanned) = scanner.scan(encoded)? {
+            if let Some(defect) = scanned.defect {
+                return Err(defect.clone().into());
+            }
+            let numbers = scanned.references.iter().filter_map(|found| Some((found.kind, found.luid?)));
+            self.references.extend(numbers);
+        }
+        if scanner.shares() {
+            Value::decode_part(encoded, 0)?.write(&mut self.bytes, &mut self.shared);
+        } else {
+            self.bytes.extend_from_slice(encoded);
+        }
+        Ok(())
+    }
 }
 
 impl Serializer<'_> {
@@ -108,8 +151,10 @@ impl Compound<'_> {
     }
 
     fn element<T: Serialize + ?Sized>(&mut self, value: &T) -> Result<()> {
+        // Only a cached object's tuple has no tag: its class, its number, its state.
+        let special = if self.tag.is_empty() && self.count == 1 { Special::CacheNumber } else { Special::None };
         self.count += 1;
-        value.serialize(&mut Serializer { out: self.out, special: Special::None })
+        value.serialize(&mut Serializer { out: self.out, special })
     }
 
     fn field<T: Serialize + ?Sized>(&mut self, key: &str, value: &T) -> Result<()> {
@@ -154,9 +199,14 @@ impl<'a> ser::Serializer for &'a mut Serializer<'_> {
 
     fn serialize_u64(self, value: u64) -> Result<()> {
         match self.special {
-            Special::Reference(tag) => {
-                self.tagged(tag, 1);
+            Special::Reference(kind) => {
+                self.tagged(kind.tag(), 1);
                 token::uint(&mut self.out.bytes, value);
+                self.out.references.push((kind, value));
+            }
+            Special::CacheNumber => {
+                token::uint(&mut self.out.bytes, value);
+                self.out.references.push((RefKind::Cache, value));
             }
             _ => token::uint(&mut self.out.bytes, value),
         }
@@ -207,7 +257,7 @@ impl<'a> ser::Serializer for &'a mut Serializer<'_> {
 
     fn serialize_bytes(self, value: &[u8]) -> Result<()> {
         match self.special {
-            Special::Value => crate::value::splice(&mut self.out.bytes, value, &mut self.out.shared)?,
+            Special::Value => self.out.splice(value)?,
             Special::Int => {
                 let (sign, digits) = value.split_first().unwrap_or((&0, &[]));
                 token::integer(&mut self.out.bytes, token::Integer { negative: *sign != 0, digits });
@@ -251,9 +301,9 @@ impl<'a> ser::Serializer for &'a mut Serializer<'_> {
             name::TIMEDELTA => Special::Text("timedelta"),
             name::DECIMAL => Special::Decimal,
             name::VALUE => Special::Value,
-            name::REMOTE => Special::Reference("remote"),
-            name::LOCAL => Special::Reference("local"),
-            name::CACHED => Special::Reference("cached"),
+            name::REMOTE => Special::Reference(RefKind::Remote),
+            name::LOCAL => Special::Reference(RefKind::Local),
+            name::CACHED => Special::Reference(RefKind::Cached),
             name::CACHE => Special::Cache,
             _ => Special::None,
         };

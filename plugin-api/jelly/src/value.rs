@@ -231,7 +231,8 @@ impl Value {
         numbers
     }
 
-    fn write(&self, out: &mut Vec<u8>, next: &mut u64) {
+    /// Appends it to an expression in which numbers up to `next` are in use for what is shared.
+    pub(crate) fn write(&self, out: &mut Vec<u8>, next: &mut u64) {
         enum Step {
             Node(u32),
             Pair,
@@ -302,13 +303,7 @@ impl Stored {
                 token::int(out, value.exponent);
             }
             Self::Reference(kind, luid) => {
-                let tag = match kind {
-                    RefKind::Remote | RefKind::Cache => "remote",
-                    RefKind::Local => "local",
-                    RefKind::Cached => "cached",
-                    RefKind::Lcache => "lcache",
-                };
-                tagged(out, tag, 1);
+                tagged(out, kind.tag(), 1);
                 match luid {
                     Some(luid) => token::uint(out, *luid),
                     None => token::bytes(out, b"root"),
@@ -333,18 +328,6 @@ fn tagged(out: &mut Vec<u8>, tag: &str, length: usize) {
 fn index(at: usize) -> u32 {
     // An expression has fewer tokens than bytes, and its bytes are limited far below this.
     u32::try_from(at).unwrap_or(u32::MAX)
-}
-
-/// Appends an encoded value to a larger expression in which `next` numbers are taken.
-pub(crate) fn splice(out: &mut Vec<u8>, encoded: &[u8], next: &mut u64) -> Result<()> {
-    let mut scanner = Scanner::new(Shape::Value, Limits::NONE);
-    let shares = scanner.scan(encoded)?.is_some() && scanner.shares();
-    if shares {
-        Value::decode_part(encoded, 0)?.write(out, next);
-    } else {
-        out.extend_from_slice(encoded);
-    }
-    Ok(())
 }
 
 impl<'a> ValueRef<'a> {
