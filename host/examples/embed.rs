@@ -1,5 +1,5 @@
 //! The example of Twisted.Cred's own documentation, as a program of one's own: a MultiService named "pb", a
-//! DefaultAuthorizer, two services that are linked in, and an AuthRoot on a port.
+//! DefaultAuthorizer, two services that are linked in, and an Endpoint on a port.
 //!
 //! ```text
 //! cargo run --example embed -- [ADDRESS]
@@ -9,9 +9,10 @@ use std::sync::Arc;
 
 use credhost::cred::login::Login;
 use credhost::cred::{DefaultAuthorizer, Entropy, Identity, Key, MasterKey, Password};
+use credhost::listener::Endpoint;
 use credhost::multiservice::MultiService;
 use credhost::multiservice::slot::{Slot, Surroundings};
-use credhost::session::{AuthRoot, Limits};
+use credhost::session::Limits;
 use credhost::store::MemoryStore;
 use plugin_api::prelude::*;
 
@@ -87,7 +88,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         eprintln!("{name}: {why}");
     }
     let root =
-        AuthRoot::new(Login::new(authorizer, key, decoy), Arc::clone(&services), surroundings, Limits::default());
+        Endpoint::new(Login::new(authorizer, key, decoy), Arc::clone(&services), surroundings, Limits::default());
     let door = root.listen(&address)?;
     println!("serving on {}; alice's password is alice-pw", door.address());
 

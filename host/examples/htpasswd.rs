@@ -14,9 +14,10 @@ use std::sync::Arc;
 
 use credhost::cred::login::Login;
 use credhost::cred::{Answer, Authorizer, AuthorizerError, Identity, Key, MasterKey, Password, ProofBy};
+use credhost::listener::Endpoint;
 use credhost::multiservice::MultiService;
 use credhost::multiservice::slot::{Slot, Surroundings};
-use credhost::session::{AuthRoot, Limits};
+use credhost::session::Limits;
 use credhost::store::MemoryStore;
 use plugin_api::prelude::*;
 
@@ -101,7 +102,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let decoy = random.first_chunk::<24>().ok_or("too little randomness")?;
     let authorizer = Arc::new(Htpasswd { path, decoy: bcrypt::hash("", 5)? });
     let login = Login::new(authorizer, MasterKey::new(*key), decoy);
-    let root = AuthRoot::new(login, Arc::clone(&services), surroundings, Limits::default());
+    let root = Endpoint::new(login, Arc::clone(&services), surroundings, Limits::default());
     let door = root.listen(&address)?;
     println!("serving on {}", door.address());
 

@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 use crate::accounts::Accounts;
 use crate::config::{ConfigFile, Home, private};
 use crate::control::LibraryStatus;
+use crate::listener::tls::{self, Certificates};
 use crate::multiservice::ended::Held;
-use crate::session::tls::{self, Certificates};
 use crate::store::now;
 
 /// Something that was looked at.

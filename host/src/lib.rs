@@ -14,10 +14,13 @@ pub mod cred;
 pub mod dev;
 pub mod doctor;
 pub mod folder;
+pub mod listener;
 // The host's one room with `unsafe`: the other side of the wall, and dlopen.
 #[allow(unsafe_code)]
 pub mod loader;
+pub mod login_gate;
 pub mod multiservice;
 pub mod server;
 pub mod session;
+pub mod sessions;
 pub mod store;

@@ -12,12 +12,15 @@ use crate::control::{self, Failed, LibraryStatus, Progress, Request, Running};
 use crate::cred::login::Login;
 use crate::cred::{Authorizer, Password};
 use crate::folder::{self, Folder, Group};
+use crate::listener::tls::{Certificates, TlsError};
+use crate::listener::{Endpoint, Listener};
 use crate::loader::vet::Vet;
 use crate::loader::watch::Watch;
+use crate::login_gate::LoginGate;
 use crate::multiservice::MultiService;
 use crate::multiservice::slot::Surroundings;
-use crate::session::tls::{Certificates, TlsError};
-use crate::session::{AuthRoot, Door, Guard, Limits};
+use crate::session::Limits;
+use crate::sessions::Sessions;
 use crate::store::StoreError;
 use crate::store::audit::Event;
 
@@ -76,10 +79,11 @@ pub struct Host {
     accounts: Arc<Accounts>,
     services: Arc<MultiService>,
     folder: Rc<Folder>,
-    guard: Arc<Guard>,
-    door: Door,
+    gate: Arc<LoginGate>,
+    sessions: Arc<Sessions>,
+    listener: Listener,
     /// Over TLS, and of collections that have a door of their own.
-    others: Vec<Door>,
+    others: Vec<Listener>,
     certificates: Option<Arc<Certificates>>,
     /// Where commands come in.
     commands: Cell<Option<tokio::net::UnixListener>>,
@@ -121,17 +125,18 @@ impl Host {
         let authorizer: Arc<dyn Authorizer> = Arc::new(accounts.authorizer());
         let tls_address = options.listen_tls.as_ref().or(settings.pb.listen_tls.as_ref());
         let certificates = certificates(&home, &settings, tls_address.is_some())?;
-        let guard = Guard::new(
+        let gate = LoginGate::new(
             Arc::clone(&surroundings.store),
             accounts.secret().clone(),
             accounts.cost(),
             settings.password.budget.saturating_mul(1024),
             settings.pb.stock_login,
         );
-        guard.restore().await?;
-        let sessions = Arc::clone(guard.sessions());
+        gate.restore().await?;
+        let sessions = Sessions::new();
+        let all = Arc::clone(&sessions);
         accounts.on_change(Box::new(move |name, identity| {
-            if !sessions.changed(name, identity) {
+            if !all.changed(name, identity) {
                 tracing::error!(name, "a connection does not end what it was told to; please report it");
             }
         }));
@@ -172,11 +177,12 @@ impl Host {
         });
         let hashing = hashing.await.unwrap_or_default();
         let refusal = Limits::default().refusal.max(4 * hashing);
-        let serve = |served: &Arc<MultiService>| -> Result<AuthRoot, StartError> {
+        let serve = |served: &Arc<MultiService>| -> Result<Endpoint, StartError> {
             let (key, cost) = (accounts.key().clone(), accounts.cost());
             let login = Login::with_cost(Arc::clone(&authorizer), key, &random()?, cost);
-            let (limits, guard) = (Limits { refusal, ..Limits::default() }, Arc::clone(&guard));
-            Ok(AuthRoot::guarded(login, Arc::clone(served), surroundings.clone(), limits, guard))
+            let limits = Limits { refusal, ..Limits::default() };
+            let before = (Arc::clone(&gate), Arc::clone(&sessions));
+            Ok(Endpoint::with_gate(login, Arc::clone(served), surroundings.clone(), limits, before))
         };
         let root = serve(served)?;
         let mut roots = Vec::new();
@@ -193,18 +199,30 @@ impl Host {
         services.start().await;
         folder.load_all(watch.present()).await;
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
-        let door = root.listen_on(listener, threads, None)?;
+        let listener = root.listen_on(listener, threads, None)?;
         let mut others = Vec::new();
         for (listener, root, tls) in roots {
             let over = if tls.is_some() { " over TLS" } else { "" };
-            let door = root.listen_on(listener, threads, tls)?;
-            tracing::info!("serving also{over} on {}", door.address());
-            others.push(door);
+            let listener = root.listen_on(listener, threads, tls)?;
+            tracing::info!("serving also{over} on {}", listener.address());
+            others.push(listener);
         }
         accounts.note_host("host.started");
         erase(&accounts);
         let commands = Cell::new(Some(control::listen(&home.control())?));
-        let host = Self { home, _lock: lock, accounts, services, folder, guard, door, others, certificates, commands };
+        let host = Self {
+            home,
+            _lock: lock,
+            accounts,
+            services,
+            folder,
+            gate,
+            sessions,
+            listener,
+            others,
+            certificates,
+            commands,
+        };
         Ok((Rc::new(host), watch))
     }
 
@@ -231,8 +249,8 @@ impl Host {
         }
         tracing::info!("stopping");
         // Connections live on threads of their own; so do the services that their calls wait for.
-        self.door.close();
-        self.others.iter().for_each(Door::close);
+        self.listener.close();
+        self.others.iter().for_each(Listener::close);
         let serving: Vec<String> = self.services.services().iter().map(|service| service.name().to_string()).collect();
         self.services.stop().await;
         for service in serving {
@@ -269,7 +287,7 @@ impl Host {
     /// Where PB is served.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
-        self.door.address()
+        self.listener.address()
     }
 
     /// The folder that libraries are dropped into.
@@ -348,10 +366,12 @@ impl Host {
             return Ok(serde_json::json!({ "held": held, "retired": self.folder.retired() }));
         }
         let libraries = self.libraries();
-        let (services, guard) = (Arc::clone(&self.services), Arc::clone(&self.guard));
+        let (services, gate, sessions) =
+            (Arc::clone(&self.services), Arc::clone(&self.gate), Arc::clone(&self.sessions));
         let held = self.folder.held();
         let done = tokio::task::spawn_blocking(move || {
-            let running = Running { services: &services, libraries: &libraries, guard: &guard, held: &held };
+            let running =
+                Running { services: &services, libraries: &libraries, gate: &gate, sessions: &sessions, held: &held };
             control::perform(&request, &accounts, Some(running), &mut |done, of| {
                 // Who asked may have gone.
                 let _ = progress.send((done, of));

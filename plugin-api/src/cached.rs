@@ -33,7 +33,7 @@ pub struct Cached<T> {
 struct Shared<T> {
     value: RefCell<T>,
     /// Its number, once it was sent, and where it is known by it.
-    sent: RefCell<Option<(Rc<Core>, u64)>>,
+    sent: RefCell<Option<(Weak<Core>, u64)>>,
     busy: Cell<bool>,
 }
 
@@ -62,10 +62,14 @@ impl<T: Cacheable> Cached<T> {
     /// When it is in use by the caller itself, further up; when the arguments cannot be written: nothing is changed
     /// then.
     pub fn update<A: Serialize, R>(&self, method: &str, arguments: A, change: impl FnOnce(&mut T) -> R) -> Result<R> {
-        let arguments = remote::tuple(&arguments)?;
-        let result = change(&mut *self.shared.value.try_borrow_mut().map_err(|_| in_use())?);
-        if let Some((core, number)) = &*self.shared.sent.borrow() {
-            core.update(*number, method, &arguments);
+        let sent = self.shared.sent.borrow().clone();
+        let sent = sent.and_then(|(core, number)| Some((core.upgrade()?, number)));
+        let mut value = self.shared.value.try_borrow_mut().map_err(|_| in_use())?;
+        let arguments = remote::tuple(sent.as_ref().map(|(core, _)| &**core), &arguments)?;
+        let result = change(&mut value);
+        drop(value);
+        if let Some((core, number)) = sent {
+            core.update(number, method, &arguments);
         }
         Ok(result)
     }
@@ -79,14 +83,6 @@ impl<T: Cacheable> Cached<T> {
 
 fn in_use() -> Fault {
     Fault::new("RuntimeError", "the object is in use further up in the same call")
-}
-
-impl<T> Drop for Shared<T> {
-    fn drop(&mut self) {
-        if let Some((core, number)) = self.sent.get_mut() {
-            core.forget_cached(*number);
-        }
-    }
 }
 
 impl<T> Clone for Cached<T> {
@@ -104,26 +100,29 @@ impl<T> std::fmt::Debug for Cached<T> {
 impl<T: Cacheable> Serialize for Cached<T> {
     fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
         let known = self.shared.sent.borrow().as_ref().map(|(_, number)| *number);
-        let number = match known {
-            Some(number) => number,
-            None => {
-                let core =
-                    Core::current().ok_or_else(|| S::Error::custom("a cached object can be sent in calls only"))?;
-                let weak = Rc::downgrade(&self.shared);
-                let number = core.cached(weak).map_err(S::Error::custom)?;
-                *self.shared.sent.borrow_mut() = Some((core, number));
-                number
-            }
-        };
+        let core = Core::current().ok_or_else(|| S::Error::custom("a cached object can be sent in calls only"))?;
         if self.shared.busy.replace(true) {
             return Err(S::Error::custom("a cached object that holds itself"));
         }
+        let object: Rc<dyn Any> = Rc::<Shared<T>>::clone(&self.shared);
+        let number = match core.export_cached(object, known) {
+            Ok(number) => number,
+            Err(fault) => {
+                self.shared.busy.set(false);
+                return Err(S::Error::custom(fault));
+            }
+        };
+        *self.shared.sent.borrow_mut() = Some((Rc::downgrade(&core), number));
         let written = match self.shared.value.try_borrow() {
             Ok(value) => serializer.serialize_newtype_struct(
                 jelly::types::reference::CACHE,
                 &(jelly::types::Name(T::TYPE), number, &*value),
             ),
-            Err(_) => Err(S::Error::custom("a cached object that is being changed")),
+            Err(_) => {
+                // Nothing of it was written that would count.
+                core.dropped(number, 1);
+                Err(S::Error::custom("a cached object that is being changed"))
+            }
         };
         self.shared.busy.set(false);
         written
@@ -134,9 +133,8 @@ impl<'de, T: Cacheable> Deserialize<'de> for Cached<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
         let number = remote::number(deserializer, jelly::types::reference::LOCAL, "a cached object of this service's")?;
         let core = Core::current().ok_or_else(|| D::Error::custom("a cached object can come in calls only"))?;
-        let known: Option<Weak<dyn Any>> = core.known_cached(number);
-        let object = known.and_then(|known| known.upgrade()?.downcast::<Shared<T>>().ok());
-        object
+        core.cached(number)
+            .and_then(|object| object.downcast::<Shared<T>>().ok())
             .map(|shared| Self { shared })
             .ok_or_else(|| D::Error::custom("a cached object that is not there any more"))
     }

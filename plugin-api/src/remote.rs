@@ -8,7 +8,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::abi::frame::ToHost;
 use crate::fault::{Fault, Result};
-use crate::runtime::core::Core;
+use crate::runtime::core::{Core, Encoded};
 
 /// An object of a client's: its mind, or a reference it has sent. Clones are the same reference; it is given back to
 /// the client when the last is dropped.
@@ -17,6 +17,8 @@ use crate::runtime::core::Core;
 #[derive(Clone)]
 pub struct Remote {
     shared: Rc<Shared>,
+    /// By which attachment this clone of it came; 0: nobody knows.
+    attachment: u64,
 }
 
 pub(crate) struct Shared {
@@ -27,11 +29,15 @@ pub(crate) struct Shared {
 }
 
 impl Remote {
-    /// One that has come in once more.
-    pub(crate) fn received(core: &Rc<Core>, handle: u64) -> Self {
+    /// One that has come in once more, by an attachment (0: by none that is known).
+    pub(crate) fn received(core: &Rc<Core>, handle: u64, attachment: u64) -> Self {
         let shared = core.remote(handle, |core| Shared { core, handle, count: std::cell::Cell::new(0) });
         shared.count.set(shared.count.get() + 1);
-        Self { shared }
+        Self { shared, attachment }
+    }
+
+    fn target(&self) -> (u64, u64) {
+        (self.shared.handle, self.attachment)
     }
 
     /// Calls a method of the client's object: `arguments` is a tuple, `(text,)` for one. The call is on its way when
@@ -59,17 +65,17 @@ impl Remote {
         keywords: K,
     ) -> impl Future<Output = Result<R>> + use<A, K, R> {
         let core = &self.shared.core;
-        let sent = tuple(&arguments)
-            .and_then(|arguments| Ok((arguments, jelly::to_vec(&keywords)?)))
-            .map(|(arguments, keywords)| core.call(self.shared.handle, method, &arguments, &keywords));
+        let sent = arguments_of(core, &arguments, &keywords)
+            .map(|(arguments, middle)| core.call(self.target(), method, &arguments, middle));
         // The client's object lives until its answer has come.
         let keep = self.clone();
         async move {
             let answer = sent?.await;
-            drop(keep);
             // What came with the answer is held until it is read.
             let answer = answer?;
-            jelly::from_slice(&answer.bytes).map_err(|error| Fault::arguments(format!("the client's answer: {error}")))
+            let core = &keep.shared.core;
+            core.reading(keep.attachment, || jelly::from_slice_with(&answer.bytes, core.classes.get()))
+                .map_err(|error| Fault::arguments(format!("the client's answer: {error}")))
         }
     }
 
@@ -78,16 +84,9 @@ impl Remote {
     /// # Errors
     /// When the arguments cannot be written.
     pub fn notify<A: Serialize>(&self, method: &str, arguments: A) -> Result<()> {
-        let arguments = tuple(&arguments)?;
-        let keywords = jelly::to_vec(&NoKeywords {})?;
-        self.shared.core.push(&ToHost::Call {
-            call: 0,
-            handle: self.shared.handle,
-            answer: false,
-            method,
-            arguments: &arguments,
-            keywords: &keywords,
-        });
+        let core = &self.shared.core;
+        let (arguments, middle) = arguments_of(core, &arguments, &NoKeywords {})?;
+        core.push_call(0, self.target(), method, &arguments, middle);
         Ok(())
     }
 
@@ -101,16 +100,36 @@ impl Remote {
 #[derive(Serialize)]
 struct NoKeywords {}
 
-/// Arguments as a tuple; `()` is the empty one.
-pub(crate) fn tuple<A: Serialize>(arguments: &A) -> Result<Vec<u8>> {
+/// Arguments and keywords, one behind the other, and where the keywords begin.
+fn arguments_of(core: &Core, arguments: &impl Serialize, keywords: &impl Serialize) -> Result<(Encoded, usize)> {
+    let mut encoded = tuple(Some(core), arguments)?;
+    let middle = encoded.bytes.len();
+    if let Err(error) = core.encode(keywords, &mut encoded.bytes, &mut encoded.objects) {
+        core.take_back(&encoded.objects);
+        return Err(error.into());
+    }
+    Ok((encoded, middle))
+}
+
+/// Arguments as a tuple; `()` is the empty one. Own objects in them are counted as handed out, if there is a service.
+pub(crate) fn tuple<A: Serialize>(core: Option<&Core>, arguments: &A) -> Result<Encoded> {
     const NONE: [u8; 4] = [1, 0x80, 1, 0x87];
     const EMPTY: [u8; 4] = [1, 0x80, 11, 0x87];
-    let bytes = jelly::to_vec(arguments)?;
-    if bytes == NONE {
-        return Ok(EMPTY.to_vec());
+    let mut encoded = Encoded::default();
+    match core {
+        Some(core) => core.encode(arguments, &mut encoded.bytes, &mut encoded.objects)?,
+        None => encoded.bytes = jelly::to_vec(arguments)?,
     }
-    let is_tuple = jelly::Deserializer::new(&bytes).sequence().is_ok();
-    if is_tuple { Ok(bytes) } else { Err(Fault::arguments("arguments are a tuple: (text,) for one")) }
+    if encoded.bytes == NONE {
+        encoded.bytes = EMPTY.to_vec();
+    }
+    if jelly::Deserializer::new(&encoded.bytes).sequence().is_ok() {
+        return Ok(encoded);
+    }
+    if let Some(core) = core {
+        core.take_back(&encoded.objects);
+    }
+    Err(Fault::arguments("arguments are a tuple: (text,) for one"))
 }
 
 impl Drop for Shared {
@@ -139,8 +158,10 @@ impl<'de> Deserialize<'de> for Remote {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
         let handle = number(deserializer, jelly::types::reference::REMOTE, "a reference to an object of the client's")?;
         // The runtime holds what has come in with a call while its arguments are read.
-        let known = Core::current().and_then(|core| core.known_remote(handle));
-        known.map(|shared| Self { shared }).ok_or_else(|| D::Error::custom("a reference can come in calls only"))
+        let known = Core::current().and_then(|core| Some((core.known_remote(handle)?, core.read_by())));
+        known
+            .map(|(shared, attachment)| Self { shared, attachment })
+            .ok_or_else(|| D::Error::custom("a reference can come in calls only"))
     }
 }
 

@@ -39,6 +39,11 @@ pub trait Service: Sized + 'static {
     /// Services of the same host that must serve before it starts, and are stopped after it
     /// (`#[service("name", needs = ["other"])]`). Filled in.
     const NEEDS: &'static [&'static str];
+    /// The classes that untyped values ([`Value`]) may have instances of, in and out
+    /// (`#[service("name", copyables = ["shop.Card"])]`): a stock client that does not know a class loses its
+    /// connection over it, so a value with another class is an error to who sends it. Typed arguments and answers name
+    /// their classes themselves. Filled in: none.
+    const COPYABLES: &'static [&'static str] = &[];
     /// Its doc comment. Filled in.
     const DOC: &'static str;
 

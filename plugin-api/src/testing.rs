@@ -470,7 +470,7 @@ impl<S: Service> TestHost<S> {
             ToHost::Attached { attachment } => {
                 state.attached.insert(attachment);
             }
-            ToHost::Answer { call, value } => {
+            ToHost::Answer { call, value, .. } => {
                 state.answers.insert(call, Ok(value.to_vec()));
             }
             ToHost::Failed { call, class, message, .. } => {
@@ -629,7 +629,7 @@ impl<'h, S: Service> TestClient<'h, S> {
 
     fn send(&self, method: &str, arguments: &impl Serialize, keywords: &impl Serialize) -> Result<TestCall<'h, S>> {
         let call = self.host.number();
-        let (arguments, keywords) = (remote::tuple(arguments)?, jelly::to_vec(keywords)?);
+        let (arguments, keywords) = (remote::tuple(None, arguments)?.bytes, jelly::to_vec(keywords)?);
         self.host.tell(&ToLibrary::Call {
             call,
             attachment: self.attachment,

@@ -5,9 +5,12 @@ use std::sync::Arc;
 
 use credhost::cred::login::Login;
 use credhost::cred::{Authorizer, DefaultAuthorizer, Entropy, Identity, Key, MasterKey, Password};
+use credhost::listener::{Endpoint, Listener};
+use credhost::login_gate::LoginGate;
 use credhost::multiservice::MultiService;
 use credhost::multiservice::slot::{Slot, Surroundings};
-use credhost::session::{AuthRoot, Door, Guard, Limits};
+use credhost::session::Limits;
+use credhost::sessions::Sessions;
 use credhost::store::MemoryStore;
 use jelly::{Limits as JellyLimits, Scanner, Shape, Value, token};
 use plugin_api::prelude::*;
@@ -92,8 +95,8 @@ impl Trier {
 
 /// A host in this process.
 pub struct Embedded {
-    door: Door,
-    root: AuthRoot,
+    listener: Listener,
+    root: Endpoint,
     pub services: Arc<MultiService>,
 }
 
@@ -131,24 +134,30 @@ impl Embedded {
             assert_eq!(services.start().await, []);
         });
         let login = Login::new(authorizer, key.clone(), &[4; 24]);
-        let root = AuthRoot::new(login, Arc::clone(&services), surroundings, limits);
-        Self { door: root.listen("127.0.0.1:0").expect("a port"), root, services }
+        let root = Endpoint::new(login, Arc::clone(&services), surroundings, limits);
+        Self { listener: root.listen("127.0.0.1:0").expect("a port"), root, services }
     }
 
     /// What stands before its logins.
     #[must_use]
-    pub fn guard(&self) -> &Guard {
-        self.root.guard()
+    pub fn gate(&self) -> &LoginGate {
+        self.root.gate()
+    }
+
+    /// Who is logged in.
+    #[must_use]
+    pub fn sessions(&self) -> &Sessions {
+        self.root.sessions()
     }
 
     #[must_use]
     pub fn address(&self) -> SocketAddr {
-        self.door.address()
+        self.listener.address()
     }
 
     /// Closes the door, and lets calls in flight end first.
     pub fn close(&self) {
-        self.door.close();
+        self.listener.close();
     }
 }
 

@@ -231,8 +231,8 @@ fn guesses_at_once_are_counted_and_the_owner_gets_in_from_where_she_has_been_bef
             matches!(elsewhere.login("known0", right, None).await, Err(Error::Failure(failure)) if failure.value.contains("too many"))
         );
         home.login("known0", right, None).await.expect("her own counter is at nothing");
-        assert!(host.guard().failures("known0") >= 3);
-        assert!(host.guard().unlock("known0") > 0);
+        assert!(host.gate().failures("known0") >= 3);
+        assert!(host.gate().unlock("known0") > 0);
         elsewhere.login("known0", right, None).await.expect("the operator has unlocked it");
     });
 }

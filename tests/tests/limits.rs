@@ -125,7 +125,7 @@ fn who_does_not_log_in_in_time_is_let_go() {
     let request = patient.begin("echo", &(1,));
     assert_eq!(patient.answer(request).root().as_int(), Some(1));
     // Until they are sent away: then they have as long as one who comes.
-    assert!(host.guard().sessions().changed("alice", None));
+    assert!(host.sessions().changed("alice", None));
     patient.wire.closed();
 }
 

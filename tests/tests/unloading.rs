@@ -12,7 +12,7 @@ use credhost::loader::unload::Account;
 use credhost::loader::{ledger, unload};
 use credhost::multiservice::slot::{Slot, Surroundings};
 use credhost::multiservice::switchboard::Mailbox;
-use credhost::multiservice::{Known, MultiService};
+use credhost::multiservice::{AttachmentChange, MultiService};
 use credhost::store::MemoryStore;
 use plugin_api::abi::frame::{ToHost, ToLibrary};
 use system_tests::build::library;
@@ -86,7 +86,7 @@ impl Bench {
             ToLibrary::Attach { attachment, perspective, identity, mind: 0, peer, again }.write(&mut bytes);
             bytes
         };
-        slot.submit(&frame(false), &mut vec![Known::Attached(attachment, frame(true))]).expect("it serves");
+        slot.submit(&frame(false), &mut vec![AttachmentChange::Attached(attachment, frame(true))]).expect("it serves");
         assert_eq!(self.heard().await, "attached");
     }
 

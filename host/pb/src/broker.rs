@@ -1,13 +1,13 @@
 //! One end of a connection.
 
-use std::collections::HashSet;
+use std::collections::BTreeSet;
 use std::hash::Hash;
 
 use jelly::token::{self, BananaError, Token};
 use jelly::{Defect, Limits, Reference, Scanner, Shape};
 
 use crate::failure::Failure;
-use crate::tables::{Tables, VIOLATIONS};
+use crate::tables::{GivenBack, Tables, VIOLATIONS};
 use crate::translate::{Jelly, Translated};
 
 /// The version of the protocol that every Twisted has spoken since 2002.
@@ -152,7 +152,7 @@ pub struct Output<O> {
     pub bytes: Vec<u8>,
     /// The references of this connection.
     pub tables: Tables<O>,
-    waiting: HashSet<u64>,
+    waiting: BTreeSet<u64>,
     request: u64,
 }
 
@@ -174,7 +174,7 @@ impl<O: Clone + Eq + Hash> Broker<O> {
                 vocabulary: true,
                 bytes,
                 tables: Tables::new(references),
-                waiting: HashSet::new(),
+                waiting: BTreeSet::new(),
                 request: 0,
             },
         }
@@ -250,20 +250,22 @@ impl Input {
                 }
                 Command::Event(event) => break (end, event),
                 Command::Decref(luid) => match output.tables.decref(luid) {
-                    None => return Err(PeerFault::UnknownReference("decref", luid)),
-                    Some(None) => {}
-                    Some(Some(object)) => {
+                    GivenBack::Unknown => return Err(PeerFault::UnknownReference("decref", luid)),
+                    GivenBack::More | GivenBack::Last(None) => {}
+                    GivenBack::Last(Some(object)) => {
                         self.served += end;
                         return Ok(Some(Event::Dropped(object)));
                     }
                 },
                 Command::Decache(luid) => match output.tables.decache(luid) {
-                    None => return Err(PeerFault::UnknownReference("decache", luid)),
-                    Some(None) => {}
-                    Some(Some(object)) => {
+                    GivenBack::Unknown => return Err(PeerFault::UnknownReference("decache", luid)),
+                    GivenBack::More => {}
+                    GivenBack::Last(object) => {
                         output.about("uncache", luid);
-                        self.served += end;
-                        return Ok(Some(Event::Uncached(object)));
+                        if let Some(object) = object {
+                            self.served += end;
+                            return Ok(Some(Event::Uncached(object)));
+                        }
                     }
                 },
                 Command::Uncache(luid) => {

@@ -24,7 +24,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::{mpsc, oneshot};
 use zeroize::Zeroizing;
 
-use crate::{Broker, Event, Failure, Jelly, Role, Target, Translated};
+use crate::{Broker, Event, Exported, Failure, Jelly, Role, Target, Translated};
 
 /// What can go wrong with a call.
 #[derive(Debug, thiserror::Error)]
@@ -474,7 +474,10 @@ impl Driver {
                 }
                 Event::Call(call) => {
                     let object = match call.target {
-                        Target::Luid(luid) => output.tables.exported(luid).and_then(|number| self.objects.get(number)),
+                        Target::Luid(luid) => match output.tables.exported(luid) {
+                            Exported::Live(number) => self.objects.get(number),
+                            Exported::Revoked | Exported::Unknown => None,
+                        },
                         Target::Name(_) => None,
                     };
                     let values = (Value::decode(call.arguments.bytes()), Value::decode(call.keywords.bytes()));

@@ -19,5 +19,5 @@ mod translate;
 
 pub use broker::{Broker, Call, Event, Input, Output, PeerFault, Role, Target};
 pub use failure::Failure;
-pub use tables::{Tables, TooManyReferences};
+pub use tables::{Exported, Tables, TooManyReferences};
 pub use translate::{Jelly, Translated};

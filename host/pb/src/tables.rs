@@ -1,6 +1,6 @@
 //! Who holds what: the references of one connection, and their counts.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::Hash;
 
 /// The peer holds as many of our objects as it may.
@@ -13,20 +13,43 @@ pub(crate) const VIOLATIONS: u32 = 4;
 
 #[derive(Debug)]
 struct Export<O> {
-    object: O,
+    /// `None`: it was revoked. The peer holds the luid until it gives it back; it names nothing any more.
+    object: Option<O>,
     count: u64,
+}
+
+/// What a luid of ours names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Exported<'t, O> {
+    /// Nothing: the peer was never sent it, or has given it back.
+    Unknown,
+    /// Something that was taken away from the peer, which still holds the luid.
+    Revoked,
+    /// This object.
+    Live(&'t O),
+}
+
+/// What comes of a reference that the peer has given back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum GivenBack<O> {
+    /// There is no such luid.
+    Unknown,
+    /// It holds more of them.
+    More,
+    /// It was the last; of this object, unless that was revoked before.
+    Last(Option<O>),
 }
 
 /// Objects of one kind that the peer holds.
 #[derive(Debug)]
 struct Held<O> {
-    exports: HashMap<u64, Export<O>>,
+    exports: BTreeMap<u64, Export<O>>,
     luids: HashMap<O, u64>,
 }
 
 impl<O: Clone + Eq + Hash> Held<O> {
     fn new() -> Self {
-        Self { exports: HashMap::new(), luids: HashMap::new() }
+        Self { exports: BTreeMap::new(), luids: HashMap::new() }
     }
 
     /// Counts one more of an object that the peer holds already.
@@ -37,19 +60,38 @@ impl<O: Clone + Eq + Hash> Held<O> {
     }
 
     fn insert(&mut self, luid: u64, object: &O) {
-        self.exports.insert(luid, Export { object: object.clone(), count: 1 });
+        self.exports.insert(luid, Export { object: Some(object.clone()), count: 1 });
         self.luids.insert(object.clone(), luid);
     }
 
-    fn less(&mut self, luid: u64) -> Option<Option<O>> {
-        let export = self.exports.get_mut(&luid)?;
+    fn less(&mut self, luid: u64) -> GivenBack<O> {
+        let Some(export) = self.exports.get_mut(&luid) else { return GivenBack::Unknown };
         export.count -= 1;
         if export.count > 0 {
-            return Some(None);
+            return GivenBack::More;
         }
-        let export = self.exports.remove(&luid)?;
-        self.luids.remove(&export.object);
-        Some(Some(export.object))
+        let object = self.exports.remove(&luid).and_then(|export| export.object);
+        if let Some(object) = &object {
+            self.luids.remove(object);
+        }
+        GivenBack::Last(object)
+    }
+
+    fn find(&self, luid: u64) -> Exported<'_, O> {
+        match self.exports.get(&luid) {
+            None => Exported::Unknown,
+            Some(Export { object: None, .. }) => Exported::Revoked,
+            Some(Export { object: Some(object), .. }) => Exported::Live(object),
+        }
+    }
+
+    /// Its luid names nothing from now on, until the peer has given it back.
+    fn revoke(&mut self, object: &O) {
+        if let Some(luid) = self.luids.remove(object)
+            && let Some(export) = self.exports.get_mut(&luid)
+        {
+            export.object = None;
+        }
     }
 }
 
@@ -60,7 +102,7 @@ pub struct Tables<O> {
     /// Objects whose state the peer has, and is told the changes of.
     caches: Held<O>,
     /// Cached objects of the peer's that we have not been told the end of.
-    kept: HashSet<u64>,
+    kept: BTreeSet<u64>,
     next: u64,
     limit: usize,
     pub(crate) violations: u32,
@@ -68,7 +110,7 @@ pub struct Tables<O> {
 
 impl<O: Clone + Eq + Hash> Tables<O> {
     pub(crate) fn new(limit: usize) -> Self {
-        Self { references: Held::new(), caches: Held::new(), kept: HashSet::new(), next: 1, limit, violations: 0 }
+        Self { references: Held::new(), caches: Held::new(), kept: BTreeSet::new(), next: 1, limit, violations: 0 }
     }
 
     pub(crate) fn set_limit(&mut self, limit: usize) {
@@ -114,14 +156,14 @@ impl<O: Clone + Eq + Hash> Tables<O> {
 
     /// The object that the peer calls by this luid.
     #[must_use]
-    pub fn exported(&self, luid: u64) -> Option<&O> {
-        self.references.exports.get(&luid).map(|export| &export.object)
+    pub fn exported(&self, luid: u64) -> Exported<'_, O> {
+        self.references.find(luid)
     }
 
     /// The object whose state the peer has under this luid.
     #[must_use]
-    pub fn cached(&self, luid: u64) -> Option<&O> {
-        self.caches.exports.get(&luid).map(|export| &export.object)
+    pub fn cached(&self, luid: u64) -> Exported<'_, O> {
+        self.caches.find(luid)
     }
 
     /// The luid under which the peer has this object's state, if it has.
@@ -130,16 +172,21 @@ impl<O: Clone + Eq + Hash> Tables<O> {
         self.caches.luids.get(object).copied()
     }
 
-    /// All objects that the peer holds.
-    pub fn all_exported(&self) -> impl Iterator<Item = &O> {
-        self.references.exports.values().map(|export| &export.object)
+    /// How many luids the peer holds, of references and of cached objects, revoked ones counted.
+    #[must_use]
+    pub fn held(&self) -> (usize, usize) {
+        (self.references.exports.len(), self.caches.exports.len())
     }
 
-    /// Takes an object back, whatever the count: it is revoked.
+    /// Takes an object away from the peer, whatever the count: its luid names nothing from now on. Handed out again, it
+    /// has another.
     pub fn revoke(&mut self, object: &O) {
-        if let Some(luid) = self.references.luids.remove(object) {
-            self.references.exports.remove(&luid);
-        }
+        self.references.revoke(object);
+    }
+
+    /// As [`Tables::revoke`], for a cached object: its state goes out anew with the next luid.
+    pub fn revoke_cached(&mut self, object: &O) {
+        self.caches.revoke(object);
     }
 
     /// Takes back one count of `object`: what it was exported for was not sent after all.
@@ -156,13 +203,13 @@ impl<O: Clone + Eq + Hash> Tables<O> {
         }
     }
 
-    /// The peer has let go of one reference. `None`: there is no such luid. `Some(Some(object))`: it was the last.
-    pub(crate) fn decref(&mut self, luid: u64) -> Option<Option<O>> {
+    /// The peer has let go of one reference.
+    pub(crate) fn decref(&mut self, luid: u64) -> GivenBack<O> {
         self.references.less(luid)
     }
 
     /// As [`Tables::decref`], for a cached object.
-    pub(crate) fn decache(&mut self, luid: u64) -> Option<Option<O>> {
+    pub(crate) fn decache(&mut self, luid: u64) -> GivenBack<O> {
         self.caches.less(luid)
     }
 
@@ -197,9 +244,9 @@ mod tests {
         assert_eq!(tables.export(&'a'), Ok(1));
         assert_eq!(tables.export(&'a'), Ok(1));
         assert_eq!(tables.export(&'b'), Ok(2));
-        assert_eq!(tables.decref(1), Some(None));
-        assert_eq!(tables.decref(1), Some(Some('a')));
-        assert_eq!(tables.decref(1), None);
+        assert_eq!(tables.decref(1), GivenBack::More);
+        assert_eq!(tables.decref(1), GivenBack::Last(Some('a')));
+        assert_eq!(tables.decref(1), GivenBack::Unknown);
         assert_eq!(tables.export(&'a'), Ok(3));
     }
 
@@ -209,11 +256,28 @@ mod tests {
         assert_eq!(tables.export(&'a'), Ok(1));
         assert_eq!(tables.cache(&'a'), Ok((2, true)));
         assert_eq!(tables.cache(&'a'), Ok((2, false)));
-        assert_eq!((tables.cached(2), tables.cached(1), tables.exported(2)), (Some(&'a'), None, None));
-        assert_eq!(tables.decache(2), Some(None));
-        assert_eq!(tables.decache(2), Some(Some('a')));
-        assert_eq!(tables.decache(2), None);
+        assert_eq!((tables.cached(2), tables.cached(1)), (Exported::Live(&'a'), Exported::Unknown));
+        assert_eq!(tables.exported(2), Exported::Unknown);
+        assert_eq!(tables.decache(2), GivenBack::More);
+        assert_eq!(tables.decache(2), GivenBack::Last(Some('a')));
+        assert_eq!(tables.decache(2), GivenBack::Unknown);
         assert_eq!(tables.cache(&'a'), Ok((3, true)));
+    }
+
+    #[test]
+    fn a_revoked_object_keeps_its_luid_until_the_peer_gives_it_back_and_comes_back_under_another() {
+        let mut tables = Tables::new(1024);
+        assert_eq!((tables.export(&'a'), tables.export(&'a')), (Ok(1), Ok(1)));
+        assert_eq!(tables.cache(&'b'), Ok((2, true)));
+        tables.revoke(&'a');
+        tables.revoke_cached(&'b');
+        assert_eq!((tables.exported(1), tables.cached(2)), (Exported::Revoked, Exported::Revoked));
+        assert_eq!(tables.export(&'a'), Ok(3));
+        assert_eq!(tables.cache(&'b'), Ok((4, true)), "its state is sent anew: it missed updates");
+        assert_eq!((tables.decref(1), tables.decref(1)), (GivenBack::More, GivenBack::Last(None)));
+        assert_eq!((tables.decache(2), tables.decache(2)), (GivenBack::Last(None), GivenBack::Unknown));
+        assert_eq!((tables.exported(3), tables.cached(4)), (Exported::Live(&'a'), Exported::Live(&'b')));
+        assert_eq!(tables.held(), (1, 1));
     }
 
     #[test]

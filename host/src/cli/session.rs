@@ -3,7 +3,7 @@
 use clap::Subcommand;
 use credhost::config::Home;
 use credhost::control::Request;
-use credhost::session::SessionStatus;
+use credhost::sessions::SessionStatus;
 
 use super::home::{ask, table, when};
 use super::{Output, Trouble};

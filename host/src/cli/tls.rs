@@ -7,7 +7,7 @@ use std::path::Path;
 
 use clap::Subcommand;
 use credhost::config::Home;
-use credhost::session::tls;
+use credhost::listener::tls;
 use credhost::store::now;
 use serde_json::json;
 

@@ -5,9 +5,10 @@ use serde_json::{Value, json};
 use super::protocol::{LibraryStatus, Request, Secret};
 use crate::accounts::{AccountError, Accounts};
 use crate::cred::{Credential, CredentialError, Identity, Key, NameError, Password, ProofBy};
+use crate::login_gate::LoginGate;
 use crate::multiservice::MultiService;
 use crate::multiservice::ended::Held;
-use crate::session::Guard;
+use crate::sessions::Sessions;
 use crate::store::audit::{Broken, Event, Head, Verifier};
 use crate::store::{Record, StoreError, Write, now, wait};
 
@@ -81,7 +82,9 @@ pub struct Running<'a> {
     /// What became of the files in its folder.
     pub libraries: &'a [LibraryStatus],
     /// What stands before its logins.
-    pub guard: &'a Guard,
+    pub gate: &'a LoginGate,
+    /// Who is logged in.
+    pub sessions: &'a Sessions,
     /// Libraries that could not be let go of.
     pub held: &'a [Held],
 }
@@ -120,7 +123,7 @@ pub fn perform(
         Request::IdentityRemove { name } => done(accounts.remove(name)?),
         Request::IdentityUnlock { name } => {
             let counters = match host {
-                Some(host) => host.guard.unlock(name),
+                Some(host) => host.gate.unlock(name),
                 None => forget_failures(accounts, name)?,
             };
             accounts.note(accounts.event("identity.unlocked", name).with("counters", counters));
@@ -150,9 +153,9 @@ pub fn perform(
             done(accounts.key_remove(name, &key(name, service, perspective)?)?)
         }
         Request::KeyList { name } => shown(&*accounts.get(name)?, host)["keys"].take(),
-        Request::SessionList {} => json!(running(host)?.guard.sessions().list()),
+        Request::SessionList {} => json!(running(host)?.sessions.list()),
         Request::SessionCut { session, identity } => {
-            let cut = running(host)?.guard.sessions().cut(*session, identity.as_deref());
+            let cut = running(host)?.sessions.cut(*session, identity.as_deref());
             for session in &cut {
                 let event = Event::new("session.cut").with("session", session.session).with("peer", &*session.peer);
                 let event = event.with("by", accounts.by());
@@ -231,7 +234,7 @@ fn states(accounts: &Accounts, service: &str, after: Option<&str>) -> Result<Val
 
 /// Forgets the failed logins of a name where no host runs, which would count on.
 fn forget_failures(accounts: &Accounts, name: &str) -> Result<usize, Failed> {
-    let of = Guard::digest_of(accounts.secret(), name);
+    let of = LoginGate::digest_of(accounts.secret(), name);
     let kept = wait(|done| accounts.store().failures(done))?;
     let writes: Vec<Write> = kept
         .into_iter()
@@ -349,7 +352,7 @@ fn shown(identity: &Identity, host: Option<Running<'_>>) -> Value {
         .keys()
         .map(|key| json!({ "service": key.service.as_str(), "perspective": key.perspective.as_str() }))
         .collect();
-    let failures = host.map_or(0, |host| host.guard.failures(identity.name.as_str()));
+    let failures = host.map_or(0, |host| host.gate.failures(identity.name.as_str()));
     let has = |wanted: fn(&ProofBy) -> bool| identity.credentials.iter().any(|credential| wanted(&credential.proof));
     json!({
         "name": identity.name.as_str(),

@@ -15,7 +15,7 @@ use crate::loader::ledger;
 use crate::loader::private::PrivateFolder;
 use crate::loader::unload::Account;
 use crate::loader::vet::Sections;
-use crate::multiservice::Known;
+use crate::multiservice::AttachmentChange;
 use crate::multiservice::slot::{Slot, Surroundings};
 use crate::multiservice::switchboard::Mailbox;
 use crate::store::MemoryStore;
@@ -122,7 +122,7 @@ impl Client {
             ToLibrary::Attach { attachment, perspective, identity, mind: 0, peer, again }.write(&mut bytes);
             bytes
         };
-        let mut known = vec![Known::Attached(attachment, frame(true))];
+        let mut known = vec![AttachmentChange::Attached(attachment, frame(true))];
         self.slot.submit(&frame(false), &mut known).map_err(|error| error.to_string())?;
         match self.answers(1, PATIENCE).await.into_iter().next() {
             Some((_, Ok(()))) => Ok(()),

@@ -21,7 +21,7 @@ struct Now<G> {
 #[derive(Debug, Default)]
 struct Waiting {
     frames: Vec<u8>,
-    changes: Vec<Known>,
+    changes: Vec<AttachmentChange>,
 }
 
 /// How an attachment is told to the next generation.
@@ -29,16 +29,19 @@ struct Waiting {
 struct Attachment {
     order: u64,
     frame: Vec<u8>,
+    let_go: bool,
 }
 
 /// What changes in who is attached, with the frames that it is handed over with.
 #[derive(Debug)]
 #[allow(unreachable_pub, reason = "a test has this file as a part of its own")]
-pub enum Known {
+pub enum AttachmentChange {
     /// This attachment has begun; the frame that tells the next generation.
     Attached(u64, Vec<u8>),
+    /// Its client has let go of the perspective; this frame tells the next generation from now on.
+    LetGo(u64, Vec<u8>),
     /// It has ended.
-    Detached(u64),
+    Ended(u64),
 }
 
 /// Why nothing was handed over.
@@ -63,7 +66,7 @@ impl<G> Current<G> {
     pub(super) fn hand_over<E>(
         &self,
         frames: &[u8],
-        changes: &mut Vec<Known>,
+        changes: &mut Vec<AttachmentChange>,
         limit: usize,
         push: impl FnOnce(&G) -> Result<(), E>,
     ) -> Result<(), NotHanded<E>> {
@@ -137,20 +140,26 @@ impl<G> Current<G> {
         now.generation.take()
     }
 
-    /// How many are attached.
+    /// How many are attached, and have not let go of their perspective.
     pub(super) fn attached(&self) -> usize {
-        self.0.read().attached.len()
+        self.0.read().attached.values().filter(|attached| !attached.let_go).count()
     }
 }
 
 impl<G> Now<G> {
-    fn know(&mut self, change: Known) {
+    fn know(&mut self, change: AttachmentChange) {
         match change {
-            Known::Attached(id, frame) => {
+            AttachmentChange::Attached(id, frame) => {
                 self.next += 1;
-                self.attached.insert(id, Attachment { order: self.next, frame });
+                self.attached.insert(id, Attachment { order: self.next, frame, let_go: false });
             }
-            Known::Detached(id) => drop(self.attached.remove(&id)),
+            AttachmentChange::LetGo(id, frame) => {
+                if let Some(attached) = self.attached.get_mut(&id) {
+                    attached.frame = frame;
+                    attached.let_go = true;
+                }
+            }
+            AttachmentChange::Ended(id) => drop(self.attached.remove(&id)),
         }
     }
 }

@@ -8,6 +8,7 @@ use parking_lot::{Mutex, MutexGuard};
 use plugin_api::abi::frame::{self, ToHost, ToLibrary};
 use tokio::sync::{Notify, mpsc};
 
+use super::backend::SlotNo;
 use super::slot::Surroundings;
 use super::switchboard::{Delivery, Switchboard};
 use crate::loader::gate::Outlet;
@@ -40,7 +41,7 @@ const LOG_LIMIT: u64 = 200;
 
 /// One generation's way out.
 pub(super) struct Line {
-    slot: u32,
+    slot: SlotNo,
     /// The generation's.
     pub(super) number: u32,
     pub(super) name: OnceLock<String>,
@@ -137,7 +138,7 @@ impl Line {
     /// The way out of this generation of this slot. One that does not serve yet keeps back what changes anything, until
     /// [`Line::serve`].
     pub(super) fn new(
-        slot: u32,
+        slot: SlotNo,
         number: u32,
         serving: bool,
         surroundings: &Surroundings,
@@ -192,7 +193,7 @@ impl Line {
 
     /// From whom what is delivered comes: the slot, and above it the generation.
     pub(super) fn tag(&self) -> u64 {
-        u64::from(self.slot) | u64::from(self.number) << 32
+        u64::from(self.slot.0) | u64::from(self.number) << 32
     }
 
     /// It serves from now on: what was kept back is committed, and told.
@@ -309,18 +310,19 @@ impl Line {
     /// One frame that waits for nothing any more.
     fn out(&self, frame: &ToHost<'_>, raw: &[u8], delivery: &mut Delivery<'_>) {
         match frame {
-            ToHost::Answer { call, value } => {
-                let delivered = delivery.deliver(*call, self.tag(), raw);
-                if !delivered {
-                    self.unsent(value);
+            ToHost::Answer { call, objects, .. } => {
+                if !delivery.deliver(*call, self.tag(), raw) {
+                    self.give_back(objects);
                 }
             }
             ToHost::Attached { attachment } => {
                 self.took(*attachment, false);
                 delivery.deliver(*attachment, self.tag(), raw);
             }
-            ToHost::Update { attachment: number, .. } => {
-                delivery.deliver(*number, self.tag(), raw);
+            ToHost::Update { attachment: number, objects, .. } => {
+                if !delivery.deliver(*number, self.tag(), raw) {
+                    self.give_back(objects);
+                }
             }
             ToHost::Failed { call, fault, message, .. } => {
                 if *fault {
@@ -330,14 +332,16 @@ impl Line {
                 self.took(*call, true);
                 delivery.deliver(*call, self.tag(), raw);
             }
-            ToHost::Call { call, handle, answer, .. } => {
-                let delivered = delivery.deliver(*handle, self.tag(), raw);
-                if *answer && !delivered {
-                    let (class, message) = ("twisted.spread.pb.PBConnectionLost", "the client has gone");
-                    self.tell(&ToLibrary::Failed { call: *call, class, message });
+            ToHost::Call { call, handle, answer, objects, .. } => {
+                if !delivery.deliver(*handle, self.tag(), raw) {
+                    self.give_back(objects);
+                    if *answer {
+                        let (class, message) = ("twisted.spread.pb.PBConnectionLost", "the client has gone");
+                        self.tell(&ToLibrary::Failed { call: *call, class, message });
+                    }
                 }
             }
-            ToHost::Release { handle, .. } => {
+            ToHost::Release { handle, .. } | ToHost::Forget { handle, .. } => {
                 delivery.deliver(*handle, self.tag(), raw);
             }
             ToHost::Load { request, perspective } => self.load(*request, perspective),
@@ -381,20 +385,16 @@ impl Line {
                 self.over();
                 self.stage(Stage::Stopped);
             }
-            // Saves are taken out before. A call that was given up is not called back: its answer finds nobody.
+            // Saves are taken out before.
             // A newer library may say more.
             _ => {}
         }
     }
 
-    /// A value that goes to nobody: the objects in it were counted as handed out.
-    fn unsent(&self, value: &[u8]) {
-        let mut scanner = jelly::Scanner::new(jelly::Shape::Value, jelly::Limits::default());
-        let Ok(Some(scanned)) = scanner.scan(value) else { return };
-        for reference in scanned.references.iter().filter(|reference| reference.kind == jelly::RefKind::Remote) {
-            if let Some(object) = reference.luid.filter(|luid| luid >> 32 == 0) {
-                self.tell(&ToLibrary::Dropped { object, count: 1 });
-            }
+    /// The objects of a value that goes to nobody: they were counted as handed out.
+    fn give_back(&self, objects: &[u8]) {
+        for object in frame::numbers(objects) {
+            self.tell(&ToLibrary::Dropped { object, count: 1 });
         }
     }
 
@@ -536,21 +536,22 @@ impl Line {
 
     fn undo_one(&self, frame: &ToHost<'_>, raw: &[u8], delivery: &mut Delivery<'_>) {
         match *frame {
-            ToHost::Answer { call, value } => {
-                self.unsent(value);
+            ToHost::Answer { call, objects, .. } => {
+                self.give_back(objects);
                 let mut failed = Vec::new();
                 let (class, message) = ("RuntimeError", "the change could not be saved, and is undone");
                 ToHost::Failed { call, class, message, fault: false }.write(&mut failed);
                 delivery.deliver(call, self.tag(), &failed);
             }
-            ToHost::Call { call, answer, .. } => {
+            ToHost::Call { call, answer, objects, .. } => {
+                self.give_back(objects);
                 if answer {
                     let (class, message) = ("RuntimeError", "a change before it could not be saved");
                     self.tell(&ToLibrary::Failed { call, class, message });
                 }
             }
             // What was to be told of has not come to pass.
-            ToHost::Update { .. } => {}
+            ToHost::Update { objects, .. } => self.give_back(objects),
             ToHost::Frozen { .. } => {
                 let why = "the code that serves could not save its changes; it goes back to what is saved";
                 self.stage(Stage::Refused(why.to_owned()));

@@ -6,6 +6,7 @@
 //! In the original: `twisted.internet.app.MultiService`. Unlike it, children know no parent, and a name that is taken
 //! is an error.
 
+mod backend;
 mod current;
 pub mod ended;
 mod line;
@@ -14,7 +15,8 @@ pub mod reload;
 pub mod slot;
 pub mod switchboard;
 
-pub use current::Known;
+pub use backend::{Backend, Backends, SlotNo};
+pub use current::AttachmentChange;
 
 /// The locks of `current`; its model has others.
 mod sync {

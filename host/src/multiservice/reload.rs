@@ -14,7 +14,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use plugin_api::abi::frame::{ToHost, ToLibrary, handles};
+use plugin_api::abi::frame::{ToHost, ToLibrary, numbers};
 
 use super::line::Stage;
 use super::live::{Live, unexpected};
@@ -210,22 +210,26 @@ impl Slot {
         self.retiring.lock().push(Arc::clone(old));
         let mut counts = (0, 0);
         self.current.switch(Arc::clone(new), |new, attached, waited| {
-            counts = (attached.len(), calls(waited));
+            // Those whose clients have let go of their perspective are told, and answered by nobody.
+            let is_attached =
+                |(_, frame): &&(u64, &[u8])| matches!(ToLibrary::read(&mut &**frame), Some(ToLibrary::Attach { .. }));
+            counts = (attached.iter().filter(is_attached).count(), calls(waited));
             {
                 // Each connection hears of the new hold on its client's object before the old one can let go of it.
                 let mut delivery = Delivery::new(&self.surroundings.switchboard);
                 for (_, frame) in attached {
-                    if let Some(ToLibrary::Attach { mind, .. }) = ToLibrary::read(&mut &**frame)
+                    if let Some(ToLibrary::Attach { mind, .. } | ToLibrary::Linger { mind, .. }) =
+                        ToLibrary::read(&mut &**frame)
                         && mind != 0
                     {
-                        let mut lent = Vec::new();
-                        ToHost::Lent { handle: mind }.write(&mut lent);
-                        delivery.deliver(mind, new.line.tag(), &lent);
+                        let mut retained = Vec::new();
+                        ToHost::Retained { handle: mind }.write(&mut retained);
+                        delivery.deliver(mind, new.line.tag(), &retained);
                     }
                 }
             }
             self.serves(new);
-            new.line.expect(attached.iter().map(|(attachment, _)| *attachment));
+            new.line.expect(attached.iter().filter(is_attached).map(|(attachment, _)| *attachment));
             new.line.serve();
             for (_, frame) in attached {
                 new.generation.push_anyway(frame);
@@ -273,7 +277,7 @@ impl Slot {
     fn unanswered(&self, calls: &[u8], tag: u64) {
         let (class, message) = ("credhost.Reloaded", "the service was replaced while the call was under way");
         let mut delivery = Delivery::new(&self.surroundings.switchboard);
-        for call in handles(calls) {
+        for call in numbers(calls) {
             let mut failed = Vec::new();
             ToHost::Failed { call, class, message, fault: false }.write(&mut failed);
             delivery.deliver(call, tag, &failed);

@@ -9,7 +9,8 @@ use plugin_api::abi::frame::ToLibrary;
 use plugin_api::manifest::Manifest;
 use tokio::sync::{Mutex as Turn, Notify};
 
-use super::current::{Current, Known, NotHanded};
+use super::backend::SlotNo;
+use super::current::{AttachmentChange, Current, NotHanded};
 use super::ended::Ended;
 use super::line::Line;
 use super::live::{Live, STOP};
@@ -89,7 +90,7 @@ pub struct NotServing(pub String);
 
 /// A service under its name.
 pub struct Slot {
-    pub(super) number: u32,
+    pub(super) number: SlotNo,
     pub(super) name: Name,
     pub(super) surroundings: Surroundings,
     manifest: RwLock<Arc<Manifest>>,
@@ -132,7 +133,7 @@ impl Slot {
         config: impl FnOnce(&str) -> Result<Vec<u8>, String>,
     ) -> Result<Arc<Self>, NotServing> {
         static NEXT: AtomicU32 = AtomicU32::new(1);
-        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let number = SlotNo(NEXT.fetch_add(1, Ordering::Relaxed));
         let faults = Arc::default();
         let (line, stages) = Line::new(number, 1, true, surroundings, &faults);
         let live = Live::load(source, line, stages, surroundings, config).await?;
@@ -249,7 +250,7 @@ impl Slot {
     ///
     /// # Errors
     /// When it does not serve, or does not keep up; nothing was handed over then.
-    pub fn submit(&self, frames: &[u8], changes: &mut Vec<Known>) -> Result<(), NotServing> {
+    pub fn submit(&self, frames: &[u8], changes: &mut Vec<AttachmentChange>) -> Result<(), NotServing> {
         if *self.state.lock() == State::Loaded {
             return Err(NotServing(format!("{} is starting", self.name)));
         }
@@ -264,7 +265,7 @@ impl Slot {
     }
 
     /// Hands over what ends something: it is never too much.
-    pub(crate) fn submit_anyway(&self, frames: &[u8], changes: &mut Vec<Known>) {
+    pub(crate) fn submit_anyway(&self, frames: &[u8], changes: &mut Vec<AttachmentChange>) {
         let handed = self.current.hand_over(frames, changes, usize::MAX, |live| {
             live.generation.push_anyway(frames);
             Ok::<(), ()>(())
@@ -340,8 +341,8 @@ impl Slot {
 
     /// A number that no other slot of this process has had.
     #[must_use]
-    pub fn number(&self) -> u64 {
-        u64::from(self.number)
+    pub fn number(&self) -> SlotNo {
+        self.number
     }
 
     /// Its name.

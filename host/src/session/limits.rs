@@ -11,6 +11,8 @@ pub struct PeerLimits {
     pub calls: usize,
     /// Calls beyond that wait here, in bytes.
     pub parked: usize,
+    /// Attachments it may have, those included that it let go of while something that came by them lives.
+    pub attachments: usize,
     /// Objects of ours that it may hold.
     pub references: usize,
     /// Answers that it has not read, in bytes, before its calls are no longer read.
@@ -45,6 +47,7 @@ impl Default for Limits {
                 jelly: jelly::Limits::BEFORE_LOGIN,
                 calls: 4,
                 parked: 16 << 10,
+                attachments: 4,
                 references: 16,
                 unread: 16 << 10,
             },
@@ -52,6 +55,7 @@ impl Default for Limits {
                 jelly: jelly::Limits::default(),
                 calls: 1024,
                 parked: 8 << 20,
+                attachments: 1024,
                 references: 1024,
                 unread: 1 << 20,
             },

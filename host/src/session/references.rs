@@ -1,17 +1,18 @@
 //! References, between a client's numbers and a service's: what may go through, what each becomes, and how often it was
 //! sent, so that each is given back.
+//!
+//! Each reference knows all attachments by which it came. It dies when the last of them is taken away, and not before: a
+//! client that gives a perspective back keeps what it got by it (Twisted's rule), and what came by two keys survives the
+//! loss of one. A reference that is dead gives back what it counted for, on both sides.
 
-use std::collections::HashMap;
-use std::sync::Arc;
+use std::collections::{BTreeMap, HashMap};
 
 use jelly::{RefKind, Reference};
-use pb::{Failure, Jelly, Output, Tables, Translated};
-use plugin_api::abi::frame::ToLibrary;
+use pb::{Exported, Failure, Jelly, Output, Tables, Translated};
+use plugin_api::abi::frame;
 
-use super::desk::{Era, Held, Object, State};
-use crate::multiservice::slot::Slot;
-
-type Out = Output<Object>;
+use super::numbers::{AttachmentNo, HandleKind, HandleNo, Object, Provenance, Table, Uses};
+use crate::multiservice::SlotNo;
 
 /// A value that names what is not its sender's to name.
 const FOREIGN: &str = "a reference to something that is not this service's";
@@ -20,117 +21,129 @@ pub(super) fn insecure(what: &str) -> Failure {
     Failure::new("twisted.spread.jelly.InsecureJelly", what)
 }
 
-impl State {
-    /// Counts what was sent by an attachment, or takes back what was not.
-    pub(super) fn settle(&mut self, output: &mut Out, attachment: u64, exported: Vec<Object>, written: bool) {
-        for object in exported {
-            match (object, written) {
-                (Object::Cached { .. }, true) => drop(self.cached_by.entry(object).or_default().insert(attachment)),
-                (Object::Cached { .. }, false) => output.tables.uncache(&object),
-                (_, true) => *self.sent.entry(object).or_insert(0) += 1,
-                (_, false) => output.tables.unexport(&object),
-            }
-        }
-    }
+pub(super) fn dead(what: &str) -> Failure {
+    Failure::new("twisted.spread.pb.DeadReferenceError", what)
+}
 
-    /// Whether a cached object that the client has is still its to have: all that it came by may have been taken away.
-    pub(super) fn has_cached(&self, object: &Object) -> bool {
-        self.cached_by.get(object).is_some_and(|by| !by.is_empty())
-    }
+pub(super) fn revoked() -> Failure {
+    dead("what this came by was taken away")
+}
 
-    /// A value of a service's that goes to nobody: the objects in it were counted as handed out.
-    pub(super) fn unsent(&mut self, slot: u64, value: &[u8]) {
-        let objects: Vec<u64> = match self.scanner.scan(value) {
-            Ok(Some(scanned)) => handed_out(scanned.references).collect(),
-            _ => {
-                self.scanner = jelly::Scanner::new(jelly::Shape::Value, self.shared.limits.after.jelly);
-                return;
-            }
+/// A service's way to an object of the client's.
+#[derive(Debug)]
+struct Held {
+    slot: SlotNo,
+    luid: u64,
+    /// How often the client sent it: each is given back.
+    count: u64,
+    /// How often the service was given it without the client having sent it once more: by an avatar that keeps its mind,
+    /// or as the next generation.
+    retained: u64,
+    by: Provenance,
+}
+
+/// A service's own object that the client has.
+#[derive(Debug, Default)]
+struct Given {
+    /// How often it was sent: the service counts as often.
+    count: u64,
+    by: Provenance,
+}
+
+/// A client's object that avatars keep, to give it to whatever is attached by them.
+#[derive(Debug, Default)]
+struct KeptMind {
+    avatars: usize,
+    /// How often the client sent it: given back when nobody has it any more.
+    count: u64,
+}
+
+/// Between whom a value goes.
+#[derive(Debug)]
+pub(crate) struct Route<'r> {
+    /// The connection's number.
+    pub(crate) connection: u32,
+    /// The service.
+    pub(crate) slot: SlotNo,
+    /// By which attachments.
+    pub(crate) by: &'r Provenance,
+}
+
+/// What has ended on both sides.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Released {
+    /// Services' own objects that the client has no more: each with how often it was sent.
+    pub(crate) objects: Vec<(SlotNo, u64, u64)>,
+    /// Attachments that something came by which has ended: they may be over now.
+    pub(crate) attachments: Vec<AttachmentNo>,
+}
+
+/// All references of a connection.
+#[derive(Debug, Default)]
+pub(crate) struct References {
+    held: Table<HandleKind, Held>,
+    held_by: HashMap<(SlotNo, u64), HandleNo>,
+    given: BTreeMap<Object, Given>,
+    minds: BTreeMap<u64, KeptMind>,
+    uses: Uses,
+}
+
+impl References {
+    /// What keeps a reference in a client's value from going to this service. `at` says where an attachment is whose
+    /// perspective the client has.
+    pub(crate) fn check_inbound(
+        &self,
+        tables: &Tables<Object>,
+        slot: SlotNo,
+        reference: &Reference,
+        at: impl Fn(AttachmentNo) -> Option<SlotNo>,
+    ) -> Result<(), Failure> {
+        let Some(luid) = reference.luid else {
+            // `(local "root")` has no number, and Twisted makes None of what it does not know.
+            let is_named = reference.kind == RefKind::Local;
+            return if is_named { Ok(()) } else { Err(insecure("a reference whose number is too large")) };
         };
-        if let (false, Some(slot)) = (objects.is_empty(), self.slot(slot)) {
-            for object in objects {
-                self.say(&slot, &ToLibrary::Dropped { object, count: 1 });
-            }
-        }
-    }
-
-    pub(super) fn release(&mut self, output: &mut Out, slot: u64, handle: u64, count: u64) {
-        let Some(index) = self.narrow(handle) else { return };
-        let Some(held) = self.held.get_mut(&index).filter(|held| held.slot.number() == slot) else {
-            return;
+        let mine = |object: Exported<'_, Object>| match object {
+            Exported::Unknown if reference.kind == RefKind::Local => Ok(()),
+            Exported::Unknown => Err(insecure(FOREIGN)),
+            Exported::Revoked => Err(revoked()),
+            Exported::Live(Object::Service { slot: of, .. } | Object::Cached { slot: of, .. }) if *of == slot => Ok(()),
+            Exported::Live(Object::Perspective(no)) if at(*no) == Some(slot) => Ok(()),
+            Exported::Live(_) => Err(insecure(FOREIGN)),
         };
-        // What an avatar has lent is not given back to the client with it.
-        let lent = count.min(held.lent);
-        held.lent -= lent;
-        let count = (count - lent).min(held.count);
-        held.count -= count;
-        let (luid, left) = (held.luid, held.count + held.lent);
-        if left == 0 {
-            self.held.remove(&index);
-            self.held_by.remove(&(slot, luid));
-        }
-        output.release(luid, count);
-    }
-
-    /// The next generation of a service has a hold on an object of the client's, too, which the client was not asked for.
-    pub(super) fn lend(&mut self, slot: u64, handle: u64) {
-        let Some(index) = self.narrow(handle) else { return };
-        if let Some(held) = self.held.get_mut(&index).filter(|held| held.slot.number() == slot) {
-            held.lent += 1;
-        }
-    }
-
-    /// What keeps a reference of the client's from going to this service.
-    pub(super) fn acceptable(&self, output: &Out, slot: u64, reference: &Reference) -> Option<Failure> {
         match reference.kind {
-            RefKind::Remote => reference.luid.is_none().then(|| insecure("a reference whose number is too large")),
-            RefKind::Local => {
-                // Twisted makes None of one that it does not know.
-                let object = output.tables.exported(reference.luid?)?;
-                let mine = match object {
-                    Object::Service { attachment, .. } => {
-                        self.attachments.get(attachment).is_some_and(|attached| attached.slot.number() == slot)
-                    }
-                    Object::Login(_) | Object::Perspective(_) | Object::Cached { .. } => false,
-                };
-                (!mine).then(|| insecure(FOREIGN))
-            }
-            RefKind::Lcache => {
-                let object = reference.luid.and_then(|luid| output.tables.cached(luid));
-                let mine = object.is_some_and(|object| {
-                    matches!(object, Object::Cached { slot: of, .. } if *of == slot) && self.has_cached(object)
-                });
-                (!mine).then(|| insecure(FOREIGN))
-            }
-            RefKind::Cached | RefKind::Cache => Some(insecure("a cached object of the client's: services take none")),
+            RefKind::Remote => Ok(()),
+            RefKind::Local => mine(tables.exported(luid)),
+            RefKind::Lcache => mine(tables.cached(luid)),
+            RefKind::Cached | RefKind::Cache => Err(insecure("a cached object of the client's: services take none")),
         }
     }
 
-    /// Writes a client's value as a service sees it. Its references were found acceptable.
-    pub(super) fn translate_in(
+    /// Writes a client's value as a service sees it. Its references were checked. The client's objects in it are appended to
+    /// `handles`, once for each time.
+    pub(crate) fn inbound(
         &mut self,
-        output: &Out,
-        slot: &Arc<Slot>,
-        attachment: u64,
+        tables: &Tables<Object>,
+        route: &Route<'_>,
         value: &Jelly<'_>,
         into: &mut Vec<u8>,
-        handles: &mut Vec<u8>,
+        handles: &mut Vec<u64>,
     ) {
         let translated = value.translate(into, |reference| {
-            Ok::<_, std::convert::Infallible>(match (reference.kind, reference.luid) {
-                (RefKind::Remote, Some(luid)) => {
-                    let handle = self.hold(slot, luid, attachment, false);
-                    handles.extend_from_slice(&handle.to_le_bytes());
+            let Some(luid) = reference.luid else { return Ok::<_, std::convert::Infallible>(Translated::None) };
+            Ok(match (reference.kind, tables.exported(luid), tables.cached(luid)) {
+                (RefKind::Remote, ..) => {
+                    let handle = self.hold(route, luid, false).on(route.connection);
+                    handles.push(handle);
                     Translated::Number(handle)
                 }
-                (RefKind::Local, Some(luid)) => match output.tables.exported(luid) {
-                    Some(Object::Service { object, .. }) => Translated::Number(*object),
-                    _ => Translated::None,
-                },
-                (RefKind::Lcache, Some(luid)) => match output.tables.cached(luid) {
-                    Some(Object::Cached { object, .. }) => Translated::As(RefKind::Local, *object),
-                    _ => Translated::None,
-                },
+                (RefKind::Local, Exported::Live(Object::Service { object, .. }), _) => Translated::Number(*object),
+                (RefKind::Local, Exported::Live(Object::Perspective(no)), _) => {
+                    Translated::Number(no.on(route.connection))
+                }
+                (RefKind::Lcache, _, Exported::Live(Object::Cached { object, .. })) => {
+                    Translated::As(RefKind::Local, *object)
+                }
                 _ => Translated::None,
             })
         });
@@ -140,110 +153,295 @@ impl State {
         }
     }
 
-    /// The number by which a service knows an object of the client's, which was sent once more.
-    pub(super) fn hold(&mut self, slot: &Arc<Slot>, luid: u64, attachment: u64, lent: bool) -> u64 {
-        let index = match self.held_by.get(&(slot.number(), luid)) {
-            Some(index) => *index,
+    /// The number by which a service knows an object of the client's, which was sent once more; or, `retained`, which it is
+    /// given without that.
+    pub(crate) fn hold(&mut self, route: &Route<'_>, luid: u64, retained: bool) -> HandleNo {
+        let (slot, by) = (route.slot, Provenance::default());
+        let no = match self.held_by.get(&(slot, luid)) {
+            Some(no) => *no,
             None => {
-                let index = self.fresh();
-                self.held.insert(index, Held { slot: Arc::clone(slot), luid, attachment, count: 0, lent: 0 });
-                self.held_by.insert((slot.number(), luid), index);
-                index
+                let no = self.held.insert(Held { slot, luid, count: 0, retained: 0, by });
+                self.held_by.insert((slot, luid), no);
+                no
             }
         };
-        if let Some(held) = self.held.get_mut(&index) {
-            if lent {
-                held.lent += 1;
-            } else {
-                held.count += 1;
-            }
+        if let Some(held) = self.held.get_mut(no) {
+            held.count += u64::from(!retained);
+            held.retained += u64::from(retained);
+            self.uses.begin(held.by.join(route.by));
         }
-        self.wide(index)
+        no
     }
 
-    /// The client has let go of its last reference to an object.
-    pub(super) fn dropped(&mut self, object: Object) {
-        match object {
-            Object::Login(index) => {
-                self.login.remove(&index);
+    /// What a service calls, when it calls this handle: the client's luid, and by which attachments the call goes. It says
+    /// by which attachment it has the object (`None`: it does not know), and may be wrong.
+    ///
+    /// # Errors
+    /// When the object, or what it came by, was taken away.
+    pub(crate) fn called(
+        &self,
+        slot: SlotNo,
+        no: Option<HandleNo>,
+        by: Option<AttachmentNo>,
+    ) -> Result<(u64, Provenance), Failure> {
+        let gone = || dead("the client's object is not there any more");
+        let held = no.and_then(|no| self.held.get(no)).filter(|held| held.slot == slot).ok_or_else(gone)?;
+        match by {
+            None => Ok((held.luid, held.by.clone())),
+            Some(by) if held.by.has(by) => Ok((held.luid, Provenance::by(by))),
+            Some(_) => Err(revoked()),
+        }
+    }
+
+    /// What a reference in a service's value becomes for the client, and the object that goes out for it, which is to be
+    /// [settled](Self::settle).
+    ///
+    /// # Errors
+    /// When it is not the service's to name, or the client has as many as it may.
+    pub(crate) fn outbound(
+        &self,
+        tables: &mut Tables<Object>,
+        route: &Route<'_>,
+        reference: &Reference,
+        at: impl Fn(AttachmentNo) -> Option<SlotNo>,
+    ) -> Result<(Translated, Option<Object>), Failure> {
+        let number = reference.luid.ok_or_else(|| insecure(FOREIGN))?;
+        let too_many = |error: pb::TooManyReferences| Failure::new("twisted.spread.pb.Error", error.to_string());
+        let slot = route.slot;
+        let own = number >> 32 == 0;
+        match reference.kind {
+            // An own object, also one that came inside an untyped value.
+            RefKind::Local if own && tables.cached_as(&Object::Cached { slot, object: number }).is_some() => {
+                let object = Object::Cached { slot, object: number };
+                let (luid, _) = tables.cache(&object).map_err(too_many)?;
+                Ok((Translated::As(RefKind::Cached, luid), Some(object)))
             }
-            // Its state is let go of by `decache` alone.
-            Object::Cached { .. } => {}
-            Object::Perspective(attachment) => {
-                if self.attachments.get(&attachment).is_some_and(|attached| attached.era == Era::New) {
-                    self.detach(attachment);
+            RefKind::Remote | RefKind::Local if own => {
+                let object = Object::Service { slot, object: number };
+                let luid = tables.export(&object).map_err(too_many)?;
+                Ok((Translated::As(RefKind::Remote, luid), Some(object)))
+            }
+            RefKind::Remote | RefKind::Local => {
+                if let Some(no) = AttachmentNo::of(number, route.connection) {
+                    // The client's own perspective, which it gave as an argument.
+                    let object = Object::Perspective(no);
+                    if at(no) != Some(slot) {
+                        return Err(insecure(FOREIGN));
+                    }
+                    let luid = tables.export(&object).map_err(too_many)?;
+                    return Ok((Translated::As(RefKind::Remote, luid), Some(object)));
                 }
+                // The client's own object, on its way home.
+                let no = HandleNo::of(number, route.connection);
+                let held = no.and_then(|no| self.held.get(no)).filter(|held| held.slot == slot);
+                let luid = held.ok_or_else(|| insecure(FOREIGN))?.luid;
+                Ok((Translated::As(RefKind::Local, luid), None))
             }
-            Object::Service { attachment, object: number } => {
-                let count = self.sent.remove(&object).unwrap_or(0);
-                if let Some(slot) = self.attachments.get(&attachment).map(|attached| Arc::clone(&attached.slot)) {
-                    self.say(&slot, &ToLibrary::Dropped { object: number, count });
+            RefKind::Cache => {
+                let object = Object::Cached { slot, object: number };
+                let (luid, first) = tables.cache(&object).map_err(too_many)?;
+                let translated = if first { Translated::Number(luid) } else { Translated::As(RefKind::Cached, luid) };
+                Ok((translated, Some(object)))
+            }
+            RefKind::Cached | RefKind::Lcache => Err(insecure(FOREIGN)),
+        }
+    }
+
+    /// Counts what went out with a value, or takes back what did not; answers with those of the service's `objects` (as a
+    /// frame has them) that did not go out, and are to be given back to it.
+    pub(crate) fn settle(
+        &mut self,
+        tables: &mut Tables<Object>,
+        route: &Route<'_>,
+        (sent, written): (Vec<Object>, bool),
+        objects: &[u8],
+    ) -> Vec<u64> {
+        let mut left: Vec<u64> = frame::numbers(objects).collect();
+        for object in sent {
+            match (object, written) {
+                (Object::Cached { .. }, false) => tables.uncache(&object),
+                (_, false) => tables.unexport(&object),
+                (Object::Service { object: number, .. } | Object::Cached { object: number, .. }, true) => {
+                    let given = self.given.entry(object).or_default();
+                    given.count += 1;
+                    self.uses.begin(given.by.join(route.by));
+                    if let Some(at) = left.iter().position(|other| *other == number) {
+                        left.swap_remove(at);
+                    }
                 }
+                (Object::Login(_) | Object::Perspective(_), true) => {}
             }
         }
+        left
+    }
+
+    /// By which attachments the client has an object of a service's; `None`: it has it no more.
+    #[must_use]
+    pub(crate) fn given(&self, object: &Object) -> Option<&Provenance> {
+        self.given.get(object).map(|given| &given.by)
+    }
+
+    /// The client has given its last reference to an object back, or its copy of a cached one.
+    pub(crate) fn dropped(&mut self, object: &Object) -> Released {
+        let Some(given) = self.given.remove(object) else { return Released::default() };
+        self.uses.end(given.by.iter());
+        let (Object::Service { slot, object } | Object::Cached { slot, object }) = *object else {
+            return Released::default();
+        };
+        Released { objects: vec![(slot, object, given.count)], attachments: given.by.iter().collect() }
+    }
+
+    /// A service gives an object of the client's back, so many times.
+    pub(crate) fn release(&mut self, output: &mut Output<Object>, slot: SlotNo, no: HandleNo, count: u64) -> Released {
+        let Some(held) = self.held.get_mut(no).filter(|held| held.slot == slot) else { return Released::default() };
+        // What was not sent for it is not given back for it.
+        let retained = count.min(held.retained);
+        held.retained -= retained;
+        let count = (count - retained).min(held.count);
+        held.count -= count;
+        let (luid, left) = (held.luid, held.count + held.retained);
+        output.release(luid, count);
+        let mut released = Released::default();
+        if left == 0
+            && let Some(held) = self.held.remove(no)
+        {
+            self.held_by.remove(&(slot, luid));
+            self.uses.end(held.by.iter());
+            released.attachments.extend(held.by.iter());
+        }
+        self.settle_mind(output, luid);
+        released
+    }
+
+    /// The next generation of a service has an object of the client's, too, which the client has not sent once more.
+    pub(crate) fn retain(&mut self, slot: SlotNo, no: HandleNo) {
+        if let Some(held) = self.held.get_mut(no).filter(|held| held.slot == slot) {
+            held.retained += 1;
+        }
+    }
+
+    /// An avatar keeps an object that the client sent once.
+    pub(crate) fn keep_mind(&mut self, luid: u64) {
+        let kept = self.minds.entry(luid).or_default();
+        kept.avatars += 1;
+        kept.count += 1;
+    }
+
+    /// The avatar is gone.
+    pub(crate) fn forget_mind(&mut self, output: &mut Output<Object>, luid: u64) {
+        if let Some(kept) = self.minds.get_mut(&luid) {
+            kept.avatars = kept.avatars.saturating_sub(1);
+        }
+        self.settle_mind(output, luid);
+    }
+
+    /// Gives a kept object back to the client, if nobody has it any more.
+    fn settle_mind(&mut self, output: &mut Output<Object>, luid: u64) {
+        let Some(kept) = self.minds.get(&luid).filter(|kept| kept.avatars == 0) else { return };
+        let count = kept.count;
+        if !self.held.iter().any(|(_, held)| held.luid == luid) {
+            self.minds.remove(&luid);
+            output.release(luid, count);
+        }
+    }
+
+    /// These attachments were taken away (they are sorted): what came by nothing else is dead. The client's objects are
+    /// given back to it, and its luids of services' objects name nothing any more.
+    pub(crate) fn forget(&mut self, output: &mut Output<Object>, gone: &[AttachmentNo]) -> Released {
+        if !gone.iter().any(|no| self.uses.has(*no)) {
+            return Released::default();
+        }
+        let mut objects = Vec::new();
+        self.given.retain(|object, given| {
+            if given.by.leave(gone) == 0 || !given.by.is_empty() {
+                return true;
+            }
+            objects.extend(revoke(&mut output.tables, object).map(|(slot, object)| (slot, object, given.count)));
+            false
+        });
+        let mut orphans = Vec::new();
+        for no in self.held.iter().map(|(no, _)| no).collect::<Vec<_>>() {
+            if let Some(held) = self.held.get_mut(no)
+                && held.by.leave(gone) > 0
+                && held.by.is_empty()
+            {
+                orphans.push(no);
+            }
+        }
+        self.uses.forget(gone);
+        self.let_go_of(output, orphans);
+        Released { objects, attachments: Vec::new() }
+    }
+
+    /// A service has ended: nothing of it is there any more, and it has nothing any more.
+    pub(crate) fn forget_slot(&mut self, output: &mut Output<Object>, slot: SlotNo) {
+        let uses = &mut self.uses;
+        self.given.retain(|object, given| {
+            let (Object::Service { slot: of, .. } | Object::Cached { slot: of, .. }) = object else { return true };
+            if *of != slot {
+                return true;
+            }
+            uses.end(given.by.iter());
+            revoke(&mut output.tables, object);
+            false
+        });
+        let held: Vec<HandleNo> = self.held.iter().filter(|(_, held)| held.slot == slot).map(|(no, _)| no).collect();
+        self.let_go_of(output, held);
+    }
+
+    /// Gives objects of the client's back to it.
+    fn let_go_of(&mut self, output: &mut Output<Object>, handles: Vec<HandleNo>) {
+        for no in handles {
+            let Some(held) = self.held.remove(no) else { continue };
+            self.held_by.remove(&(held.slot, held.luid));
+            self.uses.end(held.by.iter());
+            output.release(held.luid, held.count);
+            self.settle_mind(output, held.luid);
+        }
+    }
+
+    /// Whether something came by this attachment that still lives.
+    #[must_use]
+    pub(crate) fn uses(&self, no: AttachmentNo) -> bool {
+        self.uses.has(no)
+    }
+
+    /// How many of the client's objects services have, how many of theirs the client has, and how many minds avatars keep.
+    #[must_use]
+    pub(crate) fn counts(&self) -> (usize, usize, usize) {
+        (self.held.len(), self.given.len(), self.minds.len())
     }
 }
 
-/// What a reference in a service's value becomes for the client, and the object that went out for it.
-pub(super) fn translate_out(
-    tables: &mut Tables<Object>,
-    held: &HashMap<u32, Held>,
-    connection: u32,
-    slot: u64,
-    attachment: u64,
-    reference: &Reference,
-) -> Result<(Translated, Option<Object>), Failure> {
-    let number = reference.luid.ok_or_else(|| insecure(FOREIGN))?;
-    match reference.kind {
-        // An untyped value that came from the client has it as it came: the client's own object, on its way home.
-        RefKind::Remote if number >> 32 != 0 => {
-            let mine = (number >> 32 == u64::from(connection)).then_some(number as u32);
-            let held = mine.and_then(|index| held.get(&index)).filter(|held| held.slot.number() == slot);
-            let luid = held.ok_or_else(|| insecure(FOREIGN))?.luid;
-            Ok((Translated::As(RefKind::Local, luid), None))
+/// Takes an object away from the client; answers with its slot and number.
+fn revoke(tables: &mut Tables<Object>, object: &Object) -> Option<(SlotNo, u64)> {
+    match object {
+        Object::Service { slot, object: number } => {
+            tables.revoke(object);
+            Some((*slot, *number))
         }
-        RefKind::Remote => {
-            let object = Object::Service { attachment, object: number };
-            let luid =
-                tables.export(&object).map_err(|error| Failure::new("twisted.spread.pb.Error", error.to_string()))?;
-            Ok((Translated::Number(luid), Some(object)))
+        Object::Cached { slot, object: number } => {
+            tables.revoke_cached(object);
+            Some((*slot, *number))
         }
-        RefKind::Local => {
-            let mine = (number >> 32 == u64::from(connection)).then_some(number as u32);
-            let held = mine.and_then(|index| held.get(&index)).filter(|held| held.slot.number() == slot);
-            let luid = held.ok_or_else(|| insecure(FOREIGN))?.luid;
-            Ok((Translated::Number(luid), None))
-        }
-        RefKind::Cache => {
-            let object = Object::Cached { slot, object: number };
-            let (luid, first) =
-                tables.cache(&object).map_err(|error| Failure::new("twisted.spread.pb.Error", error.to_string()))?;
-            let translated = if first { Translated::Number(luid) } else { Translated::As(RefKind::Cached, luid) };
-            Ok((translated, Some(object)))
-        }
-        RefKind::Cached | RefKind::Lcache => Err(insecure(FOREIGN)),
+        Object::Login(_) | Object::Perspective(_) => None,
     }
 }
 
-/// The service's own objects among the references in a value of its.
-pub(super) fn handed_out(references: &[Reference]) -> impl Iterator<Item = u64> {
-    let remotes = references.iter().filter(|reference| reference.kind == RefKind::Remote);
-    // Those with a connection's number are the client's, on their way home.
-    remotes.filter_map(|reference| reference.luid).filter(|luid| luid >> 32 == 0)
-}
-
-/// What has come with a value that nobody takes: the client counts each of them as sent.
-pub(super) fn give_back<'r>(output: &mut Out, references: impl Iterator<Item = &'r Reference>) {
+/// Gives back what has come with a value that nobody takes: the client counts each of them as sent.
+pub(crate) fn give_back<'r>(output: &mut Output<Object>, references: impl Iterator<Item = &'r Reference>) {
     for reference in references {
         match (reference.kind, reference.luid) {
             (RefKind::Remote, Some(luid)) => output.release(luid, 1),
-            (RefKind::Cache | RefKind::Cached, Some(luid)) => output.decache(luid),
+            (RefKind::Cache, Some(luid)) => output.decache(luid),
+            // One that we never had costs nothing.
+            (RefKind::Cached, Some(luid)) if output.tables.keeps(luid) => output.decache(luid),
             _ => {}
         }
     }
 }
 
-/// A reference to an object of ours.
+/// A reference to an object of ours, in Jelly.
 pub(super) fn reference(out: &mut Vec<u8>, luid: u64) {
     jelly::token::list(out, 2);
     jelly::token::bytes(out, b"remote");

@@ -14,13 +14,14 @@ struct Attribute {
     save: Option<LitStr>,
     shared: bool,
     needs: Vec<LitStr>,
+    copyables: Vec<LitStr>,
 }
 
 impl Parse for Attribute {
     fn parse(input: ParseStream<'_>) -> Result<Self> {
-        const USAGE: &str = "write #[service(\"name\")]; after the name may stand save = \"call\", \"detach\" or \"never\", shared, and needs = [\"other\"]";
+        const USAGE: &str = "write #[service(\"name\")]; after the name may stand save = \"call\", \"detach\" or \"never\", shared, needs = [\"other\"], and copyables = [\"module.Class\"]";
         let name: LitStr = input.parse().map_err(|error| Error::new(error.span(), USAGE))?;
-        let mut attribute = Self { name, save: None, shared: false, needs: Vec::new() };
+        let mut attribute = Self { name, save: None, shared: false, needs: Vec::new(), copyables: Vec::new() };
         while !input.is_empty() {
             input.parse::<Token![,]>()?;
             if input.is_empty() {
@@ -33,12 +34,12 @@ impl Parse for Attribute {
                     attribute.save = Some(input.parse()?);
                 }
                 "shared" => attribute.shared = true,
-                "needs" => {
-                    input.parse::<Token![=]>()?;
-                    let list;
-                    syn::bracketed!(list in input);
-                    let names = list.parse_terminated(|name| name.parse::<LitStr>(), Token![,])?;
-                    attribute.needs = names.into_iter().collect();
+                "needs" => attribute.needs = names(input)?,
+                "copyables" => {
+                    attribute.copyables = names(input)?;
+                    if let Some(plain) = attribute.copyables.iter().find(|name| !name.value().contains('.')) {
+                        return Err(Error::new(plain.span(), "a class is named with its module: \"module.Class\""));
+                    }
                 }
                 other => {
                     return Err(Error::new(word.span(), format!("{other} is nothing that a service has: {USAGE}")));
@@ -47,6 +48,15 @@ impl Parse for Attribute {
         }
         Ok(attribute)
     }
+}
+
+/// `= ["one", "other"]`.
+fn names(input: ParseStream<'_>) -> Result<Vec<LitStr>> {
+    input.parse::<Token![=]>()?;
+    let list;
+    syn::bracketed!(list in input);
+    let names = list.parse_terminated(|name| name.parse::<LitStr>(), Token![,])?;
+    Ok(names.into_iter().collect())
 }
 
 pub(crate) fn expand(attribute: TokenStream, item: TokenStream) -> Result<TokenStream> {
@@ -172,7 +182,7 @@ pub(crate) fn expand(attribute: TokenStream, item: TokenStream) -> Result<TokenS
         (quote_spanned!(at=> ::plugin_api::__private::save::<#perspective>(perspective)), load)
     };
     let shared = attribute.shared;
-    let needs = &attribute.needs;
+    let (needs, copyables) = (&attribute.needs, &attribute.copyables);
     let (save_service, load_service) = if shared {
         let load = if has("migrate_shared") {
             quote!(::plugin_api::__private::load_migrated(state, <Self as ::plugin_api::Service>::migrate_shared))
@@ -192,6 +202,7 @@ pub(crate) fn expand(attribute: TokenStream, item: TokenStream) -> Result<TokenS
             const SAVE: ::plugin_api::Save = ::plugin_api::Save::#save;
             const SHARED: bool = #shared;
             const NEEDS: &'static [&'static str] = &[#(#needs),*];
+            const COPYABLES: &'static [&'static str] = &[#(#copyables),*];
             const DOC: &'static str = #doc;
             #(#items)*
             #(#filled)*

@@ -77,8 +77,8 @@ macro_rules! frames {
     }};
 }
 
-/// The handles in a frame's list of them.
-pub fn handles(bytes: &[u8]) -> impl Iterator<Item = u64> {
+/// The numbers in a frame's list of them: handles, calls, objects.
+pub fn numbers(bytes: &[u8]) -> impl Iterator<Item = u64> {
     bytes.chunks_exact(8).filter_map(|handle| handle.try_into().ok().map(u64::from_le_bytes))
 }
 
@@ -133,7 +133,7 @@ frames! {
             /// then ends the attachment.
             again: flag,
         }
-        /// The attachment has ended.
+        /// The attachment has ended, and everything that came by it: no call comes by it any more.
         4 Detach {
             /// Which.
             attachment: number,
@@ -260,6 +260,25 @@ frames! {
             /// Its state.
             state: bytes,
         }
+        /// The client has let go of an attachment's perspective. Objects that came by it live on: calls of them still
+        /// come by this attachment, until `Detach`.
+        22 LetGo {
+            /// Which.
+            attachment: number,
+        }
+        /// To a generation that takes over: an attachment whose perspective was let go of before. Nothing answers it.
+        23 Linger {
+            /// Its number.
+            attachment: number,
+            /// The perspective's name.
+            perspective: text,
+            /// The identity's name.
+            identity: text,
+            /// A handle to the client's object, or 0.
+            mind: number,
+            /// Where the client is, for a person to read.
+            peer: text,
+        }
     }
 }
 
@@ -291,6 +310,9 @@ frames! {
             call: number,
             /// In Jelly; references are objects of the library's and handles.
             value: bytes,
+            /// The library's objects in it, once for each time: 8 bytes each. Each was counted as handed out, and is
+            /// given back by `Dropped`, also if the value goes to nobody.
+            objects: bytes,
         }
         /// The error to a call, or to an `Attach`.
         7 Failed {
@@ -317,6 +339,10 @@ frames! {
             arguments: bytes,
             /// A dictionary in Jelly.
             keywords: bytes,
+            /// By which attachment the library had the client's object; 0 if it does not know.
+            attachment: number,
+            /// The library's objects in both, as in `Answer`.
+            objects: bytes,
         }
         /// References to a client's object are given back.
         9 Release {
@@ -354,6 +380,8 @@ frames! {
         14 Forget {
             /// The library's number for it.
             call: number,
+            /// The client's object that was called.
+            handle: number,
         }
         /// A cached object has changed: the clients of one connection that have it are told.
         15 Update {
@@ -367,6 +395,8 @@ frames! {
             arguments: bytes,
             /// A dictionary in Jelly.
             keywords: bytes,
+            /// The library's objects in both, as in `Answer`.
+            objects: bytes,
         }
         /// What `Revert` said is done: all that follows is of the state it had.
         16 Reverted {}
@@ -429,7 +459,7 @@ frames! {
         }
         /// Never said by a library: the host's own word to a connection. A client's object that one generation has was
         /// handed to the next one, too.
-        255 Lent {
+        255 Retained {
             /// The client's object.
             handle: number,
         }

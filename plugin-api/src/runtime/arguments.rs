@@ -3,6 +3,7 @@
 use jelly::Deserializer;
 use serde::de::DeserializeOwned;
 
+use super::core::Core;
 use crate::fault::{Fault, Result};
 use crate::manifest::Method;
 
@@ -18,11 +19,12 @@ pub struct Arguments<'a> {
 }
 
 impl<'a> Arguments<'a> {
-    pub(crate) fn new(method: &'static Method, arguments: &'a [u8], keywords: &'a [u8]) -> Result<Self> {
+    pub(crate) fn new(method: &'static Method, arguments: &'a [u8], keywords: &'a [u8], core: &Core) -> Result<Self> {
+        let classes = core.classes.get();
         let broken = |error: jelly::Error| Fault::arguments(format!("{method}: {error}"));
-        let mut positional = Deserializer::new(arguments);
+        let mut positional = Deserializer::new(arguments).with_classes(classes);
         let left = positional.sequence().map_err(broken)?;
-        let mut named = Deserializer::new(keywords);
+        let mut named = Deserializer::new(keywords).with_classes(classes);
         let count = named.dictionary().map_err(broken)?;
         let mut keywords = Vec::new();
         for _ in 0..count {

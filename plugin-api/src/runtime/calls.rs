@@ -4,7 +4,7 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::task::Poll;
 
-use super::core::Core;
+use super::core::{Core, Encoded};
 use super::incoming::{Incoming, Invoked};
 use super::{Attaching, Runtime, dead, failed, settle};
 use crate::abi::frame::ToHost;
@@ -31,29 +31,42 @@ impl<S: Service> Runtime<S> {
             let attachments = self.attachments.borrow();
             match attachments.get(&attachment) {
                 Some(Attaching::Attached { perspective, attachment, .. }) => {
-                    Some((perspective.clone(), attachment.clone()))
+                    Some((Some(perspective.clone()), attachment.clone()))
                 }
+                Some(Attaching::LetGo(attachment)) => Some((None, attachment.clone())),
                 _ => None,
             }
         };
+        let mut objects = Vec::new();
         core.with_scratch(|buffer| {
             let invoked = match &target {
                 None => Invoked::Done(Err(dead())),
                 Some((perspective, attachment)) => {
-                    let incoming = Incoming { method, arguments, keywords, attachment, context, answer: &mut *buffer };
-                    if object == 0 {
-                        S::Perspective::invoke(perspective, incoming)
-                    } else {
-                        core.object(object).map_or_else(|| Invoked::Done(Err(dead())), |object| object.invoke(incoming))
-                    }
+                    let (answer, objects) = (&mut *buffer, &mut objects);
+                    let incoming = Incoming { method, arguments, keywords, attachment, context, core, answer, objects };
+                    core.reading(attachment.id(), || match (object, perspective) {
+                        (0, Some(perspective)) => S::Perspective::invoke(perspective, incoming),
+                        (0, None) => Invoked::Done(Err(dead())),
+                        _ => core
+                            .object(object)
+                            .map_or_else(|| Invoked::Done(Err(dead())), |object| object.invoke(incoming)),
+                    })
                 }
             };
             match invoked {
-                Invoked::Done(Ok(())) if answer => core.push(&ToHost::Answer { call, value: buffer }),
-                Invoked::Done(Err(fault)) if answer => core.push(&failed(call, &fault)),
-                Invoked::Done(Ok(())) => {}
-                Invoked::Done(Err(fault)) => tracing::debug!(method, %fault, "a call that wants no answer failed"),
+                Invoked::Done(Ok(())) if answer => {
+                    core.push(&ToHost::Answer { call, value: buffer, objects: &objects });
+                }
                 Invoked::Later(future, about) => self.later(call, answer, future, about),
+                Invoked::Done(done) => {
+                    // It had written its answer, and could not be saved, say.
+                    core.take_back(&objects);
+                    match done {
+                        Err(fault) if answer => core.push(&failed(call, &fault)),
+                        Err(fault) => tracing::debug!(method, %fault, "a call that wants no answer failed"),
+                        Ok(()) => {}
+                    }
+                }
             }
         });
     }
@@ -62,14 +75,14 @@ impl<S: Service> Runtime<S> {
         &self,
         call: u64,
         answer: bool,
-        future: Pin<Box<dyn Future<Output = Result<Vec<u8>>>>>,
+        future: Pin<Box<dyn Future<Output = Result<Encoded>>>>,
         about: Option<Call>,
     ) {
         if let Some(about) = about {
             self.calls.borrow_mut().insert(call, about);
         }
         let me = self.me();
-        let owed = Owed { core: Rc::clone(&self.core), call, answer };
+        let owed = PendingAnswer { core: Rc::clone(&self.core), call, answer };
         let mut task: Pin<Box<dyn Future<Output = ()>>> = Box::pin(async move {
             // All of it, not its one field that is used below.
             let mut owed = owed;
@@ -77,11 +90,13 @@ impl<S: Service> Runtime<S> {
             me.suspended.borrow_mut().remove(&call);
             let answer = std::mem::take(&mut owed.answer);
             me.calls.borrow_mut().remove(&call);
-            if answer {
-                match result {
-                    Ok(value) => me.core.push(&ToHost::Answer { call, value: &value }),
-                    Err(fault) => me.core.push(&failed(call, &fault)),
+            match result {
+                Ok(Encoded { bytes: value, objects }) if answer => {
+                    me.core.push(&ToHost::Answer { call, value: &value, objects: &objects });
                 }
+                Ok(encoded) => me.core.take_back(&encoded.objects),
+                Err(fault) if answer => me.core.push(&failed(call, &fault)),
+                Err(_) => {}
             }
         });
         if poll_once(&mut task).is_pending() {
@@ -93,13 +108,13 @@ impl<S: Service> Runtime<S> {
 
 /// A call that is to be answered, also when it is cut off because another generation serves. (When the service ends
 /// for good, the host answers all.)
-struct Owed {
+struct PendingAnswer {
     core: Rc<Core>,
     call: u64,
     answer: bool,
 }
 
-impl Drop for Owed {
+impl Drop for PendingAnswer {
     fn drop(&mut self) {
         if !self.core.retired.get() {
             return;

@@ -2,15 +2,17 @@
 
 use std::any::Any;
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 
+use jelly::{Classes, RefKind};
+use serde::Serialize;
 use tokio::sync::{Notify, oneshot};
 
 use super::Wall;
 use super::incoming::{Incoming, Invoked};
-use crate::abi::frame::ToHost;
+use crate::abi::frame::{self, ToHost};
 use crate::fault::{Fault, Result};
 use crate::handle::Handle;
 use crate::remote::{self, Remote};
@@ -48,10 +50,26 @@ impl<T: Callable> Object for Handle<T> {
     }
 }
 
+/// What clients have of the service's own.
+enum Own {
+    /// An object whose methods they call.
+    Object(Rc<dyn Object>),
+    /// One whose state they have a copy of.
+    Cached(Rc<dyn Any>),
+}
+
 struct Exported {
-    object: Rc<dyn Object>,
+    own: Own,
     address: usize,
     count: u64,
+}
+
+/// A value written for a client, and the own objects in it: each is counted as handed out, once for each time.
+#[derive(Debug, Default)]
+pub struct Encoded {
+    pub(crate) bytes: Vec<u8>,
+    /// Their numbers, 8 bytes each, as frames have them.
+    pub(crate) objects: Vec<u8>,
 }
 
 type Waiting = oneshot::Sender<Result<Reply>>;
@@ -86,9 +104,14 @@ pub(crate) struct Core {
     objects: RefCell<HashMap<u64, Exported>>,
     addresses: RefCell<HashMap<usize, u64>>,
     remotes: RefCell<HashMap<u64, Weak<remote::Shared>>>,
-    caches: RefCell<HashMap<u64, Weak<dyn Any>>>,
+    /// The perspectives that clients have, by attachment: one that comes back as an argument.
+    avatars: RefCell<HashMap<u64, Rc<dyn Object>>>,
+    /// By which attachment the values come that are being read just now; 0: by none.
+    reading: Cell<u64>,
+    /// Which classes untyped values may have instances of.
+    pub(crate) classes: Cell<Classes>,
     /// The attachments of each connection: one of them names it.
-    connections: RefCell<BTreeMap<u32, Vec<u64>>>,
+    connections: RefCell<BTreeMap<u32, BTreeSet<u64>>>,
     scratch: RefCell<Vec<u8>>,
     /// How many bytes a saved state may have.
     pub(crate) quota: Cell<u64>,
@@ -110,7 +133,9 @@ impl Core {
             objects: RefCell::default(),
             addresses: RefCell::default(),
             remotes: RefCell::default(),
-            caches: RefCell::default(),
+            avatars: RefCell::default(),
+            reading: Cell::new(0),
+            classes: Cell::new(Classes::Any),
             connections: RefCell::default(),
             scratch: RefCell::default(),
             quota: Cell::new(u64::MAX),
@@ -176,11 +201,72 @@ impl Core {
         result
     }
 
-    fn wait(self: &Rc<Self>) -> (u64, impl Future<Output = Result<Reply>> + use<>) {
+    /// Writes a value for a client behind what is in `bytes`. The own objects in it are counted as handed out, and
+    /// appended to `objects`; after an error none are.
+    pub(crate) fn encode<T: Serialize + ?Sized>(
+        &self,
+        value: &T,
+        bytes: &mut Vec<u8>,
+        objects: &mut Vec<u8>,
+    ) -> jelly::Result<()> {
+        let (mut references, before) = (Vec::new(), objects.len());
+        let written = jelly::write_with(bytes, value, self.classes.get(), &mut references);
+        for (kind, number) in references {
+            let counted = match kind {
+                // A client's.
+                _ if number >> 32 != 0 => false,
+                // Counted where it was written.
+                RefKind::Remote | RefKind::Cache => true,
+                // An own object that came inside an untyped value, on its way to whoever gets that.
+                RefKind::Local => written.is_ok() && self.retain(number, 1),
+                RefKind::Cached | RefKind::Lcache => false,
+            };
+            if counted {
+                objects.extend_from_slice(&number.to_le_bytes());
+            }
+        }
+        if written.is_err() {
+            self.take_back(objects.get(before..).unwrap_or_default());
+            objects.truncate(before);
+        }
+        written
+    }
+
+    /// These were not handed out after all.
+    pub(crate) fn take_back(&self, objects: &[u8]) {
+        frame::numbers(objects).for_each(|object| self.dropped(object, 1));
+    }
+
+    /// An own object is handed out so many times more; false: it is not there any more.
+    fn retain(&self, id: u64, times: u64) -> bool {
+        match self.objects.borrow_mut().get_mut(&id) {
+            Some(exported) => {
+                exported.count += times;
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// Reads values that have come by an attachment: the client's objects in them are known to have come by it.
+    pub(crate) fn reading<R>(&self, attachment: u64, read: impl FnOnce() -> R) -> R {
+        let before = self.reading.replace(attachment);
+        let result = read();
+        self.reading.set(before);
+        result
+    }
+
+    /// By which attachment the values come that are being read just now; 0: by none.
+    pub(crate) fn read_by(&self) -> u64 {
+        self.reading.get()
+    }
+
+    /// What is waited for; `called` is the client's object, if one is.
+    fn wait(self: &Rc<Self>, called: u64) -> (u64, impl Future<Output = Result<Reply>> + use<>) {
         let (done, answer) = oneshot::channel();
         let number = self.number();
         self.waiting.borrow_mut().insert(number, done);
-        let waiting = Patience { core: Rc::clone(self), number };
+        let waiting = WaiterGuard { core: Rc::clone(self), number, called };
         (number, async move {
             let answer = answer.await;
             drop(waiting);
@@ -188,17 +274,32 @@ impl Core {
         })
     }
 
-    /// Calls a client's object.
+    /// Calls a client's object, which came by an attachment. `arguments` are a tuple and a dictionary, one behind the
+    /// other; the dictionary begins at `keywords`.
     pub(crate) fn call(
         self: &Rc<Self>,
-        handle: u64,
+        (handle, attachment): (u64, u64),
         method: &str,
-        arguments: &[u8],
-        keywords: &[u8],
+        arguments: &Encoded,
+        keywords: usize,
     ) -> impl Future<Output = Result<Reply>> + use<> {
-        let (call, answer) = self.wait();
-        self.push(&ToHost::Call { call, handle, answer: true, method, arguments, keywords });
+        let (call, answer) = self.wait(handle);
+        self.push_call(call, (handle, attachment), method, arguments, keywords);
         answer
+    }
+
+    /// [`Core::call`], whose answer goes to `call`; 0: none is wanted.
+    pub(crate) fn push_call(
+        &self,
+        call: u64,
+        (handle, attachment): (u64, u64),
+        method: &str,
+        arguments: &Encoded,
+        keywords: usize,
+    ) {
+        let (objects, answer) = (arguments.objects.as_slice(), call != 0);
+        let (arguments, keywords) = arguments.bytes.split_at(keywords.min(arguments.bytes.len()));
+        self.push(&ToHost::Call { call, handle, answer, method, arguments, keywords, attachment, objects });
     }
 
     /// Asks for a perspective's saved state; answers with its version, too.
@@ -206,7 +307,7 @@ impl Core {
         self: &Rc<Self>,
         perspective: &str,
     ) -> impl Future<Output = Result<(Option<Vec<u8>>, u64)>> + use<> {
-        let (request, answer) = self.wait();
+        let (request, answer) = self.wait(0);
         self.push(&ToHost::Load { request, perspective });
         async move {
             let reply = answer.await?;
@@ -222,7 +323,7 @@ impl Core {
         limit: u64,
         reverse: bool,
     ) -> impl Future<Output = Result<Reply>> + use<> {
-        let (request, answer) = self.wait();
+        let (request, answer) = self.wait(0);
         self.push(&ToHost::Data { request, from, to, limit, reverse });
         answer
     }
@@ -233,7 +334,7 @@ impl Core {
         base: u64,
         entries: &[u8],
     ) -> impl Future<Output = Result<Reply>> + use<> {
-        let (request, answer) = self.wait();
+        let (request, answer) = self.wait(0);
         let refused = if self.retired.get() {
             Some(Fault::reloaded())
         } else if self.starting.get() {
@@ -273,7 +374,7 @@ impl Core {
             return Ok(id);
         }
         let id = self.object_number().ok_or_else(|| Fault::new("RuntimeError", "too many objects were handed out"))?;
-        self.objects.borrow_mut().insert(id, Exported { object: Rc::new(handle.clone()), address, count: 1 });
+        self.objects.borrow_mut().insert(id, Exported { own: Own::Object(Rc::new(handle.clone())), address, count: 1 });
         self.addresses.borrow_mut().insert(address, id);
         Ok(id)
     }
@@ -282,8 +383,10 @@ impl Core {
     pub(crate) fn heirlooms(&self) -> Vec<u8> {
         let mut list = Vec::new();
         for (&id, exported) in self.objects.borrow().iter() {
-            if let Some(origin) = exported.object.origin() {
-                crate::abi::frame::put_object(&mut list, id, exported.count, &origin);
+            if let Own::Object(object) = &exported.own
+                && let Some(origin) = object.origin()
+            {
+                frame::put_object(&mut list, id, exported.count, &origin);
             }
         }
         list
@@ -292,7 +395,7 @@ impl Core {
     /// An object of an earlier generation's was made anew: clients have had it all the time.
     pub(crate) fn adopt(&self, id: u64, count: u64, object: Rc<dyn Object>) {
         let address = object.address();
-        self.objects.borrow_mut().insert(id, Exported { object, address, count });
+        self.objects.borrow_mut().insert(id, Exported { own: Own::Object(object), address, count });
         self.addresses.borrow_mut().insert(address, id);
     }
 
@@ -302,16 +405,33 @@ impl Core {
         let objects = std::mem::take(&mut *self.objects.borrow_mut());
         self.addresses.borrow_mut().clear();
         self.connections.borrow_mut().clear();
-        drop(objects);
+        let avatars = std::mem::take(&mut *self.avatars.borrow_mut());
+        drop((objects, avatars));
     }
 
     pub(crate) fn object(&self, id: u64) -> Option<Rc<dyn Object>> {
-        self.objects.borrow().get(&id).map(|exported| Rc::clone(&exported.object))
+        match &self.objects.borrow().get(&id)?.own {
+            Own::Object(object) => Some(Rc::clone(object)),
+            Own::Cached(_) => None,
+        }
     }
 
-    /// An own object that a client has sent back.
+    /// An own object that a client has sent back: one that was handed out, or the perspective of an attachment.
     pub(crate) fn own<T: 'static>(&self, id: u64) -> Option<Handle<T>> {
-        self.object(id)?.any().downcast_ref::<Handle<T>>().cloned()
+        let avatar = || self.avatars.borrow().get(&id).cloned();
+        let object = if id >> 32 == 0 { self.object(id) } else { avatar() };
+        object?.any().downcast_ref::<Handle<T>>().cloned()
+    }
+
+    /// A client has a perspective, by this attachment.
+    pub(crate) fn has_avatar(&self, attachment: u64, perspective: Rc<dyn Object>) {
+        self.avatars.borrow_mut().insert(attachment, perspective);
+    }
+
+    /// It has let go of it.
+    pub(crate) fn forget_avatar(&self, attachment: u64) {
+        let gone = self.avatars.borrow_mut().remove(&attachment);
+        drop(gone);
     }
 
     /// Clients have given back references to an own object.
@@ -350,36 +470,40 @@ impl Core {
     }
 
     /// What has come in with a frame: held until its values are read, then given back if nobody kept it.
-    pub(crate) fn received(self: &Rc<Self>, handles: &[u8]) -> Vec<Remote> {
-        crate::abi::frame::handles(handles).map(|handle| Remote::received(self, handle)).collect()
+    pub(crate) fn received(self: &Rc<Self>, handles: &[u8], attachment: u64) -> Vec<Remote> {
+        frame::numbers(handles).map(|handle| Remote::received(self, handle, attachment)).collect()
     }
 
     pub(crate) fn forget_remote(&self, handle: u64) {
         self.remotes.borrow_mut().remove(&handle);
     }
 
-    /// A number for a cached object that goes out for the first time.
-    pub(crate) fn cached(&self, object: Weak<dyn Any>) -> Result<u64> {
+    /// The number of a cached object that goes out once more; `known` is the one that it had before. It lives for as
+    /// long as clients have it.
+    pub(crate) fn export_cached(&self, object: Rc<dyn Any>, known: Option<u64>) -> Result<u64> {
         if self.retired.get() {
             return Err(Fault::reloaded());
         }
-        let number =
-            self.object_number().ok_or_else(|| Fault::new("RuntimeError", "too many objects were handed out"))?;
-        self.caches.borrow_mut().insert(number, object);
+        if let Some(number) = known.filter(|number| self.retain(*number, 1)) {
+            return Ok(number);
+        }
+        let number = known
+            .or_else(|| self.object_number())
+            .ok_or_else(|| Fault::new("RuntimeError", "too many objects were handed out"))?;
+        self.objects.borrow_mut().insert(number, Exported { own: Own::Cached(object), address: 0, count: 1 });
         Ok(number)
     }
 
-    pub(crate) fn known_cached(&self, number: u64) -> Option<Weak<dyn Any>> {
-        self.caches.borrow().get(&number).cloned()
-    }
-
-    pub(crate) fn forget_cached(&self, number: u64) {
-        self.caches.borrow_mut().remove(&number);
+    pub(crate) fn cached(&self, number: u64) -> Option<Rc<dyn Any>> {
+        match &self.objects.borrow().get(&number)?.own {
+            Own::Cached(object) => Some(Rc::clone(object)),
+            Own::Object(_) => None,
+        }
     }
 
     /// A client has come to an attachment.
     pub(crate) fn connected(&self, attachment: u64) {
-        self.connections.borrow_mut().entry((attachment >> 32) as u32).or_default().push(attachment);
+        self.connections.borrow_mut().entry((attachment >> 32) as u32).or_default().insert(attachment);
     }
 
     /// A client has gone from an attachment.
@@ -387,20 +511,28 @@ impl Core {
         let mut connections = self.connections.borrow_mut();
         let connection = (attachment >> 32) as u32;
         if let Some(attachments) = connections.get_mut(&connection) {
-            attachments.retain(|other| *other != attachment);
+            attachments.remove(&attachment);
             if attachments.is_empty() {
                 connections.remove(&connection);
             }
         }
     }
 
-    /// Tells every connection of a change: the host knows which of them have the object.
-    pub(crate) fn update(&self, object: u64, method: &str, arguments: &[u8]) {
+    /// Tells every connection of a change: the host knows which of them have the object, and gives back what goes to the
+    /// others. Each gets its own count of the objects in the arguments.
+    pub(crate) fn update(&self, object: u64, method: &str, arguments: &Encoded) {
         const NO_KEYWORDS: &[u8] = &[1, 0x80, 5, 0x87];
         let connections = self.connections.borrow();
+        match (connections.len() as u64).checked_sub(1) {
+            None => self.take_back(&arguments.objects),
+            Some(more) => frame::numbers(&arguments.objects).for_each(|object| {
+                self.retain(object, more);
+            }),
+        }
+        let (objects, arguments, keywords) = (arguments.objects.as_slice(), arguments.bytes.as_slice(), NO_KEYWORDS);
         for attachment in connections.values().filter_map(|attachments| attachments.first()) {
             let attachment = *attachment;
-            self.push(&ToHost::Update { attachment, object, method, arguments, keywords: NO_KEYWORDS });
+            self.push(&ToHost::Update { attachment, object, method, arguments, keywords, objects });
         }
     }
 
@@ -409,21 +541,24 @@ impl Core {
         let objects = std::mem::take(&mut *self.objects.borrow_mut());
         self.addresses.borrow_mut().clear();
         let waiting = std::mem::take(&mut *self.waiting.borrow_mut());
-        drop((objects, waiting));
+        let avatars = std::mem::take(&mut *self.avatars.borrow_mut());
+        drop((objects, waiting, avatars));
     }
 }
 
 /// Forgets who waits, if they give up.
-struct Patience {
+struct WaiterGuard {
     core: Rc<Core>,
     number: u64,
+    /// The client's object that was called; 0: none was.
+    called: u64,
 }
 
-impl Drop for Patience {
+impl Drop for WaiterGuard {
     fn drop(&mut self) {
         let waited = self.core.waiting.borrow_mut().remove(&self.number);
-        if waited.is_some() {
-            self.core.push(&ToHost::Forget { call: self.number });
+        if waited.is_some() && self.called != 0 {
+            self.core.push(&ToHost::Forget { call: self.number, handle: self.called });
         }
     }
 }

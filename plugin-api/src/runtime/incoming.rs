@@ -6,6 +6,7 @@ use std::pin::Pin;
 use serde::Serialize;
 
 use super::arguments::Arguments;
+use super::core::{Core, Encoded};
 use crate::call::{Attachment, Call};
 use crate::context::Context;
 use crate::fault::{Fault, Result};
@@ -18,7 +19,7 @@ pub enum Invoked {
     /// It has run; its answer is in the buffer that came with it.
     Done(Result<()>),
     /// It runs on. Its answer comes with its end.
-    Later(Pin<Box<dyn Future<Output = Result<Vec<u8>>>>>, Option<Call>),
+    Later(Pin<Box<dyn Future<Output = Result<Encoded>>>>, Option<Call>),
 }
 
 /// A call on its way.
@@ -29,12 +30,18 @@ pub struct Incoming<'a> {
     pub(crate) attachment: &'a Attachment,
     /// The service's context, whose type the perspective knows.
     pub(crate) context: &'a dyn std::any::Any,
+    pub(crate) core: &'a Core,
     pub(crate) answer: &'a mut Vec<u8>,
+    /// The own objects in the answer.
+    pub(crate) objects: &'a mut Vec<u8>,
 }
 
 /// Where a method's answer goes.
-#[derive(Debug)]
-pub struct Sink<'a>(&'a mut Vec<u8>);
+pub struct Sink<'a> {
+    core: &'a Core,
+    answer: &'a mut Vec<u8>,
+    objects: &'a mut Vec<u8>,
+}
 
 impl Sink<'_> {
     /// Writes the answer.
@@ -42,7 +49,7 @@ impl Sink<'_> {
     /// # Errors
     /// When the type's `Serialize` fails.
     pub fn value<T: Serialize + ?Sized>(&mut self, value: &T) -> Result<()> {
-        jelly::write(self.0, value).map_err(unsendable)
+        self.core.encode(value, self.answer, self.objects).map_err(unsendable)
     }
 }
 
@@ -54,8 +61,11 @@ fn unsendable(error: jelly::Error) -> Fault {
 ///
 /// # Errors
 /// When the type's `Serialize` fails.
-pub fn encode<T: Serialize + ?Sized>(value: &T) -> Result<Vec<u8>> {
-    jelly::to_vec(value).map_err(unsendable)
+pub fn encode<T: Serialize + ?Sized>(value: &T) -> Result<Encoded> {
+    let core = Core::current().ok_or_else(|| Fault::new("RuntimeError", "an answer is written in calls only"))?;
+    let mut encoded = Encoded::default();
+    core.encode(value, &mut encoded.bytes, &mut encoded.objects).map_err(unsendable)?;
+    Ok(encoded)
 }
 
 impl<'a> Incoming<'a> {
@@ -99,8 +109,9 @@ impl<'a> Incoming<'a> {
         method: &'static Method,
         run: impl FnOnce(&T, &mut Arguments<'_>, &mut Sink<'_>) -> Result<()>,
     ) -> Invoked {
-        let done = Arguments::new(method, self.arguments, self.keywords).and_then(|mut arguments| {
-            let mut sink = Sink(self.answer);
+        let Self { core, answer, objects, .. } = self;
+        let done = Arguments::new(method, self.arguments, self.keywords, core).and_then(|mut arguments| {
+            let mut sink = Sink { core, answer, objects };
             contained(method, || me.read(|this| run(this, &mut arguments, &mut sink)))?
         });
         Invoked::Done(done)
@@ -113,8 +124,9 @@ impl<'a> Incoming<'a> {
         method: &'static Method,
         run: impl FnOnce(&mut T, &mut Arguments<'_>, &mut Sink<'_>) -> Result<()>,
     ) -> Invoked {
-        let done = Arguments::new(method, self.arguments, self.keywords).and_then(|mut arguments| {
-            let mut sink = Sink(self.answer);
+        let Self { core, answer, objects, .. } = self;
+        let done = Arguments::new(method, self.arguments, self.keywords, core).and_then(|mut arguments| {
+            let mut sink = Sink { core, answer, objects };
             contained(method, || me.write(|this| run(this, &mut arguments, &mut sink)))?
         });
         Invoked::Done(done)
@@ -128,15 +140,22 @@ impl<'a> Incoming<'a> {
         begin: impl FnOnce(&mut Arguments<'_>) -> Result<F>,
     ) -> Invoked
     where
-        F: Future<Output = Result<Vec<u8>>> + 'static,
+        F: Future<Output = Result<Encoded>> + 'static,
     {
         let begun = contained(method, || {
-            Arguments::new(method, self.arguments, self.keywords).and_then(|mut arguments| begin(&mut arguments))
+            Arguments::new(method, self.arguments, self.keywords, self.core)
+                .and_then(|mut arguments| begin(&mut arguments))
         });
         match begun {
             Ok(future) => Invoked::Later(Box::pin(future), call),
             Err(fault) => Invoked::Done(Err(fault)),
         }
+    }
+}
+
+impl std::fmt::Debug for Sink<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Sink({})", self.answer.len())
     }
 }
 

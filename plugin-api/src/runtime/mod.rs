@@ -19,6 +19,7 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::task::Poll;
 
+use jelly::Classes;
 use tokio::sync::oneshot;
 use tokio::task::{AbortHandle, LocalSet};
 
@@ -138,8 +139,8 @@ struct Cached<P> {
 enum Attaching<P> {
     /// Its perspective is still being loaded.
     Pending {
-        /// The client has gone meanwhile.
-        gone: bool,
+        /// What the client has done meanwhile.
+        leaving: Leaving,
         /// Calls that have come meanwhile, as they came: of a client that does not know that it is attached anew.
         calls: Vec<(Vec<u8>, Vec<Remote>)>,
     },
@@ -148,10 +149,23 @@ enum Attaching<P> {
         attachment: Attachment,
         name: Option<String>,
     },
+    /// The client has let go of the perspective; objects that came by it may still be called.
+    LetGo(Attachment),
+}
+
+/// How a client leaves an attachment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Leaving {
+    Stays,
+    /// It has let go of the perspective.
+    LetsGo,
+    /// All that came by it has ended.
+    Ends,
 }
 
 impl<S: Service> Runtime<S> {
     fn new(core: &Rc<Core>) -> Rc<Self> {
+        core.classes.set(Classes::Only(S::COPYABLES));
         let runtime = Rc::new(Self {
             core: Rc::clone(core),
             me: RefCell::default(),
@@ -257,7 +271,7 @@ impl<S: Service> Runtime<S> {
         match frame {
             ToLibrary::Call { call, attachment, object, answer, method, arguments, keywords, handles } => {
                 // Dropped when the call has read its arguments, and has answered if it did so at once.
-                let received = core.received(handles);
+                let received = core.received(handles, attachment);
                 if let Some(Attaching::Pending { calls, .. }) = self.attachments.borrow_mut().get_mut(&attachment) {
                     // What has come with it is held beside it, and counts once.
                     let (mut bytes, handles): (Vec<u8>, &[u8]) = (Vec::new(), &[]);
@@ -269,7 +283,8 @@ impl<S: Service> Runtime<S> {
                 self.call(context, call, attachment, object, answer, method, arguments, keywords);
             }
             ToLibrary::Answer { call, value, handles } => {
-                let reply = Reply { bytes: value.to_vec(), some: true, version: 0, _remotes: core.received(handles) };
+                let reply =
+                    Reply { bytes: value.to_vec(), some: true, version: 0, _remotes: core.received(handles, 0) };
                 core.answered(call, Ok(reply));
             }
             ToLibrary::Failed { call, class, message } => core.answered(call, Err(Fault::new(class, message))),
@@ -286,12 +301,19 @@ impl<S: Service> Runtime<S> {
                 core.answered(request, Err(Fault::new("RuntimeError", message)));
             }
             ToLibrary::Attach { attachment, perspective, identity, mind, peer, again } => {
-                let mind = (mind != 0).then(|| Remote::received(core, mind));
+                let mind = (mind != 0).then(|| Remote::received(core, mind, attachment));
                 let reason = if again { Reason::Reload } else { Reason::Login };
                 let attachment = Attachment::new(attachment, perspective, identity, peer, mind, reason);
                 self.attach(attachment);
             }
-            ToLibrary::Detach { attachment } => self.detach(attachment),
+            ToLibrary::Detach { attachment } => self.detach(attachment, Leaving::Ends),
+            ToLibrary::LetGo { attachment } => self.detach(attachment, Leaving::LetsGo),
+            ToLibrary::Linger { attachment, perspective, identity, mind, peer } => {
+                let mind = (mind != 0).then(|| Remote::received(core, mind, attachment));
+                core.connected(attachment);
+                let known = Attachment::new(attachment, perspective, identity, peer, mind, Reason::Reload);
+                self.attachments.borrow_mut().insert(attachment, Attaching::LetGo(known));
+            }
             ToLibrary::Gone { call } => {
                 if let Some(call) = self.calls.borrow().get(&call) {
                     call.set_gone();
@@ -436,7 +458,7 @@ impl<S: Service> Runtime<S> {
         }
         let attachments: Vec<u64> = self.attachments.borrow().keys().copied().collect();
         for attachment in attachments {
-            self.detach(attachment);
+            self.detach(attachment, Leaving::Ends);
         }
         self.stop_service().await;
         // What was changed while nobody was attached.

@@ -7,11 +7,11 @@ use std::rc::Rc;
 use tokio::sync::oneshot;
 
 use super::calls::poll_once;
-use super::{Attaching, Cached, Runtime, contained, failed};
+use super::{Attaching, Cached, Leaving, Runtime, contained, failed};
 use crate::abi::frame::{ToHost, ToLibrary};
 use crate::call::Attachment;
 use crate::fault::{Fault, Result};
-use crate::handle::{Handle, Saver};
+use crate::handle::{AnyHandle, Handle, Saver};
 use crate::service::{Save, Service};
 
 impl<S: Service> Runtime<S> {
@@ -48,7 +48,7 @@ impl<S: Service> Runtime<S> {
                 let _ = loaded.await;
                 continue;
             }
-            let turn = Turn { runtime: self, name };
+            let turn = LoadTurn { runtime: self, name };
             let made = self.make(name).await;
             if let Ok(perspective) = &made {
                 let cached = Cached { weak: perspective.downgrade(), attached: 0, keep: None };
@@ -94,7 +94,7 @@ impl<S: Service> Runtime<S> {
     pub(super) fn attach(&self, attachment: Attachment) {
         let id = attachment.id();
         self.core.connected(id);
-        self.attachments.borrow_mut().insert(id, Attaching::Pending { gone: false, calls: Vec::new() });
+        self.attachments.borrow_mut().insert(id, Attaching::Pending { leaving: Leaving::Stays, calls: Vec::new() });
         let me = self.me();
         let mut attaching: Pin<Box<dyn Future<Output = ()>>> = Box::pin(async move {
             let attached = me.attach_now(&attachment).await;
@@ -103,9 +103,10 @@ impl<S: Service> Runtime<S> {
                 return;
             }
             let before = me.attachments.borrow_mut().remove(&id);
-            let Some(Attaching::Pending { gone, calls }) = before else { return };
+            let Some(Attaching::Pending { leaving, calls }) = before else { return };
             match attached {
                 Ok((perspective, name)) => {
+                    me.core.has_avatar(id, AnyHandle::from(perspective.clone()).0);
                     let now = Attaching::Attached { perspective, attachment, name };
                     me.attachments.borrow_mut().insert(id, now);
                     me.core.push(&ToHost::Attached { attachment: id });
@@ -116,8 +117,8 @@ impl<S: Service> Runtime<S> {
                         }
                         drop(received);
                     }
-                    if gone {
-                        me.detach(id);
+                    if leaving != Leaving::Stays {
+                        me.detach(id, leaving);
                     }
                 }
                 Err(fault) => {
@@ -157,22 +158,30 @@ impl<S: Service> Runtime<S> {
         Ok((attached, name))
     }
 
-    pub(super) fn detach(&self, id: u64) {
+    pub(super) fn detach(&self, id: u64, leaving: Leaving) {
         let entry = {
             let mut attachments = self.attachments.borrow_mut();
             match attachments.get_mut(&id) {
-                Some(Attaching::Pending { gone, .. }) => {
-                    *gone = true;
-                    None
+                Some(Attaching::Pending { leaving: meanwhile, .. }) => {
+                    *meanwhile = leaving;
+                    return;
                 }
-                Some(Attaching::Attached { .. }) => attachments.remove(&id),
-                None => None,
+                Some(Attaching::Attached { attachment, .. }) if leaving == Leaving::LetsGo => {
+                    let stays = Attaching::LetGo(attachment.clone());
+                    attachments.insert(id, stays)
+                }
+                Some(Attaching::LetGo(_)) if leaving == Leaving::LetsGo => return,
+                Some(_) => attachments.remove(&id),
+                None => return,
             }
         };
+        self.core.forget_avatar(id);
+        if leaving == Leaving::Ends {
+            self.core.disconnected(id);
+        }
         let Some(Attaching::Attached { perspective, attachment, name }) = entry else {
             return;
         };
-        self.core.disconnected(id);
         let context = self.context();
         let _ = contained("detached", || {
             S::detached(&context, perspective.clone(), &attachment);
@@ -215,12 +224,12 @@ impl<S: Service> Runtime<S> {
 }
 
 /// Lets those go on who wait for the same perspective, however its loading ended.
-struct Turn<'a, S: Service> {
+struct LoadTurn<'a, S: Service> {
     runtime: &'a Runtime<S>,
     name: &'a str,
 }
 
-impl<S: Service> Drop for Turn<'_, S> {
+impl<S: Service> Drop for LoadTurn<'_, S> {
     fn drop(&mut self) {
         // Their ends of the channels are told by the drop.
         self.runtime.loading.borrow_mut().remove(self.name);

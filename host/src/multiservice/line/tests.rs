@@ -97,7 +97,7 @@ fn line() -> (Arc<Line>, Arc<Slow>, Arc<super::super::switchboard::Mailbox>, imp
     let store = Arc::new(Slow::default());
     let surroundings = Surroundings::new(Arc::clone(&store) as Arc<dyn Store>);
     let (number, mailbox) = surroundings.switchboard.connect();
-    let (line, _stages) = Line::new(1, 1, true, &surroundings, &Arc::default());
+    let (line, _stages) = Line::new(SlotNo(1), 1, true, &surroundings, &Arc::default());
     (line, store, mailbox, move |n: u64| u64::from(number) << 32 | n)
 }
 
@@ -108,7 +108,7 @@ fn save(perspective: &str, version: u64) -> ToHost<'_> {
 #[test]
 fn nothing_that_follows_a_change_is_told_before_it_is_committed() {
     let (line, store, mailbox, call) = line();
-    let answer = |n| ToHost::Answer { call: call(n), value: &[] };
+    let answer = |n| ToHost::Answer { call: call(n), value: &[], objects: &[] };
     say(&line, &[answer(1), save("a", 1), answer(2)]);
     say(&line, &[answer(3)]);
     say(&line, &[save("b", 1), answer(4)]);
@@ -127,7 +127,7 @@ fn nothing_that_follows_a_change_is_told_before_it_is_committed() {
 #[test]
 fn what_cannot_be_committed_is_an_error_and_so_is_all_that_was_made_from_it() {
     let (line, store, mailbox, call) = line();
-    let answer = |n| ToHost::Answer { call: call(n), value: &[] };
+    let answer = |n| ToHost::Answer { call: call(n), value: &[], objects: &[] };
     say(&line, &[save("a", 1), answer(1)]);
     say(&line, &[save("b", 1), answer(2)]);
     store.finish(Err(StoreError::Failed("the disk is full".to_owned())));
@@ -149,7 +149,7 @@ fn a_second_writer_is_found_out_and_not_overwritten() {
     let (line, store, mailbox, call) = line();
     let other = Change { service: "?".to_owned(), perspective: "a".to_owned(), state: vec![9], base: 0, version: 1 };
     store.memory.commit(vec![Write::State(other)], Box::new(|done| done.unwrap()));
-    say(&line, &[save("a", 1), ToHost::Answer { call: call(1), value: &[] }]);
+    say(&line, &[save("a", 1), ToHost::Answer { call: call(1), value: &[], objects: &[] }]);
     store.finish(Ok(()));
     assert_eq!(heard(&mailbox), ["failed 1: the change could not be saved, and is undone"]);
     let (sender, receiver) = std::sync::mpsc::channel();
@@ -162,9 +162,9 @@ fn a_state_over_the_quota_is_not_saved() {
     let store = Arc::new(MemoryStore::new());
     let surroundings = Surroundings { quota: 4, ..Surroundings::new(store) };
     let (number, mailbox) = surroundings.switchboard.connect();
-    let (line, _stages) = Line::new(1, 1, true, &surroundings, &Arc::default());
+    let (line, _stages) = Line::new(SlotNo(1), 1, true, &surroundings, &Arc::default());
     let call = u64::from(number) << 32 | 1;
     let large = ToHost::Save { perspective: "a", state: &[0; 5], base: 0, version: 1 };
-    say(&line, &[large, ToHost::Answer { call, value: &[] }]);
+    say(&line, &[large, ToHost::Answer { call, value: &[], objects: &[] }]);
     assert_eq!(heard(&mailbox), ["failed 1: the change could not be saved, and is undone"]);
 }

@@ -1,19 +1,22 @@
-//! What stands before every login: the throttle, the threads that check passwords, the audit trail, and who is logged in.
-//! One for all doors of a host.
+//! What stands before every login: the throttle, the threads that check passwords, and lines in the trail. One for all
+//! listeners of a host. It answers the [`Question`]s of their sessions.
 
-use std::collections::HashMap;
-use std::net::IpAddr;
+mod hashing;
+mod trail;
+
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Instant;
 
 use parking_lot::Mutex;
 use unicode_normalization::UnicodeNormalization;
 
-use super::hashing::Hashing;
-use super::sessions::Sessions;
-use crate::cred::login::{Proof, Proven};
+use self::hashing::Hashing;
+use self::trail::Trail;
+use crate::cred::login::{self, Login, Proven};
 use crate::cred::throttle::{Counter, Denied, Digest, LOCKED, Throttle, Try};
 use crate::cred::{AuthorizerError, HashCost, Password, ProofBy, Refusal, StoreSecret};
+use crate::session::login::{Found, Proof, Question, Refused};
 use crate::store::audit::Event;
 use crate::store::{Kept, Store, StoreError, Write, ask, now};
 
@@ -21,36 +24,35 @@ use crate::store::{Kept, Store, StoreError, Write, ask, now};
 const WORTH_KEEPING: u32 = 3;
 
 /// See the module's page.
-pub struct Guard {
+pub struct LoginGate {
     store: Arc<dyn Store>,
     secret: StoreSecret,
     throttle: Mutex<Throttle>,
-    pub(super) hashing: Hashing,
-    sessions: Arc<Sessions>,
+    hashing: Hashing,
+    trail: Trail,
     /// Whether Twisted's own login is offered.
-    pub(super) stock: bool,
-    seldom: Mutex<Seldom>,
+    stock: bool,
     began: Instant,
 }
 
-/// What could be written into the trail over and over again by who is refused over and over again: one line a minute for
-/// each, which says how often. When the last was written, in milliseconds, and how many have come since.
-type Seldom = HashMap<Digest, (u64, u64)>;
-
-/// How often a line of those is written, in milliseconds.
-const SELDOM: u64 = 60_000;
-/// So many of them are known at once. Beyond, all are forgotten, and written again.
-const SELDOM_KEPT: usize = 10_000;
-
-impl std::fmt::Debug for Guard {
+impl std::fmt::Debug for LoginGate {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Guard")
+        f.write_str("LoginGate")
     }
+}
+
+/// Where somebody comes from.
+#[derive(Debug, Clone)]
+pub(crate) struct Source {
+    /// The client's address.
+    pub(crate) address: SocketAddr,
+    /// The same, for a person to read.
+    pub(crate) peer: String,
 }
 
 /// A try that is being checked.
 #[derive(Debug, Clone)]
-pub(super) struct Trying {
+struct Trying {
     attempt: Try,
     name: String,
     source: IpAddr,
@@ -60,7 +62,7 @@ pub(super) struct Trying {
 
 impl Trying {
     /// The same, of this name, if it is known.
-    pub(super) fn of(self, name: Option<String>) -> Self {
+    fn of(self, name: Option<String>) -> Self {
         match name {
             Some(name) => Self { name, ..self },
             None => self,
@@ -68,19 +70,18 @@ impl Trying {
     }
 }
 
-impl Guard {
-    /// A guard that writes into this store. `secret` is what names and sources are digested with; `budget` is the memory
+impl LoginGate {
+    /// A gate that writes into this store. `secret` is what names and sources are digested with; `budget` is the memory
     /// that checking passwords may take, in KiB.
     #[must_use]
     pub fn new(store: Arc<dyn Store>, secret: StoreSecret, cost: HashCost, budget: u32, stock: bool) -> Arc<Self> {
         Arc::new(Self {
+            trail: Trail::new(Arc::clone(&store), secret.clone()),
             store,
             secret,
             throttle: Mutex::new(Throttle::new()),
             hashing: Hashing::new(budget, cost.memory),
-            sessions: Sessions::new(),
             stock,
-            seldom: Mutex::default(),
             began: Instant::now(),
         })
     }
@@ -98,10 +99,88 @@ impl Guard {
         Ok(())
     }
 
-    /// Who is logged in.
+    /// Whether Twisted's own login is offered.
     #[must_use]
-    pub fn sessions(&self) -> &Arc<Sessions> {
-        &self.sessions
+    pub fn stock(&self) -> bool {
+        self.stock
+    }
+
+    /// Answers a session's question. A proof that is being checked counts, though nobody waits for it any more.
+    pub(crate) async fn answer(self: &Arc<Self>, login: &Login, from: &Source, question: Question) -> Found {
+        match question {
+            Question::Identity(name) => {
+                login.identity(&name).await.map_or_else(|error| broken(&error), Found::Identity)
+            }
+            Question::Prove(proof) => self.prove(login, from, proof).await.unwrap_or_else(|error| broken(&error)),
+        }
+    }
+
+    async fn prove(self: &Arc<Self>, login: &Login, from: &Source, proof: Proof) -> Result<Found, AuthorizerError> {
+        let (name, how) = match &proof {
+            Proof::Stock(challenge, _) => (challenge.name().to_owned(), "stock"),
+            Proof::Key(challenge, _) => (challenge.name().to_owned(), "key"),
+            Proof::Password(name, _) => (name.clone(), "password"),
+            // Guesses at tokens are counted by their source: there is no name.
+            Proof::Token(token) => (data_encoding::HEXLOWER.encode(&token.digest()), "token"),
+        };
+        let trying = match self.begin(&name, from.address.ip(), &from.peer, how).await? {
+            Ok(trying) => trying,
+            Err(refusal) => return Ok(Found::NotChecked(refusal)),
+        };
+        let (proof, trying) = match proof {
+            Proof::Password(name, password) => return self.check_password(login, &name, password, trying).await,
+            Proof::Stock(challenge, response) => (login.respond(&challenge, &response, now()).await, trying),
+            Proof::Key(challenge, signature) => (login.sign(&challenge, &signature, now()).await, trying),
+            Proof::Token(token) => match login.token(&token, now()).await {
+                // Whose it is, or was, is for the trail alone.
+                Ok((proof, owner)) => (Ok(proof), trying.of(owner)),
+                Err(error) => (Err(error), trying),
+            },
+        };
+        let proof = proof.inspect_err(|_| self.withdrawn(&trying))?;
+        self.record_outcome(trying, &proof);
+        Ok(found(&proof))
+    }
+
+    /// Checks a password, on a thread that may take its time.
+    async fn check_password(
+        self: &Arc<Self>,
+        login: &Login,
+        name: &str,
+        password: Password,
+        trying: Trying,
+    ) -> Result<Found, AuthorizerError> {
+        let check = login.password(name, password.clone(), now()).await.inspect_err(|_| self.withdrawn(&trying))?;
+        let (done, checked) = tokio::sync::oneshot::channel();
+        let (me, kept, source) = (Arc::clone(self), trying.clone(), trying.source);
+        let submitted = self.hashing.submit(network(source), check.memory(), move || {
+            let proof = check.run();
+            // Here, and not where it is waited for: the client may have gone, and its try counts all the same.
+            me.record_outcome(trying, &proof);
+            // Who waits may have gone.
+            let _ = done.send(proof);
+        });
+        if submitted.is_err() {
+            self.failed(kept, Refusal::Busy);
+            return Ok(Found::NotChecked(Refusal::Busy));
+        }
+        let Ok(proof) = checked.await else {
+            return Err(AuthorizerError("a password's check came to no end".to_owned()));
+        };
+        if let Ok(proven) = &proof
+            && login.is_cheap(proven)
+        {
+            self.rehash(source, proven, password, login.cost());
+        }
+        Ok(found(&proof))
+    }
+
+    /// Somebody who has proven who they are is refused all the same: for the trail.
+    pub(crate) fn note_refused(&self, from: &Source, refused: &Refused) {
+        let Refused { identity, asked, why } = refused;
+        let event = Event::new("refused").with("identity", identity.as_str()).with("peer", from.peer.as_str());
+        let of = ["refused", identity, peer_address(&from.peer), asked];
+        self.trail.note_summed(&of, event.with("asked", asked.as_str()).with("why", *why), self.now());
     }
 
     fn now(&self) -> u64 {
@@ -135,7 +214,7 @@ impl Guard {
     }
 
     /// A try to log in: charged at once, whether the name is anybody's or not.
-    pub(super) async fn begin(
+    async fn begin(
         &self,
         name: &str,
         source: IpAddr,
@@ -161,14 +240,15 @@ impl Guard {
                     _ => "too many failed logins: not looked at",
                 };
                 let event = Event::new("login.refused").with("identity", shown).with("peer", peer);
-                self.note_seldom(&["throttle", name, peer_address(peer), why], event.with("how", how).with("why", why));
+                let of = ["throttle", name, peer_address(peer), why];
+                self.trail.note_summed(&of, event.with("how", how).with("why", why), self.now());
                 Err(refusal)
             }
         })
     }
 
     /// The proof was checked: counts, and writes it down.
-    pub(super) fn judge(&self, trying: Trying, proof: &Proof) {
+    fn record_outcome(&self, trying: Trying, proof: &login::Proof) {
         match proof {
             Ok(proven) => self.succeeded(trying, proven),
             Err(refusal) => self.failed(trying, *refusal),
@@ -193,7 +273,7 @@ impl Guard {
         if pardoned {
             writes.push(Write::Failures(counter, 0));
         }
-        self.write(writes);
+        self.trail.write(writes);
     }
 
     fn counter(&self, trying: &Trying) -> Counter {
@@ -201,7 +281,7 @@ impl Guard {
     }
 
     /// The proof was wrong, or there was nothing to prove.
-    pub(super) fn failed(&self, trying: Trying, refusal: Refusal) {
+    fn failed(&self, trying: Trying, refusal: Refusal) {
         let mut writes = Vec::new();
         if refusal == Refusal::Busy {
             self.throttle.lock().withdrawn(trying.attempt);
@@ -228,7 +308,7 @@ impl Guard {
             .with("how", trying.how)
             .with("why", refusal.to_string());
         writes.push(Write::Audit(event));
-        self.write(writes);
+        self.trail.write(writes);
     }
 
     /// How a name that is nobody's is written down.
@@ -236,44 +316,8 @@ impl Guard {
         format!("(unknown {})", data_encoding::HEXLOWER.encode(&self.name_digest(name)[..4]))
     }
 
-    /// Somebody who has proven who they are is refused all the same.
-    pub(super) fn refused(&self, name: &str, peer: &str, what: &str, why: &str) {
-        let event =
-            Event::new("refused").with("identity", name).with("peer", peer).with("asked", what).with("why", why);
-        self.note_seldom(&["refused", name, peer_address(peer), what], event);
-    }
-
-    /// Writes a line into the trail, unless one like it was written a moment ago: then it counts for the next.
-    fn note_seldom(&self, of: &[&str], event: Event) {
-        let parts: Vec<&[u8]> = of.iter().map(|part| part.as_bytes()).collect();
-        let mut key = Digest::default();
-        key.copy_from_slice(&self.secret.digest("seldom", &parts)[..16]);
-        let now = self.now();
-        let times = {
-            let mut seldom = self.seldom.lock();
-            if seldom.len() >= SELDOM_KEPT {
-                seldom.clear();
-            }
-            match seldom.get_mut(&key) {
-                Some((last, more)) if now.saturating_sub(*last) < SELDOM => {
-                    *more += 1;
-                    return;
-                }
-                Some((last, more)) => {
-                    *last = now;
-                    std::mem::take(more) + 1
-                }
-                None => {
-                    seldom.insert(key, (now, 0));
-                    1
-                }
-            }
-        };
-        self.write(vec![Write::Audit(if times > 1 { event.with("times", times) } else { event })]);
-    }
-
     /// It could not be checked: it does not count.
-    pub(super) fn withdrawn(&self, trying: &Trying) {
+    fn withdrawn(&self, trying: &Trying) {
         self.throttle.lock().withdrawn(trying.attempt);
     }
 
@@ -281,7 +325,7 @@ impl Guard {
     pub fn unlock(&self, name: &str) -> usize {
         let counters = self.throttle.lock().unlock(self.name_digest(name));
         let count = counters.len();
-        self.write(counters.into_iter().map(|counter| Write::Failures(counter, 0)).collect());
+        self.trail.write(counters.into_iter().map(|counter| Write::Failures(counter, 0)).collect());
         count
     }
 
@@ -293,7 +337,7 @@ impl Guard {
     }
 
     /// Hashes a password anew, which was right just now: the cost has risen since it was set.
-    pub(super) fn rehash(self: &Arc<Self>, source: IpAddr, proven: &Proven, password: Password, cost: HashCost) {
+    fn rehash(self: &Arc<Self>, source: IpAddr, proven: &Proven, password: Password, cost: HashCost) {
         let (me, id) = (Arc::clone(self), proven.credential);
         let name = proven.identity.name.to_string();
         let Some((_, proved)) = proven.identity.hashes(0).into_iter().find(|(of, _)| *of == id) else { return };
@@ -320,14 +364,17 @@ impl Guard {
             }
         });
     }
+}
 
-    fn write(&self, writes: Vec<Write>) {
-        let done = |done: Result<(), StoreError>| {
-            if let Err(error) = done {
-                tracing::error!(%error, "the audit trail cannot be written");
-            }
-        };
-        self.store.commit(writes, Box::new(done));
+fn broken(error: &AuthorizerError) -> Found {
+    tracing::error!(%error, "identities cannot be looked up");
+    Found::Broken
+}
+
+fn found(proof: &login::Proof) -> Found {
+    match proof {
+        Ok(proven) => Found::Proven(proven.identity.name.to_string(), proven.credential),
+        Err(_) => Found::Wrong,
     }
 }
 
@@ -337,7 +384,7 @@ fn peer_address(peer: &str) -> &str {
 }
 
 /// What a source is: who has one address of IPv6 has 2^64 of them.
-pub(super) fn network(source: IpAddr) -> IpAddr {
+pub(crate) fn network(source: IpAddr) -> IpAddr {
     match source.to_canonical() {
         IpAddr::V6(address) => {
             let bits = u128::from(address) >> 64 << 64;

@@ -1,19 +1,25 @@
-//! Bytes in, bytes out: as much as there is in one read, all answers that are ready in one write.
+//! Bytes in, bytes out: as much as there is in one read, all answers that are ready in one write. What they mean is the
+//! session's to say; this has the socket, the clock and the timers.
 
 use std::io;
 use std::net::TcpStream as Socket;
 use std::sync::Arc;
 
-use pb::PeerFault;
 use tokio::io::Interest;
 use tokio::net::TcpStream;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until};
 
-use super::desk::{Desk, Peer};
-use super::door::{Admitted, Shared};
 use super::stream::Stream;
 use super::tls::Certificates;
+use super::{Admitted, Shared};
+use crate::login_gate::Source;
+use crate::multiservice::Backends;
+use crate::multiservice::switchboard::Mailbox;
+use crate::session::login::{Found, Now, Policy, QuestionNo};
+use crate::session::{Demand, Session, Surroundings, Violation};
+use crate::sessions::SessionEntry;
+use crate::store;
 
 /// How much is read at once, at least.
 const READ: usize = 16 << 10;
@@ -24,9 +30,9 @@ const BACKLOG: usize = 64 << 20;
 /// After so many reads in a row others get their turn.
 const TURNS: u32 = 8;
 /// How long calls wait for room while nothing is answered.
-const LIFT: std::time::Duration = std::time::Duration::from_millis(20);
-/// Somebody who does not log in has that far a deadline.
-const NEVER: std::time::Duration = std::time::Duration::from_secs(365 * 24 * 3600);
+const RESET_WINDOW: std::time::Duration = std::time::Duration::from_millis(20);
+/// The deadline where there is none.
+const FAR_FUTURE: std::time::Duration = std::time::Duration::from_secs(365 * 24 * 3600);
 
 /// Why a connection ended.
 #[derive(Debug, thiserror::Error)]
@@ -36,19 +42,85 @@ pub(super) enum End {
     #[error("{0}")]
     Io(#[from] io::Error),
     #[error("{0}")]
-    Peer(#[from] PeerFault),
-    #[error("nobody logged in in time")]
+    Violation(#[from] Violation),
+    #[error("the host has no randomness: {0}")]
+    NoRandomness(getrandom::Error),
+    #[error("login timed out")]
     NoLogin,
     #[error("the client reads nothing")]
     Stalled,
-    #[error("more answers wait for the client than are kept")]
+    #[error("output buffer limit exceeded: the client does not read its answers")]
     Backlog,
-    #[error("too many calls wait for others to end")]
-    TooManyCalls,
     #[error("the operator has cut it")]
     Cut,
     #[error("the host closes")]
     Closing,
+}
+
+/// Answers of the store and of password checks, on their way to the session that asked.
+type Answers = mpsc::UnboundedReceiver<(QuestionNo, Found)>;
+
+/// One connection's session, and what does things for it outside.
+struct Driver {
+    session: Session,
+    shared: Arc<Shared>,
+    from: Source,
+    answers: Answers,
+    answer: mpsc::UnboundedSender<(QuestionNo, Found)>,
+}
+
+fn now() -> Now {
+    Now { instant: std::time::Instant::now(), unix: store::now() }
+}
+
+impl Driver {
+    fn new(shared: &Arc<Shared>, admitted: &Admitted, number: u32, mailbox: &Arc<Mailbox>) -> Result<Self, End> {
+        let mut seed = [0; 32];
+        getrandom::fill(&mut seed).map_err(End::NoRandomness)?;
+        let (address, tls) = (admitted.source, admitted.tls.is_some());
+        let peer = address.to_string();
+        let policy = Policy {
+            stock: shared.gate.stock(),
+            private: tls || address.ip().to_canonical().is_loopback(),
+            refusal: shared.limits.refusal,
+        };
+        let mailbox = Arc::clone(mailbox);
+        let entry = SessionEntry::new(&shared.sessions, number, &peer, tls, store::now(), mailbox);
+        let backends = Arc::clone(&shared.services) as Arc<dyn Backends>;
+        let surroundings = Surroundings { number, peer: peer.clone(), backends, entry };
+        let session = Session::new(surroundings, shared.limits, policy, seed);
+        let (answer, answers) = mpsc::unbounded_channel();
+        Ok(Self { session, shared: Arc::clone(shared), from: Source { address, peer }, answers, answer })
+    }
+
+    /// Serves what is there: bytes, mail, notices.
+    fn serve(&mut self, mail: &[u8]) -> Result<(), End> {
+        self.session.mail(mail);
+        if self.session.notices() {
+            return Err(End::Cut);
+        }
+        self.session.serve(now())?;
+        self.perform();
+        self.session.submit();
+        Ok(())
+    }
+
+    /// Does what the session wants done outside. Questions are answered beside it.
+    fn perform(&mut self) {
+        for demand in self.session.demands() {
+            match demand {
+                Demand::Note(refused) => self.shared.gate.note_refused(&self.from, &refused),
+                Demand::Ask(no, question) => {
+                    let (shared, from, answer) = (Arc::clone(&self.shared), self.from.clone(), self.answer.clone());
+                    tokio::task::spawn_local(async move {
+                        let found = shared.gate.answer(&shared.login, &from, question).await;
+                        // The client may have gone.
+                        let _ = answer.send((no, found));
+                    });
+                }
+            }
+        }
+    }
 }
 
 /// Serves one connection to its end.
@@ -57,17 +129,21 @@ pub(super) async fn serve(shared: Arc<Shared>, socket: Socket, admitted: Admitte
     let end = match open(socket, admitted.tls.as_deref()) {
         Ok(mut stream) => {
             let (number, mailbox) = shared.surroundings.switchboard.connect();
-            let tls = admitted.tls.is_some();
-            let from = Peer { address: peer, private: tls || peer.ip().to_canonical().is_loopback(), tls };
-            let mut desk = Desk::new(Arc::clone(&shared), number, from, Arc::clone(&mailbox));
-            let end = Box::pin(run(&shared, &mut stream, &mut desk, &mailbox, closed)).await;
-            stream.close();
-            // From here on calls back to this client fail at once.
+            let end = match Driver::new(&shared, &admitted, number, &mailbox) {
+                Err(end) => end,
+                Ok(mut driver) => {
+                    let end = Box::pin(run(&mut stream, &mut driver, &mailbox, closed)).await;
+                    stream.close();
+                    // From here on calls back to this client fail at once.
+                    shared.surroundings.switchboard.disconnect(number);
+                    let mut mail = Vec::new();
+                    mailbox.close(&mut mail);
+                    driver.session.mail(&mail);
+                    driver.session.close();
+                    end
+                }
+            };
             shared.surroundings.switchboard.disconnect(number);
-            let mut mail = Vec::new();
-            mailbox.close(&mut mail);
-            desk.mail(&mail);
-            desk.end();
             end
         }
         Err(error) => End::Io(error),
@@ -86,18 +162,12 @@ fn open(socket: Socket, tls: Option<&Certificates>) -> io::Result<Stream> {
     }
 }
 
-async fn run(
-    shared: &Shared,
-    stream: &mut Stream,
-    desk: &mut Desk,
-    mailbox: &crate::multiservice::switchboard::Mailbox,
-    mut closed: watch::Receiver<bool>,
-) -> End {
+async fn run(stream: &mut Stream, driver: &mut Driver, mailbox: &Mailbox, mut closed: watch::Receiver<bool>) -> End {
     // Small answers must not wait for each other's acknowledgement.
     if let Err(error) = stream.set_nodelay() {
         return error.into();
     }
-    let limits = &shared.limits;
+    let limits = driver.shared.limits;
     let mut mail = Vec::new();
     let mut sent = 0;
     let mut readable = true;
@@ -108,30 +178,26 @@ async fn run(
     let mut turns = 0u32;
     loop {
         let all = mailbox.take(&mut mail);
-        desk.mail(&mail);
         if !all {
             return End::Backlog;
         }
-        if desk.notices() {
-            return End::Cut;
-        }
-        mail.shrink_to(KEEP);
-        if let Err(end) = desk.serve().await {
+        if let Err(end) = driver.serve(&mail) {
             // What was answered before the fault is still sent, as far as it goes.
-            let _ = stream.try_write(&desk.broker.output.bytes[sent..]);
+            let _ = stream.try_write(&driver.session.output()[sent..]);
             return end;
         }
-        desk.submit();
+        mail.shrink_to(KEEP);
+        let session = &mut driver.session;
         login_by = match login_by {
-            _ if desk.logged_in() => None,
+            _ if session.logged_in() => None,
             // Whoever was sent away has as long as one who comes.
             None => Some(Instant::now() + limits.login),
             by => by,
         };
-        let refusal = desk.refuse_due();
+        let refusal = session.refuse_due(now()).map(Instant::from_std);
 
-        while writable && sent < desk.broker.output.bytes.len() {
-            match stream.try_write(&desk.broker.output.bytes[sent..]) {
+        while writable && sent < session.output().len() {
+            match stream.try_write(&session.output()[sent..]) {
                 Ok(0) => return End::Closed,
                 Ok(count) => {
                     sent += count;
@@ -148,7 +214,7 @@ async fn run(
                 Ok(()) => moved = Instant::now(),
             }
         }
-        let output = &mut desk.broker.output.bytes;
+        let output = session.output();
         if sent == output.len() {
             output.clear();
             output.shrink_to(KEEP);
@@ -164,19 +230,19 @@ async fn run(
         if unread > BACKLOG {
             return End::Backlog;
         }
-        if unread == 0 && desk.parked() {
+        if unread == 0 && session.any_parked() {
             // What waited for answers to be read can begin.
-            desk.unpark();
-            desk.submit();
+            session.unpark();
+            session.submit();
         }
 
-        if closing.is_some() && unread == 0 && desk.idle() {
+        if closing.is_some() && unread == 0 && session.is_idle() {
             return End::Closing;
         }
         // A client that does not read its answers does not get more of them.
-        let listens = unread <= desk.limits().unread && closing.is_none();
+        let listens = unread <= session.limits().unread && closing.is_none() && !session.is_waiting();
         if listens && readable {
-            let buffer = desk.broker.input.buffer();
+            let buffer = session.input();
             if buffer.capacity() - buffer.len() < READ / 4 {
                 buffer.reserve(READ);
             }
@@ -216,15 +282,18 @@ async fn run(
         };
         // Calls that wait for room, though nothing comes that would make any: those before them wait for something
         // else.
-        let lift = (unread == 0 && desk.parked()).then(|| Instant::now() + LIFT);
-        let deadline = [login_by, closing, lift, refusal, (unread > 0).then(|| moved + limits.stalled)]
+        let reset = (unread == 0 && session.any_parked()).then(|| Instant::now() + RESET_WINDOW);
+        let deadline = [login_by, closing, reset, refusal, (unread > 0).then(|| moved + limits.stalled)]
             .into_iter()
             .flatten()
             .min();
         tokio::select! {
             biased;
             () = mailbox.come() => {}
-            checked = desk.checked() => desk.finish(checked).await,
+            Some((no, found)) = driver.answers.recv() => {
+                driver.session.found(no, found, now());
+                driver.perform();
+            }
             ready = stream.ready(interest), if listens || unread > 0 => match ready {
                 Ok(ready) => {
                     readable |= ready.is_readable() || ready.is_read_closed();
@@ -232,13 +301,13 @@ async fn run(
                 }
                 Err(error) => return error.into(),
             },
-            () = sleep_until(deadline.unwrap_or_else(|| Instant::now() + NEVER)), if deadline.is_some() => {
+            () = sleep_until(deadline.unwrap_or_else(|| Instant::now() + FAR_FUTURE)), if deadline.is_some() => {
                 if let Some(end) = overdue(login_by, closing, unread > 0, moved, limits.stalled) {
                     return end;
                 }
-                if lift.is_some() {
-                    desk.lift();
-                    desk.submit();
+                if reset.is_some() {
+                    session.reset_window();
+                    session.submit();
                 }
             }
             _ = closed.wait_for(|closed| *closed), if closing.is_none() => {

@@ -13,25 +13,27 @@ use crate::cred::Identity;
 use crate::multiservice::switchboard::Mailbox;
 
 /// How long connections may take to end what they were told to. They take microseconds.
-const PATIENCE: Duration = Duration::from_secs(10);
+const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// All connections that somebody has logged in by.
 #[derive(Debug, Default)]
 pub struct Sessions {
-    all: Mutex<HashMap<u32, Arc<Session>>>,
+    all: Mutex<HashMap<u32, Arc<SessionEntry>>>,
 }
 
-/// A connection that somebody has logged in by.
+/// A connection, as the operator sees it once somebody has logged in by it.
 #[derive(Debug)]
-pub(super) struct Session {
+pub struct SessionEntry {
     number: u32,
     peer: String,
     tls: bool,
+    /// Since when it is in the list, in seconds since 1970.
     since: u64,
     mailbox: Arc<Mailbox>,
+    sessions: Arc<Sessions>,
     about: Mutex<About>,
-    told: AtomicBool,
-    notices: Mutex<Vec<(Notice, Heard)>>,
+    notified: AtomicBool,
+    notices: Mutex<Vec<(Notice, Acknowledgement)>>,
 }
 
 #[derive(Debug, Default)]
@@ -42,12 +44,12 @@ struct About {
     perspectives: BTreeMap<String, usize>,
 }
 
-/// Dropped when a connection has done what it was told to.
-pub(super) type Heard = Sender<()>;
+/// Dropped when a connection has done what a notice asks for.
+pub type Acknowledgement = Sender<()>;
 
 /// What a connection is told.
 #[derive(Debug, Clone)]
-pub(super) enum Notice {
+pub enum Notice {
     /// An identity is this now, or is no more.
     Changed(String, Option<Arc<Identity>>),
     /// It is to close.
@@ -71,40 +73,60 @@ pub struct SessionStatus {
     pub perspectives: Vec<String>,
 }
 
-impl Session {
-    pub(super) fn new(number: u32, peer: &str, tls: bool, since: u64, mailbox: Arc<Mailbox>) -> Arc<Self> {
+impl SessionEntry {
+    /// A connection that nobody has logged in by yet. `since` is in seconds since 1970; its mailbox wakes it.
+    #[must_use]
+    pub fn new(
+        sessions: &Arc<Sessions>,
+        number: u32,
+        peer: &str,
+        tls: bool,
+        since: u64,
+        mailbox: Arc<Mailbox>,
+    ) -> Arc<Self> {
         Arc::new(Self {
             number,
             peer: peer.to_owned(),
             tls,
             since,
             mailbox,
+            sessions: Arc::clone(sessions),
             about: Mutex::default(),
-            told: AtomicBool::new(false),
+            notified: AtomicBool::new(false),
             notices: Mutex::default(),
         })
     }
 
-    /// What it has been told since it was asked last.
-    pub(super) fn notices(&self) -> Vec<(Notice, Heard)> {
-        if self.told.swap(false, Ordering::AcqRel) { std::mem::take(&mut *self.notices.lock()) } else { Vec::new() }
+    /// What it was told since it was asked last.
+    pub fn notices(&self) -> Vec<(Notice, Acknowledgement)> {
+        if self.notified.swap(false, Ordering::AcqRel) { std::mem::take(&mut *self.notices.lock()) } else { Vec::new() }
     }
 
-    /// Somebody has logged in by it.
-    pub(super) fn entered(&self, identity: &str) {
+    /// Somebody has proven who they are: from now on it hears of what changes about them.
+    pub fn enter(self: &Arc<Self>, identity: &str) {
         self.about.lock().identities.insert(identity.to_owned());
+        self.sessions.all.lock().entry(self.number).or_insert_with(|| Arc::clone(self));
     }
 
-    /// An identity has nothing there any more.
-    pub(super) fn left(&self, identity: &str) {
-        self.about.lock().identities.remove(identity);
+    /// An identity has nothing there any more. The operator sees no connection that nobody is logged in by.
+    pub fn left(&self, identity: &str) {
+        let nobody = {
+            let mut about = self.about.lock();
+            about.identities.remove(identity);
+            about.identities.is_empty()
+        };
+        if nobody {
+            self.close();
+        }
     }
 
-    pub(super) fn attached(&self, perspective: String) {
+    /// It is attached to a perspective.
+    pub fn attached(&self, perspective: String) {
         *self.about.lock().perspectives.entry(perspective).or_default() += 1;
     }
 
-    pub(super) fn detached(&self, perspective: &str) {
+    /// It is not attached to it any more.
+    pub fn detached(&self, perspective: &str) {
         let mut about = self.about.lock();
         if let Some(count) = about.perspectives.get_mut(perspective) {
             *count -= 1;
@@ -114,9 +136,14 @@ impl Session {
         }
     }
 
-    fn tell(&self, notice: Notice, heard: Heard) {
-        self.notices.lock().push((notice, heard));
-        self.told.store(true, Ordering::Release);
+    /// It has ended.
+    pub fn close(&self) {
+        self.sessions.all.lock().remove(&self.number);
+    }
+
+    fn notify(&self, notice: Notice, acknowledgement: Acknowledgement) {
+        self.notices.lock().push((notice, acknowledgement));
+        self.notified.store(true, Ordering::Release);
         self.mailbox.wake();
     }
 
@@ -140,14 +167,6 @@ impl Sessions {
         Arc::default()
     }
 
-    pub(super) fn open(&self, session: &Arc<Session>) {
-        self.all.lock().insert(session.number, Arc::clone(session));
-    }
-
-    pub(super) fn close(&self, number: u32) {
-        self.all.lock().remove(&number);
-    }
-
     /// All of them, in the order of their numbers.
     #[must_use]
     pub fn list(&self) -> Vec<SessionStatus> {
@@ -160,36 +179,36 @@ impl Sessions {
     /// that is so. False if it is not so in time: somebody's connection hangs, which is a fault.
     pub fn changed(&self, name: &str, identity: Option<&Arc<Identity>>) -> bool {
         // Who logs in as it just now is listed before it looks whether it still may.
-        let has = |session: &&Arc<Session>| session.about.lock().identities.contains(name);
-        let all: Vec<Arc<Session>> = self.all.lock().values().filter(has).cloned().collect();
-        let (heard, waiting) = channel();
+        let has = |session: &&Arc<SessionEntry>| session.about.lock().identities.contains(name);
+        let all: Vec<Arc<SessionEntry>> = self.all.lock().values().filter(has).cloned().collect();
+        let (acknowledgement, waiting) = channel();
         for session in all {
-            session.tell(Notice::Changed(name.to_owned(), identity.cloned()), heard.clone());
+            session.notify(Notice::Changed(name.to_owned(), identity.cloned()), acknowledgement.clone());
         }
-        drop(heard);
-        all_heard(&waiting)
+        drop(acknowledgement);
+        all_acknowledged(&waiting)
     }
 
     /// Closes a connection by its number, or all of an identity's. Answers with those that were closed.
     pub fn cut(&self, number: Option<u32>, identity: Option<&str>) -> Vec<SessionStatus> {
-        let wanted = |session: &Arc<Session>| {
+        let wanted = |session: &Arc<SessionEntry>| {
             let has = |name: &str| session.about.lock().identities.contains(name);
             number.is_none_or(|number| session.number == number) && identity.is_none_or(has)
         };
-        let all: Vec<Arc<Session>> = self.all.lock().values().filter(|session| wanted(session)).cloned().collect();
-        let (heard, waiting) = channel();
+        let all: Vec<Arc<SessionEntry>> = self.all.lock().values().filter(|session| wanted(session)).cloned().collect();
+        let (acknowledgement, waiting) = channel();
         let mut cut = Vec::new();
         for session in all {
             cut.push(session.status());
-            session.tell(Notice::Cut, heard.clone());
+            session.notify(Notice::Cut, acknowledgement.clone());
         }
-        drop(heard);
-        all_heard(&waiting);
+        drop(acknowledgement);
+        all_acknowledged(&waiting);
         cut
     }
 }
 
-fn all_heard(waiting: &Receiver<()>) -> bool {
+fn all_acknowledged(waiting: &Receiver<()>) -> bool {
     // Nothing is ever sent: the last one who drops its end says that all have.
-    waiting.recv_timeout(PATIENCE) == Err(std::sync::mpsc::RecvTimeoutError::Disconnected)
+    waiting.recv_timeout(TIMEOUT) == Err(std::sync::mpsc::RecvTimeoutError::Disconnected)
 }

@@ -1,4 +1,12 @@
-//! A listening socket, and the threads that its connections live on.
+//! A listening socket, the threads that its connections live on, and the way from a socket to a session and back.
+//!
+//! [`Endpoint`] is the root of the object hierarchy that clients see, as `twisted.spread.pb.AuthRoot` was: through it they
+//! log in, in either era's words, and attach to perspectives. `connection` moves bytes, and decides nothing: what a
+//! connection knows and decides is a [`Session`](crate::session). A `stream` is a socket, with or without `tls`.
+
+mod connection;
+mod stream;
+pub mod tls;
 
 use std::collections::HashMap;
 use std::io;
@@ -10,40 +18,41 @@ use parking_lot::Mutex;
 use tokio::sync::{mpsc, watch};
 use tokio::task::LocalSet;
 
-use super::connection;
-use super::guard::{Guard, network};
-use super::limits::Limits;
-use super::tls::Certificates;
+use self::tls::Certificates;
 use crate::cred::StoreSecret;
 use crate::cred::login::Login;
+use crate::login_gate::{LoginGate, network};
 use crate::multiservice::MultiService;
 use crate::multiservice::slot::Surroundings;
+use crate::session::Limits;
+use crate::sessions::Sessions;
 
 /// The memory that checking passwords may take, if nothing else is said, in KiB.
 const BUDGET: u32 = 128 << 10;
 
-/// The root object that clients of a door log in through.
+/// The root object that clients log in through.
 #[derive(Clone)]
-pub struct AuthRoot {
+pub struct Endpoint {
     shared: Arc<Shared>,
 }
 
-pub(super) struct Shared {
-    pub(super) login: Login,
-    pub(super) services: Arc<MultiService>,
-    pub(super) surroundings: Surroundings,
-    pub(super) limits: Limits,
-    pub(super) guard: Arc<Guard>,
+struct Shared {
+    login: Login,
+    services: Arc<MultiService>,
+    surroundings: Surroundings,
+    limits: Limits,
+    gate: Arc<LoginGate>,
+    sessions: Arc<Sessions>,
     sources: Mutex<HashMap<IpAddr, usize>>,
 }
 
-impl std::fmt::Debug for AuthRoot {
+impl std::fmt::Debug for Endpoint {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("AuthRoot").field("services", &self.shared.services.name()).finish_non_exhaustive()
+        f.debug_struct("Endpoint").field("services", &self.shared.services.name()).finish_non_exhaustive()
     }
 }
 
-impl AuthRoot {
+impl Endpoint {
     /// A root through which `login`'s identities reach these services.
     #[must_use]
     pub fn new(login: Login, services: Arc<MultiService>, surroundings: Surroundings, limits: Limits) -> Self {
@@ -53,42 +62,54 @@ impl AuthRoot {
             tracing::warn!(%error, "no randomness for the throttle");
         }
         let store = Arc::clone(&surroundings.store);
-        let guard = Guard::new(store, StoreSecret::new(secret), login.cost(), BUDGET, true);
-        Self::guarded(login, services, surroundings, limits, guard)
+        let gate = LoginGate::new(store, StoreSecret::new(secret), login.cost(), BUDGET, true);
+        Self::with_gate(login, services, surroundings, limits, (gate, Sessions::new()))
     }
 
-    /// The same behind a guard that stands before other doors, too.
+    /// The same behind a gate that stands before other listeners, too, and with the sessions of all of them.
     #[must_use]
-    pub fn guarded(
+    pub fn with_gate(
         login: Login,
         services: Arc<MultiService>,
         surroundings: Surroundings,
         limits: Limits,
-        guard: Arc<Guard>,
+        (gate, sessions): (Arc<LoginGate>, Arc<Sessions>),
     ) -> Self {
-        Self { shared: Arc::new(Shared { login, services, surroundings, limits, guard, sources: Mutex::default() }) }
+        let sources = Mutex::default();
+        Self { shared: Arc::new(Shared { login, services, surroundings, limits, gate, sessions, sources }) }
     }
 
     /// What stands before every login.
     #[must_use]
-    pub fn guard(&self) -> &Arc<Guard> {
-        &self.shared.guard
+    pub fn gate(&self) -> &Arc<LoginGate> {
+        &self.shared.gate
     }
 
-    /// Opens a door: listens on this address, and serves on as many threads as there are processors.
+    /// Who is logged in.
+    #[must_use]
+    pub fn sessions(&self) -> &Arc<Sessions> {
+        &self.shared.sessions
+    }
+
+    /// Listens on this address, and serves on as many threads as there are processors.
     ///
     /// # Errors
     /// When the address cannot be listened on, or a thread cannot be started.
-    pub fn listen(&self, address: impl std::net::ToSocketAddrs) -> io::Result<Door> {
+    pub fn listen(&self, address: impl std::net::ToSocketAddrs) -> io::Result<Listener> {
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
         self.listen_on(TcpListener::bind(address)?, threads, None)
     }
 
-    /// Opens a door on a socket that listens already; with certificates, all that comes through it is TLS.
+    /// Serves on a socket that listens already; with certificates, all that comes through it is TLS.
     ///
     /// # Errors
     /// When a thread cannot be started.
-    pub fn listen_on(&self, listener: TcpListener, threads: usize, tls: Option<Arc<Certificates>>) -> io::Result<Door> {
+    pub fn listen_on(
+        &self,
+        listener: TcpListener,
+        threads: usize,
+        tls: Option<Arc<Certificates>>,
+    ) -> io::Result<Listener> {
         let address = listener.local_addr()?;
         listener.set_nonblocking(true)?;
         let (closing, closed) = watch::channel(false);
@@ -110,19 +131,19 @@ impl AuthRoot {
                 .name("accept".to_owned())
                 .spawn(move || accept(&shared, listener, senders, closed, tls))?,
         );
-        Ok(Door { address, closing, workers: Mutex::new(workers) })
+        Ok(Listener { address, closing, workers: Mutex::new(workers) })
     }
 }
 
-/// An open door. Closing it lets calls in flight end first, for a while.
+/// A socket that listens. Closing it lets calls in flight end first, for a while.
 #[derive(Debug)]
-pub struct Door {
+pub struct Listener {
     address: SocketAddr,
     closing: watch::Sender<bool>,
     workers: Mutex<Vec<JoinHandle<()>>>,
 }
 
-impl Door {
+impl Listener {
     /// Where it listens.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
@@ -142,7 +163,7 @@ impl Door {
     }
 }
 
-impl Drop for Door {
+impl Drop for Listener {
     fn drop(&mut self) {
         self.close();
     }
@@ -235,10 +256,10 @@ fn accept(
 }
 
 /// A connection's place among all: given back however it ends.
-pub(super) struct Admitted {
+struct Admitted {
     shared: Arc<Shared>,
-    pub(super) source: SocketAddr,
-    pub(super) tls: Option<Arc<Certificates>>,
+    source: SocketAddr,
+    tls: Option<Arc<Certificates>>,
 }
 
 impl Drop for Admitted {

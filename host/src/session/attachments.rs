@@ -1,0 +1,236 @@
+//! Who is attached where, by which key and credential, and how far each attachment has come.
+
+use std::sync::Arc;
+
+use super::numbers::{AttachmentKind, AttachmentNo, Table};
+use crate::cred::Key;
+use crate::multiservice::{Backend, SlotNo};
+
+/// Which words a client used to log in: they differ in how long an attachment lasts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Era {
+    /// Until the connection ends.
+    Old,
+    /// Until the client gives its last reference back, or the connection ends.
+    New,
+}
+
+/// How far an attachment has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Phase {
+    /// The service was asked; its answer is the answer to this call of the client's.
+    Asked {
+        /// The client's number for it.
+        request: u64,
+    },
+    /// The client has the perspective.
+    Attached,
+    /// The client has given it back. Calls and objects that came by it live on.
+    LetGo,
+}
+
+/// A client at a perspective.
+pub(crate) struct Attached {
+    /// The service.
+    pub(crate) backend: Arc<dyn Backend>,
+    /// Its slot.
+    pub(crate) slot: SlotNo,
+    /// How long it lasts.
+    pub(crate) era: Era,
+    /// How far it has come.
+    pub(crate) phase: Phase,
+    /// Who has attached.
+    pub(crate) identity: Arc<str>,
+    /// The number of the credential that they logged in with, among the identity's.
+    pub(crate) credential: u64,
+    /// The key that leads here.
+    pub(crate) key: Key,
+    /// The client's object that came with it, as the service knows it; 0: none did.
+    pub(crate) mind: u64,
+    /// Calls by it: under way, parked, and the service's own of what came by it.
+    calls: usize,
+}
+
+/// What is to end.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Scope<'a> {
+    /// One attachment.
+    Attachment(AttachmentNo),
+    /// Everything at a service.
+    Slot(SlotNo),
+    /// What an identity has by a key.
+    Key(&'a str, &'a Key),
+    /// What an identity has by a credential.
+    Credential(&'a str, u64),
+    /// Everything of an identity's.
+    Identity(&'a str),
+    /// Everything.
+    Connection,
+}
+
+impl Scope<'_> {
+    fn covers(&self, no: AttachmentNo, attached: &Attached) -> bool {
+        let is = |name: &str| *attached.identity == *name;
+        match self {
+            Self::Attachment(wanted) => *wanted == no,
+            Self::Slot(slot) => attached.slot == *slot,
+            Self::Key(name, key) => is(name) && attached.key == **key,
+            Self::Credential(name, credential) => is(name) && attached.credential == *credential,
+            Self::Identity(name) => is(name),
+            Self::Connection => true,
+        }
+    }
+
+    /// Whether a login of this identity by this credential ends with it.
+    #[must_use]
+    pub(crate) fn covers_login(&self, identity: &str, by: u64) -> bool {
+        match self {
+            Self::Attachment(_) | Self::Slot(_) | Self::Key(..) => false,
+            Self::Credential(name, credential) => *name == identity && *credential == by,
+            Self::Identity(name) => *name == identity,
+            Self::Connection => true,
+        }
+    }
+}
+
+/// There are as many as a client may have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("this connection has {0} attachments, which is the limit")]
+pub(crate) struct TooMany(pub usize);
+
+/// All attachments of a connection.
+#[derive(Default)]
+pub(crate) struct Attachments {
+    all: Table<AttachmentKind, Attached>,
+}
+
+impl Attachments {
+    /// Whether one more may begin, among at most `limit`; those let go of count while something that came by them lives.
+    ///
+    /// # Errors
+    /// When there are too many.
+    pub(crate) fn room(&self, limit: usize) -> Result<(), TooMany> {
+        if self.all.len() < limit { Ok(()) } else { Err(TooMany(limit)) }
+    }
+
+    /// One more, which the service is asked for.
+    pub(crate) fn begin(&mut self, attached: Attached) -> AttachmentNo {
+        self.all.insert(attached)
+    }
+
+    /// An attachment.
+    #[must_use]
+    pub(crate) fn get(&self, no: AttachmentNo) -> Option<&Attached> {
+        self.all.get(no)
+    }
+
+    /// The client's object that came with it, as the service knows it.
+    pub(crate) fn set_mind(&mut self, no: AttachmentNo, handle: u64) {
+        if let Some(attached) = self.all.get_mut(no) {
+            attached.mind = handle;
+        }
+    }
+
+    /// An attachment at this slot.
+    #[must_use]
+    pub(crate) fn at(&self, no: AttachmentNo, slot: SlotNo) -> Option<&Attached> {
+        self.all.get(no).filter(|attached| attached.slot == slot)
+    }
+
+    /// The service has answered; the client's call that asked, if it was still asked for.
+    pub(crate) fn answered(&mut self, no: AttachmentNo, slot: SlotNo) -> Option<u64> {
+        let attached = self.all.get_mut(no).filter(|attached| attached.slot == slot)?;
+        match attached.phase {
+            Phase::Asked { request } => {
+                attached.phase = Phase::Attached;
+                Some(request)
+            }
+            Phase::Attached | Phase::LetGo => None,
+        }
+    }
+
+    /// The client gives the perspective back. `None`: that ends nothing.
+    pub(crate) fn let_go(&mut self, no: AttachmentNo) -> Option<&Attached> {
+        let attached = self.all.get_mut(no)?;
+        if attached.era == Era::Old || attached.phase != Phase::Attached {
+            return None;
+        }
+        attached.phase = Phase::LetGo;
+        Some(attached)
+    }
+
+    /// A call by it has begun.
+    pub(crate) fn call_began(&mut self, no: AttachmentNo) {
+        if let Some(attached) = self.all.get_mut(no) {
+            attached.calls += 1;
+        }
+    }
+
+    /// A call by it has ended. True: it may be over now.
+    pub(crate) fn call_ended(&mut self, no: AttachmentNo) -> bool {
+        self.all.get_mut(no).is_some_and(|attached| {
+            attached.calls = attached.calls.saturating_sub(1);
+            attached.calls == 0 && attached.phase == Phase::LetGo
+        })
+    }
+
+    /// Whether it was let go of, and no call comes by it.
+    #[must_use]
+    pub(crate) fn is_idle(&self, no: AttachmentNo) -> bool {
+        self.all.get(no).is_some_and(|attached| attached.phase == Phase::LetGo && attached.calls == 0)
+    }
+
+    /// Takes out what is to end, the oldest first.
+    pub(crate) fn take(&mut self, scope: &Scope<'_>) -> Vec<(AttachmentNo, Attached)> {
+        match scope {
+            Scope::Attachment(no) => self.all.remove(*no).map(|attached| (*no, attached)).into_iter().collect(),
+            scope => self.all.take(|no, attached| scope.covers(no, attached)),
+        }
+    }
+
+    /// The keys and credentials that an identity is attached by: what is to be looked at when it changes.
+    #[must_use]
+    pub(crate) fn of(&self, identity: &str) -> Vec<(u64, Key)> {
+        let mut found: Vec<(u64, Key)> = Vec::new();
+        for (_, attached) in self.all.iter().filter(|(_, attached)| *attached.identity == *identity) {
+            let by = (attached.credential, attached.key.clone());
+            if !found.contains(&by) {
+                found.push(by);
+            }
+        }
+        found
+    }
+
+    /// Whether anybody is attached, or this identity, if one is named.
+    #[must_use]
+    pub(crate) fn any(&self, identity: Option<&str>) -> bool {
+        self.all.iter().any(|(_, attached)| identity.is_none_or(|name| *attached.identity == *name))
+    }
+
+    /// How many there are, those included that were let go of.
+    #[must_use]
+    pub(crate) fn len(&self) -> usize {
+        self.all.len()
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub(crate) fn is_empty(&self) -> bool {
+        self.all.is_empty()
+    }
+}
+
+impl Attached {
+    /// One that the service is asked for, as the answer to a call of the client's.
+    #[must_use]
+    pub(crate) fn asked(
+        backend: Arc<dyn Backend>,
+        era: Era,
+        request: u64,
+        (identity, credential): (Arc<str>, u64),
+        key: Key,
+    ) -> Self {
+        let (slot, phase) = (backend.number(), Phase::Asked { request });
+        Self { backend, slot, era, phase, identity, credential, key, mind: 0, calls: 0 }
+    }
+}

@@ -1,0 +1,330 @@
+//! Calls: those of the client's under way in services, those that wait for room, and those that services make of the
+//! client's objects.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+
+use super::limits::PeerLimits;
+use super::numbers::{AttachmentNo, CallKind, CallNo, HandleNo, Table};
+use crate::multiservice::{Backend, SlotNo};
+
+/// The size that the first answer is taken to have, in bytes.
+const FIRST_ANSWER: usize = 64 << 10;
+/// How many bytes of answers may be on their way to a client, by the sizes of those before.
+const WINDOW: usize = 4 << 20;
+/// No answer is taken to be smaller than this, in bytes.
+const SMALLEST_ANSWER: usize = 4 << 10;
+/// A client always has this many calls under way, however large its answers.
+const LEAST_CALLS: usize = 4;
+
+/// A call on its way through a service.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct InFlight {
+    /// The service.
+    pub(crate) slot: SlotNo,
+    /// Who calls: it ends with this attachment.
+    pub(crate) attachment: AttachmentNo,
+    /// The client's number for it.
+    pub(crate) request: u64,
+    /// Whether the client wants an answer.
+    pub(crate) answer: bool,
+}
+
+/// A call's method, arguments and keywords as the service reads them, one behind the other in one buffer.
+#[derive(Debug, Default)]
+pub(crate) struct Words {
+    bytes: Vec<u8>,
+    /// Where the arguments begin, and where the keywords do.
+    begin: (usize, usize),
+}
+
+impl Words {
+    /// A method; `write` appends its arguments and then its keywords, and answers with where the latter begin.
+    pub(crate) fn new(method: &str, write: impl FnOnce(&mut Vec<u8>) -> usize) -> Self {
+        let mut bytes = Vec::with_capacity(method.len() + 64);
+        bytes.extend_from_slice(method.as_bytes());
+        let middle = write(&mut bytes);
+        Self { bytes, begin: (method.len(), middle) }
+    }
+
+    /// The method, the arguments, the keywords.
+    pub(crate) fn parts(&self) -> (&str, &[u8], &[u8]) {
+        let (rest, keywords) = self.bytes.split_at(self.begin.1);
+        let (method, arguments) = rest.split_at(self.begin.0);
+        (std::str::from_utf8(method).unwrap_or_default(), arguments, keywords)
+    }
+}
+
+/// A call that waits until others have ended.
+#[derive(Debug)]
+pub(crate) struct Parked {
+    /// Its call.
+    pub(crate) call: InFlight,
+    /// The service's object; 0: the perspective.
+    pub(crate) object: u64,
+    /// Its method, arguments and keywords.
+    pub(crate) words: Words,
+    /// The client's objects in both, once for each time: each is counted for the service.
+    pub(crate) handles: Vec<u64>,
+}
+
+impl Parked {
+    fn size(&self) -> usize {
+        size_of::<Self>() + self.words.bytes.len() + self.handles.len() * 8
+    }
+}
+
+/// A service's call of an object of the client's.
+pub(crate) struct Outgoing {
+    /// Whose it is.
+    pub(crate) backend: Arc<dyn Backend>,
+    /// Which of the slot's generations: no other gets the answer.
+    pub(crate) generation: u32,
+    /// The library's number for it.
+    pub(crate) call: u64,
+    /// The object that is called.
+    pub(crate) handle: HandleNo,
+    /// By which attachment the service has that object.
+    pub(crate) attachment: AttachmentNo,
+}
+
+/// Too much waits for room.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("too many calls wait for others to end")]
+pub(crate) struct TooManyCalls;
+
+/// What ended with attachments.
+#[derive(Default)]
+pub(crate) struct Ended {
+    /// The client's calls that are owed an answer, by its numbers, in order.
+    pub(crate) owed: Vec<u64>,
+    /// Calls that services were given, by their numbers: nobody waits for them any more.
+    pub(crate) begun: Vec<(SlotNo, CallNo)>,
+    /// The client's objects in calls that no service was given.
+    pub(crate) handles: Vec<(SlotNo, u64)>,
+    /// Services' own calls.
+    pub(crate) outgoing: Vec<Outgoing>,
+}
+
+/// All calls of a connection.
+pub(crate) struct Calls {
+    in_flight: Table<CallKind, InFlight>,
+    parked: VecDeque<Parked>,
+    parked_bytes: usize,
+    /// How large an answer is likely to be, in bytes: quick to rise, slow to fall.
+    answer_size: usize,
+    /// By the broker's number.
+    outgoing: BTreeMap<u64, Outgoing>,
+}
+
+impl Default for Calls {
+    fn default() -> Self {
+        Self {
+            in_flight: Table::default(),
+            parked: VecDeque::new(),
+            parked_bytes: 0,
+            answer_size: FIRST_ANSWER,
+            outgoing: BTreeMap::new(),
+        }
+    }
+}
+
+impl Calls {
+    /// How many calls may be under way: as many as the limit allows, if answers are small; fewer, if they are large, or if
+    /// those there are have not been read (`unread` bytes).
+    fn window(&self, unread: usize, limits: &PeerLimits) -> usize {
+        if unread > limits.unread {
+            return 0;
+        }
+        (WINDOW / self.answer_size.max(SMALLEST_ANSWER)).max(LEAST_CALLS).min(limits.calls)
+    }
+
+    /// Whether a call that comes now begins at once, and not behind others that wait.
+    #[must_use]
+    pub(crate) fn admits(&self, unread: usize, limits: &PeerLimits) -> bool {
+        self.parked.is_empty() && self.in_flight.len() < self.window(unread, limits)
+    }
+
+    /// A call begins; its number from now on.
+    pub(crate) fn begin(&mut self, call: InFlight) -> CallNo {
+        self.in_flight.insert(call)
+    }
+
+    /// A call waits.
+    ///
+    /// # Errors
+    /// When more waits than may; it waits all the same, for the connection ends.
+    pub(crate) fn park(&mut self, parked: Parked, limits: &PeerLimits) -> Result<(), TooManyCalls> {
+        self.parked_bytes += parked.size();
+        self.parked.push_back(parked);
+        if self.parked_bytes > limits.parked { Err(TooManyCalls) } else { Ok(()) }
+    }
+
+    /// The next that waits, if there is room for it.
+    pub(crate) fn unpark(&mut self, unread: usize, limits: &PeerLimits) -> Option<Parked> {
+        if self.parked.is_empty() || self.in_flight.len() >= self.window(unread, limits) {
+            return None;
+        }
+        let parked = self.parked.pop_front()?;
+        self.parked_bytes -= parked.size();
+        Some(parked)
+    }
+
+    /// A service has ended a call, with an answer of this size: only its own.
+    pub(crate) fn ended(&mut self, no: CallNo, slot: SlotNo) -> Option<InFlight> {
+        if self.in_flight.get(no)?.slot != slot {
+            return None;
+        }
+        self.in_flight.remove(no)
+    }
+
+    /// An answer had this size, in bytes.
+    pub(crate) fn record_answer_size(&mut self, size: usize) {
+        self.answer_size = size.max(self.answer_size - self.answer_size / 8);
+    }
+
+    /// Nothing was answered for a while: how large answers were says nothing of those to come.
+    pub(crate) fn reset_window(&mut self) {
+        self.answer_size = SMALLEST_ANSWER;
+    }
+
+    /// A service calls an object of the client's, under this number of the broker's.
+    pub(crate) fn call_out(&mut self, request: u64, outgoing: Outgoing) {
+        self.outgoing.insert(request, outgoing);
+    }
+
+    /// The client has answered a service's call.
+    pub(crate) fn answered(&mut self, request: u64) -> Option<Outgoing> {
+        self.outgoing.remove(&request)
+    }
+
+    /// The service waits no more for a call of its own.
+    pub(crate) fn forget(&mut self, slot: SlotNo, generation: u32, call: u64, handle: HandleNo) -> Option<Outgoing> {
+        let is = |of: &Outgoing| of.call == call && of.handle == handle && of.generation == generation;
+        let found = self.outgoing.iter().find(|(_, of)| is(of) && of.backend.number() == slot).map(|(at, _)| *at);
+        self.outgoing.remove(&found?)
+    }
+
+    /// Takes out all calls by these attachments, which are sorted.
+    pub(crate) fn end(&mut self, gone: &[AttachmentNo]) -> Ended {
+        let is_gone = |no: AttachmentNo| gone.binary_search(&no).is_ok();
+        let mut ended = Ended::default();
+        for (no, call) in self.in_flight.take(|_, call| is_gone(call.attachment)) {
+            ended.owed.extend(call.answer.then_some(call.request));
+            ended.begun.push((call.slot, no));
+        }
+        let (parked, stay): (VecDeque<_>, VecDeque<_>) =
+            std::mem::take(&mut self.parked).into_iter().partition(|parked| is_gone(parked.call.attachment));
+        self.parked = stay;
+        for parked in parked {
+            self.parked_bytes -= parked.size();
+            ended.owed.extend(parked.call.answer.then_some(parked.call.request));
+            ended.handles.extend(parked.handles.iter().map(|handle| (parked.call.slot, *handle)));
+        }
+        ended.owed.sort_unstable();
+        let outgoing: Vec<u64> =
+            self.outgoing.iter().filter(|(_, of)| is_gone(of.attachment)).map(|(at, _)| *at).collect();
+        ended.outgoing.extend(outgoing.into_iter().filter_map(|at| self.outgoing.remove(&at)));
+        ended
+    }
+
+    /// Whether any wait for room.
+    #[must_use]
+    pub(crate) fn any_parked(&self) -> bool {
+        !self.parked.is_empty()
+    }
+
+    /// Whether none of the client's are under way, and none wait.
+    #[must_use]
+    pub(crate) fn is_idle(&self) -> bool {
+        self.in_flight.is_empty() && self.parked.is_empty()
+    }
+
+    /// How many are under way, wait, and are services' own.
+    #[must_use]
+    pub(crate) fn counts(&self) -> (usize, usize, usize) {
+        (self.in_flight.len(), self.parked.len(), self.outgoing.len())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::numbers::AttachmentKind;
+    use super::*;
+
+    fn limits() -> PeerLimits {
+        PeerLimits { calls: 6, parked: 2000, ..super::super::Limits::default().after }
+    }
+
+    fn call(attachment: AttachmentNo, request: u64) -> InFlight {
+        InFlight { slot: SlotNo(1), attachment, request, answer: true }
+    }
+
+    fn parked(attachment: AttachmentNo, request: u64, size: usize) -> Parked {
+        let words = Words::new("m", |out| {
+            out.resize(out.len() + size, 0);
+            out.len()
+        });
+        Parked { call: call(attachment, request), object: 0, words, handles: vec![9] }
+    }
+
+    #[test]
+    fn words_are_read_as_they_were_written() {
+        let words = Words::new("method", |out| {
+            out.extend([1, 2, 3]);
+            8
+        });
+        assert_eq!(words.parts(), ("method", &[1, 2][..], &[3][..]));
+    }
+
+    #[test]
+    fn calls_begin_in_order_as_far_as_there_is_room() {
+        let (mut calls, limits) = (Calls::default(), limits());
+        let by = Table::<AttachmentKind, ()>::default().insert(());
+        let begun: Vec<CallNo> = (0..6).map(|request| calls.begin(call(by, request))).collect();
+        assert!(!calls.admits(0, &limits));
+        calls.park(parked(by, 6, 10), &limits).unwrap();
+        calls.park(parked(by, 7, 10), &limits).unwrap();
+        assert_eq!(calls.park(parked(by, 8, 2000), &limits), Err(TooManyCalls));
+        assert!(calls.unpark(0, &limits).is_none());
+        assert_eq!(calls.ended(begun[0], SlotNo(2)), None, "a service ends its own calls only");
+        assert_eq!(calls.ended(begun[0], SlotNo(1)), Some(call(by, 0)));
+        assert_eq!(calls.ended(begun[0], SlotNo(1)), None);
+        assert!(!calls.admits(0, &limits), "others wait");
+        assert!(calls.unpark(limits.unread + 1, &limits).is_none(), "the client does not read");
+        assert_eq!(calls.unpark(0, &limits).map(|next| next.call.request), Some(6));
+    }
+
+    #[test]
+    fn few_calls_are_under_way_while_answers_are_large() {
+        let (mut calls, limits) = (Calls::default(), limits());
+        assert_eq!(calls.window(0, &limits), 6);
+        calls.record_answer_size(8 << 20);
+        assert_eq!(calls.window(0, &limits), LEAST_CALLS);
+        (0..100).for_each(|_| calls.record_answer_size(10));
+        assert_eq!(calls.window(0, &limits), 6);
+        calls.record_answer_size(8 << 20);
+        calls.reset_window();
+        assert_eq!(calls.window(0, &limits), 6);
+        assert_eq!(calls.window(limits.unread + 1, &limits), 0);
+    }
+
+    #[test]
+    fn calls_end_with_the_attachment_they_came_by() {
+        let (mut calls, limits) = (Calls::default(), limits());
+        let mut attachments = Table::<AttachmentKind, ()>::default();
+        let (one, other) = (attachments.insert(()), attachments.insert(()));
+        let first = calls.begin(call(one, 5));
+        calls.begin(call(other, 6));
+        calls.park(parked(one, 4, 0), &limits).unwrap();
+        calls.park(parked(other, 7, 0), &limits).unwrap();
+        let ended = calls.end(&[one]);
+        assert_eq!(
+            (ended.owed, ended.begun, ended.handles),
+            (vec![4, 5], vec![(SlotNo(1), first)], vec![(SlotNo(1), 9)])
+        );
+        assert_eq!(calls.counts(), (1, 1, 0));
+        calls.end(&[other]);
+        assert!(calls.is_idle() && calls.parked_bytes == 0);
+    }
+}

@@ -1,0 +1,182 @@
+//! What goes to services, gathered while one read is served: for each service its frames, and beside them what each is, so
+//! that one which cannot be handed over is refused without reading our own bytes.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::Arc;
+
+use plugin_api::abi::frame::ToLibrary;
+
+use super::numbers::{AttachmentNo, CallNo};
+use crate::multiservice::{AttachmentChange, Backend, SlotNo};
+
+/// A buffer that has become larger is given back when it is empty, in bytes.
+const KEPT: usize = 64 << 10;
+
+/// What a frame is, if it can be refused.
+#[derive(Debug)]
+enum Record {
+    /// A call, with the client's objects in it.
+    Call(CallNo, Box<[u64]>),
+    /// An attachment, with the client's object in it, or 0.
+    Attach(AttachmentNo, u64),
+    /// What ends something: it is handed over whatever else is.
+    End,
+}
+
+/// Frames for one service.
+struct Frames {
+    backend: Arc<dyn Backend>,
+    bytes: Vec<u8>,
+    /// Each with the place where its frame ends.
+    records: Vec<(Record, usize)>,
+    changes: Vec<AttachmentChange>,
+    calls: u64,
+}
+
+/// What could not be handed over.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Bounced {
+    /// A call, and the client's objects in it.
+    Call(CallNo, Box<[u64]>),
+    /// An attachment, and the client's object in it, or 0.
+    Attach(AttachmentNo, u64),
+}
+
+/// A service that did not take what it was given.
+pub(crate) struct Refusal {
+    /// Its slot.
+    pub(crate) slot: SlotNo,
+    /// Why, for a client to read.
+    pub(crate) why: String,
+    /// What was not taken.
+    pub(crate) bounced: Vec<Bounced>,
+}
+
+/// Frames for all services of a connection.
+#[derive(Default)]
+pub(crate) struct Outbox {
+    services: BTreeMap<SlotNo, Frames>,
+    /// Answers to services' own calls, for one generation each.
+    answers: BTreeMap<(SlotNo, u32), (Arc<dyn Backend>, Vec<u8>)>,
+}
+
+impl Outbox {
+    fn to(&mut self, backend: &Arc<dyn Backend>) -> &mut Frames {
+        self.services.entry(backend.number()).or_insert_with(|| Frames {
+            backend: Arc::clone(backend),
+            bytes: Vec::new(),
+            records: Vec::new(),
+            changes: Vec::new(),
+            calls: 0,
+        })
+    }
+
+    /// A call, with the client's objects in it.
+    pub(crate) fn call(&mut self, backend: &Arc<dyn Backend>, no: CallNo, handles: &[u64], frame: &ToLibrary<'_>) {
+        let to = self.to(backend);
+        frame.write(&mut to.bytes);
+        to.records.push((Record::Call(no, handles.into()), to.bytes.len()));
+        to.calls += 1;
+    }
+
+    /// An attachment; `again` tells a generation that takes over of it.
+    pub(crate) fn attach(
+        &mut self,
+        backend: &Arc<dyn Backend>,
+        (no, number): (AttachmentNo, u64),
+        mind: u64,
+        frame: &ToLibrary<'_>,
+        again: Vec<u8>,
+    ) {
+        let to = self.to(backend);
+        frame.write(&mut to.bytes);
+        to.records.push((Record::Attach(no, mind), to.bytes.len()));
+        to.changes.push(AttachmentChange::Attached(number, again));
+    }
+
+    /// What ends something, and what it changes in who is attached.
+    pub(crate) fn notify(
+        &mut self,
+        backend: &Arc<dyn Backend>,
+        frame: &ToLibrary<'_>,
+        change: Option<AttachmentChange>,
+    ) {
+        let to = self.to(backend);
+        frame.write(&mut to.bytes);
+        to.records.push((Record::End, to.bytes.len()));
+        to.changes.extend(change);
+    }
+
+    /// How a service's own call has ended.
+    pub(crate) fn answer(&mut self, backend: &Arc<dyn Backend>, generation: u32, frame: &ToLibrary<'_>) {
+        let key = (backend.number(), generation);
+        let (_, bytes) = self.answers.entry(key).or_insert_with(|| (Arc::clone(backend), Vec::new()));
+        frame.write(bytes);
+    }
+
+    /// A service that this connection has something to do with.
+    #[must_use]
+    pub(crate) fn backend(&self, slot: SlotNo) -> Option<Arc<dyn Backend>> {
+        self.services.get(&slot).map(|to| Arc::clone(&to.backend))
+    }
+
+    /// A service has ended: nothing goes there any more.
+    pub(crate) fn forget(&mut self, slot: SlotNo) {
+        self.services.remove(&slot);
+        self.answers.retain(|(of, _), _| *of != slot);
+    }
+
+    /// Hands everything over. What a service does not take is answered with, but for what ends something.
+    pub(crate) fn submit(&mut self) -> Vec<Refusal> {
+        for ((_, generation), (backend, bytes)) in std::mem::take(&mut self.answers) {
+            backend.answer(generation, &bytes);
+        }
+        let mut refusals = Vec::new();
+        for (slot, to) in &mut self.services {
+            if to.bytes.is_empty() && to.changes.is_empty() {
+                continue;
+            }
+            let calls = std::mem::take(&mut to.calls);
+            if let Err(error) = to.backend.submit(&to.bytes, &mut to.changes, calls) {
+                let bounced = to.bounce();
+                refusals.push(Refusal { slot: *slot, why: error.to_string(), bounced });
+            }
+            to.bytes.clear();
+            to.bytes.shrink_to(KEPT);
+            to.records.clear();
+            to.records.shrink_to(KEPT / size_of::<(Record, usize)>());
+        }
+        refusals
+    }
+
+    /// Hands everything over, whether services keep up or not: the connection has ended.
+    pub(crate) fn submit_all(&mut self) {
+        for ((_, generation), (backend, bytes)) in std::mem::take(&mut self.answers) {
+            backend.answer(generation, &bytes);
+        }
+        for to in self.services.values_mut().filter(|to| !to.bytes.is_empty() || !to.changes.is_empty()) {
+            to.backend.submit_anyway(&to.bytes, &mut to.changes);
+        }
+        self.services.clear();
+    }
+}
+
+impl Frames {
+    /// It was not taken: what ends something is handed over alone, and the rest is what bounces.
+    fn bounce(&mut self) -> Vec<Bounced> {
+        let (mut bounced, mut ends, mut start) = (Vec::new(), Vec::new(), 0);
+        for (record, end) in std::mem::take(&mut self.records) {
+            let frame: Range<usize> = start..end;
+            start = end;
+            match record {
+                Record::Call(no, handles) => bounced.push(Bounced::Call(no, handles)),
+                Record::Attach(no, mind) => bounced.push(Bounced::Attach(no, mind)),
+                Record::End => ends.extend_from_slice(&self.bytes[frame]),
+            }
+        }
+        self.changes.retain(|change| !matches!(change, AttachmentChange::Attached(..)));
+        self.backend.submit_anyway(&ends, &mut self.changes);
+        bounced
+    }
+}

@@ -1,0 +1,262 @@
+//! Log-in: what each word comes to, when refusals leave, and what happens to who is looked up while they change.
+
+use std::time::Duration;
+
+use jelly::{Node, Value};
+use pb::Target;
+use plugin_api::abi::frame::ToHost;
+
+use super::super::login::{Found, Proof, Question};
+use super::pair::{DEAD, Heard, Pair, Told, luid, references};
+use crate::cred::Key;
+
+fn text(values: &[&str]) -> Vec<u8> {
+    Value::tuple(values.iter().map(|value| Value::from(*value))).encode()
+}
+
+fn root(pair: &mut Pair, method: &str, arguments: &[u8]) -> u64 {
+    let request = pair.call(Target::Name("root"), method, arguments);
+    pair.turn();
+    request
+}
+
+/// The bytes and the luid of a challenge.
+fn challenge(value: &Value) -> (Vec<u8>, u64) {
+    let mut items = value.root().items();
+    match (items.next().map(|item| item.node()), items.next().map(|item| item.node())) {
+        (Some(Node::Bytes(bytes)), Some(Node::Reference(_, Some(luid)))) => (bytes.to_vec(), luid),
+        other => panic!("no challenge: {other:?}"),
+    }
+}
+
+#[test]
+fn both_eras_log_in_by_a_challenge_that_is_never_the_same() {
+    let mut pair = Pair::new();
+    let mut seen = Vec::new();
+    for method in ["username", "login", "login"] {
+        let request = root(&mut pair, method, &text(&["alice"]));
+        let (bytes, challenger) = challenge(&pair.answer(request));
+        assert!(bytes.len() == 16 && !seen.contains(&bytes));
+        seen.push(bytes);
+        let proof = Value::tuple([Value::from(&b"proof"[..])]).encode();
+        let request = pair.call(Target::Luid(challenger), "respond", &proof);
+        pair.turn();
+        let avatar = luid(&pair.answer(request));
+        assert_eq!(pair.sessions.list()[0].identities, ["alice"]);
+        let request = pair.call(Target::Luid(avatar), "keys", &text(&[]));
+        pair.turn();
+        match method {
+            "username" => assert_eq!(pair.error(request), "twisted.spread.flavors.NoSuchMethod"),
+            _ => assert_eq!(pair.answer(request).root().items().len(), 3),
+        }
+    }
+}
+
+#[test]
+fn a_name_may_ask_for_its_perspective_at_once() {
+    let mut pair = Pair::new();
+    let request = pair.log_in("alice/board/shared", Some('m'));
+    pair.turn();
+    let (_, perspective) = pair.attached("board", request);
+    pair.reaches("board", perspective).unwrap();
+    assert_eq!(pair.sessions.list()[0].perspectives, ["board/shared"]);
+    let request = pair.log_in("alice/board/nobody", Some('n'));
+    pair.turn();
+    assert_eq!(pair.error(request), "twisted.cred.error.KeyNotFound");
+    assert!(pair.heard.contains(&Heard::Dropped('n')));
+    assert_eq!(pair.notes.len(), 1);
+    assert_eq!((pair.notes[0].asked.as_str(), pair.notes[0].why), ("board/nobody", "no such key"));
+    for (name, class) in
+        [("alice/chess", "twisted.python.failure.DefaultException"), ("alice/board/a\nb", "builtins.ValueError")]
+    {
+        let request = pair.log_in(name, None);
+        pair.turn();
+        assert_eq!(pair.error(request), class, "{name}");
+    }
+    // A key to a service that is not there.
+    pair.identities.get_mut("alice").unwrap().keyring.add(Key::new("chess", "alice").unwrap());
+    let request = pair.log_in("alice/chess", Some('o'));
+    pair.turn();
+    assert_eq!(pair.error(request), "builtins.KeyError");
+    assert!(pair.heard.contains(&Heard::Dropped('o')));
+}
+
+#[test]
+fn a_wrong_proof_is_refused_when_its_time_has_come_and_gives_its_mind_back() {
+    let mut pair = Pair::new();
+    let request = pair.log_in("mallory", Some('m'));
+    pair.turn();
+    assert_eq!(pair.reply(request), None);
+    assert!(pair.heard.contains(&Heard::Dropped('m')));
+    pair.now.instant += Duration::from_millis(249);
+    pair.turn();
+    assert_eq!(pair.reply(request), None);
+    pair.now.instant += Duration::from_millis(1);
+    pair.turn();
+    assert_eq!(pair.error(request), "twisted.cred.error.UnauthorizedLogin");
+    assert!(pair.sessions.list().is_empty() && !pair.session().logged_in());
+    for (name, text) in [("busy", "busy"), ("broken", "cannot check logins")] {
+        let request = pair.log_in(name, Some('n'));
+        pair.turn();
+        let heard = pair.reply(request);
+        assert!(matches!(&heard, Some(Heard::Error { text: of, .. }) if of.contains(text)), "{heard:?}");
+        assert!(pair.heard.contains(&Heard::Dropped('n')));
+    }
+}
+
+#[test]
+fn calls_that_make_no_sense_are_errors_and_keep_nothing() {
+    let mut pair = Pair::new();
+    for (method, arguments, class) in [
+        ("nonsense", text(&[]), "twisted.spread.flavors.NoSuchMethod"),
+        ("loginAnonymous", text(&[]), "twisted.cred.error.UnhandledCredentials"),
+        ("login", Value::tuple([Value::from(5)]).encode(), "builtins.TypeError"),
+        ("loginPassword", text(&["alice"]), "builtins.TypeError"),
+        ("loginKey", text(&["alice", "ssh-ed25519 nonsense"]), "builtins.ValueError"),
+        ("loginToken", Value::tuple([Value::from("t"), Value::from(1)]).encode(), "builtins.TypeError"),
+    ] {
+        let request = root(&mut pair, method, &arguments);
+        assert_eq!(pair.error(request), class, "{method}");
+    }
+    let mine = pair.own('x');
+    let request = root(&mut pair, "login", &references(b"remote", &[mine]));
+    assert_eq!(pair.error(request), "builtins.TypeError");
+    assert!(pair.heard.contains(&Heard::Dropped('x')));
+    assert!(pair.session().owners.login.is_idle());
+}
+
+#[test]
+fn who_changes_while_they_log_in_gets_what_they_are_afterwards() {
+    // The identity is looked up; before the answer is looked at, it is disabled, or loses its key.
+    for disabled in [true, false] {
+        let mut pair = Pair::new();
+        pair.holds_questions = true;
+        let request = pair.log_in("alice/board/alice", Some('m'));
+        pair.turn();
+        let (no, question) = pair.questions.remove(0);
+        let (found, now) = (pair.find(&question), pair.now);
+        pair.session().found(no, found, now);
+        pair.turn();
+        let (no, question) = pair.questions.remove(0);
+        assert!(matches!(&question, Question::Identity(name) if name == "alice"));
+        let old = pair.find(&question);
+        let alice = pair.identities.get_mut("alice").unwrap();
+        if disabled {
+            alice.enabled = false;
+        } else {
+            alice.keyring.remove(&Key::new("board", "alice").unwrap());
+        }
+        pair.tell_of("alice");
+        pair.session().found(no, old, now);
+        pair.holds_questions = false;
+        pair.turn();
+        for (no, question) in std::mem::take(&mut pair.questions) {
+            let found = pair.find(&question);
+            pair.session().found(no, found, now);
+        }
+        pair.turn();
+        let class = if disabled { "twisted.cred.error.UnauthorizedLogin" } else { "twisted.cred.error.KeyNotFound" };
+        assert_eq!(pair.error(request), class);
+        assert!(pair.told("board").is_empty(), "the service never hears of it");
+        assert!(pair.heard.contains(&Heard::Dropped('m')));
+        assert!(pair.sessions.list().is_empty(), "the operator does not see who has nothing here");
+    }
+}
+
+#[test]
+fn an_avatar_attaches_for_as_long_as_its_credential_lasts() {
+    let mut pair = Pair::new();
+    let alice = pair.identities.get_mut("alice").unwrap();
+    alice.credentials[0].expires = Some(2_000);
+    let avatar = pair.login("alice", None);
+    pair.attach(avatar, "board", "alice", None);
+    pair.now.unix = 2_000;
+    let request = pair.begin_attach(avatar, "board", "shared", Some('m'));
+    pair.turn();
+    assert_eq!(pair.error(request), "twisted.cred.error.UnauthorizedLogin");
+    assert!(pair.heard.contains(&Heard::Dropped('m')));
+}
+
+#[test]
+fn passwords_under_way_and_questions_have_a_bound_of_their_own() {
+    let mut pair = Pair::new();
+    pair.login("alice", None);
+    pair.holds_questions = true;
+    let requests: Vec<u64> = (0..6).map(|_| pair.log_in("alice", None)).collect();
+    pair.turn();
+    assert_eq!(pair.questions.len(), 4);
+    for request in &requests[4..] {
+        assert!(matches!(pair.reply(*request), Some(Heard::Error { text, .. }) if text.contains("busy")));
+    }
+    // Other questions make the session wait before it reads on; it reads on when one is answered.
+    for _ in 0..6 {
+        pair.call(Target::Name("root"), "loginToken", &text(&["token"]));
+    }
+    pair.turn();
+    assert_eq!(pair.questions.len(), 8);
+    assert!(pair.session().is_waiting());
+    let at = pair.questions.iter().position(|(_, of)| matches!(of, Question::Prove(Proof::Token(_)))).unwrap();
+    let (no, _) = pair.questions.remove(at);
+    let now = pair.now;
+    pair.session().found(no, Found::Broken, now);
+    pair.turn();
+    assert_eq!(pair.questions.len(), 8);
+}
+
+#[test]
+fn attachments_have_a_limit_that_those_let_go_of_count_towards() {
+    let mut limits = super::super::Limits::default();
+    limits.after.attachments = 2;
+    let mut pair = Pair::with(limits);
+    let avatar = pair.login("alice", None);
+    let (_, first) = pair.attach(avatar, "board", "alice", None);
+    pair.attach(avatar, "board", "shared", None);
+    let object = pair.hand_out("board", first, 50);
+    pair.client.output.release(first, 1);
+    let request = pair.begin_attach(avatar, "board", "alice", Some('m'));
+    pair.turn();
+    assert!(matches!(pair.reply(request), Some(Heard::Error { text, .. }) if text.contains("2 attachments")));
+    assert!(pair.heard.contains(&Heard::Dropped('m')));
+    pair.client.output.release(object, 1);
+    pair.turn();
+    pair.attach(avatar, "board", "alice", None);
+}
+
+#[test]
+fn a_service_may_refuse_an_attachment_or_end_it() {
+    let mut pair = Pair::new();
+    let avatar = pair.login("alice", None);
+    let request = pair.begin_attach(avatar, "board", "alice", Some('m'));
+    pair.turn();
+    let Some(Told::Attach { attachment, .. }) = pair.told("board").pop() else { panic!() };
+    pair.says("board", &ToHost::Failed { call: attachment, class: "board.Full", message: "full", fault: false });
+    assert_eq!(pair.error(request), "board.Full");
+    assert!(pair.heard.contains(&Heard::Dropped('m')));
+    assert_eq!(pair.told("board"), [Told::Detach(attachment)]);
+    let (attachment, perspective) = pair.attach(avatar, "board", "alice", None);
+    // Another service cannot.
+    pair.says("mail", &ToHost::End { attachment });
+    pair.reaches("board", perspective).unwrap();
+    pair.says("board", &ToHost::End { attachment });
+    assert_eq!(pair.reaches("board", perspective), Err(DEAD.to_owned()));
+    // A refusal while it stands: the code that replaced what it was attached to does not take it.
+    let (attachment, perspective) = pair.attach(avatar, "board", "alice", None);
+    pair.says("board", &ToHost::Failed { call: attachment, class: "board.Full", message: "full", fault: false });
+    assert_eq!(pair.reaches("board", perspective), Err(DEAD.to_owned()));
+}
+
+#[test]
+fn an_old_eras_perspective_stays_attached_until_the_connection_ends() {
+    let mut pair = Pair::new();
+    let request = root(&mut pair, "username", &text(&["alice"]));
+    let (_, challenger) = challenge(&pair.answer(request));
+    let request = pair.call(Target::Luid(challenger), "respond", &Value::tuple([Value::from(&b"p"[..])]).encode());
+    pair.turn();
+    let wrapper = luid(&pair.answer(request));
+    let (attachment, perspective) = pair.attach(wrapper, "board", "alice", None);
+    pair.client.output.release(perspective, 1);
+    pair.turn();
+    assert!(pair.told("board").is_empty());
+    pair.close();
+    assert_eq!(pair.told("board"), [Told::Detach(attachment)]);
+}

@@ -1,0 +1,537 @@
+//! A session and a client in one thread, with services that do what the test says and a clock that it moves: no sockets, no
+//! sleeps.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use jelly::{Node, RefKind, Value, token};
+use parking_lot::Mutex;
+use pb::{Broker, Event, Failure, Role, Target};
+use plugin_api::abi::frame::{self, ToHost, ToLibrary};
+
+use super::super::login::{Found, Now, Policy, Proof, Question};
+use super::super::{Demand, Limits, Refused, Session, Surroundings};
+use crate::cred::{Identity, Key, ProofBy, Refusal};
+use crate::multiservice::slot::NotServing;
+use crate::multiservice::switchboard::Mailbox;
+use crate::multiservice::{AttachmentChange, Backend, Backends, SlotNo};
+use crate::sessions::{SessionEntry, Sessions};
+
+pub(super) const DEAD: &str = "twisted.spread.pb.DeadReferenceError";
+/// The connection's number.
+pub(super) const CONNECTION: u32 = 7;
+const EMPTY_DICTIONARY: &[u8] = &[1, 0x80, 5, 0x87];
+
+/// What a service was told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Told {
+    Attach { attachment: u64, mind: u64 },
+    Detach(u64),
+    LetGo(u64),
+    Call { call: u64, attachment: u64, object: u64, method: String, handles: Vec<u64>, arguments: Vec<u8> },
+    Answer { call: u64, value: Vec<u8>, handles: Vec<u64> },
+    Failed { call: u64, class: String },
+    Dropped { object: u64, count: u64 },
+    Gone(u64),
+    Other(String),
+}
+
+/// What the client hears.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum Heard {
+    Answer {
+        request: u64,
+        value: Value,
+        luids: Vec<u64>,
+    },
+    Error {
+        request: u64,
+        class: String,
+        text: String,
+    },
+    Call {
+        request: u64,
+        object: char,
+        method: String,
+        luids: Vec<u64>,
+    },
+    Update {
+        luid: u64,
+        method: String,
+        luids: Vec<u64>,
+    },
+    /// The last reference to an object of the client's was given back.
+    Dropped(char),
+}
+
+/// A service that writes down what it is told, and says what the test says.
+#[derive(Default)]
+pub(super) struct Service {
+    number: u32,
+    told: Mutex<Vec<Told>>,
+    refuses: Mutex<Option<String>>,
+    /// Who is attached, as the next generation would be told.
+    attached: Mutex<BTreeMap<u64, Vec<u8>>>,
+    /// Own objects that were handed out, and not given back: each with how often.
+    pub(super) out: Mutex<BTreeMap<u64, u64>>,
+}
+
+impl Service {
+    fn hear(&self, mut frames: &[u8]) {
+        while let Some(frame) = ToLibrary::read(&mut frames) {
+            let told = match frame {
+                ToLibrary::Attach { attachment, mind, .. } => Told::Attach { attachment, mind },
+                ToLibrary::Detach { attachment } => Told::Detach(attachment),
+                ToLibrary::LetGo { attachment } => Told::LetGo(attachment),
+                ToLibrary::Call { call, attachment, object, method, handles, arguments, .. } => Told::Call {
+                    call,
+                    attachment,
+                    object,
+                    method: method.to_owned(),
+                    handles: frame::numbers(handles).collect(),
+                    arguments: arguments.to_vec(),
+                },
+                ToLibrary::Answer { call, value, handles } => {
+                    Told::Answer { call, value: value.to_vec(), handles: frame::numbers(handles).collect() }
+                }
+                ToLibrary::Failed { call, class, .. } => Told::Failed { call, class: class.to_owned() },
+                ToLibrary::Dropped { object, count } => {
+                    let mut out = self.out.lock();
+                    let left = out.get_mut(&object).expect("only what was handed out is given back");
+                    *left = left.checked_sub(count).expect("nothing is given back more often than it was handed out");
+                    if *left == 0 {
+                        out.remove(&object);
+                    }
+                    Told::Dropped { object, count }
+                }
+                ToLibrary::Gone { call } => Told::Gone(call),
+                other => Told::Other(format!("{other:?}")),
+            };
+            self.told.lock().push(told);
+        }
+    }
+
+    fn change(&self, changes: &mut Vec<AttachmentChange>) {
+        let mut attached = self.attached.lock();
+        for change in changes.drain(..) {
+            match change {
+                AttachmentChange::Attached(no, frame) | AttachmentChange::LetGo(no, frame) => {
+                    attached.insert(no, frame);
+                }
+                AttachmentChange::Ended(no) => {
+                    attached.remove(&no);
+                }
+            }
+        }
+    }
+
+    /// How many attachments the next generation would be told of.
+    pub(super) fn known(&self) -> usize {
+        self.attached.lock().len()
+    }
+
+    /// From now on it takes nothing (`Some`: why), or takes everything again.
+    pub(super) fn refuse(&self, why: Option<&str>) {
+        *self.refuses.lock() = why.map(str::to_owned);
+    }
+}
+
+impl Backend for Service {
+    fn number(&self) -> SlotNo {
+        SlotNo(self.number)
+    }
+    fn submit(&self, frames: &[u8], changes: &mut Vec<AttachmentChange>, _: u64) -> Result<(), NotServing> {
+        if let Some(why) = &*self.refuses.lock() {
+            return Err(NotServing(why.clone()));
+        }
+        self.hear(frames);
+        self.change(changes);
+        Ok(())
+    }
+    fn submit_anyway(&self, frames: &[u8], changes: &mut Vec<AttachmentChange>) {
+        self.hear(frames);
+        self.change(changes);
+    }
+    fn answer(&self, _: u32, frames: &[u8]) {
+        self.hear(frames);
+    }
+    fn notify_retired(&self, _: &ToLibrary<'_>) {}
+}
+
+struct Services(BTreeMap<&'static str, Arc<Service>>);
+
+impl Backends for Services {
+    fn backend(&self, name: &str) -> Option<Arc<dyn Backend>> {
+        self.0.get(name).map(|service| Arc::clone(service) as Arc<dyn Backend>)
+    }
+}
+
+/// A session, its client, the services "board" and "mail", and the identities alice and bob.
+pub(super) struct Pair {
+    pub(super) session: Option<Session>,
+    pub(super) client: Broker<char>,
+    services: Arc<Services>,
+    pub(super) identities: BTreeMap<String, Identity>,
+    pub(super) sessions: Arc<Sessions>,
+    pub(super) now: Now,
+    /// By which credential the next password proves whose it is.
+    pub(super) credential: u64,
+    /// Questions are kept instead of answered.
+    pub(super) holds_questions: bool,
+    pub(super) questions: Vec<(super::super::login::QuestionNo, Question)>,
+    pub(super) notes: Vec<Refused>,
+    pub(super) heard: Vec<Heard>,
+}
+
+/// The luid of the reference that a value is.
+pub(super) fn luid(value: &Value) -> u64 {
+    match value.root().node() {
+        Node::Reference(RefKind::Remote, Some(luid)) => luid,
+        other => panic!("no reference: {other:?}"),
+    }
+}
+
+/// `(remote n)` in Jelly, as one of a tuple.
+pub(super) fn references(tag: &[u8], luids: &[u64]) -> Vec<u8> {
+    let mut out = Vec::new();
+    token::list(&mut out, luids.len() + 1);
+    token::bytes(&mut out, b"tuple");
+    for luid in luids {
+        one(&mut out, tag, *luid);
+    }
+    out
+}
+
+fn one(out: &mut Vec<u8>, tag: &[u8], luid: u64) {
+    token::list(out, 2);
+    token::bytes(out, tag);
+    token::uint(out, luid);
+}
+
+/// A cached object with its state, as a service writes it; in its state, references to these.
+pub(super) fn cache(number: u64, state: &[u64]) -> Vec<u8> {
+    let mut out = Vec::new();
+    token::list(&mut out, 3);
+    token::bytes(&mut out, b"board.Board");
+    token::uint(&mut out, number);
+    out.extend_from_slice(&references(b"remote", state));
+    out
+}
+
+/// One reference, in Jelly.
+pub(super) fn remote(number: u64) -> Vec<u8> {
+    let mut out = Vec::new();
+    one(&mut out, b"remote", number);
+    out
+}
+
+pub(super) fn list(numbers: &[u64]) -> Vec<u8> {
+    numbers.iter().flat_map(|number| number.to_le_bytes()).collect()
+}
+
+impl Pair {
+    pub(super) fn new() -> Self {
+        Self::with(Limits { refusal: Duration::from_millis(250), ..Limits::default() })
+    }
+
+    pub(super) fn with(limits: Limits) -> Self {
+        let service = |number| Arc::new(Service { number, ..Service::default() });
+        let services = Arc::new(Services(BTreeMap::from([("board", service(1)), ("mail", service(2))])));
+        let sessions = Sessions::new();
+        let mailbox = Arc::new(Mailbox::default());
+        let entry = SessionEntry::new(&sessions, CONNECTION, "here", false, 0, mailbox);
+        let backends = Arc::clone(&services) as Arc<dyn Backends>;
+        let surroundings = Surroundings { number: CONNECTION, peer: "here".to_owned(), backends, entry };
+        let policy = Policy { stock: true, private: true, refusal: limits.refusal };
+        let mut identities = BTreeMap::new();
+        for name in ["alice", "bob"] {
+            let mut identity = Identity::new(name).unwrap();
+            for _ in 0..3 {
+                identity.add(ProofBy::Token([0; 32]), "", 0, None);
+            }
+            for key in [("board", name), ("board", "shared"), ("mail", name)] {
+                identity.keyring.add(Key::new(key.0, key.1).unwrap());
+            }
+            identities.insert(name.to_owned(), identity);
+        }
+        let mut pair = Self {
+            session: Some(Session::new(surroundings, limits, policy, [9; 32])),
+            client: Broker::new(Role::Client, jelly::Limits::default(), 100_000),
+            services,
+            identities,
+            sessions,
+            now: Now { instant: Instant::now(), unix: 1_000 },
+            credential: 1,
+            holds_questions: false,
+            questions: Vec::new(),
+            notes: Vec::new(),
+            heard: Vec::new(),
+        };
+        pair.turn();
+        pair
+    }
+
+    pub(super) fn session(&mut self) -> &mut Session {
+        self.session.as_mut().expect("the connection is open")
+    }
+
+    pub(super) fn service(&self, name: &str) -> &Arc<Service> {
+        &self.services.0[name]
+    }
+
+    /// Lets everything happen that can.
+    pub(super) fn turn(&mut self) {
+        loop {
+            let sent = std::mem::take(&mut self.client.output.bytes);
+            let now = self.now;
+            let session = self.session();
+            session.input().extend_from_slice(&sent);
+            session.notices();
+            session.serve(now).expect("the client does nothing that ends its connection");
+            session.refuse_due(now);
+            let demands = session.demands();
+            session.submit();
+            let came = std::mem::take(session.output());
+            self.client.receive(&came);
+            self.listen();
+            let quiet = demands.is_empty() && came.is_empty() && self.client.output.bytes.is_empty();
+            for demand in demands {
+                match demand {
+                    Demand::Note(refused) => self.notes.push(refused),
+                    Demand::Ask(no, question) if self.holds_questions => self.questions.push((no, question)),
+                    Demand::Ask(no, question) => {
+                        let found = self.find(&question);
+                        self.session().found(no, found, now);
+                    }
+                }
+            }
+            if quiet {
+                return;
+            }
+        }
+    }
+
+    /// The answer to a question: every proof is right, but for these names'.
+    pub(super) fn find(&self, question: &Question) -> Found {
+        match question {
+            Question::Prove(Proof::Password(name, _)) if name == "mallory" => Found::Wrong,
+            Question::Prove(Proof::Password(name, _)) if name == "busy" => Found::NotChecked(Refusal::Busy),
+            Question::Prove(Proof::Password(name, _)) if name == "broken" => Found::Broken,
+            Question::Prove(Proof::Password(name, _)) => Found::Proven(name.clone(), self.credential),
+            Question::Prove(Proof::Stock(challenge, _)) => Found::Proven(challenge.name().to_owned(), self.credential),
+            Question::Prove(Proof::Key(challenge, _)) => Found::Proven(challenge.name().to_owned(), self.credential),
+            Question::Prove(Proof::Token(_)) => Found::Proven("alice".to_owned(), self.credential),
+            Question::Identity(name) => {
+                let identity = self.identities.get(name).filter(|identity| identity.enabled);
+                Found::Identity(identity.map(|identity| Arc::new(identity.clone())))
+            }
+        }
+    }
+
+    fn listen(&mut self) {
+        loop {
+            let output = &mut self.client.output;
+            let Some(event) = self.client.input.event(output).expect("the session speaks PB") else { return };
+            let luids = |value: &pb::Jelly<'_>| value.references().iter().filter_map(|of| of.luid).collect::<Vec<_>>();
+            self.heard.push(match event {
+                Event::Answer { request, value, defect } => {
+                    assert_eq!(defect, None, "a stock client could not read it");
+                    let luids = luids(&value);
+                    Heard::Answer { request, value: Value::decode(value.bytes()).unwrap(), luids }
+                }
+                Event::Error { request, failure, .. } => {
+                    let failure = Failure::read(failure.bytes()).unwrap();
+                    Heard::Error { request, class: failure.class, text: failure.value }
+                }
+                Event::Call(call) => {
+                    assert_eq!(call.defect, None, "a stock client could not read it");
+                    let Target::Luid(luid) = call.target else { panic!("the client has no root") };
+                    let pb::Exported::Live(object) = output.tables.exported(luid) else {
+                        panic!("{luid} is not there")
+                    };
+                    let (object, method) = (*object, call.method.to_owned());
+                    Heard::Call { request: call.request, object, method, luids: luids(&call.arguments) }
+                }
+                Event::CacheCall(call) => {
+                    assert_eq!(call.defect, None, "a stock client could not read it");
+                    let Target::Luid(luid) = call.target else { panic!("no luid") };
+                    Heard::Update { luid, method: call.method.to_owned(), luids: luids(&call.arguments) }
+                }
+                Event::Dropped(object) => Heard::Dropped(object),
+                _ => continue,
+            });
+        }
+    }
+
+    /// A luid of the client's own object: counts one more of it as sent.
+    pub(super) fn own(&mut self, object: char) -> u64 {
+        self.client.output.tables.export(&object).unwrap()
+    }
+
+    /// The client calls something; its number.
+    pub(super) fn call(&mut self, target: Target<'_>, method: &str, arguments: &[u8]) -> u64 {
+        self.client.output.call(target, method, true, arguments, EMPTY_DICTIONARY)
+    }
+
+    /// What the client has heard of a call: its answer, or its error.
+    pub(super) fn reply(&mut self, request: u64) -> Option<Heard> {
+        let at = self.heard.iter().position(|heard| {
+            matches!(heard, Heard::Answer { request: of, .. } | Heard::Error { request: of, .. } if *of == request)
+        });
+        Some(self.heard.remove(at?))
+    }
+
+    /// The answer to a call.
+    pub(super) fn answer(&mut self, request: u64) -> Value {
+        match self.reply(request) {
+            Some(Heard::Answer { value, .. }) => value,
+            other => panic!("{request} is not answered, but {other:?}"),
+        }
+    }
+
+    /// The class of a call's error.
+    pub(super) fn error(&mut self, request: u64) -> String {
+        match self.reply(request) {
+            Some(Heard::Error { class, .. }) => class,
+            other => panic!("{request} does not fail, but {other:?}"),
+        }
+    }
+
+    /// What a service was told since it was asked last.
+    pub(super) fn told(&mut self, service: &str) -> Vec<Told> {
+        std::mem::take(&mut *self.service(service).told.lock())
+    }
+
+    /// A service says something, as its first generation.
+    pub(super) fn says(&mut self, service: &str, frame: &ToHost<'_>) {
+        self.says_as(1, service, frame);
+        self.turn();
+    }
+
+    /// The same, without letting anything happen after it.
+    pub(super) fn says_as(&mut self, generation: u64, service: &str, frame: &ToHost<'_>) {
+        let service = Arc::clone(self.service(service));
+        let objects = match frame {
+            ToHost::Answer { objects, .. } | ToHost::Call { objects, .. } | ToHost::Update { objects, .. } => objects,
+            _ => &&[][..],
+        };
+        frame::numbers(objects).for_each(|object| *service.out.lock().entry(object).or_default() += 1);
+        let mut mail = (u64::from(service.number) | generation << 32).to_le_bytes().to_vec();
+        frame.write(&mut mail);
+        self.session().mail(&mail);
+    }
+
+    /// Logs in by a password; the avatar's luid.
+    pub(super) fn login(&mut self, name: &str, mind: Option<char>) -> u64 {
+        let request = self.log_in(name, mind);
+        self.turn();
+        luid(&self.answer(request))
+    }
+
+    /// Begins to log in.
+    pub(super) fn log_in(&mut self, name: &str, mind: Option<char>) -> u64 {
+        let mut arguments = Vec::new();
+        token::list(&mut arguments, 3 + usize::from(mind.is_some()));
+        token::bytes(&mut arguments, b"tuple");
+        token::bytes(&mut arguments, name.as_bytes());
+        token::bytes(&mut arguments, b"a password");
+        if let Some(mind) = mind {
+            let luid = self.own(mind);
+            one(&mut arguments, b"remote", luid);
+        }
+        self.call(Target::Name("root"), "loginPassword", &arguments)
+    }
+
+    /// Attaches by an avatar; the attachment's number and the perspective's luid.
+    pub(super) fn attach(&mut self, avatar: u64, service: &str, perspective: &str, mind: Option<char>) -> (u64, u64) {
+        let request = self.begin_attach(avatar, service, perspective, mind);
+        self.turn();
+        self.attached(service, request)
+    }
+
+    pub(super) fn begin_attach(&mut self, avatar: u64, service: &str, perspective: &str, mind: Option<char>) -> u64 {
+        let mut arguments = Vec::new();
+        token::list(&mut arguments, 3 + usize::from(mind.is_some()));
+        token::bytes(&mut arguments, b"tuple");
+        token::bytes(&mut arguments, service.as_bytes());
+        token::bytes(&mut arguments, perspective.as_bytes());
+        if let Some(mind) = mind {
+            let luid = self.own(mind);
+            one(&mut arguments, b"remote", luid);
+        }
+        self.call(Target::Luid(avatar), "attach", &arguments)
+    }
+
+    /// The service takes the attachment that it was asked for last.
+    pub(super) fn attached(&mut self, service: &str, request: u64) -> (u64, u64) {
+        let told = self.told(service);
+        let asked = told.iter().rev().find_map(|told| match told {
+            Told::Attach { attachment, .. } => Some(*attachment),
+            _ => None,
+        });
+        let attachment = asked.unwrap_or_else(|| panic!("{service} is not asked: {told:?}, {:?}", self.heard));
+        self.says(service, &ToHost::Attached { attachment });
+        (attachment, luid(&self.answer(request)))
+    }
+
+    /// The client calls a luid; what the service is told of it, if it is, and the client's number for it.
+    pub(super) fn begin(&mut self, service: &str, target: u64, arguments: &[u8]) -> (u64, Option<Told>) {
+        let request = self.call(Target::Luid(target), "m", arguments);
+        self.turn();
+        let call = self.told(service).into_iter().find(|told| matches!(told, Told::Call { .. }));
+        (request, call)
+    }
+
+    /// The client calls a luid, and the service answers with a value that has these objects of its own.
+    pub(super) fn get(&mut self, service: &str, target: u64, value: &[u8], objects: &[u64]) -> (Value, Vec<u64>) {
+        let (request, told) = self.begin(service, target, &references(b"remote", &[]));
+        let Some(Told::Call { call, .. }) = told else { panic!("{service} is not called: {:?}", self.heard) };
+        self.says(service, &ToHost::Answer { call, value, objects: &list(objects) });
+        match self.reply(request) {
+            Some(Heard::Answer { value, luids, .. }) => (value, luids),
+            other => panic!("not answered: {other:?}"),
+        }
+    }
+
+    /// The client is handed an object of the service's; its luid.
+    pub(super) fn hand_out(&mut self, service: &str, target: u64, object: u64) -> u64 {
+        luid(&self.get(service, target, &remote(object), &[object]).0)
+    }
+
+    /// Whether a call of this luid reaches the service, and by which attachment; answers it.
+    pub(super) fn reaches(&mut self, service: &str, target: u64) -> Result<u64, String> {
+        let (request, told) = self.begin(service, target, &references(b"remote", &[]));
+        match told {
+            Some(Told::Call { call, attachment, .. }) => {
+                let value = jelly::to_vec(&()).unwrap();
+                self.says(service, &ToHost::Answer { call, value: &value, objects: &[] });
+                self.answer(request);
+                Ok(attachment)
+            }
+            _ => Err(self.error(request)),
+        }
+    }
+
+    /// An identity has changed: the session hears of it, and has done what follows when this returns.
+    pub(super) fn tell_of(&mut self, name: &str) {
+        let identity = self.identities.get(name).map(|identity| Arc::new(identity.clone()));
+        let sessions = Arc::clone(&self.sessions);
+        std::thread::scope(|scope| {
+            let telling = scope.spawn(move || sessions.changed(name, identity.as_ref()));
+            while !telling.is_finished() {
+                self.session().notices();
+                std::thread::yield_now();
+            }
+            assert!(telling.join().unwrap(), "it is done in time");
+        });
+        self.turn();
+    }
+
+    /// The connection ends.
+    pub(super) fn close(&mut self) {
+        if let Some(session) = self.session.take() {
+            session.close();
+        }
+    }
+}

@@ -1,0 +1,431 @@
+//! References on their way: what goes through, what each becomes, and that each is given back, whatever fails.
+
+use jelly::token;
+use pb::Target;
+use plugin_api::abi::frame::ToHost;
+
+use super::pair::{CONNECTION, DEAD, Heard, Pair, Told, cache, list, luid, references, remote};
+
+const INSECURE: &str = "twisted.spread.jelly.InsecureJelly";
+
+fn attached() -> (Pair, u64, u64) {
+    let mut pair = Pair::new();
+    let avatar = pair.login("alice", None);
+    let (attachment, perspective) = pair.attach(avatar, "board", "alice", None);
+    (pair, attachment, perspective)
+}
+
+fn keywords() -> Vec<u8> {
+    jelly::to_vec(&std::collections::BTreeMap::<u8, u8>::new()).unwrap()
+}
+
+/// The arguments with which the service is called, when the client's are these.
+fn arrives(pair: &mut Pair, perspective: u64, arguments: &[u8]) -> Result<(u64, Vec<u8>, Vec<u64>), String> {
+    match pair.begin("board", perspective, arguments) {
+        (_, Some(Told::Call { call, arguments, handles, .. })) => Ok((call, arguments, handles)),
+        (request, _) => Err(pair.error(request)),
+    }
+}
+
+fn answer(pair: &mut Pair, call: u64, value: &[u8], objects: &[u64]) {
+    pair.says("board", &ToHost::Answer { call, value, objects: &list(objects) });
+}
+
+#[test]
+fn the_clients_object_comes_home_as_its_own() {
+    let (mut pair, _, perspective) = attached();
+    let mine = pair.own('a');
+    let (call, arguments, handles) = arrives(&mut pair, perspective, &references(b"remote", &[mine])).unwrap();
+    assert_eq!(arguments, references(b"remote", &handles));
+    // Typed, a service writes it as the reader's own; in an untyped value it stands as it came.
+    let home = [references(b"local", &handles), references(b"remote", &handles)];
+    for (request, value) in [(call, &home[0])] {
+        answer(&mut pair, request, value, &[]);
+    }
+    let value = pair.heard.iter().find_map(|heard| match heard {
+        Heard::Answer { value, .. } => Some(value.encode()),
+        _ => None,
+    });
+    assert_eq!(value, Some(references(b"local", &[mine])));
+    pair.heard.clear();
+    let (call, ..) = arrives(&mut pair, perspective, &references(b"remote", &[])).unwrap();
+    answer(&mut pair, call, &home[1], &[]);
+    assert!(
+        matches!(&pair.heard[..], [Heard::Answer { value, .. }] if value.encode() == references(b"local", &[mine]))
+    );
+    // The service lets go: so does the client.
+    pair.says("board", &ToHost::Release { handle: handles[0], count: 1 });
+    assert!(pair.heard.contains(&Heard::Dropped('a')));
+}
+
+#[test]
+fn a_services_own_object_inside_an_untyped_value_goes_on_to_others() {
+    let (mut pair, _, perspective) = attached();
+    let object = pair.hand_out("board", perspective, 50);
+    let (call, arguments, _) = arrives(&mut pair, perspective, &references(b"local", &[object])).unwrap();
+    assert_eq!(arguments, references(b"local", &[50]), "it is the service's own again");
+    // The service answers with what it was given: counted once more.
+    answer(&mut pair, call, &arguments, &[50]);
+    let again = references(b"remote", &[object]);
+    assert!(pair.heard.iter().any(|heard| matches!(heard, Heard::Answer { value, .. } if value.encode() == again)));
+    pair.client.output.release(object, 2);
+    pair.turn();
+    assert!(pair.told("board").contains(&Told::Dropped { object: 50, count: 2 }));
+}
+
+#[test]
+fn the_avatar_can_be_an_argument_and_comes_back_as_itself() {
+    let (mut pair, attachment, perspective) = attached();
+    let (call, arguments, _) = arrives(&mut pair, perspective, &references(b"local", &[perspective])).unwrap();
+    assert_eq!(arguments, references(b"local", &[attachment]));
+    answer(&mut pair, call, &arguments, &[]);
+    let same = references(b"remote", &[perspective]);
+    assert!(pair.heard.iter().any(|heard| matches!(heard, Heard::Answer { value, .. } if value.encode() == same)));
+    pair.client.output.release(perspective, 1);
+    pair.turn();
+    assert_eq!(pair.reaches("board", perspective), Ok(attachment), "the client has it once more");
+}
+
+#[test]
+fn what_is_not_its_senders_to_name_does_not_go_through() {
+    let (mut pair, _, perspective) = attached();
+    let avatar = pair.login("bob", None);
+    let (_, mail) = pair.attach(avatar, "mail", "bob", None);
+    let letter = pair.hand_out("mail", mail, 70);
+    // To a service: an avatar, a perspective and an object of another service's, a cached object of the client's.
+    for (tag, luid) in [(&b"local"[..], avatar), (b"local", mail), (b"local", letter), (b"lcache", 5), (b"cached", 5)] {
+        let refused = arrives(&mut pair, perspective, &references(tag, &[luid]));
+        assert_eq!(refused, Err(INSECURE.to_owned()), "{tag:?} {luid}");
+    }
+    // What nobody knows is None, as Twisted has it.
+    let (call, arguments, _) = arrives(&mut pair, perspective, &references(b"local", &[999])).unwrap();
+    assert_eq!(arguments, jelly::to_vec(&(None::<u8>,)).unwrap());
+    // To the client: a handle that is nobody's, another connection's, an attachment of another service's.
+    let foreign = u64::from(CONNECTION + 1) << 32 | 1;
+    let nobody = u64::from(CONNECTION) << 32 | 2 << 30 | 77;
+    let mut calls = vec![call];
+    for number in [foreign, nobody, u64::from(CONNECTION) << 32 | 1 << 30 | 2] {
+        for tag in [&b"local"[..], b"remote"] {
+            let call =
+                calls.pop().unwrap_or_else(|| arrives(&mut pair, perspective, &references(b"remote", &[])).unwrap().0);
+            pair.heard.clear();
+            answer(&mut pair, call, &references(tag, &[number]), &[]);
+            assert!(matches!(&pair.heard[..], [Heard::Error { class, .. }] if class == INSECURE), "{:?}", pair.heard);
+        }
+    }
+}
+
+#[test]
+fn an_unknown_cached_number_costs_nothing_and_a_cacheable_of_the_clients_is_given_back() {
+    let (mut pair, _, perspective) = attached();
+    let before = pair.session().output().len();
+    pair.call(Target::Luid(perspective), "m", &references(b"cached", &[99]));
+    let sent = std::mem::take(&mut pair.client.output.bytes);
+    pair.session().input().extend_from_slice(&sent);
+    let now = pair.now;
+    pair.session().serve(now).unwrap();
+    let out = pair.session().output()[before..].to_vec();
+    assert!(!out.windows(7).any(|window| window == b"decache"), "no word of 99 goes back");
+    pair.turn();
+    // One that comes with its state is ended by the client's own broker.
+    let mut arguments = Vec::new();
+    token::list(&mut arguments, 2);
+    token::bytes(&mut arguments, b"tuple");
+    let (luid, _) = pair.client.output.tables.cache(&'c').unwrap();
+    arguments.extend_from_slice(&cache(luid, &[]));
+    assert_eq!(arrives(&mut pair, perspective, &arguments), Err(INSECURE.to_owned()));
+    assert_eq!(pair.client.output.tables.held().1, 0);
+}
+
+/// Whatever becomes of a value, its objects are given back as often as they were counted.
+#[test]
+fn objects_in_what_goes_to_nobody_are_given_back() {
+    let many = vec![0u8; 700_000];
+    let mut large = Vec::new();
+    token::list(&mut large, 3);
+    token::bytes(&mut large, b"tuple");
+    large.extend_from_slice(&remote(50));
+    token::bytes(&mut large, &many);
+    let mut class = Vec::new();
+    token::list(&mut class, 3);
+    token::bytes(&mut class, b"tuple");
+    class.extend_from_slice(&remote(50));
+    token::list(&mut class, 2);
+    token::bytes(&mut class, b"class");
+    token::bytes(&mut class, b"os.system");
+    let foreign = {
+        let mut out = Vec::new();
+        token::list(&mut out, 3);
+        token::bytes(&mut out, b"tuple");
+        out.extend_from_slice(&remote(50));
+        out.extend_from_slice(&remote(u64::from(CONNECTION + 1) << 32 | 3));
+        out
+    };
+    let half = references(b"remote", &[50])[..5].to_vec();
+    for (what, value) in [("too large", large), ("unreadable", class), ("foreign", foreign), ("half", half)] {
+        let (mut pair, attachment, perspective) = attached();
+        let mine = pair.own('m');
+        let (call, _, handles) = arrives(&mut pair, perspective, &references(b"remote", &[mine])).unwrap();
+        // As an answer.
+        answer(&mut pair, call, &value, &[50]);
+        assert!(pair.heard.iter().any(|heard| matches!(heard, Heard::Error { .. })), "{what}");
+        assert!(pair.service("board").out.lock().is_empty(), "{what}: an answer");
+        // As arguments, with an answer wanted and without.
+        for answer in [true, false] {
+            let (arguments, keywords, objects) = (value.as_slice(), keywords(), list(&[50]));
+            let handle = handles[0];
+            pair.says(
+                "board",
+                &ToHost::Call {
+                    call: 3,
+                    handle,
+                    answer,
+                    method: "m",
+                    arguments,
+                    keywords: &keywords,
+                    attachment,
+                    objects: &objects,
+                },
+            );
+            assert!(pair.service("board").out.lock().is_empty(), "{what}: arguments, {answer}");
+            let failed = pair.told("board").iter().any(|told| matches!(told, Told::Failed { call: 3, .. }));
+            assert_eq!(failed, answer, "{what}: the error is its sender's");
+        }
+        // As an update of a cached object that the client has.
+        pair.get("board", perspective, &cache(60, &[]), &[60]);
+        let (keywords, objects) = (keywords(), list(&[50]));
+        let update = ToHost::Update {
+            attachment,
+            object: 60,
+            method: "m",
+            arguments: &value,
+            keywords: &keywords,
+            objects: &objects,
+        };
+        pair.says("board", &update);
+        assert_eq!(pair.service("board").out.lock().get(&50), None, "{what}: an update");
+        assert_eq!(pair.reaches("board", perspective), Ok(attachment), "{what}: the connection lives");
+    }
+}
+
+#[test]
+fn objects_in_what_arrives_too_late_are_given_back() {
+    let (mut pair, attachment, perspective) = attached();
+    let mine = pair.own('m');
+    let (call, _, handles) = arrives(&mut pair, perspective, &references(b"remote", &[mine])).unwrap();
+    let (arguments, keywords, objects) = (references(b"remote", &[50]), keywords(), list(&[50]));
+    // An update of an object that the client does not have.
+    let update = ToHost::Update {
+        attachment,
+        object: 60,
+        method: "m",
+        arguments: &arguments,
+        keywords: &keywords,
+        objects: &objects,
+    };
+    pair.says("board", &update);
+    assert!(pair.service("board").out.lock().is_empty());
+    // An answer to a call that was answered.
+    answer(&mut pair, call, &remote(50), &[50]);
+    answer(&mut pair, call, &remote(50), &[50]);
+    assert_eq!(pair.service("board").out.lock().get(&50), Some(&1));
+    // A call of an object that was given back.
+    pair.says("board", &ToHost::Release { handle: handles[0], count: 1 });
+    pair.says(
+        "board",
+        &ToHost::Call {
+            call: 3,
+            handle: handles[0],
+            answer: true,
+            method: "m",
+            arguments: &arguments,
+            keywords: &keywords,
+            attachment,
+            objects: &objects,
+        },
+    );
+    assert_eq!(pair.service("board").out.lock().get(&50), Some(&1));
+    assert!(pair.told("board").contains(&Told::Failed { call: 3, class: DEAD.to_owned() }));
+}
+
+#[test]
+fn a_cached_state_that_is_not_sent_again_gives_its_objects_back() {
+    let (mut pair, _, perspective) = attached();
+    let (_, luids) = pair.get("board", perspective, &cache(60, &[50]), &[60, 50]);
+    assert_eq!(luids.len(), 2);
+    // The second time only its number goes out.
+    let (_, again) = pair.get("board", perspective, &cache(60, &[50]), &[60, 50]);
+    assert_eq!(again, luids[..1]);
+    let out = pair.service("board").out.lock().clone();
+    assert_eq!(out.into_iter().collect::<Vec<_>>(), [(50, 1), (60, 2)]);
+    pair.client.output.decache(luids[0]);
+    pair.client.output.decache(luids[0]);
+    pair.client.output.release(luids[1], 1);
+    pair.turn();
+    assert!(pair.service("board").out.lock().is_empty());
+}
+
+#[test]
+fn a_copy_that_was_taken_away_is_sent_anew_with_its_state() {
+    let (mut pair, _, perspective) = attached();
+    let (_, stale) = pair.get("board", perspective, &cache(60, &[]), &[60]);
+    let alice = pair.identities.get_mut("alice").unwrap();
+    alice.keyring.remove(&crate::cred::Key::new("board", "alice").unwrap());
+    pair.tell_of("alice");
+    let avatar = pair.login("alice", None);
+    let (_, shared) = pair.attach(avatar, "board", "shared", None);
+    let (value, fresh) = pair.get("board", shared, &cache(60, &[]), &[60]);
+    assert_ne!(stale, fresh, "it missed updates");
+    assert!(matches!(value.root().node(), jelly::Node::Instance("board.Board")), "{value}");
+    // The stale one is still the client's to give back.
+    pair.client.output.decache(stale[0]);
+    pair.client.output.decache(fresh[0]);
+    pair.turn();
+    assert!(pair.service("board").out.lock().is_empty());
+}
+
+#[test]
+fn a_revoked_luid_never_names_anything_again() {
+    let (mut pair, _, perspective) = attached();
+    let object = pair.hand_out("board", perspective, 50);
+    let alice = pair.identities.get_mut("alice").unwrap();
+    alice.keyring.remove(&crate::cred::Key::new("board", "alice").unwrap());
+    pair.tell_of("alice");
+    let avatar = pair.login("alice", None);
+    let (by, shared) = pair.attach(avatar, "board", "shared", None);
+    let again = pair.hand_out("board", shared, 50);
+    assert_ne!(object, again);
+    assert_eq!(pair.reaches("board", again), Ok(by));
+    assert_eq!(pair.reaches("board", object), Err(DEAD.to_owned()));
+    // As an argument it is no more than that.
+    let refused = arrives(&mut pair, shared, &references(b"local", &[object]));
+    assert_eq!(refused, Err(DEAD.to_owned()));
+    pair.client.output.release(object, 1);
+    pair.turn();
+    assert_eq!(pair.reaches("board", again), Ok(by));
+}
+
+#[test]
+fn a_service_that_takes_nothing_refuses_calls_and_keeps_nothing() {
+    let (mut pair, _, perspective) = attached();
+    pair.service("board").refuse(Some("board: too much waits"));
+    let mine = pair.own('a');
+    let request = pair.call(Target::Luid(perspective), "m", &references(b"remote", &[mine]));
+    let avatar = pair.login("alice", None);
+    let attaching = pair.begin_attach(avatar, "board", "shared", Some('m'));
+    pair.turn();
+    for request in [request, attaching] {
+        assert!(
+            matches!(pair.reply(request), Some(Heard::Error { class, text, .. }) if class == DEAD && text.contains("too much"))
+        );
+    }
+    for object in ['a', 'm'] {
+        assert!(pair.heard.contains(&Heard::Dropped(object)), "{object} is given back");
+    }
+    pair.service("board").refuse(None);
+    pair.reaches("board", perspective).unwrap();
+}
+
+#[test]
+fn what_avatars_keep_is_given_back_when_nobody_has_it() {
+    let mut pair = Pair::new();
+    let avatar = pair.login("alice", Some('m'));
+    let request = pair.begin_attach(avatar, "board", "alice", None);
+    pair.turn();
+    let Some(Told::Attach { attachment, mind }) = pair.told("board").last().cloned() else { panic!() };
+    assert_ne!(mind, 0, "an avatar lends its mind to what is attached by it");
+    pair.says("board", &ToHost::Attached { attachment });
+    let perspective = luid(&pair.answer(request));
+    // The avatar goes first: the perspective still has the mind.
+    pair.client.output.release(avatar, 1);
+    pair.turn();
+    assert!(!pair.heard.contains(&Heard::Dropped('m')));
+    pair.client.output.release(perspective, 1);
+    pair.says("board", &ToHost::Release { handle: mind, count: 1 });
+    assert!(pair.heard.contains(&Heard::Dropped('m')));
+    let session = pair.session();
+    assert_eq!(session.owners.references.counts(), (0, 0, 0));
+}
+
+#[test]
+fn a_call_that_a_service_gave_up_on_is_forgotten() {
+    let (mut pair, attachment, perspective) = attached();
+    let mine = pair.own('m');
+    let (call, _, handles) = arrives(&mut pair, perspective, &references(b"remote", &[mine])).unwrap();
+    answer(&mut pair, call, &jelly::to_vec(&()).unwrap(), &[]);
+    let (arguments, keywords) = (references(b"remote", &[]), keywords());
+    pair.says(
+        "board",
+        &ToHost::Call {
+            call: 3,
+            handle: handles[0],
+            answer: true,
+            method: "m",
+            arguments: &arguments,
+            keywords: &keywords,
+            attachment,
+            objects: &[],
+        },
+    );
+    let Some(Heard::Call { request, .. }) = pair.heard.pop() else { panic!() };
+    assert_eq!(pair.session().owners.calls.counts(), (0, 0, 1));
+    pair.says("board", &ToHost::Forget { call: 3, handle: handles[0] });
+    assert_eq!(pair.session().owners.calls.counts(), (0, 0, 0));
+    // The client answers all the same, with a reference: that is given back.
+    let luid = pair.own('x');
+    pair.client.output.answer(request, &remote(luid));
+    pair.turn();
+    assert!(pair.heard.contains(&Heard::Dropped('x')));
+    assert!(!pair.told("board").iter().any(|told| matches!(told, Told::Answer { .. })));
+}
+
+#[test]
+fn the_clients_answers_and_errors_go_to_who_asked() {
+    let (mut pair, attachment, perspective) = attached();
+    let mine = pair.own('m');
+    let (_, _, handles) = arrives(&mut pair, perspective, &references(b"remote", &[mine])).unwrap();
+    let (arguments, keywords) = (references(b"remote", &[]), keywords());
+    let ask = |pair: &mut Pair, call: u64| {
+        pair.says(
+            "board",
+            &ToHost::Call {
+                call,
+                handle: handles[0],
+                answer: true,
+                method: "m",
+                arguments: &arguments,
+                keywords: &keywords,
+                attachment,
+                objects: &[],
+            },
+        );
+        match pair.heard.pop() {
+            Some(Heard::Call { request, .. }) => request,
+            other => panic!("{other:?}"),
+        }
+    };
+    let request = ask(&mut pair, 1);
+    let luid = pair.own('x');
+    pair.client.output.answer(request, &remote(luid));
+    pair.turn();
+    let Some(Told::Answer { call: 1, handles, .. }) = pair.told("board").pop() else { panic!() };
+    pair.says("board", &ToHost::Release { handle: handles[0], count: 1 });
+    assert!(pair.heard.contains(&Heard::Dropped('x')));
+    let request = ask(&mut pair, 2);
+    pair.client.output.fail(request, &pb::Failure::new("KeyError", "no"));
+    pair.turn();
+    assert_eq!(pair.told("board").pop(), Some(Told::Failed { call: 2, class: "builtins.KeyError".to_owned() }));
+    // An answer that cannot be read is an error to who asked, and nothing more.
+    let request = ask(&mut pair, 3);
+    pair.client.output.answer(request, &references(b"cached", &[4]));
+    pair.turn();
+    assert_eq!(pair.told("board").pop(), Some(Told::Failed { call: 3, class: INSECURE.to_owned() }));
+    // The client's cached objects are nobody's to call.
+    let none = references(b"remote", &[]);
+    let request = pair.call(Target::Luid(31), "m", &none);
+    pair.turn();
+    assert_eq!(pair.error(request), "twisted.spread.pb.Error");
+    let request = pair.call(Target::Name("nobody"), "m", &none);
+    pair.turn();
+    assert_eq!(pair.error(request), "twisted.spread.pb.Error");
+}
