@@ -11,7 +11,8 @@ use credhost::loader::private::PrivateFolder;
 use credhost::loader::unload::Account;
 use credhost::loader::vet::{Sections, Vet};
 use credhost::multiservice::MultiService;
-use credhost::multiservice::slot::{Slot, Surroundings};
+use credhost::multiservice::context::Surroundings;
+use credhost::multiservice::slot::Slot;
 use credhost::store::MemoryStore;
 use system_tests::build;
 use system_tests::host::{TestHome, put};
@@ -43,7 +44,7 @@ fn main() {
                 vet.vet(&copy, &Sections::new()).expect("it is good");
                 parts[1].push(start.elapsed());
                 let start = Instant::now();
-                let slot = Slot::load(Source::Copy(copy), &surroundings, |_| Ok(Vec::new())).await.expect("it loads");
+                let slot = Slot::load(Source::Copy(copy), &surroundings, |_| Vec::new()).await.expect("it loads");
                 parts[2].push(start.elapsed());
                 let services = MultiService::new("pb");
                 services.start().await;

@@ -19,13 +19,15 @@ use tokio::sync::Semaphore;
 
 use crate::config::{ConfigFile, Home, Settings};
 use crate::control::LibraryStatus;
+use crate::loader::fault::LibraryFault;
 use crate::loader::private::{PrivateCopy, PrivateFolder};
 use crate::loader::vet::{Sections, Vet, Vetted};
 use crate::loader::watch::Change;
 use crate::multiservice::MultiService;
+use crate::multiservice::context::Surroundings;
 use crate::multiservice::ended::Held;
 use crate::multiservice::reload::Reloaded;
-use crate::multiservice::slot::{Slot, State, Surroundings};
+use crate::multiservice::slot::{Slot, State};
 use crate::store::audit::Event;
 use crate::store::{StoreError, Write};
 
@@ -76,7 +78,7 @@ enum Library {
     Stopped {
         service: String,
     },
-    Refused(String),
+    Refused(LibraryFault),
 }
 
 #[derive(Debug)]
@@ -143,21 +145,24 @@ pub struct Folder {
 ///
 /// # Errors
 /// Which cannot be.
-pub fn sections(settings: &Settings) -> Result<Sections, String> {
+pub fn sections(settings: &Settings) -> Result<Sections, LibraryFault> {
     let section = |(name, table): (&String, &serde_json::Map<_, _>)| match jelly::to_vec(table) {
         Ok(bytes) => Ok((name.clone(), jelly::Bytes(bytes))),
-        Err(error) => Err(format!("[service.{name}] in credhost.toml cannot be handed to it: {error}")),
+        Err(error) => {
+            let why = format!("[service.{name}] in credhost.toml cannot be handed to it: {error}");
+            Err(LibraryFault::Operator(why))
+        }
     };
     settings.service.iter().map(section).collect()
 }
 
 /// The sections as they stand in the file now.
-fn sections_now(config: &Path) -> Result<Sections, String> {
+fn sections_now(config: &Path) -> Result<Sections, LibraryFault> {
     if !config.exists() {
-        return Err(format!("{} is gone", config.display()));
+        return Err(LibraryFault::Operator(format!("{} is gone", config.display())));
     }
     let settings = ConfigFile::open(config).and_then(|file| file.settings());
-    sections(&settings.map_err(|error| error.to_string())?)
+    sections(&settings.map_err(|error| LibraryFault::Operator(error.to_string()))?)
 }
 
 impl Folder {
@@ -215,13 +220,16 @@ impl Folder {
     /// Loads a file that was there when the host started, or else what was good of it.
     async fn load_first(
         &self,
-        vetted: tokio::task::JoinHandle<Result<(PrivateCopy, Vetted), String>>,
+        vetted: tokio::task::JoinHandle<Result<(PrivateCopy, Vetted), LibraryFault>>,
         path: PathBuf,
         turn: u64,
     ) {
-        let vetted = vetted.await.unwrap_or_else(|error| Err(error.to_string()));
+        let vetted = vetted.await.unwrap_or_else(|error| Err(LibraryFault::State(error.to_string())));
         if vetted.as_ref().is_ok_and(|(copy, _)| self.is_rolled_back(&path, copy.hash())) {
-            let good = self.vet(self.good_copy(&path)).await.unwrap_or_else(|error| Err(error.to_string()));
+            let good = self
+                .vet(self.good_copy(&path))
+                .await
+                .unwrap_or_else(|error| Err(LibraryFault::State(error.to_string())));
             if self.serve(&path, turn, good).await == Ok(true) && self.loaded(&path) {
                 tracing::warn!("{}: {ROLLED_BACK}", shown(&path));
                 return self.trouble(&path, ROLLED_BACK.to_owned());
@@ -235,7 +243,8 @@ impl Folder {
             return;
         }
         let file = shown(&path);
-        let copy = self.vet(self.good_copy(&path)).await.unwrap_or_else(|error| Err(error.to_string()));
+        let copy =
+            self.vet(self.good_copy(&path)).await.unwrap_or_else(|error| Err(LibraryFault::State(error.to_string())));
         if self.serve(&path, turn, copy).await == Ok(true) && self.loaded(&path) {
             tracing::error!("{file} is not what serves: the last good copy of it does, for {why}");
             self.trouble(&path, format!("the last good copy serves; the file itself: {why}"));
@@ -282,7 +291,8 @@ impl Folder {
                 self.forget_rollback(&path);
                 let turn = self.turn(&path);
                 tokio::task::spawn_local(async move {
-                    let vetted = me.vet(path.clone()).await.unwrap_or_else(|error| Err(error.to_string()));
+                    let vetted =
+                        me.vet(path.clone()).await.unwrap_or_else(|error| Err(LibraryFault::State(error.to_string())));
                     if !matches!(me.serve(&path, turn, vetted).await, Ok(false)) {
                         me.start_waiting();
                     }
@@ -326,13 +336,13 @@ impl Folder {
     }
 
     /// Reads the sections of the configuration anew.
-    fn take_up_sections(&self) -> Result<(), String> {
+    fn take_up_sections(&self) -> Result<(), LibraryFault> {
         let sections = sections_now(&self.config)?;
         *self.sections.lock() = Arc::new(sections);
         Ok(())
     }
 
-    fn vet(&self, path: PathBuf) -> tokio::task::JoinHandle<Result<(PrivateCopy, Vetted), String>> {
+    fn vet(&self, path: PathBuf) -> tokio::task::JoinHandle<Result<(PrivateCopy, Vetted), LibraryFault>> {
         if let Err(error) = self.take_up_sections() {
             // Nobody has asked for it by name: a service must not stay away because somebody writes to the file just now.
             tracing::warn!("services are made with what credhost.toml said before: {error}");
@@ -347,7 +357,7 @@ impl Folder {
                 let vetted = vet.vet(&copy, &sections)?;
                 Ok((copy, vetted))
             });
-            vetted.await.unwrap_or_else(|error| Err(error.to_string()))
+            vetted.await.unwrap_or_else(|error| Err(LibraryFault::State(error.to_string())))
         })
     }
 
@@ -475,7 +485,8 @@ fn status(path: &Path, entry: &Entry) -> LibraryStatus {
     let plain = |service, state| LibraryStatus { file: shown(path), service, state, ..LibraryStatus::default() };
     match &entry.library {
         Library::Vetting => plain(None, "being vetted".to_owned()),
-        Library::Refused(why) | Library::Taken { why, .. } => plain(None, format!("refused: {why}")),
+        Library::Refused(why) => plain(None, format!("refused: {why}")),
+        Library::Taken { why, .. } => plain(None, format!("refused: {why}")),
         Library::Stopped { service } => plain(Some(service.clone()), "stopped".to_owned()),
         Library::Waiting { service, needs } => {
             plain(Some(service.clone()), format!("waits: it needs {}", needs.join(", ")))

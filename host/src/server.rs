@@ -14,11 +14,12 @@ use crate::cred::{Authorizer, Password};
 use crate::folder::{self, Folder, Group};
 use crate::listener::tls::{Certificates, TlsError};
 use crate::listener::{Endpoint, Listener};
+use crate::loader::fault::LibraryFault;
 use crate::loader::vet::Vet;
 use crate::loader::watch::Watch;
 use crate::login_gate::LoginGate;
 use crate::multiservice::MultiService;
-use crate::multiservice::slot::Surroundings;
+use crate::multiservice::context::Surroundings;
 use crate::session::Limits;
 use crate::sessions::Sessions;
 use crate::store::StoreError;
@@ -118,7 +119,7 @@ impl Host {
         let services = MultiService::new("pb");
         let patience = std::time::Duration::from_secs(settings.plugins.patience.max(1));
         let vet = Vet::new(options.vetter.clone().unwrap_or_else(|| PathBuf::from(SELF)), patience);
-        let sections = folder::sections(&settings).map_err(StartError::Section)?;
+        let sections = folder::sections(&settings).map_err(|fault| StartError::Section(fault.to_string()))?;
 
         let address = options.listen.as_deref().unwrap_or(&settings.pb.listen);
         let listener = listen(address, options.plaintext || settings.pb.plaintext)?;
@@ -300,7 +301,7 @@ impl Host {
     ///
     /// # Errors
     /// Why it is refused.
-    pub async fn place(&self, file: &std::path::Path) -> Result<folder::Placed, String> {
+    pub async fn place(&self, file: &std::path::Path) -> Result<folder::Placed, LibraryFault> {
         self.folder.place(file).await
     }
 
@@ -335,7 +336,10 @@ impl Host {
             }
             _ => Ok(serde_json::Value::Null),
         };
-        done.map_err(|error| Failed { error, hint: Some("`credhost service list` shows what there is".to_owned()) })
+        done.map_err(|fault| {
+            let hint = Some("`credhost service list` shows what there is".to_owned());
+            Failed { error: fault.to_string(), hint }
+        })
     }
 
     async fn answer(

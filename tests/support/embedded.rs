@@ -8,7 +8,8 @@ use credhost::cred::{Authorizer, DefaultAuthorizer, Entropy, Identity, Key, Mast
 use credhost::listener::{Endpoint, Listener};
 use credhost::login_gate::LoginGate;
 use credhost::multiservice::MultiService;
-use credhost::multiservice::slot::{Slot, Surroundings};
+use credhost::multiservice::context::Surroundings;
+use credhost::multiservice::slot::Slot;
 use credhost::session::Limits;
 use credhost::sessions::Sessions;
 use credhost::store::MemoryStore;

@@ -3,7 +3,8 @@
 use std::sync::{Arc, Mutex};
 
 use credhost::cred::DefaultAuthorizer;
-use credhost::multiservice::slot::{Slot, State, Surroundings};
+use credhost::multiservice::context::Surroundings;
+use credhost::multiservice::slot::{Slot, State};
 use credhost::multiservice::{MultiService, NotAdded};
 use credhost::store::MemoryStore;
 use plugin_api::prelude::*;
@@ -163,7 +164,7 @@ async fn who_needs_another_starts_after_it_and_is_stopped_before_it() {
     services.add(Slot::linked::<need_base::Here>(&surroundings).await.expect("it runs")).await.expect("added");
     let refused = services.start().await;
     assert_eq!(refused.len(), 1);
-    assert_eq!(refused[0].1.0, "it needs nothing of this name, which does not serve");
+    assert_eq!(refused[0].1.to_string(), "it needs nothing of this name, which does not serve");
     assert_eq!(logged("need "), ["base started", "middle started", "top started"]);
     services.stop().await;
     let stopped = ["top stopped", "middle stopped", "base stopped"];

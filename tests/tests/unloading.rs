@@ -9,8 +9,9 @@ use std::time::{Duration, Instant};
 use credhost::loader::generation::Source;
 use credhost::loader::private::PrivateFolder;
 use credhost::loader::unload::Account;
-use credhost::loader::{ledger, unload};
-use credhost::multiservice::slot::{Slot, Surroundings};
+use credhost::loader::{ledger, mapping};
+use credhost::multiservice::context::Surroundings;
+use credhost::multiservice::slot::Slot;
 use credhost::multiservice::switchboard::Mailbox;
 use credhost::multiservice::{AttachmentChange, MultiService};
 use credhost::store::MemoryStore;
@@ -44,7 +45,7 @@ impl Bench {
 
     async fn load(&self, package: &str) -> Arc<Slot> {
         let copy = self.private.copy(&library(package)).expect("it is a library");
-        let slot = Slot::load(Source::Copy(copy), &self.surroundings, |_| Ok(Vec::new())).await.expect("it loads");
+        let slot = Slot::load(Source::Copy(copy), &self.surroundings, |_| Vec::new()).await.expect("it loads");
         self.services.add(Arc::clone(&slot)).await.expect("it starts");
         slot
     }
@@ -171,7 +172,7 @@ fn nothing_is_left_of_libraries_that_have_ended() {
         // What the allocator keeps in hand; a leak of a kilobyte a cycle would be two megabytes and more.
         let allowed = 1_500 + cycles / 10;
         assert!(after.resident_kb <= before.resident_kb + allowed, "{before:?} {after:?}");
-        assert_eq!(unload::mapped(std::path::Path::new("/generations/")), Ok(None), "no library is mapped");
+        assert_eq!(mapping::of(std::path::Path::new("/generations/")).ok(), Some(None), "no library is mapped");
 
         one_service_is_replaced_again_and_again(&bench, cycles / 2).await;
 
@@ -195,7 +196,7 @@ async fn one_service_is_replaced_again_and_again(bench: &Bench, cycles: usize) {
         bench.begin(&slot, "panic");
         assert_eq!(bench.heard().await, "panic failed inside the service");
         let copy = bench.private.copy(&library("restless")).expect("it is a library");
-        let replaced = slot.reload(Source::Copy(copy), |_| Ok(Vec::new())).await;
+        let replaced = slot.reload(Source::Copy(copy), |_| Vec::new()).await;
         let (_, retired) = replaced.expect("it is replaced");
         assert_eq!(bench.heard().await, "attached", "the client is attached to the new code");
         let account = retired.await.expect("it is let go of");
@@ -248,7 +249,7 @@ async fn a_thread_that_does_not_end_pins_its_library_and_is_named(bench: &Bench)
     bench.heard().await;
     let Account::Pinned(why) = &account else { panic!("{account:?}") };
     assert!(why[0].contains("its thread ghost") && why[0].contains("still runs"), "{why:?}");
-    assert_ne!(unload::mapped(std::path::Path::new("/generations/")), Ok(None), "it stays mapped");
+    assert_ne!(mapping::of(std::path::Path::new("/generations/")).ok(), Some(None), "it stays mapped");
     // Others come and go as before.
     assert!(matches!(bench.cycle().await, Account::Retired { .. }));
 }

@@ -33,7 +33,7 @@ async def revoked_copy(reactor, port, credhost, home):
     assert theirs.moves == ["another's"], "what came by a key that is there goes on: %r" % (theirs.moves,)
     assert board.moves == ["before"], "what came by one that is not does not: %r" % (board.moves,)
     # Nor does it lead anywhere by another perspective.
-    await trap(other.callRemote("sameboard", board), "twisted.spread.jelly.InsecureJelly")
+    await trap(other.callRemote("sameboard", board), "twisted.spread.pb.DeadReferenceError")
     connector.disconnect()
     connector_of_bob.disconnect()
 

@@ -150,7 +150,7 @@ impl Watched {
                 }
                 Err(why) => {
                     let how = format!("refused: {why}; {}", self.meanwhile());
-                    self.line(&what, Some(compile), &how, &serde_json::json!({ "refused": why }));
+                    self.line(&what, Some(compile), &how, &serde_json::json!({ "refused": why.to_string() }));
                 }
             }
         }

@@ -24,7 +24,7 @@ impl Trial {
     pub(super) fn new(home: &Home) -> Result<Self, Trouble> {
         let sections = if home.config().exists() {
             let settings = ConfigFile::open(&home.config())?.settings()?;
-            folder::sections(&settings).map_err(Trouble::new)?
+            folder::sections(&settings).map_err(|fault| Trouble::new(fault.to_string()))?
         } else {
             Sections::new()
         };

@@ -153,7 +153,7 @@ pub struct StateSection {
 
 impl Default for StateSection {
     fn default() -> Self {
-        Self { largest: crate::multiservice::slot::QUOTA }
+        Self { largest: crate::multiservice::context::QUOTA }
     }
 }
 
@@ -179,7 +179,7 @@ pub struct PluginsSection {
 
 impl Default for PluginsSection {
     fn default() -> Self {
-        Self { patience: 10, grace: crate::multiservice::slot::GRACE.as_secs() }
+        Self { patience: 10, grace: crate::multiservice::context::GRACE.as_secs() }
     }
 }
 

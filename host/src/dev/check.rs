@@ -16,7 +16,8 @@ use crate::loader::private::PrivateFolder;
 use crate::loader::unload::Account;
 use crate::loader::vet::Sections;
 use crate::multiservice::AttachmentChange;
-use crate::multiservice::slot::{Slot, Surroundings};
+use crate::multiservice::context::Surroundings;
+use crate::multiservice::slot::Slot;
 use crate::multiservice::switchboard::Mailbox;
 use crate::store::MemoryStore;
 
@@ -197,12 +198,12 @@ pub async fn check(
 ) -> Result<Found, String> {
     let section = || {
         let sections = Arc::clone(sections);
-        move |name: &str| Ok(sections.get(name).map(|section| section.0.clone()).unwrap_or_default())
+        move |name: &str| sections.get(name).map(|section| section.0.clone()).unwrap_or_default()
     };
     let surroundings = Surroundings::new(Arc::new(MemoryStore::new()));
     let (number, mailbox) = surroundings.switchboard.connect();
     progress("loading and starting it");
-    let copy = || private.copy(file);
+    let copy = || private.copy(file).map_err(|fault| fault.to_string());
     let slot = Slot::load(Source::Copy(copy()?), &surroundings, section()).await;
     let slot = slot.map_err(|error| error.to_string())?;
     slot.start().await.map_err(|error| error.to_string())?;
@@ -355,7 +356,7 @@ async fn time_calls(client: &mut Client, good: Option<(String, Vec<u8>)>, found:
     found.timed = method;
 }
 
-async fn replace<C: FnOnce(&str) -> Result<Vec<u8>, String> + Send + 'static>(
+async fn replace<C: FnOnce(&str) -> Vec<u8> + Send + 'static>(
     slot: &Arc<Slot>,
     next: impl Fn() -> Result<(Source, C), String>,
     reloads: usize,
@@ -382,7 +383,7 @@ async fn replace<C: FnOnce(&str) -> Result<Vec<u8>, String> + Send + 'static>(
         };
         all.push(began.elapsed().as_secs_f64() * 1e3);
         freezes.push(reloaded.freeze_ms);
-        match tokio::time::timeout(3 * crate::multiservice::slot::GRACE, retired).await {
+        match tokio::time::timeout(3 * crate::multiservice::context::GRACE, retired).await {
             Ok(Ok(Account::Pinned(reasons))) => {
                 why.insert(reasons.join("; "), turn);
             }

@@ -45,8 +45,8 @@ impl Trial {
     pub fn open(file: &Path, private: &PrivateFolder) -> Result<Self, String> {
         let (sender, heard) = channel();
         let outlet = Arc::new(Words(Mutex::new(sender)));
-        let generation =
-            Generation::start(Source::Copy(private.copy(file)?), outlet).map_err(|error| error.to_string())?;
+        let copy = private.copy(file).map_err(|fault| fault.to_string())?;
+        let generation = Generation::start(Source::Copy(copy), outlet).map_err(|error| error.to_string())?;
         let mut trial = Self { generation, heard, service: String::new() };
         trial.service = trial.wait(|frame| match frame {
             ToHost::Manifest { manifest } => {
@@ -70,7 +70,7 @@ impl Trial {
     /// # Errors
     /// When the library does not answer.
     pub fn read(&self, perspective: &str, state: &[u8]) -> Result<Option<String>, String> {
-        self.generation.tell(&ToLibrary::Try { perspective, state });
+        self.generation.send(&ToLibrary::Try { perspective, state });
         self.wait(|frame| match frame {
             ToHost::Tried { message } => Some(Ok(message.map(|message| String::from_utf8_lossy(message).into_owned()))),
             _ => None,
@@ -101,7 +101,7 @@ impl Trial {
 
 impl Drop for Trial {
     fn drop(&mut self) {
-        self.generation.tell(&ToLibrary::Stop {});
+        self.generation.send(&ToLibrary::Stop {});
         let stopped = loop {
             // What waits in it for the last state may never come back.
             let Ok(frames) = self.heard.recv_timeout(ENDING) else { break false };

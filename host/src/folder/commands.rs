@@ -5,6 +5,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use super::{Folder, Library, Placed, Print, ROLLED_BACK, shown};
+use crate::loader::fault::LibraryFault;
 use crate::multiservice::reload::Reloaded;
 use crate::multiservice::slot::State;
 
@@ -13,8 +14,8 @@ impl Folder {
     ///
     /// # Errors
     /// When there is no such service in the folder, or it has stopped already.
-    pub async fn stop(&self, service: &str) -> Result<(), String> {
-        let path = self.path_of(service).ok_or_else(|| format!("there is no service named {service} in the folder"))?;
+    pub async fn stop(&self, service: &str) -> Result<(), LibraryFault> {
+        let path = self.path_of(service).ok_or_else(|| unknown(service))?;
         let _all = self.exchange.write().await;
         let slot = match self.entries.lock().get_mut(&path) {
             Some(entry) if matches!(entry.library, Library::Loaded { .. }) => {
@@ -26,7 +27,7 @@ impl Folder {
                     _ => return Ok(()),
                 }
             }
-            _ => return Err(format!("{service} does not serve")),
+            _ => return Err(LibraryFault::State(format!("{service} does not serve"))),
         };
         tracing::info!(service, "stopped by command");
         self.end(&slot).await;
@@ -37,15 +38,15 @@ impl Folder {
     ///
     /// # Errors
     /// When there is none, it runs, or its file is refused.
-    pub async fn start_again(self: &Rc<Self>, service: &str) -> Result<(), String> {
-        let path = self.path_of(service).ok_or_else(|| format!("there is no service named {service} in the folder"))?;
+    pub async fn start_again(self: &Rc<Self>, service: &str) -> Result<(), LibraryFault> {
+        let path = self.path_of(service).ok_or_else(|| unknown(service))?;
         if let Some(Library::Loaded { slot, .. }) = self.entries.lock().get(&path).map(|entry| &entry.library)
             && slot.state() == State::Serving
         {
-            return Err(format!("{service} serves already"));
+            return Err(LibraryFault::State(format!("{service} serves already")));
         }
         let turn = self.turn(&path);
-        let vetted = self.vet(path.clone()).await.unwrap_or_else(|error| Err(error.to_string()));
+        let vetted = self.vet(path.clone()).await.unwrap_or_else(|error| Err(LibraryFault::State(error.to_string())));
         let served = self.serve(&path, turn, vetted).await;
         self.start_waiting();
         current(served)
@@ -55,7 +56,7 @@ impl Folder {
     ///
     /// # Errors
     /// Why it is refused. What served before serves on.
-    pub async fn place(self: &Rc<Self>, path: &Path) -> Result<Placed, String> {
+    pub async fn place(self: &Rc<Self>, path: &Path) -> Result<Placed, LibraryFault> {
         let before = self.generation(path);
         self.serve_now(path, false).await?;
         match self.entries.lock().get(path).map(|entry| &entry.library) {
@@ -63,15 +64,16 @@ impl Folder {
                 service: slot.name().to_string(),
                 reloaded: reloaded.clone().filter(|reloaded| Some(reloaded.generation) != before),
             }),
-            Some(Library::Waiting { needs, .. }) => Err(format!("it needs {}", needs.join(", "))),
-            Some(Library::Refused(why) | Library::Taken { why, .. }) => Err(why.clone()),
-            _ => Err("something else has happened to the file meanwhile".to_owned()),
+            Some(Library::Waiting { needs, .. }) => Err(LibraryFault::State(format!("it needs {}", needs.join(", ")))),
+            Some(Library::Refused(why)) => Err(why.clone()),
+            Some(Library::Taken { why, .. }) => Err(LibraryFault::Operator(why.clone())),
+            _ => Err(LibraryFault::State("something else has happened to the file meanwhile".to_owned())),
         }
     }
 
     /// Vets a file and makes it serve, now. The host may see at the same time that the file has changed, and see to it by
     /// itself: what is there then is what counts.
-    async fn serve_now(self: &Rc<Self>, path: &Path, even: bool) -> Result<(), String> {
+    async fn serve_now(self: &Rc<Self>, path: &Path, even: bool) -> Result<(), LibraryFault> {
         let mut tries = 0;
         loop {
             let turn = self.turn(path);
@@ -79,14 +81,17 @@ impl Folder {
             if let Some(entry) = self.entries.lock().get_mut(path) {
                 entry.asked = Print::of(path);
             }
-            let vetted = self.vet(path.to_owned()).await.unwrap_or_else(|error| Err(error.to_string()));
+            let vetted =
+                self.vet(path.to_owned()).await.unwrap_or_else(|error| Err(LibraryFault::State(error.to_string())));
             let served = self.serve_even(path, turn, vetted, even).await;
             self.start_waiting();
             tries += 1;
             match served? {
                 true => return Ok(()),
                 // An operator has stopped it meanwhile.
-                false if self.is_stopped(path) => return Err("it was stopped meanwhile".to_owned()),
+                false if self.is_stopped(path) => {
+                    return Err(LibraryFault::State("it was stopped meanwhile".to_owned()));
+                }
                 false if tries < 10 => {}
                 false => return current(Ok(false)),
             }
@@ -108,10 +113,12 @@ impl Folder {
     ///
     /// # Errors
     /// When there is no such service, or the file is refused: what served goes on.
-    pub async fn reload(self: &Rc<Self>, service: &str) -> Result<Option<Reloaded>, String> {
-        let path = self.path_of(service).ok_or_else(|| format!("there is no service named {service} in the folder"))?;
+    pub async fn reload(self: &Rc<Self>, service: &str) -> Result<Option<Reloaded>, LibraryFault> {
+        let path = self.path_of(service).ok_or_else(|| unknown(service))?;
         if self.is_stopped(&path) {
-            return Err(format!("{service} was stopped; `credhost service start {service}` starts it"));
+            return Err(LibraryFault::State(format!(
+                "{service} was stopped; `credhost service start {service}` starts it"
+            )));
         }
         self.take_up_sections()?;
         self.serve_now(&path, true).await?;
@@ -126,14 +133,16 @@ impl Folder {
     ///
     /// # Errors
     /// When there is no such service, nothing to go back to, or that is refused.
-    pub async fn rollback(self: &Rc<Self>, service: &str) -> Result<Option<Reloaded>, String> {
-        let path = self.path_of(service).ok_or_else(|| format!("there is no service named {service} in the folder"))?;
+    pub async fn rollback(self: &Rc<Self>, service: &str) -> Result<Option<Reloaded>, LibraryFault> {
+        let path = self.path_of(service).ok_or_else(|| unknown(service))?;
         let previous = self.previous_copy(&path);
         if !previous.exists() {
-            return Err(format!("no other library has served as {service}: there is nothing to go back to"));
+            return Err(LibraryFault::State(format!(
+                "no other library has served as {service}: there is nothing to go back to"
+            )));
         }
         let turn = self.turn(&path);
-        let vetted = self.vet(previous).await.unwrap_or_else(|error| Err(error.to_string()));
+        let vetted = self.vet(previous).await.unwrap_or_else(|error| Err(LibraryFault::State(error.to_string())));
         let served = self.serve(&path, turn, vetted).await;
         if served == Ok(true) {
             self.note_rollback(&path).await;
@@ -167,10 +176,14 @@ impl Folder {
     }
 }
 
+fn unknown(service: &str) -> LibraryFault {
+    LibraryFault::State(format!("there is no service named {service} in the folder"))
+}
+
 /// What an operator is told of a command that was overtaken.
-fn current(served: Result<bool, String>) -> Result<(), String> {
+fn current(served: Result<bool, LibraryFault>) -> Result<(), LibraryFault> {
     match served? {
         true => Ok(()),
-        false => Err("the file has changed meanwhile, and counts instead".to_owned()),
+        false => Err(LibraryFault::State("the file has changed meanwhile, and counts instead".to_owned())),
     }
 }

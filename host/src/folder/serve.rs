@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::{Folder, KEPT, Library, shown};
+use crate::loader::fault::LibraryFault;
 use crate::loader::generation::Source;
 use crate::loader::private::PrivateCopy;
 use crate::loader::vet::Vetted;
@@ -53,8 +54,8 @@ impl Folder {
         &self,
         path: &Path,
         turn: u64,
-        vetted: Result<(PrivateCopy, Vetted), String>,
-    ) -> Result<bool, String> {
+        vetted: Result<(PrivateCopy, Vetted), LibraryFault>,
+    ) -> Result<bool, LibraryFault> {
         self.serve_even(path, turn, vetted, false).await
     }
 
@@ -63,9 +64,9 @@ impl Folder {
         &self,
         path: &Path,
         turn: u64,
-        vetted: Result<(PrivateCopy, Vetted), String>,
+        vetted: Result<(PrivateCopy, Vetted), LibraryFault>,
         even: bool,
-    ) -> Result<bool, String> {
+    ) -> Result<bool, LibraryFault> {
         let file = shown(path);
         let one = self.entries.lock().get(path).map(|entry| Arc::clone(&entry.one));
         let Some(one) = one else { return Ok(false) };
@@ -134,14 +135,14 @@ impl Folder {
                 Ok(true)
             }
             Err(why) => {
-                self.note(Event::new("library.refused").with("file", file.clone()).with("why", why.clone()));
+                self.note(Event::new("library.refused").with("file", file.clone()).with("why", why.to_string()));
                 if let Library::Loaded { slot, .. } = &entry.library {
                     tracing::error!(service = slot.name().as_str(), "{file} is not loaded, the old code serves: {why}");
                     entry.trouble = Some(format!("the file is not what serves: {why}"));
                 } else {
                     tracing::error!("{file} is not loaded: {why}");
                     entry.library = match taken {
-                        Some(service) => Library::Taken { service, why: why.clone() },
+                        Some(service) => Library::Taken { service, why: why.to_string() },
                         None => Library::Refused(why.clone()),
                     };
                 }
@@ -173,7 +174,7 @@ impl Folder {
         copy: PrivateCopy,
         vetted: &Vetted,
         even: bool,
-    ) -> Result<Next, String> {
+    ) -> Result<Next, LibraryFault> {
         let hash = *copy.hash();
         let Some(slot) = self.serving(path, &vetted.manifest.service) else { return Ok(Next::Anew(copy)) };
         if let (false, Some(Library::Loaded { hash: of, notes, reloaded, .. })) =
@@ -189,7 +190,7 @@ impl Folder {
         }
         let kept = Kept::new(&self.good_copy(path), &copy);
         let section = vetted.section.clone();
-        let prepared = slot.prepare(Source::Copy(copy), |_| Ok(section)).await.map_err(|error| error.to_string())?;
+        let prepared = slot.prepare(Source::Copy(copy), |_| section).await?;
         Ok(Next::Prepared { slot, prepared, kept: (kept, hash) })
     }
 
@@ -201,18 +202,19 @@ impl Folder {
         prepared: Prepared,
         (kept, hash): (Kept, [u8; 32]),
         vetted: Vetted,
-    ) -> Result<Library, String> {
+    ) -> Result<Library, LibraryFault> {
         let lacks = self.services.lacks(&vetted.manifest.needs);
         if !lacks.is_empty() {
-            return Err(format!("it needs {}, which does not serve", lacks.join(", ")));
+            let why = format!("it needs {}, which does not serve", lacks.join(", "));
+            return Err(LibraryFault::Operator(why));
         }
-        let (reloaded, _) = slot.replace(prepared).await.map_err(|error| error.to_string())?;
+        let (reloaded, _) = slot.replace(prepared).await?;
         self.keep(path, kept, &hash);
         Ok(Library::Loaded { slot, hash, notes: vetted.notes, reloaded: Some(reloaded) })
     }
 
     /// Puts a vetted library in place of what the file was before.
-    async fn exchange(&self, path: &Path, copy: PrivateCopy, vetted: Vetted) -> Result<Library, String> {
+    async fn exchange(&self, path: &Path, copy: PrivateCopy, vetted: Vetted) -> Result<Library, LibraryFault> {
         let hash = *copy.hash();
         let name = vetted.manifest.service;
         let before = match self.entries.lock().get(path).map(|entry| &entry.library) {
@@ -222,7 +224,8 @@ impl Folder {
         let taken = self.services.service(&name);
         if let Some(taken) = taken.filter(|taken| before.as_ref().is_none_or(|before| !Arc::ptr_eq(taken, before))) {
             let other = self.file_of(&taken).map_or_else(|| "another".to_owned(), |file| format!("the file {file}"));
-            return Err(format!("its service {name} is served by {other} already; remove one of the two"));
+            let why = format!("its service {name} is served by {other} already; remove one of the two");
+            return Err(LibraryFault::Operator(why));
         }
         let lacks = self.services.lacks(&vetted.manifest.needs);
         if !lacks.is_empty() {
@@ -243,14 +246,14 @@ impl Folder {
         }
         let slot = match self.start(copy, vetted.section).await {
             Ok(slot) => slot,
-            Err(why) => return self.back(path, &why).await,
+            Err(why) => return self.back(path, why).await,
         };
         self.keep(path, kept, &hash);
         Ok(Library::Loaded { slot, hash, notes: vetted.notes, reloaded: None })
     }
 
     /// What was vetted did not start: what served last does again, if it can.
-    async fn back(&self, path: &Path, why: &str) -> Result<Library, String> {
+    async fn back(&self, path: &Path, why: LibraryFault) -> Result<Library, LibraryFault> {
         let was_loaded =
             matches!(self.entries.lock().get(path).map(|entry| &entry.library), Some(Library::Loaded { .. }));
         if was_loaded && let Ok(Ok((copy, vetted))) = self.vet(self.good_copy(path)).await {
@@ -259,26 +262,24 @@ impl Folder {
                 if let Some(entry) = self.entries.lock().get_mut(path) {
                     entry.library = Library::Loaded { slot, hash, notes: vetted.notes, reloaded: None };
                 }
-                return Err(why.to_owned());
+                return Err(why);
             }
         }
         if let Some(entry) = self.entries.lock().get_mut(path) {
             entry.library = Library::Vetting;
         }
-        Err(why.to_owned())
+        Err(why)
     }
 
     /// Loads a library with its section of the configuration.
-    async fn start(&self, copy: PrivateCopy, section: Vec<u8>) -> Result<Arc<Slot>, String> {
-        let loaded = Slot::load(Source::Copy(copy), &self.surroundings, |_| Ok(section)).await;
-        let slot = loaded.map_err(|error| error.to_string())?;
+    async fn start(&self, copy: PrivateCopy, section: Vec<u8>) -> Result<Arc<Slot>, LibraryFault> {
+        let slot = Slot::load(Source::Copy(copy), &self.surroundings, |_| section).await?;
         match self.collection(slot.name().as_str()).add(Arc::clone(&slot)).await {
             Ok(()) => Ok(slot),
+            Err(NotAdded::Fault(fault)) => Err(fault),
             Err(error) => {
-                if let NotAdded::NameTaken(_) = error {
-                    self.end(&slot).await;
-                }
-                Err(error.to_string())
+                self.end(&slot).await;
+                Err(LibraryFault::Operator(error.to_string()))
             }
         }
     }

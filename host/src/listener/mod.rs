@@ -23,7 +23,7 @@ use crate::cred::StoreSecret;
 use crate::cred::login::Login;
 use crate::login_gate::{LoginGate, network};
 use crate::multiservice::MultiService;
-use crate::multiservice::slot::Surroundings;
+use crate::multiservice::context::Surroundings;
 use crate::session::Limits;
 use crate::sessions::Sessions;
 

@@ -1,6 +1,8 @@
 //! Is this file a whole library for this machine? Said before anything opens it: a truncated library does not fail to
 //! open, it crashes who opens it.
 
+use super::fault::LibraryFault;
+
 /// The library's extent, up to the end of what is loaded of it: what follows are symbols for debuggers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Extent {
@@ -22,14 +24,14 @@ const MACHINE: u16 = if cfg!(target_arch = "x86_64") {
 ///
 /// # Errors
 /// One sentence that says what is wrong with it.
-pub fn check(file: &[u8], length: u64) -> Result<Extent, String> {
+pub fn check(file: &[u8], length: u64) -> Result<Extent, LibraryFault> {
     if length == 0 {
-        return Err("it is empty".to_owned());
+        return Err(file_fault("it is empty"));
     }
     if file.get(..4) != Some(b"\x7fELF") {
-        return Err("it is no library: it does not start as an ELF file does".to_owned());
+        return Err(file_fault("it is no library: it does not start as an ELF file does"));
     }
-    let truncated = || "it is only part of a library: was it copied whole?".to_owned();
+    let truncated = || file_fault("it is only part of a library: was it copied whole?");
     let u16_at = |at: usize| at_place(file, at).map(u16::from_le_bytes);
     let u32_at = |at: usize| at_place(file, at).map(u32::from_le_bytes);
     let u64_at = |at: usize| at_place(file, at).map(u64::from_le_bytes);
@@ -37,23 +39,24 @@ pub fn check(file: &[u8], length: u64) -> Result<Extent, String> {
         return Err(truncated());
     }
     if file[4] != 2 || file[5] != 1 {
-        return Err("it is built for another kind of machine: this host needs 64 bits, little-endian".to_owned());
+        return Err(file_fault("it is built for another kind of machine: this host needs 64 bits, little-endian"));
     }
     let machine = u16_at(18).unwrap_or_default();
     if MACHINE != 0 && machine != MACHINE {
-        return Err(format!("it is built for another processor (ELF machine {machine}; this host is {MACHINE})"));
+        let what = format!("it is built for another processor (ELF machine {machine}; this host is {MACHINE})");
+        return Err(LibraryFault::File(what));
     }
     match u16_at(16) {
         Some(3) => {}
-        Some(1) => return Err("it is an object file, not a library: set crate-type = [\"cdylib\"]".to_owned()),
-        _ => return Err("it is a program, not a library: set crate-type = [\"cdylib\"]".to_owned()),
+        Some(1) => return Err(file_fault("it is an object file, not a library: set crate-type = [\"cdylib\"]")),
+        _ => return Err(file_fault("it is a program, not a library: set crate-type = [\"cdylib\"]")),
     }
     let (start, size, count) = (u64_at(32), u16_at(54), u16_at(56));
     let (Some(start), Some(size), Some(count)) = (start, size, count) else {
         return Err(truncated());
     };
     if size < 56 || count == 0 {
-        return Err("its program headers are damaged".to_owned());
+        return Err(file_fault("its program headers are damaged"));
     }
     let mut loaded = 64;
     for index in 0..u64::from(count) {
@@ -65,7 +68,7 @@ pub fn check(file: &[u8], length: u64) -> Result<Extent, String> {
             return Err(truncated());
         };
         if kind == 1 {
-            let end = offset.checked_add(bytes).ok_or_else(|| "its program headers are damaged".to_owned())?;
+            let end = offset.checked_add(bytes).ok_or_else(|| file_fault("its program headers are damaged"))?;
             if end > length {
                 return Err(truncated());
             }
@@ -82,6 +85,10 @@ pub fn check(file: &[u8], length: u64) -> Result<Extent, String> {
     Ok(Extent { loaded })
 }
 
+fn file_fault(what: &str) -> LibraryFault {
+    LibraryFault::File(what.to_owned())
+}
+
 /// Bytes at a place that the file itself names, which may be anywhere.
 fn at_place<const N: usize>(file: &[u8], at: usize) -> Option<[u8; N]> {
     file.get(at..at.checked_add(N)?)?.try_into().ok()
@@ -93,9 +100,9 @@ mod tests {
 
     #[test]
     fn what_is_no_library_is_told_what_it_is() {
-        assert_eq!(check(b"", 0).unwrap_err(), "it is empty");
-        assert!(check(b"#!/bin/sh\n", 10).unwrap_err().starts_with("it is no library"));
-        assert!(check(b"\x7fELF\x02\x01", 6).unwrap_err().starts_with("it is only part"));
+        assert_eq!(check(b"", 0).unwrap_err().to_string(), "it is empty");
+        assert!(check(b"#!/bin/sh\n", 10).unwrap_err().to_string().starts_with("it is no library"));
+        assert!(check(b"\x7fELF\x02\x01", 6).unwrap_err().to_string().starts_with("it is only part"));
     }
 
     #[test]

@@ -88,8 +88,8 @@ impl Generation {
                     let place = open.library.hand_over(&place).then_some(place);
                     Some(ManuallyDrop::new((open, place)))
                 }
-                Err(message) => {
-                    refuse(&*outlet, &message);
+                Err(fault) => {
+                    refuse(&*outlet, &fault.to_string());
                     None
                 }
             },
@@ -111,7 +111,7 @@ impl Generation {
     }
 
     /// Hands one frame to it, however much waits.
-    pub fn tell(&self, frame: &ToLibrary<'_>) {
+    pub fn send(&self, frame: &ToLibrary<'_>) {
         let mut bytes = Vec::new();
         frame.write(&mut bytes);
         self.gate.push_anyway(&bytes);

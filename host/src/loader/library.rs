@@ -8,7 +8,8 @@ use libloading::os::unix::{Library as Opened, RTLD_LOCAL, RTLD_NOW};
 use plugin_api::abi::import::Library;
 use plugin_api::abi::types::SYMBOL;
 
-use super::unload;
+use super::fault::LibraryFault;
+use super::mapping;
 
 /// A library that is open, and found to be a service.
 #[derive(Debug)]
@@ -31,28 +32,30 @@ pub struct OpenLibrary {
 ///
 /// # Errors
 /// One sentence that says what is wrong with it.
-pub fn open(copy: &Path) -> Result<OpenLibrary, String> {
+pub fn open(copy: &Path) -> Result<OpenLibrary, LibraryFault> {
     // SAFETY: opening runs the library's initialisers, with the host's rights: that is what a folder of libraries
     // means (SECURITY.md). The file is a private copy under a name of its own, which nobody truncates or replaces
     // while it is mapped, and its segments and relocations were found inside of it (`elf`, `relocations`).
-    let opened = unsafe { Opened::open(Some(copy), RTLD_NOW | RTLD_LOCAL) }.map_err(|error| explain(&error, copy))?;
+    let opened = unsafe { Opened::open(Some(copy), RTLD_NOW | RTLD_LOCAL) }
+        .map_err(|error| LibraryFault::Library(explain(&error, copy)))?;
     // SAFETY: the symbol is a static of a library built with `plugin_api::export!`; one of that name in any other
     // library is read as a header, whose magic string is checked before anything else of it is used.
     let symbol = unsafe { opened.get::<AbiHeaderRef>(SYMBOL.as_bytes()) };
     let Ok(symbol) = symbol else {
-        return Err("it is a library, but no service: it lacks plugin_api::export!(…)".to_owned());
+        let why = "it is a library, but no service: it lacks plugin_api::export!(…)";
+        return Err(LibraryFault::Library(why.to_owned()));
     };
     // SAFETY: the symbol is that static, and the library stays open: `OpenLibrary` keeps it beside what is made of it.
     let library = unsafe { Library::check(*symbol) }.map_err(|wrong| {
         tracing::debug!(details = wrong.details, "the library's layout");
-        wrong.message
+        LibraryFault::Library(wrong.message)
     })?;
     Ok(OpenLibrary {
         library,
         opened,
         file: copy.to_owned(),
         owned: false,
-        code: unload::mapped(copy)?,
+        code: mapping::of(copy).map_err(|error| LibraryFault::machine("/proc/self/maps", error))?,
         main: rustix::thread::gettid().as_raw_nonzero().get(),
     })
 }

@@ -1,16 +1,18 @@
 //! From a file in a folder to a generation that serves.
 //!
-//! `watch` sees files come; `elf` finds what cannot be a library before it is opened; `private` makes the copy that is
+//! `fault` says why one does not serve. `watch` sees files come; `elf` finds what cannot be a library before it is opened; `private` makes the copy that is
 //! opened; `vet` tries it in a process of its own; `library` opens it; `generation` is the thread that a library runs on, behind a `gate`, a queue in the
 //! host's memory; `unload` lets go of a library, by what `ledger` knows of the threads and keys it has left. The host's
 //! `unsafe` lives here: `gate` (the host's function table, called by the library), `library` (dlopen), `unload` (its
 //! memory) and `ledger` (four of the system's functions).
 
 pub mod elf;
+pub mod fault;
 pub mod gate;
 pub mod generation;
 pub mod ledger;
 pub mod library;
+pub mod mapping;
 pub mod private;
 mod queue;
 pub mod relocations;

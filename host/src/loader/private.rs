@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use blake2::{Blake2s256, Digest};
 
 use super::elf;
+use super::fault::LibraryFault;
 
 /// What is read of a library to see its headers; they stand at its start.
 const HEAD: u64 = 64 << 10;
@@ -81,26 +82,30 @@ impl PrivateFolder {
     ///
     /// # Errors
     /// One sentence that says what is wrong with it.
-    pub fn copy(&self, source: &Path) -> Result<PrivateCopy, String> {
+    pub fn copy(&self, source: &Path) -> Result<PrivateCopy, LibraryFault> {
         static NEXT: AtomicU64 = AtomicU64::new(1);
-        let mut file = File::open(source).map_err(|error| format!("it cannot be read: {error}"))?;
-        let about = file.metadata().map_err(|error| format!("it cannot be read: {error}"))?;
+        let mut file = File::open(source).map_err(unreadable)?;
+        let about = file.metadata().map_err(unreadable)?;
         if !about.is_file() {
-            return Err("it is no file".to_owned());
+            return Err(LibraryFault::File("it is no file".to_owned()));
         }
         let mut head = Vec::new();
-        (&mut file).take(HEAD).read_to_end(&mut head).map_err(|error| format!("it cannot be read: {error}"))?;
+        (&mut file).take(HEAD).read_to_end(&mut head).map_err(unreadable)?;
         let extent = elf::check(&head, about.len())?;
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let path = self.folder.join(format!("{}-{number}.so", std::process::id()));
         let length = if self.whole { about.len() } else { extent.loaded };
         let mut copy = PrivateCopy { path, hash: [0; 32], borrowed: false, whole: self.whole };
         copy.fill(&head, &mut file, length).map_err(|error| match error.kind() {
-            io::ErrorKind::UnexpectedEof => "it became shorter while it was copied".to_owned(),
-            _ => format!("it cannot be copied into the host's home: {error}"),
+            io::ErrorKind::UnexpectedEof => LibraryFault::File("it became shorter while it was copied".to_owned()),
+            _ => LibraryFault::machine("it cannot be copied into the host's home", error),
         })?;
         Ok(copy)
     }
+}
+
+fn unreadable(error: io::Error) -> LibraryFault {
+    LibraryFault::machine("it cannot be read", error)
 }
 
 impl PrivateCopy {

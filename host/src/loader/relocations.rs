@@ -6,6 +6,8 @@ use object::LittleEndian;
 use object::elf::{self, FileHeader64, Rela64, Sym64};
 use object::read::elf::{Dyn, FileHeader, GnuHashTable, ProgramHeader};
 
+use super::fault::LibraryFault;
+
 type Head = FileHeader64<LittleEndian>;
 const ENDIAN: LittleEndian = LittleEndian;
 
@@ -14,8 +16,19 @@ const ENDIAN: LittleEndian = LittleEndian;
 ///
 /// # Errors
 /// One sentence that says what is wrong with it.
-pub fn check(file: &[u8]) -> Result<(), String> {
-    Image::new(file).and_then(|image| image.check()).map_err(|what| format!("it is damaged: {what}"))
+pub fn check(file: &[u8]) -> Result<(), LibraryFault> {
+    let checked = Image::new(file).and_then(|image| image.check());
+    checked.map_err(|Damage(what)| LibraryFault::File(format!("it is damaged: {what}")))
+}
+
+/// What is wrong with it.
+#[derive(Debug)]
+struct Damage(String);
+
+impl<T: Into<String>> From<T> for Damage {
+    fn from(what: T) -> Self {
+        Self(what.into())
+    }
 }
 
 /// A library as it would lie in memory, from 0 on.
@@ -27,40 +40,40 @@ struct Image<'f> {
 }
 
 impl<'f> Image<'f> {
-    fn new(file: &'f [u8]) -> Result<Self, String> {
-        let head = Head::parse(file).map_err(|_| "its header cannot be read".to_owned())?;
+    fn new(file: &'f [u8]) -> Result<Self, Damage> {
+        let head = Head::parse(file).map_err(|_| Damage::from("its header cannot be read"))?;
         let segments =
-            head.program_headers(ENDIAN, file).map_err(|_| "its program headers cannot be read".to_owned())?;
+            head.program_headers(ENDIAN, file).map_err(|_| Damage::from("its program headers cannot be read"))?;
         let mut image = Self { file, segments, dynamic: &[], machine: head.e_machine(ENDIAN) };
         // As the linker finds it: by its address, up to its end mark.
         let mut of = segments.iter().filter(|segment| segment.p_type(ENDIAN) == elf::PT_DYNAMIC);
         let (Some(place), None) = (of.next(), of.next()) else {
-            return Err("it does not have one table for the dynamic linker".to_owned());
+            return Err("it does not have one table for the dynamic linker".into());
         };
         let bytes = image.from(place.p_vaddr(ENDIAN)).unwrap_or_default();
         let count = bytes.len() / size_of::<elf::Dyn64<LittleEndian>>();
         let (all, _) = object::slice_from_bytes::<elf::Dyn64<LittleEndian>>(bytes, count)
-            .map_err(|()| "its table for the dynamic linker cannot be read".to_owned())?;
+            .map_err(|()| Damage::from("its table for the dynamic linker cannot be read"))?;
         let end = all.iter().position(|entry| entry.d_tag(ENDIAN) == elf::DT_NULL);
         image.dynamic = &all[..end.ok_or("its table for the dynamic linker has no end")?];
         Ok(image)
     }
 
-    fn check(&self) -> Result<(), String> {
+    fn check(&self) -> Result<(), Damage> {
         self.segments()?;
         for entry in self.dynamic {
             let (tag, address) = (entry.d_tag(ENDIAN), entry.d_val(ENDIAN));
             // The linker itself writes DT_DEBUG; what its own extensions mean by an address is not known here.
             let known = object::read::elf::Dynamic { tag, val: address }.is_address() && tag != elf::DT_DEBUG;
             if known && !self.has(address, 0) {
-                return Err(format!("the table {:#x} for the dynamic linker lies outside of it", tag.0));
+                return Err(format!("the table {:#x} for the dynamic linker lies outside of it", tag.0).into());
             }
         }
         let mut last = 0;
         for (table, size) in [(elf::DT_RELA, elf::DT_RELASZ), (elf::DT_JMPREL, elf::DT_PLTRELSZ)] {
             let Some(bytes) = self.table(table, size)? else { continue };
             let all = object::slice_from_all_bytes::<Rela64<LittleEndian>>(bytes);
-            for relocation in all.map_err(|()| "its relocations are cut".to_owned())? {
+            for relocation in all.map_err(|()| Damage::from("its relocations are cut"))? {
                 last = last.max(self.relocation(relocation)?);
             }
         }
@@ -73,10 +86,10 @@ impl<'f> Image<'f> {
     }
 
     /// Checks a relocation; answers with the symbol that it is about, 0 for none.
-    fn relocation(&self, relocation: &Rela64<LittleEndian>) -> Result<u32, String> {
+    fn relocation(&self, relocation: &Rela64<LittleEndian>) -> Result<u32, Damage> {
         let place = relocation.r_offset.get(ENDIAN);
         if !self.has(place, 8) {
-            return Err(format!("a relocation of it writes to {place:#x}, which is outside of it"));
+            return Err(format!("a relocation of it writes to {place:#x}, which is outside of it").into());
         }
         let kind = elf::RelocationType(relocation.r_info.get(ENDIAN) as u32);
         let relative = match self.machine {
@@ -88,14 +101,14 @@ impl<'f> Image<'f> {
         let target = relocation.r_addend.get(ENDIAN).cast_unsigned();
         // One past the end is a place that programs point to, too.
         if relative && !self.has(target, 0) {
-            return Err(format!("a relocation of it points to {target:#x}, which is outside of it"));
+            return Err(format!("a relocation of it points to {target:#x}, which is outside of it").into());
         }
         Ok((relocation.r_info.get(ENDIAN) >> 32) as u32)
     }
 
     /// What the linker does with whole segments: they come one after the other, and what it protects or copies for
     /// threads is in them.
-    fn segments(&self) -> Result<(), String> {
+    fn segments(&self) -> Result<(), Damage> {
         const PAGE: u64 = 64 << 10;
         let mut last = 0;
         for segment in self.segments {
@@ -118,7 +131,7 @@ impl<'f> Image<'f> {
                 _ => true,
             };
             if !sound {
-                return Err(format!("its segment at {start:#x} does not lie where it should"));
+                return Err(format!("its segment at {start:#x} does not lie where it should").into());
             }
         }
         Ok(())
@@ -126,11 +139,11 @@ impl<'f> Image<'f> {
 
     /// Relative relocations in their packed form (DT_RELR): an address, then words whose bits say which of the next 63 words
     /// are relocated, too.
-    fn packed(&self) -> Result<(), String> {
+    fn packed(&self) -> Result<(), Damage> {
         let Some(bytes) = self.table(elf::DT_RELR, elf::DT_RELRSZ)? else { return Ok(()) };
         let all = object::slice_from_all_bytes::<object::U64<LittleEndian>>(bytes);
         let mut next = 0u64;
-        for word in all.map_err(|()| "its relocations are cut".to_owned())? {
+        for word in all.map_err(|()| Damage::from("its relocations are cut"))? {
             let word = word.get(ENDIAN);
             let (places, after) = match word & 1 {
                 0 => (vec![word], word.saturating_add(8)),
@@ -143,15 +156,15 @@ impl<'f> Image<'f> {
             for place in places {
                 let target = self.bytes(place, 8).and_then(|bytes| Some(u64::from_le_bytes(bytes.try_into().ok()?)));
                 if !target.is_some_and(|target| self.has(target, 0)) {
-                    return Err(format!("a packed relocation of it, at {place:#x}, leads outside of it"));
+                    return Err(format!("a packed relocation of it, at {place:#x}, leads outside of it").into());
                 }
             }
         }
         Ok(())
     }
 
-    fn symbol(&self, index: u32) -> Result<(), String> {
-        let outside = |what: &str| format!("{what} of its symbol {index} is outside of it");
+    fn symbol(&self, index: u32) -> Result<(), Damage> {
+        let outside = |what: &str| Damage(format!("{what} of its symbol {index} is outside of it"));
         let size = size_of::<Sym64<LittleEndian>>() as u64;
         let entry = self.value(elf::DT_SYMTAB).and_then(|table| table.checked_add(u64::from(index) * size));
         let bytes = entry.and_then(|entry| self.bytes(entry, size)).ok_or_else(|| outside("the entry"))?;
@@ -177,14 +190,14 @@ impl<'f> Image<'f> {
     }
 
     /// The bytes of a table that one entry has the place of and another the size; nothing if there is neither.
-    fn table(&self, place: elf::DynamicTag, size: elf::DynamicTag) -> Result<Option<&'f [u8]>, String> {
+    fn table(&self, place: elf::DynamicTag, size: elf::DynamicTag) -> Result<Option<&'f [u8]>, Damage> {
         match (self.value(place), self.value(size)) {
             (None, None) => Ok(None),
             (Some(_), Some(0)) => Ok(None),
             (Some(place), Some(size)) => {
-                self.bytes(place, size).map(Some).ok_or_else(|| "its relocations lie outside of it".to_owned())
+                self.bytes(place, size).map(Some).ok_or_else(|| "its relocations lie outside of it".into())
             }
-            _ => Err("it does not say where its relocations are, or how many".to_owned()),
+            _ => Err("it does not say where its relocations are, or how many".into()),
         }
     }
 
@@ -244,11 +257,11 @@ mod tests {
         for at in (start..start + size).step_by(24 * 997) {
             let mut bad = good.clone();
             bad[at + 4] ^= 1;
-            let what = check(&bad).unwrap_err();
+            let what = check(&bad).unwrap_err().to_string();
             assert!(what.starts_with("it is damaged: a relocation of it writes to 0x1"), "{what}");
             let mut bad = good.clone();
             bad[at + 12..at + 16].fill(0xff);
-            let what = check(&bad).unwrap_err();
+            let what = check(&bad).unwrap_err().to_string();
             assert!(what.starts_with("it is damaged: the ") && what.contains("of its symbol"), "{what}");
         }
     }
@@ -275,7 +288,7 @@ mod tests {
         let refused = |at: usize, byte: u8| {
             let mut bad = good.clone();
             bad[at] ^= byte;
-            check(&bad).unwrap_err()
+            check(&bad).unwrap_err().to_string()
         };
         for kind in [elf::PT_GNU_RELRO, elf::PT_TLS, elf::PT_LOAD] {
             let at = header(&good, kind);

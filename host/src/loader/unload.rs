@@ -1,14 +1,12 @@
 //! Letting go of a library: the account of what still holds it.
 
 use std::fmt;
-use std::ops::Range;
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use plugin_api::abi::import::Place;
 
-use super::ledger;
 use super::library::OpenLibrary;
+use super::{ledger, mapping};
 
 /// How long threads that are ending may take to be gone.
 const GRACE: Duration = Duration::from_secs(1);
@@ -39,25 +37,6 @@ impl fmt::Display for Account {
             Self::Condemned => f.write_str("condemned: its thread does not come back"),
         }
     }
-}
-
-/// Where in memory a library is mapped: from its lowest address to its highest. `None`: it is not.
-///
-/// # Errors
-/// When the system does not say.
-pub fn mapped(file: &Path) -> Result<Option<Range<usize>>, String> {
-    let maps = std::fs::read_to_string("/proc/self/maps").map_err(|error| format!("/proc/self/maps: {error}"))?;
-    let name = file.to_string_lossy();
-    let mut range: Option<Range<usize>> = None;
-    for line in maps.lines().filter(|line| line.contains(&*name)) {
-        let ends = line.split_once(' ').and_then(|(ends, _)| ends.split_once('-'));
-        let number = |text| usize::from_str_radix(text, 16).map_err(|_| format!("/proc/self/maps: {line}"));
-        let (start, end) = ends.ok_or_else(|| format!("/proc/self/maps: {line}"))?;
-        let (start, end) = (number(start)?, number(end)?);
-        let known = range.get_or_insert(start..end);
-        *known = known.start.min(start)..known.end.max(end);
-    }
-    Ok(range)
 }
 
 /// Lets go of a library whose own thread has ended, and which was told where to keep the chain of its memory.
@@ -98,7 +77,7 @@ pub fn unload(library: OpenLibrary, place: Option<Place>) -> Account {
     if owned {
         let _ = std::fs::remove_file(&file);
     }
-    if mapped(&file) != Ok(None) {
+    if !matches!(mapping::of(&file), Ok(None)) {
         std::mem::forget(place);
         return Account::Pinned(vec![
             "the system keeps it: it was built so that it is never unloaded, or something in it is shared by all"

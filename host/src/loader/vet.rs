@@ -21,6 +21,7 @@ use plugin_api::abi::frame::{ToHost, ToLibrary};
 use plugin_api::manifest::Manifest;
 use serde::{Deserialize, Serialize};
 
+use super::fault::LibraryFault;
 use super::gate::Outlet;
 use super::generation::{Generation, Source};
 use super::private::PrivateCopy;
@@ -47,7 +48,7 @@ pub struct Vetted {
 }
 
 /// A verdict: one sentence, if it is refused.
-pub type Verdict = Result<Vetted, String>;
+pub type Verdict = Result<Vetted, LibraryFault>;
 
 /// The sections of the configuration, each a dictionary in Jelly, by the name of the service it is for.
 pub type Sections = BTreeMap<String, jelly::Bytes>;
@@ -122,7 +123,10 @@ impl Vet {
     pub fn vet(&self, copy: &PrivateCopy, sections: &Sections) -> Verdict {
         let all = match jelly::to_vec(sections) {
             Ok(all) => all,
-            Err(error) => return Err(format!("its section of the configuration cannot be handed to it: {error}")),
+            Err(error) => {
+                let why = format!("its section of the configuration cannot be handed to it: {error}");
+                return Err(LibraryFault::Operator(why));
+            }
         };
         // Another configuration may lead to another verdict.
         let known_as: [u8; 32] = Blake2s256::new().chain_update(copy.hash()).chain_update(&all).finalize().into();
@@ -132,7 +136,7 @@ impl Vet {
         let (mut verdict, lasting) = match self.run(copy.path(), &all) {
             Ok(done) => done,
             // Of the machine, not of the library.
-            Err(error) => return Err(format!("it cannot be vetted: {error}")),
+            Err(error) => return Err(LibraryFault::machine("it cannot be vetted", error)),
         };
         if let Ok(vetted) = &mut verdict {
             vetted.section =
@@ -190,22 +194,24 @@ impl Vet {
                 Ok(Said::Manifest(found)) => manifest = Some(found),
                 Ok(Said::Note(note)) => notes.push(note),
                 // What it says once it runs may be of its surroundings, which change.
-                Ok(Said::Refused(why)) => return Ok((Err(why), step == Step::Open)),
+                Ok(Said::Refused(why)) => return Ok((Err(LibraryFault::Library(why)), step == Step::Open)),
                 Ok(Said::Done) => {
                     let verdict = match manifest {
                         Some(manifest) => Ok(Vetted { manifest, notes, section: Vec::new() }),
-                        None => Err("it does not say what it is".to_owned()),
+                        None => Err(LibraryFault::Library("it does not say what it is".to_owned())),
                     };
                     return Ok((verdict, true));
                 }
                 // A busy machine may make it slow: next time may be better.
-                Err(RecvTimeoutError::Timeout) => return Ok((Err(step.hangs(self.patience)), false)),
+                Err(RecvTimeoutError::Timeout) => {
+                    return Ok((Err(LibraryFault::Library(step.hangs(self.patience))), false));
+                }
                 Err(RecvTimeoutError::Disconnected) => {
                     let Some(status) = child.end(self.patience)? else {
-                        return Ok((Err(step.hangs(self.patience)), false));
+                        return Ok((Err(LibraryFault::Library(step.hangs(self.patience))), false));
                     };
                     let lasting = step == Step::Open && status.signal().is_some_and(|signal| signal != libc::SIGKILL);
-                    return Ok((Err(step.crashes(&ended(status))), lasting));
+                    return Ok((Err(LibraryFault::Library(step.crashes(&ended(status)))), lasting));
                 }
             }
         }
@@ -312,8 +318,8 @@ fn try_out(copy: &Path, mut out: std::fs::File) -> io::Result<()> {
         out.write_all(&line)
     };
     say(&Said::At(Step::Open))?;
-    if let Err(damage) = relocations::check(&std::fs::read(copy)?) {
-        return say(&Said::Refused(damage));
+    if let Err(fault) = relocations::check(&std::fs::read(copy)?) {
+        return say(&Said::Refused(fault.to_string()));
     }
     let (frames, heard) = channel();
     let words = Arc::new(Words { frames, error: Mutex::default() });
@@ -330,32 +336,32 @@ fn try_out(copy: &Path, mut out: std::fs::File) -> io::Result<()> {
                         let config = sections.get(&manifest.service).unwrap_or(&empty);
                         say(&Said::Manifest(manifest.clone()))?;
                         say(&Said::At(Step::Init))?;
-                        generation.tell(&ToLibrary::Init { config, vetting: true, quota: u64::MAX });
+                        generation.send(&ToLibrary::Init { config, vetting: true, quota: u64::MAX });
                     }
                     Err(error) => say(&Said::Refused(format!("its manifest cannot be read: {error}")))?,
                 },
                 ToHost::Initialised {} => {
                     say(&Said::At(Step::Start))?;
-                    generation.tell(&ToLibrary::Start { saved: None, version: 0 });
+                    generation.send(&ToLibrary::Start { saved: None, version: 0 });
                 }
                 ToHost::Started {} => {
                     say(&Said::At(Step::Health))?;
-                    generation.tell(&ToLibrary::Health { request: 1 });
+                    generation.send(&ToLibrary::Health { request: 1 });
                 }
                 ToHost::Healthy { .. } => {
                     say(&Said::At(Step::Stop))?;
-                    generation.tell(&ToLibrary::Stop {});
+                    generation.send(&ToLibrary::Stop {});
                 }
                 ToHost::Load { request, .. } => {
-                    generation.tell(&ToLibrary::Loaded { request, state: None, version: 0 });
+                    generation.send(&ToLibrary::Loaded { request, state: None, version: 0 });
                 }
                 ToHost::Data { request, .. } => {
-                    generation.tell(&ToLibrary::Entries { request, entries: &[], more: false, version: 0 });
+                    generation.send(&ToLibrary::Entries { request, entries: &[], more: false, version: 0 });
                 }
-                ToHost::Write { request, .. } => generation.tell(&ToLibrary::Committed { request }),
+                ToHost::Write { request, .. } => generation.send(&ToLibrary::Committed { request }),
                 ToHost::Call { call, answer: true, .. } => {
                     let (class, message) = ("twisted.spread.pb.PBConnectionLost", "there are no clients yet");
-                    generation.tell(&ToLibrary::Failed { call, class, message });
+                    generation.send(&ToLibrary::Failed { call, class, message });
                 }
                 ToHost::Refused { message } => say(&Said::Refused(match words.error.lock().take() {
                     Some(error) => format!("{message} ({error})"),

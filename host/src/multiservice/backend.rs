@@ -4,12 +4,9 @@ use std::sync::Arc;
 
 use plugin_api::abi::frame::ToLibrary;
 
-use super::slot::{NotServing, Slot};
-use super::{AttachmentChange, MultiService};
-
-/// A slot's number: no other of this process has had it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct SlotNo(pub u32);
+use super::context::SlotNo;
+use super::current::AttachmentChange;
+use crate::loader::fault::LibraryFault;
 
 /// Where a session's frames for one service go.
 pub trait Backend: Send + Sync {
@@ -20,7 +17,7 @@ pub trait Backend: Send + Sync {
     ///
     /// # Errors
     /// When it does not serve, or does not keep up; nothing was handed over then.
-    fn submit(&self, frames: &[u8], changes: &mut Vec<AttachmentChange>, calls: u64) -> Result<(), NotServing>;
+    fn submit(&self, frames: &[u8], changes: &mut Vec<AttachmentChange>, calls: u64) -> Result<(), LibraryFault>;
 
     /// Hands over what ends something: it is never too much.
     fn submit_anyway(&self, frames: &[u8], changes: &mut Vec<AttachmentChange>);
@@ -36,33 +33,4 @@ pub trait Backend: Send + Sync {
 pub trait Backends: Send + Sync {
     /// The service of this name.
     fn backend(&self, name: &str) -> Option<Arc<dyn Backend>>;
-}
-
-impl Backend for Slot {
-    fn number(&self) -> SlotNo {
-        self.number
-    }
-
-    fn submit(&self, frames: &[u8], changes: &mut Vec<AttachmentChange>, calls: u64) -> Result<(), NotServing> {
-        self.count_calls(calls);
-        Self::submit(self, frames, changes)
-    }
-
-    fn submit_anyway(&self, frames: &[u8], changes: &mut Vec<AttachmentChange>) {
-        Self::submit_anyway(self, frames, changes);
-    }
-
-    fn answer(&self, generation: u32, frames: &[u8]) {
-        Self::answer(self, generation, frames);
-    }
-
-    fn notify_retired(&self, frame: &ToLibrary<'_>) {
-        self.tell_old(frame);
-    }
-}
-
-impl Backends for MultiService {
-    fn backend(&self, name: &str) -> Option<Arc<dyn Backend>> {
-        self.service(name).map(|slot| slot as Arc<dyn Backend>)
-    }
 }

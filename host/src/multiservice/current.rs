@@ -38,7 +38,7 @@ struct Attachment {
 pub enum AttachmentChange {
     /// This attachment has begun; the frame that tells the next generation.
     Attached(u64, Vec<u8>),
-    /// Its client has let go of the perspective; this frame tells the next generation from now on.
+    /// It lives though its client has let go of the perspective; this frame tells the next generation from now on.
     LetGo(u64, Vec<u8>),
     /// It has ended.
     Ended(u64),
@@ -154,10 +154,10 @@ impl<G> Now<G> {
                 self.attached.insert(id, Attachment { order: self.next, frame, let_go: false });
             }
             AttachmentChange::LetGo(id, frame) => {
-                if let Some(attached) = self.attached.get_mut(&id) {
-                    attached.frame = frame;
-                    attached.let_go = true;
-                }
+                self.next += 1;
+                let attached =
+                    self.attached.entry(id).or_insert(Attachment { order: self.next, frame: Vec::new(), let_go: true });
+                (attached.frame, attached.let_go) = (frame, true);
             }
             AttachmentChange::Ended(id) => drop(self.attached.remove(&id)),
         }

@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 
+use crate::loader::fault::LibraryFault;
 use crate::loader::unload::Account;
 
 /// So many libraries may stay in memory before no more are loaded: each keeps some of the 1,024 keys for thread-local
@@ -65,15 +66,15 @@ impl Ended {
     ///
     /// # Errors
     /// A sentence for the operator, when too many stay in memory.
-    pub(super) fn room(&self) -> Result<(), String> {
+    pub(super) fn room(&self) -> Result<(), LibraryFault> {
         let held = self.held.lock().len();
         if held < MOST_HELD {
             return Ok(());
         }
-        Err(format!(
+        Err(LibraryFault::Machine(format!(
             "{held} libraries that were replaced or stopped stay in memory, and another could end the whole process; \
              `credhost service why NAME` says what holds them; restart the host"
-        ))
+        )))
     }
 }
 
@@ -90,7 +91,7 @@ mod tests {
         ended.count("todo", 1, &Account::Retired { left: 0 });
         assert!(ended.room().is_ok());
         ended.count("chat", 1, &Account::Pinned(vec!["its thread".to_owned()]));
-        assert!(ended.room().is_err_and(|why| why.contains("service why")));
+        assert!(ended.room().is_err_and(|why| why.to_string().contains("service why")));
         assert_eq!((ended.held("chat").len(), ended.held("todo").len(), ended.retired()), (1, MOST_HELD - 1, 1));
     }
 }

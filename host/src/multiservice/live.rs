@@ -7,12 +7,14 @@ use plugin_api::abi::frame::ToLibrary;
 use plugin_api::manifest::Manifest;
 use tokio::sync::{Mutex as Turn, mpsc};
 
+use super::context::Surroundings;
 use super::ended::Ended;
-use super::line::{Line, Stage};
-use super::slot::{NotServing, Surroundings};
+use super::outgoing::{Lifecycle, Outgoing};
 use crate::cred::{Name, NameOf};
+use crate::loader::fault::LibraryFault;
 use crate::loader::generation::{Generation, Source};
 use crate::loader::unload::Account;
+use crate::store::Saved;
 
 /// How long it may take to stop.
 pub(super) const STOP: Duration = Duration::from_secs(10);
@@ -24,12 +26,12 @@ pub(super) struct Live {
     pub(super) name: Name,
     pub(super) manifest: Arc<Manifest>,
     pub(super) generation: Arc<Generation>,
-    pub(super) line: Arc<Line>,
+    pub(super) outgoing: Arc<Outgoing>,
     config: Vec<u8>,
     quota: usize,
     patience: Duration,
     ended: Arc<Ended>,
-    stages: Turn<mpsc::UnboundedReceiver<Stage>>,
+    steps: Turn<mpsc::UnboundedReceiver<Lifecycle>>,
 }
 
 impl std::fmt::Debug for Live {
@@ -42,133 +44,161 @@ impl Live {
     /// Loads a generation, as far as to know what it is. `config` answers with the section of this name, in Jelly.
     pub(super) async fn load(
         source: Source,
-        line: Arc<Line>,
-        mut stages: mpsc::UnboundedReceiver<Stage>,
+        outgoing: Arc<Outgoing>,
+        mut steps: mpsc::UnboundedReceiver<Lifecycle>,
         surroundings: &Surroundings,
-        config: impl FnOnce(&str) -> Result<Vec<u8>, String>,
-    ) -> Result<Arc<Self>, NotServing> {
-        surroundings.ended.room().map_err(NotServing)?;
-        let generation = Generation::start(source, Arc::clone(&line) as Arc<_>)
-            .map_err(|error| NotServing(format!("the machine has no thread or descriptor for it: {error}")))?;
+        config: impl FnOnce(&str) -> Vec<u8>,
+    ) -> Result<Arc<Self>, LibraryFault> {
+        surroundings.ended.room()?;
+        let generation = Generation::start(source, Arc::clone(&outgoing) as Arc<_>)
+            .map_err(|error| LibraryFault::machine("the machine has no thread or descriptor for it", error))?;
         let generation = Arc::new(generation);
-        let _ = line.generation.set(Arc::downgrade(&generation));
-        let said = match stage(&mut stages, surroundings.patience, "say what it is").await {
-            Ok(Stage::Manifest(manifest)) => Ok(manifest),
+        let _ = outgoing.generation.set(Arc::downgrade(&generation));
+        let said = match step(&mut steps, surroundings.patience, "say what it is").await {
+            Ok(Lifecycle::Manifest(manifest)) => Ok(manifest),
             Ok(other) => Err(unexpected(&other)),
             Err(why) => Err(why),
         };
         let read = said.and_then(|manifest| {
             let manifest = jelly::from_slice::<Manifest>(&manifest)
-                .map_err(|error| format!("its manifest cannot be read: {error}"))?;
-            let name = Name::new(NameOf::Service, &manifest.service).map_err(|error| error.to_string())?;
-            let config = config(name.as_str())?;
+                .map_err(|error| LibraryFault::Library(format!("its manifest cannot be read: {error}")))?;
+            let name = Name::new(NameOf::Service, &manifest.service);
+            let name = name.map_err(|error| LibraryFault::Library(error.to_string()))?;
+            let config = config(name.as_str());
             Ok((manifest, name, config))
         });
         match read {
             Ok((manifest, name, config)) => {
-                let _ = line.name.set(name.to_string());
-                let (number, manifest, quota) = (line.number, Arc::new(manifest), surroundings.quota);
-                let (stages, ended) = (Turn::new(stages), Arc::clone(&surroundings.ended));
+                let _ = outgoing.name.set(name.to_string());
+                let (number, manifest, quota) = (outgoing.number, Arc::new(manifest), surroundings.quota);
+                let (steps, ended) = (Turn::new(steps), Arc::clone(&surroundings.ended));
                 let patience = surroundings.patience;
-                Ok(Arc::new(Self { number, name, manifest, generation, line, config, quota, patience, ended, stages }))
+                Ok(Arc::new(Self {
+                    number,
+                    name,
+                    manifest,
+                    generation,
+                    outgoing,
+                    config,
+                    quota,
+                    patience,
+                    ended,
+                    steps,
+                }))
             }
             Err(why) => {
-                let account = end(&line, &generation, &mut stages).await;
-                surroundings.ended.count(line.name(), line.number, &account);
-                Err(NotServing(why))
+                let account = end(&outgoing, &generation, &mut steps).await;
+                surroundings.ended.count(outgoing.name(), outgoing.number, &account);
+                Err(why)
             }
         }
     }
 
     /// Makes the service.
-    pub(super) async fn init(&self) -> Result<(), String> {
+    pub(super) async fn init(&self) -> Result<(), LibraryFault> {
         let empty = [1, 0x80, 5, 0x87];
         let config = if self.config.is_empty() { &empty } else { self.config.as_slice() };
-        self.line.forget_panic();
-        self.generation.tell(&ToLibrary::Init { config, vetting: false, quota: self.quota as u64 });
-        self.expect(self.patience, "be made", &Stage::Initialised).await
+        self.outgoing.forget_panic();
+        self.generation.send(&ToLibrary::Init { config, vetting: false, quota: self.quota as u64 });
+        self.expect(self.patience, "be made", &Lifecycle::Initialised).await
     }
 
     /// Hands it the service's state, and starts it.
-    pub(super) async fn start(&self, patience: Option<Duration>) -> Result<(), String> {
-        let saved = if self.manifest.shared { self.line.saved().await? } else { None };
+    pub(super) async fn start(&self, patience: Option<Duration>) -> Result<(), LibraryFault> {
+        let saved = if self.manifest.shared { self.saved().await? } else { None };
         let version = saved.as_ref().map_or(0, |saved| saved.version);
         let saved = saved.as_ref().map(|saved| saved.state.as_slice());
-        self.line.forget_panic();
-        self.generation.tell(&ToLibrary::Start { saved, version });
-        self.expect(patience.unwrap_or(self.patience), "start", &Stage::Started).await
+        self.outgoing.forget_panic();
+        self.generation.send(&ToLibrary::Start { saved, version });
+        self.expect(patience.unwrap_or(self.patience), "start", &Lifecycle::Started).await
+    }
+
+    /// The service's own saved state.
+    async fn saved(&self) -> Result<Option<Saved>, LibraryFault> {
+        self.outgoing.saved().await.map_err(|error| LibraryFault::Machine(error.to_string()))
     }
 
     /// Asks whether it is well.
-    pub(super) async fn health(&self, patience: Option<Duration>) -> Result<(), String> {
-        self.line.forget_panic();
-        self.generation.tell(&ToLibrary::Health { request: 1 });
-        self.expect(patience.unwrap_or(self.patience), "say that it is well", &Stage::Healthy(1)).await
+    pub(super) async fn health(&self, patience: Option<Duration>) -> Result<(), LibraryFault> {
+        self.outgoing.forget_panic();
+        self.generation.send(&ToLibrary::Health { request: 1 });
+        self.expect(patience.unwrap_or(self.patience), "say that it is well", &Lifecycle::Healthy(1)).await
     }
 
     /// Waits for what it says next.
-    pub(super) async fn stage(&self, patience: Duration, what: &str) -> Result<Stage, String> {
-        stage(&mut *self.stages.lock().await, patience, what).await
+    pub(super) async fn step(&self, patience: Duration, what: &str) -> Result<Lifecycle, LibraryFault> {
+        step(&mut *self.steps.lock().await, patience, what).await
     }
 
-    async fn expect(&self, patience: Duration, what: &str, wanted: &Stage) -> Result<(), String> {
-        let found = self.stage(patience, what).await?;
+    async fn expect(&self, patience: Duration, what: &str, wanted: &Lifecycle) -> Result<(), LibraryFault> {
+        let found = self.step(patience, what).await?;
         if found == *wanted { Ok(()) } else { Err(unexpected(&found)) }
     }
 
     /// Waits until it has stopped by itself; false: it has not.
     pub(super) async fn stopped(&self, patience: Duration) -> bool {
-        let mut stages = self.stages.lock().await;
-        tokio::time::timeout(patience, until_stopped(&self.line, &mut stages)).await.is_ok()
+        let mut steps = self.steps.lock().await;
+        tokio::time::timeout(patience, until_stopped(&self.outgoing, &mut steps)).await.is_ok()
     }
 
     /// Ends it, and lets go of its library.
     pub(super) async fn end(&self) -> Account {
-        let mut stages = self.stages.lock().await;
-        self.line.abandon();
-        let account = end(&self.line, &self.generation, &mut stages).await;
+        let mut steps = self.steps.lock().await;
+        self.outgoing.abandon();
+        let account = end(&self.outgoing, &self.generation, &mut steps).await;
         self.ended.count(self.name.as_str(), self.number, &account);
         account
     }
 
     /// Forgets what it has said that nobody waited for.
-    pub(super) async fn forget_stages(&self) {
-        let mut stages = self.stages.lock().await;
-        while stages.try_recv().is_ok() {}
+    pub(super) async fn forget_steps(&self) {
+        let mut steps = self.steps.lock().await;
+        while steps.try_recv().is_ok() {}
     }
 }
 
-pub(super) fn unexpected(found: &Stage) -> String {
-    match found {
-        Stage::Refused(why) => why.clone(),
-        Stage::Stopped => "it ended by itself".to_owned(),
+pub(super) fn unexpected(found: &Lifecycle) -> LibraryFault {
+    LibraryFault::Library(match found {
+        Lifecycle::Refused(why) => why.clone(),
+        Lifecycle::Stopped => "it ended by itself".to_owned(),
         other => format!("it answered out of turn ({other:?})"),
+    })
+}
+
+async fn step(
+    steps: &mut mpsc::UnboundedReceiver<Lifecycle>,
+    patience: Duration,
+    what: &str,
+) -> Result<Lifecycle, LibraryFault> {
+    match tokio::time::timeout(patience, steps.recv()).await {
+        Ok(Some(step)) => Ok(step),
+        Ok(None) => Err(LibraryFault::Library("its thread has ended".to_owned())),
+        Err(_) => {
+            let why = format!("it takes longer than {} seconds to {what}", patience.as_secs());
+            Err(LibraryFault::Library(why))
+        }
     }
 }
 
-async fn stage(stages: &mut mpsc::UnboundedReceiver<Stage>, patience: Duration, what: &str) -> Result<Stage, String> {
-    match tokio::time::timeout(patience, stages.recv()).await {
-        Ok(Some(stage)) => Ok(stage),
-        Ok(None) => Err("its thread has ended".to_owned()),
-        Err(_) => Err(format!("it takes longer than {} seconds to {what}", patience.as_secs())),
-    }
-}
-
-async fn until_stopped(line: &Line, stages: &mut mpsc::UnboundedReceiver<Stage>) {
+async fn until_stopped(outgoing: &Outgoing, steps: &mut mpsc::UnboundedReceiver<Lifecycle>) {
     // It may have ended by itself, and have said so before.
-    if line.is_over() {
+    if outgoing.is_over() {
         return;
     }
-    while let Some(stage) = stages.recv().await {
-        if stage == Stage::Stopped {
+    while let Some(step) = steps.recv().await {
+        if step == Lifecycle::Stopped {
             return;
         }
     }
 }
 
-async fn end(line: &Line, generation: &Arc<Generation>, stages: &mut mpsc::UnboundedReceiver<Stage>) -> Account {
-    generation.tell(&ToLibrary::Stop {});
-    if tokio::time::timeout(STOP, until_stopped(line, stages)).await.is_ok() {
+async fn end(
+    outgoing: &Outgoing,
+    generation: &Arc<Generation>,
+    steps: &mut mpsc::UnboundedReceiver<Lifecycle>,
+) -> Account {
+    generation.send(&ToLibrary::Stop {});
+    if tokio::time::timeout(STOP, until_stopped(outgoing, steps)).await.is_ok() {
         // It has said its last: its thread is about to end.
         let generation = Arc::clone(generation);
         let (done, joined) = tokio::sync::oneshot::channel();
@@ -186,7 +216,7 @@ async fn end(line: &Line, generation: &Arc<Generation>, stages: &mut mpsc::Unbou
         }
     } else {
         tracing::error!(
-            service = line.name(),
+            service = outgoing.name(),
             "it did not stop within {} seconds; its thread is given up",
             STOP.as_secs()
         );

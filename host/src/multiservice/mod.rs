@@ -7,15 +7,17 @@
 //! is an error.
 
 mod backend;
+pub mod context;
 mod current;
 pub mod ended;
-mod line;
 mod live;
+mod outgoing;
 pub mod reload;
 pub mod slot;
 pub mod switchboard;
 
-pub use backend::{Backend, Backends, SlotNo};
+pub use backend::{Backend, Backends};
+pub use context::SlotNo;
 pub use current::AttachmentChange;
 
 /// The locks of `current`; its model has others.
@@ -29,7 +31,8 @@ use std::sync::Arc;
 
 use parking_lot::RwLock;
 
-use self::slot::{NotServing, Slot};
+use self::slot::Slot;
+use crate::loader::fault::LibraryFault;
 use crate::loader::unload::Account;
 
 /// A collection of services.
@@ -60,7 +63,7 @@ pub enum NotAdded {
     NameTaken(#[from] NameTaken),
     /// The collection runs, and the service did not start.
     #[error(transparent)]
-    NotServing(#[from] NotServing),
+    Fault(#[from] LibraryFault),
 }
 
 impl MultiService {
@@ -173,7 +176,7 @@ impl MultiService {
 
     /// Starts all services, in order, each after those that it needs. One that refuses keeps no other from starting but
     /// those that need it; what was said is answered.
-    pub async fn start(&self) -> Vec<(String, NotServing)> {
+    pub async fn start(&self) -> Vec<(String, LibraryFault)> {
         self.set_running(true);
         let mut refused = Vec::new();
         let mut waiting: Vec<Arc<Slot>> =
@@ -186,7 +189,10 @@ impl MultiService {
         }
         for service in waiting {
             let lacks = self.lacks(&service.manifest().needs).join(", ");
-            refused.push((service.name().to_string(), NotServing(format!("it needs {lacks}, which does not serve"))));
+            refused.push((
+                service.name().to_string(),
+                LibraryFault::Operator(format!("it needs {lacks}, which does not serve")),
+            ));
         }
         refused
     }
@@ -226,4 +232,10 @@ fn find(children: &[Child], name: &str) -> Option<Arc<Slot>> {
             Child::Service(_) => None,
         })
     })
+}
+
+impl Backends for MultiService {
+    fn backend(&self, name: &str) -> Option<Arc<dyn Backend>> {
+        self.service(name).map(|slot| slot as Arc<dyn Backend>)
+    }
 }

@@ -16,10 +16,11 @@ use std::time::{Duration, Instant};
 
 use plugin_api::abi::frame::{ToHost, ToLibrary, numbers};
 
-use super::line::Stage;
 use super::live::{Live, unexpected};
-use super::slot::{NotServing, Slot, State};
+use super::outgoing::Lifecycle;
+use super::slot::{Slot, State};
 use super::switchboard::Delivery;
+use crate::loader::fault::LibraryFault;
 use crate::loader::generation::Source;
 use crate::loader::unload::Account;
 
@@ -117,8 +118,8 @@ impl Slot {
     pub async fn reload(
         self: &Arc<Self>,
         source: Source,
-        config: impl FnOnce(&str) -> Result<Vec<u8>, String> + Send + 'static,
-    ) -> Result<(Reloaded, Retired), NotServing> {
+        config: impl FnOnce(&str) -> Vec<u8> + Send + 'static,
+    ) -> Result<(Reloaded, Retired), LibraryFault> {
         let prepared = self.prepare(source, config).await?;
         self.replace(prepared).await
     }
@@ -131,17 +132,17 @@ impl Slot {
     pub async fn prepare(
         self: &Arc<Self>,
         source: Source,
-        config: impl FnOnce(&str) -> Result<Vec<u8>, String> + Send + 'static,
-    ) -> Result<Prepared, NotServing> {
+        config: impl FnOnce(&str) -> Vec<u8> + Send + 'static,
+    ) -> Result<Prepared, LibraryFault> {
         let me = Arc::clone(self);
         let prepared = tokio::spawn(async move {
             let began = Instant::now();
             let live = me.load_next(source, config).await?;
             let made = live.init().await;
             let prepared = Prepared { live: Some(live), load: began.elapsed() };
-            made.map(|()| prepared).map_err(NotServing)
+            made.map(|()| prepared)
         });
-        prepared.await.unwrap_or_else(|error| Err(NotServing(error.to_string())))
+        prepared.await.unwrap_or_else(|error| Err(LibraryFault::State(error.to_string())))
     }
 
     /// The next generation takes over: it serves, or the old one does, as before. It goes on to its end though nobody
@@ -149,29 +150,29 @@ impl Slot {
     ///
     /// # Errors
     /// Why the new one does not serve.
-    pub async fn replace(self: &Arc<Self>, prepared: Prepared) -> Result<(Reloaded, Retired), NotServing> {
+    pub async fn replace(self: &Arc<Self>, prepared: Prepared) -> Result<(Reloaded, Retired), LibraryFault> {
         let me = Arc::clone(self);
         let replaced = tokio::spawn(async move { me.hand_over(prepared).await });
-        replaced.await.unwrap_or_else(|error| Err(NotServing(error.to_string())))
+        replaced.await.unwrap_or_else(|error| Err(LibraryFault::State(error.to_string())))
     }
 
-    async fn hand_over(self: Arc<Self>, mut prepared: Prepared) -> Result<(Reloaded, Retired), NotServing> {
+    async fn hand_over(self: Arc<Self>, mut prepared: Prepared) -> Result<(Reloaded, Retired), LibraryFault> {
         let _turn = self.turn.lock().await;
         let old = self.current.get().filter(|_| self.state() == State::Serving);
         let new = prepared.live.clone().filter(|live| live.name.as_str() == self.name.as_str());
         let (Some(old), Some(new)) = (old, new) else {
-            return Err(NotServing(format!("{} does not serve", self.name)));
+            return Err(LibraryFault::State(format!("{} does not serve", self.name)));
         };
-        old.forget_stages().await;
-        old.line.forget_panic();
+        old.forget_steps().await;
+        old.outgoing.forget_panic();
         let began = Instant::now();
-        self.current.freeze(|old| old.generation.tell(&ToLibrary::Freeze { request: u64::from(new.number) }));
+        self.current.freeze(|old| old.generation.send(&ToLibrary::Freeze { request: u64::from(new.number) }));
         let ready = async {
             let frozen = frozen(&old, u64::from(new.number)).await?;
             new.start(Some(FREEZE)).await?;
-            new.generation.tell(&ToLibrary::Adopt { objects: &frozen.objects, numbers: frozen.numbers });
-            let objects = match new.stage(FREEZE, "make objects anew that clients have").await? {
-                Stage::Adopted(objects) => objects,
+            new.generation.send(&ToLibrary::Adopt { objects: &frozen.objects, numbers: frozen.numbers });
+            let objects = match new.step(FREEZE, "make objects anew that clients have").await? {
+                Lifecycle::Adopted(objects) => objects,
                 other => return Err(unexpected(&other)),
             };
             new.health(Some(FREEZE)).await?;
@@ -181,16 +182,16 @@ impl Slot {
             Ok(ready) => ready,
             Err(why) => {
                 self.current.thaw(|old, waited| {
-                    old.generation.tell(&ToLibrary::Thaw {});
+                    old.generation.send(&ToLibrary::Thaw {});
                     old.generation.push_anyway(waited);
                 });
-                return Err(NotServing(why));
+                return Err(why);
             }
         };
         prepared.live = None;
         let (attached, held) = self.switch(&old, &new);
         let freeze_ms = began.elapsed().as_secs_f64() * 1e3;
-        let lost = new.line.replayed().await;
+        let lost = new.outgoing.replayed().await;
         let reloaded = Reloaded {
             generation: new.number,
             load_ms: prepared.load.as_secs_f64() * 1e3,
@@ -224,13 +225,13 @@ impl Slot {
                     {
                         let mut retained = Vec::new();
                         ToHost::Retained { handle: mind }.write(&mut retained);
-                        delivery.deliver(mind, new.line.tag(), &retained);
+                        delivery.deliver(mind, new.outgoing.tag(), &retained);
                     }
                 }
             }
             self.serves(new);
-            new.line.expect(attached.iter().filter(is_attached).map(|(attachment, _)| *attachment));
-            new.line.serve();
+            new.outgoing.expect(attached.iter().filter(is_attached).map(|(attachment, _)| *attachment));
+            new.outgoing.serve();
             for (_, frame) in attached {
                 new.generation.push_anyway(frame);
             }
@@ -239,12 +240,12 @@ impl Slot {
             let mut frames = waited;
             while let Some(frame) = ToLibrary::read(&mut frames) {
                 if let ToLibrary::Gone { .. } = frame {
-                    old.generation.tell(&frame);
+                    old.generation.send(&frame);
                 }
             }
         });
-        old.line.retire();
-        old.generation.tell(&ToLibrary::Retire {});
+        old.outgoing.retire();
+        old.generation.send(&ToLibrary::Retire {});
         counts
     }
 
@@ -261,8 +262,8 @@ impl Slot {
             tracing::debug!(service, generation, "replaced code is let go of: {account}");
             if account == Account::Condemned {
                 // What it says from here on is of nobody's.
-                old.line.over();
-                me.unanswered(&calls, old.line.tag());
+                old.outgoing.over();
+                me.unanswered(&calls, old.outgoing.tag());
             }
             me.retiring.lock().retain(|live| !Arc::ptr_eq(live, &old));
             drop(old);
@@ -286,26 +287,26 @@ impl Slot {
 }
 
 /// Waits until the old one stands still.
-async fn frozen(old: &Live, wanted: u64) -> Result<Frozen, String> {
+async fn frozen(old: &Live, wanted: u64) -> Result<Frozen, LibraryFault> {
     let deadline = tokio::time::Instant::now() + FREEZE;
     loop {
         let left = deadline.saturating_duration_since(tokio::time::Instant::now());
-        let stage = tokio::time::timeout(left, old.stage(2 * FREEZE, "save its state")).await;
-        match stage {
-            Ok(Ok(Stage::Frozen { request, calls, objects, numbers, states })) if request == wanted => {
+        let step = tokio::time::timeout(left, old.step(2 * FREEZE, "save its state")).await;
+        match step {
+            Ok(Ok(Lifecycle::Frozen { request, calls, objects, numbers, states })) if request == wanted => {
                 return Ok(Frozen { calls, objects, numbers, states });
             }
             // Of an earlier try, which was given up.
-            Ok(Ok(Stage::Frozen { .. })) => {}
-            Ok(Ok(Stage::Refused(why))) => return Err(why),
+            Ok(Ok(Lifecycle::Frozen { .. })) => {}
+            Ok(Ok(Lifecycle::Refused(why))) => return Err(LibraryFault::Library(why)),
             Ok(Ok(other)) => return Err(unexpected(&other)),
-            Ok(Err(why)) => return Err(format!("the code that serves has ended: {why}")),
+            Ok(Err(why)) => return Err(LibraryFault::Library(format!("the code that serves has ended: {why}"))),
             Err(_) => {
-                return Err(format!(
+                return Err(LibraryFault::Library(format!(
                     "the code that serves has been busy for longer than {} seconds, with one call that does not end or \
                      more than it can do in that time; the service can be stopped and started",
                     FREEZE.as_secs()
-                ));
+                )));
             }
         }
     }
@@ -316,7 +317,7 @@ fn give_up(new: Arc<Live>) {
     match tokio::runtime::Handle::try_current() {
         Ok(runtime) => drop(runtime.spawn(async move { new.end().await })),
         // The program itself is ending.
-        Err(_) => new.generation.tell(&ToLibrary::Stop {}),
+        Err(_) => new.generation.send(&ToLibrary::Stop {}),
     }
 }
 

@@ -2,72 +2,25 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::time::Duration;
 
 use parking_lot::{Mutex, RwLock};
 use plugin_api::abi::frame::ToLibrary;
 use plugin_api::manifest::Manifest;
 use tokio::sync::{Mutex as Turn, Notify};
 
-use super::backend::SlotNo;
+use super::backend::Backend;
+use super::context::{SlotNo, Surroundings};
 use super::current::{AttachmentChange, Current, NotHanded};
-use super::ended::Ended;
-use super::line::Line;
 use super::live::{Live, STOP};
-use super::switchboard::Switchboard;
+use super::outgoing::Outgoing;
 use crate::cred::Name;
+use crate::loader::fault::LibraryFault;
 use crate::loader::gate::Full;
 use crate::loader::generation::{Linked, Source};
 use crate::loader::unload::Account;
-use crate::store::Store;
 
 /// The most bytes that wait while a service is replaced.
 const WAITING: usize = 256 << 20;
-
-/// What services share: where states are kept, and where connections are.
-#[derive(Clone)]
-pub struct Surroundings {
-    /// Where states are kept.
-    pub store: Arc<dyn Store>,
-    /// Where connections are.
-    pub switchboard: Arc<Switchboard>,
-    /// How many bytes a saved state may have.
-    pub quota: usize,
-    /// How long calls that wait may go on in code that was replaced.
-    pub grace: Duration,
-    /// How long a service may take to be made, to start, or to say that it is well, where no client waits for it.
-    pub patience: Duration,
-    /// What became of the libraries that have served.
-    pub ended: Arc<Ended>,
-}
-
-/// How many bytes a saved state may have, if nothing else is said.
-pub const QUOTA: usize = 64 << 20;
-/// How long a service may take for a step of its start, if nothing else is said.
-pub const PATIENCE: Duration = Duration::from_secs(30);
-/// How long calls that wait may go on in code that was replaced, if nothing else is said.
-pub const GRACE: Duration = Duration::from_secs(10);
-
-impl Surroundings {
-    /// This store, and no connections yet.
-    #[must_use]
-    pub fn new(store: Arc<dyn Store>) -> Self {
-        Self {
-            store,
-            switchboard: Switchboard::new(),
-            quota: QUOTA,
-            grace: GRACE,
-            patience: PATIENCE,
-            ended: Arc::default(),
-        }
-    }
-}
-
-impl std::fmt::Debug for Surroundings {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Surroundings")
-    }
-}
 
 /// Whether a service serves.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -83,11 +36,6 @@ pub enum State {
     Stopped,
 }
 
-/// Why a service is not there.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0}")]
-pub struct NotServing(pub String);
-
 /// A service under its name.
 pub struct Slot {
     pub(super) number: SlotNo,
@@ -96,7 +44,7 @@ pub struct Slot {
     manifest: RwLock<Arc<Manifest>>,
     pub(super) current: Current<Live>,
     /// Which generation's way out it is just now.
-    line: RwLock<Arc<Line>>,
+    outgoing: RwLock<Arc<Outgoing>>,
     /// Generations that were replaced, and in which calls still wait.
     pub(super) retiring: Mutex<Vec<Arc<Live>>>,
     pub(super) retired: Notify,
@@ -119,8 +67,8 @@ impl Slot {
     ///
     /// # Errors
     /// When it cannot be run.
-    pub async fn linked<S: plugin_api::Service>(surroundings: &Surroundings) -> Result<Arc<Self>, NotServing> {
-        Self::load(Source::Linked(Linked::new::<S>()), surroundings, |_| Ok(Vec::new())).await
+    pub async fn linked<S: plugin_api::Service>(surroundings: &Surroundings) -> Result<Arc<Self>, LibraryFault> {
+        Self::load(Source::Linked(Linked::new::<S>()), surroundings, |_| Vec::new()).await
     }
 
     /// Loads a service. `config` answers with the section of this name, in Jelly.
@@ -130,19 +78,19 @@ impl Slot {
     pub async fn load(
         source: Source,
         surroundings: &Surroundings,
-        config: impl FnOnce(&str) -> Result<Vec<u8>, String>,
-    ) -> Result<Arc<Self>, NotServing> {
+        config: impl FnOnce(&str) -> Vec<u8>,
+    ) -> Result<Arc<Self>, LibraryFault> {
         static NEXT: AtomicU32 = AtomicU32::new(1);
         let number = SlotNo(NEXT.fetch_add(1, Ordering::Relaxed));
         let faults = Arc::default();
-        let (line, stages) = Line::new(number, 1, true, surroundings, &faults);
-        let live = Live::load(source, line, stages, surroundings, config).await?;
+        let (outgoing, steps) = Outgoing::new((number, 1), true, surroundings, &faults);
+        let live = Live::load(source, outgoing, steps, surroundings, config).await?;
         Ok(Arc::new(Self {
             number,
             name: live.name.clone(),
             surroundings: surroundings.clone(),
             manifest: RwLock::new(Arc::clone(&live.manifest)),
-            line: RwLock::new(Arc::clone(&live.line)),
+            outgoing: RwLock::new(Arc::clone(&live.outgoing)),
             current: Current::new(live),
             retiring: Mutex::default(),
             retired: Notify::new(),
@@ -158,38 +106,38 @@ impl Slot {
     pub(super) async fn load_next(
         &self,
         source: Source,
-        config: impl FnOnce(&str) -> Result<Vec<u8>, String>,
-    ) -> Result<Arc<Live>, NotServing> {
+        config: impl FnOnce(&str) -> Vec<u8>,
+    ) -> Result<Arc<Live>, LibraryFault> {
         let number = self.generations.fetch_add(1, Ordering::Relaxed) + 1;
-        let (line, stages) = Line::new(self.number, number, false, &self.surroundings, &self.faults);
+        let (outgoing, steps) = Outgoing::new((self.number, number), false, &self.surroundings, &self.faults);
         // It is known by this name also if it does not come to say its own.
-        let _ = line.name.set(self.name.to_string());
-        let live = Live::load(source, line, stages, &self.surroundings, config).await?;
+        let _ = outgoing.name.set(self.name.to_string());
+        let live = Live::load(source, outgoing, steps, &self.surroundings, config).await?;
         if live.name.as_str() == self.name.as_str() {
             return Ok(live);
         }
         let why = format!("it is the service {}, not {}", live.name, self.name);
         live.end().await;
-        Err(NotServing(why))
+        Err(LibraryFault::State(why))
     }
 
     /// This generation serves from now on.
     pub(super) fn serves(&self, live: &Live) {
         *self.manifest.write() = Arc::clone(&live.manifest);
-        *self.line.write() = Arc::clone(&live.line);
+        *self.outgoing.write() = Arc::clone(&live.outgoing);
     }
 
     /// Makes the service, hands it its state, starts it, and asks whether it is well.
     ///
     /// # Errors
     /// Why it does not serve. It is then ended.
-    pub async fn start(&self) -> Result<(), NotServing> {
+    pub async fn start(&self) -> Result<(), LibraryFault> {
         let _turn = self.turn.lock().await;
         if *self.state.lock() != State::Loaded {
-            return Err(NotServing(format!("{} was started already", self.name)));
+            return Err(LibraryFault::State(format!("{} was started already", self.name)));
         }
         let Some(live) = self.current.get() else {
-            return Err(NotServing(format!("{} has ended", self.name)));
+            return Err(LibraryFault::State(format!("{} has ended", self.name)));
         };
         let started = async {
             live.init().await?;
@@ -202,11 +150,11 @@ impl Slot {
                 Ok(())
             }
             Err(why) => {
-                *self.state.lock() = State::Failed(why.clone());
+                *self.state.lock() = State::Failed(why.to_string());
                 self.current.take();
                 live.end().await;
-                live.line.over();
-                Err(NotServing(why))
+                live.outgoing.over();
+                Err(why)
             }
         }
     }
@@ -220,7 +168,7 @@ impl Slot {
         *self.state.lock() = State::Stopped;
         let account = live.end().await;
         // Where it has ended in order it has said so itself, behind its last words.
-        live.line.over();
+        live.outgoing.over();
         drop(live);
         // What was replaced by it goes with it.
         self.hasten();
@@ -241,7 +189,7 @@ impl Slot {
     /// Calls in code that was replaced have waited long enough.
     pub(super) fn hasten(&self) {
         for old in &*self.retiring.lock() {
-            old.generation.tell(&ToLibrary::Stop {});
+            old.generation.send(&ToLibrary::Stop {});
         }
     }
 
@@ -250,17 +198,17 @@ impl Slot {
     ///
     /// # Errors
     /// When it does not serve, or does not keep up; nothing was handed over then.
-    pub fn submit(&self, frames: &[u8], changes: &mut Vec<AttachmentChange>) -> Result<(), NotServing> {
+    pub fn submit(&self, frames: &[u8], changes: &mut Vec<AttachmentChange>) -> Result<(), LibraryFault> {
         if *self.state.lock() == State::Loaded {
-            return Err(NotServing(format!("{} is starting", self.name)));
+            return Err(LibraryFault::State(format!("{} is starting", self.name)));
         }
         let handed = self.current.hand_over(frames, changes, WAITING, |live| {
-            if live.line.is_over() { Err(None) } else { live.generation.push(frames).map_err(Some) }
+            if live.outgoing.is_over() { Err(None) } else { live.generation.push(frames).map_err(Some) }
         });
         handed.map_err(|why| match why {
-            NotHanded::Ended | NotHanded::Refused(None) => NotServing(format!("{} has stopped", self.name)),
-            NotHanded::Refused(Some(full)) => NotServing(format!("{}: {full}", self.name)),
-            NotHanded::Full => NotServing(format!("{}: {Full}", self.name)),
+            NotHanded::Ended | NotHanded::Refused(None) => LibraryFault::State(format!("{} has stopped", self.name)),
+            NotHanded::Refused(Some(full)) => LibraryFault::State(format!("{}: {full}", self.name)),
+            NotHanded::Full => LibraryFault::State(format!("{}: {Full}", self.name)),
         })
     }
 
@@ -272,7 +220,7 @@ impl Slot {
         });
         if handed.is_err() {
             // Also to one that is ending: it may wait for just this.
-            self.line.read().hand_over(frames);
+            self.outgoing.read().hand_over(frames);
         }
     }
 
@@ -283,18 +231,18 @@ impl Slot {
         match self.current.get().filter(asked).or_else(old) {
             Some(live) => live.generation.push_anyway(frames),
             None => {
-                let line = Arc::clone(&self.line.read());
-                if line.number == generation {
-                    line.hand_over(frames);
+                let outgoing = Arc::clone(&self.outgoing.read());
+                if outgoing.number == generation {
+                    outgoing.hand_over(frames);
                 }
             }
         }
     }
 
     /// Tells generations that were replaced, too.
-    pub(crate) fn tell_old(&self, frame: &ToLibrary<'_>) {
+    pub(crate) fn notify_retired(&self, frame: &ToLibrary<'_>) {
         for old in &*self.retiring.lock() {
-            old.generation.tell(frame);
+            old.generation.send(frame);
         }
     }
 
@@ -318,7 +266,7 @@ impl Slot {
     /// Which generation serves: the first is 1.
     #[must_use]
     pub fn generation(&self) -> u32 {
-        self.line.read().number
+        self.outgoing.read().number
     }
 
     /// How many generations were replaced, and still have calls that wait.
@@ -330,7 +278,7 @@ impl Slot {
     /// The perspectives whose saved states the code that serves could not read, and why; the first hundred.
     #[must_use]
     pub fn unreadable(&self) -> Vec<(String, String)> {
-        self.line.read().unreadable()
+        self.outgoing.read().unreadable()
     }
 
     /// How many clients are attached.
@@ -361,10 +309,33 @@ impl Slot {
     #[must_use]
     pub fn state(&self) -> State {
         match &*self.state.lock() {
-            State::Serving if self.line.read().is_over() => {
+            State::Serving if self.outgoing.read().is_over() => {
                 State::Failed("it ended by itself; `service start` starts it anew".to_owned())
             }
             state => state.clone(),
         }
+    }
+}
+
+impl Backend for Slot {
+    fn number(&self) -> SlotNo {
+        self.number
+    }
+
+    fn submit(&self, frames: &[u8], changes: &mut Vec<AttachmentChange>, calls: u64) -> Result<(), LibraryFault> {
+        self.count_calls(calls);
+        Self::submit(self, frames, changes)
+    }
+
+    fn submit_anyway(&self, frames: &[u8], changes: &mut Vec<AttachmentChange>) {
+        Self::submit_anyway(self, frames, changes);
+    }
+
+    fn answer(&self, generation: u32, frames: &[u8]) {
+        Self::answer(self, generation, frames);
+    }
+
+    fn notify_retired(&self, frame: &ToLibrary<'_>) {
+        Self::notify_retired(self, frame);
     }
 }

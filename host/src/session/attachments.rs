@@ -27,6 +27,8 @@ pub(crate) enum Phase {
     Attached,
     /// The client has given it back. Calls and objects that came by it live on.
     LetGo,
+    /// As `LetGo`; only objects of the client's are left that came by it, and the service knows it no more.
+    Forgotten,
 }
 
 /// A client at a perspective.
@@ -145,7 +147,7 @@ impl Attachments {
                 attached.phase = Phase::Attached;
                 Some(request)
             }
-            Phase::Attached | Phase::LetGo => None,
+            Phase::Attached | Phase::LetGo | Phase::Forgotten => None,
         }
     }
 
@@ -170,14 +172,22 @@ impl Attachments {
     pub(crate) fn call_ended(&mut self, no: AttachmentNo) -> bool {
         self.all.get_mut(no).is_some_and(|attached| {
             attached.calls = attached.calls.saturating_sub(1);
-            attached.calls == 0 && attached.phase == Phase::LetGo
+            attached.calls == 0 && attached.is_let_go()
         })
     }
 
     /// Whether it was let go of, and no call comes by it.
     #[must_use]
     pub(crate) fn is_idle(&self, no: AttachmentNo) -> bool {
-        self.all.get(no).is_some_and(|attached| attached.phase == Phase::LetGo && attached.calls == 0)
+        self.all.get(no).is_some_and(|attached| attached.is_let_go() && attached.calls == 0)
+    }
+
+    /// The service knows an attachment no more that was let go of, or (`false`) knows it again. `None`: that changes nothing.
+    pub(crate) fn forget(&mut self, no: AttachmentNo, forget: bool) -> Option<&Attached> {
+        let (from, to) = if forget { (Phase::LetGo, Phase::Forgotten) } else { (Phase::Forgotten, Phase::LetGo) };
+        let attached = self.all.get_mut(no).filter(|attached| attached.phase == from)?;
+        attached.phase = to;
+        Some(attached)
     }
 
     /// Takes out what is to end, the oldest first.
@@ -207,20 +217,19 @@ impl Attachments {
         self.all.iter().any(|(_, attached)| identity.is_none_or(|name| *attached.identity == *name))
     }
 
-    /// How many there are, those included that were let go of.
-    #[must_use]
-    pub(crate) fn len(&self) -> usize {
-        self.all.len()
-    }
-
-    /// Whether there are none.
-    #[must_use]
+    /// Whether there are none, those included that were let go of.
+    #[cfg(test)]
     pub(crate) fn is_empty(&self) -> bool {
         self.all.is_empty()
     }
 }
 
 impl Attached {
+    /// Whether the client has given the perspective back.
+    pub(crate) fn is_let_go(&self) -> bool {
+        matches!(self.phase, Phase::LetGo | Phase::Forgotten)
+    }
+
     /// One that the service is asked for, as the answer to a call of the client's.
     #[must_use]
     pub(crate) fn asked(

@@ -241,7 +241,7 @@ impl Calls {
     }
 
     /// How many are under way, wait, and are services' own.
-    #[must_use]
+    #[cfg(test)]
     pub(crate) fn counts(&self) -> (usize, usize, usize) {
         (self.in_flight.len(), self.parked.len(), self.outgoing.len())
     }

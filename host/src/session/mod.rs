@@ -12,7 +12,7 @@
 //! | `outbox` | frames for each service |
 //! | `values` | the scanners that services' values go through |
 //!
-//! There is one teardown: [`Session::end`], by [`Scope`].
+//! There is one teardown: `Owners::end`, by [`Scope`].
 
 mod attachments;
 mod calls;
@@ -238,12 +238,6 @@ impl Session {
     /// Hands over what was gathered for services.
     pub(crate) fn submit(&mut self) {
         self.owners.submit();
-    }
-
-    /// Ends everything in this scope, at once: calls under way and those that wait are errors (`why`), references that came
-    /// by nothing else are dead, and services are told.
-    pub(crate) fn end(&mut self, scope: &Scope<'_>, why: &Failure) {
-        self.owners.end(scope, why);
     }
 
     /// The connection has ended: everybody who should know is told.
@@ -523,11 +517,7 @@ impl Owners {
     fn let_go(&mut self, no: AttachmentNo) {
         let Some(attached) = self.attachments.let_go(no) else { return };
         let number = no.on(self.surroundings.number);
-        let (perspective, identity, mind) = (attached.key.perspective.as_str(), &*attached.identity, attached.mind);
-        let peer = self.surroundings.peer.as_str();
-        let mut linger = Vec::new();
-        ToLibrary::Linger { attachment: number, perspective, identity, mind, peer }.write(&mut linger);
-        let change = AttachmentChange::LetGo(number, linger);
+        let change = AttachmentChange::LetGo(number, linger(&self.surroundings, number, attached, attached.mind));
         self.outbox.notify(&attached.backend, &ToLibrary::LetGo { attachment: number }, Some(change));
         self.surroundings.entry.detached(&listed(attached));
         self.end_if_over(no);
@@ -687,6 +677,7 @@ impl Owners {
         let left = self.references.settle(&mut self.output.tables, &route, (sent, written.is_ok()), objects);
         if written.is_ok() {
             self.give_back_objects(slot, left.into_iter());
+            self.remember(by);
         }
         written
     }
@@ -909,14 +900,43 @@ impl Owners {
         }
     }
 
-    /// An attachment that was let go of is over when no call and no reference is left that came by it.
+    /// An attachment that was let go of is over when no call and no reference is left that came by it. When only objects of
+    /// the client's are left, nothing can come by it any more, and the service need not know it: it may hold its mind.
     fn end_if_over(&mut self, no: AttachmentNo) {
-        if self.attachments.is_idle(no) && !self.references.uses(no) {
-            self.end(&Scope::Attachment(no), &revoked());
+        if !self.attachments.is_idle(no) || self.references.gives(no) {
+            return;
+        }
+        if !self.references.uses(no) {
+            return self.end(&Scope::Attachment(no), &revoked());
+        }
+        if let Some(attached) = self.attachments.forget(no, true) {
+            let attachment = no.on(self.surroundings.number);
+            let change = AttachmentChange::Ended(attachment);
+            self.outbox.notify(&attached.backend, &ToLibrary::Detach { attachment }, Some(change));
         }
     }
 
-    /// The one teardown: see [`Session::end`].
+    /// Something of a service's has gone out by these attachments: calls of it will come by them.
+    fn remember(&mut self, by: &Provenance) {
+        for no in by.iter() {
+            let Some(attached) = self.attachments.forget(no, false) else { continue };
+            let number = no.on(self.surroundings.number);
+            // The service has its mind once more, if that is there at all.
+            let mind = HandleNo::of(attached.mind, self.surroundings.number);
+            let mind = mind.filter(|mind| self.references.called(attached.slot, Some(*mind), Some(no)).is_ok());
+            if let Some(mind) = mind {
+                self.references.retain(attached.slot, mind);
+            }
+            let frame = linger(&self.surroundings, number, attached, mind.map_or(0, |_| attached.mind));
+            if let Some(known) = ToLibrary::read(&mut frame.as_slice()) {
+                let change = AttachmentChange::LetGo(number, frame.clone());
+                self.outbox.notify(&attached.backend, &known, Some(change));
+            }
+        }
+    }
+
+    /// The one teardown. Ends everything in this scope, at once: calls under way and those that wait are errors (`why`),
+    /// references that came by nothing else are dead, and services are told.
     fn end(&mut self, scope: &Scope<'_>, why: &Failure) {
         for luid in self.login.end(scope) {
             self.references.forget_mind(&mut self.output, luid);
@@ -927,7 +947,7 @@ impl Owners {
         let mut ended = self.calls.end(&numbers);
         let asked = gone.iter().filter_map(|(_, attached)| match attached.phase {
             Phase::Asked { request } => Some(request),
-            Phase::Attached | Phase::LetGo => None,
+            _ => None,
         });
         ended.owed.extend(asked);
         ended.owed.sort_unstable();
@@ -942,10 +962,10 @@ impl Owners {
         }
         for (no, attached) in gone {
             self.output.tables.revoke(&Object::Perspective(no));
-            if attached.phase != Phase::LetGo {
+            if !attached.is_let_go() {
                 self.surroundings.entry.detached(&listed(&attached));
             }
-            if !matches!(scope, Scope::Slot(_)) {
+            if !matches!(scope, Scope::Slot(_)) && attached.phase != Phase::Forgotten {
                 let attachment = no.on(self.surroundings.number);
                 let change = AttachmentChange::Ended(attachment);
                 self.outbox.notify(&attached.backend, &ToLibrary::Detach { attachment }, Some(change));
@@ -990,6 +1010,14 @@ struct CalledObject {
 /// Where an attachment is whose perspective the client has.
 fn at(attachments: &Attachments) -> impl Fn(AttachmentNo) -> Option<SlotNo> {
     |no| attachments.get(no).filter(|attached| attached.phase == Phase::Attached).map(|attached| attached.slot)
+}
+
+/// What tells a service of an attachment whose perspective was let go of before.
+fn linger(surroundings: &Surroundings, attachment: u64, attached: &Attached, mind: u64) -> Vec<u8> {
+    let (perspective, identity) = (attached.key.perspective.as_str(), &*attached.identity);
+    let mut frame = Vec::new();
+    ToLibrary::Linger { attachment, perspective, identity, mind, peer: &surroundings.peer }.write(&mut frame);
+    frame
 }
 
 /// How the operator sees an attachment.

@@ -246,12 +246,6 @@ impl Provenance {
         self.0.iter().copied()
     }
 
-    /// How many.
-    #[must_use]
-    pub(crate) fn len(&self) -> usize {
-        self.0.len()
-    }
-
     /// Whether all are gone.
     #[must_use]
     pub(crate) fn is_empty(&self) -> bool {
@@ -285,12 +279,6 @@ impl Uses {
     #[must_use]
     pub(crate) fn has(&self, no: AttachmentNo) -> bool {
         self.0.contains_key(&no)
-    }
-
-    /// All of them together.
-    #[must_use]
-    pub(crate) fn total(&self) -> usize {
-        self.0.values().sum()
     }
 
     /// These are gone.
@@ -333,8 +321,7 @@ mod tests {
     proptest! {
         #[test]
         fn a_table_is_a_map_whose_keys_it_makes(steps in prop::collection::vec((any::<bool>(), any::<usize>()), 0..400)) {
-            let mut table = Table::<CallKind, usize>::default();
-            table.next = MASK - 20;
+            let mut table = Table::<CallKind, usize> { next: MASK - 20, ..Table::default() };
             let mut model: Vec<(CallNo, usize)> = Vec::new();
             for (put, value) in steps {
                 if put || model.is_empty() {

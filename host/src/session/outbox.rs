@@ -58,8 +58,11 @@ pub(crate) struct Refusal {
 pub(crate) struct Outbox {
     services: BTreeMap<SlotNo, Frames>,
     /// Answers to services' own calls, for one generation each.
-    answers: BTreeMap<(SlotNo, u32), (Arc<dyn Backend>, Vec<u8>)>,
+    answers: BTreeMap<(SlotNo, u32), Answers>,
 }
+
+/// Answers for one generation of a service.
+type Answers = (Arc<dyn Backend>, Vec<u8>);
 
 impl Outbox {
     fn to(&mut self, backend: &Arc<dyn Backend>) -> &mut Frames {

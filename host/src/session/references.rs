@@ -85,7 +85,9 @@ pub(crate) struct References {
     held_by: HashMap<(SlotNo, u64), HandleNo>,
     given: BTreeMap<Object, Given>,
     minds: BTreeMap<u64, KeptMind>,
-    uses: Uses,
+    /// Of which things of the client's each attachment is a provenance, and of which of services'.
+    held_uses: Uses,
+    given_uses: Uses,
 }
 
 impl References {
@@ -168,7 +170,7 @@ impl References {
         if let Some(held) = self.held.get_mut(no) {
             held.count += u64::from(!retained);
             held.retained += u64::from(retained);
-            self.uses.begin(held.by.join(route.by));
+            self.held_uses.begin(held.by.join(route.by));
         }
         no
     }
@@ -264,7 +266,7 @@ impl References {
                 (Object::Service { object: number, .. } | Object::Cached { object: number, .. }, true) => {
                     let given = self.given.entry(object).or_default();
                     given.count += 1;
-                    self.uses.begin(given.by.join(route.by));
+                    self.given_uses.begin(given.by.join(route.by));
                     if let Some(at) = left.iter().position(|other| *other == number) {
                         left.swap_remove(at);
                     }
@@ -284,7 +286,7 @@ impl References {
     /// The client has given its last reference to an object back, or its copy of a cached one.
     pub(crate) fn dropped(&mut self, object: &Object) -> Released {
         let Some(given) = self.given.remove(object) else { return Released::default() };
-        self.uses.end(given.by.iter());
+        self.given_uses.end(given.by.iter());
         let (Object::Service { slot, object } | Object::Cached { slot, object }) = *object else {
             return Released::default();
         };
@@ -306,7 +308,7 @@ impl References {
             && let Some(held) = self.held.remove(no)
         {
             self.held_by.remove(&(slot, luid));
-            self.uses.end(held.by.iter());
+            self.held_uses.end(held.by.iter());
             released.attachments.extend(held.by.iter());
         }
         self.settle_mind(output, luid);
@@ -348,7 +350,7 @@ impl References {
     /// These attachments were taken away (they are sorted): what came by nothing else is dead. The client's objects are
     /// given back to it, and its luids of services' objects name nothing any more.
     pub(crate) fn forget(&mut self, output: &mut Output<Object>, gone: &[AttachmentNo]) -> Released {
-        if !gone.iter().any(|no| self.uses.has(*no)) {
+        if !gone.iter().any(|no| self.uses(*no)) {
             return Released::default();
         }
         let mut objects = Vec::new();
@@ -368,14 +370,15 @@ impl References {
                 orphans.push(no);
             }
         }
-        self.uses.forget(gone);
+        self.held_uses.forget(gone);
+        self.given_uses.forget(gone);
         self.let_go_of(output, orphans);
         Released { objects, attachments: Vec::new() }
     }
 
     /// A service has ended: nothing of it is there any more, and it has nothing any more.
     pub(crate) fn forget_slot(&mut self, output: &mut Output<Object>, slot: SlotNo) {
-        let uses = &mut self.uses;
+        let uses = &mut self.given_uses;
         self.given.retain(|object, given| {
             let (Object::Service { slot: of, .. } | Object::Cached { slot: of, .. }) = object else { return true };
             if *of != slot {
@@ -394,7 +397,7 @@ impl References {
         for no in handles {
             let Some(held) = self.held.remove(no) else { continue };
             self.held_by.remove(&(held.slot, held.luid));
-            self.uses.end(held.by.iter());
+            self.held_uses.end(held.by.iter());
             output.release(held.luid, held.count);
             self.settle_mind(output, held.luid);
         }
@@ -403,11 +406,17 @@ impl References {
     /// Whether something came by this attachment that still lives.
     #[must_use]
     pub(crate) fn uses(&self, no: AttachmentNo) -> bool {
-        self.uses.has(no)
+        self.held_uses.has(no) || self.given_uses.has(no)
+    }
+
+    /// Whether the client has something of the service's that came by this attachment.
+    #[must_use]
+    pub(crate) fn gives(&self, no: AttachmentNo) -> bool {
+        self.given_uses.has(no)
     }
 
     /// How many of the client's objects services have, how many of theirs the client has, and how many minds avatars keep.
-    #[must_use]
+    #[cfg(test)]
     pub(crate) fn counts(&self) -> (usize, usize, usize) {
         (self.held.len(), self.given.len(), self.minds.len())
     }

@@ -77,6 +77,13 @@ macro_rules! frames {
     }};
 }
 
+/// Takes the first frame off what a library says, and answers with its bytes, too.
+pub fn next_to_host<'a>(bytes: &mut &'a [u8]) -> Option<(ToHost<'a>, &'a [u8])> {
+    let before = *bytes;
+    let frame = ToHost::read(bytes)?;
+    Some((frame, &before[..before.len() - bytes.len()]))
+}
+
 /// The numbers in a frame's list of them: handles, calls, objects.
 pub fn numbers(bytes: &[u8]) -> impl Iterator<Item = u64> {
     bytes.chunks_exact(8).filter_map(|handle| handle.try_into().ok().map(u64::from_le_bytes))

@@ -13,7 +13,7 @@ use plugin_api::abi::frame::{self, ToHost, ToLibrary};
 use super::super::login::{Found, Now, Policy, Proof, Question};
 use super::super::{Demand, Limits, Refused, Session, Surroundings};
 use crate::cred::{Identity, Key, ProofBy, Refusal};
-use crate::multiservice::slot::NotServing;
+use crate::loader::fault::LibraryFault;
 use crate::multiservice::switchboard::Mailbox;
 use crate::multiservice::{AttachmentChange, Backend, Backends, SlotNo};
 use crate::sessions::{SessionEntry, Sessions};
@@ -141,9 +141,9 @@ impl Backend for Service {
     fn number(&self) -> SlotNo {
         SlotNo(self.number)
     }
-    fn submit(&self, frames: &[u8], changes: &mut Vec<AttachmentChange>, _: u64) -> Result<(), NotServing> {
+    fn submit(&self, frames: &[u8], changes: &mut Vec<AttachmentChange>, _: u64) -> Result<(), LibraryFault> {
         if let Some(why) = &*self.refuses.lock() {
-            return Err(NotServing(why.clone()));
+            return Err(LibraryFault::State(why.clone()));
         }
         self.hear(frames);
         self.change(changes);

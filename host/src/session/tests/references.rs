@@ -39,9 +39,7 @@ fn the_clients_object_comes_home_as_its_own() {
     assert_eq!(arguments, references(b"remote", &handles));
     // Typed, a service writes it as the reader's own; in an untyped value it stands as it came.
     let home = [references(b"local", &handles), references(b"remote", &handles)];
-    for (request, value) in [(call, &home[0])] {
-        answer(&mut pair, request, value, &[]);
-    }
+    answer(&mut pair, call, &home[0], &[]);
     let value = pair.heard.iter().find_map(|heard| match heard {
         Heard::Answer { value, .. } => Some(value.encode()),
         _ => None,
@@ -428,4 +426,46 @@ fn the_clients_answers_and_errors_go_to_who_asked() {
     let request = pair.call(Target::Name("nobody"), "m", &none);
     pair.turn();
     assert_eq!(pair.error(request), "twisted.spread.pb.Error");
+}
+
+#[test]
+fn a_mind_outlives_its_perspective_and_can_be_given_objects() {
+    let mut pair = Pair::new();
+    let avatar = pair.login("alice", None);
+    let request = pair.begin_attach(avatar, "board", "alice", Some('m'));
+    pair.turn();
+    let Some(Told::Attach { attachment, mind }) = pair.told("board").last().cloned() else { panic!() };
+    pair.says("board", &ToHost::Attached { attachment });
+    let perspective = luid(&pair.answer(request));
+    pair.client.output.release(perspective, 1);
+    pair.turn();
+    // Nothing can come by it: the service need not know it, though it may hold the mind.
+    assert_eq!(pair.told("board"), [Told::LetGo(attachment), Told::Detach(attachment)]);
+    assert_eq!(pair.service("board").known(), 0);
+    let (arguments, keywords, objects) = (references(b"remote", &[50]), keywords(), list(&[50]));
+    pair.says(
+        "board",
+        &ToHost::Call {
+            call: 0,
+            handle: mind,
+            answer: false,
+            method: "take",
+            arguments: &arguments,
+            keywords: &keywords,
+            attachment,
+            objects: &objects,
+        },
+    );
+    let Some(Heard::Call { object: 'm', luids, .. }) = pair.heard.pop() else { panic!("{:?}", pair.heard) };
+    // From here on something can: it is told of it again, and has the mind once more.
+    assert!(matches!(&pair.told("board")[..], [Told::Other(linger)] if linger.contains("Linger")));
+    assert_eq!(pair.service("board").known(), 1);
+    assert_eq!(pair.reaches("board", luids[0]), Ok(attachment));
+    pair.client.output.release(luids[0], 1);
+    pair.says("board", &ToHost::Release { handle: mind, count: 1 });
+    assert_eq!(pair.told("board"), [Told::Dropped { object: 50, count: 1 }, Told::Detach(attachment)]);
+    assert!(!pair.heard.contains(&Heard::Dropped('m')), "the service has it once more");
+    pair.says("board", &ToHost::Release { handle: mind, count: 1 });
+    assert!(pair.heard.contains(&Heard::Dropped('m')));
+    assert!(pair.session().owners.attachments.is_empty());
 }

@@ -3,6 +3,7 @@ use std::path::{Path, PathBuf};
 use super::*;
 use crate::cred::throttle::Counter;
 use crate::cred::{MasterKey, StoreSecret, TokenDigest};
+use crate::multiservice::context::Surroundings;
 use crate::store::{Done, Kept, MemoryStore, audit};
 
 /// Commits when it is told to.
@@ -71,7 +72,7 @@ impl Store for Slow {
     }
 }
 
-fn heard(mailbox: &super::super::switchboard::Mailbox) -> Vec<String> {
+fn heard(mailbox: &crate::multiservice::switchboard::Mailbox) -> Vec<String> {
     let mut bytes = Vec::new();
     mailbox.take(&mut bytes);
     let mut rest = bytes.as_slice();
@@ -87,18 +88,18 @@ fn heard(mailbox: &super::super::switchboard::Mailbox) -> Vec<String> {
     heard
 }
 
-fn say(line: &Line, frames: &[ToHost<'_>]) {
+fn say(outgoing: &Outgoing, frames: &[ToHost<'_>]) {
     let mut bytes = Vec::new();
     frames.iter().for_each(|frame| frame.write(&mut bytes));
-    line.frames(&bytes);
+    outgoing.frames(&bytes);
 }
 
-fn line() -> (Arc<Line>, Arc<Slow>, Arc<super::super::switchboard::Mailbox>, impl Fn(u64) -> u64) {
+fn outgoing() -> (Arc<Outgoing>, Arc<Slow>, Arc<crate::multiservice::switchboard::Mailbox>, impl Fn(u64) -> u64) {
     let store = Arc::new(Slow::default());
     let surroundings = Surroundings::new(Arc::clone(&store) as Arc<dyn Store>);
     let (number, mailbox) = surroundings.switchboard.connect();
-    let (line, _stages) = Line::new(SlotNo(1), 1, true, &surroundings, &Arc::default());
-    (line, store, mailbox, move |n: u64| u64::from(number) << 32 | n)
+    let (outgoing, _stages) = Outgoing::new((SlotNo(1), 1), true, &surroundings, &Arc::default());
+    (outgoing, store, mailbox, move |n: u64| u64::from(number) << 32 | n)
 }
 
 fn save(perspective: &str, version: u64) -> ToHost<'_> {
@@ -107,12 +108,12 @@ fn save(perspective: &str, version: u64) -> ToHost<'_> {
 
 #[test]
 fn nothing_that_follows_a_change_is_told_before_it_is_committed() {
-    let (line, store, mailbox, call) = line();
+    let (outgoing, store, mailbox, call) = outgoing();
     let answer = |n| ToHost::Answer { call: call(n), value: &[], objects: &[] };
-    say(&line, &[answer(1), save("a", 1), answer(2)]);
-    say(&line, &[answer(3)]);
-    say(&line, &[save("b", 1), answer(4)]);
-    say(&line, &[save("b", 2), save("a", 2), answer(5)]);
+    say(&outgoing, &[answer(1), save("a", 1), answer(2)]);
+    say(&outgoing, &[answer(3)]);
+    say(&outgoing, &[save("b", 1), answer(4)]);
+    say(&outgoing, &[save("b", 2), save("a", 2), answer(5)]);
     assert!(heard(&mailbox).is_empty(), "what is told of a change may stand before it");
     store.finish(Ok(()));
     assert_eq!(heard(&mailbox), ["answer 1", "answer 2"]);
@@ -120,36 +121,36 @@ fn nothing_that_follows_a_change_is_told_before_it_is_committed() {
     store.finish(Ok(()));
     assert_eq!(heard(&mailbox), ["answer 3", "answer 4", "answer 5"]);
     assert!(store.waiting.lock().is_empty());
-    say(&line, &[answer(6)]);
+    say(&outgoing, &[answer(6)]);
     assert_eq!(heard(&mailbox), ["answer 6"], "who saves nothing waits for nothing");
 }
 
 #[test]
 fn what_cannot_be_committed_is_an_error_and_so_is_all_that_was_made_from_it() {
-    let (line, store, mailbox, call) = line();
+    let (outgoing, store, mailbox, call) = outgoing();
     let answer = |n| ToHost::Answer { call: call(n), value: &[], objects: &[] };
-    say(&line, &[save("a", 1), answer(1)]);
-    say(&line, &[save("b", 1), answer(2)]);
+    say(&outgoing, &[save("a", 1), answer(1)]);
+    say(&outgoing, &[save("b", 1), answer(2)]);
     store.finish(Err(StoreError::Failed("the disk is full".to_owned())));
     let undone = |n: u32| format!("failed {n}: the change could not be saved, and is undone");
     assert_eq!(heard(&mailbox), [undone(1), undone(2)]);
     assert!(store.waiting.lock().is_empty(), "what was made from it is not committed");
     // What the service says before it has gone back is made from what was undone, too.
-    say(&line, &[answer(3), save("c", 1)]);
+    say(&outgoing, &[answer(3), save("c", 1)]);
     assert_eq!(heard(&mailbox), [undone(3)]);
-    say(&line, &[ToHost::Reverted {}, ToHost::Reverted {}, answer(4), ToHost::Reverted {}, answer(5)]);
+    say(&outgoing, &[ToHost::Reverted {}, ToHost::Reverted {}, answer(4), ToHost::Reverted {}, answer(5)]);
     assert_eq!(heard(&mailbox), [undone(4), "answer 5".to_owned()]);
-    say(&line, &[save("a", 1), answer(6)]);
+    say(&outgoing, &[save("a", 1), answer(6)]);
     store.finish(Ok(()));
     assert_eq!(heard(&mailbox), ["answer 6"]);
 }
 
 #[test]
 fn a_second_writer_is_found_out_and_not_overwritten() {
-    let (line, store, mailbox, call) = line();
+    let (outgoing, store, mailbox, call) = outgoing();
     let other = Change { service: "?".to_owned(), perspective: "a".to_owned(), state: vec![9], base: 0, version: 1 };
     store.memory.commit(vec![Write::State(other)], Box::new(|done| done.unwrap()));
-    say(&line, &[save("a", 1), ToHost::Answer { call: call(1), value: &[], objects: &[] }]);
+    say(&outgoing, &[save("a", 1), ToHost::Answer { call: call(1), value: &[], objects: &[] }]);
     store.finish(Ok(()));
     assert_eq!(heard(&mailbox), ["failed 1: the change could not be saved, and is undone"]);
     let (sender, receiver) = std::sync::mpsc::channel();
@@ -162,9 +163,9 @@ fn a_state_over_the_quota_is_not_saved() {
     let store = Arc::new(MemoryStore::new());
     let surroundings = Surroundings { quota: 4, ..Surroundings::new(store) };
     let (number, mailbox) = surroundings.switchboard.connect();
-    let (line, _stages) = Line::new(SlotNo(1), 1, true, &surroundings, &Arc::default());
+    let (outgoing, _stages) = Outgoing::new((SlotNo(1), 1), true, &surroundings, &Arc::default());
     let call = u64::from(number) << 32 | 1;
     let large = ToHost::Save { perspective: "a", state: &[0; 5], base: 0, version: 1 };
-    say(&line, &[large, ToHost::Answer { call, value: &[], objects: &[] }]);
+    say(&outgoing, &[large, ToHost::Answer { call, value: &[], objects: &[] }]);
     assert_eq!(heard(&mailbox), ["failed 1: the change could not be saved, and is undone"]);
 }

@@ -1,0 +1,57 @@
+//! What all services of a host share.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::ended::Ended;
+use super::switchboard::Switchboard;
+use crate::store::Store;
+
+/// A slot's number: no other of this process has had it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SlotNo(pub u32);
+
+/// What services share: where states are kept, and where connections are.
+#[derive(Clone)]
+pub struct Surroundings {
+    /// Where states are kept.
+    pub store: Arc<dyn Store>,
+    /// Where connections are.
+    pub switchboard: Arc<Switchboard>,
+    /// How many bytes a saved state may have.
+    pub quota: usize,
+    /// How long calls that wait may go on in code that was replaced.
+    pub grace: Duration,
+    /// How long a service may take to be made, to start, or to say that it is well, where no client waits for it.
+    pub patience: Duration,
+    /// What became of the libraries that have served.
+    pub ended: Arc<Ended>,
+}
+
+/// How many bytes a saved state may have, if nothing else is said.
+pub const QUOTA: usize = 64 << 20;
+/// How long a service may take for a step of its start, if nothing else is said.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+/// How long calls that wait may go on in code that was replaced, if nothing else is said.
+pub const GRACE: Duration = Duration::from_secs(10);
+
+impl Surroundings {
+    /// This store, and no connections yet.
+    #[must_use]
+    pub fn new(store: Arc<dyn Store>) -> Self {
+        Self {
+            store,
+            switchboard: Switchboard::new(),
+            quota: QUOTA,
+            grace: GRACE,
+            patience: PATIENCE,
+            ended: Arc::default(),
+        }
+    }
+}
+
+impl std::fmt::Debug for Surroundings {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Surroundings")
+    }
+}

@@ -1,0 +1,527 @@
+//! What a generation says, on its way out: changes are committed before anything that follows them is told.
+//!
+//! [`Outgoing`] routes frames and talks to the store; `commits` decides what waits for what; `replay` knows who was handed
+//! over; `report` is what the operator is told.
+
+mod commits;
+mod replay;
+mod report;
+
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock, Weak};
+
+use parking_lot::Mutex;
+use plugin_api::abi::frame::{self, ToHost, ToLibrary, next_to_host};
+use tokio::sync::mpsc;
+
+use self::commits::{CommitQueue, Effect, Phase};
+use self::replay::Replay;
+use self::report::Report;
+use super::context::{SlotNo, Surroundings};
+use super::switchboard::{Delivery, Switchboard};
+use crate::loader::gate::Outlet;
+use crate::loader::generation::Generation;
+use crate::store::{Change, Entries, Range, Saved, Store, StoreError, Write, ask};
+
+/// What the slot waits for while its generation starts or stops.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Lifecycle {
+    Manifest(Vec<u8>),
+    Initialised,
+    Started,
+    Healthy(u64),
+    Refused(String),
+    Frozen { request: u64, calls: Vec<u8>, objects: Vec<u8>, numbers: u64, states: u64 },
+    Adopted(u64),
+    Stopped,
+}
+
+/// After how long a store that could not be read is asked again.
+const STORE_RETRY: std::time::Duration = std::time::Duration::from_secs(1);
+
+/// What a generation says, on its way out: see the module's page.
+pub(super) struct Outgoing {
+    slot: SlotNo,
+    /// The generation's.
+    pub(super) number: u32,
+    pub(super) name: OnceLock<String>,
+    pub(super) generation: OnceLock<Weak<Generation>>,
+    /// A [`Phase`]. Changed with the queue locked, but for its end.
+    phase: AtomicU8,
+    queue: Mutex<CommitQueue>,
+    writing: Mutex<Writing>,
+    replay: Replay,
+    report: Report,
+    lifecycle: mpsc::UnboundedSender<Lifecycle>,
+    router: Arc<Switchboard>,
+    store: Arc<dyn Store>,
+    /// The most bytes that a saved state may have.
+    quota: usize,
+    me: Weak<Self>,
+}
+
+/// Data of the service's that is being written, and who waits for that.
+#[derive(Default)]
+struct Writing {
+    pending: usize,
+    frozen: Option<Lifecycle>,
+}
+
+impl Outgoing {
+    /// The way out of this generation of this slot. One that does not serve yet keeps back what changes anything, until
+    /// [`Outgoing::serve`].
+    pub(super) fn new(
+        (slot, number): (SlotNo, u32),
+        serving: bool,
+        surroundings: &Surroundings,
+        faults: &Arc<AtomicU64>,
+    ) -> (Arc<Self>, mpsc::UnboundedReceiver<Lifecycle>) {
+        let (lifecycle, receiver) = mpsc::unbounded_channel();
+        let phase = if serving { Phase::Serving } else { Phase::Embargoed };
+        let outgoing = Arc::new_cyclic(|me| Self {
+            slot,
+            number,
+            name: OnceLock::new(),
+            generation: OnceLock::new(),
+            phase: AtomicU8::new(phase as u8),
+            queue: Mutex::default(),
+            writing: Mutex::default(),
+            replay: Replay::default(),
+            report: Report::new(number, faults),
+            lifecycle,
+            router: Arc::clone(&surroundings.switchboard),
+            store: Arc::clone(&surroundings.store),
+            quota: surroundings.quota,
+            me: Weak::clone(me),
+        });
+        (outgoing, receiver)
+    }
+
+    fn phase(&self) -> Phase {
+        Phase::of(self.phase.load(Ordering::SeqCst))
+    }
+
+    /// Changes the phase by this rule; answers with the one before.
+    fn advance(&self, rule: impl Fn(Phase) -> Phase) -> Phase {
+        let next = |phase| Some(rule(Phase::of(phase)) as u8);
+        // The rule always has an answer.
+        Phase::of(self.phase.fetch_update(Ordering::SeqCst, Ordering::SeqCst, next).unwrap_or_else(|phase| phase))
+    }
+
+    /// Hands over what the generation waits for while it ends.
+    pub(super) fn hand_over(&self, frames: &[u8]) {
+        if let Some(generation) = self.generation.get().and_then(Weak::upgrade) {
+            generation.push_anyway(frames);
+        }
+    }
+
+    /// The generation has ended: its clients hear of it, once.
+    pub(super) fn over(&self) {
+        if self.advance(Phase::ended) == Phase::Serving {
+            self.broadcast_end();
+        }
+    }
+
+    fn broadcast_end(&self) {
+        let mut frame = Vec::new();
+        ToHost::Stopped {}.write(&mut frame);
+        self.router.broadcast(self.tag(), &frame);
+    }
+
+    /// From whom what is delivered comes: the slot, and above it the generation.
+    pub(super) fn tag(&self) -> u64 {
+        u64::from(self.slot.0) | u64::from(self.number) << 32
+    }
+
+    /// It serves from now on: what was kept back is committed, and told.
+    pub(super) fn serve(&self) {
+        let mut queue = self.queue.lock();
+        let before = self.advance(|phase| match phase {
+            Phase::Embargoed => Phase::Serving,
+            Phase::Over => Phase::OverServing,
+            phase => phase,
+        });
+        if before == Phase::Over {
+            // It has ended by itself just before: nobody was told yet.
+            self.broadcast_end();
+        }
+        let effects = queue.go_on(Phase::Serving);
+        let commit = self.perform(effects);
+        drop(queue);
+        self.commit(commit);
+    }
+
+    /// It ends. If it has not come to serve, what it wanted to be kept or told never will be: who waits for that inside
+    /// goes on to its end.
+    pub(super) fn abandon(&self) {
+        let mut queue = self.queue.lock();
+        if self.advance(|phase| if phase == Phase::Embargoed { Phase::Abandoned } else { phase }) == Phase::Embargoed {
+            // What is refused commits nothing.
+            self.perform(queue.abandon());
+        }
+    }
+
+    /// What a generation that never came to serve asks for.
+    fn refuse(&self, frame: &ToHost<'_>) {
+        let message = "this code did not come to serve";
+        match *frame {
+            ToHost::Write { request, .. } => self.send(&ToLibrary::NotLoaded { request, message }),
+            ToHost::Call { call, answer, objects, .. } => {
+                self.give_back(objects);
+                if answer {
+                    self.send(&ToLibrary::Failed { call, class: "credhost.Reloaded", message });
+                }
+            }
+            ToHost::Update { objects, .. } => self.give_back(objects),
+            _ => {}
+        }
+    }
+
+    /// Its successor serves: what it says of calls that wait is told, and nothing of it is saved any more.
+    pub(super) fn retire(&self) {
+        let _queue = self.queue.lock();
+        self.advance(|phase| match phase {
+            Phase::Serving => Phase::Retired,
+            Phase::OverServing => Phase::Over,
+            phase => phase,
+        });
+    }
+
+    /// What comes now is of what it is asked now: an earlier panic has nothing to do with it.
+    pub(super) fn forget_panic(&self) {
+        self.report.forget_panic();
+    }
+
+    /// These attachments are told to it anew.
+    pub(super) fn expect(&self, attachments: impl Iterator<Item = u64>) {
+        self.replay.expect(attachments);
+    }
+
+    /// Waits until it has taken all of them, or refused them; not for long. Answers with how many it has refused.
+    pub(super) async fn replayed(&self) -> usize {
+        self.replay.done().await
+    }
+
+    /// The perspectives whose states it could not read, and why.
+    pub(super) fn unreadable(&self) -> Vec<(String, String)> {
+        self.report.unreadable()
+    }
+
+    /// The service's own saved state.
+    pub(super) async fn saved(&self) -> Result<Option<Saved>, StoreError> {
+        ask(|done| self.store.state(self.name(), "", done)).await
+    }
+
+    pub(super) fn is_over(&self) -> bool {
+        self.phase().is_over()
+    }
+
+    pub(super) fn name(&self) -> &str {
+        self.name.get().map_or("?", String::as_str)
+    }
+
+    fn send(&self, frame: &ToLibrary<'_>) {
+        if let Some(generation) = self.generation.get().and_then(Weak::upgrade) {
+            generation.send(frame);
+        }
+    }
+
+    fn reached(&self, step: Lifecycle) {
+        // Nobody waits once the slot has gone.
+        let _ = self.lifecycle.send(step);
+    }
+
+    /// One frame that waits for nothing any more.
+    fn out(&self, frame: &ToHost<'_>, raw: &[u8], delivery: &mut Delivery<'_>) {
+        match frame {
+            ToHost::Answer { call, objects, .. } => {
+                self.deliver(delivery, *call, raw, objects);
+            }
+            ToHost::Attached { attachment } => {
+                self.replay.took(*attachment, false);
+                delivery.deliver(*attachment, self.tag(), raw);
+            }
+            ToHost::Update { attachment: number, objects, .. } => {
+                self.deliver(delivery, *number, raw, objects);
+            }
+            ToHost::Failed { call, fault, message, .. } => {
+                if *fault {
+                    self.report.call_panicked(self.name(), message);
+                }
+                self.replay.took(*call, true);
+                delivery.deliver(*call, self.tag(), raw);
+            }
+            ToHost::Call { call, handle, answer, objects, .. } => {
+                let delivered = self.deliver(delivery, *handle, raw, objects);
+                if *answer && !delivered {
+                    let (class, message) = ("twisted.spread.pb.PBConnectionLost", "the client has gone");
+                    self.send(&ToLibrary::Failed { call: *call, class, message });
+                }
+            }
+            ToHost::Release { handle, .. } | ToHost::Forget { handle, .. } => {
+                delivery.deliver(*handle, self.tag(), raw);
+            }
+            ToHost::Load { request, perspective } => self.load(*request, perspective),
+            ToHost::Data { request, from, to, limit, reverse } => {
+                let limit = usize::try_from(*limit).unwrap_or(usize::MAX);
+                let (from, to) = (from.to_vec(), to.map(<[u8]>::to_vec));
+                self.data(*request, &Range { from, to, limit, reverse: *reverse });
+            }
+            ToHost::Write { request, base, entries } => self.write(*request, *base, entries),
+            ToHost::End { attachment } => {
+                delivery.deliver(*attachment, self.tag(), raw);
+            }
+            ToHost::Manifest { manifest } => self.reached(Lifecycle::Manifest(manifest.to_vec())),
+            ToHost::Initialised {} => self.reached(Lifecycle::Initialised),
+            ToHost::Started {} => self.reached(Lifecycle::Started),
+            ToHost::Healthy { request } => self.reached(Lifecycle::Healthy(*request)),
+            ToHost::Refused { message } => self.reached(Lifecycle::Refused(self.report.refusal(message))),
+            ToHost::Frozen { request, calls, objects, numbers, states } => self.frozen(Lifecycle::Frozen {
+                request: *request,
+                calls: calls.to_vec(),
+                objects: objects.to_vec(),
+                numbers: *numbers,
+                states: *states,
+            }),
+            ToHost::Adopted { objects } => self.reached(Lifecycle::Adopted(*objects)),
+            ToHost::Unreadable { perspective, message } => {
+                self.report.cannot_read(self.name(), perspective, message);
+            }
+            ToHost::Stopped {} => {
+                self.over();
+                self.reached(Lifecycle::Stopped);
+            }
+            // Saves are taken out before.
+            // A newer library may say more.
+            _ => {}
+        }
+    }
+
+    /// Hands a frame to the connection whose number is in `number`; false: it has gone, and the library gets the objects in
+    /// the frame back.
+    fn deliver(&self, delivery: &mut Delivery<'_>, number: u64, raw: &[u8], objects: &[u8]) -> bool {
+        let delivered = delivery.deliver(number, self.tag(), raw);
+        if !delivered {
+            self.give_back(objects);
+        }
+        delivered
+    }
+
+    /// The objects of a value that goes to nobody: they were counted as handed out.
+    fn give_back(&self, objects: &[u8]) {
+        for object in frame::numbers(objects) {
+            self.send(&ToLibrary::Dropped { object, count: 1 });
+        }
+    }
+
+    fn load(&self, request: u64, perspective: &str) {
+        let me = Weak::clone(&self.me);
+        let done = Box::new(move |saved: Result<Option<Saved>, StoreError>| {
+            let Some(me) = me.upgrade() else { return };
+            match saved {
+                Ok(saved) => {
+                    let version = saved.as_ref().map_or(0, |saved| saved.version);
+                    let state = saved.as_ref().map(|saved| saved.state.as_slice());
+                    me.send(&ToLibrary::Loaded { request, state, version });
+                }
+                Err(error) => me.send(&ToLibrary::NotLoaded { request, message: &error.to_string() }),
+            }
+        });
+        self.store.state(self.name(), perspective, done);
+    }
+
+    fn data(&self, request: u64, range: &Range) {
+        let me = Weak::clone(&self.me);
+        let done = Box::new(move |found: Result<Entries, StoreError>| {
+            let Some(me) = me.upgrade() else { return };
+            match found {
+                Ok(Entries { entries: found, more, version }) => {
+                    let mut entries = Vec::new();
+                    for (key, value) in &found {
+                        frame::put_entry(&mut entries, key, Some(value));
+                    }
+                    me.send(&ToLibrary::Entries { request, entries: &entries, more, version });
+                }
+                Err(error) => me.send(&ToLibrary::NotLoaded { request, message: &error.to_string() }),
+            }
+        });
+        self.store.data(self.name(), range, done);
+    }
+
+    /// It stands still. What it has given to the store to write is to be there first.
+    fn frozen(&self, step: Lifecycle) {
+        let mut writing = self.writing.lock();
+        if writing.pending == 0 {
+            drop(writing);
+            self.reached(step);
+        } else {
+            writing.frozen = Some(step);
+        }
+    }
+
+    fn written(&self) {
+        let mut writing = self.writing.lock();
+        writing.pending -= 1;
+        if writing.pending == 0
+            && let Some(step) = writing.frozen.take()
+        {
+            drop(writing);
+            self.reached(step);
+        }
+    }
+
+    fn write(&self, request: u64, base: u64, entries: &[u8]) {
+        let entries = frame::entries(entries).map(|(key, value)| (key.to_vec(), value.map(<[u8]>::to_vec))).collect();
+        let me = Weak::clone(&self.me);
+        let done = Box::new(move |written: Result<(), StoreError>| {
+            let Some(me) = me.upgrade() else { return };
+            me.written();
+            match written {
+                Ok(()) => me.send(&ToLibrary::Committed { request }),
+                Err(error) => me.send(&ToLibrary::NotLoaded { request, message: &error.to_string() }),
+            }
+        });
+        self.writing.lock().pending += 1;
+        self.store.commit(vec![Write::Data { service: self.name().to_owned(), base, entries }], done);
+    }
+
+    /// A commit is done.
+    fn committed(&self, result: Result<(), StoreError>) {
+        if let Err(error) = &result {
+            tracing::error!(service = self.name(), %error, "changes could not be saved; they are undone");
+        }
+        // With the queue locked: what is said next goes out behind it.
+        let mut queue = self.queue.lock();
+        let effects = queue.committed(self.phase(), result.is_ok());
+        let commit = self.perform(effects);
+        drop(queue);
+        self.commit(commit);
+    }
+
+    /// Does what the queue says, while it is locked, so that nothing overtakes it; answers with what is to be committed once
+    /// it is not: the store may be done before it returns.
+    fn perform(&self, effects: Vec<Effect>) -> Option<Vec<Change>> {
+        let mut delivery = Delivery::new(&self.router);
+        let mut commit = None;
+        for effect in effects {
+            match effect {
+                Effect::Release(frames) => self.release(&frames, &mut delivery),
+                Effect::Undo(frames) => each(&frames, |frame, raw| self.undo(frame, raw, &mut delivery)),
+                Effect::Refuse(frames) => each(&frames, |frame, _| self.refuse(frame)),
+                Effect::Revert(perspective) => self.revert(perspective, 0),
+                Effect::Loaded(request, state, version) => {
+                    self.send(&ToLibrary::Loaded { request, state: Some(&state), version });
+                }
+                Effect::Commit(changes) => commit = Some(changes),
+            }
+        }
+        commit
+    }
+
+    fn commit(&self, changes: Option<Vec<Change>>) {
+        let Some(changes) = changes else { return };
+        let me = Weak::clone(&self.me);
+        let done = move |result| {
+            if let Some(me) = me.upgrade() {
+                me.committed(result);
+            }
+        };
+        if let Some(large) = changes.iter().find(|change| change.state.len() > self.quota) {
+            let why = format!("the state of {} has {} bytes", large.perspective, large.state.len());
+            return done(Err(StoreError::Failed(why)));
+        }
+        self.store.commit(changes.into_iter().map(Write::State).collect(), Box::new(done));
+    }
+
+    fn release(&self, frames: &[u8], delivery: &mut Delivery<'_>) {
+        each(frames, |frame, raw| self.out(frame, raw, delivery));
+    }
+
+    /// Nothing of a batch that was not committed is told: its answers become errors.
+    fn undo(&self, frame: &ToHost<'_>, raw: &[u8], delivery: &mut Delivery<'_>) {
+        match *frame {
+            ToHost::Answer { call, objects, .. } => {
+                self.give_back(objects);
+                let mut failed = Vec::new();
+                let (class, message) = ("RuntimeError", "the change could not be saved, and is undone");
+                ToHost::Failed { call, class, message, fault: false }.write(&mut failed);
+                delivery.deliver(call, self.tag(), &failed);
+            }
+            ToHost::Call { call, answer, objects, .. } => {
+                self.give_back(objects);
+                if answer {
+                    let (class, message) = ("RuntimeError", "a change before it could not be saved");
+                    self.send(&ToLibrary::Failed { call, class, message });
+                }
+            }
+            // What was to be told of has not come to pass.
+            ToHost::Update { objects, .. } => self.give_back(objects),
+            ToHost::Frozen { .. } => {
+                let why = "the code that serves could not save its changes; it goes back to what is saved";
+                self.reached(Lifecycle::Refused(why.to_owned()));
+            }
+            _ => self.out(frame, raw, delivery),
+        }
+    }
+
+    /// Tells the service what a perspective's state is again; later, if the store cannot say just now.
+    fn revert(&self, perspective: String, tries: u32) {
+        let me = Weak::clone(&self.me);
+        let of = perspective.clone();
+        let done = Box::new(move |state: Result<Option<Saved>, StoreError>| {
+            let Some(me) = me.upgrade().filter(|me| !me.is_over()) else { return };
+            match state {
+                Ok(saved) => {
+                    let version = saved.as_ref().map_or(0, |saved| saved.version);
+                    let state = saved.as_ref().map(|saved| saved.state.as_slice());
+                    me.send(&ToLibrary::Revert { perspective: &of, state, version });
+                }
+                Err(error) => {
+                    if tries == 0 {
+                        tracing::error!(service = me.name(), %error, "the service waits for the store");
+                    }
+                    // The service tells nobody anything until then: it cannot know what it should be.
+                    let waiting = std::thread::Builder::new().name("store-again".to_owned()).spawn(move || {
+                        std::thread::sleep(STORE_RETRY);
+                        me.revert(of, tries + 1);
+                    });
+                    if let Err(error) = waiting {
+                        tracing::error!(%error, "a service cannot go back to its last commit; restart the host");
+                    }
+                }
+            }
+        });
+        self.store.state(self.name(), &perspective, done);
+    }
+}
+
+fn each(mut frames: &[u8], mut do_it: impl FnMut(&ToHost<'_>, &[u8])) {
+    while let Some((frame, raw)) = next_to_host(&mut frames) {
+        do_it(&frame, raw);
+    }
+}
+
+impl Outlet for Outgoing {
+    fn frames(&self, frames: &[u8]) {
+        let mut queue = self.queue.lock();
+        let phase = self.phase();
+        if phase.is_over() {
+            // One that was given up and came back after all: another may serve by now, with newer states.
+            return;
+        }
+        if queue.passes(phase, frames) {
+            return self.release(frames, &mut Delivery::new(&self.router));
+        }
+        let effects = queue.said(phase, self.name(), frames);
+        let commit = self.perform(effects);
+        drop(queue);
+        self.commit(commit);
+    }
+
+    fn log(&self, level: u8, target: &str, text: &str) {
+        self.report.log(self.name(), level, target, text);
+    }
+}
+
+#[cfg(test)]
+mod tests;
