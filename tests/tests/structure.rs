@@ -1,6 +1,6 @@
 //! What holds of the source itself.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -75,7 +75,7 @@ fn every_unsafe_block_argues() {
 
 #[test]
 fn dependencies_point_one_way() {
-    let forbidden: [(&str, &[&str]); 9] = [
+    let forbidden: [(&str, &[&str]); 11] = [
         ("plugin-api/jelly/src/", &["plugin_api", "pb::", "tokio", "std::net", "std::fs"]),
         ("host/pb/src/", &["plugin_api", "credhost::", "crate::cred"]),
         ("plugin-api/src/", &["pb::Broker", "credhost::"]),
@@ -95,7 +95,23 @@ fn dependencies_point_one_way() {
         ("host/src/store/", &["crate::session", "crate::loader", "crate::multiservice", "crate::config", "pb::"]),
         ("host/src/loader/", &["crate::session", "crate::multiservice", "crate::config", "crate::cred", "pb::"]),
         ("host/src/multiservice/", &["crate::session", "crate::config", "crate::control", "pb::"]),
-        ("host/src/session/", &["crate::config", "crate::control", "crate::server", "crate::loader"]),
+        (
+            "host/src/session/",
+            &[
+                "crate::config",
+                "crate::control",
+                "crate::server",
+                "crate::loader",
+                "crate::listener",
+                "crate::login_gate",
+                "crate::store",
+            ],
+        ),
+        (
+            "host/src/login_gate/",
+            &["crate::listener", "crate::config", "crate::control", "crate::multiservice", "pb::"],
+        ),
+        ("host/src/listener/", &["crate::config", "crate::control", "crate::server", "crate::loader"]),
         ("plugins/", &["jelly::", "credhost", "pb::", "abi_stable"]),
     ];
     for (path, text) in all() {
@@ -117,16 +133,203 @@ fn dependencies_point_one_way() {
 
 #[test]
 fn the_deterministic_rooms_read_no_clock_and_draw_no_randomness() {
-    let rooms = ["plugin-api/jelly/src/", "host/pb/src/", "host/src/cred/"];
-    let words = ["Instant::now", "SystemTime", "getrandom", "rand::", "std::net", "std::fs", "std::env"];
+    let rooms = [
+        "plugin-api/jelly/src/",
+        "host/pb/src/",
+        "host/src/cred/",
+        "host/src/session/",
+        "host/src/multiservice/outgoing/commits.rs",
+    ];
+    let words =
+        ["Instant::now", "SystemTime", "getrandom", "rand::", "std::net", "std::fs", "std::env", "tokio::", ".await"];
     for (path, text) in all() {
-        // The client on tokio is a shell around the broker.
-        if rooms.iter().any(|room| path.starts_with(room)) && path != "host/pb/src/client.rs" {
+        // The client on tokio is a shell around the broker; an authorizer may take its time.
+        let waits = ["host/pb/src/client.rs", "host/src/cred/login.rs"].contains(&path.as_str());
+        // Tests have a clock of their own.
+        let tests = path.contains("/tests/");
+        if rooms.iter().any(|room| path.starts_with(room)) && !waits && !tests {
             for line in code(&text) {
                 assert!(!words.iter().any(|word| line.contains(word)), "{path}: {line}");
             }
         }
     }
+}
+
+/// The session's owners do not know each other, nor the session: what they share is numbers and limits.
+#[test]
+fn the_sessions_owners_do_not_know_each_other() {
+    let owners = ["login", "attachments", "calls", "references", "outbox", "values"];
+    // Log-in reads arguments and writes references in the words of the two that know how; eras and scopes are its
+    // callers' words.
+    let allowed = [("login", "values"), ("login", "references"), ("login", "attachments")];
+    for owner in owners {
+        let is_of = |path: &str| {
+            path == format!("host/src/session/{owner}.rs") || path.starts_with(&format!("host/src/session/{owner}/"))
+        };
+        for (path, text) in all().iter().filter(|(path, _)| is_of(path)) {
+            for line in code(text).filter(|line| line.trim_start().starts_with("use ")) {
+                for other in owners.iter().filter(|other| **other != owner && !allowed.contains(&(owner, **other))) {
+                    let names = [format!("super::{other}::"), format!("session::{other}")];
+                    assert!(!names.iter().any(|name| line.contains(name.as_str())), "{path} knows {other}: {line}");
+                }
+            }
+        }
+    }
+}
+
+/// The modules of a crate and what they import from each other, seen through re-exports.
+struct Imports {
+    modules: BTreeMap<Vec<String>, Module>,
+}
+
+#[derive(Default)]
+struct Module {
+    uses: Vec<Vec<String>>,
+    /// What it shows under a name of its own.
+    shown: BTreeMap<String, Vec<String>>,
+}
+
+impl Imports {
+    fn of(root: &str) -> Self {
+        let mut modules = BTreeMap::new();
+        let files: Vec<(Vec<String>, String)> = all()
+            .into_iter()
+            .filter_map(|(path, text)| {
+                let path = path.strip_prefix(root)?.strip_suffix(".rs")?.to_owned();
+                let mut name: Vec<String> = path.split('/').map(str::to_owned).collect();
+                if ["mod", "lib", "main"].iter().any(|own| name.last().is_some_and(|last| last == own)) {
+                    name.pop();
+                }
+                Some((name, text))
+            })
+            .filter(|(name, _)| !name.contains(&"tests".to_owned()))
+            .collect();
+        for (name, text) in files {
+            let mut module = Module::default();
+            let code = code(&text).collect::<Vec<_>>().join("\n");
+            for statement in code.split(';') {
+                let Some(at) = statement.find("use ") else { continue };
+                let before = statement[..at].trim_end().rsplit('\n').next().unwrap_or_default().trim();
+                if !(before.is_empty() || before.starts_with("pub")) {
+                    continue;
+                }
+                for path in expand(&statement[at + 4..]) {
+                    let Some(path) = absolute(&name, &path, before.starts_with("pub")) else { continue };
+                    match path.last().cloned().filter(|_| before.starts_with("pub")) {
+                        Some(last) => drop(module.shown.insert(last, path)),
+                        None => module.uses.push(path),
+                    }
+                }
+            }
+            modules.insert(name, module);
+        }
+        Self { modules }
+    }
+
+    /// The module that a path leads to.
+    fn resolve(&self, path: &[String], depth: usize) -> Option<&Vec<String>> {
+        (0..=path.len()).rev().find_map(|length| {
+            let (name, module) = self.modules.get_key_value(&path[..length])?;
+            let further = path.get(length).and_then(|next| module.shown.get(next)).filter(|_| depth < 5);
+            match further {
+                Some(further) => self.resolve(&[further.as_slice(), &path[length + 1..]].concat(), depth + 1),
+                None => Some(name),
+            }
+        })
+    }
+
+    fn of_module(&self, name: &[String]) -> BTreeSet<&Vec<String>> {
+        let uses = &self.modules[name].uses;
+        uses.iter().filter_map(|path| self.resolve(path, 0)).filter(|found| found.as_slice() != name).collect()
+    }
+
+    /// A way from a module back to itself.
+    fn circle(&self, from: &Vec<String>) -> Option<Vec<String>> {
+        let mut stack = vec![vec![from]];
+        let mut seen = BTreeSet::new();
+        while let Some(way) = stack.pop() {
+            let last = way[way.len() - 1];
+            for next in self.of_module(last) {
+                if next == from {
+                    return Some(way.iter().map(|module| module.join("/")).collect());
+                }
+                if seen.insert(next) {
+                    stack.push([way.as_slice(), &[next]].concat());
+                }
+            }
+        }
+        None
+    }
+}
+
+/// The paths of a `use`, with its braces taken apart.
+fn expand(tree: &str) -> Vec<Vec<String>> {
+    let (mut parts, mut depth, mut start) = (Vec::new(), 0, 0);
+    for (at, c) in tree.char_indices() {
+        match c {
+            '{' => depth += 1,
+            '}' => depth -= 1,
+            ',' if depth == 0 => {
+                parts.push(&tree[start..at]);
+                start = at + 1;
+            }
+            _ => {}
+        }
+    }
+    parts.push(&tree[start..]);
+    let mut paths = Vec::new();
+    for part in parts.into_iter().map(str::trim).filter(|part| !part.is_empty()) {
+        match part.split_once('{') {
+            Some((prefix, inner)) => {
+                let prefix: Vec<String> =
+                    prefix.split("::").map(str::trim).filter(|name| !name.is_empty()).map(str::to_owned).collect();
+                let inner = inner.strip_suffix('}').unwrap_or(inner);
+                paths.extend(expand(inner).into_iter().map(|rest| [prefix.as_slice(), &rest].concat()));
+            }
+            None => paths.push(part.split("::").map(|name| name.trim().to_owned()).collect()),
+        }
+    }
+    paths
+}
+
+/// A path from the crate's root on; `None`: it leads out of the crate.
+fn absolute(module: &[String], path: &[String], shown: bool) -> Option<Vec<String>> {
+    let supers = path.iter().take_while(|name| *name == "super").count();
+    match path.first()?.as_str() {
+        "crate" => Some(path[1..].to_vec()),
+        "self" => Some([module, &path[1..]].concat()),
+        "super" => Some([&module[..module.len().checked_sub(supers)?], &path[supers..]].concat()),
+        // `pub use child::Name`.
+        _ if shown => Some([module, path].concat()),
+        _ => None,
+    }
+}
+
+#[test]
+fn no_files_of_the_host_import_each_other_in_a_circle() {
+    for root in ["host/src/", "host/pb/src/"] {
+        let imports = Imports::of(root);
+        assert!(imports.modules.len() > 3, "{root} is found");
+        for module in imports.modules.keys() {
+            assert_eq!(imports.circle(module), None, "{root}");
+        }
+    }
+}
+
+#[test]
+fn the_search_for_circles_finds_one() {
+    let path = |text: &str| text.split("::").map(str::to_owned).collect::<Vec<String>>();
+    let module = |uses: &[&str]| Module { uses: uses.iter().map(|of| path(of)).collect(), ..Module::default() };
+    let mut modules = BTreeMap::from([
+        (path("a"), module(&["b::Thing"])),
+        (path("b"), module(&["c::Shown"])),
+        (path("c"), Module { shown: BTreeMap::from([("Shown".to_owned(), path("c::d::Shown"))]), ..module(&[]) }),
+        (path("c::d"), module(&["a::Thing"])),
+    ]);
+    let circle = Imports { modules: std::mem::take(&mut modules) }.circle(&path("a"));
+    assert_eq!(circle, Some(vec!["a".to_owned(), "b".to_owned(), "c/d".to_owned()]));
+    assert_eq!(expand("a::{b, c::{d, e}}"), [path("a::b"), path("a::c::d"), path("a::c::e")]);
+    assert_eq!(absolute(&path("a::b"), &path("super::super::c"), false), Some(path("c")));
 }
 
 #[test]

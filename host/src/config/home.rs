@@ -1,13 +1,13 @@
 //! The home folder: one host's, and nobody else's to read.
 
-use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, flock};
 
 use super::file::TlsSection;
+use super::private::{HomeError, private};
 
 /// A home folder.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -19,44 +19,6 @@ pub struct Home {
 #[derive(Debug)]
 pub struct Lock {
     _file: File,
-}
-
-/// Why a home folder cannot be used.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum HomeError {
-    /// It is not there.
-    #[error("there is no home folder {0}; `credhost run` makes one, and so does `credhost demo`")]
-    Missing(PathBuf),
-    /// It cannot be made or read.
-    #[error("the home folder {path} cannot be used: {error}")]
-    Io {
-        /// Which.
-        path: PathBuf,
-        /// Why.
-        error: io::Error,
-    },
-    /// Others could read or change it.
-    #[error("{path} can be used by others (mode {mode:o}); it holds secrets: run `chmod {wanted:o} {path}`")]
-    Open {
-        /// Which.
-        path: PathBuf,
-        /// As it is.
-        mode: u32,
-        /// As it should be.
-        wanted: u32,
-    },
-    /// It belongs to somebody else.
-    #[error("{0} belongs to another user; run credhost as that user")]
-    Owner(PathBuf),
-    /// The key of its store is not there.
-    #[error(
-        "{0} is missing: what is sealed in the store opens with that key alone; put it back from where it was kept"
-    )]
-    NoKey(PathBuf),
-    /// Another process uses it.
-    #[error("another credhost uses {0}; stop it first")]
-    Locked(PathBuf),
 }
 
 impl Home {
@@ -166,20 +128,4 @@ impl Home {
     pub fn private(&self) -> PathBuf {
         self.path.join("generations")
     }
-}
-
-/// Checks that a file or folder is this user's, and nobody else's to use.
-///
-/// # Errors
-/// When it is not.
-pub fn private(path: &Path, wanted: u32) -> Result<(), HomeError> {
-    let about = fs::metadata(path).map_err(|error| HomeError::Io { path: path.to_owned(), error })?;
-    if about.uid() != rustix::process::geteuid().as_raw() {
-        return Err(HomeError::Owner(path.to_owned()));
-    }
-    let mode = about.mode() & 0o777;
-    if mode & 0o077 != 0 {
-        return Err(HomeError::Open { path: path.to_owned(), mode, wanted });
-    }
-    Ok(())
 }

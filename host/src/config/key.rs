@@ -6,7 +6,8 @@ use std::os::unix::fs::OpenOptionsExt;
 
 use zeroize::Zeroizing;
 
-use super::home::{Home, HomeError, private};
+use super::home::Home;
+use super::private::{HomeError, private};
 use crate::cred::{Entropy, MasterKey};
 
 /// Random bytes from the system.

@@ -3,7 +3,9 @@
 mod file;
 mod home;
 mod key;
+mod private;
 
 pub use file::{ConfigError, ConfigFile, IdentitySection, PasswordSection, PbSection, Settings, TlsSection};
-pub use home::{Home, HomeError, Lock, private};
+pub use home::{Home, Lock};
 pub use key::{entropy, existing_key, master_key, random, write_key};
+pub use private::{HomeError, private};

@@ -26,8 +26,8 @@ pub use error::{AuthorizerError, CredentialError, DuplicateIdentity, KeyNotFound
 pub use identity::{Credential, Identity, LabelError, ProofBy, check_label};
 pub use keyring::{Key, Keyring};
 pub use name::{Name, NameError, NameOf};
-pub use password::{Entropy, HashCost, Password, check_hash, keep_memory};
+pub use password::{Entropy, HashCost, Password, challenge_response, check_hash, keep_memory};
 pub use public_key::{PublicKey, to_be_signed};
 pub use rules::{PasswordRules, STANDARD_SHORTEST};
-pub use sealed::{MasterKey, Sealed, StoreSecret, Verifier, challenge_response};
+pub use sealed::{MasterKey, Sealed, StoreSecret, Verifier};
 pub use token::{Token, TokenDigest};

@@ -250,6 +250,12 @@ impl std::fmt::Debug for Password {
     }
 }
 
+/// What a client answers to a challenge: md5(md5(password) + challenge). Source: `twisted.spread.pb.respond`.
+#[must_use]
+pub fn challenge_response(challenge: &[u8], password: &Password) -> [u8; 16] {
+    password.verifier().response(challenge)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

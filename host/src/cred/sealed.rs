@@ -15,7 +15,6 @@ use subtle::ConstantTimeEq;
 use zeroize::Zeroizing;
 
 use super::error::CredentialError;
-use super::password::Password;
 
 /// md5(password). As good as the password itself to who speaks PB: kept sealed, erased when dropped, never shown.
 #[derive(Clone)]
@@ -38,7 +37,7 @@ impl Verifier {
         self.response(challenge).ct_eq(response).into()
     }
 
-    fn response(&self, challenge: &[u8]) -> [u8; 16] {
+    pub(super) fn response(&self, challenge: &[u8]) -> [u8; 16] {
         let mut md5 = Md5::new();
         md5.update(self.0.as_slice());
         md5.update(challenge);
@@ -201,15 +200,10 @@ impl std::fmt::Debug for StoreSecret {
     }
 }
 
-/// What a client answers to a challenge: md5(md5(password) + challenge). Source: `twisted.spread.pb.respond`.
-#[must_use]
-pub fn challenge_response(challenge: &[u8], password: &Password) -> [u8; 16] {
-    password.verifier().response(challenge)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cred::{Password, challenge_response};
 
     /// From the captures of Twisted 2.1.0 and 26.10.0: challenge and proof of alice, whose password is alice-pw.
     #[test]

@@ -15,24 +15,18 @@ mod outgoing;
 pub mod reload;
 pub mod slot;
 pub mod switchboard;
+mod sync;
 
 pub use backend::{Backend, Backends};
 pub use context::SlotNo;
 pub use current::AttachmentChange;
-
-/// The locks of `current`; its model has others.
-mod sync {
-    pub(super) use std::sync::Arc;
-
-    pub(super) use parking_lot::RwLock;
-}
 
 use std::sync::Arc;
 
 use parking_lot::RwLock;
 
 use self::slot::Slot;
-use crate::loader::fault::LibraryFault;
+pub use crate::loader::fault::LibraryFault;
 use crate::loader::unload::Account;
 
 /// A collection of services.

@@ -18,63 +18,11 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use rusqlite::{Connection, OpenFlags, OptionalExtension, Transaction, TransactionBehavior, params};
 
-use self::open::{belongs, check, migrate, prepare, secret};
+pub use self::open::OpenError;
+use self::open::{FAILURES, SECRET, belongs, check, migrate, prepare, secret};
 use super::{Done, ENTRIES_BYTES, Entries, Kept, Range, Record, Saved, Store, StoreError, Write, audit};
 use crate::cred::throttle::Counter;
-use crate::cred::{CredentialError, MasterKey, StoreSecret, TokenDigest};
-
-/// "cred", so that `file store.db` and this program know whose it is.
-const APPLICATION: i32 = 0x6372_6564;
-/// So many names' counters of failures are kept from one start to the next.
-const FAILURES: u32 = 100_000;
-/// What the store's secret is sealed for.
-const SECRET: &str = "store secret";
-
-/// Why a store cannot be opened.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum OpenError {
-    /// SQLite says so.
-    #[error("{path}: {error}{}", if error.sqlite_error_code() == Some(rusqlite::ErrorCode::DatabaseCorrupt) { "; `credhost restore FILE` goes back to a backup" } else { "" })]
-    Sqlite {
-        /// Which file.
-        path: PathBuf,
-        /// Why.
-        error: rusqlite::Error,
-    },
-    /// A file beside it cannot be read or written.
-    #[error("{path}: {error}")]
-    Io {
-        /// Which file.
-        path: PathBuf,
-        /// Why.
-        error: std::io::Error,
-    },
-    /// It is some other program's.
-    #[error("{0} is no store of credhost's")]
-    Foreign(PathBuf),
-    /// It was written by a newer credhost.
-    #[error("{path} was written by a newer credhost (its format is {found}, this one knows {known}); use that one")]
-    Newer {
-        /// Which file.
-        path: PathBuf,
-        /// Its format.
-        found: usize,
-        /// The newest that is known here.
-        known: usize,
-    },
-    /// The master key is another.
-    #[error("{0} was made with another master.key: {1}")]
-    Key(PathBuf, CredentialError),
-    /// It is not sound.
-    #[error("{path} is damaged: {what}; `credhost restore FILE` goes back to a backup")]
-    Damaged {
-        /// Which file.
-        path: PathBuf,
-        /// What SQLite found.
-        what: String,
-    },
-}
+use crate::cred::{MasterKey, StoreSecret, TokenDigest};
 
 /// A store in a file.
 pub struct SqliteStore {

@@ -13,9 +13,8 @@ use plugin_api::abi::frame::{self, ToHost, ToLibrary};
 use super::super::login::{Found, Now, Policy, Proof, Question};
 use super::super::{Demand, Limits, Refused, Session, Surroundings};
 use crate::cred::{Identity, Key, ProofBy, Refusal};
-use crate::loader::fault::LibraryFault;
 use crate::multiservice::switchboard::Mailbox;
-use crate::multiservice::{AttachmentChange, Backend, Backends, SlotNo};
+use crate::multiservice::{AttachmentChange, Backend, Backends, LibraryFault, SlotNo};
 use crate::sessions::{SessionEntry, Sessions};
 
 pub(super) const DEAD: &str = "twisted.spread.pb.DeadReferenceError";

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use rusqlite::{Connection, OpenFlags};
 
-use super::open::{belongs, check, secret_of};
-use super::{OpenError, SqliteStore, kept};
+use super::open::{OpenError, belongs, check, secret_of};
+use super::{SqliteStore, kept};
 use crate::cred::MasterKey;
 use crate::store::audit::{Line, Verifier};
 

@@ -1,0 +1,59 @@
+//! What only its owner may read.
+
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::{fs, io};
+
+/// Why a home folder cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum HomeError {
+    /// It is not there.
+    #[error("there is no home folder {0}; `credhost run` makes one, and so does `credhost demo`")]
+    Missing(PathBuf),
+    /// It cannot be made or read.
+    #[error("the home folder {path} cannot be used: {error}")]
+    Io {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        error: io::Error,
+    },
+    /// Others could read or change it.
+    #[error("{path} can be used by others (mode {mode:o}); it holds secrets: run `chmod {wanted:o} {path}`")]
+    Open {
+        /// Which.
+        path: PathBuf,
+        /// As it is.
+        mode: u32,
+        /// As it should be.
+        wanted: u32,
+    },
+    /// It belongs to somebody else.
+    #[error("{0} belongs to another user; run credhost as that user")]
+    Owner(PathBuf),
+    /// The key of its store is not there.
+    #[error(
+        "{0} is missing: what is sealed in the store opens with that key alone; put it back from where it was kept"
+    )]
+    NoKey(PathBuf),
+    /// Another process uses it.
+    #[error("another credhost uses {0}; stop it first")]
+    Locked(PathBuf),
+}
+
+/// Checks that a file or folder is this user's, and nobody else's to use.
+///
+/// # Errors
+/// When it is not.
+pub fn private(path: &Path, wanted: u32) -> Result<(), HomeError> {
+    let about = fs::metadata(path).map_err(|error| HomeError::Io { path: path.to_owned(), error })?;
+    if about.uid() != rustix::process::geteuid().as_raw() {
+        return Err(HomeError::Owner(path.to_owned()));
+    }
+    let mode = about.mode() & 0o777;
+    if mode & 0o077 != 0 {
+        return Err(HomeError::Open { path: path.to_owned(), mode, wanted });
+    }
+    Ok(())
+}

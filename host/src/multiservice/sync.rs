@@ -1,0 +1,5 @@
+//! The locks of `current`; its model (`tests/tests/gate_model.rs`) has others.
+
+pub(super) use std::sync::Arc;
+
+pub(super) use parking_lot::RwLock;
