@@ -17,7 +17,7 @@ use crate::listener::{Endpoint, Listener};
 use crate::loader::fault::LibraryFault;
 use crate::loader::vet::Vet;
 use crate::loader::watch::Watch;
-use crate::login_gate::LoginGate;
+use crate::login_gate::{LoginGate, LoginRules};
 use crate::multiservice::MultiService;
 use crate::multiservice::context::Surroundings;
 use crate::session::Limits;
@@ -131,15 +131,17 @@ impl Host {
             accounts.secret().clone(),
             accounts.cost(),
             settings.password.budget.saturating_mul(1024),
-            settings.pb.stock_login,
+            LoginRules { stock: settings.pb.stock_login, loopback_is_private: settings.pb.loopback_is_private },
         );
         gate.restore().await?;
         let sessions = Sessions::new();
         let all = Arc::clone(&sessions);
         accounts.on_change(Box::new(move |name, identity| {
-            if !all.changed(name, identity) {
+            let done = all.changed(name, identity);
+            if !done {
                 tracing::error!(name, "a connection does not end what it was told to; please report it");
             }
+            done
         }));
         let mut groups = Vec::new();
         let mut more = Vec::new();

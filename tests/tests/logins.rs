@@ -272,3 +272,33 @@ fn failures_outlive_the_host_and_the_operator_forgets_them_with_it_and_without()
     home.run(&["identity", "unlock", "alice"], "");
     assert_eq!(call(&home.start(), "alice-pw"), "[]");
 }
+
+#[test]
+fn a_token_that_is_not_the_targets_calls_nothing() {
+    let home = TestHome::new();
+    home.make();
+    for name in ["alice", "bob"] {
+        home.identity(name, "a-pw", &["todo"]);
+    }
+    home.install("todo");
+    let host = home.start();
+    let token = host.home.run(&["token", "new", "alice", "--label", "ci"], "");
+    let target = |user: &str| format!("{user}@localhost:{}/todo", host.port());
+    let refused = host.home.refused(&["call", &target("bob"), "list", "--token-stdin"], &token);
+    assert!(refused.contains("the token is alice's, not bob's"), "{refused}");
+    assert_eq!(host.home.run(&["call", &target("alice"), "list", "--token-stdin"], &token), "[]");
+}
+
+#[test]
+fn behind_a_proxy_on_the_same_machine_nobody_is_private() {
+    let home = TestHome::new();
+    home.make();
+    home.identity("alice", "alice-pw", &["todo"]);
+    home.install("todo");
+    home.configure(|text| text.replace("[pb]", "[pb]\nloopback_is_private = false"));
+    let host = home.start();
+    let target = format!("alice@localhost:{}/todo", host.port());
+    let token = host.home.run(&["token", "new", "alice", "--label", "ci"], "");
+    let refused = host.home.refused(&["call", &target, "list", "--token-stdin"], &token);
+    assert!(refused.contains("over TLS only"), "{refused}");
+}

@@ -8,3 +8,9 @@ fn clients_of_twisted_talk_to_each_other_through_a_service() {
     let host = TestHost::with(&["chat"]);
     twisted("chat.py", &[&host.port()]);
 }
+
+#[test]
+fn what_a_client_of_twisted_holds_lives_until_it_lets_go_of_it() {
+    let host = TestHost::with(&["my-service"]);
+    twisted("references.py", &[&host.port()]);
+}

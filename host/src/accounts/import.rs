@@ -126,7 +126,7 @@ impl Accounts {
         writes.push(Write::Audit(event));
         wait(|answer| self.store.commit(writes, answer))?;
         for identity in told {
-            self.tell(identity.name.as_str(), Some(&identity));
+            self.notify(identity.name.as_str(), Some(&identity))?;
         }
         Ok(done)
     }

@@ -22,7 +22,7 @@ use crate::store::{Kept, OpenError, RecordError, Store, StoreAuthorizer, StoreEr
 use zeroize::Zeroizing;
 
 /// Who hears of changes to an identity: its name, and what it is now, if it is still there.
-pub type OnChange = Box<dyn Fn(&str, Option<&Arc<Identity>>) + Send + Sync>;
+pub type OnChange = Box<dyn Fn(&str, Option<&Arc<Identity>>) -> bool + Send + Sync>;
 
 /// The identities of a home. Clones are the same.
 #[derive(Clone)]
@@ -70,6 +70,8 @@ pub enum AccountError {
     Missing(#[from] NoSuchIdentity),
     #[error(transparent)]
     Credential(#[from] CredentialError),
+    #[error("{0} was changed, but a connection has not ended what came by that; `credhost session list` shows it")]
+    StillConnected(String),
     #[error("{0} has no key for service {1}, perspective {2}")]
     NoKey(String, String, String),
     #[error("{0} has no {1} {2:?}")]
@@ -266,7 +268,7 @@ impl Accounts {
                 Err(StoreError::Conflict(_)) => {}
                 other => {
                     other?;
-                    self.tell(kept.identity.name.as_str(), None);
+                    self.notify(kept.identity.name.as_str(), None)?;
                     return Ok(());
                 }
             }
@@ -430,16 +432,17 @@ impl Accounts {
                 Err(StoreError::Conflict(_)) => {}
                 other => {
                     other?;
-                    self.tell(identity.name.as_str(), Some(&identity));
-                    return Ok(());
+                    return self.notify(identity.name.as_str(), Some(&identity));
                 }
             }
         }
     }
 
-    fn tell(&self, name: &str, identity: Option<&Arc<Identity>>) {
-        if let Some(changed) = self.changed.get() {
-            changed(name, identity);
+    /// Waits until whoever is logged in as it has lost what was taken away.
+    fn notify(&self, name: &str, identity: Option<&Arc<Identity>>) -> Result<(), AccountError> {
+        match self.changed.get() {
+            Some(changed) if !changed(name, identity) => Err(AccountError::StillConnected(name.to_owned())),
+            _ => Ok(()),
         }
     }
 

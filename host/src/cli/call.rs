@@ -132,6 +132,11 @@ impl Way<'_> {
             With::Password(secret) => client.login(&name, &secret.0, None).await,
             With::Token(token) => {
                 let avatar = client.login_token(&token.0, None).await?;
+                // A token says whose it is; the target does, too.
+                let owner: String = avatar.call("identity", &()).await?.read()?;
+                if !target.user.is_empty() && target.user != owner {
+                    return Err(Error::Unexpected(format!("the token is {owner}'s, not {}'s", target.user)));
+                }
                 let (service, perspective) = match target.path.split_once('/') {
                     Some((service, perspective)) => (service, Some(perspective)),
                     None => (target.path.as_str(), None),

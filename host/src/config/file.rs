@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 use toml_edit::{DocumentMut, Item};
 
-use super::home::{HomeError, private};
+use super::private::{HomeError, private};
 use crate::cred::{HashCost, Identity, Key, NameError, PasswordRules, ProofBy, Sealed};
 
 /// What a new file says.
@@ -25,6 +25,9 @@ listen = \"127.0.0.1:8787\"
 # Whether Twisted's own login is offered. It needs md5(password), which is kept sealed under master.key. Without it,
 # clients log in by loginPassword (over TLS or on this machine), loginKey or loginToken.
 stock_login = true
+# Whether clients on this machine may send passwords and tokens in the clear. Set it to false where a proxy on this machine
+# passes on what strangers send.
+# loopback_is_private = true
 
 [password]
 # The fewest characters of a new password.
@@ -81,6 +84,9 @@ pub struct PbSection {
     pub listen_tls: Option<String>,
     /// Whether it may be served in the clear where others can listen.
     pub plaintext: bool,
+    /// Whether clients on this machine may send passwords and tokens in the clear. Not where a proxy on this machine passes
+    /// on what strangers send.
+    pub loopback_is_private: bool,
     /// Whether Twisted's own login, by md5(password), is offered.
     pub stock_login: bool,
     /// The `[multiservice.NAME]` that is served here; all services, if none is named.
@@ -93,6 +99,7 @@ impl Default for PbSection {
             listen: "127.0.0.1:8787".to_owned(),
             listen_tls: None,
             plaintext: false,
+            loopback_is_private: true,
             stock_login: true,
             multiservice: None,
         }

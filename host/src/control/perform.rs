@@ -31,7 +31,8 @@ impl From<AccountError> for Failed {
             AccountError::Duplicate(_) => Some("`credhost identity password NAME` changes its password"),
             AccountError::NoKey(..) => Some("`credhost key list NAME` shows its keys"),
             AccountError::NoCredential(..) => Some("`credhost identity show NAME` shows what it has"),
-            AccountError::SameKey(..) => Some("one that were there twice would stay when it is removed once"),
+            AccountError::SameKey(..) => Some("a duplicate would survive one `remove`"),
+            AccountError::StillConnected(_) => Some("`credhost session cut NAME` closes its connections"),
             AccountError::LabelTaken(..) => Some("choose another with --label"),
             AccountError::Credential(CredentialError::Key(_)) => {
                 Some("give it a line as in ~/.ssh/id_ed25519.pub: ssh-ed25519 AAAA… comment")

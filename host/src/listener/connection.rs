@@ -79,9 +79,10 @@ impl Driver {
         getrandom::fill(&mut seed).map_err(End::NoRandomness)?;
         let (address, tls) = (admitted.source, admitted.tls.is_some());
         let peer = address.to_string();
+        let rules = shared.gate.rules();
         let policy = Policy {
-            stock: shared.gate.stock(),
-            private: tls || address.ip().to_canonical().is_loopback(),
+            stock: rules.stock,
+            private: tls || rules.loopback_is_private && address.ip().to_canonical().is_loopback(),
             refusal: shared.limits.refusal,
         };
         let mailbox = Arc::clone(mailbox);

@@ -21,7 +21,7 @@ use tokio::task::LocalSet;
 use self::tls::Certificates;
 use crate::cred::StoreSecret;
 use crate::cred::login::Login;
-use crate::login_gate::{LoginGate, network};
+use crate::login_gate::{LoginGate, LoginRules, network};
 use crate::multiservice::MultiService;
 use crate::multiservice::context::Surroundings;
 use crate::session::Limits;
@@ -62,7 +62,7 @@ impl Endpoint {
             tracing::warn!(%error, "no randomness for the throttle");
         }
         let store = Arc::clone(&surroundings.store);
-        let gate = LoginGate::new(store, StoreSecret::new(secret), login.cost(), BUDGET, true);
+        let gate = LoginGate::new(store, StoreSecret::new(secret), login.cost(), BUDGET, LoginRules::default());
         Self::with_gate(login, services, surroundings, limits, (gate, Sessions::new()))
     }
 

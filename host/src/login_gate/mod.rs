@@ -30,14 +30,28 @@ pub struct LoginGate {
     throttle: Mutex<Throttle>,
     hashing: Hashing,
     trail: Trail,
-    /// Whether Twisted's own login is offered.
-    stock: bool,
+    rules: LoginRules,
     began: Instant,
 }
 
 impl std::fmt::Debug for LoginGate {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("LoginGate")
+    }
+}
+
+/// What logins are taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LoginRules {
+    /// Twisted's own, by md5(password).
+    pub stock: bool,
+    /// Passwords and tokens in the clear, from clients on this machine.
+    pub loopback_is_private: bool,
+}
+
+impl Default for LoginRules {
+    fn default() -> Self {
+        Self { stock: true, loopback_is_private: true }
     }
 }
 
@@ -74,14 +88,20 @@ impl LoginGate {
     /// A gate that writes into this store. `secret` is what names and sources are digested with; `budget` is the memory
     /// that checking passwords may take, in KiB.
     #[must_use]
-    pub fn new(store: Arc<dyn Store>, secret: StoreSecret, cost: HashCost, budget: u32, stock: bool) -> Arc<Self> {
+    pub fn new(
+        store: Arc<dyn Store>,
+        secret: StoreSecret,
+        cost: HashCost,
+        budget: u32,
+        rules: LoginRules,
+    ) -> Arc<Self> {
         Arc::new(Self {
             trail: Trail::new(Arc::clone(&store), secret.clone()),
             store,
             secret,
             throttle: Mutex::new(Throttle::new()),
             hashing: Hashing::new(budget, cost.memory),
-            stock,
+            rules,
             began: Instant::now(),
         })
     }
@@ -99,10 +119,10 @@ impl LoginGate {
         Ok(())
     }
 
-    /// Whether Twisted's own login is offered.
+    /// What logins are taken.
     #[must_use]
-    pub fn stock(&self) -> bool {
-        self.stock
+    pub fn rules(&self) -> LoginRules {
+        self.rules
     }
 
     /// Answers a session's question. A proof that is being checked counts, though nobody waits for it any more.

@@ -3,7 +3,7 @@
 //! | era | root | then | then |
 //! |---|---|---|---|
 //! | old | `username(name)` | `respond(proof)`: a wrapper, or None | `attach(service, perspective, mind)` |
-//! | new | `login(name)` | `respond(proof, mind)`: the perspective that the name asks for, or an avatar | `attach(service, perspective=None, mind=None)`, `keys()` |
+//! | new | `login(name)` | `respond(proof, mind)`: the perspective that the name asks for, or an avatar | `attach(service, perspective=None, mind=None)`, `keys()`, `identity()` |
 //! | ours | `loginPassword(name, password, mind=None)`, over TLS or on one machine | | as new |
 //! | ours | `loginKey(name, key, mind=None)`: something to sign, and a challenger | `respond(signature)` | as new |
 //! | ours | `loginToken(token, mind=None)`: an avatar | | as new |
@@ -367,6 +367,9 @@ impl Login {
                 let question = Question::Identity(name.clone());
                 let then = Then::Attach { name, credential, era, service, perspective, mind };
                 Ok(self.ask(call.request, call.answer, then, question))
+            }
+            (Some(LoginObject::Avatar { name, era: Era::New, .. }), "identity") => {
+                jelly::to_vec(name.as_str()).map(Step::Answer).map_err(|error| insecure(&error.to_string()))
             }
             (Some(LoginObject::Avatar { name, era: Era::New, .. }), "keys") => {
                 let name = name.clone();

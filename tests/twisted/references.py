@@ -1,0 +1,72 @@
+"""References as Twisted has them: what a client holds lives until it lets go of it, and comes home as what it is."""
+import gc
+
+from common import Mind, UsernamePassword, connect, main, pb, trap
+
+
+class Board(pb.RemoteCache):
+    shown = None
+
+    def observe_moved(self, text):
+        self.moves.append(text)
+
+    def observe_shown(self, thing):
+        self.shown = thing
+
+
+pb.setUnjellyableForClass("golden.Board", Board)
+DEAD = "twisted.spread.pb.DeadReferenceError"
+INSECURE = "twisted.spread.jelly.InsecureJelly"
+
+
+async def references(reactor, port):
+    factory, connector = connect(reactor, int(port))
+    alice = UsernamePassword(b"alice/my service", b"alice-pw")
+
+    # The usual way: nobody keeps the perspective.
+    thing = await factory.login(alice).addCallback(lambda perspective: perspective.callRemote("thing"))
+    gc.collect()
+    assert await thing.callRemote("touch") == 1
+    mine = await factory.login(alice)
+    assert await thing.callRemote("touch") == 2, "it lives on, whatever comes after it"
+
+    # Its own objects come home, also inside of anything, and so does the avatar.
+    assert await mine.callRemote("samething", await mine.callRemote("thing"))
+    inside = await mine.callRemote("echo", {"here": [thing]})
+    assert inside["here"][0] == thing, (inside, thing)
+    del inside
+    gc.collect()
+    assert await thing.callRemote("touch") == 3, "counted once more for going out once more"
+    assert await mine.callRemote("isme", mine)
+    assert (await mine.callRemote("echo", mine)) == mine
+
+    # What goes to several is counted for each.
+    other_factory, other_connector = connect(reactor, int(port))
+    other = await other_factory.login(alice)
+    boards = [await mine.callRemote("board"), await other.callRemote("board")]
+    await mine.callRemote("show")
+    await other.callRemote("none")
+    assert boards[0].shown is not None and boards[1].shown is not None
+    boards[0].shown = None
+    gc.collect()
+    await mine.callRemote("none")
+    assert await boards[1].shown.callRemote("touch") >= 1, "the other's is its own"
+
+    # A cached object lives while a client has it, though nobody else does.
+    loose = await mine.callRemote("loose")
+    assert await mine.callRemote("playon", loose, "e4") == 1
+    assert loose.moves == ["e4"], loose.moves
+
+    # What a stock client could not read is an error to who sends it, and nobody's connection ends.
+    for value in (int, gc, len, [int], {"k": (Mind,)}):
+        await trap(mine.callRemote("echo", value), INSECURE)
+    mind = Mind()
+    mind.remote_ping = lambda *arguments, **keywords: int
+    await trap(mine.callRemote("callme", mind), INSECURE)
+    await mine.callRemote("none")
+    await other.callRemote("none")
+    connector.disconnect()
+    other_connector.disconnect()
+
+
+main(references)
