@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
 use crate::cred::Identity;
-use crate::multiservice::switchboard::Mailbox;
+use crate::multiservice::router::Mailbox;
 
 /// How long connections may take to end what they were told to. They take microseconds.
 const TIMEOUT: Duration = Duration::from_secs(10);

@@ -11,8 +11,8 @@ use credhost::loader::private::PrivateFolder;
 use credhost::loader::unload::Account;
 use credhost::loader::{ledger, mapping};
 use credhost::multiservice::context::Surroundings;
+use credhost::multiservice::router::Mailbox;
 use credhost::multiservice::slot::Slot;
-use credhost::multiservice::switchboard::Mailbox;
 use credhost::multiservice::{AttachmentChange, MultiService};
 use credhost::store::MemoryStore;
 use plugin_api::abi::frame::{ToHost, ToLibrary};
@@ -37,7 +37,7 @@ impl Bench {
         std::os::unix::fs::symlink(home.path(), &link).expect("it can be made");
         let private = PrivateFolder::new(link.join("generations")).expect("a folder");
         let surroundings = Surroundings::new(Arc::new(MemoryStore::new()));
-        let (number, mailbox) = surroundings.switchboard.connect();
+        let (number, mailbox) = surroundings.router.connect();
         let services = MultiService::new("pb");
         services.start().await;
         Self { _home: home, private, surroundings, services, number, mailbox }

@@ -17,8 +17,8 @@ use crate::loader::unload::Account;
 use crate::loader::vet::Sections;
 use crate::multiservice::AttachmentChange;
 use crate::multiservice::context::Surroundings;
+use crate::multiservice::router::Mailbox;
 use crate::multiservice::slot::Slot;
-use crate::multiservice::switchboard::Mailbox;
 use crate::store::MemoryStore;
 
 /// How long a call is waited for before it counts as one that waits.
@@ -201,7 +201,7 @@ pub async fn check(
         move |name: &str| sections.get(name).map(|section| section.0.clone()).unwrap_or_default()
     };
     let surroundings = Surroundings::new(Arc::new(MemoryStore::new()));
-    let (number, mailbox) = surroundings.switchboard.connect();
+    let (number, mailbox) = surroundings.router.connect();
     progress("loading and starting it");
     let copy = || private.copy(file).map_err(|fault| fault.to_string());
     let slot = Slot::load(Source::Copy(copy()?), &surroundings, section()).await;

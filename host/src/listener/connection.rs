@@ -15,7 +15,7 @@ use super::tls::Certificates;
 use super::{Admitted, Shared};
 use crate::login_gate::Source;
 use crate::multiservice::Backends;
-use crate::multiservice::switchboard::Mailbox;
+use crate::multiservice::router::Mailbox;
 use crate::session::login::{Found, Now, Policy, QuestionNo};
 use crate::session::{Demand, Session, Surroundings, Violation};
 use crate::sessions::SessionEntry;
@@ -129,14 +129,14 @@ pub(super) async fn serve(shared: Arc<Shared>, socket: Socket, admitted: Admitte
     let peer = admitted.source;
     let end = match open(socket, admitted.tls.as_deref()) {
         Ok(mut stream) => {
-            let (number, mailbox) = shared.surroundings.switchboard.connect();
+            let (number, mailbox) = shared.surroundings.router.connect();
             let end = match Driver::new(&shared, &admitted, number, &mailbox) {
                 Err(end) => end,
                 Ok(mut driver) => {
                     let end = Box::pin(run(&mut stream, &mut driver, &mailbox, closed)).await;
                     stream.close();
                     // From here on calls back to this client fail at once.
-                    shared.surroundings.switchboard.disconnect(number);
+                    shared.surroundings.router.disconnect(number);
                     let mut mail = Vec::new();
                     mailbox.close(&mut mail);
                     driver.session.mail(&mail);
@@ -144,7 +144,7 @@ pub(super) async fn serve(shared: Arc<Shared>, socket: Socket, admitted: Admitte
                     end
                 }
             };
-            shared.surroundings.switchboard.disconnect(number);
+            shared.surroundings.router.disconnect(number);
             end
         }
         Err(error) => End::Io(error),

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::ended::Ended;
-use super::switchboard::Switchboard;
+use super::router::Router;
 use crate::store::Store;
 
 /// A slot's number: no other of this process has had it.
@@ -17,7 +17,7 @@ pub struct Surroundings {
     /// Where states are kept.
     pub store: Arc<dyn Store>,
     /// Where connections are.
-    pub switchboard: Arc<Switchboard>,
+    pub router: Arc<Router>,
     /// How many bytes a saved state may have.
     pub quota: usize,
     /// How long calls that wait may go on in code that was replaced.
@@ -39,14 +39,7 @@ impl Surroundings {
     /// This store, and no connections yet.
     #[must_use]
     pub fn new(store: Arc<dyn Store>) -> Self {
-        Self {
-            store,
-            switchboard: Switchboard::new(),
-            quota: QUOTA,
-            grace: GRACE,
-            patience: PATIENCE,
-            ended: Arc::default(),
-        }
+        Self { store, router: Router::new(), quota: QUOTA, grace: GRACE, patience: PATIENCE, ended: Arc::default() }
     }
 }
 

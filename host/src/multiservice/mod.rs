@@ -13,8 +13,8 @@ pub mod ended;
 mod live;
 mod outgoing;
 pub mod reload;
+pub mod router;
 pub mod slot;
-pub mod switchboard;
 mod sync;
 
 pub use backend::{Backend, Backends};

@@ -18,8 +18,8 @@ use plugin_api::abi::frame::{ToHost, ToLibrary, numbers};
 
 use super::live::{Live, unexpected};
 use super::outgoing::Lifecycle;
+use super::router::Delivery;
 use super::slot::{Slot, State};
-use super::switchboard::Delivery;
 use crate::loader::fault::LibraryFault;
 use crate::loader::generation::Source;
 use crate::loader::unload::Account;
@@ -217,7 +217,7 @@ impl Slot {
             counts = (attached.iter().filter(is_attached).count(), calls(waited));
             {
                 // Each connection hears of the new hold on its client's object before the old one can let go of it.
-                let mut delivery = Delivery::new(&self.surroundings.switchboard);
+                let mut delivery = Delivery::new(&self.surroundings.router);
                 for (_, frame) in attached {
                     if let Some(ToLibrary::Attach { mind, .. } | ToLibrary::Linger { mind, .. }) =
                         ToLibrary::read(&mut &**frame)
@@ -277,7 +277,7 @@ impl Slot {
     /// A thread that does not come back answers nobody any more. Who was answered before hears nothing.
     fn unanswered(&self, calls: &[u8], tag: u64) {
         let (class, message) = ("credhost.Reloaded", "the service was replaced while the call was under way");
-        let mut delivery = Delivery::new(&self.surroundings.switchboard);
+        let mut delivery = Delivery::new(&self.surroundings.router);
         for call in numbers(calls) {
             let mut failed = Vec::new();
             ToHost::Failed { call, class, message, fault: false }.write(&mut failed);

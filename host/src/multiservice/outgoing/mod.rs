@@ -18,7 +18,7 @@ use self::commits::{CommitQueue, Effect, Phase};
 use self::replay::Replay;
 use self::report::Report;
 use super::context::{SlotNo, Surroundings};
-use super::switchboard::{Delivery, Switchboard};
+use super::router::{Delivery, Router};
 use crate::loader::gate::Outlet;
 use crate::loader::generation::Generation;
 use crate::store::{Change, Entries, Range, Saved, Store, StoreError, Write, ask};
@@ -53,7 +53,7 @@ pub(super) struct Outgoing {
     replay: Replay,
     report: Report,
     lifecycle: mpsc::UnboundedSender<Lifecycle>,
-    router: Arc<Switchboard>,
+    router: Arc<Router>,
     store: Arc<dyn Store>,
     /// The most bytes that a saved state may have.
     quota: usize,
@@ -89,7 +89,7 @@ impl Outgoing {
             replay: Replay::default(),
             report: Report::new(number, faults),
             lifecycle,
-            router: Arc::clone(&surroundings.switchboard),
+            router: Arc::clone(&surroundings.router),
             store: Arc::clone(&surroundings.store),
             quota: surroundings.quota,
             me: Weak::clone(me),

@@ -72,7 +72,7 @@ impl Store for Slow {
     }
 }
 
-fn heard(mailbox: &crate::multiservice::switchboard::Mailbox) -> Vec<String> {
+fn heard(mailbox: &crate::multiservice::router::Mailbox) -> Vec<String> {
     let mut bytes = Vec::new();
     mailbox.take(&mut bytes);
     let mut rest = bytes.as_slice();
@@ -94,10 +94,10 @@ fn say(outgoing: &Outgoing, frames: &[ToHost<'_>]) {
     outgoing.frames(&bytes);
 }
 
-fn outgoing() -> (Arc<Outgoing>, Arc<Slow>, Arc<crate::multiservice::switchboard::Mailbox>, impl Fn(u64) -> u64) {
+fn outgoing() -> (Arc<Outgoing>, Arc<Slow>, Arc<crate::multiservice::router::Mailbox>, impl Fn(u64) -> u64) {
     let store = Arc::new(Slow::default());
     let surroundings = Surroundings::new(Arc::clone(&store) as Arc<dyn Store>);
-    let (number, mailbox) = surroundings.switchboard.connect();
+    let (number, mailbox) = surroundings.router.connect();
     let (outgoing, _stages) = Outgoing::new((SlotNo(1), 1), true, &surroundings, &Arc::default());
     (outgoing, store, mailbox, move |n: u64| u64::from(number) << 32 | n)
 }
@@ -162,7 +162,7 @@ fn a_second_writer_is_found_out_and_not_overwritten() {
 fn a_state_over_the_quota_is_not_saved() {
     let store = Arc::new(MemoryStore::new());
     let surroundings = Surroundings { quota: 4, ..Surroundings::new(store) };
-    let (number, mailbox) = surroundings.switchboard.connect();
+    let (number, mailbox) = surroundings.router.connect();
     let (outgoing, _stages) = Outgoing::new((SlotNo(1), 1), true, &surroundings, &Arc::default());
     let call = u64::from(number) << 32 | 1;
     let large = ToHost::Save { perspective: "a", state: &[0; 5], base: 0, version: 1 };

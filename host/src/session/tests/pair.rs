@@ -13,7 +13,7 @@ use plugin_api::abi::frame::{self, ToHost, ToLibrary};
 use super::super::login::{Found, Now, Policy, Proof, Question};
 use super::super::{Demand, Limits, Refused, Session, Surroundings};
 use crate::cred::{Identity, Key, ProofBy, Refusal};
-use crate::multiservice::switchboard::Mailbox;
+use crate::multiservice::router::Mailbox;
 use crate::multiservice::{AttachmentChange, Backend, Backends, LibraryFault, SlotNo};
 use crate::sessions::{SessionEntry, Sessions};
 

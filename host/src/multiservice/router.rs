@@ -69,13 +69,13 @@ impl Mailbox {
 
 /// All connections, by number.
 #[derive(Debug, Default)]
-pub struct Switchboard {
+pub struct Router {
     next: AtomicU32,
     mailboxes: RwLock<HashMap<u32, Arc<Mailbox>>>,
 }
 
-impl Switchboard {
-    /// A switchboard without connections.
+impl Router {
+    /// A router without connections.
     #[must_use]
     pub fn new() -> Arc<Self> {
         Arc::default()
@@ -125,21 +125,21 @@ impl Switchboard {
 /// One batch of frames on its way: wakes each connection once.
 #[derive(Debug)]
 pub(super) struct Delivery<'s> {
-    switchboard: &'s Switchboard,
+    router: &'s Router,
     last: Option<(u32, Arc<Mailbox>)>,
     woken: Vec<Arc<Mailbox>>,
 }
 
 impl<'s> Delivery<'s> {
-    pub(super) fn new(switchboard: &'s Switchboard) -> Self {
-        Self { switchboard, last: None, woken: Vec::new() }
+    pub(super) fn new(router: &'s Router) -> Self {
+        Self { router, last: None, woken: Vec::new() }
     }
 
     /// Hands a frame to the connection whose number is in `number`; false if it has gone.
     pub(super) fn deliver(&mut self, number: u64, slot: u64, frame: &[u8]) -> bool {
         let connection = (number >> 32) as u32;
         if self.last.as_ref().is_none_or(|(last, _)| *last != connection) {
-            let Some(mailbox) = self.switchboard.find(number) else {
+            let Some(mailbox) = self.router.find(number) else {
                 return false;
             };
             self.last = Some((connection, mailbox));
