@@ -10,7 +10,7 @@ mod backend;
 pub mod context;
 mod current;
 pub mod ended;
-mod live;
+mod instance;
 mod outgoing;
 pub mod reload;
 pub mod router;

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use plugin_api::abi::frame::{ToHost, ToLibrary, numbers};
 
-use super::live::{Live, unexpected};
+use super::instance::{Instance, unexpected};
 use super::outgoing::Lifecycle;
 use super::router::Delivery;
 use super::slot::{Slot, State};
@@ -97,14 +97,14 @@ struct Frozen {
 /// The next generation of a service: loaded and made, beside the one that serves. One that is not made to serve is ended.
 #[derive(Debug)]
 pub struct Prepared {
-    live: Option<Arc<Live>>,
+    instance: Option<Arc<Instance>>,
     load: Duration,
 }
 
 impl Drop for Prepared {
     fn drop(&mut self) {
-        if let Some(live) = self.live.take() {
-            give_up(live);
+        if let Some(instance) = self.instance.take() {
+            give_up(instance);
         }
     }
 }
@@ -137,9 +137,9 @@ impl Slot {
         let me = Arc::clone(self);
         let prepared = tokio::spawn(async move {
             let began = Instant::now();
-            let live = me.load_next(source, config).await?;
-            let made = live.init().await;
-            let prepared = Prepared { live: Some(live), load: began.elapsed() };
+            let instance = me.load_next(source, config).await?;
+            let made = instance.init().await;
+            let prepared = Prepared { instance: Some(instance), load: began.elapsed() };
             made.map(|()| prepared)
         });
         prepared.await.unwrap_or_else(|error| Err(LibraryFault::State(error.to_string())))
@@ -159,7 +159,7 @@ impl Slot {
     async fn hand_over(self: Arc<Self>, mut prepared: Prepared) -> Result<(Reloaded, Retired), LibraryFault> {
         let _turn = self.turn.lock().await;
         let old = self.current.get().filter(|_| self.state() == State::Serving);
-        let new = prepared.live.clone().filter(|live| live.name.as_str() == self.name.as_str());
+        let new = prepared.instance.clone().filter(|instance| instance.name.as_str() == self.name.as_str());
         let (Some(old), Some(new)) = (old, new) else {
             return Err(LibraryFault::State(format!("{} does not serve", self.name)));
         };
@@ -188,7 +188,7 @@ impl Slot {
                 return Err(why);
             }
         };
-        prepared.live = None;
+        prepared.instance = None;
         let (attached, held) = self.switch(&old, &new);
         let freeze_ms = began.elapsed().as_secs_f64() * 1e3;
         let lost = new.outgoing.replayed().await;
@@ -207,7 +207,7 @@ impl Slot {
     }
 
     /// From here on the new one serves, and nothing can go wrong any more.
-    fn switch(&self, old: &Arc<Live>, new: &Arc<Live>) -> (usize, usize) {
+    fn switch(&self, old: &Arc<Instance>, new: &Arc<Instance>) -> (usize, usize) {
         self.retiring.lock().push(Arc::clone(old));
         let mut counts = (0, 0);
         self.current.switch(Arc::clone(new), |new, attached, waited| {
@@ -250,7 +250,7 @@ impl Slot {
     }
 
     /// Waits for the old one's end, beside all else: for as long as its calls may wait.
-    fn retire(self: &Arc<Self>, old: Arc<Live>, calls: Vec<u8>) -> Retired {
+    fn retire(self: &Arc<Self>, old: Arc<Instance>, calls: Vec<u8>) -> Retired {
         let (done, retired) = tokio::sync::oneshot::channel();
         let me = Arc::clone(self);
         tokio::spawn(async move {
@@ -265,7 +265,7 @@ impl Slot {
                 old.outgoing.over();
                 me.unanswered(&calls, old.outgoing.tag());
             }
-            me.retiring.lock().retain(|live| !Arc::ptr_eq(live, &old));
+            me.retiring.lock().retain(|instance| !Arc::ptr_eq(instance, &old));
             drop(old);
             me.retired.notify_waiters();
             // Who asked may not want to know any more.
@@ -287,7 +287,7 @@ impl Slot {
 }
 
 /// Waits until the old one stands still.
-async fn frozen(old: &Live, wanted: u64) -> Result<Frozen, LibraryFault> {
+async fn frozen(old: &Instance, wanted: u64) -> Result<Frozen, LibraryFault> {
     let deadline = tokio::time::Instant::now() + FREEZE;
     loop {
         let left = deadline.saturating_duration_since(tokio::time::Instant::now());
@@ -313,7 +313,7 @@ async fn frozen(old: &Live, wanted: u64) -> Result<Frozen, LibraryFault> {
 }
 
 /// Ends one that will not serve; nobody waits for it.
-fn give_up(new: Arc<Live>) {
+fn give_up(new: Arc<Instance>) {
     match tokio::runtime::Handle::try_current() {
         Ok(runtime) => drop(runtime.spawn(async move { new.end().await })),
         // The program itself is ending.

@@ -11,7 +11,7 @@ use tokio::sync::{Mutex as Turn, Notify};
 use super::backend::Backend;
 use super::context::{SlotNo, Surroundings};
 use super::current::{AttachmentChange, Current, NotHanded};
-use super::live::{Live, STOP};
+use super::instance::{Instance, STOP};
 use super::outgoing::Outgoing;
 use crate::cred::Name;
 use crate::loader::fault::LibraryFault;
@@ -42,11 +42,11 @@ pub struct Slot {
     pub(super) name: Name,
     pub(super) surroundings: Surroundings,
     manifest: RwLock<Arc<Manifest>>,
-    pub(super) current: Current<Live>,
+    pub(super) current: Current<Instance>,
     /// Which generation's way out it is just now.
     outgoing: RwLock<Arc<Outgoing>>,
     /// Generations that were replaced, and in which calls still wait.
-    pub(super) retiring: Mutex<Vec<Arc<Live>>>,
+    pub(super) retiring: Mutex<Vec<Arc<Instance>>>,
     pub(super) retired: Notify,
     generations: AtomicU32,
     state: Mutex<State>,
@@ -84,14 +84,14 @@ impl Slot {
         let number = SlotNo(NEXT.fetch_add(1, Ordering::Relaxed));
         let faults = Arc::default();
         let (outgoing, steps) = Outgoing::new((number, 1), true, surroundings, &faults);
-        let live = Live::load(source, outgoing, steps, surroundings, config).await?;
+        let instance = Instance::load(source, outgoing, steps, surroundings, config).await?;
         Ok(Arc::new(Self {
             number,
-            name: live.name.clone(),
+            name: instance.name.clone(),
             surroundings: surroundings.clone(),
-            manifest: RwLock::new(Arc::clone(&live.manifest)),
-            outgoing: RwLock::new(Arc::clone(&live.outgoing)),
-            current: Current::new(live),
+            manifest: RwLock::new(Arc::clone(&instance.manifest)),
+            outgoing: RwLock::new(Arc::clone(&instance.outgoing)),
+            current: Current::new(instance),
             retiring: Mutex::default(),
             retired: Notify::new(),
             generations: AtomicU32::new(1),
@@ -107,24 +107,24 @@ impl Slot {
         &self,
         source: Source,
         config: impl FnOnce(&str) -> Vec<u8>,
-    ) -> Result<Arc<Live>, LibraryFault> {
+    ) -> Result<Arc<Instance>, LibraryFault> {
         let number = self.generations.fetch_add(1, Ordering::Relaxed) + 1;
         let (outgoing, steps) = Outgoing::new((self.number, number), false, &self.surroundings, &self.faults);
         // It is known by this name also if it does not come to say its own.
         let _ = outgoing.name.set(self.name.to_string());
-        let live = Live::load(source, outgoing, steps, &self.surroundings, config).await?;
-        if live.name.as_str() == self.name.as_str() {
-            return Ok(live);
+        let instance = Instance::load(source, outgoing, steps, &self.surroundings, config).await?;
+        if instance.name.as_str() == self.name.as_str() {
+            return Ok(instance);
         }
-        let why = format!("it is the service {}, not {}", live.name, self.name);
-        live.end().await;
+        let why = format!("it is the service {}, not {}", instance.name, self.name);
+        instance.end().await;
         Err(LibraryFault::State(why))
     }
 
     /// This generation serves from now on.
-    pub(super) fn serves(&self, live: &Live) {
-        *self.manifest.write() = Arc::clone(&live.manifest);
-        *self.outgoing.write() = Arc::clone(&live.outgoing);
+    pub(super) fn serves(&self, instance: &Instance) {
+        *self.manifest.write() = Arc::clone(&instance.manifest);
+        *self.outgoing.write() = Arc::clone(&instance.outgoing);
     }
 
     /// Makes the service, hands it its state, starts it, and asks whether it is well.
@@ -136,13 +136,13 @@ impl Slot {
         if *self.state.lock() != State::Loaded {
             return Err(LibraryFault::State(format!("{} was started already", self.name)));
         }
-        let Some(live) = self.current.get() else {
+        let Some(instance) = self.current.get() else {
             return Err(LibraryFault::State(format!("{} has ended", self.name)));
         };
         let started = async {
-            live.init().await?;
-            live.start(None).await?;
-            live.health(None).await
+            instance.init().await?;
+            instance.start(None).await?;
+            instance.health(None).await
         };
         match started.await {
             Ok(()) => {
@@ -152,8 +152,8 @@ impl Slot {
             Err(why) => {
                 *self.state.lock() = State::Failed(why.to_string());
                 self.current.take();
-                live.end().await;
-                live.outgoing.over();
+                instance.end().await;
+                instance.outgoing.over();
                 Err(why)
             }
         }
@@ -162,14 +162,14 @@ impl Slot {
     /// Stops the service: what it has to save is saved, its clients are told, its library is let go of.
     pub async fn stop(&self) -> Account {
         let _turn = self.turn.lock().await;
-        let Some(live) = self.current.take() else {
+        let Some(instance) = self.current.take() else {
             return Account::Nothing;
         };
         *self.state.lock() = State::Stopped;
-        let account = live.end().await;
+        let account = instance.end().await;
         // Where it has ended in order it has said so itself, behind its last words.
-        live.outgoing.over();
-        drop(live);
+        instance.outgoing.over();
+        drop(instance);
         // What was replaced by it goes with it.
         self.hasten();
         let gone = async {
@@ -202,8 +202,8 @@ impl Slot {
         if *self.state.lock() == State::Loaded {
             return Err(LibraryFault::State(format!("{} is starting", self.name)));
         }
-        let handed = self.current.hand_over(frames, changes, WAITING, |live| {
-            if live.outgoing.is_over() { Err(None) } else { live.generation.push(frames).map_err(Some) }
+        let handed = self.current.hand_over(frames, changes, WAITING, |instance| {
+            if instance.outgoing.is_over() { Err(None) } else { instance.generation.push(frames).map_err(Some) }
         });
         handed.map_err(|why| match why {
             NotHanded::Ended | NotHanded::Refused(None) => LibraryFault::State(format!("{} has stopped", self.name)),
@@ -214,8 +214,8 @@ impl Slot {
 
     /// Hands over what ends something: it is never too much.
     pub(crate) fn submit_anyway(&self, frames: &[u8], changes: &mut Vec<AttachmentChange>) {
-        let handed = self.current.hand_over(frames, changes, usize::MAX, |live| {
-            live.generation.push_anyway(frames);
+        let handed = self.current.hand_over(frames, changes, usize::MAX, |instance| {
+            instance.generation.push_anyway(frames);
             Ok::<(), ()>(())
         });
         if handed.is_err() {
@@ -226,10 +226,10 @@ impl Slot {
 
     /// Hands an answer to the generation that asked, if it is there.
     pub(crate) fn answer(&self, generation: u32, frames: &[u8]) {
-        let asked = |live: &Arc<Live>| live.number == generation;
-        let old = || self.retiring.lock().iter().find(|live| asked(live)).cloned();
+        let asked = |instance: &Arc<Instance>| instance.number == generation;
+        let old = || self.retiring.lock().iter().find(|instance| asked(instance)).cloned();
         match self.current.get().filter(asked).or_else(old) {
-            Some(live) => live.generation.push_anyway(frames),
+            Some(instance) => instance.generation.push_anyway(frames),
             None => {
                 let outgoing = Arc::clone(&self.outgoing.read());
                 if outgoing.number == generation {

@@ -20,7 +20,7 @@ use crate::store::Saved;
 pub(super) const STOP: Duration = Duration::from_secs(10);
 
 /// A generation that can be told what to do, one thing at a time.
-pub(super) struct Live {
+pub(super) struct Instance {
     /// The first of a slot is 1.
     pub(super) number: u32,
     pub(super) name: Name,
@@ -34,13 +34,13 @@ pub(super) struct Live {
     steps: Turn<mpsc::UnboundedReceiver<Lifecycle>>,
 }
 
-impl std::fmt::Debug for Live {
+impl std::fmt::Debug for Instance {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Live({} {})", self.name, self.number)
+        write!(f, "Instance({} {})", self.name, self.number)
     }
 }
 
-impl Live {
+impl Instance {
     /// Loads a generation, as far as to know what it is. `config` answers with the section of this name, in Jelly.
     pub(super) async fn load(
         source: Source,
