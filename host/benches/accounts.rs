@@ -16,7 +16,7 @@ use credhost::cred::login::Login;
 use credhost::cred::{Key, Password};
 use credhost::listener::Endpoint;
 use credhost::multiservice::MultiService;
-use credhost::multiservice::context::Surroundings;
+use credhost::multiservice::context::HostContext;
 use credhost::multiservice::slot::Slot;
 use credhost::session::Limits;
 use credhost::store::{Change, Record, SqliteStore, Store, Write, wait};
@@ -78,13 +78,13 @@ fn accounts(folder: &tempfile::TempDir, counters: usize) -> Arc<Accounts> {
 
 /// A door to counters.
 async fn serve(accounts: &Accounts) -> (credhost::listener::Listener, Arc<MultiService>) {
-    let surroundings = Surroundings::new(Arc::clone(accounts.store()) as Arc<dyn Store>);
+    let context = HostContext::new(Arc::clone(accounts.store()) as Arc<dyn Store>);
     let services = MultiService::new("pb");
-    services.add(Slot::linked::<Counters>(&surroundings).await.expect("it loads")).await.expect("its name is free");
+    services.add(Slot::linked::<Counters>(&context).await.expect("it loads")).await.expect("its name is free");
     services.start().await;
     let login = Login::new(Arc::new(accounts.authorizer()), accounts.key().clone(), &[4; 24]);
     let limits = Limits { connections: 4096, per_source: 4096, refusal: Duration::ZERO, ..Limits::default() };
-    let root = Endpoint::new(login, Arc::clone(&services), surroundings, limits);
+    let root = Endpoint::new(login, Arc::clone(&services), context, limits);
     (root.listen("127.0.0.1:0").expect("a port"), services)
 }
 

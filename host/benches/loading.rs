@@ -11,7 +11,7 @@ use credhost::loader::private::PrivateFolder;
 use credhost::loader::unload::Account;
 use credhost::loader::vet::{Sections, Vet};
 use credhost::multiservice::MultiService;
-use credhost::multiservice::context::Surroundings;
+use credhost::multiservice::context::HostContext;
 use credhost::multiservice::slot::Slot;
 use credhost::store::MemoryStore;
 use system_tests::build;
@@ -33,7 +33,7 @@ fn main() {
         runtime.block_on(async {
             let home = tempfile::tempdir().expect("a folder");
             let private = PrivateFolder::new(home.path().join("generations")).expect("a folder");
-            let surroundings = Surroundings::new(Arc::new(MemoryStore::new()));
+            let context = HostContext::new(Arc::new(MemoryStore::new()));
             for _ in 0..ROUNDS {
                 let start = Instant::now();
                 let copy = private.copy(library).expect("it is a library");
@@ -44,7 +44,7 @@ fn main() {
                 vet.vet(&copy, &Sections::new()).expect("it is good");
                 parts[1].push(start.elapsed());
                 let start = Instant::now();
-                let slot = Slot::load(Source::Copy(copy), &surroundings, |_| Vec::new()).await.expect("it loads");
+                let slot = Slot::load(Source::Copy(copy), &context, |_| Vec::new()).await.expect("it loads");
                 parts[2].push(start.elapsed());
                 let services = MultiService::new("pb");
                 services.start().await;

@@ -11,7 +11,7 @@ use credhost::cred::login::Login;
 use credhost::cred::{DefaultAuthorizer, Entropy, Identity, Key, MasterKey, Password};
 use credhost::listener::Endpoint;
 use credhost::multiservice::MultiService;
-use credhost::multiservice::context::Surroundings;
+use credhost::multiservice::context::HostContext;
 use credhost::multiservice::slot::Slot;
 use credhost::session::Limits;
 use credhost::store::MemoryStore;
@@ -66,10 +66,10 @@ impl Echo {
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let address = std::env::args().nth(1).unwrap_or_else(|| "127.0.0.1:8787".to_owned());
 
-    let surroundings = Surroundings::new(Arc::new(MemoryStore::new()));
+    let context = HostContext::new(Arc::new(MemoryStore::new()));
     let services = MultiService::new("pb");
-    services.add(Slot::linked::<MyService>(&surroundings).await?).await?;
-    services.add(Slot::linked::<AnotherService>(&surroundings).await?).await?;
+    services.add(Slot::linked::<MyService>(&context).await?).await?;
+    services.add(Slot::linked::<AnotherService>(&context).await?).await?;
 
     let mut random = [0; 96];
     getrandom::fill(&mut random)?;
@@ -88,8 +88,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     for (name, why) in services.start().await {
         eprintln!("{name}: {why}");
     }
-    let root =
-        Endpoint::new(Login::new(authorizer, key, decoy), Arc::clone(&services), surroundings, Limits::default());
+    let root = Endpoint::new(Login::new(authorizer, key, decoy), Arc::clone(&services), context, Limits::default());
     let door = root.listen(&address)?;
     println!("serving on {}; alice's password is alice-pw", door.address());
 

@@ -16,7 +16,7 @@ use credhost::cred::login::Login;
 use credhost::cred::{Answer, Authorizer, AuthorizerError, Identity, Key, MasterKey, Password, ProofBy};
 use credhost::listener::Endpoint;
 use credhost::multiservice::MultiService;
-use credhost::multiservice::context::Surroundings;
+use credhost::multiservice::context::HostContext;
 use credhost::multiservice::slot::Slot;
 use credhost::session::Limits;
 use credhost::store::MemoryStore;
@@ -91,9 +91,9 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let path = PathBuf::from(arguments.next().ok_or("usage: htpasswd FILE [ADDRESS]")?);
     let address = arguments.next().unwrap_or_else(|| "127.0.0.1:8787".to_owned());
 
-    let surroundings = Surroundings::new(Arc::new(MemoryStore::new()));
+    let context = HostContext::new(Arc::new(MemoryStore::new()));
     let services = MultiService::new("pb");
-    services.add(Slot::linked::<Greeters>(&surroundings).await?).await?;
+    services.add(Slot::linked::<Greeters>(&context).await?).await?;
     for (name, why) in services.start().await {
         eprintln!("{name}: {why}");
     }
@@ -103,7 +103,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let decoy = random.first_chunk::<24>().ok_or("too little randomness")?;
     let authorizer = Arc::new(Htpasswd { path, decoy: bcrypt::hash("", 5)? });
     let login = Login::new(authorizer, MasterKey::new(*key), decoy);
-    let root = Endpoint::new(login, Arc::clone(&services), surroundings, Limits::default());
+    let root = Endpoint::new(login, Arc::clone(&services), context, Limits::default());
     let door = root.listen(&address)?;
     println!("serving on {}", door.address());
 

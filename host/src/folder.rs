@@ -24,7 +24,7 @@ use crate::loader::private::{PrivateCopy, PrivateFolder};
 use crate::loader::vet::{Sections, Vet, Vetted};
 use crate::loader::watch::Change;
 use crate::multiservice::MultiService;
-use crate::multiservice::context::Surroundings;
+use crate::multiservice::context::HostContext;
 use crate::multiservice::ended::Held;
 use crate::multiservice::reload::Reloaded;
 use crate::multiservice::slot::{Slot, State};
@@ -128,7 +128,7 @@ pub struct Folder {
     services: Arc<MultiService>,
     /// Collections inside of it, and the services that belong there.
     groups: Vec<Group>,
-    surroundings: Surroundings,
+    context: HostContext,
     /// The configuration, which is read anew for each library: a reload takes up what was changed.
     config: PathBuf,
     /// What it said when it could be read last.
@@ -174,7 +174,7 @@ impl Folder {
         home: &Home,
         services: Arc<MultiService>,
         groups: Vec<Group>,
-        surroundings: Surroundings,
+        context: HostContext,
         sections: Sections,
         vet: Vet,
         debuggable: bool,
@@ -194,7 +194,7 @@ impl Folder {
             good,
             services,
             groups,
-            surroundings,
+            context,
             config: home.config(),
             sections: Mutex::new(Arc::new(sections)),
             vet: Arc::new(vet),
@@ -374,7 +374,7 @@ impl Folder {
                 tracing::error!(%error, "the audit trail cannot be written");
             }
         };
-        self.surroundings.store.commit(vec![Write::Audit(event)], Box::new(done));
+        self.context.store.commit(vec![Write::Audit(event)], Box::new(done));
     }
 
     async fn gone(&self, path: &Path) {
@@ -442,19 +442,19 @@ impl Folder {
     /// What holds the libraries of this service that could not be let go of.
     #[must_use]
     pub fn why(&self, service: &str) -> Vec<Held> {
-        self.surroundings.ended.held(service)
+        self.context.ended.held(service)
     }
 
     /// What holds libraries of any service.
     #[must_use]
     pub fn held(&self) -> Vec<Held> {
-        self.surroundings.ended.all_held()
+        self.context.ended.all_held()
     }
 
     /// How many generations have ended and were let go of.
     #[must_use]
     pub fn retired(&self) -> u64 {
-        self.surroundings.ended.retired()
+        self.context.ended.retired()
     }
 
     /// What became of each file.

@@ -19,7 +19,7 @@ use crate::loader::vet::Vet;
 use crate::loader::watch::Watch;
 use crate::login_gate::{LoginGate, LoginRules};
 use crate::multiservice::MultiService;
-use crate::multiservice::context::Surroundings;
+use crate::multiservice::context::HostContext;
 use crate::session::Limits;
 use crate::sessions::Sessions;
 use crate::store::StoreError;
@@ -109,12 +109,12 @@ impl Host {
         if let Some(weaker) = accounts.rules().weaker_than_standard() {
             tracing::warn!("{weaker}");
         }
-        let surroundings = Surroundings {
+        let context = HostContext {
             quota: settings.state.largest,
             grace: std::time::Duration::from_secs(settings.plugins.grace),
             // Vetting was patient already; the host has more to do besides.
             patience: 3 * std::time::Duration::from_secs(settings.plugins.patience.max(1)),
-            ..Surroundings::new(Arc::clone(accounts.store()))
+            ..HostContext::new(Arc::clone(accounts.store()))
         };
         let services = MultiService::new("pb");
         let patience = std::time::Duration::from_secs(settings.plugins.patience.max(1));
@@ -127,7 +127,7 @@ impl Host {
         let tls_address = options.listen_tls.as_ref().or(settings.pb.listen_tls.as_ref());
         let certificates = certificates(&home, &settings, tls_address.is_some())?;
         let gate = LoginGate::new(
-            Arc::clone(&surroundings.store),
+            Arc::clone(&context.store),
             accounts.secret().clone(),
             accounts.cost(),
             settings.password.budget.saturating_mul(1024),
@@ -185,7 +185,7 @@ impl Host {
             let login = Login::with_cost(Arc::clone(&authorizer), key, &random()?, cost);
             let limits = Limits { refusal, ..Limits::default() };
             let before = (Arc::clone(&gate), Arc::clone(&sessions));
-            Ok(Endpoint::with_gate(login, Arc::clone(served), surroundings.clone(), limits, before))
+            Ok(Endpoint::with_gate(login, Arc::clone(served), context.clone(), limits, before))
         };
         let root = serve(served)?;
         let mut roots = Vec::new();
@@ -197,7 +197,7 @@ impl Host {
         }
 
         let folder =
-            Folder::new(&home, Arc::clone(&services), groups, surroundings.clone(), sections, vet, options.debuggable)?;
+            Folder::new(&home, Arc::clone(&services), groups, context.clone(), sections, vet, options.debuggable)?;
         let mut watch = Watch::new(&home.plugins(), options.poll);
         services.start().await;
         folder.load_all(watch.present()).await;

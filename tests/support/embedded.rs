@@ -8,7 +8,7 @@ use credhost::cred::{Authorizer, DefaultAuthorizer, Entropy, Identity, Key, Mast
 use credhost::listener::{Endpoint, Listener};
 use credhost::login_gate::LoginGate;
 use credhost::multiservice::MultiService;
-use credhost::multiservice::context::Surroundings;
+use credhost::multiservice::context::HostContext;
 use credhost::multiservice::slot::Slot;
 use credhost::session::Limits;
 use credhost::sessions::Sessions;
@@ -127,15 +127,15 @@ impl Embedded {
     #[must_use]
     pub fn with(limits: Limits, authorizer: Arc<dyn Authorizer>, key: &MasterKey) -> Self {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-        let surroundings = Surroundings::new(Arc::new(MemoryStore::new()));
+        let context = HostContext::new(Arc::new(MemoryStore::new()));
         let services = MultiService::new("pb");
         runtime.block_on(async {
-            let trial = Slot::linked::<Trial>(&surroundings).await.expect("the service loads");
+            let trial = Slot::linked::<Trial>(&context).await.expect("the service loads");
             services.add(trial).await.expect("its name is free");
             assert_eq!(services.start().await, []);
         });
         let login = Login::new(authorizer, key.clone(), &[4; 24]);
-        let root = Endpoint::new(login, Arc::clone(&services), surroundings, limits);
+        let root = Endpoint::new(login, Arc::clone(&services), context, limits);
         Self { listener: root.listen("127.0.0.1:0").expect("a port"), root, services }
     }
 

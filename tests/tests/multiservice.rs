@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex};
 
 use credhost::cred::DefaultAuthorizer;
-use credhost::multiservice::context::Surroundings;
+use credhost::multiservice::context::HostContext;
 use credhost::multiservice::slot::{Slot, State};
 use credhost::multiservice::{MultiService, NotAdded};
 use credhost::store::MemoryStore;
@@ -72,12 +72,12 @@ services! {
     need_lost: "need lost", false, needs ["nothing of this name"];
 }
 
-fn surroundings() -> Surroundings {
-    Surroundings::new(Arc::new(MemoryStore::new()))
+fn context() -> HostContext {
+    HostContext::new(Arc::new(MemoryStore::new()))
 }
 
 async fn slot<S: Service>() -> Arc<Slot> {
-    Slot::linked::<S>(&surroundings()).await.expect("it loads")
+    Slot::linked::<S>(&context()).await.expect("it loads")
 }
 
 #[tokio::test]
@@ -156,12 +156,12 @@ async fn an_authorizer_and_a_collection_know_nothing_of_each_other() {
 
 #[tokio::test]
 async fn who_needs_another_starts_after_it_and_is_stopped_before_it() {
-    let surroundings = Surroundings::new(Arc::new(MemoryStore::new()));
+    let context = HostContext::new(Arc::new(MemoryStore::new()));
     let services = MultiService::new("pb");
-    services.add(Slot::linked::<need_top::Here>(&surroundings).await.expect("it runs")).await.expect("added");
-    services.add(Slot::linked::<need_lost::Here>(&surroundings).await.expect("it runs")).await.expect("added");
-    services.add(Slot::linked::<need_middle::Here>(&surroundings).await.expect("it runs")).await.expect("added");
-    services.add(Slot::linked::<need_base::Here>(&surroundings).await.expect("it runs")).await.expect("added");
+    services.add(Slot::linked::<need_top::Here>(&context).await.expect("it runs")).await.expect("added");
+    services.add(Slot::linked::<need_lost::Here>(&context).await.expect("it runs")).await.expect("added");
+    services.add(Slot::linked::<need_middle::Here>(&context).await.expect("it runs")).await.expect("added");
+    services.add(Slot::linked::<need_base::Here>(&context).await.expect("it runs")).await.expect("added");
     let refused = services.start().await;
     assert_eq!(refused.len(), 1);
     assert_eq!(refused[0].1.to_string(), "it needs nothing of this name, which does not serve");
@@ -173,11 +173,11 @@ async fn who_needs_another_starts_after_it_and_is_stopped_before_it() {
     // One that is removed takes along who needs it, in the same order, however they were added.
     let services = MultiService::new("pb");
     services.start().await;
-    let base = Slot::linked::<need_base::Here>(&surroundings).await.expect("it runs");
+    let base = Slot::linked::<need_base::Here>(&context).await.expect("it runs");
     services.add(Arc::clone(&base)).await.expect("added");
-    let both = Slot::linked::<need_both::Here>(&surroundings).await.expect("it runs");
+    let both = Slot::linked::<need_both::Here>(&context).await.expect("it runs");
     services.add(both).await.expect("added");
-    services.add(Slot::linked::<need_middle::Here>(&surroundings).await.expect("it runs")).await.expect("added");
+    services.add(Slot::linked::<need_middle::Here>(&context).await.expect("it runs")).await.expect("added");
     let before = logged("need ").len();
     services.remove(&base).await;
     assert_eq!(logged("need ")[before..], ["both stopped", "middle stopped", "base stopped"]);
@@ -210,9 +210,9 @@ async fn a_stop_that_waits_for_the_host_is_served_and_what_it_changes_is_saved()
     use credhost::store::Store;
 
     let store = Arc::new(MemoryStore::new());
-    let surroundings = Surroundings::new(Arc::clone(&store) as Arc<_>);
+    let context = HostContext::new(Arc::clone(&store) as Arc<_>);
     let services = MultiService::new("pb");
-    let slot = Slot::linked::<Leaving>(&surroundings).await.expect("it runs");
+    let slot = Slot::linked::<Leaving>(&context).await.expect("it runs");
     services.add(Arc::clone(&slot)).await.expect("its name is free");
     services.start().await;
     assert_eq!(services.remove(&slot).await, Account::Nothing, "it is not given up");

@@ -10,7 +10,7 @@ use credhost::loader::generation::Source;
 use credhost::loader::private::PrivateFolder;
 use credhost::loader::unload::Account;
 use credhost::loader::{ledger, mapping};
-use credhost::multiservice::context::Surroundings;
+use credhost::multiservice::context::HostContext;
 use credhost::multiservice::router::Mailbox;
 use credhost::multiservice::slot::Slot;
 use credhost::multiservice::{AttachmentChange, MultiService};
@@ -23,7 +23,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 struct Bench {
     _home: tempfile::TempDir,
     private: PrivateFolder,
-    surroundings: Surroundings,
+    context: HostContext,
     services: Arc<MultiService>,
     number: u32,
     mailbox: Arc<Mailbox>,
@@ -36,16 +36,16 @@ impl Bench {
         let link = home.path().join("link");
         std::os::unix::fs::symlink(home.path(), &link).expect("it can be made");
         let private = PrivateFolder::new(link.join("generations")).expect("a folder");
-        let surroundings = Surroundings::new(Arc::new(MemoryStore::new()));
-        let (number, mailbox) = surroundings.router.connect();
+        let context = HostContext::new(Arc::new(MemoryStore::new()));
+        let (number, mailbox) = context.router.connect();
         let services = MultiService::new("pb");
         services.start().await;
-        Self { _home: home, private, surroundings, services, number, mailbox }
+        Self { _home: home, private, context, services, number, mailbox }
     }
 
     async fn load(&self, package: &str) -> Arc<Slot> {
         let copy = self.private.copy(&library(package)).expect("it is a library");
-        let slot = Slot::load(Source::Copy(copy), &self.surroundings, |_| Vec::new()).await.expect("it loads");
+        let slot = Slot::load(Source::Copy(copy), &self.context, |_| Vec::new()).await.expect("it loads");
         self.services.add(Arc::clone(&slot)).await.expect("it starts");
         slot
     }

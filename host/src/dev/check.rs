@@ -16,7 +16,7 @@ use crate::loader::private::PrivateFolder;
 use crate::loader::unload::Account;
 use crate::loader::vet::Sections;
 use crate::multiservice::AttachmentChange;
-use crate::multiservice::context::Surroundings;
+use crate::multiservice::context::HostContext;
 use crate::multiservice::router::Mailbox;
 use crate::multiservice::slot::Slot;
 use crate::store::MemoryStore;
@@ -200,11 +200,11 @@ pub async fn check(
         let sections = Arc::clone(sections);
         move |name: &str| sections.get(name).map(|section| section.0.clone()).unwrap_or_default()
     };
-    let surroundings = Surroundings::new(Arc::new(MemoryStore::new()));
-    let (number, mailbox) = surroundings.router.connect();
+    let context = HostContext::new(Arc::new(MemoryStore::new()));
+    let (number, mailbox) = context.router.connect();
     progress("loading and starting it");
     let copy = || private.copy(file).map_err(|fault| fault.to_string());
-    let slot = Slot::load(Source::Copy(copy()?), &surroundings, section()).await;
+    let slot = Slot::load(Source::Copy(copy()?), &context, section()).await;
     let slot = slot.map_err(|error| error.to_string())?;
     slot.start().await.map_err(|error| error.to_string())?;
     let mut found = Found { service: slot.name().to_string(), reloads, ..Found::default() };

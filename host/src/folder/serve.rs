@@ -273,7 +273,7 @@ impl Folder {
 
     /// Loads a library with its section of the configuration.
     async fn start(&self, copy: PrivateCopy, section: Vec<u8>) -> Result<Arc<Slot>, LibraryFault> {
-        let slot = Slot::load(Source::Copy(copy), &self.surroundings, |_| section).await?;
+        let slot = Slot::load(Source::Copy(copy), &self.context, |_| section).await?;
         match self.collection(slot.name().as_str()).add(Arc::clone(&slot)).await {
             Ok(()) => Ok(slot),
             Err(NotAdded::Fault(fault)) => Err(fault),

@@ -17,7 +17,7 @@ use crate::login_gate::Source;
 use crate::multiservice::Backends;
 use crate::multiservice::router::Mailbox;
 use crate::session::login::{Found, Now, Policy, QuestionNo};
-use crate::session::{Demand, Session, Surroundings, Violation};
+use crate::session::{Demand, HostContext, Session, Violation};
 use crate::sessions::SessionEntry;
 use crate::store;
 
@@ -88,8 +88,8 @@ impl Driver {
         let mailbox = Arc::clone(mailbox);
         let entry = SessionEntry::new(&shared.sessions, number, &peer, tls, store::now(), mailbox);
         let backends = Arc::clone(&shared.services) as Arc<dyn Backends>;
-        let surroundings = Surroundings { number, peer: peer.clone(), backends, entry };
-        let session = Session::new(surroundings, shared.limits, policy, seed);
+        let context = HostContext { number, peer: peer.clone(), backends, entry };
+        let session = Session::new(context, shared.limits, policy, seed);
         let (answer, answers) = mpsc::unbounded_channel();
         Ok(Self { session, shared: Arc::clone(shared), from: Source { address, peer }, answers, answer })
     }
@@ -129,14 +129,14 @@ pub(super) async fn serve(shared: Arc<Shared>, socket: Socket, admitted: Admitte
     let peer = admitted.source;
     let end = match open(socket, admitted.tls.as_deref()) {
         Ok(mut stream) => {
-            let (number, mailbox) = shared.surroundings.router.connect();
+            let (number, mailbox) = shared.context.router.connect();
             let end = match Driver::new(&shared, &admitted, number, &mailbox) {
                 Err(end) => end,
                 Ok(mut driver) => {
                     let end = Box::pin(run(&mut stream, &mut driver, &mailbox, closed)).await;
                     stream.close();
                     // From here on calls back to this client fail at once.
-                    shared.surroundings.router.disconnect(number);
+                    shared.context.router.disconnect(number);
                     let mut mail = Vec::new();
                     mailbox.close(&mut mail);
                     driver.session.mail(&mail);
@@ -144,7 +144,7 @@ pub(super) async fn serve(shared: Arc<Shared>, socket: Socket, admitted: Admitte
                     end
                 }
             };
-            shared.surroundings.router.disconnect(number);
+            shared.context.router.disconnect(number);
             end
         }
         Err(error) => End::Io(error),

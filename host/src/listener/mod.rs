@@ -23,7 +23,7 @@ use crate::cred::StoreSecret;
 use crate::cred::login::Login;
 use crate::login_gate::{LoginGate, LoginRules, network};
 use crate::multiservice::MultiService;
-use crate::multiservice::context::Surroundings;
+use crate::multiservice::context::HostContext;
 use crate::session::Limits;
 use crate::sessions::Sessions;
 
@@ -39,7 +39,7 @@ pub struct Endpoint {
 struct Shared {
     login: Login,
     services: Arc<MultiService>,
-    surroundings: Surroundings,
+    context: HostContext,
     limits: Limits,
     gate: Arc<LoginGate>,
     sessions: Arc<Sessions>,
@@ -55,15 +55,15 @@ impl std::fmt::Debug for Endpoint {
 impl Endpoint {
     /// A root through which `login`'s identities reach these services.
     #[must_use]
-    pub fn new(login: Login, services: Arc<MultiService>, surroundings: Surroundings, limits: Limits) -> Self {
+    pub fn new(login: Login, services: Arc<MultiService>, context: HostContext, limits: Limits) -> Self {
         let mut secret = [0; 32];
         if let Err(error) = getrandom::fill(&mut secret) {
             // It keeps names apart, no secrets.
             tracing::warn!(%error, "no randomness for the throttle");
         }
-        let store = Arc::clone(&surroundings.store);
+        let store = Arc::clone(&context.store);
         let gate = LoginGate::new(store, StoreSecret::new(secret), login.cost(), BUDGET, LoginRules::default());
-        Self::with_gate(login, services, surroundings, limits, (gate, Sessions::new()))
+        Self::with_gate(login, services, context, limits, (gate, Sessions::new()))
     }
 
     /// The same behind a gate that stands before other listeners, too, and with the sessions of all of them.
@@ -71,12 +71,12 @@ impl Endpoint {
     pub fn with_gate(
         login: Login,
         services: Arc<MultiService>,
-        surroundings: Surroundings,
+        context: HostContext,
         limits: Limits,
         (gate, sessions): (Arc<LoginGate>, Arc<Sessions>),
     ) -> Self {
         let sources = Mutex::default();
-        Self { shared: Arc::new(Shared { login, services, surroundings, limits, gate, sessions, sources }) }
+        Self { shared: Arc::new(Shared { login, services, context, limits, gate, sessions, sources }) }
     }
 
     /// What stands before every login.

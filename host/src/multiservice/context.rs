@@ -13,7 +13,7 @@ pub struct SlotNo(pub u32);
 
 /// What services share: where states are kept, and where connections are.
 #[derive(Clone)]
-pub struct Surroundings {
+pub struct HostContext {
     /// Where states are kept.
     pub store: Arc<dyn Store>,
     /// Where connections are.
@@ -35,7 +35,7 @@ pub const PATIENCE: Duration = Duration::from_secs(30);
 /// How long calls that wait may go on in code that was replaced, if nothing else is said.
 pub const GRACE: Duration = Duration::from_secs(10);
 
-impl Surroundings {
+impl HostContext {
     /// This store, and no connections yet.
     #[must_use]
     pub fn new(store: Arc<dyn Store>) -> Self {
@@ -43,8 +43,8 @@ impl Surroundings {
     }
 }
 
-impl std::fmt::Debug for Surroundings {
+impl std::fmt::Debug for HostContext {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Surroundings")
+        f.write_str("HostContext")
     }
 }

@@ -7,7 +7,7 @@ use plugin_api::abi::frame::ToLibrary;
 use plugin_api::manifest::Manifest;
 use tokio::sync::{Mutex as Turn, mpsc};
 
-use super::context::Surroundings;
+use super::context::HostContext;
 use super::ended::Ended;
 use super::outgoing::{Lifecycle, Outgoing};
 use crate::cred::{Name, NameOf};
@@ -46,15 +46,15 @@ impl Instance {
         source: Source,
         outgoing: Arc<Outgoing>,
         mut steps: mpsc::UnboundedReceiver<Lifecycle>,
-        surroundings: &Surroundings,
+        context: &HostContext,
         config: impl FnOnce(&str) -> Vec<u8>,
     ) -> Result<Arc<Self>, LibraryFault> {
-        surroundings.ended.room()?;
+        context.ended.room()?;
         let generation = Generation::start(source, Arc::clone(&outgoing) as Arc<_>)
             .map_err(|error| LibraryFault::machine("the machine has no thread or descriptor for it", error))?;
         let generation = Arc::new(generation);
         let _ = outgoing.generation.set(Arc::downgrade(&generation));
-        let said = match step(&mut steps, surroundings.patience, "say what it is").await {
+        let said = match step(&mut steps, context.patience, "say what it is").await {
             Ok(Lifecycle::Manifest(manifest)) => Ok(manifest),
             Ok(other) => Err(unexpected(&other)),
             Err(why) => Err(why),
@@ -70,9 +70,9 @@ impl Instance {
         match read {
             Ok((manifest, name, config)) => {
                 let _ = outgoing.name.set(name.to_string());
-                let (number, manifest, quota) = (outgoing.number, Arc::new(manifest), surroundings.quota);
-                let (steps, ended) = (Turn::new(steps), Arc::clone(&surroundings.ended));
-                let patience = surroundings.patience;
+                let (number, manifest, quota) = (outgoing.number, Arc::new(manifest), context.quota);
+                let (steps, ended) = (Turn::new(steps), Arc::clone(&context.ended));
+                let patience = context.patience;
                 Ok(Arc::new(Self {
                     number,
                     name,
@@ -88,7 +88,7 @@ impl Instance {
             }
             Err(why) => {
                 let account = end(&outgoing, &generation, &mut steps).await;
-                surroundings.ended.count(outgoing.name(), outgoing.number, &account);
+                context.ended.count(outgoing.name(), outgoing.number, &account);
                 Err(why)
             }
         }

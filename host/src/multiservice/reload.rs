@@ -217,7 +217,7 @@ impl Slot {
             counts = (attached.iter().filter(is_attached).count(), calls(waited));
             {
                 // Each connection hears of the new hold on its client's object before the old one can let go of it.
-                let mut delivery = Delivery::new(&self.surroundings.router);
+                let mut delivery = Delivery::new(&self.context.router);
                 for (_, frame) in attached {
                     if let Some(ToLibrary::Attach { mind, .. } | ToLibrary::Linger { mind, .. }) =
                         ToLibrary::read(&mut &**frame)
@@ -255,7 +255,7 @@ impl Slot {
         let me = Arc::clone(self);
         tokio::spawn(async move {
             let (service, generation) = (me.name.as_str(), old.number);
-            if !old.stopped(me.surroundings.grace).await {
+            if !old.stopped(me.context.grace).await {
                 tracing::debug!(service, generation, "calls have waited long enough in code that was replaced");
             }
             let account = old.end().await;
@@ -277,7 +277,7 @@ impl Slot {
     /// A thread that does not come back answers nobody any more. Who was answered before hears nothing.
     fn unanswered(&self, calls: &[u8], tag: u64) {
         let (class, message) = ("credhost.Reloaded", "the service was replaced while the call was under way");
-        let mut delivery = Delivery::new(&self.surroundings.router);
+        let mut delivery = Delivery::new(&self.context.router);
         for call in numbers(calls) {
             let mut failed = Vec::new();
             ToHost::Failed { call, class, message, fault: false }.write(&mut failed);

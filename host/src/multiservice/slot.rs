@@ -9,7 +9,7 @@ use plugin_api::manifest::Manifest;
 use tokio::sync::{Mutex as Turn, Notify};
 
 use super::backend::Backend;
-use super::context::{SlotNo, Surroundings};
+use super::context::{HostContext, SlotNo};
 use super::current::{AttachmentChange, Current, NotHanded};
 use super::instance::{Instance, STOP};
 use super::outgoing::Outgoing;
@@ -40,7 +40,7 @@ pub enum State {
 pub struct Slot {
     pub(super) number: SlotNo,
     pub(super) name: Name,
-    pub(super) surroundings: Surroundings,
+    pub(super) context: HostContext,
     manifest: RwLock<Arc<Manifest>>,
     pub(super) current: Current<Instance>,
     /// Which generation's way out it is just now.
@@ -67,8 +67,8 @@ impl Slot {
     ///
     /// # Errors
     /// When it cannot be run.
-    pub async fn linked<S: plugin_api::Service>(surroundings: &Surroundings) -> Result<Arc<Self>, LibraryFault> {
-        Self::load(Source::Linked(Linked::new::<S>()), surroundings, |_| Vec::new()).await
+    pub async fn linked<S: plugin_api::Service>(context: &HostContext) -> Result<Arc<Self>, LibraryFault> {
+        Self::load(Source::Linked(Linked::new::<S>()), context, |_| Vec::new()).await
     }
 
     /// Loads a service. `config` answers with the section of this name, in Jelly.
@@ -77,18 +77,18 @@ impl Slot {
     /// One sentence that says why it cannot be loaded.
     pub async fn load(
         source: Source,
-        surroundings: &Surroundings,
+        context: &HostContext,
         config: impl FnOnce(&str) -> Vec<u8>,
     ) -> Result<Arc<Self>, LibraryFault> {
         static NEXT: AtomicU32 = AtomicU32::new(1);
         let number = SlotNo(NEXT.fetch_add(1, Ordering::Relaxed));
         let faults = Arc::default();
-        let (outgoing, steps) = Outgoing::new((number, 1), true, surroundings, &faults);
-        let instance = Instance::load(source, outgoing, steps, surroundings, config).await?;
+        let (outgoing, steps) = Outgoing::new((number, 1), true, context, &faults);
+        let instance = Instance::load(source, outgoing, steps, context, config).await?;
         Ok(Arc::new(Self {
             number,
             name: instance.name.clone(),
-            surroundings: surroundings.clone(),
+            context: context.clone(),
             manifest: RwLock::new(Arc::clone(&instance.manifest)),
             outgoing: RwLock::new(Arc::clone(&instance.outgoing)),
             current: Current::new(instance),
@@ -109,10 +109,10 @@ impl Slot {
         config: impl FnOnce(&str) -> Vec<u8>,
     ) -> Result<Arc<Instance>, LibraryFault> {
         let number = self.generations.fetch_add(1, Ordering::Relaxed) + 1;
-        let (outgoing, steps) = Outgoing::new((self.number, number), false, &self.surroundings, &self.faults);
+        let (outgoing, steps) = Outgoing::new((self.number, number), false, &self.context, &self.faults);
         // It is known by this name also if it does not come to say its own.
         let _ = outgoing.name.set(self.name.to_string());
-        let instance = Instance::load(source, outgoing, steps, &self.surroundings, config).await?;
+        let instance = Instance::load(source, outgoing, steps, &self.context, config).await?;
         if instance.name.as_str() == self.name.as_str() {
             return Ok(instance);
         }

@@ -17,7 +17,7 @@ use tokio::sync::mpsc;
 use self::commits::{CommitQueue, Effect, Phase};
 use self::replay::Replay;
 use self::report::Report;
-use super::context::{SlotNo, Surroundings};
+use super::context::{HostContext, SlotNo};
 use super::router::{Delivery, Router};
 use crate::loader::gate::Outlet;
 use crate::loader::generation::Generation;
@@ -73,7 +73,7 @@ impl Outgoing {
     pub(super) fn new(
         (slot, number): (SlotNo, u32),
         serving: bool,
-        surroundings: &Surroundings,
+        context: &HostContext,
         faults: &Arc<AtomicU64>,
     ) -> (Arc<Self>, mpsc::UnboundedReceiver<Lifecycle>) {
         let (lifecycle, receiver) = mpsc::unbounded_channel();
@@ -89,9 +89,9 @@ impl Outgoing {
             replay: Replay::default(),
             report: Report::new(number, faults),
             lifecycle,
-            router: Arc::clone(&surroundings.router),
-            store: Arc::clone(&surroundings.store),
-            quota: surroundings.quota,
+            router: Arc::clone(&context.router),
+            store: Arc::clone(&context.store),
+            quota: context.quota,
             me: Weak::clone(me),
         });
         (outgoing, receiver)

@@ -3,7 +3,7 @@ use std::path::{Path, PathBuf};
 use super::*;
 use crate::cred::throttle::Counter;
 use crate::cred::{MasterKey, StoreSecret, TokenDigest};
-use crate::multiservice::context::Surroundings;
+use crate::multiservice::context::HostContext;
 use crate::store::{Done, Kept, MemoryStore, audit};
 
 /// Commits when it is told to.
@@ -96,9 +96,9 @@ fn say(outgoing: &Outgoing, frames: &[ToHost<'_>]) {
 
 fn outgoing() -> (Arc<Outgoing>, Arc<Slow>, Arc<crate::multiservice::router::Mailbox>, impl Fn(u64) -> u64) {
     let store = Arc::new(Slow::default());
-    let surroundings = Surroundings::new(Arc::clone(&store) as Arc<dyn Store>);
-    let (number, mailbox) = surroundings.router.connect();
-    let (outgoing, _stages) = Outgoing::new((SlotNo(1), 1), true, &surroundings, &Arc::default());
+    let context = HostContext::new(Arc::clone(&store) as Arc<dyn Store>);
+    let (number, mailbox) = context.router.connect();
+    let (outgoing, _stages) = Outgoing::new((SlotNo(1), 1), true, &context, &Arc::default());
     (outgoing, store, mailbox, move |n: u64| u64::from(number) << 32 | n)
 }
 
@@ -161,9 +161,9 @@ fn a_second_writer_is_found_out_and_not_overwritten() {
 #[test]
 fn a_state_over_the_quota_is_not_saved() {
     let store = Arc::new(MemoryStore::new());
-    let surroundings = Surroundings { quota: 4, ..Surroundings::new(store) };
-    let (number, mailbox) = surroundings.router.connect();
-    let (outgoing, _stages) = Outgoing::new((SlotNo(1), 1), true, &surroundings, &Arc::default());
+    let context = HostContext { quota: 4, ..HostContext::new(store) };
+    let (number, mailbox) = context.router.connect();
+    let (outgoing, _stages) = Outgoing::new((SlotNo(1), 1), true, &context, &Arc::default());
     let call = u64::from(number) << 32 | 1;
     let large = ToHost::Save { perspective: "a", state: &[0; 5], base: 0, version: 1 };
     say(&outgoing, &[large, ToHost::Answer { call, value: &[], objects: &[] }]);
