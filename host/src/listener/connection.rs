@@ -17,7 +17,7 @@ use crate::login_gate::Source;
 use crate::multiservice::Backends;
 use crate::multiservice::router::Mailbox;
 use crate::session::login::{Found, Now, Policy, QuestionNo};
-use crate::session::{Demand, HostContext, Session, Violation};
+use crate::session::{Demand, Session, SessionContext, Violation};
 use crate::sessions::SessionEntry;
 use crate::store;
 
@@ -88,7 +88,7 @@ impl Driver {
         let mailbox = Arc::clone(mailbox);
         let entry = SessionEntry::new(&shared.sessions, number, &peer, tls, store::now(), mailbox);
         let backends = Arc::clone(&shared.services) as Arc<dyn Backends>;
-        let context = HostContext { number, peer: peer.clone(), backends, entry };
+        let context = SessionContext { number, peer: peer.clone(), backends, entry };
         let session = Session::new(context, shared.limits, policy, seed);
         let (answer, answers) = mpsc::unbounded_channel();
         Ok(Self { session, shared: Arc::clone(shared), from: Source { address, peer }, answers, answer })

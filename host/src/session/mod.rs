@@ -66,7 +66,7 @@ pub(crate) enum Demand {
 }
 
 /// Who is connected, and to what.
-pub(crate) struct Surroundings {
+pub(crate) struct SessionContext {
     /// The connection's number, in the upper half of all numbers that services see.
     pub(crate) number: u32,
     /// Where the client is, for a person to read.
@@ -94,7 +94,7 @@ struct Owners {
     references: References,
     outbox: Outbox,
     values: Values,
-    surroundings: Surroundings,
+    context: SessionContext,
     limits: Limits,
     /// Somebody has logged in: limits are those of peers that have.
     raised: bool,
@@ -113,7 +113,7 @@ enum Callee {
 impl Session {
     /// A connection that has just begun: its first bytes are in [`Session::output`]. `seed` is random.
     #[must_use]
-    pub(crate) fn new(surroundings: Surroundings, limits: Limits, policy: Policy, seed: [u8; 32]) -> Self {
+    pub(crate) fn new(context: SessionContext, limits: Limits, policy: Policy, seed: [u8; 32]) -> Self {
         let broker = pb::Broker::new(Role::Server, limits.before.jelly, limits.before.references);
         let owners = Owners {
             output: broker.output,
@@ -123,7 +123,7 @@ impl Session {
             references: References::default(),
             outbox: Outbox::default(),
             values: Values::new(limits.after.jelly),
-            surroundings,
+            context,
             limits,
             raised: false,
             logged_in: false,
@@ -188,7 +188,7 @@ impl Session {
     /// What the host tells this connection; true: it is to close.
     pub(crate) fn notices(&mut self) -> bool {
         let mut close = false;
-        for (notice, acknowledgement) in self.owners.surroundings.entry.notices() {
+        for (notice, acknowledgement) in self.owners.context.entry.notices() {
             match notice {
                 Notice::Changed(name, identity) => {
                     self.owners.changed(&name, identity.as_deref());
@@ -244,7 +244,7 @@ impl Session {
     pub(crate) fn close(mut self) {
         self.owners.end(&Scope::Connection, &Failure::new("twisted.spread.pb.PBConnectionLost", "the client has gone"));
         self.owners.outbox.submit_all();
-        self.owners.surroundings.entry.close();
+        self.owners.context.entry.close();
     }
 
     /// Whether somebody has logged in, and was not sent away since.
@@ -380,7 +380,7 @@ impl Owners {
             return Ok(());
         }
         let (by, mut handles) = (Provenance::by(attachment), Vec::new());
-        let route = Route { connection: self.surroundings.number, slot, by: &by };
+        let route = Route { connection: self.context.number, slot, by: &by };
         let words = Words::new(call.method, |out| {
             let tables = &self.output.tables;
             self.references.inbound(tables, &route, &call.arguments, out, &mut handles);
@@ -420,7 +420,7 @@ impl Owners {
         (method, arguments, keywords): (&str, &[u8], &[u8]),
         handles: &[u64],
     ) {
-        let connection = self.surroundings.number;
+        let connection = self.context.number;
         let attachment = call.attachment.on(connection);
         let no = self.calls.begin(call);
         let list: Vec<u8> = handles.iter().flat_map(|handle| handle.to_le_bytes()).collect();
@@ -469,7 +469,7 @@ impl Owners {
             Ok(()) => {
                 let (mut translated, mut handles) = (Vec::new(), Vec::new());
                 let by = Provenance::by(outgoing.attachment);
-                let route = Route { connection: self.surroundings.number, slot, by: &by };
+                let route = Route { connection: self.context.number, slot, by: &by };
                 self.references.inbound(&self.output.tables, &route, &value, &mut translated, &mut handles);
                 let handles: Vec<u8> = handles.iter().flat_map(|handle| handle.to_le_bytes()).collect();
                 let frame = ToLibrary::Answer { call: outgoing.call, value: &translated, handles: &handles };
@@ -516,10 +516,10 @@ impl Owners {
     /// The client gives a perspective back: what came by it lives on.
     fn let_go(&mut self, no: AttachmentNo) {
         let Some(attached) = self.attachments.let_go(no) else { return };
-        let number = no.on(self.surroundings.number);
-        let change = AttachmentChange::LetGo(number, linger(&self.surroundings, number, attached, attached.mind));
+        let number = no.on(self.context.number);
+        let change = AttachmentChange::LetGo(number, linger(&self.context, number, attached, attached.mind));
         self.outbox.notify(&attached.backend, &ToLibrary::LetGo { attachment: number }, Some(change));
-        self.surroundings.entry.detached(&listed(attached));
+        self.context.entry.detached(&listed(attached));
         self.end_if_over(no);
     }
 }
@@ -527,7 +527,7 @@ impl Owners {
 /// Services' side.
 impl Owners {
     fn service_said(&mut self, slot: SlotNo, generation: u32, frame: ToHost<'_>) {
-        let connection = self.surroundings.number;
+        let connection = self.context.number;
         match frame {
             ToHost::Answer { call, value, objects } => self.service_answered(slot, call, value, objects),
             ToHost::Failed { call: number, class, message, .. } => {
@@ -581,7 +581,7 @@ impl Owners {
     }
 
     fn service_answered(&mut self, slot: SlotNo, call: u64, value: &[u8], objects: &[u8]) {
-        let ended = CallNo::of(call, self.surroundings.number).and_then(|no| self.calls.ended(no, slot));
+        let ended = CallNo::of(call, self.context.number).and_then(|no| self.calls.ended(no, slot));
         let Some(call) = ended else { return self.give_back_objects(slot, frame::numbers(objects)) };
         self.calls.record_answer_size(value.len());
         if call.answer {
@@ -610,7 +610,7 @@ impl Owners {
         };
         let jelly = Jelly::new(value, references, 0, value.len());
         let by = Provenance::by(call.attachment);
-        let route = Route { connection: self.surroundings.number, slot: call.slot, by: &by };
+        let route = Route { connection: self.context.number, slot: call.slot, by: &by };
         let (known, attachments, mut sent) = (&self.references, &self.attachments, Vec::new());
         let written = self.output.answer_translated(call.request, &jelly, |tables, reference| {
             let (translated, object) = known.outbound(tables, &route, reference, at(attachments))?;
@@ -631,7 +631,7 @@ impl Owners {
         values: (&[u8], &[u8], &[u8]),
     ) {
         let Some(backend) = self.outbox.backend(target.slot) else { return };
-        let connection = self.surroundings.number;
+        let connection = self.context.number;
         let no = HandleNo::of(target.handle, connection);
         let by = AttachmentNo::of(target.attachment, connection);
         let sent = self.references.called(target.slot, no, by).and_then(|(luid, by)| {
@@ -666,7 +666,7 @@ impl Owners {
         by: &Provenance,
     ) -> Result<u64, Failure> {
         let (arguments, keywords) = self.values.call(arguments, keywords)?;
-        let route = Route { connection: self.surroundings.number, slot, by };
+        let route = Route { connection: self.context.number, slot, by };
         let (known, attachments, mut sent) = (&self.references, &self.attachments, Vec::new());
         let written =
             self.output.call_translated(target, method, answer, &arguments, &keywords, |tables, reference| {
@@ -695,7 +695,7 @@ impl Owners {
         let (Some(luid), Some(by)) = (self.output.tables.cached_as(&cached), by) else {
             return self.give_back_objects(slot, frame::numbers(objects));
         };
-        let route = Route { connection: self.surroundings.number, slot, by: &by };
+        let route = Route { connection: self.context.number, slot, by: &by };
         let (known, attachments, mut sent) = (&self.references, &self.attachments, Vec::new());
         let written = self.values.call(arguments, keywords).and_then(|(arguments, keywords)| {
             self.output.update_translated(luid, method, &arguments, &keywords, |tables, reference| {
@@ -707,7 +707,7 @@ impl Owners {
         let left = self.references.settle(&mut self.output.tables, &route, (sent, written.is_ok()), objects);
         self.give_back_objects(slot, left.into_iter());
         if let Err(failure) = written {
-            tracing::warn!(peer = self.surroundings.peer, "a client was not told of a change: {}", failure.value);
+            tracing::warn!(peer = self.context.peer, "a client was not told of a change: {}", failure.value);
         }
     }
 
@@ -730,7 +730,7 @@ impl Owners {
 
     /// A service gives an object of the client's back.
     fn release(&mut self, slot: SlotNo, handle: u64, count: u64) {
-        if let Some(no) = HandleNo::of(handle, self.surroundings.number) {
+        if let Some(no) = HandleNo::of(handle, self.context.number) {
             let released = self.references.release(&mut self.output, slot, no, count);
             self.released(released);
         }
@@ -813,7 +813,7 @@ impl Owners {
             Step::Answer(_) | Step::Fail(_) | Step::Wait => {}
             Step::Ask(no, question) => self.demands.push(Demand::Ask(no, question)),
             Step::Proven(name, no, question) => {
-                self.surroundings.entry.enter(&name);
+                self.context.entry.enter(&name);
                 self.demands.push(Demand::Ask(no, question));
             }
             Step::Attach(attach) => {
@@ -835,14 +835,14 @@ impl Owners {
     fn attach(&mut self, attach: Attach, request: u64) -> Result<(), Failure> {
         let Attach { identity, credential, key, era, mind } = attach;
         let service = key.service.as_str();
-        let backend = self.surroundings.backends.backend(service);
+        let backend = self.context.backends.backend(service);
         let backend = backend.ok_or_else(|| Failure::new("KeyError", format!("'{service}'")))?;
         // Whoever is attached has logged in.
         let room = self.attachments.room(self.limits.after.attachments);
         room.map_err(|error| Failure::new("twisted.spread.pb.Error", error.to_string()))?;
-        let (slot, connection) = (backend.number(), self.surroundings.number);
+        let (slot, connection) = (backend.number(), self.context.number);
         let attached = Attached::asked(Arc::clone(&backend), era, request, (identity, credential), key);
-        self.surroundings.entry.attached(listed(&attached));
+        self.context.entry.attached(listed(&attached));
         let (perspective, identity) = (attached.key.perspective.to_string(), Arc::clone(&attached.identity));
         let no = self.attachments.begin(attached);
         let by = Provenance::by(no);
@@ -853,7 +853,7 @@ impl Owners {
             Some(Mind::Kept(luid)) => self.references.hold(&route, luid, true).on(connection),
         };
         self.attachments.set_mind(no, mind);
-        let (attachment, peer) = (no.on(connection), self.surroundings.peer.as_str());
+        let (attachment, peer) = (no.on(connection), self.context.peer.as_str());
         let (perspective, identity) = (perspective.as_str(), &*identity);
         let frame = |again| ToLibrary::Attach { attachment, perspective, identity, mind, peer, again };
         let mut again = Vec::new();
@@ -889,7 +889,7 @@ impl Owners {
     /// The operator sees an identity no longer that has nothing here.
     fn unlist_if_left(&self, name: &str) {
         if !self.login.any(Some(name)) && !self.attachments.any(Some(name)) {
-            self.surroundings.entry.left(name);
+            self.context.entry.left(name);
         }
     }
 
@@ -910,7 +910,7 @@ impl Owners {
             return self.end(&Scope::Attachment(no), &revoked());
         }
         if let Some(attached) = self.attachments.forget(no, true) {
-            let attachment = no.on(self.surroundings.number);
+            let attachment = no.on(self.context.number);
             let change = AttachmentChange::Ended(attachment);
             self.outbox.notify(&attached.backend, &ToLibrary::Detach { attachment }, Some(change));
         }
@@ -920,14 +920,14 @@ impl Owners {
     fn remember(&mut self, by: &Provenance) {
         for no in by.iter() {
             let Some(attached) = self.attachments.forget(no, false) else { continue };
-            let number = no.on(self.surroundings.number);
+            let number = no.on(self.context.number);
             // The service has its mind once more, if that is there at all.
-            let mind = HandleNo::of(attached.mind, self.surroundings.number);
+            let mind = HandleNo::of(attached.mind, self.context.number);
             let mind = mind.filter(|mind| self.references.called(attached.slot, Some(*mind), Some(no)).is_ok());
             if let Some(mind) = mind {
                 self.references.retain(attached.slot, mind);
             }
-            let frame = linger(&self.surroundings, number, attached, mind.map_or(0, |_| attached.mind));
+            let frame = linger(&self.context, number, attached, mind.map_or(0, |_| attached.mind));
             if let Some(known) = ToLibrary::read(&mut frame.as_slice()) {
                 let change = AttachmentChange::LetGo(number, frame.clone());
                 self.outbox.notify(&attached.backend, &known, Some(change));
@@ -963,10 +963,10 @@ impl Owners {
         for (no, attached) in gone {
             self.output.tables.revoke(&Object::Perspective(no));
             if !attached.is_let_go() {
-                self.surroundings.entry.detached(&listed(&attached));
+                self.context.entry.detached(&listed(&attached));
             }
             if !matches!(scope, Scope::Slot(_)) && attached.phase != Phase::Forgotten {
-                let attachment = no.on(self.surroundings.number);
+                let attachment = no.on(self.context.number);
                 let change = AttachmentChange::Ended(attachment);
                 self.outbox.notify(&attached.backend, &ToLibrary::Detach { attachment }, Some(change));
             }
@@ -980,7 +980,7 @@ impl Owners {
     fn tell_services(&mut self, ended: &calls::Ended, gone: &[AttachmentNo], why: &Failure) {
         for (slot, no) in &ended.begun {
             if let Some(backend) = self.outbox.backend(*slot) {
-                let frame = ToLibrary::Gone { call: no.on(self.surroundings.number) };
+                let frame = ToLibrary::Gone { call: no.on(self.context.number) };
                 self.outbox.notify(&backend, &frame, None);
                 // The call may wait in code that was replaced.
                 backend.notify_retired(&frame);
@@ -1013,10 +1013,10 @@ fn at(attachments: &Attachments) -> impl Fn(AttachmentNo) -> Option<SlotNo> {
 }
 
 /// What tells a service of an attachment whose perspective was let go of before.
-fn linger(surroundings: &Surroundings, attachment: u64, attached: &Attached, mind: u64) -> Vec<u8> {
+fn linger(context: &SessionContext, attachment: u64, attached: &Attached, mind: u64) -> Vec<u8> {
     let (perspective, identity) = (attached.key.perspective.as_str(), &*attached.identity);
     let mut frame = Vec::new();
-    ToLibrary::Linger { attachment, perspective, identity, mind, peer: &surroundings.peer }.write(&mut frame);
+    ToLibrary::Linger { attachment, perspective, identity, mind, peer: &context.peer }.write(&mut frame);
     frame
 }
 

@@ -11,7 +11,7 @@ use pb::{Broker, Event, Failure, Role, Target};
 use plugin_api::abi::frame::{self, ToHost, ToLibrary};
 
 use super::super::login::{Found, Now, Policy, Proof, Question};
-use super::super::{Demand, Limits, Refused, Session, Surroundings};
+use super::super::{Demand, Limits, Refused, Session, SessionContext};
 use crate::cred::{Identity, Key, ProofBy, Refusal};
 use crate::multiservice::router::Mailbox;
 use crate::multiservice::{AttachmentChange, Backend, Backends, LibraryFault, SlotNo};
@@ -241,7 +241,7 @@ impl Pair {
         let mailbox = Arc::new(Mailbox::default());
         let entry = SessionEntry::new(&sessions, CONNECTION, "here", false, 0, mailbox);
         let backends = Arc::clone(&services) as Arc<dyn Backends>;
-        let surroundings = Surroundings { number: CONNECTION, peer: "here".to_owned(), backends, entry };
+        let context = SessionContext { number: CONNECTION, peer: "here".to_owned(), backends, entry };
         let policy = Policy { stock: true, private: true, refusal: limits.refusal };
         let mut identities = BTreeMap::new();
         for name in ["alice", "bob"] {
@@ -255,7 +255,7 @@ impl Pair {
             identities.insert(name.to_owned(), identity);
         }
         let mut pair = Self {
-            session: Some(Session::new(surroundings, limits, policy, [9; 32])),
+            session: Some(Session::new(context, limits, policy, [9; 32])),
             client: Broker::new(Role::Client, jelly::Limits::default(), 100_000),
             services,
             identities,
