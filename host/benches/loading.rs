@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use credhost::loader::generation::Source;
 use credhost::loader::private::PrivateFolder;
-use credhost::loader::unload::Account;
+use credhost::loader::unload::UnloadOutcome;
 use credhost::loader::vet::{Sections, Vet};
 use credhost::multiservice::MultiService;
 use credhost::multiservice::context::HostContext;
@@ -54,7 +54,7 @@ fn main() {
                 let start = Instant::now();
                 let account = slot.stop().await;
                 parts[4].push(start.elapsed());
-                assert!(matches!(account, Account::Retired { .. }), "{account:?}");
+                assert!(matches!(account, UnloadOutcome::Retired { .. }), "{account:?}");
             }
         });
         let names = [

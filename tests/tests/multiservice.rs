@@ -206,7 +206,7 @@ impl Diary {}
 
 #[tokio::test]
 async fn a_stop_that_waits_for_the_host_is_served_and_what_it_changes_is_saved() {
-    use credhost::loader::unload::Account;
+    use credhost::loader::unload::UnloadOutcome;
     use credhost::store::Store;
 
     let store = Arc::new(MemoryStore::new());
@@ -215,7 +215,7 @@ async fn a_stop_that_waits_for_the_host_is_served_and_what_it_changes_is_saved()
     let slot = Slot::linked::<Leaving>(&context).await.expect("it runs");
     services.add(Arc::clone(&slot)).await.expect("its name is free");
     services.start().await;
-    assert_eq!(services.remove(&slot).await, Account::Nothing, "it is not given up");
+    assert_eq!(services.remove(&slot).await, UnloadOutcome::Nothing, "it is not given up");
     let (told, saved) = std::sync::mpsc::channel();
     store.state("leaving", "bob", Box::new(move |state| told.send(state).expect("somebody listens")));
     let state = saved.recv().expect("the store answers").expect("it is well").expect("there is a state");

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use credhost::loader::generation::Source;
 use credhost::loader::private::PrivateFolder;
-use credhost::loader::unload::Account;
+use credhost::loader::unload::UnloadOutcome;
 use credhost::loader::{ledger, mapping};
 use credhost::multiservice::context::HostContext;
 use credhost::multiservice::router::Mailbox;
@@ -100,7 +100,7 @@ impl Bench {
         );
     }
 
-    async fn cycle(&self) -> Account {
+    async fn cycle(&self) -> UnloadOutcome {
         let slot = self.load("restless").await;
         self.attach(&slot).await;
         self.begin(&slot, "work");
@@ -146,13 +146,13 @@ fn nothing_is_left_of_libraries_that_have_ended() {
         let bench = Bench::new().await;
         // Whatever is made once is made by then.
         for _ in 0..50 {
-            assert!(matches!(bench.cycle().await, Account::Retired { .. }));
+            assert!(matches!(bench.cycle().await, UnloadOutcome::Retired { .. }));
         }
         let before = process();
         println!("{:>6} {before:?}", 50);
         for cycle in 0..cycles {
             let account = bench.cycle().await;
-            assert!(matches!(account, Account::Retired { left } if left > 100_000), "{account:?}");
+            assert!(matches!(account, UnloadOutcome::Retired { left } if left > 100_000), "{account:?}");
             if (cycle + 1) % (cycles / 4).max(1) == 0 {
                 println!("{:>6} {:?}", cycle + 1, process());
             }
@@ -200,7 +200,7 @@ async fn one_service_is_replaced_again_and_again(bench: &Bench, cycles: usize) {
         let (_, retired) = replaced.expect("it is replaced");
         assert_eq!(bench.heard().await, "attached", "the client is attached to the new code");
         let account = retired.await.expect("it is let go of");
-        assert!(matches!(account, Account::Retired { left } if left > 100_000), "{account:?}");
+        assert!(matches!(account, UnloadOutcome::Retired { left } if left > 100_000), "{account:?}");
     };
     for _ in 0..50 {
         replace().await;
@@ -224,7 +224,7 @@ async fn one_service_is_replaced_again_and_again(bench: &Bench, cycles: usize) {
     assert!(after.threads <= before.threads, "{before:?} {after:?}");
     assert!(after.keys <= before.keys, "{before:?} {after:?}");
     assert!(after.resident_kb <= before.resident_kb + 1_500 + cycles / 10, "{before:?} {after:?}");
-    assert!(matches!(bench.services.remove(&slot).await, Account::Retired { .. }));
+    assert!(matches!(bench.services.remove(&slot).await, UnloadOutcome::Retired { .. }));
     assert!(bench.heard().await.contains("Stopped"));
     assert_eq!(ledger::entries(), 0);
 }
@@ -235,7 +235,7 @@ fn come_and_go() {
         let bench = Bench::new().await;
         for _ in 0..25 {
             let account = bench.cycle().await;
-            assert!(matches!(account, Account::Retired { .. }), "{account:?}");
+            assert!(matches!(account, UnloadOutcome::Retired { .. }), "{account:?}");
         }
     });
 }
@@ -247,18 +247,18 @@ async fn a_thread_that_does_not_end_pins_its_library_and_is_named(bench: &Bench)
     assert_eq!(bench.heard().await, "answer");
     let account = bench.services.remove(&slot).await;
     bench.heard().await;
-    let Account::Pinned(why) = &account else { panic!("{account:?}") };
+    let UnloadOutcome::Pinned(why) = &account else { panic!("{account:?}") };
     assert!(why[0].contains("its thread ghost") && why[0].contains("still runs"), "{why:?}");
     assert_ne!(mapping::of(std::path::Path::new("/generations/")).ok(), Some(None), "it stays mapped");
     // Others come and go as before.
-    assert!(matches!(bench.cycle().await, Account::Retired { .. }));
+    assert!(matches!(bench.cycle().await, UnloadOutcome::Retired { .. }));
 }
 
 async fn a_service_that_does_not_come_back_is_condemned(bench: &Bench) {
     let slot = bench.load("restless").await;
     bench.attach(&slot).await;
     bench.begin(&slot, "hang");
-    assert_eq!(bench.services.remove(&slot).await, Account::Condemned);
+    assert_eq!(bench.services.remove(&slot).await, UnloadOutcome::Condemned);
     assert!(bench.heard().await.contains("Stopped"), "who waits for it is told");
-    assert!(matches!(bench.cycle().await, Account::Retired { .. }));
+    assert!(matches!(bench.cycle().await, UnloadOutcome::Retired { .. }));
 }

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::loader::generation::Source;
 use crate::loader::ledger;
 use crate::loader::private::PrivateFolder;
-use crate::loader::unload::Account;
+use crate::loader::unload::UnloadOutcome;
 use crate::loader::vet::Sections;
 use crate::multiservice::AttachmentChange;
 use crate::multiservice::context::HostContext;
@@ -240,9 +240,9 @@ pub async fn check(
     }
     progress("stopping it");
     match slot.stop().await {
-        Account::Pinned(why) => found.faults.push(format!("it cannot be unloaded: {}", why.join("; "))),
-        Account::Condemned => found.faults.push("its stop does not come back".to_owned()),
-        Account::Nothing | Account::Retired { .. } => {}
+        UnloadOutcome::Pinned(why) => found.faults.push(format!("it cannot be unloaded: {}", why.join("; "))),
+        UnloadOutcome::Condemned => found.faults.push("its stop does not come back".to_owned()),
+        UnloadOutcome::Nothing | UnloadOutcome::Retired { .. } => {}
     }
     Ok(found)
 }
@@ -384,13 +384,13 @@ async fn replace<C: FnOnce(&str) -> Vec<u8> + Send + 'static>(
         all.push(began.elapsed().as_secs_f64() * 1e3);
         freezes.push(reloaded.freeze_ms);
         match tokio::time::timeout(3 * crate::multiservice::context::GRACE, retired).await {
-            Ok(Ok(Account::Pinned(reasons))) => {
+            Ok(Ok(UnloadOutcome::Pinned(reasons))) => {
                 why.insert(reasons.join("; "), turn);
             }
-            Ok(Ok(Account::Condemned)) | Err(_) | Ok(Err(_)) => {
+            Ok(Ok(UnloadOutcome::Condemned)) | Err(_) | Ok(Err(_)) => {
                 why.insert("its thread does not end".to_owned(), turn);
             }
-            Ok(Ok(Account::Nothing | Account::Retired { .. })) => {}
+            Ok(Ok(UnloadOutcome::Nothing | UnloadOutcome::Retired { .. })) => {}
         }
     }
     found.faults.extend(why.into_keys().map(|why| format!("a replaced library stays in memory: {why}")));

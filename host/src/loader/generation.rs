@@ -17,7 +17,7 @@ use plugin_api::abi::types::ModuleRef;
 use super::gate::{Full, Gate, Outlet, host};
 use super::library::{self, OpenLibrary};
 use super::private::PrivateCopy;
-use super::unload::{Account, unload};
+use super::unload::{UnloadOutcome, unload};
 
 /// Where a generation's code comes from.
 pub enum Source {
@@ -119,19 +119,19 @@ impl Generation {
 
     /// Joins its thread, which has said that it has stopped, and lets go of its library. Waits: not for a thread that
     /// serves.
-    pub fn join(&self) -> Account {
+    pub fn join(&self) -> UnloadOutcome {
         let Some(thread) = self.thread.lock().take() else {
-            return Account::Nothing;
+            return UnloadOutcome::Nothing;
         };
         let account = match thread.join() {
             Ok(Some(left)) => {
                 let (open, place) = ManuallyDrop::into_inner(left);
                 unload(open, place)
             }
-            Ok(None) => Account::Nothing,
-            Err(_) => Account::Condemned,
+            Ok(None) => UnloadOutcome::Nothing,
+            Err(_) => UnloadOutcome::Condemned,
         };
-        if matches!(account, Account::Pinned(_) | Account::Condemned) {
+        if matches!(account, UnloadOutcome::Pinned(_) | UnloadOutcome::Condemned) {
             // What stays mapped may still call its gate.
             std::mem::forget(Arc::clone(&self.gate));
         }
@@ -139,11 +139,11 @@ impl Generation {
     }
 
     /// Gives up on a thread that does not come back: it and its library stay for as long as the process does.
-    pub fn condemn(&self) -> Account {
+    pub fn condemn(&self) -> UnloadOutcome {
         if let Some(thread) = self.thread.lock().take() {
             std::mem::forget(Arc::clone(&self.gate));
             drop(thread);
         }
-        Account::Condemned
+        UnloadOutcome::Condemned
     }
 }

@@ -14,7 +14,7 @@ const GRACE: Duration = Duration::from_secs(1);
 /// What became of a generation's library.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Account {
+pub enum UnloadOutcome {
     /// It was linked into the program, or never opened: there is nothing to let go of.
     Nothing,
     /// It is closed and unmapped, and its memory is given back: so many bytes that it had left.
@@ -28,7 +28,7 @@ pub enum Account {
     Condemned,
 }
 
-impl fmt::Display for Account {
+impl fmt::Display for UnloadOutcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Nothing => f.write_str("ended"),
@@ -43,11 +43,11 @@ impl fmt::Display for Account {
 ///
 /// May take up to a second, if threads are just ending: not for a thread that serves.
 #[must_use]
-pub fn unload(library: OpenLibrary, place: Option<Place>) -> Account {
+pub fn unload(library: OpenLibrary, place: Option<Place>) -> UnloadOutcome {
     let pinned = |library: OpenLibrary, place, why| {
         // It may be called and written to for ever.
         std::mem::forget((library, place));
-        Account::Pinned(why)
+        UnloadOutcome::Pinned(why)
     };
     if !ledger::works() {
         let why = "this program does not export the functions that keep account of threads".to_owned();
@@ -72,14 +72,14 @@ pub fn unload(library: OpenLibrary, place: Option<Place>) -> Account {
     let OpenLibrary { opened, owned, .. } = library;
     if let Err(error) = opened.close() {
         std::mem::forget(place);
-        return Account::Pinned(vec![format!("the system does not close it: {error}")]);
+        return UnloadOutcome::Pinned(vec![format!("the system does not close it: {error}")]);
     }
     if owned {
         let _ = std::fs::remove_file(&file);
     }
     if !matches!(mapping::of(&file), Ok(None)) {
         std::mem::forget(place);
-        return Account::Pinned(vec![
+        return UnloadOutcome::Pinned(vec![
             "the system keeps it: it was built so that it is never unloaded, or something in it is shared by all"
                 .to_owned(),
         ]);
@@ -87,5 +87,5 @@ pub fn unload(library: OpenLibrary, place: Option<Place>) -> Account {
     // SAFETY: the library is closed and not mapped any more, none of its threads or thread-locals was left, and nothing
     // of the host's points into its memory: frames were copied, and the two function tables went with it.
     let left = place.map_or(0, |place| unsafe { place.free() });
-    Account::Retired { left }
+    UnloadOutcome::Retired { left }
 }

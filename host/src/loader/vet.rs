@@ -26,7 +26,7 @@ use super::gate::Outlet;
 use super::generation::{Generation, Source};
 use super::private::PrivateCopy;
 use super::relocations;
-use super::unload::Account;
+use super::unload::UnloadOutcome;
 
 /// The word by which a program that hosts services is run again, to vet a library. See [`child`].
 pub const WORD: &str = "vet-in-child";
@@ -373,7 +373,7 @@ fn try_out(copy: &Path, mut out: std::fs::File) -> io::Result<()> {
         }
     }
     say(&Said::At(Step::Close))?;
-    if let account @ (Account::Pinned(_) | Account::Condemned) = generation.join() {
+    if let account @ (UnloadOutcome::Pinned(_) | UnloadOutcome::Condemned) = generation.join() {
         say(&Said::Note(format!("it cannot be unloaded: {account}")))?;
     }
     say(&Said::Done)

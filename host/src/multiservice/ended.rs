@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use parking_lot::Mutex;
 
 use crate::loader::fault::LibraryFault;
-use crate::loader::unload::Account;
+use crate::loader::unload::UnloadOutcome;
 
 /// So many libraries may stay in memory before no more are loaded: each keeps some of the 1,024 keys for thread-local
 /// values that a process has, and who wants one when there is none left ends the process.
@@ -19,7 +19,7 @@ pub struct Held {
     /// Which generation of it: the first is 1.
     pub generation: u32,
     /// Why it stays in memory.
-    pub account: Account,
+    pub account: UnloadOutcome,
 }
 
 /// The account of all.
@@ -31,14 +31,14 @@ pub struct Ended {
 
 impl Ended {
     /// One more has ended.
-    pub(super) fn count(&self, service: &str, generation: u32, account: &Account) {
+    pub(super) fn count(&self, service: &str, generation: u32, account: &UnloadOutcome) {
         match account {
-            Account::Pinned(_) | Account::Condemned => {
+            UnloadOutcome::Pinned(_) | UnloadOutcome::Condemned => {
                 tracing::warn!(service, generation, "its library stays in memory: {account}");
                 let (service, account) = (service.to_owned(), account.clone());
                 self.held.lock().push(Held { service, generation, account });
             }
-            Account::Nothing | Account::Retired { .. } => {
+            UnloadOutcome::Nothing | UnloadOutcome::Retired { .. } => {
                 self.retired.fetch_add(1, Ordering::Relaxed);
             }
         }
@@ -86,11 +86,11 @@ mod tests {
     fn no_more_are_loaded_when_too_many_stay() {
         let ended = Ended::default();
         for number in 1..MOST_HELD as u32 {
-            ended.count("todo", number, &Account::Condemned);
+            ended.count("todo", number, &UnloadOutcome::Condemned);
         }
-        ended.count("todo", 1, &Account::Retired { left: 0 });
+        ended.count("todo", 1, &UnloadOutcome::Retired { left: 0 });
         assert!(ended.room().is_ok());
-        ended.count("chat", 1, &Account::Pinned(vec!["its thread".to_owned()]));
+        ended.count("chat", 1, &UnloadOutcome::Pinned(vec!["its thread".to_owned()]));
         assert!(ended.room().is_err_and(|why| why.to_string().contains("service why")));
         assert_eq!((ended.held("chat").len(), ended.held("todo").len(), ended.retired()), (1, MOST_HELD - 1, 1));
     }

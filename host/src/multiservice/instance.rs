@@ -13,7 +13,7 @@ use super::outgoing::{Lifecycle, Outgoing};
 use crate::cred::{Name, NameOf};
 use crate::loader::fault::LibraryFault;
 use crate::loader::generation::{Generation, Source};
-use crate::loader::unload::Account;
+use crate::loader::unload::UnloadOutcome;
 use crate::store::Saved;
 
 /// How long it may take to stop.
@@ -142,7 +142,7 @@ impl Instance {
     }
 
     /// Ends it, and lets go of its library.
-    pub(super) async fn end(&self) -> Account {
+    pub(super) async fn end(&self) -> UnloadOutcome {
         let mut steps = self.steps.lock().await;
         self.outgoing.abandon();
         let account = end(&self.outgoing, &self.generation, &mut steps).await;
@@ -196,7 +196,7 @@ async fn end(
     outgoing: &Outgoing,
     generation: &Arc<Generation>,
     steps: &mut mpsc::UnboundedReceiver<Lifecycle>,
-) -> Account {
+) -> UnloadOutcome {
     generation.send(&ToLibrary::Stop {});
     if tokio::time::timeout(STOP, until_stopped(outgoing, steps)).await.is_ok() {
         // It has said its last: its thread is about to end.
@@ -212,7 +212,7 @@ async fn end(
         });
         match (joining, tokio::time::timeout(STOP, joined).await) {
             (Ok(_), Ok(Ok(account))) => account,
-            _ => Account::Condemned,
+            _ => UnloadOutcome::Condemned,
         }
     } else {
         tracing::error!(

@@ -27,7 +27,7 @@ use parking_lot::RwLock;
 
 use self::slot::Slot;
 pub use crate::loader::fault::LibraryFault;
-use crate::loader::unload::Account;
+use crate::loader::unload::UnloadOutcome;
 
 /// A collection of services.
 #[derive(Debug)]
@@ -117,7 +117,7 @@ impl MultiService {
     }
 
     /// Removes a service of this collection's own, and stops it; those that need it are stopped before.
-    pub async fn remove(&self, service: &Arc<Slot>) -> Account {
+    pub async fn remove(&self, service: &Arc<Slot>) -> UnloadOutcome {
         self.take(service);
         for dependant in self.dependants(service.name().as_str()) {
             dependant.stop().await;

@@ -22,7 +22,7 @@ use super::router::Delivery;
 use super::slot::{Slot, State};
 use crate::loader::fault::LibraryFault;
 use crate::loader::generation::Source;
-use crate::loader::unload::Account;
+use crate::loader::unload::UnloadOutcome;
 
 /// How long the old may take to save, and the new to start, while calls wait.
 const FREEZE: Duration = Duration::from_secs(5);
@@ -84,7 +84,7 @@ fn many(count: u64, what: &str) -> String {
 }
 
 /// What has come of the old one: told when it has.
-pub type Retired = tokio::sync::oneshot::Receiver<Account>;
+pub type Retired = tokio::sync::oneshot::Receiver<UnloadOutcome>;
 
 /// What the old one says when it stands still.
 struct Frozen {
@@ -260,7 +260,7 @@ impl Slot {
             }
             let account = old.end().await;
             tracing::debug!(service, generation, "replaced code is let go of: {account}");
-            if account == Account::Condemned {
+            if account == UnloadOutcome::Condemned {
                 // What it says from here on is of nobody's.
                 old.outgoing.over();
                 me.unanswered(&calls, old.outgoing.tag());

@@ -17,7 +17,7 @@ use crate::cred::Name;
 use crate::loader::fault::LibraryFault;
 use crate::loader::gate::Full;
 use crate::loader::generation::{Linked, Source};
-use crate::loader::unload::Account;
+use crate::loader::unload::UnloadOutcome;
 
 /// The most bytes that wait while a service is replaced.
 const WAITING: usize = 256 << 20;
@@ -160,10 +160,10 @@ impl Slot {
     }
 
     /// Stops the service: what it has to save is saved, its clients are told, its library is let go of.
-    pub async fn stop(&self) -> Account {
+    pub async fn stop(&self) -> UnloadOutcome {
         let _turn = self.turn.lock().await;
         let Some(instance) = self.current.take() else {
-            return Account::Nothing;
+            return UnloadOutcome::Nothing;
         };
         *self.state.lock() = State::Stopped;
         let account = instance.end().await;
