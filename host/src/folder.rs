@@ -91,20 +91,20 @@ struct Entry {
     /// What is wrong with the file now, though its service goes on.
     trouble: Option<String>,
     /// What the file was when somebody asked for it to be served: the news of that is no news.
-    asked: Option<Print>,
+    asked: Option<Fingerprint>,
     /// One thing at a time is done for a file.
     one: Arc<tokio::sync::Mutex<()>>,
 }
 
 /// What tells a file from another of its name, without reading it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Print {
+struct Fingerprint {
     inode: u64,
     size: u64,
     changed: (i64, i64),
 }
 
-impl Print {
+impl Fingerprint {
     fn of(path: &Path) -> Option<Self> {
         let about = std::fs::metadata(path).ok()?;
         Some(Self { inode: about.ino(), size: about.size(), changed: (about.mtime(), about.mtime_nsec()) })
@@ -326,7 +326,7 @@ impl Folder {
 
     fn is_asked_for(&self, path: &Path) -> bool {
         let asked = self.entries.lock().get(path).and_then(|entry| entry.asked);
-        asked.is_some() && asked == Print::of(path)
+        asked.is_some() && asked == Fingerprint::of(path)
     }
 
     fn trouble(&self, path: &Path, what: String) {

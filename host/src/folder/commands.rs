@@ -4,7 +4,7 @@ use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use super::{Folder, Library, Placed, Print, ROLLED_BACK, shown};
+use super::{Fingerprint, Folder, Library, Placed, ROLLED_BACK, shown};
 use crate::loader::fault::LibraryFault;
 use crate::multiservice::reload::Reloaded;
 use crate::multiservice::slot::State;
@@ -79,7 +79,7 @@ impl Folder {
             let turn = self.turn(path);
             self.forget_rollback(path);
             if let Some(entry) = self.entries.lock().get_mut(path) {
-                entry.asked = Print::of(path);
+                entry.asked = Fingerprint::of(path);
             }
             let vetted =
                 self.vet(path.to_owned()).await.unwrap_or_else(|error| Err(LibraryFault::State(error.to_string())));

@@ -28,7 +28,7 @@ const POLL: Duration = Duration::from_millis(250);
 
 /// What identifies a file's content without reading it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Print {
+struct Fingerprint {
     inode: u64,
     size: u64,
     changed: (i64, i64),
@@ -44,7 +44,7 @@ pub enum Change {
 }
 
 struct Seen {
-    print: Print,
+    print: Fingerprint,
     since: Instant,
     told: bool,
 }
@@ -186,7 +186,7 @@ impl Watch {
                 && about.is_file()
             {
                 let changed = (about.mtime(), about.mtime_nsec());
-                there.insert(path, Print { inode: about.ino(), size: about.size(), changed });
+                there.insert(path, Fingerprint { inode: about.ino(), size: about.size(), changed });
             }
         }
         let gone: Vec<PathBuf> = self.seen.keys().filter(|path| !there.contains_key(*path)).cloned().collect();
