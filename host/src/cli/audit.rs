@@ -9,7 +9,7 @@ use credhost::store::audit::Line;
 use serde_json::{Map, Value};
 
 use super::home::ask;
-use super::{Output, Trouble, say};
+use super::{CliError, Output, say};
 
 /// So many lines are asked for at once.
 const PAGE: usize = 1000;
@@ -35,7 +35,7 @@ pub(super) enum Audit {
 }
 
 impl Audit {
-    pub(super) fn run(self, home: &Home, output: Output) -> Result<(), Trouble> {
+    pub(super) fn run(self, home: &Home, output: Output) -> Result<(), CliError> {
         match self {
             Self::Show { mut after, with } => loop {
                 let answer = ask(home, &Request::AuditShow { after, limit: PAGE })?;

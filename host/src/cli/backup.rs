@@ -11,7 +11,7 @@ use credhost::store::audit::Event;
 use serde_json::Value;
 
 use super::home::{ask, by};
-use super::{Output, Trouble};
+use super::{CliError, Output};
 
 #[derive(Debug, Args)]
 pub(super) struct Backup {
@@ -26,7 +26,7 @@ pub(super) struct Restore {
 }
 
 impl Backup {
-    pub(super) fn run(self, home: &Home, output: Output) -> Result<(), Trouble> {
+    pub(super) fn run(self, home: &Home, output: Output) -> Result<(), CliError> {
         let file = std::path::absolute(&self.file)?;
         ask(home, &Request::Backup { file: file.clone() })?;
         output.show(&Value::Null, || format!("{} is a sound copy; keep master.key apart from it", file.display()));
@@ -35,9 +35,9 @@ impl Backup {
 }
 
 impl Restore {
-    pub(super) fn run(self, home: &Home, output: Output) -> Result<(), Trouble> {
+    pub(super) fn run(self, home: &Home, output: Output) -> Result<(), CliError> {
         if !self.file.is_file() {
-            return Err(Trouble::new(format!("{} is no file", self.file.display()))
+            return Err(CliError::new(format!("{} is no file", self.file.display()))
                 .hint("name one that `credhost backup` has made; nothing was changed"));
         }
         home.make()?;
@@ -45,7 +45,7 @@ impl Restore {
         let key = existing_key(home)?;
         let store = home.store();
         let before = SqliteStore::restore(&self.file, &store, &key, credhost::store::now()).map_err(|error| {
-            Trouble::new(error.to_string()).hint("nothing was changed; the backup needs the master.key of its time")
+            CliError::new(error.to_string()).hint("nothing was changed; the backup needs the master.key of its time")
         })?;
         let head = store.with_file_name("audit.head");
         let head_before = std::fs::read_to_string(&head).unwrap_or_default();

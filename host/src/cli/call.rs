@@ -16,7 +16,7 @@ use ssh_key::{PrivateKey, Signature};
 use zeroize::Zeroizing;
 
 use super::home::password;
-use super::{Output, Trouble};
+use super::{CliError, Output};
 
 /// How long a host may take to accept a connection.
 const CONNECT: Duration = Duration::from_secs(10);
@@ -65,20 +65,20 @@ struct Way<'a> {
 }
 
 impl Way<'_> {
-    async fn connect(&self) -> Result<Client, Trouble> {
+    async fn connect(&self) -> Result<Client, CliError> {
         let target = self.target;
         let connecting = tokio::net::TcpStream::connect((target.host.as_str(), target.port));
         let stream = tokio::time::timeout(CONNECT, connecting)
             .await
             .unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()))
             .map_err(|error| {
-                Trouble::new(format!("cannot reach {}:{}: {error}", target.host, target.port))
+                CliError::new(format!("cannot reach {}:{}: {error}", target.host, target.port))
                     .hint("does a host run there? `credhost run` starts one")
             })?;
         if !self.tls {
             let hello = tokio::time::timeout(CONNECT, Client::new(stream)).await;
             return Ok(hello.map_err(|_| {
-                Trouble::new(format!("{}:{} does not speak Perspective Broker in the clear", target.host, target.port))
+                CliError::new(format!("{}:{} does not speak Perspective Broker in the clear", target.host, target.port))
                     .hint("if it is a host's TLS port: --tls, and --ca FILE if its authority is one of its own")
             })??);
         }
@@ -105,7 +105,7 @@ impl Way<'_> {
                     "--ca FILE names the authority that vouches for it: tls/ca.pem in the host's home folder",
                 ),
             };
-            Trouble::new(format!("{}:{} {what}: {error}", target.host, target.port)).hint(hint)
+            CliError::new(format!("{}:{} {what}: {error}", target.host, target.port)).hint(hint)
         })?;
         Ok(Client::new(stream).await?)
     }
@@ -157,11 +157,11 @@ impl Way<'_> {
 }
 
 /// Trusts one authority, or those that this machine does.
-fn trusting(ca: Option<&Path>) -> Result<rustls::ClientConfig, Trouble> {
+fn trusting(ca: Option<&Path>) -> Result<rustls::ClientConfig, CliError> {
     let mut roots = rustls::RootCertStore::empty();
     let file = ca.unwrap_or(Path::new("/etc/ssl/certs/ca-certificates.crt"));
     let wrong = |error: &dyn std::fmt::Display| {
-        Trouble::new(format!("{}: {error}", file.display())).hint("--ca FILE names the authority to trust")
+        CliError::new(format!("{}: {error}", file.display())).hint("--ca FILE names the authority to trust")
     };
     let found = CertificateDer::pem_file_iter(file).map_err(|error| wrong(&error))?;
     roots.add_parsable_certificates(found.filter_map(Result::ok));
@@ -175,8 +175,8 @@ fn trusting(ca: Option<&Path>) -> Result<rustls::ClientConfig, Trouble> {
         .with_no_client_auth())
 }
 
-fn private_key(file: &Path) -> Result<Box<PrivateKey>, Trouble> {
-    let wrong = |error: &dyn std::fmt::Display| Trouble::new(format!("{}: {error}", file.display()));
+fn private_key(file: &Path) -> Result<Box<PrivateKey>, CliError> {
+    let wrong = |error: &dyn std::fmt::Display| CliError::new(format!("{}: {error}", file.display()));
     let text = Zeroizing::new(std::fs::read_to_string(file).map_err(|error| wrong(&error))?);
     // Not every program that writes such files breaks their lines where OpenSSH does.
     let mut lines = text.lines();
@@ -191,19 +191,19 @@ fn private_key(file: &Path) -> Result<Box<PrivateKey>, Trouble> {
     let key = PrivateKey::from_openssh(broken.as_bytes())
         .map_err(|error| wrong(&error).hint("if it is a private key of OpenSSH's, try an Ed25519 one, or a token"))?;
     if key.is_encrypted() {
-        return Err(Trouble::new(format!("{} is protected by a passphrase", file.display()))
+        return Err(CliError::new(format!("{} is protected by a passphrase", file.display()))
             .hint("make a key for this without one, or use a token: credhost token new"));
     }
     if key.algorithm().is_rsa() {
         // ssh-key 0.6.7 signs wrongly with RSA: it takes one prime for both.
-        return Err(Trouble::new(format!("{} is an RSA key, which this command cannot sign with", file.display()))
+        return Err(CliError::new(format!("{} is an RSA key, which this command cannot sign with", file.display()))
             .hint("use an Ed25519 or ECDSA key, or a token; the host itself takes RSA keys from other clients"));
     }
     Ok(Box::new(key))
 }
 
 impl Call {
-    pub(super) fn run(self, output: Output) -> Result<(), Trouble> {
+    pub(super) fn run(self, output: Output) -> Result<(), CliError> {
         let target = Target::parse(&self.target)?;
         let (positional, keywords) = arguments(&self.arguments)?;
         let with = match (&self.key, self.token_stdin) {
@@ -213,7 +213,7 @@ impl Call {
         };
         let way = Way { target: &target, with, tls: self.tls, ca: self.ca };
         if matches!(way.with, With::Token(_)) && !way.private() {
-            return Err(Trouble::new("the token would go over the network in the clear, and was not sent")
+            return Err(CliError::new("the token would go over the network in the clear, and was not sent")
                 .hint("use the host's TLS port: --tls, and --ca FILE if its authority is one of its own"));
         }
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -223,41 +223,41 @@ impl Call {
             let answer =
                 perspective.call_with(&self.method, &positional, &keywords).await.map_err(|error| match error {
                     Error::Failure(failure) if failure.value.contains("expected a text, found") => {
-                        Trouble::new(failure.to_string())
+                        CliError::new(failure.to_string())
                             .hint("an argument that is JSON is taken as such: the text 42 is written '\"42\"'")
                     }
-                    Error::Failure(failure) => Trouble::new(failure.to_string()),
+                    Error::Failure(failure) => CliError::new(failure.to_string()),
                     error => error.into(),
                 })?;
-            Ok::<_, Trouble>(answer.value()?)
+            Ok::<_, CliError>(answer.value()?)
         })?;
         output.show(&json(answer.root()), || answer.to_string());
         Ok(())
     }
 }
 
-fn refused(error: &Error, target: &Target) -> Trouble {
+fn refused(error: &Error, target: &Target) -> CliError {
     match error {
         Error::Failure(failure) if failure.class == "twisted.cred.error.UnauthorizedLogin" => {
-            Trouble::new(format!("{} is not let in: wrong name or password, key or token", target.user))
+            CliError::new(format!("{} is not let in: wrong name or password, key or token", target.user))
                 .hint("the operator sees the reason: credhost audit show --with login.refused")
         }
         Error::Failure(failure) if failure.is("twisted.cred.error.Unauthorized") => {
-            Trouble::new(format!("{} has no key to {}", target.user, target.path)).hint(format!(
+            CliError::new(format!("{} has no key to {}", target.user, target.path)).hint(format!(
                 "the operator can give one: credhost key add {} {}",
                 target.user,
                 target.path.replace('/', " ")
             ))
         }
         Error::Failure(failure) if failure.is("twisted.python.failure.DefaultException") => {
-            Trouble::new(format!("{} has no key to the service {}", target.user, target.path))
+            CliError::new(format!("{} has no key to the service {}", target.user, target.path))
                 .hint(format!("the operator can give one: credhost key add {} {}", target.user, target.path))
         }
         Error::Failure(failure) if failure.is("builtins.KeyError") => {
-            Trouble::new(format!("there is no service named {}", failure.value.trim_matches('\'')))
+            CliError::new(format!("there is no service named {}", failure.value.trim_matches('\'')))
                 .hint("the operator sees them all: credhost service list")
         }
-        other => Trouble::new(other.to_string()),
+        other => CliError::new(other.to_string()),
     }
 }
 
@@ -269,9 +269,9 @@ struct Target {
 }
 
 impl Target {
-    fn parse(text: &str) -> Result<Self, Trouble> {
+    fn parse(text: &str) -> Result<Self, CliError> {
         let wrong = || {
-            Trouble::new(format!("{text:?} names no perspective"))
+            CliError::new(format!("{text:?} names no perspective"))
                 .hint("write USER@HOST[:PORT]/SERVICE[/PERSPECTIVE], as in alice@127.0.0.1:8787/todo")
         };
         let (user, rest) = text.split_once('@').ok_or_else(wrong)?;
@@ -291,7 +291,7 @@ impl Target {
 type Keywords = BTreeMap<String, serde_json::Value>;
 
 /// Arguments from the command line: what is JSON is taken as such, all else as a text.
-fn arguments(texts: &[String]) -> Result<(Value, Keywords), Trouble> {
+fn arguments(texts: &[String]) -> Result<(Value, Keywords), CliError> {
     let value = |text: &str| serde_json::from_str(text).unwrap_or_else(|_| serde_json::Value::String(text.to_owned()));
     let mut positional = Vec::new();
     let mut keywords = BTreeMap::new();

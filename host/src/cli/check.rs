@@ -13,7 +13,7 @@ use credhost::dev::check::{Found, check};
 
 use super::home::table;
 use super::trial::Trial;
-use super::{Output, Trouble, start_log};
+use super::{CliError, Output, start_log};
 
 /// How long the library may take for each step of the first verdict.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -32,7 +32,7 @@ pub(super) struct Check {
 }
 
 impl Check {
-    pub(super) fn run(self, home: &Home, output: Output) -> Result<(), Trouble> {
+    pub(super) fn run(self, home: &Home, output: Output) -> Result<(), CliError> {
         let trial = Trial::new(home)?;
         if self.inside {
             return self.inside(trial);
@@ -45,18 +45,18 @@ impl Check {
         let found = apart::run(program, progress);
         no_progress();
         let file = self.file.display();
-        let mut found = found.map_err(|why| Trouble::new(format!("{file} is not good: {why}")))?;
+        let mut found = found.map_err(|why| CliError::new(format!("{file} is not good: {why}")))?;
         found.service = vetted.manifest.service;
         found.faults.extend(vetted.notes);
         output.show(&serde_json::json!(found), || shown(&found));
         match found.faults.len() {
             0 => Ok(()),
-            1 => Err(Trouble::new(format!("{file} is not good: {}", found.faults[0]))),
-            faults => Err(Trouble::new(format!("{file} is not good: {faults} faults, listed above"))),
+            1 => Err(CliError::new(format!("{file} is not good: {}", found.faults[0]))),
+            faults => Err(CliError::new(format!("{file} is not good: {faults} faults, listed above"))),
         }
     }
 
-    fn inside(self, trial: Trial) -> Result<(), Trouble> {
+    fn inside(self, trial: Trial) -> Result<(), CliError> {
         // Panics of the library's, with file and line.
         start_log();
         let sections = Arc::new(trial.sections);

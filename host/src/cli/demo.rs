@@ -12,7 +12,7 @@ use credhost::server::{Host, Options};
 use pb::client::Client;
 use zeroize::Zeroizing;
 
-use super::{Trouble, run, say};
+use super::{CliError, run, say};
 
 /// The services that are built, in `plugins/`.
 const SAMPLES: [&str; 3] = ["todo", "scores", "chat"];
@@ -32,7 +32,7 @@ pub(super) struct Demo {
 }
 
 impl Demo {
-    pub(super) fn run(self, home: Home) -> Result<(), Trouble> {
+    pub(super) fn run(self, home: Home) -> Result<(), CliError> {
         let workspace = match self.workspace {
             Some(workspace) => workspace,
             None => workspace()?,
@@ -48,7 +48,7 @@ impl Demo {
 }
 
 /// The checkout that this program was built in, or the one it stands in.
-fn workspace() -> Result<PathBuf, Trouble> {
+fn workspace() -> Result<PathBuf, CliError> {
     let has_samples = |folder: &Path| folder.join("plugins/todo/Cargo.toml").is_file();
     let here = std::env::current_dir()?;
     here.ancestors()
@@ -56,29 +56,29 @@ fn workspace() -> Result<PathBuf, Trouble> {
         .find(|folder| has_samples(folder))
         .map(Path::to_owned)
         .ok_or_else(|| {
-            Trouble::new("the sample services are not here to be built").hint("run the demo in a checkout of credhost")
+            CliError::new("the sample services are not here to be built").hint("run the demo in a checkout of credhost")
         })
 }
 
 /// Builds the samples, in a target directory of their own.
-fn build(workspace: &Path) -> Result<Vec<PathBuf>, Trouble> {
+fn build(workspace: &Path) -> Result<Vec<PathBuf>, CliError> {
     let target = workspace.join("target/plugins").display().to_string();
     let mut arguments = vec!["--release", "--target-dir", &target];
     for sample in SAMPLES {
         arguments.extend(["--package", sample]);
     }
     let built = credhost::dev::build::build(workspace, &arguments)
-        .map_err(|error| Trouble::from(error).hint("the demo builds services: it needs Rust's cargo"))?;
+        .map_err(|error| CliError::from(error).hint("the demo builds services: it needs Rust's cargo"))?;
     Ok(built.libraries.into_iter().filter(|(name, _)| SAMPLES.contains(&name.as_str())).map(|(_, path)| path).collect())
 }
 
-fn password() -> Result<Zeroizing<String>, Trouble> {
+fn password() -> Result<Zeroizing<String>, CliError> {
     let random: [u8; 20] = random()?;
     Ok(Zeroizing::new(random.iter().map(|byte| char::from(LETTERS[usize::from(byte % 32)])).collect()))
 }
 
 /// Makes the two identities, if they are not there, and one call through a real socket.
-async fn first_call(host: Rc<Host>) -> Result<(), Trouble> {
+async fn first_call(host: Rc<Host>) -> Result<(), CliError> {
     let address = host.address();
     say(&format!("serving Perspective Broker on {address}\n"));
     let mut new = Vec::new();
@@ -118,14 +118,14 @@ async fn first_call(host: Rc<Host>) -> Result<(), Trouble> {
     Ok(())
 }
 
-async fn call(address: std::net::SocketAddr, name: &str, password: &str) -> Result<String, Trouble> {
+async fn call(address: std::net::SocketAddr, name: &str, password: &str) -> Result<String, CliError> {
     let client = Client::new(tokio::net::TcpStream::connect(address).await?).await?;
     let todo = client.login(&format!("{name}/todo/alice"), password, None).await?;
     Ok(todo.call("list", &()).await?.value()?.to_string())
 }
 
 /// On a second run nobody's password is known: somebody who exists for this one call makes it.
-async fn call_as_guest(host: &Host) -> Result<String, Trouble> {
+async fn call_as_guest(host: &Host) -> Result<String, CliError> {
     let password = password()?;
     let name = format!("demo-{:016x}", u64::from_le_bytes(random()?));
     let mut guest = Identity::new(&name)?;

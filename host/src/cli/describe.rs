@@ -8,7 +8,7 @@ use credhost::control::Request;
 use plugin_api::manifest::Manifest;
 
 use super::home::ask;
-use super::{Output, Trouble};
+use super::{CliError, Output};
 
 #[derive(Debug, Args)]
 pub(super) struct Describe {
@@ -17,7 +17,7 @@ pub(super) struct Describe {
 }
 
 impl Describe {
-    pub(super) fn run(self, home: &Home, output: Output) -> Result<(), Trouble> {
+    pub(super) fn run(self, home: &Home, output: Output) -> Result<(), CliError> {
         let answer = ask(home, &Request::Describe { service: self.service })?;
         let manifest: Manifest = serde_json::from_value(answer.clone())?;
         output.show(&answer, || described(&manifest));

@@ -13,7 +13,7 @@ use credhost::dev::sources::Sources;
 use credhost::folder::Placed;
 use credhost::server::{Host, Options};
 
-use super::{Output, Trouble, run, say};
+use super::{CliError, Output, run, say};
 
 /// The identity that is made, to call what is served.
 const DEVELOPER: &str = "dev";
@@ -38,11 +38,11 @@ pub(super) struct Dev {
 }
 
 impl Dev {
-    pub(super) fn run(self, home: Home, output: Output) -> Result<(), Trouble> {
+    pub(super) fn run(self, home: Home, output: Output) -> Result<(), CliError> {
         for folder in &self.crates {
             if !folder.join("Cargo.toml").is_file() {
                 let error = NotBuilt::NoCrate(folder.clone());
-                return Err(Trouble::from(error).hint("`credhost new NAME` makes one"));
+                return Err(CliError::from(error).hint("`credhost new NAME` makes one"));
             }
         }
         home.make()?;
@@ -184,7 +184,7 @@ impl Watched {
     }
 
     /// Makes somebody who may call it, and says how.
-    fn first_call(&self, service: &str) -> Result<(), Trouble> {
+    fn first_call(&self, service: &str) -> Result<(), CliError> {
         let accounts = self.host.accounts();
         if matches!(accounts.get(DEVELOPER), Err(AccountError::Missing(_))) {
             accounts.add(DEVELOPER, None)?;

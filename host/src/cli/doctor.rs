@@ -6,13 +6,13 @@ use credhost::control::Request;
 use credhost::doctor::{self, Finding};
 
 use super::home::ask;
-use super::{Output, Trouble};
+use super::{CliError, Output};
 
 #[derive(Debug, Args)]
 pub(super) struct Doctor {}
 
 impl Doctor {
-    pub(super) fn run(self, home: &Home, output: Output) -> Result<(), Trouble> {
+    pub(super) fn run(self, home: &Home, output: Output) -> Result<(), CliError> {
         let found: Vec<Finding> = match ask(home, &Request::Doctor {}) {
             Ok(answer) => serde_json::from_value(answer)?,
             Err(trouble) if !home.path().exists() => return Err(trouble),
@@ -32,6 +32,6 @@ impl Doctor {
             found.iter().map(line).collect::<Vec<_>>().join("\n")
         });
         let wrong = found.iter().filter(|finding| finding.level == "wrong").count();
-        if wrong > 0 { Err(Trouble::new(format!("{wrong} to be put right"))) } else { Ok(()) }
+        if wrong > 0 { Err(CliError::new(format!("{wrong} to be put right"))) } else { Ok(()) }
     }
 }

@@ -8,14 +8,14 @@ use credhost::config::Home;
 use credhost::control::{self, ControlError, Failed, Request, Secret};
 use zeroize::Zeroizing;
 
-use super::Trouble;
+use super::CliError;
 
-fn trouble(failed: Failed) -> Trouble {
-    Trouble { error: failed.error, hint: failed.hint }
+fn trouble(failed: Failed) -> CliError {
+    CliError { error: failed.error, hint: failed.hint }
 }
 
 /// Does what is asked for: a running host at once, or else on the files of its home.
-pub(super) fn ask(home: &Home, request: &Request) -> Result<serde_json::Value, Trouble> {
+pub(super) fn ask(home: &Home, request: &Request) -> Result<serde_json::Value, CliError> {
     let mut bar = Progress::new();
     match control::send(&home.control(), request, &mut |done, of| bar.show(done, of)) {
         Ok(answer) => answer.map_err(trouble),
@@ -79,21 +79,21 @@ pub(super) fn when(seconds: u64) -> String {
 }
 
 /// "90d" from now on, in seconds since 1970.
-pub(super) fn expiry(text: Option<&str>) -> Result<Option<u64>, Trouble> {
+pub(super) fn expiry(text: Option<&str>) -> Result<Option<u64>, CliError> {
     let Some(text) = text else { return Ok(None) };
     let time = humantime::parse_duration(text)
-        .map_err(|error| Trouble::new(format!("{text:?} is no time: {error}")).hint("write it as 90d, 12h or 1y"))?;
+        .map_err(|error| CliError::new(format!("{text:?} is no time: {error}")).hint("write it as 90d, 12h or 1y"))?;
     let at = credhost::store::now().saturating_add(time.as_secs());
     if at > credhost::store::LATEST {
         return Err(
-            Trouble::new(format!("{text:?} is after the year 9999")).hint("leave it out: then it does not expire")
+            CliError::new(format!("{text:?} is after the year 9999")).hint("leave it out: then it does not expire")
         );
     }
     Ok(Some(at))
 }
 
 /// A password: from standard input, or typed at a prompt; twice, if it is a new one.
-pub(super) fn password(from_stdin: bool, prompt: &str, twice: bool) -> Result<Secret, Trouble> {
+pub(super) fn password(from_stdin: bool, prompt: &str, twice: bool) -> Result<Secret, CliError> {
     if from_stdin {
         let mut line = Zeroizing::new(String::new());
         std::io::stdin().lock().read_line(&mut line)?;
@@ -101,14 +101,14 @@ pub(super) fn password(from_stdin: bool, prompt: &str, twice: bool) -> Result<Se
         return Ok(Secret(Zeroizing::new(text.to_owned())));
     }
     if !std::io::stdin().is_terminal() {
-        return Err(Trouble::new("there is no terminal to ask for a password at")
+        return Err(CliError::new("there is no terminal to ask for a password at")
             .hint("give it on standard input: --password-stdin"));
     }
     let typed = Zeroizing::new(rpassword::prompt_password(prompt)?);
     if twice {
         let again = Zeroizing::new(rpassword::prompt_password("once more: ")?);
         if *typed != *again {
-            return Err(Trouble::new("the two passwords differ").hint("nothing was changed; try again"));
+            return Err(CliError::new("the two passwords differ").hint("nothing was changed; try again"));
         }
     }
     Ok(Secret(typed))

@@ -8,7 +8,7 @@ use credhost::control::Request;
 use serde_json::Value;
 
 use super::home::{ask, password, table, when};
-use super::{Output, Trouble, import, say};
+use super::{CliError, Output, import, say};
 
 /// So many are asked for at once.
 const PAGE: usize = 1000;
@@ -63,7 +63,7 @@ pub(super) enum Identity {
 }
 
 impl Identity {
-    pub(super) fn run(self, home: &Home, output: Output) -> Result<(), Trouble> {
+    pub(super) fn run(self, home: &Home, output: Output) -> Result<(), CliError> {
         let prompt = |name: &str| format!("new password for {name}: ");
         let (request, done) = match self {
             Self::Add { name, password_stdin, no_password } => {
@@ -120,7 +120,7 @@ fn pages(
     home: &Home,
     request: impl Fn(Option<String>) -> Request,
     mut each: impl FnMut(Vec<Value>),
-) -> Result<(), Trouble> {
+) -> Result<(), CliError> {
     let mut after = None;
     loop {
         let Value::Array(page) = ask(home, &request(after.take()))? else { return Ok(()) };
@@ -133,7 +133,7 @@ fn pages(
     }
 }
 
-fn list(home: &Home, output: Output) -> Result<(), Trouble> {
+fn list(home: &Home, output: Output) -> Result<(), CliError> {
     let mut all = Vec::new();
     let mut any = false;
     pages(

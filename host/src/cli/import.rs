@@ -10,20 +10,20 @@ use credhost::control::Request;
 use credhost::store::Record;
 
 use super::home::{Progress, ask};
-use super::{Output, Trouble, say};
+use super::{CliError, Output, say};
 
 /// So many are handed over at once: all of them are written, or none.
 const CHUNK: usize = 2000;
 /// So many bytes of them, at most: a line of the control protocol has its limit.
 const CHUNK_BYTES: usize = 4 << 20;
 
-pub(super) fn import(home: &Home, output: Output, file: &Path, replace: bool) -> Result<(), Trouble> {
+pub(super) fn import(home: &Home, output: Output, file: &Path, replace: bool) -> Result<(), CliError> {
     let mut size = 0;
     let reader: Box<dyn BufRead> = if file.as_os_str() == "-" {
         Box::new(BufReader::new(std::io::stdin()))
     } else {
         let opened = File::open(file).map_err(|error| {
-            Trouble::new(format!("{}: {error}", file.display()))
+            CliError::new(format!("{}: {error}", file.display()))
                 .hint("it is a file that `credhost identity export` has printed: one record of JSON a line")
         })?;
         size = opened.metadata()?.len();
@@ -32,7 +32,7 @@ pub(super) fn import(home: &Home, output: Output, file: &Path, replace: bool) ->
     home.make()?;
     let (mut all, mut chunk, mut read) = (Imported::default(), Vec::with_capacity(CHUNK), 0u64);
     let (mut progress, mut size_of_chunk) = (Progress::new(), 0);
-    let hand_over = |chunk: &mut Vec<Record>, all: &mut Imported| -> Result<(), Trouble> {
+    let hand_over = |chunk: &mut Vec<Record>, all: &mut Imported| -> Result<(), CliError> {
         if !chunk.is_empty() {
             let answer = ask(home, &Request::IdentityImport { records: std::mem::take(chunk), replace })?;
             all.add(serde_json::from_value(answer)?);
@@ -81,7 +81,7 @@ pub(super) fn import(home: &Home, output: Output, file: &Path, replace: bool) ->
         if !output.json {
             all.why.iter().for_each(|why| say(&format!("  refused: {why}")));
         }
-        return Err(Trouble::new(format!("{} were refused", all.refused)).hint("the others were imported"));
+        return Err(CliError::new(format!("{} were refused", all.refused)).hint("the others were imported"));
     }
     Ok(())
 }

@@ -5,7 +5,7 @@ use credhost::config::Home;
 use credhost::control::Request;
 
 use super::home::ask;
-use super::{Output, Trouble};
+use super::{CliError, Output};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Key {
@@ -18,7 +18,7 @@ pub(super) enum Key {
 }
 
 impl Key {
-    pub(super) fn run(self, home: &Home, output: Output) -> Result<(), Trouble> {
+    pub(super) fn run(self, home: &Home, output: Output) -> Result<(), CliError> {
         match self {
             Self::Add { name, service, perspective } => {
                 let shown = format!("{service}/{}", perspective.as_deref().unwrap_or(&name));

@@ -5,7 +5,7 @@ use credhost::config::Home;
 use credhost::control::Request;
 
 use super::home::ask;
-use super::{Output, Trouble};
+use super::{CliError, Output};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum MasterKey {
@@ -14,7 +14,7 @@ pub(super) enum MasterKey {
 }
 
 impl MasterKey {
-    pub(super) fn run(self, home: &Home, output: Output) -> Result<(), Trouble> {
+    pub(super) fn run(self, home: &Home, output: Output) -> Result<(), CliError> {
         let Self::Replace = self;
         let answer = ask(home, &Request::MasterKeyReplace {})?;
         output

@@ -110,12 +110,12 @@ enum Command {
 
 /// Why a command was not done: what, and what to do.
 #[derive(Debug)]
-struct Trouble {
+struct CliError {
     error: String,
     hint: Option<String>,
 }
 
-impl Trouble {
+impl CliError {
     fn new(error: impl Into<String>) -> Self {
         Self { error: error.into(), hint: None }
     }
@@ -126,7 +126,7 @@ impl Trouble {
     }
 }
 
-impl<E: std::error::Error> From<E> for Trouble {
+impl<E: std::error::Error> From<E> for CliError {
     fn from(error: E) -> Self {
         Self::new(error.to_string())
     }

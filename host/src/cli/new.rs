@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use credhost::dev::template::{Api, make};
 
-use super::{Output, Trouble};
+use super::{CliError, Output};
 
 #[derive(Debug, Args)]
 pub(super) struct New {
@@ -18,7 +18,7 @@ pub(super) struct New {
 }
 
 impl New {
-    pub(super) fn run(self, output: Output) -> Result<(), Trouble> {
+    pub(super) fn run(self, output: Output) -> Result<(), CliError> {
         let own = Path::new(env!("CARGO_MANIFEST_DIR")).join("../plugin-api");
         let api = match self.api {
             Some(version) if version.starts_with(|c: char| c.is_ascii_digit()) => Api::Version(version),

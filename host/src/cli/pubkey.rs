@@ -8,7 +8,7 @@ use credhost::control::Request;
 use serde_json::Value;
 
 use super::home::{ask, expiry};
-use super::{Output, Trouble};
+use super::{CliError, Output};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Pubkey {
@@ -31,14 +31,14 @@ pub(super) enum Pubkey {
 }
 
 impl Pubkey {
-    pub(super) fn run(self, home: &Home, output: Output) -> Result<(), Trouble> {
+    pub(super) fn run(self, home: &Home, output: Output) -> Result<(), CliError> {
         match self {
             Self::Add { name, file, label, expires } => {
                 let line = if file.as_os_str() == "-" {
                     std::io::read_to_string(std::io::stdin())?
                 } else {
                     std::fs::read_to_string(&file)
-                        .map_err(|error| Trouble::new(format!("{}: {error}", file.display())))?
+                        .map_err(|error| CliError::new(format!("{}: {error}", file.display())))?
                 };
                 let expires = expiry(expires.as_deref())?;
                 let answer = ask(home, &Request::PubkeyAdd { name: name.clone(), line, label, expires })?;
@@ -57,7 +57,7 @@ impl Pubkey {
 }
 
 /// An identity's credentials of one kind.
-pub(super) fn list(home: &Home, output: Output, name: String, kind: &str) -> Result<(), Trouble> {
+pub(super) fn list(home: &Home, output: Output, name: String, kind: &str) -> Result<(), CliError> {
     let mut identity = ask(home, &Request::IdentityShow { name })?;
     let Value::Array(mut has) = identity["credentials"].take() else { return Ok(()) };
     has.retain(|credential| credential["kind"] == kind);

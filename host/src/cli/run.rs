@@ -7,7 +7,7 @@ use credhost::config::Home;
 use credhost::server::{Host, Options};
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::{Trouble, start_log};
+use super::{CliError, start_log};
 
 #[derive(Debug, Args)]
 pub(super) struct Run {
@@ -29,7 +29,7 @@ pub(super) struct Run {
 }
 
 impl Run {
-    pub(super) fn run(self, home: Home) -> Result<(), Trouble> {
+    pub(super) fn run(self, home: Home) -> Result<(), CliError> {
         let options = Options {
             listen: self.listen,
             listen_tls: self.listen_tls,
@@ -49,8 +49,8 @@ impl Run {
 pub(super) fn serve(
     home: Home,
     options: &Options,
-    first: impl AsyncFnOnce(Rc<Host>) -> Result<(), Trouble>,
-) -> Result<(), Trouble> {
+    first: impl AsyncFnOnce(Rc<Host>) -> Result<(), CliError>,
+) -> Result<(), CliError> {
     start_log();
     // Every connection takes a descriptor: as many as this user may have.
     let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);

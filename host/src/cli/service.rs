@@ -10,7 +10,7 @@ use credhost::dev::states::Trial;
 use credhost::multiservice::reload::Reloaded;
 
 use super::home::{ask, table};
-use super::{Output, Trouble};
+use super::{CliError, Output};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Service {
@@ -37,7 +37,7 @@ pub(super) enum Service {
 }
 
 impl Service {
-    pub(super) fn run(self, home: &Home, output: Output) -> Result<(), Trouble> {
+    pub(super) fn run(self, home: &Home, output: Output) -> Result<(), CliError> {
         match self {
             Self::List => {
                 let answer = ask(home, &Request::ServiceList {})?;
@@ -125,14 +125,14 @@ impl Service {
     }
 }
 
-fn check_states(home: &Home, output: Output, name: &str, file: &Path) -> Result<(), Trouble> {
+fn check_states(home: &Home, output: Output, name: &str, file: &Path) -> Result<(), CliError> {
     let bench = super::trial::Trial::new(home)?;
     bench.vet(file, Duration::from_secs(10))?;
     let shown = file.display();
-    let refused = |why: String| Trouble::new(format!("{shown} would not be loaded: {why}"));
+    let refused = |why: String| CliError::new(format!("{shown} would not be loaded: {why}"));
     let trial = Trial::open(file, &bench.private).map_err(refused)?;
     if trial.service() != name {
-        return Err(Trouble::new(format!("{shown} is the service {}, not {name}", trial.service())));
+        return Err(CliError::new(format!("{shown} is the service {}, not {name}", trial.service())));
     }
     let (mut count, mut unreadable, mut after) = (0, Vec::new(), None::<String>);
     loop {
@@ -142,7 +142,7 @@ fn check_states(home: &Home, output: Output, name: &str, file: &Path) -> Result<
             let bytes = data_encoding::BASE64.decode(state[1].as_str().unwrap_or_default().as_bytes())?;
             count += 1;
             let of = if perspective.is_empty() { "the service itself" } else { perspective };
-            let failed = |why: String| Trouble::new(format!("{shown} was given the saved state of {of}: {why}"));
+            let failed = |why: String| CliError::new(format!("{shown} was given the saved state of {of}: {why}"));
             if let Some(why) = trial.read(perspective, &bytes).map_err(failed)? {
                 unreadable.push((perspective.to_owned(), why));
             }
@@ -165,7 +165,7 @@ fn check_states(home: &Home, output: Output, name: &str, file: &Path) -> Result<
         return Ok(());
     }
     let error = format!("{shown} cannot read {} of {count} saved states of {name}", unreadable.len());
-    Err(Trouble::new(error).hint("a field with #[serde(default)], or `fn migrate`, would read them: see GUIDE.md"))
+    Err(CliError::new(error).hint("a field with #[serde(default)], or `fn migrate`, would read them: see GUIDE.md"))
 }
 
 fn listed(home: &Home, libraries: &[LibraryStatus]) -> String {

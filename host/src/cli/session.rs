@@ -6,7 +6,7 @@ use credhost::control::Request;
 use credhost::sessions::SessionStatus;
 
 use super::home::{ask, table, when};
-use super::{Output, Trouble};
+use super::{CliError, Output};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Session {
@@ -20,7 +20,7 @@ pub(super) enum Session {
 }
 
 impl Session {
-    pub(super) fn run(self, home: &Home, output: Output) -> Result<(), Trouble> {
+    pub(super) fn run(self, home: &Home, output: Output) -> Result<(), CliError> {
         match self {
             Self::List => {
                 let answer = ask(home, &Request::SessionList {})?;
@@ -33,7 +33,7 @@ impl Session {
                 let answer = ask(home, &Request::SessionCut { session: number, identity })?;
                 let cut = answer.as_array().map_or(0, Vec::len);
                 if cut == 0 {
-                    return Err(Trouble::new(format!("there is no session of {which}"))
+                    return Err(CliError::new(format!("there is no session of {which}"))
                         .hint("`credhost session list` shows those there are"));
                 }
                 output.show(&answer, || format!("{cut} cut"));

@@ -11,7 +11,7 @@ use credhost::listener::tls;
 use credhost::store::now;
 use serde_json::json;
 
-use super::{Output, Trouble};
+use super::{CliError, Output};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Tls {
@@ -25,7 +25,7 @@ pub(super) enum Tls {
 }
 
 impl Tls {
-    pub(super) fn run(self, home: &Home, output: Output) -> Result<(), Trouble> {
+    pub(super) fn run(self, home: &Home, output: Output) -> Result<(), CliError> {
         let Self::Init { mut names } = self;
         if names.is_empty() {
             names = ["localhost", "127.0.0.1", "::1"].map(str::to_owned).to_vec();
@@ -37,7 +37,7 @@ impl Tls {
         let known = if authority.exists() || authority_key.exists() {
             let read = |file: &Path| {
                 fs::read_to_string(file).map_err(|error| {
-                    Trouble::new(format!("{}: {error}", file.display()))
+                    CliError::new(format!("{}: {error}", file.display()))
                         .hint("both files of the authority are needed; move them away, and a new one is made")
                 })
             };
@@ -47,7 +47,7 @@ impl Tls {
         };
         let known = known.as_ref().map(|(certificate, key)| (certificate.as_str(), key.as_str()));
         let made = tls::make(&names, known, now())
-            .map_err(|error| Trouble::new(format!("no certificate can be made for {}: {error}", names.join(", "))))?;
+            .map_err(|error| CliError::new(format!("no certificate can be made for {}: {error}", names.join(", "))))?;
         if known.is_none() {
             put(&authority_key, &made.authority_key)?;
             put(&authority, &made.authority)?;
@@ -67,7 +67,7 @@ impl Tls {
 }
 
 /// Writes a file that nobody else can read: whole, or not at all.
-fn put(path: &Path, text: &str) -> Result<(), Trouble> {
+fn put(path: &Path, text: &str) -> Result<(), CliError> {
     let new = path.with_extension("new");
     let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
     file.write_all(text.as_bytes())?;

@@ -5,7 +5,7 @@ use credhost::config::Home;
 use credhost::control::Request;
 
 use super::home::{ask, expiry};
-use super::{Output, Trouble};
+use super::{CliError, Output};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Token {
@@ -26,7 +26,7 @@ pub(super) enum Token {
 }
 
 impl Token {
-    pub(super) fn run(self, home: &Home, output: Output) -> Result<(), Trouble> {
+    pub(super) fn run(self, home: &Home, output: Output) -> Result<(), CliError> {
         match self {
             Self::New { name, label, expires } => {
                 let answer = ask(home, &Request::TokenNew { name, label, expires: expiry(expires.as_deref())? })?;

@@ -9,7 +9,7 @@ use credhost::folder;
 use credhost::loader::private::PrivateFolder;
 use credhost::loader::vet::{Sections, Vet, Vetted};
 
-use super::Trouble;
+use super::CliError;
 
 /// Where a library is tried. Its folder goes with it.
 pub(super) struct Trial {
@@ -21,10 +21,10 @@ pub(super) struct Trial {
 }
 
 impl Trial {
-    pub(super) fn new(home: &Home) -> Result<Self, Trouble> {
+    pub(super) fn new(home: &Home) -> Result<Self, CliError> {
         let sections = if home.config().exists() {
             let settings = ConfigFile::open(&home.config())?.settings()?;
-            folder::sections(&settings).map_err(|fault| Trouble::new(fault.to_string()))?
+            folder::sections(&settings).map_err(|fault| CliError::new(fault.to_string()))?
         } else {
             Sections::new()
         };
@@ -34,12 +34,12 @@ impl Trial {
     }
 
     /// The verdict on a library, which is given so much time for each step.
-    pub(super) fn vet(&self, file: &Path, patience: Duration) -> Result<Vetted, Trouble> {
+    pub(super) fn vet(&self, file: &Path, patience: Duration) -> Result<Vetted, CliError> {
         if !file.is_file() {
-            return Err(Trouble::new(format!("{} is no file", file.display())).hint("build it: `cargo build`"));
+            return Err(CliError::new(format!("{} is no file", file.display())).hint("build it: `cargo build`"));
         }
         let vet = Vet::new(std::env::current_exe()?, patience);
         let verdict = self.private.copy(file).and_then(|copy| vet.vet(&copy, &self.sections));
-        verdict.map_err(|why| Trouble::new(format!("{} would not be loaded: {why}", file.display())))
+        verdict.map_err(|why| CliError::new(format!("{} would not be loaded: {why}", file.display())))
     }
 }

@@ -7,7 +7,7 @@ use clap::Args;
 use credhost::config::Home;
 
 use super::trial::Trial;
-use super::{Output, Trouble};
+use super::{CliError, Output};
 
 #[derive(Debug, Args)]
 pub(super) struct Vet {
@@ -19,7 +19,7 @@ pub(super) struct Vet {
 }
 
 impl Vet {
-    pub(super) fn run(self, home: &Home, output: Output) -> Result<(), Trouble> {
+    pub(super) fn run(self, home: &Home, output: Output) -> Result<(), CliError> {
         let vetted = Trial::new(home)?.vet(&self.file, Duration::from_secs(self.patience.max(1)))?;
         output.show(&serde_json::json!(vetted), || {
             let mut text = format!("{} is good: it serves {}", self.file.display(), vetted.manifest.service);
