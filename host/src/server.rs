@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use crate::accounts::{AccountError, Accounts};
 use crate::config::{Home, HomeError, Lock, Settings, random};
-use crate::control::{self, Failed, LibraryStatus, Progress, Request, Running};
+use crate::control::{self, ControlFailure, LibraryStatus, Progress, Request, Running};
 use crate::cred::login::Login;
 use crate::cred::{Authorizer, Password};
 use crate::folder::{self, Folder, Group};
@@ -326,7 +326,7 @@ impl Host {
     }
 
     /// What an operator wants done to a service.
-    async fn command(&self, request: &Request) -> Result<serde_json::Value, Failed> {
+    async fn command(&self, request: &Request) -> Result<serde_json::Value, ControlFailure> {
         let done = match request {
             Request::ServiceStop { name } => self.folder.stop(name).await.map(|()| serde_json::Value::Null),
             Request::ServiceStart { name } => self.folder.start_again(name).await.map(|()| serde_json::Value::Null),
@@ -340,7 +340,7 @@ impl Host {
         };
         done.map_err(|fault| {
             let hint = Some("`credhost service list` shows what there is".to_owned());
-            Failed { error: fault.to_string(), hint }
+            ControlFailure { error: fault.to_string(), hint }
         })
     }
 
@@ -349,8 +349,9 @@ impl Host {
         request: Request,
         uid: u32,
         progress: Progress,
-    ) -> Result<serde_json::Value, Failed> {
-        let failed = |error| Failed { error, hint: Some("`credhost service list` shows what there is".to_owned()) };
+    ) -> Result<serde_json::Value, ControlFailure> {
+        let failed =
+            |error| ControlFailure { error, hint: Some("`credhost service list` shows what there is".to_owned()) };
         let accounts = self.accounts.on_behalf(&format!("a command of uid {uid}"));
         if let Some((what, name)) = command_of(&request) {
             let done = self.command(&request).await;
@@ -384,7 +385,7 @@ impl Host {
             })
         });
         done.await.unwrap_or_else(|_| {
-            Err(Failed { error: "a fault of the host's own; please report it".to_owned(), hint: None })
+            Err(ControlFailure { error: "a fault of the host's own; please report it".to_owned(), hint: None })
         })
     }
 }

@@ -39,7 +39,7 @@ pub fn send(
     socket: &Path,
     request: &Request,
     progress: &mut dyn FnMut(u64, u64),
-) -> Result<Result<serde_json::Value, Failed>, ControlError> {
+) -> Result<Result<serde_json::Value, ControlFailure>, ControlError> {
     let mut stream = UnixStream::connect(socket).map_err(|error| match error.kind() {
         io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => ControlError::NoHost,
         _ => error.into(),
@@ -59,7 +59,7 @@ pub fn send(
         match serde_json::from_str(&answer)? {
             Response::Progress { done, of } => progress(done, of),
             Response::Done(done) => return Ok(Ok(done)),
-            Response::Failed { error, hint } => return Ok(Err(Failed { error, hint })),
+            Response::Failed { error, hint } => return Ok(Err(ControlFailure { error, hint })),
         }
     }
 }

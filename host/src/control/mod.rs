@@ -9,6 +9,6 @@ mod protocol;
 mod server;
 
 pub use client::{ControlError, send};
-pub use perform::{Failed, Running, perform};
+pub use perform::{ControlFailure, Running, perform};
 pub use protocol::{LibraryStatus, Request, Response, Secret, VERSION};
 pub use server::{Progress, listen, serve};

@@ -17,14 +17,14 @@ const PAGE: usize = 10_000;
 
 /// Why it was not done, and what to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Failed {
+pub struct ControlFailure {
     /// What was wrong.
     pub error: String,
     /// What to do, where that is known.
     pub hint: Option<String>,
 }
 
-impl From<AccountError> for Failed {
+impl From<AccountError> for ControlFailure {
     fn from(error: AccountError) -> Self {
         let hint = match &error {
             AccountError::Missing(_) => Some("`credhost identity list` shows those there are"),
@@ -56,19 +56,19 @@ impl From<AccountError> for Failed {
     }
 }
 
-impl From<NameError> for Failed {
+impl From<NameError> for ControlFailure {
     fn from(error: NameError) -> Self {
         AccountError::from(error).into()
     }
 }
 
-impl From<StoreError> for Failed {
+impl From<StoreError> for ControlFailure {
     fn from(error: StoreError) -> Self {
         AccountError::from(error).into()
     }
 }
 
-impl From<Broken> for Failed {
+impl From<Broken> for ControlFailure {
     fn from(error: Broken) -> Self {
         let hint = "somebody has written to store.db who should not have; compare it with a backup".to_owned();
         Self { error: format!("the audit trail does not fit: {error}"), hint: Some(hint) }
@@ -102,7 +102,7 @@ pub fn perform(
     accounts: &Accounts,
     host: Option<Running<'_>>,
     progress: &mut dyn FnMut(u64, u64),
-) -> Result<Value, Failed> {
+) -> Result<Value, ControlFailure> {
     let password = |secret: &Option<Secret>| secret.as_ref().map(|secret| Password::new(&secret.0));
     let key = |name: &str, service: &str, perspective: &Option<String>| {
         Key::new(service, perspective.as_deref().unwrap_or(name))
@@ -194,7 +194,7 @@ pub fn perform(
                 .backup(file, &mut |left, of| progress(u64::from(of.saturating_sub(left)), u64::from(of)))
                 .map_err(|error| {
                     let hint = "name a file that is not there yet, in a folder that the host can write to";
-                    Failed { error: error.to_string(), hint: Some(hint.to_owned()) }
+                    ControlFailure { error: error.to_string(), hint: Some(hint.to_owned()) }
                 })?;
             accounts
                 .note(Event::new("store.backup").with("file", file.display().to_string()).with("by", accounts.by()));
@@ -214,7 +214,7 @@ pub fn perform(
 }
 
 /// A page of a service's saved states, in base64: as many as are no more than a few megabytes.
-fn states(accounts: &Accounts, service: &str, after: Option<&str>) -> Result<Value, Failed> {
+fn states(accounts: &Accounts, service: &str, after: Option<&str>) -> Result<Value, ControlFailure> {
     const PAGE: usize = 100;
     const BYTES: usize = 4 << 20;
     let (mut states, mut size) = (Vec::new(), 0);
@@ -234,7 +234,7 @@ fn states(accounts: &Accounts, service: &str, after: Option<&str>) -> Result<Val
 }
 
 /// Forgets the failed logins of a name where no host runs, which would count on.
-fn forget_failures(accounts: &Accounts, name: &str) -> Result<usize, Failed> {
+fn forget_failures(accounts: &Accounts, name: &str) -> Result<usize, ControlFailure> {
     let of = LoginGate::digest_of(accounts.secret(), name);
     let kept = wait(|done| accounts.store().failures(done))?;
     let writes: Vec<Write> = kept
@@ -251,27 +251,33 @@ fn done((): ()) -> Value {
     Value::Null
 }
 
-fn running(host: Option<Running<'_>>) -> Result<Running<'_>, Failed> {
-    host.ok_or_else(|| Failed {
+fn running(host: Option<Running<'_>>) -> Result<Running<'_>, ControlFailure> {
+    host.ok_or_else(|| ControlFailure {
         error: "no host runs in this home".to_owned(),
         hint: Some("start one: `credhost run`".to_owned()),
     })
 }
 
-fn no_service(name: &str) -> Failed {
-    Failed {
+fn no_service(name: &str) -> ControlFailure {
+    ControlFailure {
         error: format!("there is no service named {name}"),
         hint: Some("`credhost service list` shows those there are".to_owned()),
     }
 }
 
 /// Walks the whole trail. Against the head that was noted down beside the store, and against `head`, if one is given.
-fn verify(accounts: &Accounts, head: Option<&str>, progress: &mut dyn FnMut(u64, u64)) -> Result<Value, Failed> {
+fn verify(
+    accounts: &Accounts,
+    head: Option<&str>,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<Value, ControlFailure> {
     const PAGE: usize = 5000;
-    let wrong =
-        |error: String| Failed { error, hint: Some("its owner and mode are to be this user's, 0600".to_owned()) };
+    let wrong = |error: String| ControlFailure {
+        error,
+        hint: Some("its owner and mode are to be this user's, 0600".to_owned()),
+    };
     let given = head.map(|head| {
-        Head::parse(head).ok_or_else(|| Failed {
+        Head::parse(head).ok_or_else(|| ControlFailure {
             error: format!("{head:?} is no head of a trail"),
             hint: Some("it is what an earlier `audit verify` has printed: NUMBER DIGEST".to_owned()),
         })
@@ -280,7 +286,7 @@ fn verify(accounts: &Accounts, head: Option<&str>, progress: &mut dyn FnMut(u64,
     let path = accounts.store().head();
     // The host writes it anew all the time: what is read here is not newer than the trail.
     let noted = match path.as_ref().map(|path| (path.display(), std::fs::read_to_string(path))) {
-        Some((path, Ok(text))) => Some(Head::unsealed(&text, accounts.secret()).ok_or_else(|| Failed {
+        Some((path, Ok(text))) => Some(Head::unsealed(&text, accounts.secret()).ok_or_else(|| ControlFailure {
             error: format!("{path} was not written by this host: it was changed, or lost in a power cut"),
             hint: elsewhere(),
         })?),
@@ -319,7 +325,7 @@ fn verify(accounts: &Accounts, head: Option<&str>, progress: &mut dyn FnMut(u64,
             _ => (!any && !accounts.page(None, 1)?.is_empty()).then(removed),
         };
         if let Some(error) = error {
-            return Err(Failed { error, hint: elsewhere() });
+            return Err(ControlFailure { error, hint: elsewhere() });
         }
     }
     Ok(json!({ "lines": head.number, "head": head.to_string() }))

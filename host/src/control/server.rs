@@ -40,7 +40,7 @@ const ALIVE: std::time::Duration = std::time::Duration::from_secs(10);
 /// Has every request of this user's, or root's, answered by `answer`, which is told whose it is. Runs for as long as it is polled, on a `LocalSet`.
 pub async fn serve<F>(listener: UnixListener, answer: impl Fn(Request, u32, Progress) -> F + 'static)
 where
-    F: Future<Output = Result<serde_json::Value, Failed>> + 'static,
+    F: Future<Output = Result<serde_json::Value, ControlFailure>> + 'static,
 {
     let answer = Rc::new(answer);
     loop {
@@ -76,7 +76,7 @@ fn read(line: &str) -> Result<Request, String> {
 
 async fn converse<F>(mut stream: UnixStream, answer: &impl Fn(Request, u32, Progress) -> F) -> io::Result<()>
 where
-    F: Future<Output = Result<serde_json::Value, Failed>>,
+    F: Future<Output = Result<serde_json::Value, ControlFailure>>,
 {
     // The socket's mode keeps others out; this does so, too, should somebody have changed it.
     let who = stream.peer_cred()?;
@@ -112,7 +112,7 @@ where
                     };
                     match answered {
                         Ok(done) => Response::Done(done),
-                        Err(Failed { error, hint }) => Response::Failed { error, hint },
+                        Err(ControlFailure { error, hint }) => Response::Failed { error, hint },
                     }
                 }
                 Err(error) => {
