@@ -153,7 +153,7 @@ fn verifiers(accounts: &Accounts, progress: &mut dyn FnMut(u64)) -> Finding {
 }
 
 /// So long before its end a certificate is to be renewed, in seconds.
-const SOON: u64 = 30 * 86_400;
+const CERTIFICATE_WARNING: u64 = 30 * 86_400;
 
 fn certificate(path: &Path, key: &Path) -> Finding {
     let until = match Certificates::load(path, key).and_then(|_| tls::until(path)) {
@@ -164,7 +164,9 @@ fn certificate(path: &Path, key: &Path) -> Finding {
     let hint = Some("renew it, or `credhost tls init`; a running host takes it up by itself");
     match left {
         0 => finding("wrong", format!("{shown} has expired"), hint),
-        left if left < SOON => finding("warning", format!("{shown} expires in {} days", left / 86_400), hint),
+        left if left < CERTIFICATE_WARNING => {
+            finding("warning", format!("{shown} expires in {} days", left / 86_400), hint)
+        }
         left => finding("ok", format!("{shown} and its key can be used, for {} days", left / 86_400), None),
     }
 }
