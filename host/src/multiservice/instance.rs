@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use plugin_api::abi::frame::ToLibrary;
 use plugin_api::manifest::Manifest;
-use tokio::sync::{Mutex as Turn, mpsc};
+use tokio::sync::{Mutex as AsyncMutex, mpsc};
 
 use super::context::HostContext;
 use super::ended::Ended;
@@ -31,7 +31,7 @@ pub(super) struct Instance {
     quota: usize,
     patience: Duration,
     ended: Arc<Ended>,
-    steps: Turn<mpsc::UnboundedReceiver<Lifecycle>>,
+    steps: AsyncMutex<mpsc::UnboundedReceiver<Lifecycle>>,
 }
 
 impl std::fmt::Debug for Instance {
@@ -71,7 +71,7 @@ impl Instance {
             Ok((manifest, name, config)) => {
                 let _ = outgoing.name.set(name.to_string());
                 let (number, manifest, quota) = (outgoing.number, Arc::new(manifest), context.quota);
-                let (steps, ended) = (Turn::new(steps), Arc::clone(&context.ended));
+                let (steps, ended) = (AsyncMutex::new(steps), Arc::clone(&context.ended));
                 let patience = context.patience;
                 Ok(Arc::new(Self {
                     number,

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use parking_lot::{Mutex, RwLock};
 use plugin_api::abi::frame::ToLibrary;
 use plugin_api::manifest::Manifest;
-use tokio::sync::{Mutex as Turn, Notify};
+use tokio::sync::{Mutex as AsyncMutex, Notify};
 
 use super::backend::Backend;
 use super::context::{HostContext, SlotNo};
@@ -51,7 +51,7 @@ pub struct Slot {
     generations: AtomicU32,
     state: Mutex<State>,
     /// Starting, replacing and stopping is one thing at a time.
-    pub(super) turn: Turn<()>,
+    pub(super) turn: AsyncMutex<()>,
     calls: AtomicU64,
     faults: Arc<AtomicU64>,
 }
@@ -96,7 +96,7 @@ impl Slot {
             retired: Notify::new(),
             generations: AtomicU32::new(1),
             state: Mutex::new(State::Loaded),
-            turn: Turn::default(),
+            turn: AsyncMutex::default(),
             calls: AtomicU64::new(0),
             faults,
         }))
