@@ -66,7 +66,7 @@ impl Ended {
     ///
     /// # Errors
     /// A sentence for the operator, when too many stay in memory.
-    pub(super) fn room(&self) -> Result<(), LibraryFault> {
+    pub(super) fn may_load(&self) -> Result<(), LibraryFault> {
         let held = self.held.lock().len();
         if held < MOST_HELD {
             return Ok(());
@@ -89,9 +89,9 @@ mod tests {
             ended.count("todo", number, &UnloadOutcome::Condemned);
         }
         ended.count("todo", 1, &UnloadOutcome::Retired { left: 0 });
-        assert!(ended.room().is_ok());
+        assert!(ended.may_load().is_ok());
         ended.count("chat", 1, &UnloadOutcome::Pinned(vec!["its thread".to_owned()]));
-        assert!(ended.room().is_err_and(|why| why.to_string().contains("service why")));
+        assert!(ended.may_load().is_err_and(|why| why.to_string().contains("service why")));
         assert_eq!((ended.held("chat").len(), ended.held("todo").len(), ended.retired()), (1, MOST_HELD - 1, 1));
     }
 }

@@ -49,7 +49,7 @@ impl Instance {
         context: &HostContext,
         config: impl FnOnce(&str) -> Vec<u8>,
     ) -> Result<Arc<Self>, LibraryFault> {
-        context.ended.room()?;
+        context.ended.may_load()?;
         let generation = Generation::start(source, Arc::clone(&outgoing) as Arc<_>)
             .map_err(|error| LibraryFault::machine("the machine has no thread or descriptor for it", error))?;
         let generation = Arc::new(generation);

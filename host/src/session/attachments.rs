@@ -111,7 +111,7 @@ impl Attachments {
     ///
     /// # Errors
     /// When there are too many.
-    pub(crate) fn room(&self, limit: usize) -> Result<(), TooMany> {
+    pub(crate) fn check_limit(&self, limit: usize) -> Result<(), TooMany> {
         if self.all.len() < limit { Ok(()) } else { Err(TooMany(limit)) }
     }
 

@@ -838,8 +838,8 @@ impl Owners {
         let backend = self.context.backends.backend(service);
         let backend = backend.ok_or_else(|| Failure::new("KeyError", format!("'{service}'")))?;
         // Whoever is attached has logged in.
-        let room = self.attachments.room(self.limits.after.attachments);
-        room.map_err(|error| Failure::new("twisted.spread.pb.Error", error.to_string()))?;
+        let checked = self.attachments.check_limit(self.limits.after.attachments);
+        checked.map_err(|error| Failure::new("twisted.spread.pb.Error", error.to_string()))?;
         let (slot, connection) = (backend.number(), self.context.number);
         let attached = Attached::asked(Arc::clone(&backend), era, request, (identity, credential), key);
         self.context.entry.attached(listed(&attached));
