@@ -136,7 +136,7 @@ impl CommitQueue {
                         _ => self.waiting.frames.extend_from_slice(raw),
                     }
                 }
-                effects.extend(self.go_on(phase));
+                effects.extend(self.next_commit(phase));
                 effects
             }
         }
@@ -195,7 +195,7 @@ impl CommitQueue {
     }
 
     /// Commits what waits, if nothing is being committed.
-    pub(super) fn go_on(&mut self, phase: Phase) -> Vec<Effect> {
+    pub(super) fn next_commit(&mut self, phase: Phase) -> Vec<Effect> {
         let held_back = matches!(phase, Phase::Embargoed | Phase::Abandoned);
         if held_back || self.committing.is_some() || self.waiting.is_empty() {
             return Vec::new();
@@ -216,7 +216,7 @@ impl CommitQueue {
         let Some(done) = self.committing.take() else { return Vec::new() };
         if well {
             let mut effects = vec![Effect::Release(done.frames)];
-            effects.extend(self.go_on(phase));
+            effects.extend(self.next_commit(phase));
             return effects;
         }
         let mut effects = Vec::new();

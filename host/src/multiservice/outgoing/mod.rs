@@ -145,7 +145,7 @@ impl Outgoing {
             // It has ended by itself just before: nobody was told yet.
             self.broadcast_end();
         }
-        let effects = queue.go_on(Phase::Serving);
+        let effects = queue.next_commit(Phase::Serving);
         let commit = self.perform(effects);
         drop(queue);
         self.commit(commit);
