@@ -64,7 +64,7 @@ impl Dev {
             for watched in crates {
                 let sources = Sources::new(&watched.folder, self.poll);
                 // For as long as the host runs.
-                tokio::task::spawn_local(watched.go_on(sources));
+                tokio::task::spawn_local(watched.watch_sources(sources));
             }
             Ok(())
         })
@@ -83,7 +83,7 @@ struct Watched {
 }
 
 impl Watched {
-    async fn go_on(self, mut sources: Sources) {
+    async fn watch_sources(self, mut sources: Sources) {
         let mut changed = Vec::new();
         let mut called = None;
         loop {
