@@ -187,7 +187,7 @@ impl<T> Handle<T> {
             return Ok(());
         }
         let value = self.shared.value.try_borrow().map_err(|_| busy())?;
-        saver.tell(saver.serialized(&value)?);
+        saver.send(saver.serialized(&value)?);
         self.shared.dirty.set(false);
         Ok(())
     }
@@ -261,7 +261,7 @@ impl<T> Saver<T> {
     /// Hands the state to the host, if it differs from what the host has. If that cannot be, the change is undone.
     fn keep(&self, value: &mut T) -> Result<()> {
         match self.serialized(value) {
-            Ok(state) => self.tell(state),
+            Ok(state) => self.send(state),
             Err(fault) => {
                 self.restore(value);
                 return Err(fault);
@@ -287,7 +287,7 @@ impl<T> Saver<T> {
         Ok(state)
     }
 
-    fn tell(&self, state: Vec<u8>) {
+    fn send(&self, state: Vec<u8>) {
         let mut last = self.last.borrow_mut();
         if last.as_deref() != Some(&state) {
             let base = self.version.get();

@@ -249,10 +249,10 @@ impl<S: Service> TestHost<S> {
             TestWall { number, gate: Arc::clone(&gate), frames: self.sender.clone(), clock_stands: self.clock_stands };
         let thread = std::thread::spawn(move || run::<S>(Box::new(wall)));
         self.generations.borrow_mut().push(Generation { number, gate, thread });
-        self.tell(&ToLibrary::Init { config: &self.config, vetting: false, quota: 64 << 20 });
+        self.send(&ToLibrary::Init { config: &self.config, vetting: false, quota: 64 << 20 });
         self.stage(number, "initialised")?;
         let own = self.state.borrow().saved.get("").cloned();
-        self.tell(&ToLibrary::Start { saved: own.as_deref(), version: u64::from(own.is_some()) });
+        self.send(&ToLibrary::Start { saved: own.as_deref(), version: u64::from(own.is_some()) });
         self.stage(number, "started")
     }
 
@@ -265,19 +265,19 @@ impl<S: Service> TestHost<S> {
     /// attached.
     pub fn reload(&self) -> Result<()> {
         let old = self.serving();
-        self.tell_to(old, &ToLibrary::Freeze { request: 0 });
+        self.send_to(old, &ToLibrary::Freeze { request: 0 });
         self.stage(old, "frozen")?;
         let adopted = self.generation().and_then(|()| {
             let objects = self.state.borrow().heirlooms.clone();
-            self.tell(&ToLibrary::Adopt { objects: &objects, numbers: self.objects.get() });
+            self.send(&ToLibrary::Adopt { objects: &objects, numbers: self.objects.get() });
             self.stage(self.serving(), "adopted")?;
             self.settle()
         });
         if let Err(fault) = adopted {
-            self.tell(&ToLibrary::Stop {});
+            self.send(&ToLibrary::Stop {});
             let _ = self.stage(self.serving(), "stopped");
             self.generations.borrow_mut().pop();
-            self.tell_to(old, &ToLibrary::Thaw {});
+            self.send_to(old, &ToLibrary::Thaw {});
             return Err(fault);
         }
         let known: Vec<u64> = self.state.borrow().known.keys().copied().collect();
@@ -289,7 +289,7 @@ impl<S: Service> TestHost<S> {
                 refused = refused.or(Some(fault));
             }
         }
-        self.tell_to(old, &ToLibrary::Retire {});
+        self.send_to(old, &ToLibrary::Retire {});
         refused.map_or(Ok(()), Err)
     }
 
@@ -340,7 +340,7 @@ impl<S: Service> TestHost<S> {
             return Ok(());
         };
         let (perspective, identity) = (perspective.as_str(), identity.as_str());
-        self.tell(&ToLibrary::Attach { attachment, perspective, identity, mind, peer: "a test", again });
+        self.send(&ToLibrary::Attach { attachment, perspective, identity, mind, peer: "a test", again });
         self.until(|state| {
             if state.attached.contains(&attachment) {
                 return Some(Ok(()));
@@ -362,7 +362,7 @@ impl<S: Service> TestHost<S> {
     /// # Errors
     /// When the service has ended, or says that it is not well.
     pub fn settle(&self) -> Result<()> {
-        self.tell(&ToLibrary::Health { request: 0 });
+        self.send(&ToLibrary::Health { request: 0 });
         self.stage(self.serving(), "healthy")
     }
 
@@ -386,7 +386,7 @@ impl<S: Service> TestHost<S> {
     fn end_all(&self) -> Result<()> {
         let all: Vec<usize> = self.generations.borrow().iter().map(|generation| generation.number).collect();
         for number in all {
-            self.tell_to(number, &ToLibrary::Stop {});
+            self.send_to(number, &ToLibrary::Stop {});
             self.stage(number, "stopped")?;
         }
         for generation in self.generations.take() {
@@ -396,8 +396,8 @@ impl<S: Service> TestHost<S> {
     }
 
     /// To the generation that serves.
-    fn tell(&self, frame: &ToLibrary<'_>) {
-        self.tell_to(self.serving(), frame);
+    fn send(&self, frame: &ToLibrary<'_>) {
+        self.send_to(self.serving(), frame);
     }
 
     /// The number of the generation that serves.
@@ -405,7 +405,7 @@ impl<S: Service> TestHost<S> {
         self.generations.borrow().last().map_or(0, |generation| generation.number)
     }
 
-    fn tell_to(&self, generation: usize, frame: &ToLibrary<'_>) {
+    fn send_to(&self, generation: usize, frame: &ToLibrary<'_>) {
         let generations = self.generations.borrow();
         if let Some(generation) = generations.iter().find(|known| known.number == generation) {
             frame.write(&mut lock(&generation.gate.queue));
@@ -454,7 +454,7 @@ impl<S: Service> TestHost<S> {
 
     fn serve(&self, from: usize, frame: ToHost<'_>) {
         let mut state = self.state.borrow_mut();
-        let tell = |frame: &ToLibrary<'_>| self.tell_to(from, frame);
+        let tell = |frame: &ToLibrary<'_>| self.send_to(from, frame);
         match frame {
             ToHost::Initialised {} => state.lifecycle.push((from, Ok("initialised"))),
             ToHost::Started {} => state.lifecycle.push((from, Ok("started"))),
@@ -524,7 +524,7 @@ impl<S: Service> TestHost<S> {
                 state.ended.insert(attachment);
                 state.known.remove(&attachment);
                 drop(state);
-                self.tell(&ToLibrary::Detach { attachment });
+                self.send(&ToLibrary::Detach { attachment });
             }
             ToHost::Update { attachment, method, arguments, .. } => {
                 let arguments = Value::decode(arguments).unwrap_or_else(|_| Value::none());
@@ -630,7 +630,7 @@ impl<'h, S: Service> TestClient<'h, S> {
     fn send(&self, method: &str, arguments: &impl Serialize, keywords: &impl Serialize) -> Result<TestCall<'h, S>> {
         let call = self.host.number();
         let (arguments, keywords) = (remote::tuple(None, arguments)?.bytes, jelly::to_vec(keywords)?);
-        self.host.tell(&ToLibrary::Call {
+        self.host.send(&ToLibrary::Call {
             call,
             attachment: self.attachment,
             object: 0,
@@ -658,7 +658,7 @@ impl<S: Service> TestCall<'_, S> {
 impl<S: Service> Drop for TestClient<'_, S> {
     fn drop(&mut self) {
         self.host.state.borrow_mut().known.remove(&self.attachment);
-        self.host.tell(&ToLibrary::Detach { attachment: self.attachment });
+        self.host.send(&ToLibrary::Detach { attachment: self.attachment });
     }
 }
 
