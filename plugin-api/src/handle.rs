@@ -42,10 +42,10 @@ impl std::fmt::Debug for AnyHandle {
 /// Sent to a client, in an answer or an argument, it becomes a reference whose methods the client can call; sent back
 /// by the client, it is this object again. Only a type with a `#[perspective]` block can be sent.
 pub struct Handle<T> {
-    shared: Rc<Shared<T>>,
+    shared: Rc<ObjectCell<T>>,
 }
 
-struct Shared<T> {
+struct ObjectCell<T> {
     value: RefCell<T>,
     saver: Option<Saver<T>>,
     /// By what the service knows it, if it is to live longer than this generation.
@@ -56,7 +56,7 @@ struct Shared<T> {
     dirty: Cell<bool>,
 }
 
-impl<T> Drop for Shared<T> {
+impl<T> Drop for ObjectCell<T> {
     fn drop(&mut self) {
         // Changed while nobody was attached, who would be the occasion to save it.
         if let Some(saver) = &self.saver
@@ -109,7 +109,7 @@ impl<T> Handle<T> {
 
     fn make(value: T, saver: Option<Saver<T>>, name: Option<String>) -> Self {
         let (ended, dirty) = (Cell::new(false), Cell::new(false));
-        Self { shared: Rc::new(Shared { value: RefCell::new(value), saver, name, ended, dirty }) }
+        Self { shared: Rc::new(ObjectCell { value: RefCell::new(value), saver, name, ended, dirty }) }
     }
 
     /// By what another generation can make it anew.
@@ -249,7 +249,7 @@ impl<T> Handle<T> {
     }
 }
 
-pub(crate) struct WeakHandle<T>(std::rc::Weak<Shared<T>>);
+pub(crate) struct WeakHandle<T>(std::rc::Weak<ObjectCell<T>>);
 
 impl<T> WeakHandle<T> {
     pub(crate) fn upgrade(&self) -> Option<Handle<T>> {
