@@ -16,12 +16,12 @@ use crate::runtime::core::{Core, Encoded};
 /// The client can go at any time; a call then answers with `twisted.spread.pb.PBConnectionLost`.
 #[derive(Clone)]
 pub struct Remote {
-    shared: Rc<Shared>,
+    shared: Rc<RemoteCell>,
     /// By which attachment this clone of it came; 0: nobody knows.
     attachment: u64,
 }
 
-pub(crate) struct Shared {
+pub(crate) struct RemoteCell {
     core: Rc<Core>,
     handle: u64,
     /// How many times it has come in: each is given back.
@@ -31,7 +31,7 @@ pub(crate) struct Shared {
 impl Remote {
     /// One that has come in once more, by an attachment (0: by none that is known).
     pub(crate) fn received(core: &Rc<Core>, handle: u64, attachment: u64) -> Self {
-        let shared = core.remote(handle, |core| Shared { core, handle, count: std::cell::Cell::new(0) });
+        let shared = core.remote(handle, |core| RemoteCell { core, handle, count: std::cell::Cell::new(0) });
         shared.count.set(shared.count.get() + 1);
         Self { shared, attachment }
     }
@@ -132,7 +132,7 @@ pub(crate) fn tuple<A: Serialize>(core: Option<&Core>, arguments: &A) -> Result<
     Err(Fault::arguments("arguments are a tuple: (text,) for one"))
 }
 
-impl Drop for Shared {
+impl Drop for RemoteCell {
     fn drop(&mut self) {
         self.core.forget_remote(self.handle);
         self.core.push(&ToHost::Release { handle: self.handle, count: self.count.get() });
