@@ -27,10 +27,10 @@ pub trait Cacheable: Serialize + 'static {
 /// [`Cached::update`], until it lets go of its copy or its connection ends. Sent back by the client, it is this object
 /// again. A client that is attached to no perspective of the service any more is told nothing.
 pub struct Cached<T> {
-    shared: Rc<Shared<T>>,
+    shared: Rc<CachedCell<T>>,
 }
 
-struct Shared<T> {
+struct CachedCell<T> {
     value: RefCell<T>,
     /// Its number, once it was sent, and where it is known by it.
     sent: RefCell<Option<(Weak<Core>, u64)>>,
@@ -42,7 +42,11 @@ impl<T: Cacheable> Cached<T> {
     #[must_use]
     pub fn new(value: T) -> Self {
         Self {
-            shared: Rc::new(Shared { value: RefCell::new(value), sent: RefCell::default(), busy: Cell::new(false) }),
+            shared: Rc::new(CachedCell {
+                value: RefCell::new(value),
+                sent: RefCell::default(),
+                busy: Cell::new(false),
+            }),
         }
     }
 
@@ -104,7 +108,7 @@ impl<T: Cacheable> Serialize for Cached<T> {
         if self.shared.busy.replace(true) {
             return Err(S::Error::custom("a cached object that holds itself"));
         }
-        let object: Rc<dyn Any> = Rc::<Shared<T>>::clone(&self.shared);
+        let object: Rc<dyn Any> = Rc::<CachedCell<T>>::clone(&self.shared);
         let number = match core.export_cached(object, known) {
             Ok(number) => number,
             Err(fault) => {
@@ -134,7 +138,7 @@ impl<'de, T: Cacheable> Deserialize<'de> for Cached<T> {
         let number = remote::number(deserializer, jelly::types::reference::LOCAL, "a cached object of this service's")?;
         let core = Core::current().ok_or_else(|| D::Error::custom("a cached object can come in calls only"))?;
         core.cached(number)
-            .and_then(|object| object.downcast::<Shared<T>>().ok())
+            .and_then(|object| object.downcast::<CachedCell<T>>().ok())
             .map(|shared| Self { shared })
             .ok_or_else(|| D::Error::custom("a cached object that is not there any more"))
     }

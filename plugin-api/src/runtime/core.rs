@@ -103,7 +103,7 @@ pub(crate) struct Core {
     waiting: RefCell<HashMap<u64, Waiting>>,
     objects: RefCell<HashMap<u64, Exported>>,
     addresses: RefCell<HashMap<usize, u64>>,
-    remotes: RefCell<HashMap<u64, Weak<remote::Shared>>>,
+    remotes: RefCell<HashMap<u64, Weak<remote::RemoteCell>>>,
     /// The perspectives that clients have, by attachment: one that comes back as an argument.
     avatars: RefCell<HashMap<u64, Rc<dyn Object>>>,
     /// By which attachment the values come that are being read just now; 0: by none.
@@ -456,8 +456,8 @@ impl Core {
     pub(crate) fn remote(
         self: &Rc<Self>,
         handle: u64,
-        make: impl FnOnce(Rc<Self>) -> remote::Shared,
-    ) -> Rc<remote::Shared> {
+        make: impl FnOnce(Rc<Self>) -> remote::RemoteCell,
+    ) -> Rc<remote::RemoteCell> {
         self.known_remote(handle).unwrap_or_else(|| {
             let shared = Rc::new(make(Rc::clone(self)));
             self.remotes.borrow_mut().insert(handle, Rc::downgrade(&shared));
@@ -465,7 +465,7 @@ impl Core {
         })
     }
 
-    pub(crate) fn known_remote(&self, handle: u64) -> Option<Rc<remote::Shared>> {
+    pub(crate) fn known_remote(&self, handle: u64) -> Option<Rc<remote::RemoteCell>> {
         self.remotes.borrow().get(&handle).and_then(Weak::upgrade)
     }
 
