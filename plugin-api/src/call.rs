@@ -9,10 +9,10 @@ use crate::remote::Remote;
 /// The call being served. A method that wants it takes `call: Call` (async) or `call: &Call`.
 #[derive(Clone)]
 pub struct Call {
-    shared: Rc<Shared>,
+    shared: Rc<CallCell>,
 }
 
-struct Shared {
+struct CallCell {
     attachment: Attachment,
     gone: Cell<bool>,
     told: tokio::sync::Notify,
@@ -21,7 +21,7 @@ struct Shared {
 impl Call {
     pub(crate) fn new(attachment: &Attachment) -> Self {
         let attachment = attachment.clone();
-        Self { shared: Rc::new(Shared { attachment, gone: Cell::new(false), told: tokio::sync::Notify::new() }) }
+        Self { shared: Rc::new(CallCell { attachment, gone: Cell::new(false), told: tokio::sync::Notify::new() }) }
     }
 
     pub(crate) fn set_gone(&self) {
@@ -70,10 +70,10 @@ impl std::fmt::Debug for Call {
 /// One client, attached to one perspective.
 #[derive(Clone)]
 pub struct Attachment {
-    shared: Rc<Attached>,
+    shared: Rc<AttachmentCell>,
 }
 
-struct Attached {
+struct AttachmentCell {
     id: u64,
     perspective: String,
     identity: String,
@@ -102,7 +102,7 @@ impl Attachment {
         reason: Reason,
     ) -> Self {
         let (perspective, identity, peer) = (perspective.to_owned(), identity.to_owned(), peer.to_owned());
-        Self { shared: Rc::new(Attached { id, perspective, identity, peer, mind, reason }) }
+        Self { shared: Rc::new(AttachmentCell { id, perspective, identity, peer, mind, reason }) }
     }
 
     /// Why it attaches: a service that greets its clients does not greet them again after a reload.
