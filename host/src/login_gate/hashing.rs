@@ -20,10 +20,10 @@ struct Work {
 
 /// The threads that check passwords. Dropped, they end, and what waits is not done.
 pub(super) struct Hashing {
-    shared: Arc<Shared>,
+    shared: Arc<Pool>,
 }
 
-struct Shared {
+struct Pool {
     queue: Mutex<Queue>,
     come: Condvar,
     /// In KiB.
@@ -66,7 +66,7 @@ impl Hashing {
     }
 
     fn with_threads(threads: usize, budget: u32, kept: u32) -> Self {
-        let shared = Arc::new(Shared { queue: Mutex::default(), come: Condvar::new(), budget, kept });
+        let shared = Arc::new(Pool { queue: Mutex::default(), come: Condvar::new(), budget, kept });
         for index in 0..threads {
             let shared = Arc::clone(&shared);
             let started = std::thread::Builder::new().name(format!("hashing-{index}")).spawn(move || work(&shared));
@@ -134,7 +134,7 @@ impl Queue {
     }
 }
 
-fn work(shared: &Shared) {
+fn work(shared: &Pool) {
     // Those who are logged in go first. A system that does not allow it has them share. Not SCHED_IDLE: a processor that
     // is busy with that is taken for a free one, and on a system that preempts late whoever is put there waits for its
     // next tick.
