@@ -12,7 +12,7 @@ use tokio::time::{Instant, sleep_until};
 
 use super::stream::Stream;
 use super::tls::Certificates;
-use super::{Admitted, Shared};
+use super::{Admitted, EndpointState};
 use crate::login_gate::Source;
 use crate::multiservice::Backends;
 use crate::multiservice::router::Mailbox;
@@ -63,7 +63,7 @@ type Answers = mpsc::UnboundedReceiver<(QuestionNo, Found)>;
 /// One connection's session, and what does things for it outside.
 struct Driver {
     session: Session,
-    shared: Arc<Shared>,
+    shared: Arc<EndpointState>,
     from: Source,
     answers: Answers,
     answer: mpsc::UnboundedSender<(QuestionNo, Found)>,
@@ -74,7 +74,7 @@ fn now() -> Now {
 }
 
 impl Driver {
-    fn new(shared: &Arc<Shared>, admitted: &Admitted, number: u32, mailbox: &Arc<Mailbox>) -> Result<Self, End> {
+    fn new(shared: &Arc<EndpointState>, admitted: &Admitted, number: u32, mailbox: &Arc<Mailbox>) -> Result<Self, End> {
         let mut seed = [0; 32];
         getrandom::fill(&mut seed).map_err(End::NoRandomness)?;
         let (address, tls) = (admitted.source, admitted.tls.is_some());
@@ -125,7 +125,12 @@ impl Driver {
 }
 
 /// Serves one connection to its end.
-pub(super) async fn serve(shared: Arc<Shared>, socket: Socket, admitted: Admitted, closed: watch::Receiver<bool>) {
+pub(super) async fn serve(
+    shared: Arc<EndpointState>,
+    socket: Socket,
+    admitted: Admitted,
+    closed: watch::Receiver<bool>,
+) {
     let peer = admitted.source;
     let end = match open(socket, admitted.tls.as_deref()) {
         Ok(mut stream) => {

@@ -33,10 +33,10 @@ const BUDGET: u32 = 128 << 10;
 /// The root object that clients log in through.
 #[derive(Clone)]
 pub struct Endpoint {
-    shared: Arc<Shared>,
+    shared: Arc<EndpointState>,
 }
 
-struct Shared {
+struct EndpointState {
     login: Login,
     services: Arc<MultiService>,
     context: HostContext,
@@ -76,7 +76,7 @@ impl Endpoint {
         (gate, sessions): (Arc<LoginGate>, Arc<Sessions>),
     ) -> Self {
         let sources = Mutex::default();
-        Self { shared: Arc::new(Shared { login, services, context, limits, gate, sessions, sources }) }
+        Self { shared: Arc::new(EndpointState { login, services, context, limits, gate, sessions, sources }) }
     }
 
     /// What stands before every login.
@@ -174,7 +174,7 @@ fn runtime() -> io::Result<tokio::runtime::Runtime> {
 }
 
 fn work(
-    shared: Arc<Shared>,
+    shared: Arc<EndpointState>,
     mut connections: mpsc::UnboundedReceiver<(TcpStream, Admitted)>,
     closed: watch::Receiver<bool>,
 ) {
@@ -210,7 +210,7 @@ fn report(ended: Result<(), tokio::task::JoinError>) {
 }
 
 fn accept(
-    shared: &Arc<Shared>,
+    shared: &Arc<EndpointState>,
     listener: TcpListener,
     workers: Vec<mpsc::UnboundedSender<(TcpStream, Admitted)>>,
     mut closed: watch::Receiver<bool>,
@@ -257,7 +257,7 @@ fn accept(
 
 /// A connection's place among all: given back however it ends.
 struct Admitted {
-    shared: Arc<Shared>,
+    shared: Arc<EndpointState>,
     source: SocketAddr,
     tls: Option<Arc<Certificates>>,
 }
@@ -268,7 +268,7 @@ impl Drop for Admitted {
     }
 }
 
-impl Shared {
+impl EndpointState {
     fn admit(&self, source: IpAddr) -> bool {
         let mut sources = self.sources.lock();
         if sources.values().sum::<usize>() >= self.limits.connections {
