@@ -223,7 +223,7 @@ struct Frame {
 }
 
 #[derive(Debug, Clone, Copy)]
-struct Shared {
+struct SharedValue {
     at: usize,
     /// Once it is complete: values and bytes it counts for, levels it has, whether it can be a key.
     done: Option<(u64, u64, usize, bool)>,
@@ -245,7 +245,7 @@ pub struct Scanner {
     elements: Vec<usize>,
     count: usize,
     references: Vec<Reference>,
-    shared: BTreeMap<u64, Shared>,
+    shared: BTreeMap<u64, SharedValue>,
     forward: Vec<u64>,
     defect: Option<Defect>,
     done: bool,
@@ -464,7 +464,7 @@ impl Scanner {
             Kind::ReferenceId => {
                 let id = number(token).ok_or_else(|| malformed("reference"))?;
                 frame.kind = Kind::ReferenceBody(id);
-                let shared = Shared { at: self.at, done: None };
+                let shared = SharedValue { at: self.at, done: None };
                 if self.shared.insert(id, shared).is_some() {
                     return Err(Defect::DuplicateReference(id));
                 }
@@ -473,7 +473,7 @@ impl Scanner {
                 let id = number(token).ok_or_else(|| malformed("dereference"))?;
                 frame.kind = Kind::Full;
                 match self.shared.get(&id) {
-                    Some(Shared { done: Some((values, bytes, levels, hashable)), .. }) => {
+                    Some(SharedValue { done: Some((values, bytes, levels, hashable)), .. }) => {
                         frame.hashable = *hashable;
                         frame.deepest = frame.deepest.max(depth + levels);
                         self.values = self.values.saturating_add(*values);
@@ -484,7 +484,7 @@ impl Scanner {
                     }
                     // Inside itself (a cycle), or before its definition; both are for untyped values only, which
                     // share it and never expand it.
-                    Some(Shared { done: None, .. }) => {}
+                    Some(SharedValue { done: None, .. }) => {}
                     None => self.forward.push(id),
                 }
                 self.charge(0)?;
