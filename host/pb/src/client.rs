@@ -54,18 +54,18 @@ pub struct Client {
 /// An object of the other side's. Clones are the same reference; it is given back when the last is dropped.
 #[derive(Debug, Clone)]
 pub struct Remote {
-    shared: Arc<Shared>,
+    shared: Arc<RemoteCell>,
 }
 
 #[derive(Debug)]
-struct Shared {
+struct RemoteCell {
     commands: mpsc::UnboundedSender<Command>,
     /// `None`: the root, which is not counted.
     luid: Option<u64>,
     count: u64,
 }
 
-impl Drop for Shared {
+impl Drop for RemoteCell {
     fn drop(&mut self) {
         if let Some(luid) = self.luid {
             // A closed connection has no references.
@@ -193,7 +193,7 @@ impl Client {
     /// The root object.
     #[must_use]
     pub fn root(&self) -> Remote {
-        Remote { shared: Arc::new(Shared { commands: self.commands.clone(), luid: None, count: 0 }) }
+        Remote { shared: Arc::new(RemoteCell { commands: self.commands.clone(), luid: None, count: 0 }) }
     }
 
     /// Makes an object of ours known, so that it can be sent.
@@ -517,7 +517,7 @@ fn answer(value: &Jelly<'_>, commands: &mpsc::WeakUnboundedSender<Command>) -> A
     let references = counts
         .into_iter()
         .filter_map(|(luid, count)| {
-            let shared = Shared { commands: commands.upgrade()?, luid: Some(luid), count };
+            let shared = RemoteCell { commands: commands.upgrade()?, luid: Some(luid), count };
             Some((luid, Remote { shared: Arc::new(shared) }))
         })
         .collect();
