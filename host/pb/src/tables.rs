@@ -42,12 +42,12 @@ pub(crate) enum GivenBack<O> {
 
 /// Objects of one kind that the peer holds.
 #[derive(Debug)]
-struct Held<O> {
+struct Exports<O> {
     exports: BTreeMap<u64, Export<O>>,
     luids: HashMap<O, u64>,
 }
 
-impl<O: Clone + Eq + Hash> Held<O> {
+impl<O: Clone + Eq + Hash> Exports<O> {
     fn new() -> Self {
         Self { exports: BTreeMap::new(), luids: HashMap::new() }
     }
@@ -98,9 +98,9 @@ impl<O: Clone + Eq + Hash> Held<O> {
 /// The tables of one connection. `O` names an object of ours; equal names are one object.
 #[derive(Debug)]
 pub struct Tables<O> {
-    references: Held<O>,
+    references: Exports<O>,
     /// Objects whose state the peer has, and is told the changes of.
-    caches: Held<O>,
+    caches: Exports<O>,
     /// Cached objects of the peer's that we have not been told the end of.
     kept: BTreeSet<u64>,
     next: u64,
@@ -110,7 +110,14 @@ pub struct Tables<O> {
 
 impl<O: Clone + Eq + Hash> Tables<O> {
     pub(crate) fn new(limit: usize) -> Self {
-        Self { references: Held::new(), caches: Held::new(), kept: BTreeSet::new(), next: 1, limit, violations: 0 }
+        Self {
+            references: Exports::new(),
+            caches: Exports::new(),
+            kept: BTreeSet::new(),
+            next: 1,
+            limit,
+            violations: 0,
+        }
     }
 
     pub(crate) fn set_limit(&mut self, limit: usize) {
