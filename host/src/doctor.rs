@@ -8,7 +8,7 @@ use crate::accounts::Accounts;
 use crate::config::{ConfigFile, Home, private};
 use crate::control::LibraryStatus;
 use crate::listener::tls::{self, Certificates};
-use crate::multiservice::ended::Held;
+use crate::multiservice::ended::Unreleased;
 use crate::store::now;
 
 /// Something that was looked at.
@@ -49,7 +49,7 @@ pub fn examine(accounts: &Accounts, progress: &mut dyn FnMut(u64)) -> Vec<Findin
 
 /// Looks at the services of a running host.
 #[must_use]
-pub fn services(libraries: &[LibraryStatus], held: &[Held]) -> Vec<Finding> {
+pub fn services(libraries: &[LibraryStatus], held: &[Unreleased]) -> Vec<Finding> {
     let mut found = Vec::new();
     for library in libraries {
         let name = library.service.as_deref().unwrap_or(&library.file);
@@ -74,7 +74,7 @@ pub fn services(libraries: &[LibraryStatus], held: &[Held]) -> Vec<Finding> {
             ));
         }
     }
-    for Held { service, generation, account } in held {
+    for Unreleased { service, generation, account } in held {
         let what = format!("{service}, generation {generation}, stays in memory: {account}");
         found.push(finding(
             "warning",

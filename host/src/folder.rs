@@ -25,7 +25,7 @@ use crate::loader::vet::{Sections, Vet, Vetted};
 use crate::loader::watch::Change;
 use crate::multiservice::MultiService;
 use crate::multiservice::context::HostContext;
-use crate::multiservice::ended::Held;
+use crate::multiservice::ended::Unreleased;
 use crate::multiservice::reload::Reloaded;
 use crate::multiservice::slot::{Slot, State};
 use crate::store::audit::Event;
@@ -441,13 +441,13 @@ impl Folder {
 
     /// What holds the libraries of this service that could not be let go of.
     #[must_use]
-    pub fn why(&self, service: &str) -> Vec<Held> {
+    pub fn why(&self, service: &str) -> Vec<Unreleased> {
         self.context.ended.held(service)
     }
 
     /// What holds libraries of any service.
     #[must_use]
-    pub fn held(&self) -> Vec<Held> {
+    pub fn held(&self) -> Vec<Unreleased> {
         self.context.ended.all_held()
     }
 

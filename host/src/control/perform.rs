@@ -7,7 +7,7 @@ use crate::accounts::{AccountError, Accounts};
 use crate::cred::{Credential, CredentialError, Identity, Key, NameError, Password, ProofBy};
 use crate::login_gate::LoginGate;
 use crate::multiservice::MultiService;
-use crate::multiservice::ended::Held;
+use crate::multiservice::ended::Unreleased;
 use crate::sessions::Sessions;
 use crate::store::audit::{Broken, Event, Head, Verifier};
 use crate::store::{Record, StoreError, Write, now, wait};
@@ -87,7 +87,7 @@ pub struct Running<'a> {
     /// Who is logged in.
     pub sessions: &'a Sessions,
     /// Libraries that could not be let go of.
-    pub held: &'a [Held],
+    pub held: &'a [Unreleased],
 }
 
 /// Does what was asked for. `host` is the running one, if there is one; `progress` hears how much is done, of how much (0:

@@ -13,7 +13,7 @@ pub const MOST_HELD: usize = 200;
 
 /// A library that could not be let go of.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Held {
+pub struct Unreleased {
     /// Its service.
     pub service: String,
     /// Which generation of it: the first is 1.
@@ -25,7 +25,7 @@ pub struct Held {
 /// The account of all.
 #[derive(Debug, Default)]
 pub struct Ended {
-    held: Mutex<Vec<Held>>,
+    held: Mutex<Vec<Unreleased>>,
     retired: AtomicU64,
 }
 
@@ -36,7 +36,7 @@ impl Ended {
             UnloadOutcome::Pinned(_) | UnloadOutcome::Condemned => {
                 tracing::warn!(service, generation, "its library stays in memory: {account}");
                 let (service, account) = (service.to_owned(), account.clone());
-                self.held.lock().push(Held { service, generation, account });
+                self.held.lock().push(Unreleased { service, generation, account });
             }
             UnloadOutcome::Nothing | UnloadOutcome::Retired { .. } => {
                 self.retired.fetch_add(1, Ordering::Relaxed);
@@ -46,13 +46,13 @@ impl Ended {
 
     /// The libraries of this service that stay in memory, in the order in which they ended.
     #[must_use]
-    pub fn held(&self, service: &str) -> Vec<Held> {
+    pub fn held(&self, service: &str) -> Vec<Unreleased> {
         self.held.lock().iter().filter(|held| held.service == service).cloned().collect()
     }
 
     /// All libraries that stay in memory.
     #[must_use]
-    pub fn all_held(&self) -> Vec<Held> {
+    pub fn all_held(&self) -> Vec<Unreleased> {
         self.held.lock().clone()
     }
 
