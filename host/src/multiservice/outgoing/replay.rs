@@ -11,13 +11,13 @@ const TIMEOUT: Duration = Duration::from_secs(2);
 
 #[derive(Default)]
 pub(super) struct Replay {
-    state: Mutex<State>,
+    state: Mutex<ReplayState>,
     /// The last of those was attached, or refused.
     done: Notify,
 }
 
 #[derive(Default)]
-struct State {
+struct ReplayState {
     waiting: HashSet<u64>,
     refused: usize,
 }
