@@ -27,7 +27,7 @@ use crate::multiservice::MultiService;
 use crate::multiservice::context::HostContext;
 use crate::multiservice::ended::Unreleased;
 use crate::multiservice::reload::Reloaded;
-use crate::multiservice::slot::{Slot, State};
+use crate::multiservice::slot::{ServiceState, Slot};
 use crate::store::audit::Event;
 use crate::store::{StoreError, Write};
 
@@ -497,10 +497,10 @@ fn status(path: &Path, entry: &Entry) -> LibraryStatus {
                 file,
                 service: Some(slot.name().to_string()),
                 state: match slot.state() {
-                    State::Serving => "serving".to_owned(),
-                    State::Loaded => "starting".to_owned(),
-                    State::Failed(why) => format!("failed: {why}"),
-                    State::Stopped => "stopped".to_owned(),
+                    ServiceState::Serving => "serving".to_owned(),
+                    ServiceState::Loaded => "starting".to_owned(),
+                    ServiceState::Failed(why) => format!("failed: {why}"),
+                    ServiceState::Stopped => "stopped".to_owned(),
                 },
                 note: (!notes.is_empty()).then(|| notes.join("; ")),
                 calls: slot.calls(),

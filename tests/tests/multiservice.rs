@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex};
 
 use credhost::cred::DefaultAuthorizer;
 use credhost::multiservice::context::HostContext;
-use credhost::multiservice::slot::{Slot, State};
+use credhost::multiservice::slot::{ServiceState, Slot};
 use credhost::multiservice::{MultiService, NotAdded};
 use credhost::store::MemoryStore;
 use plugin_api::prelude::*;
@@ -97,9 +97,9 @@ async fn a_service_added_to_a_running_collection_is_started_and_one_removed_is_s
     services.start().await;
     let late = slot::<late::Here>().await;
     services.add(Arc::clone(&late)).await.unwrap();
-    assert_eq!(late.state(), State::Serving);
+    assert_eq!(late.state(), ServiceState::Serving);
     services.remove(&late).await;
-    assert_eq!((late.state(), services.service("late one").is_none()), (State::Stopped, true));
+    assert_eq!((late.state(), services.service("late one").is_none()), (ServiceState::Stopped, true));
     assert_eq!(logged("late "), ["one started", "one stopped"]);
 }
 
@@ -111,7 +111,7 @@ async fn one_that_refuses_to_start_keeps_no_other_from_starting() {
     let refused = services.start().await;
     assert_eq!(refused.len(), 1);
     assert!(refused[0].1.to_string().contains("not today"), "{refused:?}");
-    assert_eq!(services.service("refusing two").unwrap().state(), State::Serving);
+    assert_eq!(services.service("refusing two").unwrap().state(), ServiceState::Serving);
     // Added to a collection that runs, it is not in it.
     let again = services.add(slot::<refusing::Here>().await).await;
     assert!(matches!(again, Err(NotAdded::NameTaken(_))), "its name is still there: {again:?}");

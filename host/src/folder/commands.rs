@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::{Fingerprint, Folder, Library, Placed, ROLLED_BACK, shown};
 use crate::loader::fault::LibraryFault;
 use crate::multiservice::reload::Reloaded;
-use crate::multiservice::slot::State;
+use crate::multiservice::slot::ServiceState;
 
 impl Folder {
     /// An operator stops a service: its clients are told, its state stays.
@@ -41,7 +41,7 @@ impl Folder {
     pub async fn start_again(self: &Rc<Self>, service: &str) -> Result<(), LibraryFault> {
         let path = self.path_of(service).ok_or_else(|| unknown(service))?;
         if let Some(Library::Loaded { slot, .. }) = self.entries.lock().get(&path).map(|entry| &entry.library)
-            && slot.state() == State::Serving
+            && slot.state() == ServiceState::Serving
         {
             return Err(LibraryFault::State(format!("{service} serves already")));
         }

@@ -11,7 +11,7 @@ use crate::loader::private::PrivateCopy;
 use crate::loader::vet::Vetted;
 use crate::multiservice::NotAdded;
 use crate::multiservice::reload::Prepared;
-use crate::multiservice::slot::{Slot, State};
+use crate::multiservice::slot::{ServiceState, Slot};
 use crate::store::audit::Event;
 
 /// What is to be done with a vetted library.
@@ -154,7 +154,9 @@ impl Folder {
     /// The service of this name, if this file serves it now.
     fn serving(&self, path: &Path, name: &str) -> Option<Arc<Slot>> {
         match self.entries.lock().get(path).map(|entry| &entry.library) {
-            Some(Library::Loaded { slot, .. }) if slot.name().as_str() == name && slot.state() == State::Serving => {
+            Some(Library::Loaded { slot, .. })
+                if slot.name().as_str() == name && slot.state() == ServiceState::Serving =>
+            {
                 Some(Arc::clone(slot))
             }
             _ => None,

@@ -138,7 +138,7 @@ impl MultiService {
             }
         }
         let mut all = self.services();
-        all.retain(|service| service.state() == slot::State::Serving);
+        all.retain(|service| service.state() == slot::ServiceState::Serving);
         let mut found = Vec::new();
         before(name, &mut all, &mut found);
         found
@@ -147,7 +147,8 @@ impl MultiService {
     /// What of this is not there, or does not serve.
     #[must_use]
     pub fn lacks(&self, needs: &[String]) -> Vec<String> {
-        let serves = |name: &str| self.service(name).is_some_and(|service| service.state() == slot::State::Serving);
+        let serves =
+            |name: &str| self.service(name).is_some_and(|service| service.state() == slot::ServiceState::Serving);
         needs.iter().filter(|name| !serves(name)).cloned().collect()
     }
 
@@ -174,7 +175,7 @@ impl MultiService {
         self.set_running(true);
         let mut refused = Vec::new();
         let mut waiting: Vec<Arc<Slot>> =
-            self.services().into_iter().filter(|service| service.state() == slot::State::Loaded).collect();
+            self.services().into_iter().filter(|service| service.state() == slot::ServiceState::Loaded).collect();
         while let Some(next) = waiting.iter().position(|service| self.lacks(&service.manifest().needs).is_empty()) {
             let service = waiting.remove(next);
             if let Err(error) = service.start().await {

@@ -19,7 +19,7 @@ use plugin_api::abi::frame::{ToHost, ToLibrary, numbers};
 use super::instance::{Instance, unexpected};
 use super::outgoing::Lifecycle;
 use super::router::Delivery;
-use super::slot::{Slot, State};
+use super::slot::{ServiceState, Slot};
 use crate::loader::fault::LibraryFault;
 use crate::loader::generation::Source;
 use crate::loader::unload::UnloadOutcome;
@@ -158,7 +158,7 @@ impl Slot {
 
     async fn hand_over(self: Arc<Self>, mut prepared: Prepared) -> Result<(Reloaded, Retired), LibraryFault> {
         let _turn = self.turn.lock().await;
-        let old = self.current.get().filter(|_| self.state() == State::Serving);
+        let old = self.current.get().filter(|_| self.state() == ServiceState::Serving);
         let new = prepared.instance.clone().filter(|instance| instance.name.as_str() == self.name.as_str());
         let (Some(old), Some(new)) = (old, new) else {
             return Err(LibraryFault::State(format!("{} does not serve", self.name)));

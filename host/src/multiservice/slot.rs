@@ -25,7 +25,7 @@ const WAITING: usize = 256 << 20;
 /// Whether a service serves.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum State {
+pub enum ServiceState {
     /// It is loaded, and was not started yet.
     Loaded,
     /// It serves.
@@ -49,7 +49,7 @@ pub struct Slot {
     pub(super) retiring: Mutex<Vec<Arc<Instance>>>,
     pub(super) retired: Notify,
     generations: AtomicU32,
-    state: Mutex<State>,
+    state: Mutex<ServiceState>,
     /// Starting, replacing and stopping is one thing at a time.
     pub(super) turn: AsyncMutex<()>,
     calls: AtomicU64,
@@ -95,7 +95,7 @@ impl Slot {
             retiring: Mutex::default(),
             retired: Notify::new(),
             generations: AtomicU32::new(1),
-            state: Mutex::new(State::Loaded),
+            state: Mutex::new(ServiceState::Loaded),
             turn: AsyncMutex::default(),
             calls: AtomicU64::new(0),
             faults,
@@ -133,7 +133,7 @@ impl Slot {
     /// Why it does not serve. It is then ended.
     pub async fn start(&self) -> Result<(), LibraryFault> {
         let _turn = self.turn.lock().await;
-        if *self.state.lock() != State::Loaded {
+        if *self.state.lock() != ServiceState::Loaded {
             return Err(LibraryFault::State(format!("{} was started already", self.name)));
         }
         let Some(instance) = self.current.get() else {
@@ -146,11 +146,11 @@ impl Slot {
         };
         match started.await {
             Ok(()) => {
-                *self.state.lock() = State::Serving;
+                *self.state.lock() = ServiceState::Serving;
                 Ok(())
             }
             Err(why) => {
-                *self.state.lock() = State::Failed(why.to_string());
+                *self.state.lock() = ServiceState::Failed(why.to_string());
                 self.current.take();
                 instance.end().await;
                 instance.outgoing.over();
@@ -165,7 +165,7 @@ impl Slot {
         let Some(instance) = self.current.take() else {
             return UnloadOutcome::Nothing;
         };
-        *self.state.lock() = State::Stopped;
+        *self.state.lock() = ServiceState::Stopped;
         let account = instance.end().await;
         // Where it has ended in order it has said so itself, behind its last words.
         instance.outgoing.over();
@@ -199,7 +199,7 @@ impl Slot {
     /// # Errors
     /// When it does not serve, or does not keep up; nothing was handed over then.
     pub fn submit(&self, frames: &[u8], changes: &mut Vec<AttachmentChange>) -> Result<(), LibraryFault> {
-        if *self.state.lock() == State::Loaded {
+        if *self.state.lock() == ServiceState::Loaded {
             return Err(LibraryFault::State(format!("{} is starting", self.name)));
         }
         let handed = self.current.hand_over(frames, changes, WAITING, |instance| {
@@ -307,10 +307,10 @@ impl Slot {
 
     /// Whether it serves.
     #[must_use]
-    pub fn state(&self) -> State {
+    pub fn state(&self) -> ServiceState {
         match &*self.state.lock() {
-            State::Serving if self.outgoing.read().is_over() => {
-                State::Failed("it ended by itself; `service start` starts it anew".to_owned())
+            ServiceState::Serving if self.outgoing.read().is_over() => {
+                ServiceState::Failed("it ended by itself; `service start` starts it anew".to_owned())
             }
             state => state.clone(),
         }
