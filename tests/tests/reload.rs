@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use credhost::control::{Failed, LibraryStatus, Request, send};
+use credhost::control::{ControlFailure, LibraryStatus, Request, send};
 use credhost::multiservice::reload::Reloaded;
 use jelly::Value;
 use pb::client::{Answer, Client, Error, Local, Remote, Reply};
@@ -46,7 +46,7 @@ fn place(host: &TestHost, bytes: &[u8]) {
     std::fs::rename(new, file(host)).expect("it can be moved");
 }
 
-async fn ask(host: &TestHost, request: Request) -> Result<serde_json::Value, Failed> {
+async fn ask(host: &TestHost, request: Request) -> Result<serde_json::Value, ControlFailure> {
     let socket = host.home.path().join("control.sock");
     let asked = tokio::task::spawn_blocking(move || send(&socket, &request, &mut |_, _| {}));
     asked.await.expect("it runs").expect("the host answers")

@@ -5,12 +5,12 @@ use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use credhost::accounts::Accounts;
 use credhost::config::Home;
-use credhost::control::{self, ControlError, Failed, Request, Secret};
+use credhost::control::{self, ControlError, ControlFailure, Request, Secret};
 use zeroize::Zeroizing;
 
 use super::CliError;
 
-fn trouble(failed: Failed) -> CliError {
+fn cli_error(failed: ControlFailure) -> CliError {
     CliError { error: failed.error, hint: failed.hint }
 }
 
@@ -18,7 +18,7 @@ fn trouble(failed: Failed) -> CliError {
 pub(super) fn ask(home: &Home, request: &Request) -> Result<serde_json::Value, CliError> {
     let mut bar = Progress::new();
     match control::send(&home.control(), request, &mut |done, of| bar.show(done, of)) {
-        Ok(answer) => answer.map_err(trouble),
+        Ok(answer) => answer.map_err(cli_error),
         Err(ControlError::NoHost) => {
             let makes = matches!(request, Request::IdentityAdd { .. });
             if makes {
@@ -28,7 +28,7 @@ pub(super) fn ask(home: &Home, request: &Request) -> Result<serde_json::Value, C
             }
             let _lock = home.lock()?;
             let (accounts, _) = Accounts::open(home, &by())?;
-            control::perform(request, &accounts, None, &mut |done, of| bar.show(done, of)).map_err(trouble)
+            control::perform(request, &accounts, None, &mut |done, of| bar.show(done, of)).map_err(cli_error)
         }
         Err(error) => Err(error.into()),
     }
