@@ -139,6 +139,11 @@ impl Attachments {
         self.all.get(no).filter(|attached| attached.slot == slot)
     }
 
+    /// Says where an attachment is whose perspective the client has.
+    pub(crate) fn places(&self) -> impl Fn(AttachmentNo) -> Option<SlotNo> {
+        |no| self.get(no).filter(|attached| attached.phase == Phase::Attached).map(|attached| attached.slot)
+    }
+
     /// The service has answered; the client's call that asked, if it was still asked for.
     pub(crate) fn answered(&mut self, no: AttachmentNo, slot: SlotNo) -> Option<u64> {
         let attached = self.all.get_mut(no).filter(|attached| attached.slot == slot)?;
@@ -225,6 +230,11 @@ impl Attachments {
 }
 
 impl Attached {
+    /// How the operator sees it.
+    pub(crate) fn listed(&self) -> String {
+        format!("{}/{}", self.key.service, self.key.perspective)
+    }
+
     /// Whether the client has given the perspective back.
     pub(crate) fn is_let_go(&self) -> bool {
         matches!(self.phase, Phase::LetGo | Phase::Forgotten)

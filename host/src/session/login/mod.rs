@@ -16,10 +16,11 @@
 //! `_PortalAuthChallenger`).
 
 mod arguments;
+mod resume;
+mod words;
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use blake2::{Blake2s256, Digest};
 use pb::{Call, Failure, Tables};
@@ -27,11 +28,12 @@ use unicode_normalization::UnicodeNormalization;
 use zeroize::Zeroizing;
 
 use self::arguments::Arguments;
+pub(crate) use self::words::{Attach, Found, Mind, Now, Outcome, Policy, Proof, Question, QuestionNo, Refused, Step};
 use super::attachments::{Era, Scope};
 use super::numbers::{LoginKind, LoginNo, Object, Table};
 use super::references::{insecure, reference, revoked};
-use crate::cred::login::{Challenge, KeyChallenge, NoKey, Wanted, key};
-use crate::cred::{Identity, Key, Password, PublicKey, Refusal, Token};
+use crate::cred::login::{Challenge, KeyChallenge, Wanted};
+use crate::cred::{Password, PublicKey, Refusal, Token};
 
 /// How many passwords of one connection are checked at once.
 const CHECKS: usize = 4;
@@ -40,152 +42,6 @@ const REFUSALS: usize = 64;
 /// How many questions of one connection wait for an answer before no more of its messages are read. Password checks, which
 /// have a limit of their own, do not count.
 const QUESTIONS: usize = 4;
-
-/// The time, twice: to measure by, and in seconds since 1970.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Now {
-    /// To measure by.
-    pub(crate) instant: Instant,
-    /// In seconds since 1970, to compare with dates of expiry.
-    pub(crate) unix: u64,
-}
-
-/// How a listener takes logins.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Policy {
-    /// Whether Twisted's own login is offered.
-    pub(crate) stock: bool,
-    /// Whether nobody can listen on the way, so that passwords and tokens are taken: TLS, or one machine.
-    pub(crate) private: bool,
-    /// How long after it came a refusal leaves, whatever its reason.
-    pub(crate) refusal: Duration,
-}
-
-/// What log-in has to know from outside.
-#[derive(Debug)]
-pub(crate) enum Question {
-    /// Is this proof right? The throttle is charged first.
-    Prove(Proof),
-    /// What is the identity of this name now?
-    Identity(String),
-}
-
-/// What somebody proves themselves with.
-pub(crate) enum Proof {
-    /// The answer to Twisted's challenge.
-    Stock(Challenge, Vec<u8>),
-    /// A signature.
-    Key(KeyChallenge, Vec<u8>),
-    /// A name and a password, in the clear.
-    Password(String, Password),
-    /// A token.
-    Token(Token),
-}
-
-impl std::fmt::Debug for Proof {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Self::Stock(..) => "Stock",
-            Self::Key(..) => "Key",
-            Self::Password(..) => "Password",
-            Self::Token(_) => "Token",
-        })
-    }
-}
-
-/// The answer to a [`Question`].
-#[derive(Debug)]
-pub(crate) enum Found {
-    /// The proof was right: whose it is, and the number of the credential.
-    Proven(String, u64),
-    /// It was wrong.
-    Wrong,
-    /// It was not looked at.
-    NotChecked(Refusal),
-    /// The identity, if there is one that is enabled.
-    Identity(Option<Arc<Identity>>),
-    /// It cannot be found out just now.
-    Broken,
-}
-
-/// A question's number, among its connection's.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct QuestionNo(u64);
-
-/// A client's object that it gave to be called back.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Mind {
-    /// It was sent with this login or attachment.
-    Sent(u64),
-    /// An avatar keeps it for whatever is attached by it.
-    Kept(u64),
-}
-
-/// What a client is to be attached to.
-#[derive(Debug)]
-pub(crate) struct Attach {
-    /// Who.
-    pub(crate) identity: Arc<str>,
-    /// The number of the credential they logged in with.
-    pub(crate) credential: u64,
-    /// Where.
-    pub(crate) key: Key,
-    /// How long it lasts.
-    pub(crate) era: Era,
-    /// The object to call back.
-    pub(crate) mind: Option<Mind>,
-}
-
-/// What a call of log-in's comes to.
-#[derive(Debug)]
-pub(crate) enum Step {
-    /// This, in Jelly.
-    Answer(Vec<u8>),
-    /// This error.
-    Fail(Failure),
-    /// A service is asked; its answer is the answer.
-    Attach(Attach),
-    /// Something has to be known first.
-    Ask(QuestionNo, Question),
-    /// This name has proven itself. From now on the connection hears of changes to it; then this is to be asked.
-    Proven(String, QuestionNo, Question),
-    /// It is answered when its time has come.
-    Wait,
-}
-
-/// A step, and what goes with it.
-#[derive(Debug)]
-pub(crate) struct Outcome {
-    /// The client's call that it is about.
-    pub(crate) request: u64,
-    /// Whether the client wants an answer.
-    pub(crate) answer: bool,
-    /// What it comes to.
-    pub(crate) step: Step,
-    /// Somebody has logged in.
-    pub(crate) logged_in: bool,
-    /// A mind that log-in keeps now; others that came with the call are given back.
-    pub(crate) kept: Option<u64>,
-    /// A mind that nobody has any more.
-    pub(crate) given_back: Option<u64>,
-    /// A mind that an avatar keeps from now on.
-    pub(crate) avatar_keeps: Option<u64>,
-    /// For the trail.
-    pub(crate) refused: Option<Refused>,
-    /// Who had proven themselves, and is not let in after all.
-    pub(crate) left: Option<String>,
-}
-
-/// Somebody who has proven who they are is refused all the same.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Refused {
-    /// Who.
-    pub(crate) identity: String,
-    /// What they asked for.
-    pub(crate) asked: String,
-    /// Why they do not get it.
-    pub(crate) why: &'static str,
-}
 
 /// An object of log-in that the client holds.
 enum LoginObject {
@@ -328,17 +184,39 @@ impl Login {
             // Nobody would get the reference that it is about.
             return Err(Failure::new("ValueError", "an answer to this must be wanted"));
         }
-        let Some(no) = object else {
-            return match call.method {
-                "username" => self.challenge(tables, &arguments.text(0, "username")?, Era::Old),
-                "login" => self.challenge(tables, &arguments.text(0, "username")?, Era::New),
-                "loginPassword" => self.password(arguments, call, now, outcome),
-                "loginKey" => self.key(tables, arguments, outcome),
-                "loginToken" => self.token(arguments, call, now, outcome),
-                "loginAnonymous" => Err(unhandled("nobody may log in here without a name")),
-                other => Err(no_such_method(other)),
-            };
-        };
+        match object {
+            None => self.root_method(tables, call, arguments, now, outcome),
+            Some(no) => self.object_method(no, call, arguments, now, outcome),
+        }
+    }
+
+    fn root_method(
+        &mut self,
+        tables: &mut Tables<Object>,
+        call: &Call<'_>,
+        arguments: &Arguments,
+        now: Now,
+        outcome: &mut Outcome,
+    ) -> Result<Step, Failure> {
+        match call.method {
+            "username" => self.challenge(tables, &arguments.text(0, "username")?, Era::Old),
+            "login" => self.challenge(tables, &arguments.text(0, "username")?, Era::New),
+            "loginPassword" => self.password(arguments, call, now, outcome),
+            "loginKey" => self.key(tables, arguments, outcome),
+            "loginToken" => self.token(arguments, call, now, outcome),
+            "loginAnonymous" => Err(unhandled("nobody may log in here without a name")),
+            other => Err(no_such_method(other)),
+        }
+    }
+
+    fn object_method(
+        &mut self,
+        no: LoginNo,
+        call: &Call<'_>,
+        arguments: &Arguments,
+        now: Now,
+        outcome: &mut Outcome,
+    ) -> Result<Step, Failure> {
         match (self.objects.get_mut(no), call.method) {
             (Some(LoginObject::Challenger { challenge, era, wanted }), "respond") => {
                 let (challenge, era, wanted) = (challenge.clone(), *era, wanted.clone());
@@ -477,127 +355,6 @@ impl Login {
         Ok(self.prove(Asked::new(call, Era::New, wanted, mind, now), Proof::Token(token)))
     }
 
-    /// A question was answered: its call goes on. `None`: it waits no more.
-    pub(crate) fn resume(
-        &mut self,
-        tables: &mut Tables<Object>,
-        no: QuestionNo,
-        found: Found,
-        now: Now,
-    ) -> Option<Outcome> {
-        let Pending { request, answer, stale, then, .. } = self.pending.remove(&no)?;
-        let mut outcome = Outcome::of(request, answer, Step::Wait);
-        outcome.step = match (then, found) {
-            (Then::Prove(asked), Found::Proven(name, credential)) => {
-                let question = Question::Identity(name.clone());
-                let then = Then::LogIn { asked, name: name.clone(), credential };
-                match self.ask(request, answer, then, question) {
-                    Step::Ask(no, question) => Step::Proven(name, no, question),
-                    step => step,
-                }
-            }
-            (Then::Prove(asked), Found::Wrong) => {
-                outcome.given_back = asked.mind;
-                self.delay(&asked)
-            }
-            (Then::Prove(asked), Found::NotChecked(refusal)) => {
-                outcome.given_back = asked.mind;
-                Step::Fail(not_checked(refusal))
-            }
-            // It changed meanwhile: what was found may not hold any more.
-            (then, Found::Identity(_)) if stale => {
-                let question = Question::Identity(then.identity().to_owned());
-                self.ask(request, answer, then, question)
-            }
-            (Then::LogIn { asked, name, credential }, Found::Identity(identity)) => {
-                self.log_in(tables, identity, asked, (name, credential), &mut outcome)
-            }
-            (Then::Attach { name, credential, era, service, perspective, mind }, Found::Identity(identity)) => {
-                // What came by a credential lasts as long as that does.
-                let identity = identity.filter(|identity| identity.takes(credential, now.unix));
-                let sent = match mind {
-                    Some(Mind::Sent(luid)) => Some(luid),
-                    _ => None,
-                };
-                let attach = identity
-                    .ok_or_else(unauthorized)
-                    .and_then(|identity| find_key(&identity, &service, perspective.as_deref(), &mut outcome.refused));
-                match attach {
-                    Ok(key) => Step::Attach(Attach { identity: name.into(), credential, key, era, mind }),
-                    Err(failure) => {
-                        outcome.given_back = sent;
-                        Step::Fail(failure)
-                    }
-                }
-            }
-            (Then::Keys { .. }, Found::Identity(identity)) => keys(identity),
-            (then, _) => {
-                outcome.given_back = then.mind();
-                outcome.left = Some(then.identity().to_owned());
-                Step::Fail(broken())
-            }
-        };
-        Some(outcome)
-    }
-
-    /// The proof was wrong: whoever it was is told when all are.
-    fn delay(&mut self, asked: &Asked) -> Step {
-        let failure = match asked.era {
-            Era::Old => None,
-            Era::New => Some(unauthorized()),
-        };
-        if self.delayed.len() >= REFUSALS {
-            return Step::Fail(not_checked(Refusal::Busy));
-        }
-        if asked.answer {
-            self.delayed.push(Delayed { at: asked.came + self.policy.refusal, request: asked.request, failure });
-        }
-        Step::Wait
-    }
-
-    /// Somebody has proven who they are, and this is what they are now.
-    fn log_in(
-        &mut self,
-        tables: &mut Tables<Object>,
-        identity: Option<Arc<Identity>>,
-        asked: Asked,
-        (name, credential): (String, u64),
-        outcome: &mut Outcome,
-    ) -> Step {
-        let Asked { era, wanted, mind, .. } = asked;
-        outcome.given_back = mind;
-        let Some(identity) = identity.filter(|identity| identity.has(credential)) else {
-            let why = "it was disabled, or its credential taken away, at this moment";
-            outcome.left = Some(name.clone());
-            outcome.refused = Some(Refused { identity: name, asked: "login".to_owned(), why });
-            return Step::Fail(unauthorized());
-        };
-        outcome.logged_in = true;
-        if let Some((service, perspective)) = &wanted.perspective {
-            return match find_key(&identity, service, perspective.as_deref(), &mut outcome.refused) {
-                Err(failure) => {
-                    outcome.left = Some(name);
-                    Step::Fail(failure)
-                }
-                Ok(key) => {
-                    outcome.given_back = None;
-                    let mind = mind.map(Mind::Sent);
-                    Step::Attach(Attach { identity: name.into(), credential, key, era, mind })
-                }
-            };
-        }
-        match self.export(tables, LoginObject::Avatar { name, era, mind, credential }) {
-            Err(failure) => Step::Fail(failure),
-            Ok(luid) => {
-                outcome.given_back = None;
-                outcome.avatar_keeps = mind;
-                let mut value = Vec::new();
-                reference(&mut value, luid);
-                Step::Answer(value)
-            }
-        }
-    }
-
     fn export(&mut self, tables: &mut Tables<Object>, object: LoginObject) -> Result<u64, Failure> {
         let no = self.objects.insert(object);
         tables.export(&Object::Login(no)).map_err(|error| {
@@ -708,38 +465,6 @@ impl Asked {
     fn new(call: &Call<'_>, era: Era, wanted: Wanted, mind: Option<u64>, now: Now) -> Self {
         Self { request: call.request, answer: call.answer, era, wanted, mind, came: now.instant }
     }
-}
-
-impl Outcome {
-    fn of(request: u64, answer: bool, step: Step) -> Self {
-        let (kept, given_back, avatar_keeps) = (None, None, None);
-        Self { request, answer, step, logged_in: false, kept, given_back, avatar_keeps, refused: None, left: None }
-    }
-}
-
-/// The key that leads to a perspective; what goes into the trail, if there is none.
-fn find_key(
-    identity: &Identity,
-    service: &str,
-    perspective: Option<&str>,
-    refused: &mut Option<Refused>,
-) -> Result<Key, Failure> {
-    key(identity, service, perspective).map_err(|error| {
-        let asked = format!("{service}/{}", perspective.unwrap_or_default());
-        *refused = Some(Refused { identity: identity.name.to_string(), asked, why: "no such key" });
-        match error {
-            NoKey::NotFound(_) => Failure::new("twisted.cred.error.KeyNotFound", error.to_string()),
-            NoKey::NoneFor => Failure::new("twisted.python.failure.DefaultException", error.to_string()),
-            NoKey::Name(_) => Failure::new("ValueError", error.to_string()),
-        }
-    })
-}
-
-fn keys(identity: Option<Arc<Identity>>) -> Step {
-    let Some(identity) = identity else { return Step::Fail(unauthorized()) };
-    let keys: Vec<(&str, &str)> =
-        identity.keyring.keys().map(|key| (key.service.as_str(), key.perspective.as_str())).collect();
-    jelly::to_vec(&keys).map_or_else(|error| Step::Fail(insecure(&error.to_string())), Step::Answer)
 }
 
 /// A tuple of bytes and a reference.

@@ -1,0 +1,288 @@
+//! What services say: answers, attachments, calls of the client's objects, updates of cached ones, and what does not reach
+//! them.
+
+use pb::{Failure, Jelly, Target};
+use plugin_api::abi::frame::{self, ToHost, ToLibrary};
+
+use super::Owners;
+use super::attachments::Scope;
+use super::calls::{InFlight, Outgoing};
+use super::numbers::{AttachmentNo, CallNo, HandleNo, Object, Provenance};
+use super::outbox::Bounced;
+use super::references::{Released, Route, dead, reference, revoked};
+use crate::multiservice::SlotNo;
+
+/// What a service calls of the client's.
+struct CalledObject {
+    slot: SlotNo,
+    generation: u32,
+    handle: u64,
+    /// By which attachment the service has it; 0: it does not know.
+    attachment: u64,
+}
+
+impl Owners {
+    pub(super) fn service_said(&mut self, slot: SlotNo, generation: u32, frame: ToHost<'_>) {
+        let connection = self.context.number;
+        match frame {
+            ToHost::Answer { call, value, objects } => self.service_answered(slot, call, value, objects),
+            ToHost::Failed { call: number, class, message, .. } => {
+                let failure = Failure::new(class, message);
+                if let Some(no) = AttachmentNo::of(number, connection) {
+                    // It is refused, or the code that replaced what it was attached to does not take it.
+                    if self.attachments.at(no, slot).is_some() {
+                        self.end(&Scope::Attachment(no), &failure);
+                    }
+                } else if let Some(call) = CallNo::of(number, connection).and_then(|no| self.calls.ended(no, slot)) {
+                    if call.answer {
+                        self.output.fail(call.request, &failure);
+                    }
+                    self.call_ended(call.attachment);
+                }
+            }
+            ToHost::Attached { attachment } => {
+                if let Some(no) = AttachmentNo::of(attachment, connection) {
+                    self.attached(slot, no);
+                }
+            }
+            ToHost::Call { call, handle, answer, method, arguments, keywords, attachment, objects } => {
+                let target = CalledObject { slot, generation, handle, attachment };
+                self.call_client(&target, (call, answer), method, (arguments, keywords, objects));
+            }
+            ToHost::Forget { call, handle } => {
+                let no = HandleNo::of(handle, connection);
+                if let Some(outgoing) = no.and_then(|no| self.calls.forget(slot, generation, call, no)) {
+                    self.call_ended(outgoing.attachment);
+                }
+            }
+            ToHost::Release { handle, count } => self.release(slot, handle, count),
+            ToHost::Retained { handle } => {
+                if let Some(no) = HandleNo::of(handle, connection) {
+                    self.references.retain(slot, no);
+                }
+            }
+            ToHost::Stopped {} => self.end(&Scope::Slot(slot), &dead("the service has stopped")),
+            ToHost::End { attachment } => {
+                if let Some(no) = AttachmentNo::of(attachment, connection)
+                    && self.attachments.at(no, slot).is_some()
+                {
+                    self.end(&Scope::Attachment(no), &revoked());
+                }
+            }
+            ToHost::Update { object, method, arguments, keywords, objects, .. } => {
+                self.update(slot, object, method, (arguments, keywords, objects));
+            }
+            _ => {}
+        }
+    }
+
+    fn service_answered(&mut self, slot: SlotNo, call: u64, value: &[u8], objects: &[u8]) {
+        let ended = CallNo::of(call, self.context.number).and_then(|no| self.calls.ended(no, slot));
+        let Some(call) = ended else { return self.give_back_objects(slot, frame::numbers(objects)) };
+        self.calls.record_answer_size(value.len());
+        if call.answer {
+            if let Err(failure) = self.answer(&call, value, objects) {
+                self.output.fail(call.request, &failure);
+            }
+        } else {
+            self.give_back_objects(slot, frame::numbers(objects));
+        }
+        self.call_ended(call.attachment);
+    }
+
+    /// Writes a service's answer, after the same pass that a client's bytes go through. If it cannot be, the service gets its
+    /// objects back.
+    fn answer(&mut self, call: &InFlight, value: &[u8], objects: &[u8]) -> Result<(), Failure> {
+        let references = match self.values.answer(value) {
+            Ok([]) if objects.is_empty() => {
+                self.output.answer(call.request, value);
+                return Ok(());
+            }
+            Ok(references) => references,
+            Err(failure) => {
+                self.give_back_objects(call.slot, frame::numbers(objects));
+                return Err(failure);
+            }
+        };
+        let jelly = Jelly::new(value, references, 0, value.len());
+        let by = Provenance::by(call.attachment);
+        let route = Route { connection: self.context.number, slot: call.slot, by: &by };
+        let (known, attachments, mut sent) = (&self.references, &self.attachments, Vec::new());
+        let written = self.output.answer_translated(call.request, &jelly, |tables, reference| {
+            let (translated, object) = known.outbound(tables, &route, reference, attachments.places())?;
+            sent.extend(object);
+            Ok::<_, Failure>(translated)
+        });
+        let left = self.references.settle(&mut self.output.tables, &route, (sent, written.is_ok()), objects);
+        self.give_back_objects(call.slot, left.into_iter());
+        written
+    }
+
+    /// A service calls an object of the client's.
+    fn call_client(
+        &mut self,
+        target: &CalledObject,
+        (call, answer): (u64, bool),
+        method: &str,
+        values: (&[u8], &[u8], &[u8]),
+    ) {
+        let Some(backend) = self.outbox.backend(target.slot) else { return };
+        let connection = self.context.number;
+        let no = HandleNo::of(target.handle, connection);
+        let by = AttachmentNo::of(target.attachment, connection);
+        let sent = self.references.called(target.slot, no, by).and_then(|(luid, by)| {
+            let request = self.send_call(target.slot, Target::Luid(luid), (method, answer), values, &by)?;
+            Ok((request, by))
+        });
+        match sent {
+            Ok((request, by)) => {
+                if let (true, Some(handle), Some(attachment)) = (answer, no, by.first()) {
+                    let outgoing = Outgoing { backend, generation: target.generation, call, handle, attachment };
+                    self.attachments.call_began(attachment);
+                    self.calls.call_out(request, outgoing);
+                }
+            }
+            Err(failure) => {
+                self.give_back_objects(target.slot, frame::numbers(values.2));
+                if answer {
+                    let frame = ToLibrary::Failed { call, class: &failure.class, message: &failure.value };
+                    self.outbox.answer(&backend, target.generation, &frame);
+                }
+            }
+        }
+    }
+
+    /// Writes a call of an object of the client's; after an error nothing was written, and nothing was given back.
+    fn send_call(
+        &mut self,
+        slot: SlotNo,
+        target: Target<'_>,
+        (method, answer): (&str, bool),
+        (arguments, keywords, objects): (&[u8], &[u8], &[u8]),
+        by: &Provenance,
+    ) -> Result<u64, Failure> {
+        let (arguments, keywords) = self.values.call(arguments, keywords)?;
+        let route = Route { connection: self.context.number, slot, by };
+        let (known, attachments, mut sent) = (&self.references, &self.attachments, Vec::new());
+        let written =
+            self.output.call_translated(target, method, answer, &arguments, &keywords, |tables, reference| {
+                let (translated, object) = known.outbound(tables, &route, reference, attachments.places())?;
+                sent.extend(object);
+                Ok::<_, Failure>(translated)
+            });
+        let left = self.references.settle(&mut self.output.tables, &route, (sent, written.is_ok()), objects);
+        if written.is_ok() {
+            self.give_back_objects(slot, left.into_iter());
+            self.remember(by);
+        }
+        written
+    }
+
+    /// A service tells of a change to a cached object of its own: the client hears of it if it has the object.
+    fn update(
+        &mut self,
+        slot: SlotNo,
+        object: u64,
+        method: &str,
+        (arguments, keywords, objects): (&[u8], &[u8], &[u8]),
+    ) {
+        let cached = Object::Cached { slot, object };
+        let by = self.references.given(&cached).cloned();
+        let (Some(luid), Some(by)) = (self.output.tables.cached_as(&cached), by) else {
+            return self.give_back_objects(slot, frame::numbers(objects));
+        };
+        let route = Route { connection: self.context.number, slot, by: &by };
+        let (known, attachments, mut sent) = (&self.references, &self.attachments, Vec::new());
+        let written = self.values.call(arguments, keywords).and_then(|(arguments, keywords)| {
+            self.output.update_translated(luid, method, &arguments, &keywords, |tables, reference| {
+                let (translated, object) = known.outbound(tables, &route, reference, attachments.places())?;
+                sent.extend(object);
+                Ok::<_, Failure>(translated)
+            })
+        });
+        let left = self.references.settle(&mut self.output.tables, &route, (sent, written.is_ok()), objects);
+        self.give_back_objects(slot, left.into_iter());
+        if let Err(failure) = written {
+            tracing::warn!(peer = self.context.peer, "a client was not told of a change: {}", failure.value);
+        }
+    }
+
+    /// A service has attached the client.
+    fn attached(&mut self, slot: SlotNo, no: AttachmentNo) {
+        let Some(request) = self.attachments.answered(no, slot) else { return };
+        match self.output.tables.export(&Object::Perspective(no)) {
+            Ok(luid) => {
+                let mut value = Vec::new();
+                reference(&mut value, luid);
+                self.output.answer(request, &value);
+            }
+            Err(error) => {
+                let failure = Failure::new("twisted.spread.pb.Error", error.to_string());
+                self.output.fail(request, &failure);
+                self.end(&Scope::Attachment(no), &failure);
+            }
+        }
+    }
+
+    /// A service gives an object of the client's back.
+    pub(super) fn release(&mut self, slot: SlotNo, handle: u64, count: u64) {
+        if let Some(no) = HandleNo::of(handle, self.context.number) {
+            let released = self.references.release(&mut self.output, slot, no, count);
+            self.released(released);
+        }
+    }
+
+    /// Gives objects back to a service that did not reach the client.
+    pub(super) fn give_back_objects(&mut self, slot: SlotNo, objects: impl Iterator<Item = u64>) {
+        let Some(backend) = self.outbox.backend(slot) else { return };
+        for object in objects {
+            self.outbox.notify(&backend, &ToLibrary::Dropped { object, count: 1 }, None);
+        }
+    }
+
+    pub(super) fn released(&mut self, released: Released) {
+        for (slot, object, count) in released.objects {
+            if let Some(backend) = self.outbox.backend(slot) {
+                self.outbox.notify(&backend, &ToLibrary::Dropped { object, count }, None);
+            }
+        }
+        for no in released.attachments {
+            self.end_if_over(no);
+        }
+    }
+
+    /// Hands over what was gathered. What cannot be handed over is an error to its callers.
+    pub(super) fn submit(&mut self) {
+        loop {
+            let refusals = self.outbox.submit();
+            if refusals.iter().all(|refusal| refusal.bounced.is_empty()) {
+                return;
+            }
+            for refusal in refusals {
+                let failure = dead(&refusal.why);
+                for bounced in refusal.bounced {
+                    self.bounced(refusal.slot, bounced, &failure);
+                }
+            }
+        }
+    }
+
+    fn bounced(&mut self, slot: SlotNo, bounced: Bounced, failure: &Failure) {
+        match bounced {
+            Bounced::Call(no, handles) => {
+                // The service will not give back what it was never given.
+                handles.iter().for_each(|handle| self.release(slot, *handle, 1));
+                if let Some(call) = self.calls.ended(no, slot) {
+                    if call.answer {
+                        self.output.fail(call.request, failure);
+                    }
+                    self.call_ended(call.attachment);
+                }
+            }
+            Bounced::Attach(no, mind) => {
+                self.release(slot, mind, 1);
+                self.end(&Scope::Attachment(no), failure);
+            }
+        }
+    }
+}

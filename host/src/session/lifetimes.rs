@@ -1,0 +1,239 @@
+//! What begins and what ends: logins, attachments, and everything that came by them.
+
+use std::sync::Arc;
+
+use pb::Failure;
+use plugin_api::abi::frame::ToLibrary;
+
+use super::attachments::{Attached, Phase, Scope};
+use super::calls::Ended;
+use super::login::{Attach, Mind, Outcome, Step};
+use super::numbers::{AttachmentNo, HandleNo, Object, Provenance};
+use super::references::{Route, revoked};
+use super::{Demand, Owners, SessionContext};
+use crate::cred::Identity;
+use crate::multiservice::AttachmentChange;
+
+impl Owners {
+    /// Does what log-in says.
+    pub(super) fn apply(&mut self, outcome: Outcome) {
+        let Outcome { request, answer, step, logged_in, given_back, avatar_keeps, refused, left, .. } = outcome;
+        self.logged_in |= logged_in;
+        self.demands.extend(refused.map(Demand::Note));
+        if let Some(luid) = given_back {
+            self.output.release(luid, 1);
+        }
+        if let Some(luid) = avatar_keeps {
+            self.references.keep_mind(luid);
+        }
+        if let Some(name) = left {
+            self.unlist_if_left(&name);
+        }
+        match step {
+            Step::Answer(value) if answer => self.output.answer(request, &value),
+            Step::Fail(failure) if answer => self.output.fail(request, &failure),
+            Step::Answer(_) | Step::Fail(_) | Step::Wait => {}
+            Step::Ask(no, question) => self.demands.push(Demand::Ask(no, question)),
+            Step::Proven(name, no, question) => {
+                self.context.entry.enter(&name);
+                self.demands.push(Demand::Ask(no, question));
+            }
+            Step::Attach(attach) => {
+                let sent = match attach.mind {
+                    Some(Mind::Sent(luid)) => Some(luid),
+                    _ => None,
+                };
+                if let Err(failure) = self.attach(attach, request) {
+                    if let Some(luid) = sent {
+                        self.output.release(luid, 1);
+                    }
+                    self.output.fail(request, &failure);
+                }
+            }
+        }
+    }
+
+    /// Asks a service to attach this client. Its answer becomes the answer to `request`.
+    fn attach(&mut self, attach: Attach, request: u64) -> Result<(), Failure> {
+        let Attach { identity, credential, key, era, mind } = attach;
+        let service = key.service.as_str();
+        let backend = self.context.backends.backend(service);
+        let backend = backend.ok_or_else(|| Failure::new("KeyError", format!("'{service}'")))?;
+        // Whoever is attached has logged in.
+        let checked = self.attachments.check_limit(self.limits.after.attachments);
+        checked.map_err(|error| Failure::new("twisted.spread.pb.Error", error.to_string()))?;
+        let (slot, connection) = (backend.number(), self.context.number);
+        let attached = Attached::asked(Arc::clone(&backend), era, request, (identity, credential), key);
+        self.context.entry.attached(attached.listed());
+        let (perspective, identity) = (attached.key.perspective.to_string(), Arc::clone(&attached.identity));
+        let no = self.attachments.begin(attached);
+        let by = Provenance::by(no);
+        let route = Route { connection, slot, by: &by };
+        let mind = match mind {
+            None => 0,
+            Some(Mind::Sent(luid)) => self.references.hold(&route, luid, false).on(connection),
+            Some(Mind::Kept(luid)) => self.references.hold(&route, luid, true).on(connection),
+        };
+        self.attachments.set_mind(no, mind);
+        let (attachment, peer) = (no.on(connection), self.context.peer.as_str());
+        let (perspective, identity) = (perspective.as_str(), &*identity);
+        let frame = |again| ToLibrary::Attach { attachment, perspective, identity, mind, peer, again };
+        let mut again = Vec::new();
+        frame(true).write(&mut again);
+        self.outbox.attach(&backend, (no, attachment), mind, &frame(false), again);
+        Ok(())
+    }
+
+    /// The client gives a perspective back: what came by it lives on.
+    pub(super) fn let_go(&mut self, no: AttachmentNo) {
+        let Some(attached) = self.attachments.let_go(no) else { return };
+        let number = no.on(self.context.number);
+        let change = AttachmentChange::LetGo(number, linger(&self.context, number, attached, attached.mind));
+        self.outbox.notify(&attached.backend, &ToLibrary::LetGo { attachment: number }, Some(change));
+        self.context.entry.detached(&attached.listed());
+        self.end_if_over(no);
+    }
+
+    /// An identity is this now, or is no more: what it may not have any longer ends.
+    pub(super) fn changed(&mut self, name: &str, identity: Option<&Identity>) {
+        self.login.changed(name);
+        match identity.filter(|identity| identity.enabled) {
+            None => self.end(&Scope::Identity(name), &revoked()),
+            Some(identity) => {
+                for credential in self.login.credentials(name) {
+                    if !identity.has(credential) {
+                        self.end(&Scope::Credential(name, credential), &revoked());
+                    }
+                }
+                for (credential, key) in self.attachments.of(name) {
+                    if !identity.has(credential) {
+                        self.end(&Scope::Credential(name, credential), &revoked());
+                    } else if !identity.keyring.has(&key) {
+                        self.end(&Scope::Key(name, &key), &revoked());
+                    }
+                }
+            }
+        }
+        self.unlist_if_left(name);
+        self.logged_in = self.login.any(None) || self.attachments.any(None);
+    }
+
+    /// The operator sees an identity no longer that has nothing here.
+    fn unlist_if_left(&self, name: &str) {
+        if !self.login.any(Some(name)) && !self.attachments.any(Some(name)) {
+            self.context.entry.left(name);
+        }
+    }
+
+    /// A call by an attachment has ended.
+    pub(super) fn call_ended(&mut self, no: AttachmentNo) {
+        if self.attachments.call_ended(no) {
+            self.end_if_over(no);
+        }
+    }
+
+    /// An attachment that was let go of is over when no call and no reference is left that came by it. When only objects of
+    /// the client's are left, nothing can come by it any more, and the service need not know it: it may hold its mind.
+    pub(super) fn end_if_over(&mut self, no: AttachmentNo) {
+        if !self.attachments.is_idle(no) || self.references.gives(no) {
+            return;
+        }
+        if !self.references.uses(no) {
+            return self.end(&Scope::Attachment(no), &revoked());
+        }
+        if let Some(attached) = self.attachments.forget(no, true) {
+            let attachment = no.on(self.context.number);
+            let change = AttachmentChange::Ended(attachment);
+            self.outbox.notify(&attached.backend, &ToLibrary::Detach { attachment }, Some(change));
+        }
+    }
+
+    /// Something of a service's has gone out by these attachments: calls of it will come by them.
+    pub(super) fn remember(&mut self, by: &Provenance) {
+        for no in by.iter() {
+            let Some(attached) = self.attachments.forget(no, false) else { continue };
+            let number = no.on(self.context.number);
+            // The service has its mind once more, if that is there at all.
+            let mind = HandleNo::of(attached.mind, self.context.number);
+            let mind = mind.filter(|mind| self.references.called(attached.slot, Some(*mind), Some(no)).is_ok());
+            if let Some(mind) = mind {
+                self.references.retain(attached.slot, mind);
+            }
+            let frame = linger(&self.context, number, attached, mind.map_or(0, |_| attached.mind));
+            if let Some(known) = ToLibrary::read(&mut frame.as_slice()) {
+                let change = AttachmentChange::LetGo(number, frame.clone());
+                self.outbox.notify(&attached.backend, &known, Some(change));
+            }
+        }
+    }
+
+    /// The one teardown. Ends everything in this scope, at once: calls under way and those that wait are errors (`why`),
+    /// references that came by nothing else are dead, and services are told.
+    pub(super) fn end(&mut self, scope: &Scope<'_>, why: &Failure) {
+        for luid in self.login.end(scope) {
+            self.references.forget_mind(&mut self.output, luid);
+        }
+        let gone = self.attachments.take(scope);
+        let mut numbers: Vec<AttachmentNo> = gone.iter().map(|(no, _)| *no).collect();
+        numbers.sort_unstable();
+        let mut ended = self.calls.end(&numbers);
+        let asked = gone.iter().filter_map(|(_, attached)| match attached.phase {
+            Phase::Asked { request } => Some(request),
+            _ => None,
+        });
+        ended.owed.extend(asked);
+        ended.owed.sort_unstable();
+        // Nobody reads what is written to a connection that has ended.
+        if !matches!(scope, Scope::Connection) {
+            ended.owed.iter().for_each(|request| self.output.fail(*request, why));
+        }
+        if let Scope::Slot(slot) = scope {
+            self.references.forget_slot(&mut self.output, *slot);
+        } else {
+            self.tell_services(&ended, &numbers, why);
+        }
+        for (no, attached) in gone {
+            self.output.tables.revoke(&Object::Perspective(no));
+            if !attached.is_let_go() {
+                self.context.entry.detached(&attached.listed());
+            }
+            if !matches!(scope, Scope::Slot(_)) && attached.phase != Phase::Forgotten {
+                let attachment = no.on(self.context.number);
+                let change = AttachmentChange::Ended(attachment);
+                self.outbox.notify(&attached.backend, &ToLibrary::Detach { attachment }, Some(change));
+            }
+        }
+        if let Scope::Slot(slot) = scope {
+            self.outbox.forget(*slot);
+        }
+    }
+
+    /// What services hear of attachments that end, but for their end itself.
+    fn tell_services(&mut self, ended: &Ended, gone: &[AttachmentNo], why: &Failure) {
+        for (slot, no) in &ended.begun {
+            if let Some(backend) = self.outbox.backend(*slot) {
+                let frame = ToLibrary::Gone { call: no.on(self.context.number) };
+                self.outbox.notify(&backend, &frame, None);
+                // The call may wait in code that was replaced.
+                backend.notify_retired(&frame);
+            }
+        }
+        for (slot, handle) in &ended.handles {
+            // The service will not give back what it was never given.
+            self.release(*slot, *handle, 1);
+        }
+        for outgoing in &ended.outgoing {
+            self.fail_outgoing(outgoing, &why.class, &why.value);
+        }
+        let released = self.references.forget(&mut self.output, gone);
+        self.released(released);
+    }
+}
+
+/// What tells a service of an attachment whose perspective was let go of before.
+fn linger(context: &SessionContext, attachment: u64, attached: &Attached, mind: u64) -> Vec<u8> {
+    let (perspective, identity) = (attached.key.perspective.as_str(), &*attached.identity);
+    let mut frame = Vec::new();
+    ToLibrary::Linger { attachment, perspective, identity, mind, peer: &context.peer }.write(&mut frame);
+    frame
+}

@@ -1,0 +1,160 @@
+//! How a call of log-in's goes on when what it asked is answered.
+
+use std::sync::Arc;
+
+use pb::{Failure, Tables};
+
+use super::super::attachments::Era;
+use super::super::numbers::Object;
+use super::super::references::{insecure, reference};
+use super::words::{Attach, Found, Mind, Now, Outcome, Question, QuestionNo, Refused, Step};
+use super::{Asked, Delayed, Login, LoginObject, Pending, REFUSALS, Then, broken, not_checked, unauthorized};
+use crate::cred::login::{NoKey, key};
+use crate::cred::{Identity, Key, Refusal};
+
+impl Login {
+    /// A question was answered: its call goes on. `None`: it waits no more.
+    pub(crate) fn resume(
+        &mut self,
+        tables: &mut Tables<Object>,
+        no: QuestionNo,
+        found: Found,
+        now: Now,
+    ) -> Option<Outcome> {
+        let Pending { request, answer, stale, then, .. } = self.pending.remove(&no)?;
+        let mut outcome = Outcome::of(request, answer, Step::Wait);
+        outcome.step = match (then, found) {
+            (Then::Prove(asked), Found::Proven(name, credential)) => {
+                let question = Question::Identity(name.clone());
+                let then = Then::LogIn { asked, name: name.clone(), credential };
+                match self.ask(request, answer, then, question) {
+                    Step::Ask(no, question) => Step::Proven(name, no, question),
+                    step => step,
+                }
+            }
+            (Then::Prove(asked), Found::Wrong) => {
+                outcome.given_back = asked.mind;
+                self.delay(&asked)
+            }
+            (Then::Prove(asked), Found::NotChecked(refusal)) => {
+                outcome.given_back = asked.mind;
+                Step::Fail(not_checked(refusal))
+            }
+            // It changed meanwhile: what was found may not hold any more.
+            (then, Found::Identity(_)) if stale => {
+                let question = Question::Identity(then.identity().to_owned());
+                self.ask(request, answer, then, question)
+            }
+            (Then::LogIn { asked, name, credential }, Found::Identity(identity)) => {
+                self.log_in(tables, identity, asked, (name, credential), &mut outcome)
+            }
+            (then @ Then::Attach { .. }, Found::Identity(identity)) => attach(then, identity, now, &mut outcome),
+            (Then::Keys { .. }, Found::Identity(identity)) => keys(identity),
+            (then, _) => {
+                outcome.given_back = then.mind();
+                outcome.left = Some(then.identity().to_owned());
+                Step::Fail(broken())
+            }
+        };
+        Some(outcome)
+    }
+
+    /// The proof was wrong: whoever it was is told when all are.
+    fn delay(&mut self, asked: &Asked) -> Step {
+        let failure = match asked.era {
+            Era::Old => None,
+            Era::New => Some(unauthorized()),
+        };
+        if self.delayed.len() >= REFUSALS {
+            return Step::Fail(not_checked(Refusal::Busy));
+        }
+        if asked.answer {
+            self.delayed.push(Delayed { at: asked.came + self.policy.refusal, request: asked.request, failure });
+        }
+        Step::Wait
+    }
+
+    /// Somebody has proven who they are, and this is what they are now.
+    fn log_in(
+        &mut self,
+        tables: &mut Tables<Object>,
+        identity: Option<Arc<Identity>>,
+        asked: Asked,
+        (name, credential): (String, u64),
+        outcome: &mut Outcome,
+    ) -> Step {
+        let Asked { era, wanted, mind, .. } = asked;
+        outcome.given_back = mind;
+        let Some(identity) = identity.filter(|identity| identity.has(credential)) else {
+            let why = "it was disabled, or its credential taken away, at this moment";
+            outcome.left = Some(name.clone());
+            outcome.refused = Some(Refused { identity: name, asked: "login".to_owned(), why });
+            return Step::Fail(unauthorized());
+        };
+        outcome.logged_in = true;
+        if let Some((service, perspective)) = &wanted.perspective {
+            return match find_key(&identity, service, perspective.as_deref(), &mut outcome.refused) {
+                Err(failure) => {
+                    outcome.left = Some(name);
+                    Step::Fail(failure)
+                }
+                Ok(key) => {
+                    outcome.given_back = None;
+                    let mind = mind.map(Mind::Sent);
+                    Step::Attach(Attach { identity: name.into(), credential, key, era, mind })
+                }
+            };
+        }
+        match self.export(tables, LoginObject::Avatar { name, era, mind, credential }) {
+            Err(failure) => Step::Fail(failure),
+            Ok(luid) => {
+                outcome.given_back = None;
+                outcome.avatar_keeps = mind;
+                let mut value = Vec::new();
+                reference(&mut value, luid);
+                Step::Answer(value)
+            }
+        }
+    }
+}
+
+/// An avatar's call of `attach` goes on.
+fn attach(then: Then, identity: Option<Arc<Identity>>, now: Now, outcome: &mut Outcome) -> Step {
+    let sent = then.mind();
+    let Then::Attach { name, credential, era, service, perspective, mind } = then else { return Step::Wait };
+    // What came by a credential lasts as long as that does.
+    let identity = identity.filter(|identity| identity.takes(credential, now.unix)).ok_or_else(unauthorized);
+    let key = identity.and_then(|identity| find_key(&identity, &service, perspective.as_deref(), &mut outcome.refused));
+    match key {
+        Ok(key) => Step::Attach(Attach { identity: name.into(), credential, key, era, mind }),
+        Err(failure) => {
+            outcome.given_back = sent;
+            Step::Fail(failure)
+        }
+    }
+}
+
+/// The key that leads to a perspective; what goes into the trail, if there is none.
+fn find_key(
+    identity: &Identity,
+    service: &str,
+    perspective: Option<&str>,
+    refused: &mut Option<Refused>,
+) -> Result<Key, Failure> {
+    key(identity, service, perspective).map_err(|error| {
+        let asked = format!("{service}/{}", perspective.unwrap_or_default());
+        *refused = Some(Refused { identity: identity.name.to_string(), asked, why: "no such key" });
+        match error {
+            NoKey::NotFound(_) => Failure::new("twisted.cred.error.KeyNotFound", error.to_string()),
+            NoKey::NoneFor => Failure::new("twisted.python.failure.DefaultException", error.to_string()),
+            NoKey::Name(_) => Failure::new("ValueError", error.to_string()),
+        }
+    })
+}
+
+fn keys(identity: Option<Arc<Identity>>) -> Step {
+    let Some(identity) = identity else { return Step::Fail(unauthorized()) };
+    let keys: Vec<(&str, &str)> =
+        identity.keyring.keys().map(|key| (key.service.as_str(), key.perspective.as_str())).collect();
+    jelly::to_vec(&keys).map_or_else(|error| Step::Fail(insecure(&error.to_string())), Step::Answer)
+}

@@ -1,0 +1,163 @@
+//! What log-in asks, is answered, and answers with.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use pb::Failure;
+
+use super::super::attachments::Era;
+use crate::cred::login::{Challenge, KeyChallenge};
+use crate::cred::{Identity, Key, Password, Refusal, Token};
+
+/// The time, twice: to measure by, and in seconds since 1970.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Now {
+    /// To measure by.
+    pub(crate) instant: Instant,
+    /// In seconds since 1970, to compare with dates of expiry.
+    pub(crate) unix: u64,
+}
+
+/// How a listener takes logins.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Policy {
+    /// Whether Twisted's own login is offered.
+    pub(crate) stock: bool,
+    /// Whether nobody can listen on the way, so that passwords and tokens are taken: TLS, or one machine.
+    pub(crate) private: bool,
+    /// How long after it came a refusal leaves, whatever its reason.
+    pub(crate) refusal: Duration,
+}
+
+/// What log-in has to know from outside.
+#[derive(Debug)]
+pub(crate) enum Question {
+    /// Is this proof right? The throttle is charged first.
+    Prove(Proof),
+    /// What is the identity of this name now?
+    Identity(String),
+}
+
+/// What somebody proves themselves with.
+pub(crate) enum Proof {
+    /// The answer to Twisted's challenge.
+    Stock(Challenge, Vec<u8>),
+    /// A signature.
+    Key(KeyChallenge, Vec<u8>),
+    /// A name and a password, in the clear.
+    Password(String, Password),
+    /// A token.
+    Token(Token),
+}
+
+impl std::fmt::Debug for Proof {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Stock(..) => "Stock",
+            Self::Key(..) => "Key",
+            Self::Password(..) => "Password",
+            Self::Token(_) => "Token",
+        })
+    }
+}
+
+/// The answer to a [`Question`].
+#[derive(Debug)]
+pub(crate) enum Found {
+    /// The proof was right: whose it is, and the number of the credential.
+    Proven(String, u64),
+    /// It was wrong.
+    Wrong,
+    /// It was not looked at.
+    NotChecked(Refusal),
+    /// The identity, if there is one that is enabled.
+    Identity(Option<Arc<Identity>>),
+    /// It cannot be found out just now.
+    Broken,
+}
+
+/// A question's number, among its connection's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct QuestionNo(pub(super) u64);
+
+/// A client's object that it gave to be called back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Mind {
+    /// It was sent with this login or attachment.
+    Sent(u64),
+    /// An avatar keeps it for whatever is attached by it.
+    Kept(u64),
+}
+
+/// What a client is to be attached to.
+#[derive(Debug)]
+pub(crate) struct Attach {
+    /// Who.
+    pub(crate) identity: Arc<str>,
+    /// The number of the credential they logged in with.
+    pub(crate) credential: u64,
+    /// Where.
+    pub(crate) key: Key,
+    /// How long it lasts.
+    pub(crate) era: Era,
+    /// The object to call back.
+    pub(crate) mind: Option<Mind>,
+}
+
+/// What a call of log-in's comes to.
+#[derive(Debug)]
+pub(crate) enum Step {
+    /// This, in Jelly.
+    Answer(Vec<u8>),
+    /// This error.
+    Fail(Failure),
+    /// A service is asked; its answer is the answer.
+    Attach(Attach),
+    /// Something has to be known first.
+    Ask(QuestionNo, Question),
+    /// This name has proven itself. From now on the connection hears of changes to it; then this is to be asked.
+    Proven(String, QuestionNo, Question),
+    /// It is answered when its time has come.
+    Wait,
+}
+
+/// A step, and what goes with it.
+#[derive(Debug)]
+pub(crate) struct Outcome {
+    /// The client's call that it is about.
+    pub(crate) request: u64,
+    /// Whether the client wants an answer.
+    pub(crate) answer: bool,
+    /// What it comes to.
+    pub(crate) step: Step,
+    /// Somebody has logged in.
+    pub(crate) logged_in: bool,
+    /// A mind that log-in keeps now; others that came with the call are given back.
+    pub(crate) kept: Option<u64>,
+    /// A mind that nobody has any more.
+    pub(crate) given_back: Option<u64>,
+    /// A mind that an avatar keeps from now on.
+    pub(crate) avatar_keeps: Option<u64>,
+    /// For the trail.
+    pub(crate) refused: Option<Refused>,
+    /// Who had proven themselves, and is not let in after all.
+    pub(crate) left: Option<String>,
+}
+
+/// Somebody who has proven who they are is refused all the same.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Refused {
+    /// Who.
+    pub(crate) identity: String,
+    /// What they asked for.
+    pub(crate) asked: String,
+    /// Why they do not get it.
+    pub(crate) why: &'static str,
+}
+
+impl Outcome {
+    pub(super) fn of(request: u64, answer: bool, step: Step) -> Self {
+        let (kept, given_back, avatar_keeps) = (None, None, None);
+        Self { request, answer, step, logged_in: false, kept, given_back, avatar_keeps, refused: None, left: None }
+    }
+}
