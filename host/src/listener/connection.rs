@@ -17,7 +17,7 @@ use crate::login_gate::Source;
 use crate::multiservice::Backends;
 use crate::multiservice::router::Mailbox;
 use crate::session::login::{Found, Now, Policy, QuestionNo};
-use crate::session::{Demand, Session, SessionContext, Violation};
+use crate::session::{Demand, Limits, Session, SessionContext, Violation};
 use crate::sessions::SessionEntry;
 use crate::store;
 
@@ -168,175 +168,234 @@ fn open(socket: Socket, tls: Option<&Certificates>) -> io::Result<Stream> {
     }
 }
 
-async fn run(stream: &mut Stream, driver: &mut Driver, mailbox: &Mailbox, mut closed: watch::Receiver<bool>) -> End {
+/// Moves bytes until the connection ends: in, through the session, out.
+async fn run(stream: &mut Stream, driver: &mut Driver, mailbox: &Mailbox, closed: watch::Receiver<bool>) -> End {
     // Small answers must not wait for each other's acknowledgement.
     if let Err(error) = stream.set_nodelay() {
         return error.into();
     }
-    let limits = driver.shared.limits;
+    let timers = Timers::new(driver.shared.limits);
+    let mut pump = Pump { stream, driver, closed, timers, sent: 0, readable: true, writable: true, reads: 0 };
     let mut mail = Vec::new();
-    let mut sent = 0;
-    let mut readable = true;
-    let mut writable = true;
-    let mut login_by = Some(Instant::now() + limits.login);
-    let mut moved = Instant::now();
-    let mut closing: Option<Instant> = None;
-    let mut turns = 0u32;
     loop {
-        let all = mailbox.take(&mut mail);
-        if !all {
-            return End::Backlog;
-        }
-        if let Err(end) = driver.serve(&mail) {
-            // What was answered before the fault is still sent, as far as it goes.
-            let _ = stream.try_write(&driver.session.output()[sent..]);
+        if let Err(end) = pump.turn(mailbox, &mut mail).await {
             return end;
         }
-        mail.shrink_to(KEEP);
-        let session = &mut driver.session;
-        login_by = match login_by {
-            _ if session.logged_in() => None,
-            // Whoever was sent away has as long as one who comes.
-            None => Some(Instant::now() + limits.login),
-            by => by,
-        };
-        let refusal = session.refuse_due(now()).map(Instant::from_std);
+        if let Err(end) = pump.wait(mailbox).await {
+            return end;
+        }
+    }
+}
 
-        while writable && sent < session.output().len() {
-            match stream.try_write(&session.output()[sent..]) {
-                Ok(0) => return End::Closed,
+/// When what is overdue.
+struct Timers {
+    limits: Limits,
+    /// Until when somebody has to log in.
+    login: Option<Instant>,
+    /// When the next refusal leaves.
+    refusal: Option<Instant>,
+    /// When bytes left last, or none were left to send.
+    moved: Instant,
+    /// When calls under way are given up, once the listener closes.
+    closing: Option<Instant>,
+}
+
+impl Timers {
+    fn new(limits: Limits) -> Self {
+        let now = Instant::now();
+        Self { limits, login: Some(now + limits.login), refusal: None, moved: now, closing: None }
+    }
+
+    fn close(&mut self) {
+        self.closing.get_or_insert_with(|| Instant::now() + self.limits.grace);
+    }
+
+    /// Whoever was sent away has as long as one who comes.
+    fn logged_in(&mut self, logged_in: bool) {
+        self.login =
+            if logged_in { None } else { Some(self.login.unwrap_or_else(|| Instant::now() + self.limits.login)) };
+    }
+
+    /// Whether a deadline has passed.
+    fn overdue(&self, unread: bool) -> Result<(), End> {
+        let now = Instant::now();
+        if self.closing.is_some_and(|by| now >= by) {
+            return Err(End::Closing);
+        }
+        if self.login.is_some_and(|by| now >= by) {
+            return Err(End::NoLogin);
+        }
+        if unread && now >= self.moved + self.limits.stalled { Err(End::Stalled) } else { Ok(()) }
+    }
+
+    /// The next deadline.
+    fn next(&self, unread: bool, reset: Option<Instant>) -> Option<Instant> {
+        let stalled = unread.then(|| self.moved + self.limits.stalled);
+        [self.login, self.closing, self.refusal, reset, stalled].into_iter().flatten().min()
+    }
+}
+
+/// One connection's bytes on their way.
+struct Pump<'c> {
+    stream: &'c mut Stream,
+    driver: &'c mut Driver,
+    closed: watch::Receiver<bool>,
+    timers: Timers,
+    /// How much of the session's output has been sent.
+    sent: usize,
+    readable: bool,
+    writable: bool,
+    reads: u32,
+}
+
+impl Pump<'_> {
+    /// Serves what is there, writes what is ready, and reads, until there is nothing left to do at once.
+    async fn turn(&mut self, mailbox: &Mailbox, mail: &mut Vec<u8>) -> Result<(), End> {
+        loop {
+            let complete = mailbox.take(mail);
+            let served = self.driver.serve(mail);
+            mail.shrink_to(KEEP);
+            if let Err(end) = served {
+                // What was answered before the fault is still sent, as far as it goes.
+                let _ = self.stream.try_write(&self.driver.session.output()[self.sent..]);
+                return Err(end);
+            }
+            if !complete {
+                return Err(End::Backlog);
+            }
+            self.timers.logged_in(self.driver.session.logged_in());
+            self.timers.refusal = self.driver.session.refuse_due(now()).map(Instant::from_std);
+            self.write()?;
+            let unread = self.unread();
+            if unread > BACKLOG {
+                return Err(End::Backlog);
+            }
+            let session = &mut self.driver.session;
+            if unread == 0 && session.any_parked() {
+                // What waited for answers to be read can begin.
+                session.unpark();
+                session.submit();
+            }
+            if self.timers.closing.is_some() && unread == 0 && session.is_idle() {
+                return Err(End::Closing);
+            }
+            if !(self.listens() && self.readable && self.read(unread).await?) {
+                return Ok(());
+            }
+        }
+    }
+
+    /// How many bytes the client has not read.
+    fn unread(&mut self) -> usize {
+        self.driver.session.output().len() - self.sent + usize::from(self.stream.wants_write())
+    }
+
+    /// Whether the client's calls are read: a client that does not read its answers does not get more of them.
+    fn listens(&mut self) -> bool {
+        let unread = self.unread();
+        let session = &self.driver.session;
+        unread <= session.limits().unread && self.timers.closing.is_none() && !session.is_waiting()
+    }
+
+    /// Writes as much as the socket takes.
+    fn write(&mut self) -> Result<(), End> {
+        let output = self.driver.session.output();
+        while self.writable && self.sent < output.len() {
+            match self.stream.try_write(&output[self.sent..]) {
+                Ok(0) => return Err(End::Closed),
                 Ok(count) => {
-                    sent += count;
-                    moved = Instant::now();
+                    self.sent += count;
+                    self.timers.moved = Instant::now();
                 }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => writable = false,
-                Err(error) => return error.into(),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.writable = false,
+                Err(error) => return Err(error.into()),
             }
         }
-        if writable && stream.wants_write() {
-            match stream.flush() {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => writable = false,
-                Err(error) => return error.into(),
-                Ok(()) => moved = Instant::now(),
+        if self.writable && self.stream.wants_write() {
+            match self.stream.flush() {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.writable = false,
+                Err(error) => return Err(error.into()),
+                Ok(()) => self.timers.moved = Instant::now(),
             }
         }
-        let output = session.output();
-        if sent == output.len() {
+        if self.sent == output.len() {
             output.clear();
             output.shrink_to(KEEP);
-            sent = 0;
-            if !stream.wants_write() {
-                moved = Instant::now();
+            self.sent = 0;
+            if !self.stream.wants_write() {
+                self.timers.moved = Instant::now();
             }
-        } else if sent > KEEP {
-            output.drain(..sent);
-            sent = 0;
+        } else if self.sent > KEEP {
+            output.drain(..self.sent);
+            self.sent = 0;
         }
-        let unread = output.len() - sent + usize::from(stream.wants_write());
-        if unread > BACKLOG {
-            return End::Backlog;
-        }
-        if unread == 0 && session.any_parked() {
-            // What waited for answers to be read can begin.
-            session.unpark();
-            session.submit();
-        }
+        Ok(())
+    }
 
-        if closing.is_some() && unread == 0 && session.is_idle() {
-            return End::Closing;
+    /// Reads once; true: there is something to serve.
+    async fn read(&mut self, unread: usize) -> Result<bool, End> {
+        let buffer = self.driver.session.input();
+        if buffer.capacity() - buffer.len() < READ / 4 {
+            buffer.reserve(READ);
         }
-        // A client that does not read its answers does not get more of them.
-        let listens = unread <= session.limits().unread && closing.is_none() && !session.is_waiting();
-        if listens && readable {
-            let buffer = session.input();
-            if buffer.capacity() - buffer.len() < READ / 4 {
-                buffer.reserve(READ);
-            }
-            match stream.try_read_buf(buffer) {
-                Ok(0) => return End::Closed,
-                Ok(_) => {
-                    // A client that never lets up must not keep the others of this thread waiting, nor its deadlines
-                    // from being looked at.
-                    turns += 1;
-                    if turns.is_multiple_of(TURNS) {
-                        tokio::task::yield_now().await;
-                        if let Some(end) = overdue(login_by, closing, unread > 0, moved, limits.stalled) {
-                            return end;
-                        }
-                        if *closed.borrow() && closing.is_none() {
-                            closing = Some(Instant::now() + limits.grace);
-                        }
-                    }
-                    continue;
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    readable = false;
-                    if unread == 0 && stream.wants_write() {
-                        // A handshake's next words.
-                        continue;
+        match self.stream.try_read_buf(buffer) {
+            Ok(0) => Err(End::Closed),
+            Ok(_) => {
+                // A client that never lets up must not keep the others of this thread waiting, nor its deadlines from being
+                // looked at.
+                self.reads = self.reads.wrapping_add(1);
+                if self.reads.is_multiple_of(TURNS) {
+                    tokio::task::yield_now().await;
+                    self.timers.overdue(unread > 0)?;
+                    if *self.closed.borrow() {
+                        self.timers.close();
                     }
                 }
-                Err(error) => return error.into(),
+                Ok(true)
             }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                self.readable = false;
+                // A handshake's next words.
+                Ok(unread == 0 && self.stream.wants_write())
+            }
+            Err(error) => Err(error.into()),
         }
+    }
 
-        let interest = match (listens, unread > 0) {
+    /// Waits until there is something to do.
+    async fn wait(&mut self, mailbox: &Mailbox) -> Result<(), End> {
+        let (listens, unread) = (self.listens(), self.unread() > 0);
+        let interest = match (listens, unread) {
             (true, true) => Interest::READABLE | Interest::WRITABLE,
             (false, true) => Interest::WRITABLE,
             // One that is closing is still watched for its client's end.
             (_, false) => Interest::READABLE,
         };
-        // Calls that wait for room, though nothing comes that would make any: those before them wait for something
-        // else.
-        let reset = (unread == 0 && session.any_parked()).then(|| Instant::now() + RESET_WINDOW);
-        let deadline = [login_by, closing, reset, refusal, (unread > 0).then(|| moved + limits.stalled)]
-            .into_iter()
-            .flatten()
-            .min();
+        // Calls that wait for room, though nothing comes that would make any: those before them wait for something else.
+        let parked = !unread && self.driver.session.any_parked();
+        let reset = parked.then(|| Instant::now() + RESET_WINDOW);
+        let deadline = self.timers.next(unread, reset);
         tokio::select! {
             biased;
             () = mailbox.come() => {}
-            Some((no, found)) = driver.answers.recv() => {
-                driver.session.found(no, found, now());
-                driver.perform();
+            Some((no, found)) = self.driver.answers.recv() => {
+                self.driver.session.found(no, found, now());
+                self.driver.perform();
             }
-            ready = stream.ready(interest), if listens || unread > 0 => match ready {
-                Ok(ready) => {
-                    readable |= ready.is_readable() || ready.is_read_closed();
-                    writable |= ready.is_writable() || ready.is_write_closed();
-                }
-                Err(error) => return error.into(),
-            },
+            ready = self.stream.ready(interest), if listens || unread => {
+                let ready = ready?;
+                self.readable |= ready.is_readable() || ready.is_read_closed();
+                self.writable |= ready.is_writable() || ready.is_write_closed();
+            }
             () = sleep_until(deadline.unwrap_or_else(|| Instant::now() + FAR_FUTURE)), if deadline.is_some() => {
-                if let Some(end) = overdue(login_by, closing, unread > 0, moved, limits.stalled) {
-                    return end;
-                }
-                if reset.is_some() {
-                    session.reset_window();
-                    session.submit();
+                self.timers.overdue(unread)?;
+                if parked {
+                    self.driver.session.reset_window();
+                    self.driver.session.submit();
                 }
             }
-            _ = closed.wait_for(|closed| *closed), if closing.is_none() => {
-                closing = Some(Instant::now() + limits.grace);
-            }
+            _ = self.closed.wait_for(|closed| *closed), if self.timers.closing.is_none() => self.timers.close(),
         }
+        Ok(())
     }
-}
-
-/// Whether a deadline has passed.
-fn overdue(
-    login_by: Option<Instant>,
-    closing: Option<Instant>,
-    unread: bool,
-    moved: Instant,
-    stalled: std::time::Duration,
-) -> Option<End> {
-    let now = Instant::now();
-    if closing.is_some_and(|by| now >= by) {
-        return Some(End::Closing);
-    }
-    if login_by.is_some_and(|by| now >= by) {
-        return Some(End::NoLogin);
-    }
-    (unread && now >= moved + stalled).then_some(End::Stalled)
 }
