@@ -21,8 +21,9 @@ fn sources(folder: &Path, into: &mut Vec<PathBuf>) {
 
 fn all() -> Vec<(String, String)> {
     let mut paths = Vec::new();
-    sources(&workspace(), &mut paths);
-    let relative = |path: &Path| path.strip_prefix(workspace()).expect("inside").to_string_lossy().into_owned();
+    let tree = std::env::var_os("CREDHOST_TREE").map_or_else(workspace, PathBuf::from);
+    sources(&tree, &mut paths);
+    let relative = |path: &Path| path.strip_prefix(&tree).expect("inside").to_string_lossy().into_owned();
     paths.iter().map(|path| (relative(path), fs::read_to_string(path).expect("it can be read"))).collect()
 }
 
@@ -330,6 +331,95 @@ fn the_search_for_circles_finds_one() {
     assert_eq!(circle, Some(vec!["a".to_owned(), "b".to_owned(), "c/d".to_owned()]));
     assert_eq!(expand("a::{b, c::{d, e}}"), [path("a::b"), path("a::c::d"), path("a::c::e")]);
     assert_eq!(absolute(&path("a::b"), &path("super::super::c"), false), Some(path("c")));
+}
+
+/// A function, as rustfmt lays it out: where it begins, how many lines it has, how many parameters.
+struct Function {
+    place: String,
+    lines: usize,
+    parameters: usize,
+}
+
+fn functions(path: &str, text: &str) -> Vec<Function> {
+    let lines: Vec<&str> = text.lines().collect();
+    let mut found = Vec::new();
+    for (at, line) in lines.iter().enumerate() {
+        let indent = line.len() - line.trim_start().len();
+        let head = line.trim_start().trim_start_matches("pub ").trim_start_matches("pub(super) ");
+        let head = head.trim_start_matches("pub(crate) ").trim_start_matches("const ");
+        let head = head.trim_start_matches("async ").trim_start_matches("unsafe ");
+        let Some(name) = head.strip_prefix("fn ") else { continue };
+        let end = format!("{}}}", " ".repeat(indent));
+        let Some(length) = lines[at..].iter().position(|line| *line == end).filter(|_| !line.ends_with(';')) else {
+            continue;
+        };
+        let signature: String = lines[at..].iter().take(30).copied().collect::<Vec<_>>().join(" ");
+        let name = name.split(['(', '<']).next().unwrap_or_default();
+        found.push(Function {
+            place: format!("{path}:{} {name}", at + 1),
+            lines: length + 1,
+            parameters: parameters(&signature),
+        });
+    }
+    found
+}
+
+/// How many parameters a signature has, `self` not counted.
+fn parameters(signature: &str) -> usize {
+    let Some(open) = signature.find("fn ").and_then(|at| Some(at + signature[at..].find('(')?)) else { return 0 };
+    let (mut depth, mut all) = (0, vec![String::new()]);
+    for c in signature[open..].replace("->", "").chars() {
+        match c {
+            '(' | '<' | '[' | '{' => depth += 1,
+            ')' | '>' | ']' | '}' => depth -= 1,
+            ',' if depth == 1 => all.push(String::new()),
+            _ => {}
+        }
+        if depth == 0 {
+            break;
+        }
+        all.last_mut().expect("there is one").push(c);
+    }
+    let is_one = |text: &&String| text.contains(':');
+    all.iter().filter(is_one).count()
+}
+
+/// `cargo test -p system-tests --test structure sizes -- --nocapture` prints them; `CREDHOST_TREE` names another tree.
+#[test]
+fn sizes_are_printed_and_the_sessions_are_small() {
+    let of = |path: &str| path.starts_with("host/") || path.starts_with("plugin-api/");
+    let files: Vec<(String, String)> = all()
+        .into_iter()
+        .filter(|(path, _)| of(path) && !path.contains("/tests") && !path.contains("/benches/"))
+        .collect();
+    let cut = |text: &str| text[..text.find("#[cfg(test)]").unwrap_or(text.len())].to_owned();
+    let all: Vec<Function> = files.iter().flat_map(|(path, text)| functions(path, &cut(text))).collect();
+    let long: Vec<&Function> = all.iter().filter(|of| of.lines > 60).collect();
+    let wide: Vec<&Function> = all.iter().filter(|of| of.parameters > 6).collect();
+    let mut sizes: Vec<(usize, &str)> =
+        files.iter().map(|(path, text)| (text.lines().count(), path.as_str())).collect();
+    sizes.sort_unstable_by(|one, other| other.cmp(one));
+    let imports = Imports::of("host/src/");
+    let circles = imports.modules.keys().filter(|module| imports.circle(module).is_some()).count();
+    println!("{} functions in {} files", all.len(), files.len());
+    println!("{} of more than 60 lines, {} with more than 6 parameters", long.len(), wide.len());
+    println!("{circles} files of the host in circles of imports");
+    println!("{} files of more than 500 lines", sizes.iter().filter(|(lines, _)| *lines > 500).count());
+    for (lines, path) in sizes.iter().take(6) {
+        println!("  {lines} {path}");
+    }
+    let mut longest: Vec<&&Function> = long.iter().collect();
+    longest.sort_by_key(|of| std::cmp::Reverse(of.lines));
+    for of in longest.iter().take(12) {
+        println!("  {} lines: {}", of.lines, of.place);
+    }
+    for of in &wide {
+        println!("  {} parameters: {}", of.parameters, of.place);
+    }
+    if std::env::var_os("CREDHOST_TREE").is_none() {
+        let session = |of: &&&Function| of.place.starts_with("host/src/session/");
+        assert!(long.iter().chain(&wide).find(session).is_none_or(|of| panic!("{}", of.place)));
+    }
 }
 
 #[test]
