@@ -2,11 +2,13 @@
 //!
 //! `cargo bench -p credhost` runs all three in turn on the same bytes, in one run, and prints ratios. Clients are raw
 //! sockets that send a request prepared beforehand and count the answer's bytes, so that what they cost is the same for
-//! each server.
+//! each server. `CREDHOST_BEFORE=PROGRAM:LIBRARY` adds another credhost, with its own build of the fixture `my-service`, to
+//! compare with in the same run.
 
 use std::collections::{HashMap, VecDeque};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -81,25 +83,34 @@ fn main() {
         load("64 KiB echo", "blob", of(jelly::to_vec(&(bytes,))), 1, 4, false),
         load("1000 dicts of 3 keys", "rows", of(jelly::to_vec(&(rows,))), 1, 4, false),
     ];
-    let ours = credhost();
+    let ours = credhost("credhost", env!("CARGO_BIN_EXE_credhost").as_ref(), &build::release("my-service"));
+    let before = std::env::var("CREDHOST_BEFORE").ok().map(|before| {
+        let (program, library) = before.split_once(':').expect("CREDHOST_BEFORE=PROGRAM:LIBRARY");
+        credhost("before", program.as_ref(), library.as_ref())
+    });
     let twisted = twisted();
     println!(
-        "{:24} {:>10} {:>13} {:>9} {:>9} {:>11} {:>10}",
-        "", "server", "calls/cpu-s", "p50 us", "p99 us", "to Twisted", "to canned"
+        "{:24} {:>10} {:>13} {:>9} {:>9} {:>11} {:>10} {:>10}",
+        "", "server", "calls/cpu-s", "p50 us", "p99 us", "to Twisted", "to canned", "to before"
     );
     // `cargo bench -p credhost -- dicts` runs those that have this in their name.
     let filter = std::env::args().skip(1).find(|argument| !argument.starts_with('-')).unwrap_or_default();
     for load in loads.iter().filter(|load| load.name.contains(&filter)) {
         let answer = probe(&ours, load);
         let canned = canned_server(load, &answer);
-        let figures = [&ours, &twisted, &canned].map(|server| (server.name, measure(server, load)));
+        let servers = [Some(&ours), before.as_ref(), Some(&twisted), Some(&canned)];
+        let figures: Vec<_> =
+            servers.into_iter().flatten().map(|server| (server.name, measure(server, load))).collect();
         print(load.name, &figures);
     }
     if "connect + login".contains(&filter) {
-        let figures = [&ours, &twisted].map(|server| (server.name, logins(server)));
+        let servers = [Some(&ours), before.as_ref(), Some(&twisted)];
+        let figures: Vec<_> = servers.into_iter().flatten().map(|server| (server.name, logins(server))).collect();
         print("connect + login", &figures);
     }
-    println!("\nmemory per idle logged-in connection: {} bytes", idle(&ours));
+    for server in [Some(&ours), before.as_ref()].into_iter().flatten() {
+        println!("\nmemory per idle logged-in connection ({}): {} bytes", server.name, idle(server));
+    }
 }
 
 fn print(name: &str, figures: &[(&str, Figures)]) {
@@ -114,7 +125,7 @@ fn print(name: &str, figures: &[(&str, Figures)]) {
             other.map_or_else(|| "-".to_owned(), |other| format!("{:.2}x", rate(measured) / other))
         };
         println!(
-            "{:24} {:>10} {:>13.0} {:>9.0} {:>9.0} {:>11} {:>10}",
+            "{:24} {:>10} {:>13.0} {:>9.0} {:>9.0} {:>11} {:>10} {:>10}",
             if index == 0 { name } else { "" },
             server,
             rate(measured),
@@ -122,24 +133,24 @@ fn print(name: &str, figures: &[(&str, Figures)]) {
             at(0.99),
             ratio(of("twisted")),
             ratio(of("canned")),
+            ratio(of("before")),
         );
     }
 }
 
-fn credhost() -> Server {
+fn credhost(name: &'static str, program: &Path, library: &Path) -> Server {
     let home = TestHome::new();
     home.make();
     home.identity("alice", "alice-pw", &["my service"]);
-    let library = build::release("my-service");
-    system_tests::host::put(&library, &home.plugins().join("my_service.so"));
-    let mut command = Command::new(env!("CARGO_BIN_EXE_credhost"));
+    system_tests::host::put(library, &home.plugins().join("my_service.so"));
+    let mut command = Command::new(program);
     command.arg("--home").arg(home.path()).args(["run", "--listen", "127.0.0.1:0"]);
     let mut process = command.stderr(Stdio::piped()).spawn().expect("the host runs");
     let mut lines = BufReader::new(process.stderr.take().expect("it has an output")).lines();
     let line = lines.by_ref().map_while(Result::ok).find(|line| line.contains("serving Perspective Broker on"));
     let address = line.and_then(|line| line.rsplit(' ').next()?.parse().ok()).expect("it says where it serves");
     std::thread::spawn(move || lines.count());
-    Server { name: "credhost", process, address, login: "alice/my service", _home: Some(home) }
+    Server { name, process, address, login: "alice/my service", _home: Some(home) }
 }
 
 fn twisted() -> Server {
