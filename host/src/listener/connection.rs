@@ -58,15 +58,18 @@ pub(super) enum End {
 }
 
 /// Answers of the store and of password checks, on their way to the session that asked.
-type Answers = mpsc::UnboundedReceiver<(QuestionNo, Found)>;
+///
+/// Boxed: a channel keeps room for 32.
+type Answer = Box<(QuestionNo, Found)>;
 
 /// One connection's session, and what does things for it outside.
 struct Driver {
-    session: Session,
+    /// Boxed: tasks hold what they move more than once.
+    session: Box<Session>,
     shared: Arc<EndpointState>,
     from: Source,
-    answers: Answers,
-    answer: mpsc::UnboundedSender<(QuestionNo, Found)>,
+    answers: mpsc::UnboundedReceiver<Answer>,
+    answer: mpsc::UnboundedSender<Answer>,
 }
 
 fn now() -> Now {
@@ -89,7 +92,7 @@ impl Driver {
         let entry = SessionEntry::new(&shared.sessions, number, &peer, tls, store::now(), mailbox);
         let backends = Arc::clone(&shared.services) as Arc<dyn Backends>;
         let context = SessionContext { number, peer: peer.clone(), backends, entry };
-        let session = Session::new(context, shared.limits, policy, seed);
+        let session = Box::new(Session::new(context, shared.limits, policy, seed));
         let (answer, answers) = mpsc::unbounded_channel();
         Ok(Self { session, shared: Arc::clone(shared), from: Source { address, peer }, answers, answer })
     }
@@ -116,7 +119,7 @@ impl Driver {
                     tokio::task::spawn_local(async move {
                         let found = shared.gate.answer(&shared.login, &from, question).await;
                         // The client may have gone.
-                        let _ = answer.send((no, found));
+                        let _ = answer.send(Box::new((no, found)));
                     });
                 }
             }
@@ -378,7 +381,8 @@ impl Pump<'_> {
         tokio::select! {
             biased;
             () = mailbox.come() => {}
-            Some((no, found)) = self.driver.answers.recv() => {
+            Some(answer) = self.driver.answers.recv() => {
+                let (no, found) = *answer;
                 self.driver.session.found(no, found, now());
                 self.driver.perform();
             }

@@ -103,7 +103,8 @@ pub(crate) struct TooMany(pub usize);
 /// All attachments of a connection.
 #[derive(Default)]
 pub(crate) struct Attachments {
-    all: Table<AttachmentKind, Attached>,
+    /// Boxed: most connections have one.
+    all: Table<AttachmentKind, Box<Attached>>,
 }
 
 impl Attachments {
@@ -117,13 +118,13 @@ impl Attachments {
 
     /// One more, which the service is asked for.
     pub(crate) fn begin(&mut self, attached: Attached) -> AttachmentNo {
-        self.all.insert(attached)
+        self.all.insert(Box::new(attached))
     }
 
     /// An attachment.
     #[must_use]
     pub(crate) fn get(&self, no: AttachmentNo) -> Option<&Attached> {
-        self.all.get(no)
+        self.all.get(no).map(|attached| &**attached)
     }
 
     /// The client's object that came with it, as the service knows it.
@@ -136,7 +137,7 @@ impl Attachments {
     /// An attachment at this slot.
     #[must_use]
     pub(crate) fn at(&self, no: AttachmentNo, slot: SlotNo) -> Option<&Attached> {
-        self.all.get(no).filter(|attached| attached.slot == slot)
+        self.get(no).filter(|attached| attached.slot == slot)
     }
 
     /// Says where an attachment is whose perspective the client has.
@@ -198,8 +199,11 @@ impl Attachments {
     /// Takes out what is to end, the oldest first.
     pub(crate) fn take(&mut self, scope: &Scope<'_>) -> Vec<(AttachmentNo, Attached)> {
         match scope {
-            Scope::Attachment(no) => self.all.remove(*no).map(|attached| (*no, attached)).into_iter().collect(),
-            scope => self.all.take(|no, attached| scope.covers(no, attached)),
+            Scope::Attachment(no) => self.all.remove(*no).map(|attached| (*no, *attached)).into_iter().collect(),
+            scope => {
+                let all = self.all.take(|no, attached| scope.covers(no, attached));
+                all.into_iter().map(|(no, attached)| (no, *attached)).collect()
+            }
         }
     }
 

@@ -115,12 +115,12 @@ impl Owners {
             }
         }
         self.unlist_if_left(name);
-        self.logged_in = self.login.any(None) || self.attachments.any(None);
+        self.logged_in = self.login.any() || self.attachments.any(None);
     }
 
     /// The operator sees an identity no longer that has nothing here.
     fn unlist_if_left(&self, name: &str) {
-        if !self.login.any(Some(name)) && !self.attachments.any(Some(name)) {
+        if !self.login.has(name) && !self.attachments.any(Some(name)) {
             self.context.entry.left(name);
         }
     }

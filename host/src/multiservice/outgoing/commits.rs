@@ -249,3 +249,163 @@ fn has_changes(mut frames: &[u8]) -> bool {
     }
     false
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[derive(Debug, Clone)]
+    enum Act {
+        /// One batch: changes of perspectives, and answers.
+        Say(Vec<(bool, u8)>),
+        /// The commit under way comes to this.
+        Commit(bool),
+        /// The service has gone back to what was committed last, as often as it was told to.
+        Reverted,
+    }
+
+    fn act() -> impl Strategy<Value = Act> {
+        prop_oneof![
+            4 => prop::collection::vec((any::<bool>(), 0..4u8), 1..6).prop_map(Act::Say),
+            3 => prop::bool::weighted(0.7).prop_map(Act::Commit),
+            2 => Just(Act::Reverted),
+        ]
+    }
+
+    /// What a queue has let out.
+    #[derive(Default)]
+    struct Seen {
+        queue: CommitQueue,
+        /// Answers, in order: how many changes had been said before and with each, and whether they were all committed.
+        said: Vec<u64>,
+        released: Vec<u64>,
+        undone: Vec<u64>,
+        committing: bool,
+        reverts: usize,
+    }
+
+    impl Seen {
+        fn take(&mut self, effects: Vec<Effect>) {
+            for effect in effects {
+                match effect {
+                    Effect::Release(frames) => self.released.extend(answers(&frames)),
+                    Effect::Undo(frames) => self.undone.extend(answers(&frames)),
+                    Effect::Commit(changes) => {
+                        assert!(!self.committing && !changes.is_empty(), "one commit at a time");
+                        self.committing = true;
+                    }
+                    Effect::Revert(_) => self.reverts += 1,
+                    other => panic!("{other:?}"),
+                }
+            }
+        }
+    }
+
+    fn answers(mut frames: &[u8]) -> Vec<u64> {
+        let mut calls = Vec::new();
+        while let Some(frame) = ToHost::read(&mut frames) {
+            if let ToHost::Answer { call, .. } = frame {
+                calls.push(call);
+            }
+        }
+        calls
+    }
+
+    proptest! {
+        /// Every answer leaves once: as it is, when all changes before it are committed; as an error, when one was not.
+        #[test]
+        fn nothing_is_told_before_it_is_committed(acts in prop::collection::vec(act(), 1..60)) {
+            let mut seen = Seen::default();
+            let (mut next, mut version) = (0u64, 0u64);
+            // The answers that wait for the commit under way, and for the one after it.
+            for act in acts {
+                match act {
+                    Act::Say(batch) => {
+                        let mut frames = Vec::new();
+                        let changes = batch.iter().any(|(change, _)| *change);
+                        let first = next;
+                        for (change, perspective) in batch {
+                            if change {
+                                version += 1;
+                                let name = perspective.to_string();
+                                ToHost::Save { perspective: &name, state: &[1], base: version - 1, version }.write(&mut frames);
+                            } else {
+                                seen.said.push(next);
+                                ToHost::Answer { call: next, value: &[], objects: &[] }.write(&mut frames);
+                                next += 1;
+                            }
+                        }
+                        let idle = !seen.committing && seen.queue.reverting == 0;
+                        if seen.queue.passes(Phase::Serving, &frames) {
+                            prop_assert!(idle && !changes);
+                            seen.released.extend(answers(&frames));
+                        } else {
+                            let effects = seen.queue.said(Phase::Serving, "s", &frames);
+                            let leaves = effects.iter().any(|effect| matches!(effect, Effect::Release(_)));
+                            prop_assert!(!leaves || idle && !changes, "answers from {first} on wait for what is not committed");
+                            seen.take(effects);
+                        }
+                    }
+                    Act::Commit(well) => {
+                        if std::mem::take(&mut seen.committing) {
+                            let effects = seen.queue.committed(Phase::Serving, well);
+                            seen.take(effects);
+                        }
+                    }
+                    Act::Reverted => {
+                        let mut frames = Vec::new();
+                        (0..std::mem::take(&mut seen.reverts)).for_each(|_| ToHost::Reverted {}.write(&mut frames));
+                        let effects = seen.queue.said(Phase::Serving, "s", &frames);
+                        seen.take(effects);
+                    }
+                }
+            }
+            while std::mem::take(&mut seen.committing) {
+                let effects = seen.queue.committed(Phase::Serving, true);
+                seen.take(effects);
+            }
+            let mut all = [seen.released.clone(), seen.undone].concat();
+            all.sort_unstable();
+            prop_assert_eq!(all, seen.said, "each once");
+            prop_assert!(seen.released.is_sorted(), "in order");
+        }
+    }
+
+    #[test]
+    fn a_generation_that_does_not_serve_yet_tells_nothing_and_may_never() {
+        let mut queue = CommitQueue::default();
+        let mut frames = Vec::new();
+        ToHost::Save { perspective: "a", state: &[7], base: 0, version: 1 }.write(&mut frames);
+        ToHost::Load { request: 1, perspective: "a" }.write(&mut frames);
+        ToHost::Write { request: 2, base: 0, entries: &[] }.write(&mut frames);
+        ToHost::Started {}.write(&mut frames);
+        let effects = queue.said(Phase::Embargoed, "s", &frames);
+        let mut started = Vec::new();
+        ToHost::Started {}.write(&mut started);
+        assert_eq!(effects, [Effect::Loaded(1, vec![7], 1), Effect::Release(started)]);
+        assert_eq!(queue.next_commit(Phase::Embargoed), []);
+        let mut write = Vec::new();
+        ToHost::Write { request: 2, base: 0, entries: &[] }.write(&mut write);
+        assert_eq!(queue.abandon(), [Effect::Refuse(write.clone())]);
+        assert_eq!(queue.said(Phase::Abandoned, "s", &write), [Effect::Refuse(write)]);
+    }
+
+    #[test]
+    fn what_a_retired_generation_saves_is_not_saved_and_one_that_is_over_says_nothing() {
+        let mut frames = Vec::new();
+        ToHost::Save { perspective: "a", state: &[7], base: 0, version: 1 }.write(&mut frames);
+        ToHost::Answer { call: 1, value: &[], objects: &[] }.write(&mut frames);
+        let mut queue = CommitQueue::default();
+        let effects = queue.said(Phase::Retired, "s", &frames);
+        assert!(matches!(&effects[..], [Effect::Release(frames)] if answers(frames) == [1]), "{effects:?}");
+        assert_eq!(queue.said(Phase::Over, "s", &frames), []);
+        for phase in
+            [Phase::Embargoed, Phase::Abandoned, Phase::Serving, Phase::Retired, Phase::Over, Phase::OverServing]
+        {
+            assert_eq!(Phase::of(phase as u8), phase);
+            assert!(phase.ended().is_over());
+        }
+    }
+}

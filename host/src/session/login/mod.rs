@@ -97,7 +97,8 @@ const NONE: &[u8] = &[1, 0x80, 1, 0x87];
 pub(crate) struct Login {
     policy: Policy,
     randomness: Randomness,
-    objects: Table<LoginKind, LoginObject>,
+    /// Boxed: most connections have one or two.
+    objects: Table<LoginKind, Box<LoginObject>>,
     pending: BTreeMap<QuestionNo, Pending>,
     questions: u64,
     delayed: Vec<Delayed>,
@@ -217,7 +218,7 @@ impl Login {
         now: Now,
         outcome: &mut Outcome,
     ) -> Result<Step, Failure> {
-        match (self.objects.get_mut(no), call.method) {
+        match (self.objects.get_mut(no).map(|object| &mut **object), call.method) {
             (Some(LoginObject::Challenger { challenge, era, wanted }), "respond") => {
                 let (challenge, era, wanted) = (challenge.clone(), *era, wanted.clone());
                 let mind = if era == Era::New { arguments.mind(1, "mind")? } else { None };
@@ -356,7 +357,7 @@ impl Login {
     }
 
     fn export(&mut self, tables: &mut Tables<Object>, object: LoginObject) -> Result<u64, Failure> {
-        let no = self.objects.insert(object);
+        let no = self.objects.insert(Box::new(object));
         tables.export(&Object::Login(no)).map_err(|error| {
             self.objects.remove(no);
             Failure::new("twisted.spread.pb.Error", error.to_string())
@@ -365,7 +366,7 @@ impl Login {
 
     /// The client has given an object of log-in's back; the mind that nobody has then.
     pub(crate) fn dropped(&mut self, no: LoginNo) -> Option<Mind> {
-        match self.objects.remove(no)? {
+        match *self.objects.remove(no)? {
             LoginObject::Challenger { .. } => None,
             LoginObject::Signer { mind, .. } => mind.map(Mind::Sent),
             LoginObject::Avatar { mind, .. } => mind.map(Mind::Kept),
@@ -396,16 +397,21 @@ impl Login {
         self.objects.iter().filter_map(|(_, object)| of(object)).collect()
     }
 
-    /// Whether anybody is logged in, or about to be; or this identity, if one is named.
+    /// Whether this identity is logged in, or about to be.
     #[must_use]
-    pub(crate) fn any(&self, identity: Option<&str>) -> bool {
-        let wanted = |name: &str| identity.is_none_or(|wanted| wanted == name);
-        let avatar = |object: &LoginObject| matches!(object, LoginObject::Avatar { name, .. } if wanted(name));
+    pub(crate) fn has(&self, name: &str) -> bool {
+        let avatar = |object: &LoginObject| matches!(object, LoginObject::Avatar { name: of, .. } if of == name);
         let enters = |pending: &Pending| match &pending.then {
-            Then::LogIn { name, .. } | Then::Attach { name, .. } => wanted(name),
+            Then::LogIn { name: of, .. } | Then::Attach { name: of, .. } => of == name,
             Then::Prove(_) | Then::Keys { .. } => false,
         };
         self.objects.iter().any(|(_, object)| avatar(object)) || self.pending.values().any(enters)
+    }
+
+    /// Whether anybody has an avatar.
+    #[must_use]
+    pub(crate) fn any(&self) -> bool {
+        self.objects.iter().any(|(_, object)| matches!(**object, LoginObject::Avatar { .. }))
     }
 
     /// Refusals whose time has come: the client's calls, each with its error or, in the old era, None.
