@@ -10,7 +10,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::fault::{Fault, Result};
 use crate::remote;
-use crate::runtime::core::Core;
+use crate::runtime::core::{Core, Encoded};
 
 /// A type whose values clients may have a copy of.
 ///
@@ -70,10 +70,12 @@ impl<T: Cacheable> Cached<T> {
         let sent = sent.and_then(|(core, number)| Some((core.upgrade()?, number)));
         let mut value = self.shared.value.try_borrow_mut().map_err(|_| in_use())?;
         let arguments = remote::tuple(sent.as_ref().map(|(core, _)| &**core), &arguments)?;
+        let unsent = Unsent { core: sent.as_ref().map(|(core, _)| &**core), arguments: Some(arguments) };
         let result = change(&mut value);
         drop(value);
-        if let Some((core, number)) = sent {
-            core.update(number, method, &arguments);
+        let arguments = unsent.send();
+        if let (Some((core, number)), Some(arguments)) = (&sent, &arguments) {
+            core.update(*number, method, arguments);
         }
         Ok(result)
     }
@@ -82,6 +84,42 @@ impl<T: Cacheable> Cached<T> {
     #[must_use]
     pub fn is(&self, other: &Self) -> bool {
         Rc::ptr_eq(&self.shared, &other.shared)
+    }
+}
+
+/// Arguments that were written, and whose objects are counted: dropped before they are sent, as when the change
+/// panics, the objects are not handed out after all.
+struct Unsent<'c> {
+    core: Option<&'c Core>,
+    arguments: Option<Encoded>,
+}
+
+impl Unsent<'_> {
+    fn send(mut self) -> Option<Encoded> {
+        self.arguments.take()
+    }
+}
+
+impl Drop for Unsent<'_> {
+    fn drop(&mut self) {
+        if let (Some(core), Some(arguments)) = (self.core, &self.arguments) {
+            core.take_back(&arguments.objects);
+        }
+    }
+}
+
+/// While it lives, the object is being written: it may not hold itself. Also a panic of the author's ends it.
+struct Writing<'c>(&'c Cell<bool>);
+
+impl<'c> Writing<'c> {
+    fn begin(busy: &'c Cell<bool>) -> Option<Self> {
+        (!busy.replace(true)).then_some(Self(busy))
+    }
+}
+
+impl Drop for Writing<'_> {
+    fn drop(&mut self) {
+        self.0.set(false);
     }
 }
 
@@ -105,19 +143,12 @@ impl<T: Cacheable> Serialize for Cached<T> {
     fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
         let known = self.shared.sent.borrow().as_ref().map(|(_, number)| *number);
         let core = Core::current().ok_or_else(|| S::Error::custom("a cached object can be sent in calls only"))?;
-        if self.shared.busy.replace(true) {
-            return Err(S::Error::custom("a cached object that holds itself"));
-        }
+        let _writing =
+            Writing::begin(&self.shared.busy).ok_or_else(|| S::Error::custom("a cached object that holds itself"))?;
         let object: Rc<dyn Any> = Rc::<CachedCell<T>>::clone(&self.shared);
-        let number = match core.export_cached(object, known) {
-            Ok(number) => number,
-            Err(fault) => {
-                self.shared.busy.set(false);
-                return Err(S::Error::custom(fault));
-            }
-        };
+        let number = core.export_cached(object, known).map_err(S::Error::custom)?;
         *self.shared.sent.borrow_mut() = Some((Rc::downgrade(&core), number));
-        let written = match self.shared.value.try_borrow() {
+        match self.shared.value.try_borrow() {
             Ok(value) => serializer.serialize_newtype_struct(
                 jelly::types::reference::CACHE,
                 &(jelly::types::Name(T::TYPE), number, &*value),
@@ -127,9 +158,7 @@ impl<T: Cacheable> Serialize for Cached<T> {
                 core.dropped(number, 1);
                 Err(S::Error::custom("a cached object that is being changed"))
             }
-        };
-        self.shared.busy.set(false);
-        written
+        }
     }
 }
 

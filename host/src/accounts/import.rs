@@ -125,10 +125,14 @@ impl Accounts {
             .with("last", name(writes.last()));
         writes.push(Write::Audit(event));
         wait(|answer| self.store.commit(writes, answer))?;
+        // All are told, also where one of them fails: what was replaced holds for each.
+        let mut failed = None;
         for identity in told {
-            self.notify(identity.name.as_str(), Some(&identity))?;
+            if let Err(why) = self.notify(identity.name.as_str(), Some(&identity)) {
+                failed.get_or_insert(why);
+            }
         }
-        Ok(done)
+        failed.map_or(Ok(done), Err)
     }
 
     /// Why a token of an identity's cannot be its: it is another's.

@@ -379,7 +379,6 @@ impl Pump<'_> {
         let reset = parked.then(|| Instant::now() + RESET_WINDOW);
         let deadline = self.timers.next(unread, reset);
         tokio::select! {
-            biased;
             () = mailbox.come() => {}
             Some(answer) = self.driver.answers.recv() => {
                 let (no, found) = *answer;

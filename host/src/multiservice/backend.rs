@@ -22,8 +22,8 @@ pub trait Backend: Send + Sync {
     /// Hands over what ends something: it is never too much.
     fn submit_anyway(&self, frames: &[u8], changes: &mut Vec<AttachmentChange>);
 
-    /// Hands answers to the generation that asked, if it is there.
-    fn answer(&self, generation: u32, frames: &[u8]);
+    /// Hands answers to the generation that asked; false: it is not there any more.
+    fn answer(&self, generation: u32, frames: &[u8]) -> bool;
 
     /// Tells generations that were replaced.
     fn notify_retired(&self, frame: &ToLibrary<'_>);

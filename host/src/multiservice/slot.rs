@@ -215,26 +215,36 @@ impl Slot {
     /// Hands over what ends something: it is never too much.
     pub(crate) fn submit_anyway(&self, frames: &[u8], changes: &mut Vec<AttachmentChange>) {
         let handed = self.current.hand_over(frames, changes, usize::MAX, |instance| {
-            instance.generation.push_anyway(frames);
+            // One that has ended by itself reads no more: what it is sent would only pile up.
+            if !instance.outgoing.is_over() {
+                instance.generation.push_anyway(frames);
+            }
             Ok::<(), ()>(())
         });
         if handed.is_err() {
-            // Also to one that is ending: it may wait for just this.
+            // Also to one that is ending: it may wait for just this. Nobody is attached to it any more.
+            changes.clear();
             self.outgoing.read().hand_over(frames);
         }
     }
 
-    /// Hands an answer to the generation that asked, if it is there.
-    pub(crate) fn answer(&self, generation: u32, frames: &[u8]) {
+    /// Hands an answer to the generation that asked; false if it is not there.
+    pub(crate) fn answer(&self, generation: u32, frames: &[u8]) -> bool {
         let asked = |instance: &Arc<Instance>| instance.number == generation;
         let old = || self.retiring.lock().iter().find(|instance| asked(instance)).cloned();
         match self.current.get().filter(asked).or_else(old) {
-            Some(instance) => instance.generation.push_anyway(frames),
+            Some(instance) if instance.outgoing.is_over() => false,
+            Some(instance) => {
+                instance.generation.push_anyway(frames);
+                true
+            }
             None => {
                 let outgoing = Arc::clone(&self.outgoing.read());
-                if outgoing.number == generation {
+                let asked = outgoing.number == generation && !outgoing.is_over();
+                if asked {
                     outgoing.hand_over(frames);
                 }
+                asked
             }
         }
     }
@@ -331,8 +341,8 @@ impl Backend for Slot {
         Self::submit_anyway(self, frames, changes);
     }
 
-    fn answer(&self, generation: u32, frames: &[u8]) {
-        Self::answer(self, generation, frames);
+    fn answer(&self, generation: u32, frames: &[u8]) -> bool {
+        Self::answer(self, generation, frames)
     }
 
     fn notify_retired(&self, frame: &ToLibrary<'_>) {

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use super::limits::PeerLimits;
-use super::numbers::{AttachmentNo, CallKind, CallNo, HandleNo, Table};
+use super::numbers::{AttachmentNo, CallKind, CallNo, Table};
 use crate::multiservice::{Backend, SlotNo};
 
 /// The size that the first answer is taken to have, in bytes.
@@ -82,10 +82,14 @@ pub(crate) struct Outgoing {
     pub(crate) generation: u32,
     /// The library's number for it.
     pub(crate) call: u64,
-    /// The object that is called.
-    pub(crate) handle: HandleNo,
-    /// By which attachment the service has that object.
+    /// By which attachment the service has the object that is called.
     pub(crate) attachment: AttachmentNo,
+}
+
+impl Outgoing {
+    fn whose(&self) -> (SlotNo, u32, u64) {
+        (self.backend.number(), self.generation, self.call)
+    }
 }
 
 /// Too much waits for room.
@@ -115,6 +119,8 @@ pub(crate) struct Calls {
     answer_size: usize,
     /// By the broker's number.
     outgoing: BTreeMap<u64, Outgoing>,
+    /// The broker's number, by whose call it is.
+    by_call: BTreeMap<(SlotNo, u32, u64), u64>,
 }
 
 impl Default for Calls {
@@ -125,6 +131,7 @@ impl Default for Calls {
             parked_bytes: 0,
             answer_size: FIRST_ANSWER,
             outgoing: BTreeMap::new(),
+            by_call: BTreeMap::new(),
         }
     }
 }
@@ -190,19 +197,21 @@ impl Calls {
 
     /// A service calls an object of the client's, under this number of the broker's.
     pub(crate) fn call_out(&mut self, request: u64, outgoing: Outgoing) {
+        self.by_call.insert(outgoing.whose(), request);
         self.outgoing.insert(request, outgoing);
     }
 
     /// The client has answered a service's call.
     pub(crate) fn answered(&mut self, request: u64) -> Option<Outgoing> {
-        self.outgoing.remove(&request)
+        let outgoing = self.outgoing.remove(&request)?;
+        self.by_call.remove(&outgoing.whose());
+        Some(outgoing)
     }
 
     /// The service waits no more for a call of its own.
-    pub(crate) fn forget(&mut self, slot: SlotNo, generation: u32, call: u64, handle: HandleNo) -> Option<Outgoing> {
-        let is = |of: &Outgoing| of.call == call && of.handle == handle && of.generation == generation;
-        let found = self.outgoing.iter().find(|(_, of)| is(of) && of.backend.number() == slot).map(|(at, _)| *at);
-        self.outgoing.remove(&found?)
+    pub(crate) fn forget(&mut self, slot: SlotNo, generation: u32, call: u64) -> Option<Outgoing> {
+        let request = *self.by_call.get(&(slot, generation, call))?;
+        self.answered(request)
     }
 
     /// Takes out all calls by these attachments, which are sorted.
@@ -224,7 +233,7 @@ impl Calls {
         ended.owed.sort_unstable();
         let outgoing: Vec<u64> =
             self.outgoing.iter().filter(|(_, of)| is_gone(of.attachment)).map(|(at, _)| *at).collect();
-        ended.outgoing.extend(outgoing.into_iter().filter_map(|at| self.outgoing.remove(&at)));
+        ended.outgoing.extend(outgoing.into_iter().filter_map(|at| self.answered(at)));
         ended
     }
 

@@ -204,9 +204,9 @@ impl Owners {
                 let by = Provenance::by(outgoing.attachment);
                 let route = Route { connection: self.context.number, slot, by: &by };
                 self.references.inbound(&self.output.tables, &route, &value, &mut translated, &mut handles);
-                let handles: Vec<u8> = handles.iter().flat_map(|handle| handle.to_le_bytes()).collect();
-                let frame = ToLibrary::Answer { call: outgoing.call, value: &translated, handles: &handles };
-                self.outbox.answer(&outgoing.backend, outgoing.generation, &frame);
+                let list: Vec<u8> = handles.iter().flat_map(|handle| handle.to_le_bytes()).collect();
+                let frame = ToLibrary::Answer { call: outgoing.call, value: &translated, handles: &list };
+                self.outbox.answer(&outgoing.backend, outgoing.generation, &handles, &frame);
             }
         }
         self.call_ended(outgoing.attachment);
@@ -227,7 +227,7 @@ impl Owners {
 
     pub(super) fn fail_outgoing(&mut self, outgoing: &Outgoing, class: &str, message: &str) {
         let frame = ToLibrary::Failed { call: outgoing.call, class, message };
-        self.outbox.answer(&outgoing.backend, outgoing.generation, &frame);
+        self.outbox.answer(&outgoing.backend, outgoing.generation, &[], &frame);
     }
 
     /// The client has given its last reference to something of ours back.

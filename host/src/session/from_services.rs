@@ -49,9 +49,8 @@ impl Owners {
                 let target = CalledObject { slot, generation, handle, attachment };
                 self.call_client(&target, (call, answer), method, (arguments, keywords, objects));
             }
-            ToHost::Forget { call, handle } => {
-                let no = HandleNo::of(handle, connection);
-                if let Some(outgoing) = no.and_then(|no| self.calls.forget(slot, generation, call, no)) {
+            ToHost::Forget { call, .. } => {
+                if let Some(outgoing) = self.calls.forget(slot, generation, call) {
                     self.call_ended(outgoing.attachment);
                 }
             }
@@ -136,8 +135,8 @@ impl Owners {
         });
         match sent {
             Ok((request, by)) => {
-                if let (true, Some(handle), Some(attachment)) = (answer, no, by.first()) {
-                    let outgoing = Outgoing { backend, generation: target.generation, call, handle, attachment };
+                if let (true, Some(attachment)) = (answer, by.first()) {
+                    let outgoing = Outgoing { backend, generation: target.generation, call, attachment };
                     self.attachments.call_began(attachment);
                     self.calls.call_out(request, outgoing);
                 }
@@ -146,7 +145,7 @@ impl Owners {
                 self.give_back_objects(target.slot, frame::numbers(values.2));
                 if answer {
                     let frame = ToLibrary::Failed { call, class: &failure.class, message: &failure.value };
-                    self.outbox.answer(&backend, target.generation, &frame);
+                    self.outbox.answer(&backend, target.generation, &[], &frame);
                 }
             }
         }
@@ -279,6 +278,7 @@ impl Owners {
                     self.call_ended(call.attachment);
                 }
             }
+            Bounced::Handles(handles) => handles.iter().for_each(|handle| self.release(slot, *handle, 1)),
             Bounced::Attach(no, mind) => {
                 self.release(slot, mind, 1);
                 self.end(&Scope::Attachment(no), failure);

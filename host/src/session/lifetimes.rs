@@ -17,7 +17,9 @@ use crate::multiservice::AttachmentChange;
 impl Owners {
     /// Does what log-in says.
     pub(super) fn apply(&mut self, outcome: Outcome) {
-        let Outcome { request, answer, step, logged_in, given_back, avatar_keeps, refused, left, .. } = outcome;
+        let Outcome {
+            request, answer, step, logged_in, given_back, avatar_keeps, borrows, returns, refused, left, ..
+        } = outcome;
         self.logged_in |= logged_in;
         self.demands.extend(refused.map(Demand::Note));
         if let Some(luid) = given_back {
@@ -26,9 +28,19 @@ impl Owners {
         if let Some(luid) = avatar_keeps {
             self.references.keep_mind(luid);
         }
+        if let Some(luid) = borrows {
+            self.references.borrow_mind(luid);
+        }
         if let Some(name) = left {
             self.unlist_if_left(&name);
         }
+        self.step(request, answer, step);
+        if let Some(luid) = returns {
+            self.references.forget_mind(&mut self.output, luid);
+        }
+    }
+
+    fn step(&mut self, request: u64, answer: bool, step: Step) {
         match step {
             Step::Answer(value) if answer => self.output.answer(request, &value),
             Step::Fail(failure) if answer => self.output.fail(request, &failure),
@@ -96,7 +108,7 @@ impl Owners {
 
     /// An identity is this now, or is no more: what it may not have any longer ends.
     pub(super) fn changed(&mut self, name: &str, identity: Option<&Identity>) {
-        self.login.changed(name);
+        self.login.changed(name, identity.filter(|identity| identity.enabled));
         match identity.filter(|identity| identity.enabled) {
             None => self.end(&Scope::Identity(name), &revoked()),
             Some(identity) => {
@@ -151,6 +163,9 @@ impl Owners {
     /// Something of a service's has gone out by these attachments: calls of it will come by them.
     pub(super) fn remember(&mut self, by: &Provenance) {
         for no in by.iter() {
+            if !self.references.gives(no) {
+                continue;
+            }
             let Some(attached) = self.attachments.forget(no, false) else { continue };
             let number = no.on(self.context.number);
             // The service has its mind once more, if that is there at all.

@@ -41,6 +41,8 @@ pub(crate) enum Bounced {
     Call(CallNo, Box<[u64]>),
     /// An attachment, and the client's object in it, or 0.
     Attach(AttachmentNo, u64),
+    /// The client's objects in an answer to a generation that is not there any more.
+    Handles(Vec<u64>),
 }
 
 /// A service that did not take what it was given.
@@ -61,8 +63,12 @@ pub(crate) struct Outbox {
     answers: BTreeMap<(SlotNo, u32), Answers>,
 }
 
-/// Answers for one generation of a service.
-type Answers = (Arc<dyn Backend>, Vec<u8>);
+/// Answers for one generation of a service, and the client's objects in them.
+struct Answers {
+    backend: Arc<dyn Backend>,
+    bytes: Vec<u8>,
+    handles: Vec<u64>,
+}
 
 impl Outbox {
     fn to(&mut self, backend: &Arc<dyn Backend>) -> &mut Frames {
@@ -111,11 +117,22 @@ impl Outbox {
         to.changes.extend(change);
     }
 
-    /// How a service's own call has ended.
-    pub(crate) fn answer(&mut self, backend: &Arc<dyn Backend>, generation: u32, frame: &ToLibrary<'_>) {
+    /// How a service's own call has ended, with the client's objects in the answer.
+    pub(crate) fn answer(
+        &mut self,
+        backend: &Arc<dyn Backend>,
+        generation: u32,
+        handles: &[u64],
+        frame: &ToLibrary<'_>,
+    ) {
         let key = (backend.number(), generation);
-        let (_, bytes) = self.answers.entry(key).or_insert_with(|| (Arc::clone(backend), Vec::new()));
-        frame.write(bytes);
+        let to = self.answers.entry(key).or_insert_with(|| Answers {
+            backend: Arc::clone(backend),
+            bytes: Vec::new(),
+            handles: Vec::new(),
+        });
+        frame.write(&mut to.bytes);
+        to.handles.extend_from_slice(handles);
     }
 
     /// A service that this connection has something to do with.
@@ -132,10 +149,13 @@ impl Outbox {
 
     /// Hands everything over. What a service does not take is answered with, but for what ends something.
     pub(crate) fn submit(&mut self) -> Vec<Refusal> {
-        for ((_, generation), (backend, bytes)) in std::mem::take(&mut self.answers) {
-            backend.answer(generation, &bytes);
-        }
         let mut refusals = Vec::new();
+        for ((slot, generation), to) in std::mem::take(&mut self.answers) {
+            if !to.backend.answer(generation, &to.bytes) && !to.handles.is_empty() {
+                // It will not give back what it was never given.
+                refusals.push(Refusal { slot, why: String::new(), bounced: vec![Bounced::Handles(to.handles)] });
+            }
+        }
         for (slot, to) in &mut self.services {
             if to.bytes.is_empty() && to.changes.is_empty() {
                 continue;
@@ -155,8 +175,9 @@ impl Outbox {
 
     /// Hands everything over, whether services keep up or not: the connection has ended.
     pub(crate) fn submit_all(&mut self) {
-        for ((_, generation), (backend, bytes)) in std::mem::take(&mut self.answers) {
-            backend.answer(generation, &bytes);
+        for ((_, generation), to) in std::mem::take(&mut self.answers) {
+            // What it does not take ends with the connection.
+            let _ = to.backend.answer(generation, &to.bytes);
         }
         for to in self.services.values_mut().filter(|to| !to.bytes.is_empty() || !to.changes.is_empty()) {
             to.backend.submit_anyway(&to.bytes, &mut to.changes);

@@ -258,7 +258,8 @@ impl References {
         (sent, written): (Vec<Object>, bool),
         objects: &[u8],
     ) -> Vec<u64> {
-        let mut left: Vec<u64> = frame::numbers(objects).collect();
+        let mut left: BTreeMap<u64, usize> = BTreeMap::new();
+        frame::numbers(objects).for_each(|number| *left.entry(number).or_default() += 1);
         for object in sent {
             match (object, written) {
                 (Object::Cached { .. }, false) => tables.uncache(&object),
@@ -267,14 +268,14 @@ impl References {
                     let given = self.given.entry(object).or_default();
                     given.count += 1;
                     self.given_uses.begin(given.by.join(route.by));
-                    if let Some(at) = left.iter().position(|other| *other == number) {
-                        left.swap_remove(at);
+                    if let Some(more) = left.get_mut(&number) {
+                        *more = more.saturating_sub(1);
                     }
                 }
                 (Object::Login(_) | Object::Perspective(_), true) => {}
             }
         }
-        left
+        left.into_iter().flat_map(|(number, times)| std::iter::repeat_n(number, times)).collect()
     }
 
     /// By which attachments the client has an object of a service's; `None`: it has it no more.
@@ -329,7 +330,14 @@ impl References {
         kept.count += 1;
     }
 
-    /// The avatar is gone.
+    /// A call needs what an avatar keeps, until [`References::forget_mind`].
+    pub(crate) fn borrow_mind(&mut self, luid: u64) {
+        if let Some(kept) = self.minds.get_mut(&luid) {
+            kept.avatars += 1;
+        }
+    }
+
+    /// The avatar is gone, or the call that needed it.
     pub(crate) fn forget_mind(&mut self, output: &mut Output<Object>, luid: u64) {
         if let Some(kept) = self.minds.get_mut(&luid) {
             kept.avatars = kept.avatars.saturating_sub(1);

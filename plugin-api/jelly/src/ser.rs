@@ -38,14 +38,29 @@ pub fn write_with<T: Serialize + ?Sized>(
     references: &mut Vec<(RefKind, u64)>,
 ) -> Result<()> {
     let before = out.len();
-    let mut output = Output { bytes: std::mem::take(out), shared: 0, classes, references: std::mem::take(references) };
-    let written = value.serialize(&mut Serializer { out: &mut output, special: Special::None });
-    *out = output.bytes;
-    *references = output.references;
+    let output = Output { bytes: std::mem::take(out), shared: 0, classes, references: std::mem::take(references) };
+    let mut lent = Lent { output, out, references };
+    let written = value.serialize(&mut Serializer { out: &mut lent.output, special: Special::None });
+    drop(lent);
     if written.is_err() {
         out.truncate(before);
     }
     written
+}
+
+/// The caller's buffers while they are written into. They are given back also where a `Serialize` panics, with what it
+/// wrote before.
+struct Lent<'b> {
+    output: Output,
+    out: &'b mut Vec<u8>,
+    references: &'b mut Vec<(RefKind, u64)>,
+}
+
+impl Drop for Lent<'_> {
+    fn drop(&mut self) {
+        *self.out = std::mem::take(&mut self.output.bytes);
+        *self.references = std::mem::take(&mut self.output.references);
+    }
 }
 
 /// What is written into, and how many `(reference n …)` it has so far: two untyped values in one typed one must not

@@ -209,8 +209,15 @@ impl Core {
         bytes: &mut Vec<u8>,
         objects: &mut Vec<u8>,
     ) -> jelly::Result<()> {
-        let (mut references, before) = (Vec::new(), objects.len());
-        let written = jelly::write_with(bytes, value, self.classes.get(), &mut references);
+        let (mut references, before, start) = (Vec::new(), objects.len(), bytes.len());
+        // An author's `Serialize` may panic, and what it wrote before is counted by then.
+        let written = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            jelly::write_with(bytes, value, self.classes.get(), &mut references)
+        }));
+        let (written, panicked) = match written {
+            Ok(written) => (written, None),
+            Err(panicked) => (Err(serde::ser::Error::custom("it panicked")), Some(panicked)),
+        };
         for (kind, number) in references {
             let counted = match kind {
                 // A client's.
@@ -228,6 +235,10 @@ impl Core {
         if written.is_err() {
             self.take_back(objects.get(before..).unwrap_or_default());
             objects.truncate(before);
+            bytes.truncate(start);
+        }
+        if let Some(panicked) = panicked {
+            std::panic::resume_unwind(panicked);
         }
         written
     }
@@ -666,12 +677,51 @@ mod tests {
     }
 
     #[test]
+    fn a_panic_of_the_authors_hands_nothing_out_and_leaves_the_object_as_it_was() {
+        /// A value whose writing panics.
+        struct Panics;
+        impl Serialize for Panics {
+            fn serialize<S: Serializer>(&self, _: S) -> std::result::Result<S::Ok, S::Error> {
+                panic!("in Serialize")
+            }
+        }
+        /// A cacheable whose writing panics, if it is to.
+        struct Moody(Cell<bool>, Handle<Thing>);
+        impl Serialize for Moody {
+            fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+                if self.0.get() { (&self.1, Panics).serialize(serializer) } else { self.1.serialize(serializer) }
+            }
+        }
+        impl Cacheable for Moody {
+            const TYPE: &'static str = "board.Moody";
+        }
+        fn panics<R>(run: impl FnOnce() -> R) {
+            assert!(std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)).is_err());
+        }
+        with_core(|core, _| {
+            let (thing, moody) = (Handle::new(Thing), Cached::new(Moody(Cell::new(true), Handle::new(Thing))));
+            let mut encoded = Encoded { bytes: b"before".to_vec(), objects: Vec::new() };
+            panics(|| core.encode(&(&thing, Panics), &mut encoded.bytes, &mut encoded.objects));
+            panics(|| core.encode(&(&thing, &moody), &mut encoded.bytes, &mut encoded.objects));
+            assert_eq!((encoded.bytes.as_slice(), encoded.objects.as_slice()), (&b"before"[..], &b""[..]));
+            assert_eq!(counts(core), []);
+            moody.read(|moody| moody.0.set(false)).unwrap();
+            written(core, &moody).0.expect("it does not hold itself");
+            let before = counts(core);
+            core.connected(1 << 32 | 1);
+            panics(|| moody.update("moved", (&thing,), |_| panic!("in the change")));
+            assert_eq!(counts(core), before);
+            assert!(moody.read(|_| ()).is_ok());
+        });
+    }
+
+    #[test]
     fn an_own_object_inside_an_untyped_value_is_counted_when_that_goes_on() {
         with_core(|core, _| {
             let (done, _) = written(core, &Handle::new(Thing));
             done.unwrap();
             // As the host writes it, when a client has given it back: (list (local 1) (local 1)).
-            let came = [3, 0x80, 8, 0x87, 2, 0x80, 10, 0x87, 1, 0x81, 2, 0x80, 10, 0x87, 1, 0x81];
+            let came = [3, 0x80, 8, 0x87, 2, 0x80, 17, 0x87, 1, 0x81, 2, 0x80, 17, 0x87, 1, 0x81];
             let value = Value::decode(&came).unwrap();
             let (done, encoded) = written(core, &value);
             done.unwrap();

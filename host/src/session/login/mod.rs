@@ -33,7 +33,7 @@ use super::attachments::{Era, Scope};
 use super::numbers::{LoginKind, LoginNo, Object, Table};
 use super::references::{insecure, reference, revoked};
 use crate::cred::login::{Challenge, KeyChallenge, Wanted};
-use crate::cred::{Password, PublicKey, Refusal, Token};
+use crate::cred::{Identity, Password, PublicKey, Refusal, Token};
 
 /// How many passwords of one connection are checked at once.
 const CHECKS: usize = 4;
@@ -69,9 +69,19 @@ struct Pending {
     answer: bool,
     /// A password is being checked.
     checks: bool,
-    /// The identity changed since the question was asked.
-    stale: bool,
+    /// What has changed about the identity since the question was asked.
+    changed: Changed,
     then: Then,
+}
+
+/// What has become of an identity while a question about it waits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Changed {
+    No,
+    /// The answer may not hold any more: it is asked for once more.
+    Stale,
+    /// The credential that it came by is gone: whatever has its number now is another.
+    Revoked,
 }
 
 /// How a call goes on when its question is answered.
@@ -79,7 +89,7 @@ enum Then {
     Prove(Asked),
     LogIn { asked: Asked, name: String, credential: u64 },
     Attach { name: String, credential: u64, era: Era, service: String, perspective: Option<String>, mind: Option<Mind> },
-    Keys { name: String },
+    Keys { name: String, credential: u64 },
 }
 
 /// A refusal that leaves when its time has come.
@@ -243,6 +253,7 @@ impl Login {
                 let sent = arguments.mind(2, "mind")?;
                 outcome.kept = sent;
                 let mind = sent.map(Mind::Sent).or(kept.map(Mind::Kept));
+                outcome.borrows = kept.filter(|_| sent.is_none());
                 let question = Question::Identity(name.clone());
                 let then = Then::Attach { name, credential, era, service, perspective, mind };
                 Ok(self.ask(call.request, call.answer, then, question))
@@ -250,10 +261,10 @@ impl Login {
             (Some(LoginObject::Avatar { name, era: Era::New, .. }), "identity") => {
                 jelly::to_vec(name.as_str()).map(Step::Answer).map_err(|error| insecure(&error.to_string()))
             }
-            (Some(LoginObject::Avatar { name, era: Era::New, .. }), "keys") => {
-                let name = name.clone();
+            (Some(LoginObject::Avatar { name, era: Era::New, credential, .. }), "keys") => {
+                let (name, credential) = (name.clone(), *credential);
                 let question = Question::Identity(name.clone());
-                Ok(self.ask(call.request, call.answer, Then::Keys { name }, question))
+                Ok(self.ask(call.request, call.answer, Then::Keys { name, credential }, question))
             }
             // It was one of somebody who is not logged in any more.
             (None, _) => Err(revoked()),
@@ -265,7 +276,7 @@ impl Login {
         self.questions += 1;
         let no = QuestionNo(self.questions);
         let checks = matches!(question, Question::Prove(Proof::Password(..)));
-        self.pending.insert(no, Pending { request, answer, checks, stale: false, then });
+        self.pending.insert(no, Pending { request, answer, checks, changed: Changed::No, then });
         Step::Ask(no, question)
     }
 
@@ -383,9 +394,17 @@ impl Login {
         ended.into_iter().filter_map(|(_, object)| object.kept_mind()).collect()
     }
 
-    /// An identity has changed: what was found out about it before does not count.
-    pub(crate) fn changed(&mut self, name: &str) {
-        self.pending.values_mut().filter(|pending| pending.then.identity() == name).for_each(|of| of.stale = true);
+    /// An identity is this now, or is no more: what was found out about it before does not count, and what came by a
+    /// credential that is gone is over.
+    pub(crate) fn changed(&mut self, name: &str, identity: Option<&Identity>) {
+        for pending in self.pending.values_mut().filter(|pending| pending.then.identity() == name) {
+            let has = pending.then.credential().is_some_and(|by| identity.is_some_and(|identity| identity.has(by)));
+            if !has {
+                pending.changed = Changed::Revoked;
+            } else if pending.changed == Changed::No {
+                pending.changed = Changed::Stale;
+            }
+        }
     }
 
     /// The credentials that an identity is logged in by.
@@ -453,7 +472,25 @@ impl Then {
     fn identity(&self) -> &str {
         match self {
             Self::Prove(_) => "",
-            Self::LogIn { name, .. } | Self::Attach { name, .. } | Self::Keys { name } => name,
+            Self::LogIn { name, .. } | Self::Attach { name, .. } | Self::Keys { name, .. } => name,
+        }
+    }
+
+    /// By which credential it came, once that is known.
+    fn credential(&self) -> Option<u64> {
+        match self {
+            Self::Prove(_) => None,
+            Self::LogIn { credential, .. } | Self::Attach { credential, .. } | Self::Keys { credential, .. } => {
+                Some(*credential)
+            }
+        }
+    }
+
+    /// The mind that an avatar keeps, and it needs.
+    fn borrowed(&self) -> Option<u64> {
+        match self {
+            Self::Attach { mind: Some(Mind::Kept(luid)), .. } => Some(*luid),
+            _ => None,
         }
     }
 

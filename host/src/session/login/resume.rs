@@ -8,7 +8,7 @@ use super::super::attachments::Era;
 use super::super::numbers::Object;
 use super::super::references::{insecure, reference};
 use super::words::{Attach, Found, Mind, Now, Outcome, Question, QuestionNo, Refused, Step};
-use super::{Asked, Delayed, Login, LoginObject, Pending, REFUSALS, Then, broken, not_checked, unauthorized};
+use super::{Asked, Changed, Delayed, Login, LoginObject, Pending, REFUSALS, Then, broken, not_checked, unauthorized};
 use crate::cred::login::{NoKey, key};
 use crate::cred::{Identity, Key, Refusal};
 
@@ -21,8 +21,9 @@ impl Login {
         found: Found,
         now: Now,
     ) -> Option<Outcome> {
-        let Pending { request, answer, stale, then, .. } = self.pending.remove(&no)?;
+        let Pending { request, answer, changed, then, .. } = self.pending.remove(&no)?;
         let mut outcome = Outcome::of(request, answer, Step::Wait);
+        outcome.returns = then.borrowed();
         outcome.step = match (then, found) {
             (Then::Prove(asked), Found::Proven(name, credential)) => {
                 let question = Question::Identity(name.clone());
@@ -40,8 +41,17 @@ impl Login {
                 outcome.given_back = asked.mind;
                 Step::Fail(not_checked(refusal))
             }
+            // What it came by is gone: nobody is looked at who has its number now.
+            (Then::LogIn { asked, name, credential }, Found::Identity(_)) if changed == Changed::Revoked => {
+                self.log_in(tables, None, asked, (name, credential), &mut outcome)
+            }
+            (then @ Then::Attach { .. }, Found::Identity(_)) if changed == Changed::Revoked => {
+                attach(then, None, now, &mut outcome)
+            }
+            (Then::Keys { .. }, Found::Identity(_)) if changed == Changed::Revoked => Step::Fail(unauthorized()),
             // It changed meanwhile: what was found may not hold any more.
-            (then, Found::Identity(_)) if stale => {
+            (then, Found::Identity(_)) if changed == Changed::Stale => {
+                outcome.returns = None;
                 let question = Question::Identity(then.identity().to_owned());
                 self.ask(request, answer, then, question)
             }
@@ -49,7 +59,9 @@ impl Login {
                 self.log_in(tables, identity, asked, (name, credential), &mut outcome)
             }
             (then @ Then::Attach { .. }, Found::Identity(identity)) => attach(then, identity, now, &mut outcome),
-            (Then::Keys { .. }, Found::Identity(identity)) => keys(identity),
+            (Then::Keys { credential, .. }, Found::Identity(identity)) => {
+                keys(identity.filter(|identity| identity.takes(credential, now.unix)))
+            }
             (then, _) => {
                 outcome.given_back = then.mind();
                 outcome.left = Some(then.identity().to_owned());
@@ -91,7 +103,6 @@ impl Login {
             outcome.refused = Some(Refused { identity: name, asked: "login".to_owned(), why });
             return Step::Fail(unauthorized());
         };
-        outcome.logged_in = true;
         if let Some((service, perspective)) = &wanted.perspective {
             return match find_key(&identity, service, perspective.as_deref(), &mut outcome.refused) {
                 Err(failure) => {
@@ -99,6 +110,7 @@ impl Login {
                     Step::Fail(failure)
                 }
                 Ok(key) => {
+                    outcome.logged_in = true;
                     outcome.given_back = None;
                     let mind = mind.map(Mind::Sent);
                     Step::Attach(Attach { identity: name.into(), credential, key, era, mind })
@@ -108,6 +120,7 @@ impl Login {
         match self.export(tables, LoginObject::Avatar { name, era, mind, credential }) {
             Err(failure) => Step::Fail(failure),
             Ok(luid) => {
+                outcome.logged_in = true;
                 outcome.given_back = None;
                 outcome.avatar_keeps = mind;
                 let mut value = Vec::new();

@@ -138,6 +138,10 @@ pub(crate) struct Outcome {
     pub(crate) given_back: Option<u64>,
     /// A mind that an avatar keeps from now on.
     pub(crate) avatar_keeps: Option<u64>,
+    /// A kept mind that this call needs until its question is answered, whatever becomes of the avatar meanwhile.
+    pub(crate) borrows: Option<u64>,
+    /// One that it needed, and needs no more.
+    pub(crate) returns: Option<u64>,
     /// For the trail.
     pub(crate) refused: Option<Refused>,
     /// Who had proven themselves, and is not let in after all.
@@ -157,7 +161,8 @@ pub(crate) struct Refused {
 
 impl Outcome {
     pub(super) fn of(request: u64, answer: bool, step: Step) -> Self {
-        let (kept, given_back, avatar_keeps) = (None, None, None);
-        Self { request, answer, step, logged_in: false, kept, given_back, avatar_keeps, refused: None, left: None }
+        let (kept, given_back, avatar_keeps, borrows, returns) = (None, None, None, None, None);
+        let (logged_in, refused, left) = (false, None, None);
+        Self { request, answer, step, logged_in, kept, given_back, avatar_keeps, borrows, returns, refused, left }
     }
 }

@@ -65,6 +65,11 @@ fn a_name_may_ask_for_its_perspective_at_once() {
     let (_, perspective) = pair.attached("board", request);
     pair.reaches("board", perspective).unwrap();
     assert_eq!(pair.sessions.list()[0].perspectives, ["board/shared"]);
+    let mut other = Pair::new();
+    let request = other.log_in("alice/board/nobody", None);
+    other.turn();
+    other.error(request);
+    assert!(!other.session().logged_in(), "nothing came of it");
     let request = pair.log_in("alice/board/nobody", Some('n'));
     pair.turn();
     assert_eq!(pair.error(request), "twisted.cred.error.KeyNotFound");

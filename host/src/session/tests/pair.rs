@@ -152,8 +152,9 @@ impl Backend for Service {
         self.hear(frames);
         self.change(changes);
     }
-    fn answer(&self, _: u32, frames: &[u8]) {
+    fn answer(&self, _: u32, frames: &[u8]) -> bool {
         self.hear(frames);
+        true
     }
     fn notify_retired(&self, _: &ToLibrary<'_>) {}
 }

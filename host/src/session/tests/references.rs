@@ -469,3 +469,62 @@ fn a_mind_outlives_its_perspective_and_can_be_given_objects() {
     assert!(pair.heard.contains(&Heard::Dropped('m')));
     assert!(pair.session().owners.attachments.is_empty());
 }
+
+#[test]
+fn a_mind_that_is_called_with_nothing_does_not_bring_its_attachment_back() {
+    let mut pair = Pair::new();
+    let avatar = pair.login("alice", None);
+    let request = pair.begin_attach(avatar, "board", "alice", Some('m'));
+    pair.turn();
+    let Some(Told::Attach { attachment, mind }) = pair.told("board").last().cloned() else { panic!() };
+    pair.says("board", &ToHost::Attached { attachment });
+    let perspective = luid(&pair.answer(request));
+    pair.client.output.release(perspective, 1);
+    pair.turn();
+    pair.told("board");
+    let (arguments, keywords) = (references(b"remote", &[]), keywords());
+    for call in 1..4 {
+        pair.says(
+            "board",
+            &ToHost::Call {
+                call,
+                handle: mind,
+                answer: true,
+                method: "tick",
+                arguments: &arguments,
+                keywords: &keywords,
+                attachment,
+                objects: &[],
+            },
+        );
+        let Some(Heard::Call { object: 'm', request, .. }) = pair.heard.pop() else { panic!("{:?}", pair.heard) };
+        pair.client.output.fail(request, &super::super::references::revoked());
+        pair.turn();
+        // Nothing of the service's went out: nothing can come by the attachment.
+        assert!(!pair.told("board").iter().any(|told| matches!(told, Told::Other(_) | Told::Detach(_))));
+        assert_eq!(pair.service("board").known(), 0);
+    }
+    pair.says("board", &ToHost::Release { handle: mind, count: 1 });
+    assert!(pair.heard.contains(&Heard::Dropped('m')));
+    assert!(pair.session().owners.attachments.is_empty());
+}
+
+#[test]
+fn an_avatars_mind_is_there_for_the_attachment_that_was_asked_for_before_it_went() {
+    let mut pair = Pair::new();
+    let avatar = pair.login("alice", Some('m'));
+    // In one read: attach with the mind that the avatar keeps, and the avatar is let go of.
+    let request = pair.begin_attach(avatar, "board", "alice", None);
+    pair.client.output.release(avatar, 1);
+    pair.turn();
+    let Some(Told::Attach { attachment, mind }) = pair.told("board").last().cloned() else { panic!() };
+    assert_ne!(mind, 0);
+    assert!(!pair.heard.contains(&Heard::Dropped('m')), "the service has it");
+    pair.says("board", &ToHost::Attached { attachment });
+    let perspective = luid(&pair.answer(request));
+    pair.client.output.release(perspective, 1);
+    pair.turn();
+    pair.says("board", &ToHost::Release { handle: mind, count: 1 });
+    assert!(pair.heard.contains(&Heard::Dropped('m')));
+    assert!(pair.session().owners.attachments.is_empty());
+}
