@@ -1,0 +1,220 @@
+//! What is counted as handed out, and what is taken back.
+
+use std::cell::RefCell;
+use std::pin::Pin;
+
+use jelly::Value;
+use serde::{Serialize, Serializer};
+
+use super::*;
+use crate::cached::{Cacheable, Cached};
+use crate::manifest::Method;
+use crate::runtime::Sleep;
+
+/// A host that writes down what it is handed.
+#[derive(Default)]
+struct Recorded(Rc<RefCell<Vec<u8>>>);
+
+impl Wall for Recorded {
+    fn pop(&self, _: &mut Vec<u8>) {}
+    fn arm(&self) -> bool {
+        true
+    }
+    fn push(&self, frames: &[u8]) {
+        self.0.borrow_mut().extend_from_slice(frames);
+    }
+    fn wait(&self) {}
+    fn sleep(&self) -> Box<dyn Sleep> {
+        struct Never;
+        impl Sleep for Never {
+            fn sleep(&self) -> Pin<Box<dyn Future<Output = ()> + '_>> {
+                Box::pin(std::future::pending())
+            }
+        }
+        Box::new(Never)
+    }
+}
+
+struct Thing;
+
+impl Callable for Thing {
+    const METHODS: &'static [Method] = &[];
+    const NAME: &'static str = "Thing";
+    const DOC: &'static str = "";
+    fn invoke(_: &Handle<Self>, incoming: Incoming<'_>) -> Invoked {
+        incoming.no_such_method::<Self>()
+    }
+}
+
+#[derive(Serialize)]
+struct Board(Handle<Thing>);
+
+impl Cacheable for Board {
+    const TYPE: &'static str = "board.Board";
+}
+
+/// A value that cannot be written.
+struct Broken;
+
+impl Serialize for Broken {
+    fn serialize<S: Serializer>(&self, _: S) -> std::result::Result<S::Ok, S::Error> {
+        Err(serde::ser::Error::custom("broken"))
+    }
+}
+
+fn with_core(test: impl FnOnce(&Rc<Core>, &Rc<RefCell<Vec<u8>>>)) {
+    let frames = Rc::default();
+    let core = Core::new(Box::new(Recorded(Rc::clone(&frames))));
+    Core::set_current(Some(Rc::clone(&core)));
+    test(&core, &frames);
+    core.clear();
+    Core::set_current(None);
+}
+
+fn counts(core: &Core) -> Vec<(u64, u64)> {
+    let mut counts: Vec<_> = core.objects.borrow().iter().map(|(id, exported)| (*id, exported.count)).collect();
+    counts.sort_unstable();
+    counts
+}
+
+fn written<T: Serialize>(core: &Core, value: &T) -> (jelly::Result<()>, Encoded) {
+    let mut encoded = Encoded::default();
+    let written = core.encode(value, &mut encoded.bytes, &mut encoded.objects);
+    (written, encoded)
+}
+
+#[test]
+fn objects_are_counted_as_often_as_they_are_written_and_not_at_all_if_writing_fails() {
+    with_core(|core, _| {
+        let (thing, other) = (Handle::new(Thing), Handle::new(Thing));
+        let (done, encoded) = written(core, &(&thing, &other, &thing));
+        done.unwrap();
+        assert_eq!(counts(core), [(1, 2), (2, 1)]);
+        assert_eq!(frame::numbers(&encoded.objects).collect::<Vec<_>>(), [1, 2, 1]);
+        for fails in [written(core, &(&thing, Broken)).0, written(core, &vec![(&other, Some(Broken))]).0] {
+            assert!(fails.is_err());
+        }
+        assert_eq!(counts(core), [(1, 2), (2, 1)]);
+        core.take_back(&encoded.objects);
+        assert_eq!(counts(core), []);
+    });
+}
+
+#[test]
+fn a_panic_of_the_authors_hands_nothing_out_and_leaves_the_object_as_it_was() {
+    /// A value whose writing panics.
+    struct Panics;
+    impl Serialize for Panics {
+        fn serialize<S: Serializer>(&self, _: S) -> std::result::Result<S::Ok, S::Error> {
+            panic!("in Serialize")
+        }
+    }
+    /// A cacheable whose writing panics, if it is to.
+    struct Moody(Cell<bool>, Handle<Thing>);
+    impl Serialize for Moody {
+        fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+            if self.0.get() { (&self.1, Panics).serialize(serializer) } else { self.1.serialize(serializer) }
+        }
+    }
+    impl Cacheable for Moody {
+        const TYPE: &'static str = "board.Moody";
+    }
+    fn panics<R>(run: impl FnOnce() -> R) {
+        assert!(std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)).is_err());
+    }
+    with_core(|core, _| {
+        let (thing, moody) = (Handle::new(Thing), Cached::new(Moody(Cell::new(true), Handle::new(Thing))));
+        let mut encoded = Encoded { bytes: b"before".to_vec(), objects: Vec::new() };
+        panics(|| core.encode(&(&thing, Panics), &mut encoded.bytes, &mut encoded.objects));
+        panics(|| core.encode(&(&thing, &moody), &mut encoded.bytes, &mut encoded.objects));
+        assert_eq!((encoded.bytes.as_slice(), encoded.objects.as_slice()), (&b"before"[..], &b""[..]));
+        assert_eq!(counts(core), []);
+        moody.read(|moody| moody.0.set(false)).unwrap();
+        written(core, &moody).0.expect("it does not hold itself");
+        let before = counts(core);
+        core.connected(1 << 32 | 1);
+        panics(|| moody.update("moved", (&thing,), |_| panic!("in the change")));
+        assert_eq!(counts(core), before);
+        assert!(moody.read(|_| ()).is_ok());
+    });
+}
+
+#[test]
+fn an_own_object_inside_an_untyped_value_is_counted_when_that_goes_on() {
+    with_core(|core, _| {
+        let (done, _) = written(core, &Handle::new(Thing));
+        done.unwrap();
+        // As the host writes it, when a client has given it back: (list (local 1) (local 1)).
+        let came = [3, 0x80, 8, 0x87, 2, 0x80, 17, 0x87, 1, 0x81, 2, 0x80, 17, 0x87, 1, 0x81];
+        let value = Value::decode(&came).unwrap();
+        let (done, encoded) = written(core, &value);
+        done.unwrap();
+        assert_eq!(counts(core), [(1, 3)]);
+        assert_eq!(frame::numbers(&encoded.objects).count(), 2);
+        core.dropped(1, 3);
+        let (done, encoded) = written(core, &value);
+        done.unwrap();
+        assert!(encoded.objects.is_empty(), "it is not there any more");
+    });
+}
+
+#[test]
+fn a_cached_object_lives_for_as_long_as_a_client_has_it() {
+    with_core(|core, _| {
+        let board = Cached::new(Board(Handle::new(Thing)));
+        written(core, &(&board, &board)).0.unwrap();
+        assert_eq!(counts(core), [(1, 2), (2, 2)]);
+        drop(board);
+        assert!(core.cached(1).is_some(), "clients have it");
+        core.dropped(1, 1);
+        assert!(core.cached(1).is_some());
+        core.dropped(1, 1);
+        assert!(core.cached(1).is_none());
+        core.dropped(2, 2);
+        assert_eq!(counts(core), []);
+    });
+}
+
+#[test]
+fn what_goes_to_several_connections_is_counted_for_each() {
+    with_core(|core, frames| {
+        let board = Cached::new(Board(Handle::new(Thing)));
+        written(core, &board).0.unwrap();
+        let before = counts(core);
+        let news = Handle::new(Thing);
+        board.update("moved", (&news,), |_| ()).unwrap();
+        assert_eq!(counts(core), before, "nobody is there");
+        // Two connections, one of them with two attachments.
+        for attachment in [1 << 32 | 1, 1 << 32 | 2, 2 << 32 | 1] {
+            core.connected(attachment);
+        }
+        board.update("moved", (&news,), |_| ()).unwrap();
+        core.flush();
+        let (frames, mut updates) = (frames.borrow(), 0);
+        let mut rest = frames.as_slice();
+        while let Some(frame) = ToHost::read(&mut rest) {
+            let ToHost::Update { objects, .. } = frame else { continue };
+            updates += 1;
+            core.take_back(objects);
+        }
+        assert_eq!((updates, counts(core)), (2, before));
+    });
+}
+
+#[test]
+fn untyped_values_hold_instances_of_named_classes_only() {
+    with_core(|core, _| {
+        core.classes.set(Classes::Only(&["shop.Card"]));
+        for (class, well) in [("shop.Card", true), ("shop.Cart", false)] {
+            let mut bytes = Vec::new();
+            jelly::token::list(&mut bytes, 2);
+            jelly::token::bytes(&mut bytes, class.as_bytes());
+            jelly::token::list(&mut bytes, 1);
+            jelly::token::bytes(&mut bytes, b"None");
+            let value = Value::decode(&bytes).unwrap();
+            let (done, _) = written(core, &(Handle::new(Thing), value));
+            assert_eq!(done.is_ok(), well, "{class}: {done:?}");
+            assert_eq!(jelly::from_slice_with::<Value>(&bytes, core.classes.get()).is_ok(), well);
+        }
+    });
+}
