@@ -15,6 +15,20 @@ fn attached() -> (Pair, u64, u64) {
     (pair, attachment, perspective)
 }
 
+/// Attached with a mind, and the perspective let go of again; the attachment, and the mind's handle.
+fn let_go_with_mind() -> (Pair, u64, u64) {
+    let mut pair = Pair::new();
+    let avatar = pair.login("alice", None);
+    let request = pair.begin_attach(avatar, "board", "alice", Some('m'));
+    pair.turn();
+    let Some(Told::Attach { attachment, mind }) = pair.told("board").last().cloned() else { panic!() };
+    pair.says("board", &ToHost::Attached { attachment });
+    let perspective = luid(&pair.answer(request));
+    pair.client.output.release(perspective, 1);
+    pair.turn();
+    (pair, attachment, mind)
+}
+
 fn keywords() -> Vec<u8> {
     jelly::to_vec(&std::collections::BTreeMap::<u8, u8>::new()).unwrap()
 }
@@ -430,15 +444,7 @@ fn the_clients_answers_and_errors_go_to_who_asked() {
 
 #[test]
 fn a_mind_outlives_its_perspective_and_can_be_given_objects() {
-    let mut pair = Pair::new();
-    let avatar = pair.login("alice", None);
-    let request = pair.begin_attach(avatar, "board", "alice", Some('m'));
-    pair.turn();
-    let Some(Told::Attach { attachment, mind }) = pair.told("board").last().cloned() else { panic!() };
-    pair.says("board", &ToHost::Attached { attachment });
-    let perspective = luid(&pair.answer(request));
-    pair.client.output.release(perspective, 1);
-    pair.turn();
+    let (mut pair, attachment, mind) = let_go_with_mind();
     // Nothing can come by it: the service need not know it, though it may hold the mind.
     assert_eq!(pair.told("board"), [Told::LetGo(attachment), Told::Detach(attachment)]);
     assert_eq!(pair.service("board").known(), 0);
@@ -472,15 +478,7 @@ fn a_mind_outlives_its_perspective_and_can_be_given_objects() {
 
 #[test]
 fn a_mind_that_is_called_with_nothing_does_not_bring_its_attachment_back() {
-    let mut pair = Pair::new();
-    let avatar = pair.login("alice", None);
-    let request = pair.begin_attach(avatar, "board", "alice", Some('m'));
-    pair.turn();
-    let Some(Told::Attach { attachment, mind }) = pair.told("board").last().cloned() else { panic!() };
-    pair.says("board", &ToHost::Attached { attachment });
-    let perspective = luid(&pair.answer(request));
-    pair.client.output.release(perspective, 1);
-    pair.turn();
+    let (mut pair, attachment, mind) = let_go_with_mind();
     pair.told("board");
     let (arguments, keywords) = (references(b"remote", &[]), keywords());
     for call in 1..4 {
