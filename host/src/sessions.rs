@@ -1,6 +1,6 @@
 //! Who is logged in, and how they are told that they are not any more.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -15,10 +15,22 @@ use crate::multiservice::router::Mailbox;
 /// How long connections may take to end what they were told to. They take microseconds.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
+/// How many names of removed identities are kept. Who was being checked while more were removed counts as removed.
+const REMOVED: usize = 1024;
+
 /// All connections that somebody has logged in by.
 #[derive(Debug, Default)]
 pub struct Sessions {
     all: Mutex<HashMap<u32, Arc<SessionEntry>>>,
+    removed: Mutex<Removed>,
+}
+
+/// Identities that were removed since the host began.
+#[derive(Debug, Default)]
+struct Removed {
+    count: u64,
+    /// The last ones, [`REMOVED`] at most.
+    names: VecDeque<String>,
 }
 
 /// A connection, as the operator sees it once somebody has logged in by it.
@@ -108,6 +120,20 @@ impl SessionEntry {
         self.sessions.all.lock().entry(self.number).or_insert_with(|| Arc::clone(self));
     }
 
+    /// How many identities were removed so far.
+    #[must_use]
+    pub fn removals(&self) -> u64 {
+        self.sessions.removed.lock().count
+    }
+
+    /// Whether an identity of this name was removed after so many had been.
+    #[must_use]
+    pub fn removed_since(&self, removals: u64, name: &str) -> bool {
+        let removed = self.sessions.removed.lock();
+        let since = usize::try_from(removed.count - removals).unwrap_or(usize::MAX);
+        since > removed.names.len() || removed.names.iter().rev().take(since).any(|removed| removed == name)
+    }
+
     /// An identity has nothing there any more. The operator sees no connection that nobody is logged in by.
     pub fn left(&self, identity: &str) {
         let nobody = {
@@ -178,6 +204,14 @@ impl Sessions {
     /// An identity is this now, or is no more: whoever is logged in as it keeps only what it still may have. Waits until
     /// that is so. False if it is not so in time: somebody's connection hangs, which is a fault.
     pub fn changed(&self, name: &str, identity: Option<&Arc<Identity>>) -> bool {
+        if identity.is_none() {
+            let mut removed = self.removed.lock();
+            removed.count += 1;
+            removed.names.push_back(name.to_owned());
+            if removed.names.len() > REMOVED {
+                removed.names.pop_front();
+            }
+        }
         // Who logs in as it just now is listed before it looks whether it still may.
         let has = |session: &&Arc<SessionEntry>| session.about.lock().identities.contains(name);
         let all: Vec<Arc<SessionEntry>> = self.all.lock().values().filter(has).cloned().collect();

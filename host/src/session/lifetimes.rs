@@ -45,9 +45,16 @@ impl Owners {
             Step::Answer(value) if answer => self.output.answer(request, &value),
             Step::Fail(failure) if answer => self.output.fail(request, &failure),
             Step::Answer(_) | Step::Fail(_) | Step::Wait => {}
-            Step::Ask(no, question) => self.demands.push(Demand::Ask(no, question)),
+            Step::Ask(no, question) => {
+                self.login.asked_after(no, self.context.entry.removals());
+                self.demands.push(Demand::Ask(no, question));
+            }
             Step::Proven(name, no, question) => {
+                // In this order: a removal is seen here, or told from now on.
                 self.context.entry.enter(&name);
+                if self.context.entry.removed_since(self.login.removals(no), &name) {
+                    self.login.revoke(no);
+                }
                 self.demands.push(Demand::Ask(no, question));
             }
             Step::Attach(attach) => {

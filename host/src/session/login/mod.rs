@@ -71,6 +71,8 @@ struct Pending {
     checks: bool,
     /// What has changed about the identity since the question was asked.
     changed: Changed,
+    /// How many identities had been removed when the proof was asked about.
+    removals: u64,
     then: Then,
 }
 
@@ -276,8 +278,27 @@ impl Login {
         self.questions += 1;
         let no = QuestionNo(self.questions);
         let checks = matches!(question, Question::Prove(Proof::Password(..)));
-        self.pending.insert(no, Pending { request, answer, checks, changed: Changed::No, then });
+        self.pending.insert(no, Pending { request, answer, checks, changed: Changed::No, removals: 0, then });
         Step::Ask(no, question)
+    }
+
+    /// So many identities had been removed when this was asked.
+    pub(crate) fn asked_after(&mut self, no: QuestionNo, removals: u64) {
+        if let Some(pending) = self.pending.get_mut(&no) {
+            pending.removals = removals;
+        }
+    }
+
+    /// How many identities had been removed when the proof was asked about that this has come by.
+    pub(crate) fn removals(&self, no: QuestionNo) -> u64 {
+        self.pending.get(&no).map_or(0, |pending| pending.removals)
+    }
+
+    /// Whom this asks about was removed since the proof was asked about: whoever has the name now is another.
+    pub(crate) fn revoke(&mut self, no: QuestionNo) {
+        if let Some(pending) = self.pending.get_mut(&no) {
+            pending.changed = Changed::Revoked;
+        }
     }
 
     fn prove(&mut self, asked: Asked, proof: Proof) -> Step {

@@ -21,7 +21,7 @@ impl Login {
         found: Found,
         now: Now,
     ) -> Option<Outcome> {
-        let Pending { request, answer, changed, then, .. } = self.pending.remove(&no)?;
+        let Pending { request, answer, changed, removals, then, .. } = self.pending.remove(&no)?;
         let mut outcome = Outcome::of(request, answer, Step::Wait);
         outcome.returns = then.borrowed();
         outcome.step = match (then, found) {
@@ -29,7 +29,10 @@ impl Login {
                 let question = Question::Identity(name.clone());
                 let then = Then::LogIn { asked, name: name.clone(), credential };
                 match self.ask(request, answer, then, question) {
-                    Step::Ask(no, question) => Step::Proven(name, no, question),
+                    Step::Ask(no, question) => {
+                        self.asked_after(no, removals);
+                        Step::Proven(name, no, question)
+                    }
                     step => step,
                 }
             }

@@ -270,3 +270,34 @@ fn an_old_eras_perspective_stays_attached_until_the_connection_ends() {
     pair.close();
     assert_eq!(pair.told("board"), [Told::Detach(attachment)]);
 }
+
+#[test]
+fn a_proof_of_who_was_removed_is_not_that_of_who_has_the_name_now() {
+    // While the proof is looked at, the identity is removed, and another of its name and number is added.
+    for (removed, well) in [("alice", false), ("bob", true)] {
+        let mut pair = Pair::new();
+        pair.holds_questions = true;
+        let request = pair.log_in("alice/board/alice", Some('m'));
+        pair.turn();
+        let (no, question) = pair.questions.remove(0);
+        let (found, now) = (pair.find(&question), pair.now);
+        let kept = pair.identities.remove(removed).unwrap();
+        pair.tell_of(removed);
+        pair.identities.insert(removed.to_owned(), kept);
+        pair.session().found(no, found, now);
+        pair.holds_questions = false;
+        pair.turn();
+        for (no, question) in std::mem::take(&mut pair.questions) {
+            let found = pair.find(&question);
+            pair.session().found(no, found, now);
+        }
+        pair.turn();
+        if well {
+            pair.attached("board", request);
+        } else {
+            assert_eq!(pair.error(request), "twisted.cred.error.UnauthorizedLogin");
+            assert!(pair.heard.contains(&Heard::Dropped('m')));
+            assert!(pair.sessions.list().is_empty());
+        }
+    }
+}
