@@ -191,7 +191,7 @@ impl<O: Clone + Eq + Hash> Tables<O> {
         self.references.revoke(object);
     }
 
-    /// As [`Tables::revoke`], for a cached object: its state goes out anew with the next luid.
+    /// As [`Tables::revoke`], for a cached object: the next luid carries its state again.
     pub fn revoke_cached(&mut self, object: &O) {
         self.caches.revoke(object);
     }
@@ -280,7 +280,7 @@ mod tests {
         tables.revoke_cached(&'b');
         assert_eq!((tables.exported(1), tables.cached(2)), (Exported::Revoked, Exported::Revoked));
         assert_eq!(tables.export(&'a'), Ok(3));
-        assert_eq!(tables.cache(&'b'), Ok((4, true)), "its state is sent anew: it missed updates");
+        assert_eq!(tables.cache(&'b'), Ok((4, true)), "its state is sent again: it missed updates");
         assert_eq!((tables.decref(1), tables.decref(1)), (GivenBack::More, GivenBack::Last(None)));
         assert_eq!((tables.decache(2), tables.decache(2)), (GivenBack::Last(None), GivenBack::Unknown));
         assert_eq!((tables.exported(3), tables.cached(4)), (Exported::Live(&'a'), Exported::Live(&'b')));

@@ -125,7 +125,7 @@ impl Accounts {
             .with("last", name(writes.last()));
         writes.push(Write::Audit(event));
         wait(|answer| self.store.commit(writes, answer))?;
-        // All are told, also where one of them fails: what was replaced holds for each.
+        // Every identity was replaced by now, so every one is told, even if telling another fails.
         let mut failed = None;
         for identity in told {
             if let Err(why) = self.notify(identity.name.as_str(), Some(&identity)) {

@@ -27,11 +27,11 @@ const READ: usize = 16 << 10;
 const KEEP: usize = 256 << 10;
 /// Answers beyond this are not kept for a client, however it reads: it is let go.
 const BACKLOG: usize = 64 << 20;
-/// After so many reads in a row others get their turn.
+/// A connection yields to others after this many reads in a row.
 const TURNS: u32 = 8;
 /// How long calls wait for room while nothing is answered.
 const RESET_WINDOW: std::time::Duration = std::time::Duration::from_millis(20);
-/// The deadline where there is none.
+/// Stands for a deadline where a connection has none.
 const FAR_FUTURE: std::time::Duration = std::time::Duration::from_secs(365 * 24 * 3600);
 
 /// Why a connection ended.

@@ -192,7 +192,7 @@ impl Outgoing {
         self.report.forget_panic();
     }
 
-    /// These attachments are told to it anew.
+    /// These attachments are sent to it again.
     pub(super) fn expect(&self, attachments: impl Iterator<Item = u64>) {
         self.replay.expect(attachments);
     }

@@ -23,7 +23,7 @@ struct ReplayState {
 }
 
 impl Replay {
-    /// These attachments are told to it anew.
+    /// These attachments are sent to it again.
     pub(super) fn expect(&self, attachments: impl Iterator<Item = u64>) {
         self.state.lock().waiting.extend(attachments);
     }

@@ -16,6 +16,7 @@
 //! `_PortalAuthChallenger`).
 
 mod arguments;
+mod pending;
 mod resume;
 mod words;
 
@@ -28,6 +29,7 @@ use unicode_normalization::UnicodeNormalization;
 use zeroize::Zeroizing;
 
 use self::arguments::Arguments;
+use self::pending::{Asked, Changed, Pending, Then};
 pub(crate) use self::words::{Attach, Found, Mind, Now, Outcome, Policy, Proof, Question, QuestionNo, Refused, Step};
 use super::attachments::{Era, Scope};
 use super::numbers::{LoginKind, LoginNo, Object, Table};
@@ -51,47 +53,6 @@ enum LoginObject {
     Signer { challenge: KeyChallenge, wanted: Wanted, mind: Option<u64> },
     /// An identity that has logged in, by name: its keys are looked at anew for each attach.
     Avatar { name: String, era: Era, mind: Option<u64>, credential: u64 },
-}
-
-/// What a login asked for: how it goes on once it is proven.
-struct Asked {
-    request: u64,
-    answer: bool,
-    era: Era,
-    wanted: Wanted,
-    mind: Option<u64>,
-    came: Instant,
-}
-
-/// A call that waits for the answer to a question.
-struct Pending {
-    request: u64,
-    answer: bool,
-    /// A password is being checked.
-    checks: bool,
-    /// What has changed about the identity since the question was asked.
-    changed: Changed,
-    /// How many identities had been removed when the proof was asked about.
-    removals: u64,
-    then: Then,
-}
-
-/// What has become of an identity while a question about it waits.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Changed {
-    No,
-    /// The answer may not hold any more: it is asked for once more.
-    Stale,
-    /// The credential that it came by is gone: whatever has its number now is another.
-    Revoked,
-}
-
-/// How a call goes on when its question is answered.
-enum Then {
-    Prove(Asked),
-    LogIn { asked: Asked, name: String, credential: u64 },
-    Attach { name: String, credential: u64, era: Era, service: String, perspective: Option<String>, mind: Option<Mind> },
-    Keys { name: String, credential: u64 },
 }
 
 /// A refusal that leaves when its time has come.
@@ -485,49 +446,6 @@ impl LoginObject {
             Self::Avatar { mind, .. } => *mind,
             Self::Challenger { .. } | Self::Signer { .. } => None,
         }
-    }
-}
-
-impl Then {
-    /// Whom it is about, once that is known.
-    fn identity(&self) -> &str {
-        match self {
-            Self::Prove(_) => "",
-            Self::LogIn { name, .. } | Self::Attach { name, .. } | Self::Keys { name, .. } => name,
-        }
-    }
-
-    /// By which credential it came, once that is known.
-    fn credential(&self) -> Option<u64> {
-        match self {
-            Self::Prove(_) => None,
-            Self::LogIn { credential, .. } | Self::Attach { credential, .. } | Self::Keys { credential, .. } => {
-                Some(*credential)
-            }
-        }
-    }
-
-    /// The mind that an avatar keeps, and it needs.
-    fn borrowed(&self) -> Option<u64> {
-        match self {
-            Self::Attach { mind: Some(Mind::Kept(luid)), .. } => Some(*luid),
-            _ => None,
-        }
-    }
-
-    /// The mind that was sent with it.
-    fn mind(&self) -> Option<u64> {
-        match self {
-            Self::Prove(asked) | Self::LogIn { asked, .. } => asked.mind,
-            Self::Attach { mind: Some(Mind::Sent(luid)), .. } => Some(*luid),
-            Self::Attach { .. } | Self::Keys { .. } => None,
-        }
-    }
-}
-
-impl Asked {
-    fn new(call: &Call<'_>, era: Era, wanted: Wanted, mind: Option<u64>, now: Now) -> Self {
-        Self { request: call.request, answer: call.answer, era, wanted, mind, came: now.instant }
     }
 }
 

@@ -7,8 +7,9 @@ use pb::{Failure, Tables};
 use super::super::attachments::Era;
 use super::super::numbers::Object;
 use super::super::references::{insecure, reference};
+use super::pending::{Asked, Changed, Pending, Then};
 use super::words::{Attach, Found, Mind, Now, Outcome, Question, QuestionNo, Refused, Step};
-use super::{Asked, Changed, Delayed, Login, LoginObject, Pending, REFUSALS, Then, broken, not_checked, unauthorized};
+use super::{Delayed, Login, LoginObject, REFUSALS, broken, not_checked, unauthorized};
 use crate::cred::login::{NoKey, key};
 use crate::cred::{Identity, Key, Refusal};
 

@@ -1,0 +1,93 @@
+//! Calls that wait for the answer to a question, and how each goes on.
+
+use std::time::Instant;
+
+use pb::Call;
+
+use super::super::attachments::Era;
+use super::words::{Mind, Now};
+use crate::cred::login::Wanted;
+
+/// What a login asked for: how it goes on once it is proven.
+pub(super) struct Asked {
+    pub(super) request: u64,
+    pub(super) answer: bool,
+    pub(super) era: Era,
+    pub(super) wanted: Wanted,
+    pub(super) mind: Option<u64>,
+    pub(super) came: Instant,
+}
+
+/// A call that waits for the answer to a question.
+pub(super) struct Pending {
+    pub(super) request: u64,
+    pub(super) answer: bool,
+    /// A password is being checked.
+    pub(super) checks: bool,
+    /// What has changed about the identity since the question was asked.
+    pub(super) changed: Changed,
+    /// How many identities had been removed when the proof was asked about.
+    pub(super) removals: u64,
+    pub(super) then: Then,
+}
+
+/// What has become of an identity while a question about it waits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Changed {
+    No,
+    /// The answer may not hold any more: it is asked for once more.
+    Stale,
+    /// The credential that it came by is gone: whatever has its number now is another.
+    Revoked,
+}
+
+/// How a call goes on when its question is answered.
+pub(super) enum Then {
+    Prove(Asked),
+    LogIn { asked: Asked, name: String, credential: u64 },
+    Attach { name: String, credential: u64, era: Era, service: String, perspective: Option<String>, mind: Option<Mind> },
+    Keys { name: String, credential: u64 },
+}
+
+impl Then {
+    /// Whom it is about, once that is known.
+    pub(super) fn identity(&self) -> &str {
+        match self {
+            Self::Prove(_) => "",
+            Self::LogIn { name, .. } | Self::Attach { name, .. } | Self::Keys { name, .. } => name,
+        }
+    }
+
+    /// By which credential it came, once that is known.
+    pub(super) fn credential(&self) -> Option<u64> {
+        match self {
+            Self::Prove(_) => None,
+            Self::LogIn { credential, .. } | Self::Attach { credential, .. } | Self::Keys { credential, .. } => {
+                Some(*credential)
+            }
+        }
+    }
+
+    /// The mind that an avatar keeps, and it needs.
+    pub(super) fn borrowed(&self) -> Option<u64> {
+        match self {
+            Self::Attach { mind: Some(Mind::Kept(luid)), .. } => Some(*luid),
+            _ => None,
+        }
+    }
+
+    /// The mind that was sent with it.
+    pub(super) fn mind(&self) -> Option<u64> {
+        match self {
+            Self::Prove(asked) | Self::LogIn { asked, .. } => asked.mind,
+            Self::Attach { mind: Some(Mind::Sent(luid)), .. } => Some(*luid),
+            Self::Attach { .. } | Self::Keys { .. } => None,
+        }
+    }
+}
+
+impl Asked {
+    pub(super) fn new(call: &Call<'_>, era: Era, wanted: Wanted, mind: Option<u64>, now: Now) -> Self {
+        Self { request: call.request, answer: call.answer, era, wanted, mind, came: now.instant }
+    }
+}
