@@ -141,8 +141,13 @@ impl Failure {
     /// Reads what follows `(error id` from a peer of either era: a failure, or an exception that was sent itself.
     ///
     /// # Errors
-    /// When it is neither.
+    /// When it is neither, or longer than 256 KiB: nobody would read that, and it is read where others wait.
     pub fn read(bytes: &[u8]) -> jelly::Result<Self> {
+        const MOST: usize = 256 << 10;
+        if bytes.len() > MOST {
+            let found = format!("{} bytes", bytes.len());
+            return Err(jelly::Error::Unexpected { expected: "a failure of at most 256 KiB", found });
+        }
         let value = Value::decode(bytes)?;
         let root = value.root();
         let jelly::Node::Instance(class) = root.node() else {

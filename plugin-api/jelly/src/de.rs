@@ -5,10 +5,10 @@ use serde::de::{
 };
 
 use crate::error::{Error, Result};
-use crate::scan::{Classes, Defect, Limits, Scanner, Shape};
+use crate::scan::{Classes, Defect, Limits, Scanner, Shape, expansion};
 use crate::token::{self, Integer, Token};
 use crate::types::name;
-use crate::value::Value;
+use crate::value::Parts;
 
 /// Reads one whole value within the default [`Limits`].
 ///
@@ -53,6 +53,10 @@ pub struct Deserializer<'de> {
     index: Option<Scanner>,
     /// The references being followed just now; one that comes up again contains itself.
     following: Vec<u64>,
+    /// Made at the first untyped value that refers to something outside of itself.
+    parts: Option<Parts>,
+    /// How many bytes may still be read a second time, because something refers to them.
+    again: u64,
     /// What untyped values may have instances of.
     classes: Classes,
 }
@@ -113,13 +117,14 @@ impl<'de> Deserializer<'de> {
     /// A deserializer at the start of `bytes`, which a [`Scanner`] has found good.
     #[must_use]
     pub fn new(bytes: &'de [u8]) -> Self {
-        Self { bytes, at: 0, index: None, following: Vec::new(), classes: Classes::Any }
+        let again = expansion(bytes.len());
+        Self { bytes, at: 0, index: None, following: Vec::new(), parts: None, again, classes: Classes::Any }
     }
 
     /// Another deserializer at the same place of the same bytes: for what is to be read later.
     #[must_use]
     pub fn here(&self) -> Self {
-        Self { bytes: self.bytes, at: self.at, index: None, following: Vec::new(), classes: self.classes }
+        Self { at: self.at, ..Self::new(self.bytes) }.with_classes(self.classes)
     }
 
     /// The same deserializer, whose untyped values may have instances of these classes only.
@@ -282,8 +287,18 @@ impl<'de> Deserializer<'de> {
         self.following.push(id);
         let result = read(self);
         self.following.pop();
+        let again = self.at.saturating_sub(definition);
         self.at = back;
+        self.charge(again)?;
         result
+    }
+
+    /// Charges bytes that are read again. The scanner has counted those that were complete when they were referred to;
+    /// here all are, also those that hold what refers to them.
+    fn charge(&mut self, bytes: usize) -> Result<()> {
+        let left = self.again.checked_sub(bytes as u64);
+        self.again = left.ok_or_else(|| Defect::TooLarge(expansion(self.bytes.len())))?;
+        Ok(())
     }
 
     /// Reads a head, following it where it is shared, and hands it on.
@@ -347,7 +362,12 @@ impl<'de> Deserializer<'de> {
             Some(Defect::Dangling(_)) => {}
             Some(defect) => return Err(defect.clone().into()),
         }
-        let value = Value::decode_part(self.bytes, start)?.encode();
+        if self.parts.is_none() {
+            self.parts = Some(Parts::of(self.bytes)?);
+        }
+        let parts = self.parts.as_mut().ok_or(Error::Incomplete)?;
+        let value = parts.encode(start)?;
+        self.charge(value.len())?;
         let mut scanner = Scanner::new(Shape::Value, Limits::NONE).with_classes(self.classes);
         match scanner.scan(&value)?.ok_or(Error::Incomplete)?.defect {
             None => Ok(value),

@@ -55,6 +55,14 @@ impl Classes {
 
 /// How many times larger than the largest expression one may become by what it shares.
 const EXPANSION: u64 = 4;
+
+/// How many bytes an expression of `own` bytes may stand for, shared values counted each time. A fixed part, so that a
+/// small one may share what it likes, and then so much for each byte: what reads it takes time in proportion to `own`.
+pub(crate) fn expansion(own: usize) -> u64 {
+    const FREE: u64 = 64 << 10;
+    const FACTOR: u64 = 64;
+    FREE + FACTOR.saturating_mul(own as u64)
+}
 /// What is kept of buffers from one expression to the next, in elements.
 const KEPT: usize = 1024;
 
@@ -540,7 +548,7 @@ impl Scanner {
         if self.values > self.limits.values {
             return Err(Defect::TooManyValues(self.limits.values));
         }
-        let most = (self.limits.expression as u64).saturating_mul(EXPANSION);
+        let most = (self.limits.expression as u64).saturating_mul(EXPANSION).min(expansion(self.at));
         if self.bytes > most { Err(Defect::TooLarge(most)) } else { Ok(()) }
     }
 
@@ -767,7 +775,13 @@ mod tests {
         for level in 2..=41 {
             text = format!("(reference {level} (list {text} (dereference {})))", level - 1);
         }
-        assert_eq!(verdict(&text, Limits::default()), Some(Defect::TooManyValues(1_000_000)));
+        let own = tokens(&text).len();
+        let Some(Defect::TooLarge(most)) = verdict(&text, Limits::default()) else {
+            panic!("a bomb was let in");
+        };
+        assert!(most <= expansion(own), "{most} bytes from {own}");
+        let few = Limits { values: 1000, ..Limits::default() };
+        assert_eq!(verdict(&text, few), Some(Defect::TooManyValues(1000)));
     }
 
     #[test]

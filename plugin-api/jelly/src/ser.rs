@@ -115,7 +115,7 @@ impl Output {
             self.references.extend(numbers);
         }
         if scanner.shares() {
-            Value::decode_part(encoded, 0)?.write(&mut self.bytes, &mut self.shared);
+            Value::decode_scanned(encoded)?.write(&mut self.bytes, &mut self.shared);
         } else {
             self.bytes.extend_from_slice(encoded);
         }

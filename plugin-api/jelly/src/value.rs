@@ -10,6 +10,7 @@ use serde::de::{self, Deserialize, Deserializer, Visitor};
 use serde::ser::{Serialize, Serializer};
 
 use self::build::Builder;
+pub(crate) use self::build::Parts;
 use crate::error::{Error, Result};
 use crate::scan::{Limits, RefKind, Scanner, Shape};
 use crate::token;
@@ -102,12 +103,12 @@ impl Value {
         if scanned.end != bytes.len() {
             return Err(Error::Trailing(bytes.len() - scanned.end));
         }
-        Self::decode_part(bytes, 0)
+        Self::decode_scanned(bytes)
     }
 
-    /// Reads the value that starts at `start` inside the expression `bytes`, with all that it shares.
-    pub(crate) fn decode_part(bytes: &[u8], start: usize) -> Result<Self> {
-        Builder::default().build(bytes, start)
+    /// Reads one value from bytes that a scanner has found good.
+    pub(crate) fn decode_scanned(bytes: &[u8]) -> Result<Self> {
+        Builder::default().read(bytes)
     }
 
     /// The value as bytes. What is used more than once is written once, as `(reference n …)`; the numbers are those
@@ -203,23 +204,27 @@ impl Value {
         other.root + base
     }
 
-    /// Numbers for the nodes that are met more than once, in the order in which they are met the second time: that is
-    /// when Twisted gives them one. `next` is the highest number in use.
-    fn shared(&self, next: &mut u64) -> Vec<u64> {
-        let mut numbers = vec![0; self.nodes.len()];
-        let mut met = vec![false; self.nodes.len()];
-        let mut stack = vec![self.root];
+    /// Gives numbers to the nodes that are met more than once from `root`, in the order in which they are met the second
+    /// time: that is when Twisted gives them one. `next` is the highest number in use.
+    fn number_shared(&self, root: u32, next: &mut u64, marks: &mut Marks) {
+        let mut stack = vec![root];
         while let Some(at) = stack.pop() {
             let node = &self.nodes[at as usize];
             if !matches!(node, Stored::Items(..) | Stored::Dictionary(_) | Stored::Instance { .. }) {
                 continue;
             }
-            if std::mem::replace(&mut met[at as usize], true) {
-                if numbers[at as usize] == 0 {
-                    *next += 1;
-                    numbers[at as usize] = *next;
+            let mark = &mut marks.0[at as usize];
+            match mark {
+                Mark::Unmet => {
+                    *mark = Mark::Once;
+                    marks.1.push(at);
                 }
-                continue;
+                Mark::Once => {
+                    *next += 1;
+                    *mark = Mark::Shared(*next);
+                    continue;
+                }
+                Mark::Shared(_) | Mark::Written(_) => continue,
             }
             match node {
                 Stored::Items(_, items) => stack.extend(items.iter().rev()),
@@ -228,32 +233,38 @@ impl Value {
                 _ => {}
             }
         }
-        numbers
     }
 
     /// Appends it to an expression in which numbers up to `next` are in use for what is shared.
     pub(crate) fn write(&self, out: &mut Vec<u8>, next: &mut u64) {
+        self.write_part(self.root, out, next, &mut Marks::of(self));
+    }
+
+    /// Appends what starts at the node `root`. It costs what it writes: `marks` are as they were when it is done.
+    fn write_part(&self, root: u32, out: &mut Vec<u8>, next: &mut u64, marks: &mut Marks) {
         enum Step {
             Node(u32),
             Pair,
         }
-        let numbers = self.shared(next);
-        let mut written = vec![false; self.nodes.len()];
-        let mut stack = vec![Step::Node(self.root)];
+        self.number_shared(root, next, marks);
+        let mut stack = vec![Step::Node(root)];
         while let Some(step) = stack.pop() {
             let Step::Node(at) = step else {
                 token::list(out, 2);
                 continue;
             };
-            let number = numbers[at as usize];
-            if number != 0 {
-                if std::mem::replace(&mut written[at as usize], true) {
+            match marks.0[at as usize] {
+                Mark::Unmet | Mark::Once => {}
+                Mark::Shared(number) => {
+                    marks.0[at as usize] = Mark::Written(number);
+                    tagged(out, "reference", 2);
+                    token::uint(out, number);
+                }
+                Mark::Written(number) => {
                     tagged(out, "dereference", 1);
                     token::uint(out, number);
                     continue;
                 }
-                tagged(out, "reference", 2);
-                token::uint(out, number);
             }
             match &self.nodes[at as usize] {
                 Stored::Items(tag, items) => {
@@ -275,6 +286,33 @@ impl Value {
                 }
                 leaf => leaf.write(out),
             }
+        }
+        marks.clear();
+    }
+}
+
+/// What writing knows of a node.
+#[derive(Debug, Clone, Copy)]
+enum Mark {
+    Unmet,
+    Once,
+    /// Met more than once, and not yet written: its number.
+    Shared(u64),
+    Written(u64),
+}
+
+/// A mark for each node of an arena, and which of them are set: they can be cleared without a look at the others.
+#[derive(Debug)]
+struct Marks(Vec<Mark>, Vec<u32>);
+
+impl Marks {
+    fn of(value: &Value) -> Self {
+        Self(vec![Mark::Unmet; value.nodes.len()], Vec::new())
+    }
+
+    fn clear(&mut self) {
+        for at in self.1.drain(..) {
+            self.0[at as usize] = Mark::Unmet;
         }
     }
 }
@@ -444,7 +482,7 @@ impl<'de> Deserialize<'de> for Value {
                 f.write_str("a value in Jelly")
             }
             fn visit_byte_buf<E: de::Error>(self, bytes: Vec<u8>) -> std::result::Result<Value, E> {
-                Value::decode_part(&bytes, 0).map_err(E::custom)
+                Value::decode_scanned(&bytes).map_err(E::custom)
             }
         }
         deserializer.deserialize_newtype_struct(name::VALUE, Of)

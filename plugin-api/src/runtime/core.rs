@@ -190,6 +190,14 @@ impl Core {
         }
     }
 
+    /// Hands over what has been said, if that is much: what a generation itself keeps is bounded by its largest answer.
+    pub(crate) fn flush_large(&self) {
+        const MUCH: usize = 256 << 10;
+        if self.out.borrow().len() > MUCH {
+            self.flush();
+        }
+    }
+
     /// Lends a buffer to write a value into.
     pub(crate) fn with_scratch<R>(&self, use_it: impl FnOnce(&mut Vec<u8>) -> R) -> R {
         let mut buffer = self.scratch.take();

@@ -19,7 +19,7 @@ impl<S: Service> Runtime<S> {
     /// Saves everything, and stands still until the host says how it goes on. `kept` is what has come behind.
     pub(super) fn freeze(&self, request: u64, kept: &mut Vec<u8>) {
         let core = &self.core;
-        let live: Vec<_> = self.perspectives.borrow().values().filter_map(|cached| cached.weak.upgrade()).collect();
+        let live = self.perspectives.borrow().live();
         let saved = live
             .iter()
             .try_for_each(|perspective| contained("save", || perspective.hand_over()))
@@ -55,13 +55,11 @@ impl<S: Service> Runtime<S> {
     /// Another generation serves: what is left here are the calls that wait.
     pub(super) fn retire(&self) {
         self.core.retire();
-        for task in std::mem::take(&mut *self.tasks.borrow_mut()) {
-            task.abort();
-        }
+        self.tasks.take().abort_all();
         // Handles that calls hold stay; nobody is attached here any more, and nobody is told so: they are attached to
         // the new code.
         let attachments = std::mem::take(&mut *self.attachments.borrow_mut());
-        let kept: Vec<_> = self.perspectives.borrow_mut().values_mut().map(|cached| cached.keep.take()).collect();
+        let kept = self.perspectives.borrow_mut().release_all();
         drop((attachments, kept));
     }
 

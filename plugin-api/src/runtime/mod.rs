@@ -8,6 +8,7 @@ pub(crate) mod arguments;
 pub(crate) mod core;
 pub(crate) mod incoming;
 
+mod cache;
 mod calls;
 mod hand_over;
 mod perspectives;
@@ -23,12 +24,13 @@ use jelly::Classes;
 use tokio::sync::oneshot;
 use tokio::task::{AbortHandle, LocalSet};
 
+use self::cache::PerspectiveCache;
 use self::core::{Core, Reply};
 use crate::abi::frame::{ToHost, ToLibrary};
 use crate::call::{Attachment, Call, Reason};
 use crate::context::{Config, Context};
 use crate::fault::{Fault, Result};
-use crate::handle::{Handle, Saver, WeakHandle};
+use crate::handle::{Handle, Saver};
 use crate::manifest::Manifest;
 use crate::remote::Remote;
 use crate::service::{Callable, Save, Service};
@@ -116,24 +118,17 @@ pub(crate) struct Runtime<S: Service> {
     core: Rc<Core>,
     me: RefCell<std::rc::Weak<Self>>,
     service: RefCell<Option<Handle<S>>>,
-    perspectives: RefCell<HashMap<String, Cached<S::Perspective>>>,
+    perspectives: RefCell<PerspectiveCache<S::Perspective>>,
     loading: RefCell<HashMap<String, Vec<oneshot::Sender<()>>>>,
     attachments: RefCell<HashMap<u64, Attaching<S::Perspective>>>,
     calls: RefCell<HashMap<u64, Call>>,
     /// Calls that wait for something.
     suspended: RefCell<HashSet<u64>>,
     /// The service's own tasks, which end with its serving.
-    tasks: RefCell<Vec<AbortHandle>>,
+    tasks: RefCell<Tasks>,
     freezing: Cell<Option<u64>>,
     stopping: Cell<bool>,
     pub(crate) vetting: Cell<bool>,
-}
-
-/// A perspective: kept while clients are attached, or somebody holds its handle.
-struct Cached<P> {
-    weak: WeakHandle<P>,
-    attached: usize,
-    keep: Option<Handle<P>>,
 }
 
 enum Attaching<P> {
@@ -151,6 +146,29 @@ enum Attaching<P> {
     },
     /// The client has let go of the perspective; objects that came by it may still be called.
     LetGo(Attachment),
+}
+
+/// The service's own tasks.
+#[derive(Default)]
+struct Tasks {
+    handles: Vec<AbortHandle>,
+    /// When there are more, those that have ended are taken out.
+    sweep_at: usize,
+}
+
+impl Tasks {
+    fn push(&mut self, task: AbortHandle) {
+        if self.handles.len() >= self.sweep_at {
+            self.handles.retain(|task| !task.is_finished());
+            // Twice as many as are left: so each is looked at a few times, however many there are.
+            self.sweep_at = 16.max(self.handles.len() * 2);
+        }
+        self.handles.push(task);
+    }
+
+    fn abort_all(self) {
+        self.handles.iter().for_each(AbortHandle::abort);
+    }
 }
 
 /// How a client leaves an attachment.
@@ -245,6 +263,8 @@ impl<S: Service> Runtime<S> {
                 if catch_unwind(AssertUnwindSafe(|| self.serve_one(frame, &context))).is_err() {
                     tracing::error!("a panic outside of any call");
                 }
+                // Large answers are the host's to keep, and to bound.
+                core.flush_large();
                 if self.stopping.get() {
                     self.stop_in_order(&*sleep, &context, rest).await;
                     return;
@@ -261,9 +281,7 @@ impl<S: Service> Runtime<S> {
 
     /// Runs a task of the service's own.
     pub(crate) fn spawn(&self, task: impl Future<Output = ()> + 'static) {
-        let mut tasks = self.tasks.borrow_mut();
-        tasks.retain(|task| !task.is_finished());
-        tasks.push(tokio::task::spawn_local(task).abort_handle());
+        self.tasks.borrow_mut().push(tokio::task::spawn_local(task).abort_handle());
     }
 
     fn serve_one(&self, frame: ToLibrary<'_>, context: &Context<S>) {
@@ -462,7 +480,7 @@ impl<S: Service> Runtime<S> {
         }
         self.stop_service().await;
         // What was changed while nobody was attached.
-        let live: Vec<_> = self.perspectives.borrow().values().filter_map(|cached| cached.weak.upgrade()).collect();
+        let live = self.perspectives.borrow().live();
         for perspective in live {
             if let Err(fault) = contained("save", || perspective.flush()) {
                 tracing::error!(%fault, "a perspective could not be saved");
@@ -484,11 +502,7 @@ impl<S: Service> Runtime<S> {
 
     fn clear(&self) {
         let perspectives = std::mem::take(&mut *self.perspectives.borrow_mut());
-        for cached in perspectives.values() {
-            if let Some(perspective) = cached.weak.upgrade() {
-                perspective.end();
-            }
-        }
+        perspectives.live().iter().for_each(Handle::end);
         drop(perspectives);
         drop(std::mem::take(&mut *self.attachments.borrow_mut()));
         drop(std::mem::take(&mut *self.calls.borrow_mut()));

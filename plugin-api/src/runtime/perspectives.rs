@@ -7,7 +7,7 @@ use std::rc::Rc;
 use tokio::sync::oneshot;
 
 use super::calls::poll_once;
-use super::{Attaching, Cached, Leaving, Runtime, contained, failed};
+use super::{Attaching, Leaving, Runtime, contained, failed};
 use crate::abi::frame::{ToHost, ToLibrary};
 use crate::call::Attachment;
 use crate::fault::{Fault, Result};
@@ -16,18 +16,13 @@ use crate::service::{Save, Service};
 
 impl<S: Service> Runtime<S> {
     pub(crate) fn attached(&self) -> Vec<(String, Handle<S::Perspective>)> {
-        let perspectives = self.perspectives.borrow();
-        perspectives
-            .iter()
-            .filter(|(_, cached)| cached.attached > 0)
-            .filter_map(|(name, cached)| Some((name.clone(), cached.weak.upgrade()?)))
-            .collect()
+        self.perspectives.borrow().attached()
     }
 
     /// The perspective of this name, which is loaded once, however many ask at once.
     pub(crate) async fn perspective(&self, name: &str) -> Result<Handle<S::Perspective>> {
         loop {
-            if let Some(cached) = self.perspectives.borrow().get(name).and_then(|cached| cached.weak.upgrade()) {
+            if let Some(cached) = self.perspectives.borrow().get(name) {
                 return Ok(cached);
             }
             let others = {
@@ -51,8 +46,7 @@ impl<S: Service> Runtime<S> {
             let turn = LoadTurn { runtime: self, name };
             let made = self.make(name).await;
             if let Ok(perspective) = &made {
-                let cached = Cached { weak: perspective.downgrade(), attached: 0, keep: None };
-                self.perspectives.borrow_mut().insert(name.to_owned(), cached);
+                self.perspectives.borrow_mut().insert(name, perspective);
             }
             drop(turn);
             return made;
@@ -146,15 +140,7 @@ impl<S: Service> Runtime<S> {
         let context = self.context();
         let attached = contained("attached", || S::attached(&context, asked, attachment))?;
         // Another perspective may have been answered: one of another name, or one that has none.
-        let mut perspectives = self.perspectives.borrow_mut();
-        let name = perspectives
-            .iter_mut()
-            .find(|(_, cached)| cached.weak.upgrade().is_some_and(|cached| cached.is(&attached)))
-            .map(|(name, cached)| {
-                cached.attached += 1;
-                cached.keep = Some(attached.clone());
-                name.clone()
-            });
+        let name = self.perspectives.borrow_mut().attach(&attached);
         Ok((attached, name))
     }
 
@@ -188,24 +174,15 @@ impl<S: Service> Runtime<S> {
             Ok(())
         });
         let Some(name) = name else { return };
-        let last = {
-            let mut perspectives = self.perspectives.borrow_mut();
-            match perspectives.get_mut(&name) {
-                Some(cached) => {
-                    cached.attached = cached.attached.saturating_sub(1);
-                    cached.attached == 0
-                }
-                None => false,
-            }
-        };
+        let last = self.perspectives.borrow_mut().detach(&name);
         if last {
             if let Err(fault) = contained("save", || perspective.flush()) {
                 tracing::error!(perspective = name, %fault, "the perspective could not be saved");
             }
-            let kept = self.perspectives.borrow_mut().get_mut(&name).and_then(|cached| cached.keep.take());
+            let kept = self.perspectives.borrow_mut().release(&name);
             drop((kept, perspective));
             // Somebody may hold its handle: then it stays the one of its name.
-            self.perspectives.borrow_mut().retain(|_, cached| cached.weak.upgrade().is_some());
+            self.perspectives.borrow_mut().sweep(&name);
         }
     }
 
@@ -216,7 +193,7 @@ impl<S: Service> Runtime<S> {
             }
             return;
         }
-        let cached = self.perspectives.borrow().get(perspective).and_then(|cached| cached.weak.upgrade());
+        let cached = self.perspectives.borrow().get(perspective);
         if let Some(cached) = cached {
             cached.revert(state, version);
         }

@@ -11,10 +11,17 @@ pub(super) struct Arguments {
     keywords: Value,
 }
 
+/// The longest arguments of log-in's own calls, in bytes: they are read into a tree, where other clients wait.
+const MOST: usize = 256 << 10;
+
 impl Arguments {
     pub(super) fn read(call: &Call<'_>) -> Result<Self, Failure> {
         if let Some(defect) = call.defect {
             return Err(defective(defect));
+        }
+        let bytes = call.arguments.bytes().len() + call.keywords.bytes().len();
+        if bytes > MOST {
+            return Err(Failure::new("ValueError", format!("{bytes} bytes of arguments; log-in reads at most {MOST}")));
         }
         let read = |bytes| Value::decode(bytes).map_err(|error| Failure::new("TypeError", error.to_string()));
         Ok(Self { positional: read(call.arguments.bytes())?, keywords: read(call.keywords.bytes())? })

@@ -1,6 +1,6 @@
 //! From an expression to the arena: references are resolved as they are defined, before or after.
 
-use super::{Stored, Value, index};
+use super::{Marks, Stored, Value, index};
 use crate::error::{Error, Result};
 use crate::scan::RefKind;
 use crate::token::{self, Token};
@@ -14,6 +14,34 @@ pub(super) struct Builder {
     defined: std::collections::BTreeMap<u64, u32>,
     /// `(dereference n)` before its `(reference n …)`: nodes that stand in for it.
     forward: Vec<(u32, u64)>,
+    /// Where each value starts, and its node, in order; noted down for [`Parts`] only.
+    starts: Option<Vec<(usize, u32)>>,
+}
+
+/// An expression as one arena, of which parts are taken out as values that stand alone. A part costs what it holds, not
+/// what the whole does.
+#[derive(Debug)]
+pub(crate) struct Parts {
+    whole: Value,
+    starts: Vec<(usize, u32)>,
+    marks: Marks,
+}
+
+impl Parts {
+    /// Reads the whole expression, which a scanner has found good.
+    pub(crate) fn of(bytes: &[u8]) -> Result<Self> {
+        let mut builder = Builder { starts: Some(Vec::new()), ..Builder::default() };
+        let whole = builder.read(bytes)?;
+        Ok(Self { marks: Marks::of(&whole), whole, starts: builder.starts.unwrap_or_default() })
+    }
+
+    /// The value that starts at `start`, written with all that it shares.
+    pub(crate) fn encode(&mut self, start: usize) -> Result<Vec<u8>> {
+        let place = self.starts.binary_search_by_key(&start, |(begins, _)| *begins).map_err(|_| Error::Incomplete)?;
+        let mut out = Vec::new();
+        self.whole.write_part(self.starts[place].1, &mut out, &mut 0, &mut self.marks);
+        Ok(out)
+    }
 }
 
 /// A list that is being read.
@@ -25,10 +53,9 @@ struct Open {
 }
 
 impl Builder {
-    pub(super) fn build(mut self, bytes: &[u8], start: usize) -> Result<Value> {
+    pub(super) fn read(&mut self, bytes: &[u8]) -> Result<Value> {
         let mut at = 0;
         let mut root = None;
-        let mut first = None;
         let read = |at: &mut usize| -> Result<Token<'_>> {
             let rest = bytes.get(*at..).unwrap_or_default();
             let (token, used) = token::read(rest, u32::MAX)?.ok_or(Error::Incomplete)?;
@@ -172,10 +199,10 @@ impl Builder {
             for id in references {
                 self.defined.insert(id, node);
             }
-            if begins == start {
-                root = Some(node);
+            if let Some(starts) = &mut self.starts {
+                starts.push((begins, node));
             }
-            first.get_or_insert(node);
+            root.get_or_insert(node);
             // Give it to the list it stands in, which may now lie below the one that it opened.
             if let Some(parent) = depth.checked_sub(1) {
                 self.give(parent, node);
@@ -187,12 +214,15 @@ impl Builder {
                 break;
             }
         }
-        for (node, id) in std::mem::take(&mut self.forward) {
-            let target = *self.defined.get(&id).ok_or(Error::Dangling(id))?;
-            self.redirect(node, target);
+        let mut root = root.ok_or(Error::Incomplete)?;
+        if !self.forward.is_empty() {
+            let stands_for = self.resolve_forward()?;
+            root = stands_for[root as usize];
+            for (_, node) in self.starts.iter_mut().flatten() {
+                *node = stands_for[*node as usize];
+            }
         }
-        let root = root.or(first).ok_or(Error::Incomplete)?;
-        Ok(Value { nodes: self.nodes, root })
+        Ok(Value { nodes: std::mem::take(&mut self.nodes), root })
     }
 
     fn node(&mut self, stored: Stored) -> u32 {
@@ -217,21 +247,37 @@ impl Builder {
         open.left -= 1;
     }
 
-    fn redirect(&mut self, from: u32, to: u32) {
+    /// Puts what each early `(dereference n)` stands for in its place: one pass over the nodes, however many there are.
+    fn resolve_forward(&mut self) -> Result<Vec<u32>> {
+        let mut stands_for: Vec<u32> = (0..index(self.nodes.len())).collect();
+        for (node, id) in std::mem::take(&mut self.forward) {
+            stands_for[node as usize] = *self.defined.get(&id).ok_or(Error::Dangling(id))?;
+        }
+        // `(reference 1 (dereference 2))` stands for another that stands in: each chain is walked once. One that
+        // leads back to itself stands for nothing, and stays the None that its first node is.
+        let mut chain = Vec::new();
+        let mut walked = vec![false; stands_for.len()];
+        for start in 0..stands_for.len() {
+            let mut at = start;
+            while !walked[at] && stands_for[at] as usize != at {
+                walked[at] = true;
+                chain.push(at);
+                at = stands_for[at] as usize;
+            }
+            let end = stands_for[at];
+            chain.drain(..).for_each(|node| stands_for[node] = end);
+        }
         for node in &mut self.nodes {
             match node {
-                Stored::Items(_, items) => items.iter_mut().filter(|item| **item == from).for_each(|item| *item = to),
+                Stored::Items(_, items) => items.iter_mut().for_each(|item| *item = stands_for[*item as usize]),
                 Stored::Dictionary(pairs) => pairs.iter_mut().for_each(|(key, value)| {
-                    if *key == from {
-                        *key = to;
-                    }
-                    if *value == from {
-                        *value = to;
-                    }
+                    *key = stands_for[*key as usize];
+                    *value = stands_for[*value as usize];
                 }),
-                Stored::Instance { state, .. } if *state == from => *state = to,
+                Stored::Instance { state, .. } => *state = stands_for[*state as usize],
                 _ => {}
             }
         }
+        Ok(stands_for)
     }
 }

@@ -1,0 +1,325 @@
+//! Work in proportion to bytes: each kind of input is doubled, and what it costs may not grow by much more than that.
+//!
+//! CPU time, the least of several runs; a linear control is measured in the same run, and one that is not linear is found
+//! out, so that the measure is known to measure. `cargo test -p system-tests --test work -- --nocapture` prints the table.
+
+use std::collections::HashMap;
+use std::hint::black_box;
+use std::time::Duration;
+
+use jelly::{Limits, Scanner, Shape, Value, token};
+use pb::{Broker, Event, Failure, Role};
+use rustix::time::{ClockId, clock_gettime};
+use serde::Deserialize;
+
+/// What twice the input may cost, in times.
+const MOST: f64 = 2.3;
+/// An input is made larger until its work takes this long: shorter times are noise.
+const LEAST: Duration = Duration::from_millis(2);
+/// Below this, what a value may stand for has a fixed part (64 KiB), whatever its own size. In bytes.
+const SMALLEST: usize = 16 << 10;
+/// No input is made larger than this, in bytes.
+const LARGEST: usize = 2 << 20;
+
+fn cpu(clock: ClockId) -> Duration {
+    let now = clock_gettime(clock);
+    Duration::new(now.tv_sec.try_into().unwrap_or(0), now.tv_nsec.try_into().unwrap_or(0))
+}
+
+/// The least CPU time of this thread that the work takes on this input.
+fn cost(input: &[u8], work: &dyn Fn(&[u8])) -> Duration {
+    let once = || {
+        let before = cpu(ClockId::ThreadCPUTime);
+        work(black_box(input));
+        cpu(ClockId::ThreadCPUTime) - before
+    };
+    (0..3).map(|_| once()).min().unwrap_or_default()
+}
+
+/// How many times more twice the input costs, and how large it was; measured again while it seems too much.
+fn growth(input: &dyn Fn(usize) -> Vec<u8>, work: &dyn Fn(&[u8])) -> (f64, usize, Duration) {
+    let mut size = 64;
+    let small = |size| input(size).len() < SMALLEST || cost(&input(size), work) < LEAST;
+    while small(size) && size < LARGEST && input(size * 4).len() <= LARGEST {
+        size *= 2;
+    }
+    let (half, whole) = (input(size), input(size * 2));
+    let mut least = (f64::MAX, Duration::MAX);
+    for _ in 0..8 {
+        let (one, two) = (cost(&half, work), cost(&whole, work));
+        // Twice the elements can be more than twice the bytes, where they are numbered.
+        let bytes = whole.len() as f64 / half.len() as f64 / 2.0;
+        let times = two.as_secs_f64() / one.as_secs_f64().max(1e-9) / bytes;
+        if times < least.0 {
+            least = (times, two);
+        }
+        if least.0 < MOST {
+            break;
+        }
+    }
+    (least.0, whole.len(), least.1)
+}
+
+fn list(tag: &str, items: impl IntoIterator<Item = Vec<u8>>) -> Vec<u8> {
+    let items: Vec<Vec<u8>> = items.into_iter().collect();
+    let mut out = Vec::new();
+    token::list(&mut out, items.len() + 1);
+    token::bytes(&mut out, tag.as_bytes());
+    items.iter().for_each(|item| out.extend_from_slice(item));
+    out
+}
+
+fn int(value: usize) -> Vec<u8> {
+    let mut out = Vec::new();
+    token::uint(&mut out, value as u64);
+    out
+}
+
+fn text(value: &str) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    token::bytes(&mut bytes, value.as_bytes());
+    list("unicode", [bytes])
+}
+
+fn pair(key: Vec<u8>, value: Vec<u8>) -> Vec<u8> {
+    let mut out = Vec::new();
+    token::list(&mut out, 2);
+    out.extend(key);
+    out.extend(value);
+    out
+}
+
+fn reference(id: usize, value: Vec<u8>) -> Vec<u8> {
+    list("reference", [int(id), value])
+}
+
+fn dereference(id: usize) -> Vec<u8> {
+    list("dereference", [int(id)])
+}
+
+/// Many of one, split into lists that no limit refuses.
+fn many(count: usize, of: impl Fn(usize) -> Vec<u8>) -> Vec<u8> {
+    list("list", (0..count).map(of))
+}
+
+type Make = (&'static str, fn(usize) -> Vec<u8>);
+
+/// Every kind of value, and every way in which parts of one can name each other.
+const VALUES: [Make; 22] = [
+    ("integers", |n| many(n, int)),
+    ("texts", |n| many(n, |i| text(&format!("text {i}")))),
+    ("one text", |n| text(&"x".repeat(n.min(600_000)))),
+    ("dictionary", |n| list("dictionary", (0..n).map(|i| pair(text(&i.to_string()), int(i))))),
+    ("set", |n| list("set", (0..n).map(int))),
+    ("nested a hundred deep", |n| many(n / 100 + 1, |i| (0..100).fold(int(i), |inner, _| list("list", [inner])))),
+    ("instances", |n| many(n, |i| list("shop.Card", [list("dictionary", [pair(text("n"), int(i))])]))),
+    ("dates", |n| {
+        many(n, |_| {
+            list(
+                "date",
+                [{
+                    let mut out = Vec::new();
+                    token::bytes(&mut out, b"2026 11 28");
+                    out
+                }],
+            )
+        })
+    }),
+    ("decimals", |n| many(n, |i| list("decimal", [int(i), int(2)]))),
+    ("defined and never used", |n| many(n, |i| reference(i, list("list", [int(i)])))),
+    ("each used once", |n| many(n, |i| if i % 2 == 0 { reference(i, list("list", [])) } else { dereference(i - 1) })),
+    ("one used often", |n| many(n, |i| if i == 0 { reference(1, list("list", [int(7)])) } else { dereference(1) })),
+    ("a large one used often", |n| many(n, |i| if i == 0 { reference(1, many(n, int)) } else { dereference(1) })),
+    ("used often before it is defined", |n| {
+        many(n, |i| if i + 1 == n { reference(1, list("list", [int(7)])) } else { dereference(1) })
+    }),
+    ("a large one used often before it is defined", |n| {
+        many(n, |i| if i + 1 == n { reference(1, many(n, int)) } else { dereference(1) })
+    }),
+    ("each used before it is defined", |n| {
+        many(n, |i| if i < n / 2 { dereference(i) } else { reference(i - n / 2, list("list", [])) })
+    }),
+    ("a chain of names", |n| {
+        many(n, |i| if i + 1 == n { reference(i, list("list", [])) } else { reference(i, dereference(i + 1)) })
+    }),
+    ("a chain of names backwards", |n| {
+        many(n, |i| if i == 0 { reference(0, list("list", [])) } else { reference(i, dereference(i - 1)) })
+    }),
+    ("a list that holds itself often", |n| reference(1, many(n, |_| dereference(1)))),
+    ("lists that hold what holds them", |n| {
+        reference(1, many(n, |i| reference(i + 2, list("list", [dereference(1), int(i)]))))
+    }),
+    ("keys and values that are shared", |n| {
+        list(
+            "dictionary",
+            (0..n).map(|i| pair(int(i), if i == 0 { reference(1, list("list", [])) } else { dereference(1) })),
+        )
+    }),
+    ("references to objects", |n| many(n, |i| list("remote", [int(i)]))),
+];
+
+#[derive(Debug, Deserialize)]
+#[expect(dead_code, reason = "only its shape matters")]
+#[serde(untagged)]
+enum Nested {
+    Number(i64),
+    List(Vec<Nested>),
+    Map(HashMap<i64, Nested>),
+}
+
+type Work = (&'static str, fn(&[u8]));
+
+fn typed<T: serde::de::DeserializeOwned>(bytes: &[u8]) {
+    // Whether it fits is not the question.
+    let _ = black_box(jelly::from_slice::<T>(bytes));
+}
+
+/// What the host, a service and a client do with a value.
+const WORKS: [Work; 14] = [
+    ("scan", |bytes| {
+        let mut scanner = Scanner::new(Shape::Value, Limits::default());
+        let _ = black_box(scanner.scan(bytes).map(|found| found.map(|found| found.end)));
+    }),
+    ("scan in pieces", |bytes| {
+        let mut scanner = Scanner::new(Shape::Value, Limits::default());
+        for end in (0..bytes.len()).step_by(97).chain([bytes.len()]) {
+            let _ = black_box(scanner.scan(&bytes[..end]).map(|found| found.map(|found| found.end)));
+        }
+    }),
+    ("Value", |bytes| drop(black_box(Value::decode(bytes)))),
+    ("Value, shown", |bytes| {
+        if let Ok(value) = Value::decode(bytes) {
+            drop(black_box(value.to_string()));
+        }
+    }),
+    ("Value, and back", |bytes| {
+        if let Ok(value) = Value::decode(bytes) {
+            drop(black_box(value.encode()));
+            black_box(value == value.clone());
+        }
+    }),
+    ("Value, written into another", |bytes| {
+        if let Ok(value) = Value::decode(bytes) {
+            drop(black_box(jelly::to_vec(&(&value, &value))));
+        }
+    }),
+    ("Value, one of many", |bytes| {
+        if let Ok(value) = Value::decode(bytes) {
+            drop(black_box(Value::list([value.clone(), value])));
+        }
+    }),
+    ("Vec<Value>", typed::<Vec<Value>>),
+    ("Vec<Option<Value>>", typed::<Vec<Option<Value>>>),
+    ("HashMap<i64, Value>", typed::<HashMap<i64, Value>>),
+    ("Vec<Vec<Value>>", typed::<Vec<Vec<Value>>>),
+    ("Vec<Vec<i64>>", typed::<Vec<Vec<i64>>>),
+    ("untagged enum", typed::<Nested>),
+    ("ignored", typed::<Vec<serde::de::IgnoredAny>>),
+];
+
+/// What a peer's bytes are, from a client and from the other side.
+fn broker(bytes: &[u8], pieces: usize) {
+    let mut broker: Broker<u32> = Broker::new(Role::Client, Limits::default(), 1024);
+    let mut offer = Vec::new();
+    token::list(&mut offer, 2);
+    token::spelled(&mut offer, b"pb");
+    token::spelled(&mut offer, b"none");
+    broker.receive(&offer);
+    for piece in bytes.chunks(pieces) {
+        broker.receive(piece);
+        while let Ok(Some(event)) = broker.event() {
+            if let Event::Error { failure, .. } = &event {
+                let _ = black_box(Failure::read(failure.bytes()));
+            }
+            black_box(&event);
+        }
+        broker.output.bytes.clear();
+    }
+}
+
+fn message(arguments: &[u8]) -> Vec<u8> {
+    system_tests::wire::call(1, Ok(1), "method", arguments)
+}
+
+const MESSAGES: [Make; 5] = [
+    ("one message of a long list", |n| message(&list("tuple", [many(n, int)]))),
+    ("many small messages", |n| (0..n).flat_map(|i| message(&list("tuple", [int(i)]))).collect()),
+    ("many messages that are not understood", |n| {
+        (0..n)
+            .flat_map(|_| {
+                let mut out = Vec::new();
+                token::list(&mut out, 1);
+                token::bytes(&mut out, b"nonsense");
+                out
+            })
+            .collect()
+    }),
+    ("messages of many references", |n| message(&list("tuple", (0..n).map(|i| list("remote", [int(i)]))))),
+    ("a message with a defect in front", |n| message(&list("tuple", [list("class", [int(1)]), many(n, int)]))),
+];
+
+struct Row {
+    kind: String,
+    times: f64,
+    bytes: usize,
+    cost: Duration,
+}
+
+fn measure(kind: String, input: &dyn Fn(usize) -> Vec<u8>, work: &dyn Fn(&[u8])) -> Row {
+    let (times, bytes, cost) = growth(input, work);
+    Row { kind, times, bytes, cost }
+}
+
+fn judge(rows: &[Row]) {
+    let mut over = Vec::new();
+    for Row { kind, times, bytes, cost } in rows {
+        println!("{times:5.2} x  {bytes:8} bytes {:8.2} ms  {kind}", cost.as_secs_f64() * 1e3);
+        if *times >= MOST {
+            over.push(format!("{kind}: {times:.2} times for twice the input"));
+        }
+    }
+    assert!(over.is_empty(), "{}", over.join("\n"));
+}
+
+#[test]
+fn what_is_linear_passes_and_what_is_not_is_found() {
+    let input = |n: usize| vec![1_u8; n];
+    let linear = |bytes: &[u8]| {
+        black_box(bytes.iter().fold(0_u64, |sum, byte| black_box(sum.wrapping_mul(31) + u64::from(*byte))));
+    };
+    let quadratic = |bytes: &[u8]| {
+        let bytes = &bytes[..bytes.len() / 16];
+        black_box(bytes.iter().map(|_| bytes.iter().map(|byte| u64::from(black_box(*byte))).sum::<u64>()).sum::<u64>());
+    };
+    let (linear, quadratic) = (growth(&input, &linear), growth(&input, &quadratic));
+    assert!(linear.0 < MOST, "{linear:?}");
+    assert!(quadratic.0 >= MOST, "{quadratic:?}");
+}
+
+#[test]
+fn every_kind_of_value_costs_in_proportion_to_its_bytes() {
+    let mut rows = Vec::new();
+    for (work, run) in WORKS {
+        for (value, make) in VALUES {
+            rows.push(measure(format!("{work}: {value}"), &make, &run));
+        }
+    }
+    judge(&rows);
+}
+
+#[test]
+fn every_kind_of_message_costs_in_proportion_to_its_bytes() {
+    let mut rows = Vec::new();
+    for (kind, make) in MESSAGES {
+        for pieces in [61, 16 << 10, usize::MAX] {
+            let work = move |bytes: &[u8]| broker(bytes, pieces);
+            rows.push(measure(format!("broker, {pieces} bytes at once: {kind}"), &make, &work));
+        }
+    }
+    for (value, make) in VALUES {
+        let failure =
+            move |n| list("twisted.spread.pb.CopyableFailure", [list("dictionary", [pair(text("parents"), make(n))])]);
+        rows.push(measure(format!("failure: {value}"), &failure, &|bytes| drop(black_box(Failure::read(bytes)))));
+    }
+    judge(&rows);
+}
