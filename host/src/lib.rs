@@ -19,6 +19,7 @@ pub mod listener;
 #[allow(unsafe_code)]
 pub mod loader;
 pub mod login_gate;
+pub mod memory;
 pub mod multiservice;
 pub mod server;
 pub mod session;

@@ -116,7 +116,12 @@ impl SessionEntry {
 
     /// Somebody has proven who they are: from now on it hears of what changes about them.
     pub fn enter(self: &Arc<Self>, identity: &str) {
-        self.about.lock().identities.insert(identity.to_owned());
+        let mut about = self.about.lock();
+        if about.identities.is_empty() {
+            self.mailbox.meter().log_in(identity);
+        }
+        about.identities.insert(identity.to_owned());
+        drop(about);
         self.sessions.all.lock().entry(self.number).or_insert_with(|| Arc::clone(self));
     }
 

@@ -5,6 +5,8 @@
 
 #[path = "../../host/src/multiservice/current.rs"]
 mod current;
+#[path = "../../host/src/loader/fair.rs"]
+mod fair;
 #[path = "../../host/src/loader/queue.rs"]
 mod queue;
 
@@ -55,7 +57,7 @@ const STOP: u8 = 255;
 /// A queue with the descriptor that its reader sleeps on.
 #[derive(Default)]
 struct Gate {
-    queue: Queue,
+    queue: Queue<()>,
     rung: Bell,
 }
 
@@ -72,7 +74,8 @@ impl Default for Bell {
 
 impl Gate {
     fn push(&self, frame: u8) {
-        if self.queue.push(&[frame], 100).expect("there is room") {
+        // Behind all that is there: what the host says in between goes before.
+        if self.queue.barrier(&[frame]) {
             *self.rung.count.lock().expect("nothing panics") += 1;
             self.rung.rings.notify_one();
         }
@@ -83,7 +86,7 @@ impl Gate {
         let (mut seen, mut batch) = (Vec::new(), Vec::new());
         loop {
             batch.clear();
-            self.queue.take(&mut batch);
+            self.queue.take(&mut batch, 0, |_| true, |_, _| {});
             seen.extend_from_slice(&batch);
             if seen.last() == Some(&STOP) {
                 return seen;
@@ -115,12 +118,12 @@ fn no_frame_is_lost_and_no_sleeper_is_forgotten() {
 }
 
 /// Hands a frame to whatever serves; false: nothing does.
-fn hand(current: &Current<Arc<Gate>>, frame: u8) -> bool {
+fn hand(current: &Current<Arc<Gate>, ()>, frame: u8) -> bool {
     let push = |gate: &Arc<Gate>| {
         gate.push(frame);
         Ok::<(), ()>(())
     };
-    current.hand_over(&[frame], &mut Vec::new(), 100, push).is_ok()
+    current.hand_over((&(), &[frame]), &mut Vec::new(), 100, push).is_ok()
 }
 
 /// The last that a generation is told before it stands still.
@@ -138,7 +141,9 @@ fn replaced(takes_over: bool) {
             })
             .collect();
         current.freeze(|gate| gate.push(FREEZE));
-        let all = |gate: &Gate, waited: &[u8]| waited.iter().for_each(|frame| gate.push(*frame));
+        let all = |gate: &Gate, waited: &[((), Vec<u8>)]| {
+            waited.iter().flat_map(|(_, frames)| frames).for_each(|frame| gate.push(*frame));
+        };
         if takes_over {
             current.switch(Arc::new(Arc::clone(&new)), |gate, _, waited| all(gate, waited));
         } else {

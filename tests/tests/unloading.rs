@@ -13,7 +13,7 @@ use credhost::loader::{ledger, mapping};
 use credhost::multiservice::context::HostContext;
 use credhost::multiservice::router::Mailbox;
 use credhost::multiservice::slot::Slot;
-use credhost::multiservice::{AttachmentChange, MultiService};
+use credhost::multiservice::{AttachmentChange, Lane, MultiService};
 use credhost::store::MemoryStore;
 use plugin_api::abi::frame::{ToHost, ToLibrary};
 use system_tests::build::library;
@@ -37,7 +37,7 @@ impl Bench {
         std::os::unix::fs::symlink(home.path(), &link).expect("it can be made");
         let private = PrivateFolder::new(link.join("generations")).expect("a folder");
         let context = HostContext::new(Arc::new(MemoryStore::new()));
-        let (number, mailbox) = context.router.connect();
+        let (number, mailbox) = context.router.connect(Arc::default());
         let services = MultiService::new("pb");
         services.start().await;
         Self { _home: home, private, context, services, number, mailbox }
@@ -60,6 +60,7 @@ impl Bench {
         let deadline = Instant::now() + PATIENCE;
         loop {
             self.mailbox.take(&mut bytes);
+            self.mailbox.served(bytes.len());
             if let Some((_, mut frame)) = bytes.split_first_chunk::<8>() {
                 return match ToHost::read(&mut frame) {
                     Some(ToHost::Attached { .. }) => "attached".to_owned(),
@@ -76,7 +77,7 @@ impl Bench {
     fn tell(&self, slot: &Slot, frame: &ToLibrary<'_>) {
         let mut bytes = Vec::new();
         frame.write(&mut bytes);
-        slot.submit(&bytes, &mut Vec::new()).expect("it serves");
+        slot.submit(&Lane::default(), &bytes, &mut Vec::new()).expect("it serves");
     }
 
     async fn attach(&self, slot: &Slot) {
@@ -87,7 +88,8 @@ impl Bench {
             ToLibrary::Attach { attachment, perspective, identity, mind: 0, peer, again }.write(&mut bytes);
             bytes
         };
-        slot.submit(&frame(false), &mut vec![AttachmentChange::Attached(attachment, frame(true))]).expect("it serves");
+        slot.submit(&Lane::default(), &frame(false), &mut vec![AttachmentChange::Attached(attachment, frame(true))])
+            .expect("it serves");
         assert_eq!(self.heard().await, "attached");
     }
 

@@ -142,6 +142,7 @@ pub struct Input {
     scanner: Scanner,
     bytes: Vec<u8>,
     served: usize,
+    messages: u64,
 }
 
 /// The sending half, and the tables of references.
@@ -169,7 +170,7 @@ impl<O: Clone + Eq + Hash> Broker<O> {
         }
         let scanner = Scanner::new(Shape::Message, limits);
         Self {
-            input: Input { role, stage: Stage::Negotiating, scanner, bytes: Vec::new(), served: 0 },
+            input: Input { role, stage: Stage::Negotiating, scanner, bytes: Vec::new(), served: 0, messages: 0 },
             output: Output {
                 vocabulary: true,
                 bytes,
@@ -211,6 +212,12 @@ impl Input {
         self.bytes.len() - self.served
     }
 
+    /// How many messages have come whole.
+    #[must_use]
+    pub fn messages(&self) -> u64 {
+        self.messages
+    }
+
     /// [`Broker::event`], with the other half borrowed apart.
     ///
     /// # Errors
@@ -235,6 +242,7 @@ impl Input {
                 return Ok(None);
             };
             let end = scanned.end;
+            self.messages += 1;
             let message = Message { bytes: &bytes[..end], elements: scanned.elements, count: scanned.count };
             if self.stage == Stage::Negotiating {
                 output.vocabulary = message.negotiate(self.role, &mut output.bytes)?;

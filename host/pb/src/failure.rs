@@ -28,7 +28,7 @@ impl std::fmt::Display for Failure {
 impl std::error::Error for Failure {}
 
 /// Builtins by what they derive from, up to `Exception`.
-const BUILTINS: [(&str, &[&str]); 14] = [
+const BUILTINS: [(&str, &[&str]); 15] = [
     ("ValueError", &[]),
     ("TypeError", &[]),
     ("AttributeError", &[]),
@@ -42,6 +42,7 @@ const BUILTINS: [(&str, &[&str]); 14] = [
     ("TimeoutError", &["OSError"]),
     ("OverflowError", &["ArithmeticError"]),
     ("UnicodeError", &["ValueError"]),
+    ("MemoryError", &[]),
     ("Exception", &[]),
 ];
 

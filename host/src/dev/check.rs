@@ -15,10 +15,10 @@ use crate::loader::ledger;
 use crate::loader::private::PrivateFolder;
 use crate::loader::unload::UnloadOutcome;
 use crate::loader::vet::Sections;
-use crate::multiservice::AttachmentChange;
 use crate::multiservice::context::HostContext;
 use crate::multiservice::router::Mailbox;
 use crate::multiservice::slot::Slot;
+use crate::multiservice::{AttachmentChange, Lane};
 use crate::store::MemoryStore;
 
 /// How long a call is waited for before it counts as one that waits.
@@ -124,7 +124,7 @@ impl Client {
             bytes
         };
         let mut known = vec![AttachmentChange::Attached(attachment, frame(true))];
-        self.slot.submit(&frame(false), &mut known).map_err(|error| error.to_string())?;
+        self.slot.submit(&Lane::default(), &frame(false), &mut known).map_err(|error| error.to_string())?;
         match self.answers(1, PATIENCE).await.into_iter().next() {
             Some((_, Ok(()))) => Ok(()),
             Some((_, Err(why))) => Err(why),
@@ -138,7 +138,7 @@ impl Client {
         let mut frame = Vec::new();
         ToLibrary::Call { call, attachment, object: 0, answer: true, method, arguments, keywords, handles: &[] }
             .write(&mut frame);
-        self.slot.submit(&frame, &mut Vec::new()).map_err(|error| error.to_string())?;
+        self.slot.submit(&Lane::default(), &frame, &mut Vec::new()).map_err(|error| error.to_string())?;
         Ok(call)
     }
 
@@ -148,6 +148,7 @@ impl Client {
         let (mut answers, mut bytes) = (Vec::new(), Vec::new());
         loop {
             self.mailbox.take(&mut bytes);
+            self.mailbox.served(bytes.len());
             let mut rest = bytes.as_slice();
             while let Some((_, frame)) = rest.split_first_chunk::<8>() {
                 rest = frame;
@@ -201,7 +202,7 @@ pub async fn check(
         move |name: &str| sections.get(name).map(|section| section.0.clone()).unwrap_or_default()
     };
     let context = HostContext::new(Arc::new(MemoryStore::new()));
-    let (number, mailbox) = context.router.connect();
+    let (number, mailbox) = context.router.connect(Arc::default());
     progress("loading and starting it");
     let copy = || private.copy(file).map_err(|fault| fault.to_string());
     let slot = Slot::load(Source::Copy(copy()?), &context, section()).await;

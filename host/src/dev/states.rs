@@ -101,7 +101,7 @@ impl Trial {
 
 impl Drop for Trial {
     fn drop(&mut self) {
-        self.generation.send(&ToLibrary::Stop {});
+        self.generation.send_last(&ToLibrary::Stop {});
         let stopped = loop {
             // What waits in it for the last state may never come back.
             let Ok(frames) = self.heard.recv_timeout(ENDING) else { break false };

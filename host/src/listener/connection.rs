@@ -5,6 +5,7 @@ use std::io;
 use std::net::TcpStream as Socket;
 use std::sync::Arc;
 
+use pb::Failure;
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, watch};
@@ -13,7 +14,8 @@ use tokio::time::{Instant, sleep_until};
 use super::stream::Stream;
 use super::tls::Certificates;
 use super::{Admitted, EndpointState};
-use crate::login_gate::Source;
+use crate::login_gate::{Source, network};
+use crate::memory::{AccountKey, Kept, Meter};
 use crate::multiservice::Backends;
 use crate::multiservice::router::Mailbox;
 use crate::session::login::{Found, Now, Policy, QuestionNo};
@@ -49,6 +51,8 @@ pub(super) enum End {
     NoLogin,
     #[error("the client reads nothing")]
     Stalled,
+    #[error("a message was begun, and did not come whole in time")]
+    Unfinished,
     #[error("output buffer limit exceeded: the client does not read its answers")]
     Backlog,
     #[error("the operator has cut it")]
@@ -70,6 +74,9 @@ struct Driver {
     from: Source,
     answers: mpsc::UnboundedReceiver<Answer>,
     answer: mpsc::UnboundedSender<Answer>,
+    meter: Arc<Meter>,
+    /// How much of the session's output has been sent.
+    sent: usize,
 }
 
 fn now() -> Now {
@@ -88,13 +95,14 @@ impl Driver {
             private: tls || rules.loopback_is_private && address.ip().to_canonical().is_loopback(),
             refusal: shared.limits.refusal,
         };
-        let mailbox = Arc::clone(mailbox);
+        let (mailbox, meter) = (Arc::clone(mailbox), Arc::clone(mailbox.meter()));
         let entry = SessionEntry::new(&shared.sessions, number, &peer, tls, store::now(), mailbox);
         let backends = Arc::clone(&shared.services) as Arc<dyn Backends>;
-        let context = SessionContext { number, peer: peer.clone(), backends, entry };
+        let context = SessionContext { number, peer: peer.clone(), backends, entry, meter: Arc::clone(&meter) };
         let session = Box::new(Session::new(context, shared.limits, policy, seed));
         let (answer, answers) = mpsc::unbounded_channel();
-        Ok(Self { session, shared: Arc::clone(shared), from: Source { address, peer }, answers, answer })
+        let from = Source { address, peer };
+        Ok(Self { session, shared: Arc::clone(shared), from, answers, answer, meter, sent: 0 })
     }
 
     /// Serves what is there: bytes, mail, notices.
@@ -137,11 +145,14 @@ pub(super) async fn serve(
     let peer = admitted.source;
     let end = match open(socket, admitted.tls.as_deref()) {
         Ok(mut stream) => {
-            let (number, mailbox) = shared.context.router.connect();
+            let account = AccountKey::Source(network(peer.ip()));
+            let meter = Arc::new(Meter::new(shared.context.memory.account(account), shared.limits.after.unread));
+            let (number, mailbox) = shared.context.router.connect(meter);
             let end = match Driver::new(&shared, &admitted, number, &mailbox) {
                 Err(end) => end,
                 Ok(mut driver) => {
                     let end = Box::pin(run(&mut stream, &mut driver, &mailbox, closed)).await;
+                    say_why(&mut stream, &mut driver, &end);
                     stream.close();
                     // From here on calls back to this client fail at once.
                     shared.context.router.disconnect(number);
@@ -163,6 +174,21 @@ pub(super) async fn serve(
     }
 }
 
+/// Who waits for an answer is told why there will be none, as far as the client reads it at once.
+fn say_why(stream: &mut Stream, driver: &mut Driver, end: &End) {
+    if matches!(end, End::Closed | End::Io(_)) {
+        return;
+    }
+    let why = Failure::new("twisted.spread.pb.PBConnectionLost", format!("the host ends the connection: {end}"));
+    driver.session.tell_why(&why);
+    let output = driver.session.output();
+    // What it does not take now is lost with the connection.
+    if let Ok(sent) = stream.try_write(&output[driver.sent.min(output.len())..]) {
+        driver.sent += sent;
+    }
+    let _ = stream.flush();
+}
+
 fn open(socket: Socket, tls: Option<&Certificates>) -> io::Result<Stream> {
     let socket = TcpStream::from_std(socket)?;
     match tls {
@@ -174,11 +200,11 @@ fn open(socket: Socket, tls: Option<&Certificates>) -> io::Result<Stream> {
 /// Moves bytes until the connection ends: in, through the session, out.
 async fn run(stream: &mut Stream, driver: &mut Driver, mailbox: &Mailbox, closed: watch::Receiver<bool>) -> End {
     // Small answers must not wait for each other's acknowledgement.
-    if let Err(error) = stream.set_nodelay() {
+    if let Err(error) = stream.set_nodelay().and_then(|()| stream.set_keepalive()) {
         return error.into();
     }
     let timers = Timers::new(driver.shared.limits);
-    let mut pump = Pump { stream, driver, closed, timers, sent: 0, readable: true, writable: true, reads: 0 };
+    let mut pump = Pump { stream, driver, closed, timers, readable: true, writable: true, reads: 0, starved: false };
     let mut mail = Vec::new();
     loop {
         if let Err(end) = pump.turn(mailbox, &mut mail).await {
@@ -190,6 +216,15 @@ async fn run(stream: &mut Stream, driver: &mut Driver, mailbox: &Mailbox, closed
     }
 }
 
+/// A message that has begun.
+struct Coming {
+    /// How many came whole before it.
+    before: u64,
+    since: Instant,
+    /// How much of it is there.
+    bytes: usize,
+}
+
 /// When what is overdue.
 struct Timers {
     limits: Limits,
@@ -199,6 +234,8 @@ struct Timers {
     refusal: Option<Instant>,
     /// When bytes left last, or none were left to send.
     moved: Instant,
+    /// The message that is coming.
+    message: Option<Coming>,
     /// When calls under way are given up, once the listener closes.
     closing: Option<Instant>,
 }
@@ -206,11 +243,29 @@ struct Timers {
 impl Timers {
     fn new(limits: Limits) -> Self {
         let now = Instant::now();
-        Self { limits, login: Some(now + limits.login), refusal: None, moved: now, closing: None }
+        Self { limits, login: Some(now + limits.login), refusal: None, moved: now, message: None, closing: None }
     }
 
     fn close(&mut self) {
         self.closing.get_or_insert_with(|| Instant::now() + self.limits.grace);
+    }
+
+    /// So many messages have come whole, and so many bytes of the next are there: the more, the longer it may take.
+    fn receiving(&mut self, messages: u64, unserved: usize) {
+        match &mut self.message {
+            _ if unserved == 0 => self.message = None,
+            Some(coming) if coming.before == messages => coming.bytes = unserved,
+            _ => self.message = Some(Coming { before: messages, since: Instant::now(), bytes: unserved }),
+        }
+    }
+
+    /// By when the message that is coming has to be whole.
+    fn message_by(&self) -> Option<Instant> {
+        let (time, rate) = self.limits.message;
+        self.message.as_ref().map(|coming| {
+            let more = std::time::Duration::from_secs((coming.bytes / rate.max(1)) as u64);
+            coming.since + time + more
+        })
     }
 
     /// Whoever was sent away has as long as one who comes.
@@ -228,13 +283,16 @@ impl Timers {
         if self.login.is_some_and(|by| now >= by) {
             return Err(End::NoLogin);
         }
+        if self.message_by().is_some_and(|by| now >= by) {
+            return Err(End::Unfinished);
+        }
         if unread && now >= self.moved + self.limits.stalled { Err(End::Stalled) } else { Ok(()) }
     }
 
     /// The next deadline.
     fn next(&self, unread: bool, reset: Option<Instant>) -> Option<Instant> {
         let stalled = unread.then(|| self.moved + self.limits.stalled);
-        [self.login, self.closing, self.refusal, reset, stalled].into_iter().flatten().min()
+        [self.login, self.closing, self.refusal, self.message_by(), reset, stalled].into_iter().flatten().min()
     }
 }
 
@@ -244,11 +302,11 @@ struct Pump<'c> {
     driver: &'c mut Driver,
     closed: watch::Receiver<bool>,
     timers: Timers,
-    /// How much of the session's output has been sent.
-    sent: usize,
     readable: bool,
     writable: bool,
     reads: u32,
+    /// No more is read for now: too much is kept for this client already.
+    starved: bool,
 }
 
 impl Pump<'_> {
@@ -257,18 +315,21 @@ impl Pump<'_> {
         loop {
             let complete = mailbox.take(mail);
             let served = self.driver.serve(mail);
-            mail.shrink_to(KEEP);
-            if let Err(end) = served {
-                // What was answered before the fault is still sent, as far as it goes.
-                let _ = self.stream.try_write(&self.driver.session.output()[self.sent..]);
-                return Err(end);
-            }
+            let mailed = mail.len();
+            mail.clear();
+            mail.shrink_to(if mailed > 0 { KEEP } else { 0 });
+            // What was answered before a fault is still sent, as far as it goes: see `say_why`.
+            self.meter(mailbox, mailed);
+            served?;
             if !complete {
                 return Err(End::Backlog);
             }
             self.timers.logged_in(self.driver.session.logged_in());
             self.timers.refusal = self.driver.session.refuse_due(now()).map(Instant::from_std);
             self.write()?;
+            self.meter(mailbox, 0);
+            let (messages, unserved) = self.driver.session.received();
+            self.timers.receiving(messages, unserved);
             let unread = self.unread();
             if unread > BACKLOG {
                 return Err(End::Backlog);
@@ -288,9 +349,18 @@ impl Pump<'_> {
         }
     }
 
+    /// Counts what is kept for this client; so much of its mail has become something else.
+    fn meter(&mut self, mailbox: &Mailbox, mailed: usize) {
+        let kept = self.driver.session.kept();
+        let unread = self.driver.session.output().len() - self.driver.sent;
+        self.driver.meter.set(Kept::Input, kept);
+        self.driver.meter.set(Kept::Output, unread);
+        mailbox.served(mailed);
+    }
+
     /// How many bytes the client has not read.
     fn unread(&mut self) -> usize {
-        self.driver.session.output().len() - self.sent + usize::from(self.stream.wants_write())
+        self.driver.session.output().len() - self.driver.sent + usize::from(self.stream.wants_write())
     }
 
     /// Whether the client's calls are read: a client that does not read its answers does not get more of them.
@@ -302,12 +372,13 @@ impl Pump<'_> {
 
     /// Writes as much as the socket takes.
     fn write(&mut self) -> Result<(), End> {
-        let output = self.driver.session.output();
-        while self.writable && self.sent < output.len() {
-            match self.stream.try_write(&output[self.sent..]) {
+        let Driver { session, sent, .. } = &mut *self.driver;
+        let output = session.output();
+        while self.writable && *sent < output.len() {
+            match self.stream.try_write(&output[*sent..]) {
                 Ok(0) => return Err(End::Closed),
                 Ok(count) => {
-                    self.sent += count;
+                    *sent += count;
                     self.timers.moved = Instant::now();
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.writable = false,
@@ -321,22 +392,27 @@ impl Pump<'_> {
                 Ok(()) => self.timers.moved = Instant::now(),
             }
         }
-        if self.sent == output.len() {
+        if *sent == output.len() {
             output.clear();
             output.shrink_to(KEEP);
-            self.sent = 0;
+            *sent = 0;
             if !self.stream.wants_write() {
                 self.timers.moved = Instant::now();
             }
-        } else if self.sent > KEEP {
-            output.drain(..self.sent);
-            self.sent = 0;
+        } else if *sent > KEEP.max(output.len() / 2) {
+            // Half of it at least: each byte is moved once, all in all.
+            output.drain(..*sent);
+            *sent = 0;
         }
         Ok(())
     }
 
     /// Reads once; true: there is something to serve.
     async fn read(&mut self, unread: usize) -> Result<bool, End> {
+        self.starved = !self.driver.meter.admits(READ);
+        if self.starved {
+            return Ok(false);
+        }
         let buffer = self.driver.session.input();
         if buffer.capacity() - buffer.len() < READ / 4 {
             buffer.reserve(READ);
@@ -365,9 +441,25 @@ impl Pump<'_> {
         }
     }
 
+    /// Gives back buffers that are empty: most connections wait, most of the time.
+    fn idle(&mut self) {
+        let session = &mut self.driver.session;
+        if session.input().is_empty() {
+            *session.input() = Vec::new();
+        }
+        if session.output().is_empty() {
+            *session.output() = Vec::new();
+        }
+        self.driver.meter.set(Kept::Input, self.driver.session.kept());
+    }
+
     /// Waits until there is something to do.
     async fn wait(&mut self, mailbox: &Mailbox) -> Result<(), End> {
         let (listens, unread) = (self.listens(), self.unread() > 0);
+        if !listens {
+            // It is the host that does not read.
+            self.timers.message = None;
+        }
         let interest = match (listens, unread) {
             (true, true) => Interest::READABLE | Interest::WRITABLE,
             (false, true) => Interest::WRITABLE,
@@ -376,7 +468,8 @@ impl Pump<'_> {
         };
         // Calls that wait for room, though nothing comes that would make any: those before them wait for something else.
         let parked = !unread && self.driver.session.any_parked();
-        let reset = parked.then(|| Instant::now() + RESET_WINDOW);
+        let reset = (parked || self.starved).then(|| Instant::now() + RESET_WINDOW);
+        self.idle();
         let deadline = self.timers.next(unread, reset);
         tokio::select! {
             () = mailbox.come() => {}
@@ -385,13 +478,14 @@ impl Pump<'_> {
                 self.driver.session.found(no, found, now());
                 self.driver.perform();
             }
-            ready = self.stream.ready(interest), if listens || unread => {
+            ready = self.stream.ready(interest), if listens && !self.starved || unread => {
                 let ready = ready?;
                 self.readable |= ready.is_readable() || ready.is_read_closed();
                 self.writable |= ready.is_writable() || ready.is_write_closed();
             }
             () = sleep_until(deadline.unwrap_or_else(|| Instant::now() + FAR_FUTURE)), if deadline.is_some() => {
                 self.timers.overdue(unread)?;
+                self.starved = false;
                 if parked {
                     self.driver.session.reset_window();
                     self.driver.session.submit();

@@ -1,7 +1,9 @@
 //! A client's socket, with TLS on it or without: read and written as far as it goes, without waiting.
 
 use std::io::{self, Read, Write};
+use std::time::Duration;
 
+use rustix::net::sockopt;
 use rustls::ServerConnection;
 use tokio::io::{Interest, Ready};
 use tokio::net::TcpStream;
@@ -53,6 +55,16 @@ impl Stream {
 
     pub(super) fn set_nodelay(&self) -> io::Result<()> {
         self.socket().set_nodelay(true)
+    }
+
+    /// Notices a peer that is not there any more, though it has not said goodbye: after two minutes of silence.
+    pub(super) fn set_keepalive(&self) -> io::Result<()> {
+        let socket = self.socket();
+        sockopt::set_socket_keepalive(socket, true)?;
+        sockopt::set_tcp_keepidle(socket, Duration::from_secs(60))?;
+        sockopt::set_tcp_keepintvl(socket, Duration::from_secs(15))?;
+        sockopt::set_tcp_keepcnt(socket, 4)?;
+        Ok(())
     }
 
     /// Waits until something can be tried.

@@ -1,20 +1,41 @@
 //! The queue between the host and one generation, in the host's memory.
 //!
-//! The host pushes frames; the generation's main thread pops all there are, and sleeps on an eventfd when there are
-//! none. A busy generation is not woken: it looks again before it sleeps.
+//! The host pushes frames; the generation's main thread pops them in short batches, in the order that `fair` makes, and
+//! sleeps on an eventfd when there are none. A busy generation is not woken: it looks again before it sleeps. Calls of a
+//! connection whose client does not take its answers wait here, and those of others go on.
 
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, Weak};
+use std::time::Instant;
 
 use parking_lot::Mutex;
+use plugin_api::abi::frame::{self, ToHost};
 use plugin_api::abi::import;
 use plugin_api::abi::types::{Host, HostRef, Span};
 use rustix::event::{EventfdFlags, eventfd};
 
+use super::fair;
 use super::queue::{Over, Queue};
+use crate::memory::{Kept, Meter, Resume};
 
 /// The most bytes that may wait in a gate. Connections bound what each of them has in flight; this bounds them all.
 const LIMIT: usize = 256 << 20;
+
+/// What a byte that a service answers with, or wants saved, counts for, in nanoseconds of its thread.
+const ANSWER_COST: u64 = 1;
+const SAVE_COST: u64 = 10;
+
+/// What is not larger costs less than to count it, in bytes.
+const LARGE: usize = 16 << 10;
+
+/// A connection's place in gates.
+#[derive(Debug, Clone, Default)]
+pub struct Lane {
+    /// Its number; 0 is no client's.
+    pub connection: u32,
+    /// What is kept for it.
+    pub meter: Arc<Meter>,
+}
 
 /// Where a generation's frames go.
 pub trait Outlet: Send + Sync + 'static {
@@ -31,11 +52,28 @@ pub struct Full;
 
 /// One generation's gate.
 pub struct Gate {
-    queue: Queue,
+    queue: Queue<Arc<Meter>>,
     /// What was popped last: the library reads it until it pops again.
     popped: Mutex<Vec<u8>>,
     eventfd: OwnedFd,
     outlet: Arc<dyn Outlet>,
+    began: Instant,
+    me: Weak<Self>,
+}
+
+impl Drop for Gate {
+    fn drop(&mut self) {
+        // What nobody has read is not kept any more.
+        self.queue.drain(|lane, bytes| lane.meter.sub(Kept::Gate, bytes));
+    }
+}
+
+impl Resume for Gate {
+    fn resume(&self, connection: u32) {
+        if self.queue.resume(connection) {
+            self.ring();
+        }
+    }
 }
 
 impl std::fmt::Debug for Gate {
@@ -51,23 +89,49 @@ impl Gate {
     /// When the machine has no descriptor left.
     pub fn new(outlet: Arc<dyn Outlet>) -> std::io::Result<Arc<Self>> {
         let eventfd = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        Ok(Arc::new(Self { queue: Queue::default(), popped: Mutex::default(), eventfd, outlet }))
+        let (queue, popped, began) = (Queue::default(), Mutex::default(), Instant::now());
+        Ok(Arc::new_cyclic(|me: &Weak<Self>| Self { queue, popped, eventfd, outlet, began, me: Weak::clone(me) }))
     }
 
-    /// Hands whole frames to the generation.
+    /// Hands whole frames of a connection's to the generation.
     ///
     /// # Errors
     /// When too much waits already; nothing is handed over then.
-    pub fn push(&self, frames: &[u8]) -> Result<(), Full> {
-        if self.queue.push(frames, LIMIT).map_err(|Over| Full)? {
-            self.ring();
+    pub fn push(&self, lane: &Lane, frames: &[u8]) -> Result<(), Full> {
+        self.push_within(lane, frames, LIMIT)
+    }
+
+    /// Hands over what must not be lost, however much waits.
+    pub fn push_anyway(&self, lane: &Lane, frames: &[u8]) {
+        // Nothing is over this limit.
+        let _ = self.push_within(lane, frames, usize::MAX);
+    }
+
+    fn push_within(&self, lane: &Lane, frames: &[u8], limit: usize) -> Result<(), Full> {
+        // Counted before it can be popped.
+        lane.meter.add(Kept::Gate, frames.len());
+        let (connection, owner, meter) = (lane.connection, lane.meter.owner(), Arc::clone(&lane.meter));
+        match self.queue.push(&fair::Lane { connection, owner, meter }, frames, frame::is_call, limit) {
+            Ok(wakes) if wakes => self.ring(),
+            Ok(_) => {}
+            Err(Over) => {
+                lane.meter.sub(Kept::Gate, frames.len());
+                return Err(Full);
+            }
         }
         Ok(())
     }
 
-    /// Hands over what must not be lost, however much waits.
-    pub fn push_anyway(&self, frames: &[u8]) {
-        if let Ok(true) = self.queue.push(frames, usize::MAX) {
+    /// Hands over what the host itself says: before all calls that wait.
+    pub fn push_host(&self, frames: &[u8]) {
+        if self.queue.host(frames) {
+            self.ring();
+        }
+    }
+
+    /// Hands over a frame that comes behind all that waits.
+    pub fn push_last(&self, frame: &[u8]) {
+        if self.queue.barrier(frame) {
             self.ring();
         }
     }
@@ -84,12 +148,41 @@ impl Gate {
         if popped.capacity() > 1 << 20 {
             *popped = Vec::new();
         }
-        self.queue.take(&mut popped);
+        let now = u64::try_from(self.began.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        let me: Weak<dyn Resume> = Weak::<Self>::clone(&self.me);
+        self.queue.take(
+            &mut popped,
+            now,
+            |lane| !lane.meter.pause(&me, lane.connection),
+            |lane, bytes| lane.meter.sub(Kept::Gate, bytes),
+        );
         Span::new(&popped)
     }
 
     fn arm(&self) -> bool {
         self.queue.arm()
+    }
+
+    /// The generation has said something: who made it say much is served later.
+    fn said(&self, frames: &[u8]) {
+        if frames.len() <= LARGE {
+            return self.outlet.frames(frames);
+        }
+        let (mut rest, mut saved) = (frames, 0);
+        while let Some(said) = ToHost::read(&mut rest) {
+            match said {
+                ToHost::Answer { call, value, .. } if value.len() > LARGE => {
+                    self.queue.charge(Some((call >> 32) as u32), value.len() as u64 * ANSWER_COST);
+                }
+                ToHost::Save { state, .. } => saved += state.len() as u64,
+                _ => {}
+            }
+        }
+        if saved > LARGE as u64 {
+            // Whose calls run just now.
+            self.queue.charge(None, saved * SAVE_COST);
+        }
+        self.outlet.frames(frames);
     }
 
     fn wait(&self) {
@@ -150,7 +243,7 @@ extern "C" fn wait(number: usize) {
 extern "C" fn push(number: usize, frames: Span) {
     contained((), || {
         // SAFETY: the library lends the bytes for the length of this call.
-        gate(number).outlet.frames(unsafe { frames.bytes() });
+        gate(number).said(unsafe { frames.bytes() });
     });
 }
 

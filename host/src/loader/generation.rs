@@ -14,7 +14,7 @@ use plugin_api::abi::frame::ToLibrary;
 use plugin_api::abi::import::{Library, Place};
 use plugin_api::abi::types::ModuleRef;
 
-use super::gate::{Full, Gate, Outlet, host};
+use super::gate::{Full, Gate, Lane, Outlet, host};
 use super::library::{self, OpenLibrary};
 use super::private::PrivateCopy;
 use super::unload::{UnloadOutcome, unload};
@@ -97,24 +97,36 @@ impl Generation {
         Ok(Self { gate, thread: Mutex::new(Some(thread)) })
     }
 
-    /// Hands whole frames to it.
+    /// Hands whole frames of a connection's to it.
     ///
     /// # Errors
     /// When it does not keep up.
-    pub fn push(&self, frames: &[u8]) -> Result<(), Full> {
-        self.gate.push(frames)
+    pub fn push(&self, lane: &Lane, frames: &[u8]) -> Result<(), Full> {
+        self.gate.push(lane, frames)
     }
 
     /// Hands over frames that must not be lost, however much waits: they are small, and end what others began.
-    pub fn push_anyway(&self, frames: &[u8]) {
-        self.gate.push_anyway(frames);
+    pub fn push_anyway(&self, lane: &Lane, frames: &[u8]) {
+        self.gate.push_anyway(lane, frames);
     }
 
-    /// Hands one frame to it, however much waits.
+    /// Hands over frames of the host's own: before all calls that wait.
+    pub fn push_host(&self, frames: &[u8]) {
+        self.gate.push_host(frames);
+    }
+
+    /// Hands one frame of the host's to it: before all calls that wait.
     pub fn send(&self, frame: &ToLibrary<'_>) {
         let mut bytes = Vec::new();
         frame.write(&mut bytes);
-        self.gate.push_anyway(&bytes);
+        self.gate.push_host(&bytes);
+    }
+
+    /// Hands one frame to it that comes behind all that waits: the word to stand still, or to stop.
+    pub fn send_last(&self, frame: &ToLibrary<'_>) {
+        let mut bytes = Vec::new();
+        frame.write(&mut bytes);
+        self.gate.push_last(&bytes);
     }
 
     /// Joins its thread, which has said that it has stopped, and lets go of its library. Waits: not for a thread that

@@ -1,44 +1,102 @@
 //! What waits in a gate, and whether its reader sleeps: the part of it that two threads meet in. A test walks all of
 //! their interleavings (`tests/tests/gate_model.rs`), which is why its locks come from `super::sync`.
 
+use super::fair::{FairQueue, Lane};
 use super::sync::{AtomicBool, Mutex, Ordering};
 
-/// Bytes between one reader and any number of writers.
-#[derive(Debug, Default)]
-pub(super) struct Queue {
-    bytes: Mutex<Vec<u8>>,
+/// Frames between one reader and any number of writers.
+#[derive(Debug)]
+pub(super) struct Queue<M> {
+    frames: Mutex<FairQueue<M>>,
     asleep: AtomicBool,
+}
+
+impl<M: Clone> Default for Queue<M> {
+    fn default() -> Self {
+        Self { frames: Mutex::default(), asleep: AtomicBool::new(false) }
+    }
 }
 
 /// More than the limit would wait.
 #[derive(Debug)]
 pub(super) struct Over;
 
-impl Queue {
-    /// Appends bytes; true if the reader sleeps, and who writes is to wake it.
-    pub(super) fn push(&self, bytes: &[u8], limit: usize) -> Result<bool, Over> {
-        let mut queue = self.bytes.lock();
-        if queue.len() + bytes.len() > limit {
-            return Err(Over);
-        }
-        queue.extend_from_slice(bytes);
-        drop(queue);
-        Ok(self.asleep.swap(false, Ordering::SeqCst))
+impl<M: Clone> Queue<M> {
+    fn change<R>(&self, change: impl FnOnce(&mut FairQueue<M>) -> R) -> (R, bool) {
+        let mut frames = self.frames.lock();
+        let result = change(&mut frames);
+        let wakes = !frames.is_idle();
+        drop(frames);
+        (result, wakes && self.asleep.swap(false, Ordering::SeqCst))
     }
 
-    /// Swaps what waits for an empty buffer.
-    pub(super) fn take(&self, empty: &mut Vec<u8>) {
-        std::mem::swap(&mut *self.bytes.lock(), empty);
+    /// Appends a connection's frames; true if the reader sleeps, and who writes is to wake it.
+    pub(super) fn push(
+        &self,
+        lane: &Lane<M>,
+        frames: &[u8],
+        is_call: impl Fn(u8) -> bool,
+        limit: usize,
+    ) -> Result<bool, Over> {
+        let (pushed, wakes) = self.change(|queue| {
+            if queue.len().saturating_add(frames.len()) > limit {
+                return Err(Over);
+            }
+            queue.push(lane, frames, is_call);
+            Ok(())
+        });
+        pushed.map(|()| wakes)
+    }
+
+    /// Appends frames of the host's own, which go before calls; true as with [`Queue::push`].
+    pub(super) fn host(&self, frames: &[u8]) -> bool {
+        self.change(|queue| queue.host(frames)).1
+    }
+
+    /// Appends a frame of the host's that comes behind all that waits; true as with [`Queue::push`].
+    pub(super) fn barrier(&self, frame: &[u8]) -> bool {
+        self.change(|queue| queue.barrier(frame)).1
+    }
+
+    /// A connection's calls may begin again; true as with [`Queue::push`].
+    pub(super) fn resume(&self, connection: u32) -> bool {
+        self.change(|queue| queue.resume(connection)).1
+    }
+
+    /// Something has come to light of what a connection costs; or, without one, those whose calls run just now.
+    pub(super) fn charge(&self, connection: Option<u32>, cost: u64) {
+        let mut frames = self.frames.lock();
+        match connection {
+            Some(connection) => frames.charge(connection, cost),
+            None => frames.charge_batch(cost),
+        }
+    }
+
+    /// Appends the next batch to what is read, at this time in nanoseconds. `may` says whether a lane's calls may begin,
+    /// `popped` is told how many bytes have left one.
+    pub(super) fn take(
+        &self,
+        into: &mut Vec<u8>,
+        now: u64,
+        may: impl FnMut(&Lane<M>) -> bool,
+        popped: impl FnMut(&Lane<M>, usize),
+    ) {
+        self.frames.lock().pop(into, now, may, popped);
+    }
+
+    /// What waits in each lane, in bytes.
+    pub(super) fn drain(&self, each: impl FnMut(&Lane<M>, usize)) {
+        self.frames.lock().drain(each);
     }
 
     /// The reader will sleep; false: something has come, and it must not.
     pub(super) fn arm(&self) -> bool {
         self.asleep.swap(true, Ordering::SeqCst);
         // A push that came before the swap saw no sleeper: look once more, now that the next one will see it.
-        let empty = self.bytes.lock().is_empty();
-        if !empty {
+        let idle = self.frames.lock().is_idle();
+        if !idle {
             self.asleep.swap(false, Ordering::SeqCst);
         }
-        empty
+        idle
     }
 }

@@ -350,7 +350,7 @@ fn try_out(copy: &Path, mut out: std::fs::File) -> io::Result<()> {
                 }
                 ToHost::Healthy { .. } => {
                     say(&Said::At(Step::Stop))?;
-                    generation.send(&ToLibrary::Stop {});
+                    generation.send_last(&ToLibrary::Stop {});
                 }
                 ToHost::Load { request, .. } => {
                     generation.send(&ToLibrary::Loaded { request, state: None, version: 0 });

@@ -7,23 +7,30 @@ use plugin_api::abi::frame::ToLibrary;
 use super::context::SlotNo;
 use super::current::AttachmentChange;
 use crate::loader::fault::LibraryFault;
+use crate::loader::gate::Lane;
 
 /// Where a session's frames for one service go.
 pub trait Backend: Send + Sync {
     /// Its slot's number.
     fn number(&self) -> SlotNo;
 
-    /// Hands over frames in order, and what they change in who is attached. `calls` of them are calls.
+    /// Hands over a connection's frames in order, and what they change in who is attached. `calls` of them are calls.
     ///
     /// # Errors
     /// When it does not serve, or does not keep up; nothing was handed over then.
-    fn submit(&self, frames: &[u8], changes: &mut Vec<AttachmentChange>, calls: u64) -> Result<(), LibraryFault>;
+    fn submit(
+        &self,
+        lane: &Lane,
+        frames: &[u8],
+        changes: &mut Vec<AttachmentChange>,
+        calls: u64,
+    ) -> Result<(), LibraryFault>;
 
     /// Hands over what ends something: it is never too much.
-    fn submit_anyway(&self, frames: &[u8], changes: &mut Vec<AttachmentChange>);
+    fn submit_anyway(&self, lane: &Lane, frames: &[u8], changes: &mut Vec<AttachmentChange>);
 
     /// Hands answers to the generation that asked; false: it is not there any more.
-    fn answer(&self, generation: u32, frames: &[u8]) -> bool;
+    fn answer(&self, lane: &Lane, generation: u32, frames: &[u8]) -> bool;
 
     /// Tells generations that were replaced.
     fn notify_retired(&self, frame: &ToLibrary<'_>);

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::ended::Ended;
 use super::router::Router;
+use crate::memory::{self, Budget};
 use crate::store::Store;
 
 /// A slot's number: no other of this process has had it.
@@ -26,6 +27,8 @@ pub struct HostContext {
     pub patience: Duration,
     /// What became of the libraries that have served.
     pub ended: Arc<Ended>,
+    /// What clients may make the host keep.
+    pub memory: Arc<Budget>,
 }
 
 /// How many bytes a saved state may have, if nothing else is said.
@@ -36,10 +39,11 @@ pub const PATIENCE: Duration = Duration::from_secs(30);
 pub const GRACE: Duration = Duration::from_secs(10);
 
 impl HostContext {
-    /// This store, and no connections yet.
+    /// This store, no connections yet, and half of the memory that there is.
     #[must_use]
     pub fn new(store: Arc<dyn Store>) -> Self {
-        Self { store, router: Router::new(), quota: QUOTA, grace: GRACE, patience: PATIENCE, ended: Arc::default() }
+        let (router, memory) = (Router::new(), Budget::new(memory::available() / 2));
+        Self { store, router, quota: QUOTA, grace: GRACE, patience: PATIENCE, ended: Arc::default(), memory }
     }
 }
 

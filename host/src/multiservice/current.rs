@@ -7,21 +7,29 @@ use super::sync::{Arc, RwLock};
 
 /// The generation of a slot that serves now, if one does; what waits while it is replaced; and who is attached to it.
 #[derive(Debug)]
-pub(super) struct Current<G>(RwLock<Now<G>>);
+pub(super) struct Current<G, L>(RwLock<Now<G, L>>);
 
 #[derive(Debug)]
-struct Now<G> {
+struct Now<G, L> {
     generation: Option<Arc<G>>,
     /// While it is being replaced: what has come meanwhile.
-    frozen: Option<Waiting>,
+    frozen: Option<Waiting<L>>,
     attached: HashMap<u64, Attachment>,
     next: u64,
 }
 
-#[derive(Debug, Default)]
-struct Waiting {
-    frames: Vec<u8>,
+#[derive(Debug)]
+struct Waiting<L> {
+    /// In order, with the lane that each is of.
+    frames: Vec<(L, Vec<u8>)>,
+    bytes: usize,
     changes: Vec<AttachmentChange>,
+}
+
+impl<L> Default for Waiting<L> {
+    fn default() -> Self {
+        Self { frames: Vec::new(), bytes: 0, changes: Vec::new() }
+    }
 }
 
 /// How an attachment is told to the next generation.
@@ -55,17 +63,17 @@ pub(super) enum NotHanded<E> {
     Full,
 }
 
-impl<G> Current<G> {
+impl<G, L: Clone> Current<G, L> {
     pub(super) fn new(generation: Arc<G>) -> Self {
         let (generation, attached) = (Some(generation), HashMap::new());
         Self(RwLock::new(Now { generation, frozen: None, attached, next: 0 }))
     }
 
-    /// Hands over frames. The lock is held meanwhile: nothing is handed to a generation that was taken away. While it
+    /// Hands over a lane's frames. The lock is held meanwhile: nothing is handed to a generation that was taken away. While it
     /// is being replaced, they wait, `limit` bytes at most.
     pub(super) fn hand_over<E>(
         &self,
-        frames: &[u8],
+        (lane, frames): (&L, &[u8]),
         changes: &mut Vec<AttachmentChange>,
         limit: usize,
         push: impl FnOnce(&G) -> Result<(), E>,
@@ -81,9 +89,10 @@ impl<G> Current<G> {
         let Now { generation, frozen, .. } = &mut *now;
         let Some(generation) = generation else { return Err(NotHanded::Ended) };
         match frozen {
-            Some(waiting) if waiting.frames.len() + frames.len() > limit => return Err(NotHanded::Full),
+            Some(waiting) if waiting.bytes.saturating_add(frames.len()) > limit => return Err(NotHanded::Full),
             Some(waiting) => {
-                waiting.frames.extend_from_slice(frames);
+                waiting.frames.push((lane.clone(), frames.to_vec()));
+                waiting.bytes += frames.len();
                 waiting.changes.append(changes);
             }
             None => {
@@ -109,7 +118,7 @@ impl<G> Current<G> {
     }
 
     /// The generation goes on: `tell` hands it what has waited.
-    pub(super) fn thaw(&self, tell: impl FnOnce(&G, &[u8])) {
+    pub(super) fn thaw(&self, tell: impl FnOnce(&G, &[(L, Vec<u8>)])) {
         let mut now = self.0.write();
         let waiting = now.frozen.take().unwrap_or_default();
         if let Some(generation) = &now.generation {
@@ -120,7 +129,7 @@ impl<G> Current<G> {
 
     /// Another generation serves from now on: `tell` hands it the attachments of the one before, in the order in which
     /// they began, and then what has waited.
-    pub(super) fn switch(&self, next: Arc<G>, tell: impl FnOnce(&G, &[(u64, &[u8])], &[u8])) {
+    pub(super) fn switch(&self, next: Arc<G>, tell: impl FnOnce(&G, &[(u64, &[u8])], &[(L, Vec<u8>)])) {
         let mut now = self.0.write();
         let waiting = now.frozen.take().unwrap_or_default();
         let mut attached: Vec<(u64, u64, &[u8])> =
@@ -146,7 +155,7 @@ impl<G> Current<G> {
     }
 }
 
-impl<G> Now<G> {
+impl<G, L> Now<G, L> {
     fn know(&mut self, change: AttachmentChange) {
         match change {
             AttachmentChange::Attached(id, frame) => {

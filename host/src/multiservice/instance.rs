@@ -197,7 +197,7 @@ async fn end(
     generation: &Arc<Generation>,
     steps: &mut mpsc::UnboundedReceiver<Lifecycle>,
 ) -> UnloadOutcome {
-    generation.send(&ToLibrary::Stop {});
+    generation.send_last(&ToLibrary::Stop {});
     if tokio::time::timeout(STOP, until_stopped(outgoing, steps)).await.is_ok() {
         // It has said its last: its thread is about to end.
         let generation = Arc::clone(generation);

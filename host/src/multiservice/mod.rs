@@ -27,6 +27,7 @@ use parking_lot::RwLock;
 
 use self::slot::Slot;
 pub use crate::loader::fault::LibraryFault;
+pub use crate::loader::gate::Lane;
 use crate::loader::unload::UnloadOutcome;
 
 /// A collection of services.

@@ -18,7 +18,7 @@ use plugin_api::abi::frame::{ToHost, ToLibrary, numbers};
 
 use super::instance::{Instance, unexpected};
 use super::outgoing::Lifecycle;
-use super::router::Delivery;
+use super::router::{Delivery, Weight};
 use super::slot::{ServiceState, Slot};
 use crate::loader::fault::LibraryFault;
 use crate::loader::generation::Source;
@@ -166,7 +166,7 @@ impl Slot {
         old.forget_steps().await;
         old.outgoing.forget_panic();
         let began = Instant::now();
-        self.current.freeze(|old| old.generation.send(&ToLibrary::Freeze { request: u64::from(new.number) }));
+        self.current.freeze(|old| old.generation.send_last(&ToLibrary::Freeze { request: u64::from(new.number) }));
         let ready = async {
             let frozen = frozen(&old, u64::from(new.number)).await?;
             new.start(Some(FREEZE)).await?;
@@ -183,7 +183,7 @@ impl Slot {
             Err(why) => {
                 self.current.thaw(|old, waited| {
                     old.generation.send(&ToLibrary::Thaw {});
-                    old.generation.push_anyway(waited);
+                    waited.iter().for_each(|(lane, frames)| old.generation.push_anyway(lane, frames));
                 });
                 return Err(why);
             }
@@ -214,7 +214,8 @@ impl Slot {
             // Those whose clients have let go of their perspective are told, and answered by nobody.
             let is_attached =
                 |(_, frame): &&(u64, &[u8])| matches!(ToLibrary::read(&mut &**frame), Some(ToLibrary::Attach { .. }));
-            counts = (attached.iter().filter(is_attached).count(), calls(waited));
+            counts =
+                (attached.iter().filter(is_attached).count(), waited.iter().map(|(_, frames)| calls(frames)).sum());
             {
                 // Each connection hears of the new hold on its client's object before the old one can let go of it.
                 let mut delivery = Delivery::new(&self.context.router);
@@ -225,7 +226,7 @@ impl Slot {
                     {
                         let mut retained = Vec::new();
                         ToHost::Retained { handle: mind }.write(&mut retained);
-                        delivery.deliver(mind, new.outgoing.tag(), &retained);
+                        delivery.deliver(mind, new.outgoing.tag(), &retained, Weight::Must);
                     }
                 }
             }
@@ -233,14 +234,15 @@ impl Slot {
             new.outgoing.expect(attached.iter().filter(is_attached).map(|(attachment, _)| *attachment));
             new.outgoing.serve();
             for (_, frame) in attached {
-                new.generation.push_anyway(frame);
+                new.generation.push_host(frame);
             }
-            new.generation.push_anyway(waited);
-            // Who has gone meanwhile has gone for calls that wait in the old code, too.
-            let mut frames = waited;
-            while let Some(frame) = ToLibrary::read(&mut frames) {
-                if let ToLibrary::Gone { .. } = frame {
-                    old.generation.send(&frame);
+            for (lane, mut frames) in waited.iter().map(|(lane, frames)| (lane, frames.as_slice())) {
+                new.generation.push_anyway(lane, frames);
+                // Who has gone meanwhile has gone for calls that wait in the old code, too.
+                while let Some(frame) = ToLibrary::read(&mut frames) {
+                    if let ToLibrary::Gone { .. } = frame {
+                        old.generation.send(&frame);
+                    }
                 }
             }
         });
@@ -281,7 +283,7 @@ impl Slot {
         for call in numbers(calls) {
             let mut failed = Vec::new();
             ToHost::Failed { call, class, message, fault: false }.write(&mut failed);
-            delivery.deliver(call, tag, &failed);
+            delivery.deliver(call, tag, &failed, Weight::Must);
         }
     }
 }
@@ -317,7 +319,7 @@ fn give_up(new: Arc<Instance>) {
     match tokio::runtime::Handle::try_current() {
         Ok(runtime) => drop(runtime.spawn(async move { new.end().await })),
         // The program itself is ending.
-        Err(_) => new.generation.send(&ToLibrary::Stop {}),
+        Err(_) => new.generation.send_last(&ToLibrary::Stop {}),
     }
 }
 

@@ -10,34 +10,83 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::Notify;
 
+use crate::memory::{Kept, Meter};
+
 /// What has come for one connection: frames of services, each with the slot it comes from.
 #[derive(Debug, Default)]
 pub struct Mailbox {
     frames: Mutex<Vec<u8>>,
     come: Notify,
-    full: AtomicBool,
     closed: AtomicBool,
+    full: AtomicBool,
+    meter: Arc<Meter>,
 }
 
-/// What may wait in a mailbox, in bytes: its connection takes it out at once, whatever its client does.
+impl Mailbox {
+    /// A mailbox of a connection, for which so much is kept.
+    #[must_use]
+    pub fn new(meter: Arc<Meter>) -> Self {
+        Self { meter, ..Self::default() }
+    }
+
+    /// What is kept for the connection.
+    #[must_use]
+    pub fn meter(&self) -> &Arc<Meter> {
+        &self.meter
+    }
+}
+
+/// What it means to the client that a frame does not reach it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Weight {
+    /// A value, in place of which an error can be told.
+    Value,
+    /// Something that nothing can stand for, and that somebody waits for: an error, an end. They are few, and small.
+    Must,
+    /// A change that nothing can stand for: who does not read so many is let go.
+    Change,
+}
+
+/// What became of a frame for a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Put {
+    /// It is in; true: the mailbox was empty, and its owner is to be woken.
+    In(bool),
+    /// More would be kept for the client than its share.
+    Over,
+    /// Nobody will take it out.
+    Gone,
+}
+
+/// What may wait for a client, in bytes, however much there is for all.
 const LIMIT: usize = 64 << 20;
+/// What is not longer is taken always, in bytes: errors among them.
+const SMALL: usize = 1 << 10;
 
 impl Mailbox {
-    /// Puts a frame in; true if the mailbox was empty, and who owns it is to be woken. `None`: nobody will take it out.
-    fn push(&self, slot: u64, frame: &[u8]) -> Option<bool> {
+    /// Puts a frame in.
+    fn push(&self, slot: u64, frame: &[u8], weight: Weight) -> Put {
         let mut frames = self.frames.lock();
         if self.closed.load(Ordering::Relaxed) {
-            return None;
+            return Put::Gone;
         }
-        if frames.len() > LIMIT {
-            // The connection is let go of when it looks; nothing of it is answered any more.
+        let size = frame.len() + 8;
+        if weight == Weight::Value
+            && frame.len() > SMALL
+            && (self.meter.untaken() + size > LIMIT || !self.meter.admits(size))
+        {
+            return Put::Over;
+        }
+        if weight == Weight::Change && (self.meter.untaken() + size > LIMIT || !self.meter.admits(size)) {
+            // It must not be left out: the client's copy would be another from then on.
             self.full.store(true, Ordering::Relaxed);
-            return None;
+            return Put::Gone;
         }
+        self.meter.add(Kept::Mail, size);
         let empty = frames.is_empty();
         frames.extend_from_slice(&slot.to_le_bytes());
         frames.extend_from_slice(frame);
-        Some(empty)
+        Put::In(empty)
     }
 
     /// Takes what has come last: nothing is put in any more.
@@ -46,14 +95,24 @@ impl Mailbox {
         self.closed.store(true, Ordering::Relaxed);
         last.clear();
         std::mem::swap(&mut *frames, last);
+        drop(frames);
+        self.meter.sub(Kept::Mail, last.len());
+        self.meter.close();
     }
 
     /// Swaps what has come for an empty buffer: slot numbers of eight bytes, little-endian, each before its frame.
-    /// False: more came than is kept, and some of it is lost.
+    /// It counts as mail until [`Mailbox::served`]. False: more came than is kept, and some of it is lost.
     pub fn take(&self, empty: &mut Vec<u8>) -> bool {
         empty.clear();
         std::mem::swap(&mut *self.frames.lock(), empty);
         !self.full.load(Ordering::Relaxed)
+    }
+
+    /// What was taken out is served: what is left of it is the client's to read.
+    pub fn served(&self, bytes: usize) {
+        if bytes > 0 {
+            self.meter.sub(Kept::Mail, bytes);
+        }
     }
 
     /// Wakes who waits, for another reason.
@@ -81,9 +140,9 @@ impl Router {
         Arc::default()
     }
 
-    /// A number and a mailbox for a connection.
-    pub fn connect(&self) -> (u32, Arc<Mailbox>) {
-        let mailbox = Arc::new(Mailbox::default());
+    /// A number and a mailbox for a connection, for which so much is kept.
+    pub fn connect(&self, meter: Arc<Meter>) -> (u32, Arc<Mailbox>) {
+        let mailbox = Arc::new(Mailbox::new(meter));
         let mut mailboxes = self.mailboxes.write();
         loop {
             // Zero is no connection's: a handle of zero means none.
@@ -110,7 +169,7 @@ impl Router {
     pub(super) fn broadcast(&self, slot: u64, frame: &[u8]) {
         let mailboxes: Vec<Arc<Mailbox>> = self.mailboxes.read().values().cloned().collect();
         for mailbox in mailboxes {
-            if mailbox.push(slot, frame) == Some(true) {
+            if mailbox.push(slot, frame, Weight::Must) == Put::In(true) {
                 mailbox.come.notify_one();
             }
         }
@@ -120,6 +179,16 @@ impl Router {
         let connection = u32::try_from(number >> 32).ok()?;
         self.mailboxes.read().get(&connection).cloned()
     }
+}
+
+/// Whether a frame has reached a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Delivered {
+    Yes,
+    /// More would be kept for the client than its share: nothing that is longer than an error is taken.
+    Over,
+    /// It has gone.
+    Gone,
 }
 
 /// One batch of frames on its way: wakes each connection once.
@@ -135,22 +204,23 @@ impl<'s> Delivery<'s> {
         Self { router, last: None, woken: Vec::new() }
     }
 
-    /// Hands a frame to the connection whose number is in `number`; false if it has gone.
-    pub(super) fn deliver(&mut self, number: u64, slot: u64, frame: &[u8]) -> bool {
+    /// Hands a frame to the connection whose number is in `number`.
+    pub(super) fn deliver(&mut self, number: u64, slot: u64, frame: &[u8], weight: Weight) -> Delivered {
         let connection = (number >> 32) as u32;
         if self.last.as_ref().is_none_or(|(last, _)| *last != connection) {
             let Some(mailbox) = self.router.find(number) else {
-                return false;
+                return Delivered::Gone;
             };
             self.last = Some((connection, mailbox));
         }
-        let Some((_, mailbox)) = &self.last else { return false };
-        match mailbox.push(slot, frame) {
-            Some(true) => self.woken.push(Arc::clone(mailbox)),
-            Some(false) => {}
-            None => return false,
+        let Some((_, mailbox)) = &self.last else { return Delivered::Gone };
+        match mailbox.push(slot, frame, weight) {
+            Put::In(true) => self.woken.push(Arc::clone(mailbox)),
+            Put::In(false) => {}
+            Put::Over => return Delivered::Over,
+            Put::Gone => return Delivered::Gone,
         }
-        true
+        Delivered::Yes
     }
 }
 

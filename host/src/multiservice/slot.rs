@@ -15,7 +15,7 @@ use super::instance::{Instance, STOP};
 use super::outgoing::Outgoing;
 use crate::cred::Name;
 use crate::loader::fault::LibraryFault;
-use crate::loader::gate::Full;
+use crate::loader::gate::{Full, Lane};
 use crate::loader::generation::{Linked, Source};
 use crate::loader::unload::UnloadOutcome;
 
@@ -42,7 +42,7 @@ pub struct Slot {
     pub(super) name: Name,
     pub(super) context: HostContext,
     manifest: RwLock<Arc<Manifest>>,
-    pub(super) current: Current<Instance>,
+    pub(super) current: Current<Instance, Lane>,
     /// Which generation's way out it is just now.
     outgoing: RwLock<Arc<Outgoing>>,
     /// Generations that were replaced, and in which calls still wait.
@@ -189,7 +189,7 @@ impl Slot {
     /// Calls in code that was replaced have waited long enough.
     pub(super) fn hasten(&self) {
         for old in &*self.retiring.lock() {
-            old.generation.send(&ToLibrary::Stop {});
+            old.generation.send_last(&ToLibrary::Stop {});
         }
     }
 
@@ -198,12 +198,12 @@ impl Slot {
     ///
     /// # Errors
     /// When it does not serve, or does not keep up; nothing was handed over then.
-    pub fn submit(&self, frames: &[u8], changes: &mut Vec<AttachmentChange>) -> Result<(), LibraryFault> {
+    pub fn submit(&self, lane: &Lane, frames: &[u8], changes: &mut Vec<AttachmentChange>) -> Result<(), LibraryFault> {
         if *self.state.lock() == ServiceState::Loaded {
             return Err(LibraryFault::State(format!("{} is starting", self.name)));
         }
-        let handed = self.current.hand_over(frames, changes, WAITING, |instance| {
-            if instance.outgoing.is_over() { Err(None) } else { instance.generation.push(frames).map_err(Some) }
+        let handed = self.current.hand_over((lane, frames), changes, WAITING, |instance| {
+            if instance.outgoing.is_over() { Err(None) } else { instance.generation.push(lane, frames).map_err(Some) }
         });
         handed.map_err(|why| match why {
             NotHanded::Ended | NotHanded::Refused(None) => LibraryFault::State(format!("{} has stopped", self.name)),
@@ -213,11 +213,11 @@ impl Slot {
     }
 
     /// Hands over what ends something: it is never too much.
-    pub(crate) fn submit_anyway(&self, frames: &[u8], changes: &mut Vec<AttachmentChange>) {
-        let handed = self.current.hand_over(frames, changes, usize::MAX, |instance| {
+    pub(crate) fn submit_anyway(&self, lane: &Lane, frames: &[u8], changes: &mut Vec<AttachmentChange>) {
+        let handed = self.current.hand_over((lane, frames), changes, usize::MAX, |instance| {
             // One that has ended by itself reads no more: what it is sent would only pile up.
             if !instance.outgoing.is_over() {
-                instance.generation.push_anyway(frames);
+                instance.generation.push_anyway(lane, frames);
             }
             Ok::<(), ()>(())
         });
@@ -229,13 +229,13 @@ impl Slot {
     }
 
     /// Hands an answer to the generation that asked; false if it is not there.
-    pub(crate) fn answer(&self, generation: u32, frames: &[u8]) -> bool {
+    pub(crate) fn answer(&self, lane: &Lane, generation: u32, frames: &[u8]) -> bool {
         let asked = |instance: &Arc<Instance>| instance.number == generation;
         let old = || self.retiring.lock().iter().find(|instance| asked(instance)).cloned();
         match self.current.get().filter(asked).or_else(old) {
             Some(instance) if instance.outgoing.is_over() => false,
             Some(instance) => {
-                instance.generation.push_anyway(frames);
+                instance.generation.push_anyway(lane, frames);
                 true
             }
             None => {
@@ -332,17 +332,23 @@ impl Backend for Slot {
         self.number
     }
 
-    fn submit(&self, frames: &[u8], changes: &mut Vec<AttachmentChange>, calls: u64) -> Result<(), LibraryFault> {
+    fn submit(
+        &self,
+        lane: &Lane,
+        frames: &[u8],
+        changes: &mut Vec<AttachmentChange>,
+        calls: u64,
+    ) -> Result<(), LibraryFault> {
         self.count_calls(calls);
-        Self::submit(self, frames, changes)
+        Self::submit(self, lane, frames, changes)
     }
 
-    fn submit_anyway(&self, frames: &[u8], changes: &mut Vec<AttachmentChange>) {
-        Self::submit_anyway(self, frames, changes);
+    fn submit_anyway(&self, lane: &Lane, frames: &[u8], changes: &mut Vec<AttachmentChange>) {
+        Self::submit_anyway(self, lane, frames, changes);
     }
 
-    fn answer(&self, generation: u32, frames: &[u8]) -> bool {
-        Self::answer(self, generation, frames)
+    fn answer(&self, lane: &Lane, generation: u32, frames: &[u8]) -> bool {
+        Self::answer(self, lane, generation, frames)
     }
 
     fn notify_retired(&self, frame: &ToLibrary<'_>) {

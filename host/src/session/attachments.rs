@@ -108,6 +108,14 @@ pub(crate) struct Attachments {
 }
 
 impl Attachments {
+    /// The client's numbers for attachments that no service has answered yet.
+    pub(crate) fn waiting(&self) -> impl Iterator<Item = u64> {
+        self.all.iter().filter_map(|(_, attached)| match attached.phase {
+            Phase::Asked { request } => Some(request),
+            _ => None,
+        })
+    }
+
     /// Whether one more may begin, among at most `limit`; those let go of count while something that came by them lives.
     ///
     /// # Errors

@@ -69,7 +69,7 @@ pub(crate) struct Parked {
 }
 
 impl Parked {
-    fn size(&self) -> usize {
+    pub(crate) fn size(&self) -> usize {
         size_of::<Self>() + self.words.bytes.len() + self.handles.len() * 8
     }
 }
@@ -91,11 +91,6 @@ impl Outgoing {
         (self.backend.number(), self.generation, self.call)
     }
 }
-
-/// Too much waits for room.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("too many calls wait for others to end")]
-pub(crate) struct TooManyCalls;
 
 /// What ended with attachments.
 #[derive(Default)]
@@ -160,11 +155,14 @@ impl Calls {
     /// A call waits.
     ///
     /// # Errors
-    /// When more waits than may; it waits all the same, for the connection ends.
-    pub(crate) fn park(&mut self, parked: Parked, limits: &PeerLimits) -> Result<(), TooManyCalls> {
+    /// When more would wait than may: the call itself, which does not.
+    pub(crate) fn park(&mut self, parked: Parked, limits: &PeerLimits) -> Result<(), Box<Parked>> {
+        if self.parked_bytes + parked.size() > limits.parked {
+            return Err(Box::new(parked));
+        }
         self.parked_bytes += parked.size();
         self.parked.push_back(parked);
-        if self.parked_bytes > limits.parked { Err(TooManyCalls) } else { Ok(()) }
+        Ok(())
     }
 
     /// The next that waits, if there is room for it.
@@ -237,6 +235,18 @@ impl Calls {
         ended
     }
 
+    /// How many bytes wait for room.
+    #[must_use]
+    pub(crate) fn parked_bytes(&self) -> usize {
+        self.parked_bytes
+    }
+
+    /// The client's calls that are owed an answer, by its numbers.
+    pub(crate) fn owed(&self) -> impl Iterator<Item = u64> {
+        let begun = self.in_flight.iter().map(|(_, call)| call);
+        begun.chain(self.parked.iter().map(|parked| &parked.call)).filter(|call| call.answer).map(|call| call.request)
+    }
+
     /// Whether any wait for room.
     #[must_use]
     pub(crate) fn any_parked(&self) -> bool {
@@ -294,7 +304,8 @@ mod tests {
         assert!(!calls.admits(0, &limits));
         calls.park(parked(by, 6, 10), &limits).unwrap();
         calls.park(parked(by, 7, 10), &limits).unwrap();
-        assert_eq!(calls.park(parked(by, 8, 2000), &limits), Err(TooManyCalls));
+        let refused = calls.park(parked(by, 8, 2000), &limits).unwrap_err();
+        assert_eq!((refused.call.request, calls.counts().1), (8, 2));
         assert!(calls.unpark(0, &limits).is_none());
         assert_eq!(calls.ended(begun[0], SlotNo(2)), None, "a service ends its own calls only");
         assert_eq!(calls.ended(begun[0], SlotNo(1)), Some(call(by, 0)));

@@ -11,7 +11,7 @@ use super::login::{self, Mind, Now};
 use super::numbers::{AttachmentNo, LoginNo, Object, Provenance};
 use super::references::{Route, give_back, revoked};
 use super::values::defective;
-use super::{Owners, PeerLimits, Violation};
+use super::{Owners, PeerLimits};
 use crate::multiservice::{Backend, SlotNo};
 
 /// Whom a call is for.
@@ -46,9 +46,9 @@ impl Owners {
         }
     }
 
-    pub(super) fn called(&mut self, call: &Call<'_>, now: Now) -> Result<(), Violation> {
+    pub(super) fn called(&mut self, call: &Call<'_>, now: Now) {
         match self.target(call) {
-            Callee::Service(attachment, object) => self.call_service(attachment, object, call)?,
+            Callee::Service(attachment, object) => self.call_service(attachment, object, call),
             Callee::Login(object) => self.call_login(object, call, now),
             Callee::Nobody(failure) => {
                 self.give_back_all(call);
@@ -57,7 +57,6 @@ impl Owners {
                 }
             }
         }
-        Ok(())
     }
 
     /// No cached object of a client's is observed; one that was given back may not know it yet.
@@ -89,7 +88,7 @@ impl Owners {
     }
 
     /// The client calls a perspective (object 0) or an object of a service's.
-    fn call_service(&mut self, attachment: AttachmentNo, object: u64, call: &Call<'_>) -> Result<(), Violation> {
+    fn call_service(&mut self, attachment: AttachmentNo, object: u64, call: &Call<'_>) {
         let references = || call.arguments.references().iter().chain(call.keywords.references());
         let checked = self.check_call(attachment, call);
         let backend = match checked {
@@ -99,7 +98,7 @@ impl Owners {
                 if call.answer {
                     self.output.fail(call.request, &failure);
                 }
-                return Ok(());
+                return;
             }
         };
         let slot = backend.number();
@@ -110,7 +109,7 @@ impl Owners {
             // The way of nearly all calls: from the connection's buffer to the gate's, once.
             let (arguments, keywords) = (call.arguments.bytes(), call.keywords.bytes());
             self.begin_call(&backend, in_flight, object, (call.method, arguments, keywords), &[]);
-            return Ok(());
+            return;
         }
         let (by, mut handles) = (Provenance::by(attachment), Vec::new());
         let route = Route { connection: self.context.number, slot, by: &by };
@@ -123,10 +122,28 @@ impl Owners {
         });
         if begins {
             self.begin_call(&backend, in_flight, object, words.parts(), &handles);
-            return Ok(());
+            return;
         }
-        let limits = *self.limits();
-        Ok(self.calls.park(Parked { call: in_flight, object, words, handles }, &limits)?)
+        let (limits, parked) = (*self.limits(), Parked { call: in_flight, object, words, handles });
+        let size = parked.size();
+        let refused = match self.context.meter.admits(size) {
+            true => self.calls.park(parked, &limits).err(),
+            false => Some(Box::new(parked)),
+        };
+        if let Some(refused) = refused {
+            self.refuse_call(*refused);
+        }
+    }
+
+    /// More waits for this client already than may.
+    fn refuse_call(&mut self, refused: Parked) {
+        let Parked { call, handles, .. } = refused;
+        handles.iter().for_each(|handle| self.release(call.slot, *handle, 1));
+        if call.answer {
+            let message = "too many calls wait already: wait for answers, and ask again";
+            self.output.fail(call.request, &Failure::new("MemoryError", message));
+        }
+        self.call_ended(call.attachment);
     }
 
     /// Where a call goes, if it can be made.

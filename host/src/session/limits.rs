@@ -32,6 +32,8 @@ pub struct Limits {
     pub refusal: Duration,
     /// How long a peer with unread answers may read nothing.
     pub stalled: Duration,
+    /// How long a message that has begun may take, and how many bytes a second lengthen that by one.
+    pub message: (Duration, usize),
     /// How long calls in flight may take to end when the door closes.
     pub grace: Duration,
     /// Connections in all.
@@ -62,6 +64,7 @@ impl Default for Limits {
             login: Duration::from_secs(30),
             refusal: Duration::from_millis(250),
             stalled: Duration::from_secs(30),
+            message: (Duration::from_secs(20), 500),
             grace: Duration::from_secs(5),
             connections: 10_000,
             per_source: 256,

@@ -37,14 +37,15 @@ use pb::{Event, Failure, Input, Output, PeerFault, Role};
 use plugin_api::abi::frame::ToHost;
 
 use self::attachments::{Attachments, Scope};
-use self::calls::{Calls, TooManyCalls};
+use self::calls::Calls;
 pub use self::limits::{Limits, PeerLimits};
 use self::login::{Found, Login, Now, Policy, Question, QuestionNo, Refused};
 use self::numbers::Object;
 use self::outbox::Outbox;
 use self::references::References;
 use self::values::Values;
-use crate::multiservice::{Backends, SlotNo};
+use crate::memory::Meter;
+use crate::multiservice::{Backends, Lane, SlotNo};
 use crate::sessions::{Acknowledgement, Notice, SessionEntry};
 
 /// What ends a connection.
@@ -53,9 +54,6 @@ pub(crate) enum Violation {
     /// Bytes that are no Banana, no message, or over a limit.
     #[error(transparent)]
     Peer(#[from] PeerFault),
-    /// Too much waits for room.
-    #[error(transparent)]
-    TooManyCalls(#[from] TooManyCalls),
 }
 
 /// What a session wants done outside.
@@ -77,6 +75,8 @@ pub(crate) struct SessionContext {
     pub(crate) backends: Arc<dyn Backends>,
     /// Where the operator sees it, once somebody has logged in.
     pub(crate) entry: Arc<SessionEntry>,
+    /// What is kept for it.
+    pub(crate) meter: Arc<Meter>,
 }
 
 /// One connection: see the module's page.
@@ -116,7 +116,7 @@ impl Session {
             attachments: Attachments::default(),
             calls: Calls::default(),
             references: References::default(),
-            outbox: Outbox::default(),
+            outbox: Outbox::new(Lane { connection: context.number, meter: Arc::clone(&context.meter) }),
             values: Values::new(limits.after.jelly),
             context,
             limits,
@@ -130,6 +130,22 @@ impl Session {
     /// Where to append bytes that come.
     pub(crate) fn input(&mut self) -> &mut Vec<u8> {
         self.input.buffer()
+    }
+
+    /// How many messages have come whole, and how many bytes of the next are there.
+    pub(crate) fn received(&self) -> (u64, usize) {
+        (self.input.messages(), self.input.unserved())
+    }
+
+    /// What is kept of what the client has sent, in bytes.
+    pub(crate) fn kept(&mut self) -> usize {
+        self.input.buffer().capacity() + self.owners.calls.parked_bytes()
+    }
+
+    /// Everybody who waits for an answer gets this error: the connection is about to end.
+    pub(crate) fn tell_why(&mut self, why: &Failure) {
+        let Owners { calls, attachments, output, .. } = &mut self.owners;
+        calls.owed().chain(attachments.waiting()).for_each(|request| output.fail(request, why));
     }
 
     /// The bytes to send. Take from its front what has been sent.
@@ -150,7 +166,7 @@ impl Session {
             let Self { input, owners, .. } = self;
             match input.event(&mut owners.output)? {
                 None => return Ok(()),
-                Some(Event::Call(call)) => owners.called(&call, now)?,
+                Some(Event::Call(call)) => owners.called(&call, now),
                 Some(Event::CacheCall(call)) => owners.cache_called(&call),
                 Some(Event::Answer { request, value, defect }) => owners.client_answered(request, value, defect),
                 Some(Event::Error { request, failure, defect }) => owners.client_failed(request, failure, defect),

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use plugin_api::abi::frame::ToLibrary;
 
 use super::numbers::{AttachmentNo, CallNo};
-use crate::multiservice::{AttachmentChange, Backend, SlotNo};
+use crate::multiservice::{AttachmentChange, Backend, Lane, SlotNo};
 
 /// A buffer that has become larger is given back when it is empty, in bytes.
 const KEPT: usize = 64 << 10;
@@ -59,6 +59,8 @@ pub(crate) struct Refusal {
 #[derive(Default)]
 pub(crate) struct Outbox {
     services: BTreeMap<SlotNo, Frames>,
+    /// The connection's place in services' gates.
+    lane: Lane,
     /// Answers to services' own calls, for one generation each.
     answers: BTreeMap<(SlotNo, u32), Answers>,
 }
@@ -71,6 +73,10 @@ struct Answers {
 }
 
 impl Outbox {
+    pub(crate) fn new(lane: Lane) -> Self {
+        Self { lane, ..Self::default() }
+    }
+
     fn to(&mut self, backend: &Arc<dyn Backend>) -> &mut Frames {
         self.services.entry(backend.number()).or_insert_with(|| Frames {
             backend: Arc::clone(backend),
@@ -151,7 +157,7 @@ impl Outbox {
     pub(crate) fn submit(&mut self) -> Vec<Refusal> {
         let mut refusals = Vec::new();
         for ((slot, generation), to) in std::mem::take(&mut self.answers) {
-            if !to.backend.answer(generation, &to.bytes) && !to.handles.is_empty() {
+            if !to.backend.answer(&self.lane, generation, &to.bytes) && !to.handles.is_empty() {
                 // It will not give back what it was never given.
                 refusals.push(Refusal { slot, why: String::new(), bounced: vec![Bounced::Handles(to.handles)] });
             }
@@ -161,8 +167,8 @@ impl Outbox {
                 continue;
             }
             let calls = std::mem::take(&mut to.calls);
-            if let Err(error) = to.backend.submit(&to.bytes, &mut to.changes, calls) {
-                let bounced = to.bounce();
+            if let Err(error) = to.backend.submit(&self.lane, &to.bytes, &mut to.changes, calls) {
+                let bounced = to.bounce(&self.lane);
                 refusals.push(Refusal { slot: *slot, why: error.to_string(), bounced });
             }
             to.bytes.clear();
@@ -177,10 +183,10 @@ impl Outbox {
     pub(crate) fn submit_all(&mut self) {
         for ((_, generation), to) in std::mem::take(&mut self.answers) {
             // What it does not take ends with the connection.
-            let _ = to.backend.answer(generation, &to.bytes);
+            let _ = to.backend.answer(&self.lane, generation, &to.bytes);
         }
         for to in self.services.values_mut().filter(|to| !to.bytes.is_empty() || !to.changes.is_empty()) {
-            to.backend.submit_anyway(&to.bytes, &mut to.changes);
+            to.backend.submit_anyway(&self.lane, &to.bytes, &mut to.changes);
         }
         self.services.clear();
     }
@@ -188,7 +194,7 @@ impl Outbox {
 
 impl Frames {
     /// It was not taken: what ends something is handed over alone, and the rest is what bounces.
-    fn bounce(&mut self) -> Vec<Bounced> {
+    fn bounce(&mut self, lane: &Lane) -> Vec<Bounced> {
         let (mut bounced, mut ends, mut start) = (Vec::new(), Vec::new(), 0);
         for (record, end) in std::mem::take(&mut self.records) {
             let frame: Range<usize> = start..end;
@@ -200,7 +206,7 @@ impl Frames {
             }
         }
         self.changes.retain(|change| !matches!(change, AttachmentChange::Attached(..)));
-        self.backend.submit_anyway(&ends, &mut self.changes);
+        self.backend.submit_anyway(lane, &ends, &mut self.changes);
         bounced
     }
 }

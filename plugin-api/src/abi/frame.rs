@@ -84,6 +84,12 @@ pub fn next_to_host<'a>(bytes: &mut &'a [u8]) -> Option<(ToHost<'a>, &'a [u8])> 
     Some((frame, &before[..before.len() - bytes.len()]))
 }
 
+/// Whether a frame of this kind to a library is a call of a client's.
+#[must_use]
+pub fn is_call(kind: u8) -> bool {
+    kind == 5
+}
+
 /// The numbers in a frame's list of them: handles, calls, objects.
 pub fn numbers(bytes: &[u8]) -> impl Iterator<Item = u64> {
     bytes.chunks_exact(8).filter_map(|handle| handle.try_into().ok().map(u64::from_le_bytes))

@@ -18,7 +18,7 @@ use self::commits::{CommitQueue, Effect, Phase};
 use self::replay::Replay;
 use self::report::Report;
 use super::context::{HostContext, SlotNo};
-use super::router::{Delivery, Router};
+use super::router::{Delivered, Delivery, Router, Weight};
 use crate::loader::gate::Outlet;
 use crate::loader::generation::Generation;
 use crate::store::{Change, Entries, Range, Saved, Store, StoreError, Write, ask};
@@ -111,7 +111,7 @@ impl Outgoing {
     /// Hands over what the generation waits for while it ends.
     pub(super) fn hand_over(&self, frames: &[u8]) {
         if let Some(generation) = self.generation.get().and_then(Weak::upgrade) {
-            generation.push_anyway(frames);
+            generation.push_host(frames);
         }
     }
 
@@ -234,32 +234,38 @@ impl Outgoing {
     /// One frame that waits for nothing any more.
     fn out(&self, frame: &ToHost<'_>, raw: &[u8], delivery: &mut Delivery<'_>) {
         match frame {
-            ToHost::Answer { call, objects, .. } => {
-                self.deliver(delivery, *call, raw, objects);
+            ToHost::Answer { call, objects, value } => {
+                if self.deliver(delivery, *call, raw, objects, Weight::Value) == Delivered::Over {
+                    self.refuse_answer(delivery, *call, value.len());
+                }
             }
             ToHost::Attached { attachment } => {
                 self.replay.took(*attachment, false);
-                delivery.deliver(*attachment, self.tag(), raw);
+                delivery.deliver(*attachment, self.tag(), raw, Weight::Must);
             }
             ToHost::Update { attachment: number, objects, .. } => {
-                self.deliver(delivery, *number, raw, objects);
+                self.deliver(delivery, *number, raw, objects, Weight::Change);
             }
             ToHost::Failed { call, fault, message, .. } => {
                 if *fault {
                     self.report.call_panicked(self.name(), message);
                 }
                 self.replay.took(*call, true);
-                delivery.deliver(*call, self.tag(), raw);
+                delivery.deliver(*call, self.tag(), raw, Weight::Must);
             }
             ToHost::Call { call, handle, answer, objects, .. } => {
-                let delivered = self.deliver(delivery, *handle, raw, objects);
-                if *answer && !delivered {
-                    let (class, message) = ("twisted.spread.pb.PBConnectionLost", "the client has gone");
+                let weight = if *answer { Weight::Value } else { Weight::Change };
+                let delivered = self.deliver(delivery, *handle, raw, objects, weight);
+                if *answer && delivered != Delivered::Yes {
+                    let (class, message) = match delivered {
+                        Delivered::Over => ("MemoryError", "the client does not read: too much waits for it"),
+                        _ => ("twisted.spread.pb.PBConnectionLost", "the client has gone"),
+                    };
                     self.send(&ToLibrary::Failed { call: *call, class, message });
                 }
             }
             ToHost::Release { handle, .. } | ToHost::Forget { handle, .. } => {
-                delivery.deliver(*handle, self.tag(), raw);
+                delivery.deliver(*handle, self.tag(), raw, Weight::Must);
             }
             ToHost::Load { request, perspective } => self.load(*request, perspective),
             ToHost::Data { request, from, to, limit, reverse } => {
@@ -269,7 +275,7 @@ impl Outgoing {
             }
             ToHost::Write { request, base, entries } => self.write(*request, *base, entries),
             ToHost::End { attachment } => {
-                delivery.deliver(*attachment, self.tag(), raw);
+                delivery.deliver(*attachment, self.tag(), raw, Weight::Must);
             }
             ToHost::Manifest { manifest } => self.reached(Lifecycle::Manifest(manifest.to_vec())),
             ToHost::Initialised {} => self.reached(Lifecycle::Initialised),
@@ -297,14 +303,31 @@ impl Outgoing {
         }
     }
 
-    /// Hands a frame to the connection whose number is in `number`; false: it has gone, and the library gets the objects in
-    /// the frame back.
-    fn deliver(&self, delivery: &mut Delivery<'_>, number: u64, raw: &[u8], objects: &[u8]) -> bool {
-        let delivered = delivery.deliver(number, self.tag(), raw);
-        if !delivered {
+    /// Hands a frame to the connection whose number is in `number`; if it does not come there, the library gets the objects
+    /// in the frame back.
+    fn deliver(
+        &self,
+        delivery: &mut Delivery<'_>,
+        number: u64,
+        raw: &[u8],
+        objects: &[u8],
+        weight: Weight,
+    ) -> Delivered {
+        let delivered = delivery.deliver(number, self.tag(), raw, weight);
+        if delivered != Delivered::Yes {
             self.give_back(objects);
         }
         delivered
+    }
+
+    /// An answer is more than may be kept for its client just now.
+    fn refuse_answer(&self, delivery: &mut Delivery<'_>, call: u64, size: usize) {
+        let message = format!(
+            "the answer has {size} bytes, and too much waits for this client already: read answers, and ask again"
+        );
+        let mut failed = Vec::new();
+        ToHost::Failed { call, class: "MemoryError", message: &message, fault: false }.write(&mut failed);
+        delivery.deliver(call, self.tag(), &failed, Weight::Must);
     }
 
     /// The objects of a value that goes to nobody: they were counted as handed out.
@@ -445,7 +468,7 @@ impl Outgoing {
                 let mut failed = Vec::new();
                 let (class, message) = ("RuntimeError", "the change could not be saved, and is undone");
                 ToHost::Failed { call, class, message, fault: false }.write(&mut failed);
-                delivery.deliver(call, self.tag(), &failed);
+                delivery.deliver(call, self.tag(), &failed, Weight::Must);
             }
             ToHost::Call { call, answer, objects, .. } => {
                 self.give_back(objects);

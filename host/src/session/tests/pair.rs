@@ -14,7 +14,7 @@ use super::super::login::{Found, Now, Policy, Proof, Question};
 use super::super::{Demand, Limits, Refused, Session, SessionContext};
 use crate::cred::{Identity, Key, ProofBy, Refusal};
 use crate::multiservice::router::Mailbox;
-use crate::multiservice::{AttachmentChange, Backend, Backends, LibraryFault, SlotNo};
+use crate::multiservice::{AttachmentChange, Backend, Backends, Lane, LibraryFault, SlotNo};
 use crate::sessions::{SessionEntry, Sessions};
 
 pub(super) const DEAD: &str = "twisted.spread.pb.DeadReferenceError";
@@ -140,7 +140,7 @@ impl Backend for Service {
     fn number(&self) -> SlotNo {
         SlotNo(self.number)
     }
-    fn submit(&self, frames: &[u8], changes: &mut Vec<AttachmentChange>, _: u64) -> Result<(), LibraryFault> {
+    fn submit(&self, _: &Lane, frames: &[u8], changes: &mut Vec<AttachmentChange>, _: u64) -> Result<(), LibraryFault> {
         if let Some(why) = &*self.refuses.lock() {
             return Err(LibraryFault::State(why.clone()));
         }
@@ -148,11 +148,11 @@ impl Backend for Service {
         self.change(changes);
         Ok(())
     }
-    fn submit_anyway(&self, frames: &[u8], changes: &mut Vec<AttachmentChange>) {
+    fn submit_anyway(&self, _: &Lane, frames: &[u8], changes: &mut Vec<AttachmentChange>) {
         self.hear(frames);
         self.change(changes);
     }
-    fn answer(&self, _: u32, frames: &[u8]) -> bool {
+    fn answer(&self, _: &Lane, _: u32, frames: &[u8]) -> bool {
         self.hear(frames);
         true
     }
@@ -242,7 +242,8 @@ impl Pair {
         let mailbox = Arc::new(Mailbox::default());
         let entry = SessionEntry::new(&sessions, CONNECTION, "here", false, 0, mailbox);
         let backends = Arc::clone(&services) as Arc<dyn Backends>;
-        let context = SessionContext { number: CONNECTION, peer: "here".to_owned(), backends, entry };
+        let meter = Arc::default();
+        let context = SessionContext { number: CONNECTION, peer: "here".to_owned(), backends, entry, meter };
         let policy = Policy { stock: true, private: true, refusal: limits.refusal };
         let mut identities = BTreeMap::new();
         for name in ["alice", "bob"] {

@@ -1,0 +1,411 @@
+//! What clients may make the host keep, in bytes: one budget for all, shared by those who use it.
+//!
+//! A [`Meter`] counts what is kept for one connection: what it has sent and is not served yet, its calls that wait, answers
+//! that it has not taken. Meters belong to an [`Account`]: the identity that has logged in, or else the address. While the
+//! budget is less than half used, an account may have a quarter of it; beyond, as much as each who uses more than a little.
+//! Who is over its share waits, or is refused: the host is never the one who dies of it.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
+
+use parking_lot::Mutex;
+
+/// So much nobody is asked for, in bytes.
+const LITTLE: usize = 256 << 10;
+
+/// Whom memory is counted for.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum AccountKey {
+    /// Nobody has logged in: the network that the connection comes from.
+    Source(IpAddr),
+    /// This identity has logged in.
+    Identity(String),
+}
+
+/// The memory of the whole host that clients may fill.
+#[derive(Debug)]
+pub struct Budget {
+    limit: AtomicUsize,
+    used: AtomicUsize,
+    /// How many accounts use more than a little.
+    heavy: AtomicUsize,
+    accounts: Mutex<HashMap<AccountKey, Weak<Account>>>,
+}
+
+impl Budget {
+    /// A budget of so many bytes.
+    #[must_use]
+    pub fn new(limit: usize) -> Arc<Self> {
+        let (used, heavy) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        Arc::new(Self { limit: AtomicUsize::new(limit), used, heavy, accounts: Mutex::default() })
+    }
+
+    /// Changes how much there is.
+    pub fn set_limit(&self, limit: usize) {
+        self.limit.store(limit, Ordering::Relaxed);
+    }
+
+    /// How much there is, in bytes.
+    #[must_use]
+    pub fn limit(&self) -> usize {
+        self.limit.load(Ordering::Relaxed)
+    }
+
+    /// How much of it is used, in bytes.
+    #[must_use]
+    pub fn used(&self) -> usize {
+        self.used.load(Ordering::Relaxed)
+    }
+
+    /// The account of an identity or a source: there is one of each while anybody holds it.
+    #[must_use]
+    pub fn account(self: &Arc<Self>, key: AccountKey) -> Arc<Account> {
+        let mut accounts = self.accounts.lock();
+        if let Some(account) = accounts.get(&key).and_then(Weak::upgrade) {
+            return account;
+        }
+        let account = Arc::new(Account {
+            key: key.clone(),
+            budget: Arc::clone(self),
+            used: AtomicUsize::new(0),
+            heavy: AtomicBool::new(false),
+        });
+        accounts.insert(key, Arc::downgrade(&account));
+        account
+    }
+
+    /// Who uses most: the ten largest accounts, and how many bytes each has.
+    #[must_use]
+    pub fn largest(&self) -> Vec<(AccountKey, usize)> {
+        let live: Vec<Arc<Account>> = self.accounts.lock().values().filter_map(Weak::upgrade).collect();
+        let mut used: Vec<(AccountKey, usize)> =
+            live.iter().map(|account| (account.key.clone(), account.used.load(Ordering::Relaxed))).collect();
+        used.sort_unstable_by_key(|(_, used)| std::cmp::Reverse(*used));
+        used.truncate(10);
+        used
+    }
+}
+
+/// What is kept for one identity, or for one source of which nobody has logged in.
+#[derive(Debug)]
+pub struct Account {
+    key: AccountKey,
+    budget: Arc<Budget>,
+    used: AtomicUsize,
+    heavy: AtomicBool,
+}
+
+impl Account {
+    fn add(&self, bytes: usize) {
+        self.budget.used.fetch_add(bytes, Ordering::Relaxed);
+        let used = self.used.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        if used > LITTLE && !self.heavy.swap(true, Ordering::Relaxed) {
+            self.budget.heavy.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    fn sub(&self, bytes: usize) {
+        self.budget.used.fetch_sub(bytes, Ordering::Relaxed);
+        let used = self.used.fetch_sub(bytes, Ordering::Relaxed) - bytes;
+        if used <= LITTLE && self.heavy.swap(false, Ordering::Relaxed) {
+            self.budget.heavy.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether so many bytes more are within its share.
+    fn admits(&self, bytes: usize) -> bool {
+        let limit = self.budget.limit();
+        let all = self.budget.used().saturating_add(bytes);
+        let own = self.used.load(Ordering::Relaxed).saturating_add(bytes);
+        if all > limit {
+            return false;
+        }
+        let share = if all <= limit / 2 { limit / 4 } else { limit / (self.budget.heavy.load(Ordering::Relaxed) + 1) };
+        own <= share.max(LITTLE)
+    }
+}
+
+impl Drop for Account {
+    fn drop(&mut self) {
+        let mut accounts = self.budget.accounts.lock();
+        // Another may have been made of the same name, just after the last let go of this one.
+        if accounts.get(&self.key).is_some_and(|account| account.strong_count() == 0) {
+            accounts.remove(&self.key);
+        }
+        if self.heavy.load(Ordering::Relaxed) {
+            self.budget.heavy.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+}
+
+/// What is kept of a connection's, and where.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kept {
+    /// Answers that services have given, and the connection's thread has not looked at yet.
+    Mail = 0,
+    /// Answers that are written, and that the client has not read.
+    Output = 1,
+    /// What the client has sent, and is not served; calls that wait for room.
+    Input = 2,
+    /// Calls that wait in services' gates.
+    Gate = 3,
+}
+
+/// A queue that has stopped serving a connection, and goes on when it is told to.
+pub trait Resume: Send + Sync {
+    /// The connection has room again.
+    fn resume(&self, connection: u32);
+}
+
+/// What is kept for one connection, in bytes. Dropped, it counts no more.
+pub struct Meter {
+    account: Mutex<Arc<Account>>,
+    kept: [AtomicUsize; 4],
+    /// Beyond so many bytes of answers that the client has not taken, its calls are not begun.
+    unread: usize,
+    /// Who waits for the client to take some.
+    paused: Mutex<Vec<(Weak<dyn Resume>, u32)>>,
+    closed: AtomicBool,
+}
+
+impl std::fmt::Debug for Meter {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Meter({} bytes)", self.total())
+    }
+}
+
+impl Default for Meter {
+    /// One that nothing bounds, of nobody's: for what is not a client's connection.
+    fn default() -> Self {
+        Self::new(Budget::new(usize::MAX).account(AccountKey::Identity(String::new())), usize::MAX)
+    }
+}
+
+impl Meter {
+    /// A connection's, whose calls are not begun while more than `unread` bytes of answers wait for it.
+    #[must_use]
+    pub fn new(account: Arc<Account>, unread: usize) -> Self {
+        Self {
+            account: Mutex::new(account),
+            kept: Default::default(),
+            unread,
+            paused: Mutex::default(),
+            closed: AtomicBool::new(false),
+        }
+    }
+
+    /// Whom it is counted for, as a number: the same for connections of the same account.
+    #[must_use]
+    pub fn owner(&self) -> usize {
+        Arc::as_ptr(&*self.account.lock()) as usize
+    }
+
+    /// Somebody has logged in: what is kept is counted for this identity from now on.
+    pub fn log_in(&self, identity: &str) {
+        let mut now = self.account.lock();
+        let account = now.budget.account(AccountKey::Identity(identity.to_owned()));
+        let total = self.total();
+        account.add(total);
+        now.sub(total);
+        *now = account;
+    }
+
+    fn total(&self) -> usize {
+        self.kept.iter().map(|kept| kept.load(Ordering::Relaxed)).sum()
+    }
+
+    /// Answers that the client has not taken, in bytes.
+    #[must_use]
+    pub fn untaken(&self) -> usize {
+        self.kept[Kept::Mail as usize].load(Ordering::Relaxed)
+            + self.kept[Kept::Output as usize].load(Ordering::Relaxed)
+    }
+
+    /// So many bytes more are kept.
+    pub fn add(&self, kept: Kept, bytes: usize) {
+        let account = self.account.lock();
+        self.kept[kept as usize].fetch_add(bytes, Ordering::Relaxed);
+        account.add(bytes);
+    }
+
+    /// So many bytes less.
+    pub fn sub(&self, kept: Kept, bytes: usize) {
+        {
+            let account = self.account.lock();
+            self.kept[kept as usize].fetch_sub(bytes, Ordering::Relaxed);
+            account.sub(bytes);
+        }
+        if matches!(kept, Kept::Mail | Kept::Output) {
+            self.wake();
+        }
+    }
+
+    /// So many bytes are kept now.
+    pub fn set(&self, kept: Kept, bytes: usize) {
+        // Only the connection's own thread sets.
+        let before = self.kept[kept as usize].load(Ordering::Relaxed);
+        if bytes > before {
+            self.add(kept, bytes - before);
+        } else if bytes < before {
+            self.sub(kept, before - bytes);
+        }
+    }
+
+    /// Whether so many bytes more may be kept for it.
+    #[must_use]
+    pub fn admits(&self, bytes: usize) -> bool {
+        self.account.lock().admits(bytes)
+    }
+
+    /// Whether its calls are to wait, because too much is kept for it already. If so, `queue` is told when they may go on.
+    #[must_use]
+    pub fn pause(&self, queue: &Weak<dyn Resume>, connection: u32) -> bool {
+        if !self.is_over() {
+            return false;
+        }
+        let mut paused = self.paused.lock();
+        // It may have been taken meanwhile: who takes looks at the list behind that.
+        if !self.is_over() {
+            return false;
+        }
+        paused.push((Weak::clone(queue), connection));
+        true
+    }
+
+    fn is_over(&self) -> bool {
+        !self.closed.load(Ordering::SeqCst) && self.untaken() > self.unread
+    }
+
+    fn wake(&self) {
+        if self.is_over() {
+            return;
+        }
+        let paused = std::mem::take(&mut *self.paused.lock());
+        for (queue, connection) in paused {
+            if let Some(queue) = queue.upgrade() {
+                queue.resume(connection);
+            }
+        }
+    }
+
+    /// The connection has ended: nothing waits for it any more.
+    pub fn close(&self) {
+        self.closed.store(true, Ordering::SeqCst);
+        self.wake();
+    }
+}
+
+impl Drop for Meter {
+    fn drop(&mut self) {
+        let total = self.total();
+        self.account.get_mut().sub(total);
+    }
+}
+
+/// The memory that this process may have, in bytes: the machine's, its cgroup's or its own limit, whichever is least.
+#[must_use]
+pub fn available() -> usize {
+    let machine = std::fs::read_to_string("/proc/meminfo").ok().and_then(|text| {
+        let line = text.lines().find(|line| line.starts_with("MemTotal:"))?.to_owned();
+        line.split_whitespace().nth(1)?.parse::<usize>().ok()?.checked_mul(1024)
+    });
+    let own = rustix::process::getrlimit(rustix::process::Resource::As).current.and_then(|most| most.try_into().ok());
+    // Where nothing can be read, a small machine.
+    [machine, own].into_iter().flatten().chain(cgroups()).min().unwrap_or(1 << 30)
+}
+
+/// The limits of the groups that this process is in, in bytes.
+fn cgroups() -> Vec<usize> {
+    let own = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let mut limits = Vec::new();
+    for line in own.lines() {
+        let mut fields = line.splitn(3, ':');
+        let (Some(_), Some(controllers), Some(path)) = (fields.next(), fields.next(), fields.next()) else { continue };
+        let (root, file) = match controllers {
+            "" => ("/sys/fs/cgroup", "memory.max"),
+            "memory" => ("/sys/fs/cgroup/memory", "memory.limit_in_bytes"),
+            _ => continue,
+        };
+        let folder = std::path::PathBuf::from(format!("{root}{path}"));
+        let read =
+            |folder: &std::path::Path| std::fs::read_to_string(folder.join(file)).ok()?.trim().parse::<usize>().ok();
+        limits.extend(folder.ancestors().take_while(|folder| folder.starts_with(root)).filter_map(read));
+    }
+    limits
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn identity(name: &str) -> AccountKey {
+        AccountKey::Identity(name.to_owned())
+    }
+
+    #[test]
+    fn one_has_a_quarter_and_many_have_equal_shares() {
+        let budget = Budget::new(64 << 20);
+        let one = Meter::new(budget.account(identity("alice")), usize::MAX);
+        assert!(one.admits(16 << 20) && !one.admits((16 << 20) + 1));
+        let others: Vec<Meter> =
+            (0..7).map(|index| Meter::new(budget.account(identity(&index.to_string())), usize::MAX)).collect();
+        others.iter().for_each(|other| other.add(Kept::Output, 5 << 20));
+        // 35 MiB are used, by seven: an eighth each.
+        assert!(one.admits(8 << 20) && !one.admits((8 << 20) + 1));
+        assert!(others[0].admits(3 << 20) && !others[0].admits((3 << 20) + 1));
+        others[0].add(Kept::Output, 28 << 20);
+        assert!(one.admits(1 << 10) && !one.admits((1 << 20) + 1), "there is 1 MiB left");
+        drop(others);
+        assert_eq!((budget.used(), budget.heavy.load(Ordering::Relaxed)), (0, 0));
+        drop(one);
+        assert!(budget.accounts.lock().is_empty());
+    }
+
+    #[test]
+    fn what_is_kept_goes_with_the_connection_to_whom_it_belongs() {
+        let budget = Budget::new(64 << 20);
+        let source = budget.account(AccountKey::Source(IpAddr::from([10, 0, 0, 1])));
+        let meter = Meter::new(Arc::clone(&source), 10);
+        meter.add(Kept::Input, 1000);
+        let alice = budget.account(identity("alice"));
+        meter.log_in("alice");
+        let used = |account: &Account| account.used.load(Ordering::Relaxed);
+        assert_eq!((used(&source), used(&alice), budget.used()), (0, 1000, 1000));
+        meter.set(Kept::Input, 10);
+        assert_eq!(used(&alice), 10);
+        assert_eq!(budget.largest(), [(identity("alice"), 10), (AccountKey::Source(IpAddr::from([10, 0, 0, 1])), 0)]);
+        drop(meter);
+        assert_eq!(budget.used(), 0);
+    }
+
+    #[derive(Default)]
+    struct Queue(Mutex<Vec<u32>>);
+
+    impl Resume for Queue {
+        fn resume(&self, connection: u32) {
+            self.0.lock().push(connection);
+        }
+    }
+
+    #[test]
+    fn who_waits_is_told_when_enough_is_taken() {
+        let meter = Meter::new(Budget::new(1 << 30).account(identity("alice")), 100);
+        let queue = Arc::new(Queue::default());
+        let waiting: Weak<dyn Resume> = Arc::downgrade(&(Arc::clone(&queue) as Arc<dyn Resume>));
+        assert!(!meter.pause(&waiting, 5));
+        meter.add(Kept::Mail, 60);
+        meter.add(Kept::Output, 60);
+        assert!(meter.pause(&waiting, 5));
+        meter.set(Kept::Output, 50);
+        assert!(queue.0.lock().is_empty());
+        meter.sub(Kept::Mail, 60);
+        assert_eq!(*queue.0.lock(), [5]);
+        meter.add(Kept::Mail, 100);
+        assert!(meter.pause(&waiting, 6));
+        meter.close();
+        assert_eq!(*queue.0.lock(), [5, 6]);
+        assert!(!meter.pause(&waiting, 7), "nobody waits for one who has gone");
+    }
+}
