@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::accounts::Accounts;
 use crate::config::{ConfigFile, Home, private};
 use crate::control::LibraryStatus;
+use crate::health;
 use crate::listener::tls::{self, Certificates};
 use crate::multiservice::ended::Unreleased;
 use crate::store::now;
@@ -50,7 +51,10 @@ pub fn examine(accounts: &Accounts, progress: &mut dyn FnMut(u64)) -> Vec<Findin
 /// Looks at the services of a running host.
 #[must_use]
 pub fn services(libraries: &[LibraryStatus], held: &[Unreleased]) -> Vec<Finding> {
-    let mut found = Vec::new();
+    let mut found: Vec<Finding> = health::report()
+        .into_iter()
+        .map(|what| finding("warning", what, Some("`credhost run` says when, in its log")))
+        .collect();
     for library in libraries {
         let name = library.service.as_deref().unwrap_or(&library.file);
         if library.state != "serving" {

@@ -14,6 +14,7 @@ pub mod cred;
 pub mod dev;
 pub mod doctor;
 pub mod folder;
+pub mod health;
 pub mod listener;
 // The host's one room with `unsafe`: the other side of the wall, and dlopen.
 #[allow(unsafe_code)]
@@ -24,4 +25,5 @@ pub mod multiservice;
 pub mod server;
 pub mod session;
 pub mod sessions;
+pub mod show;
 pub mod store;

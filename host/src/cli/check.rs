@@ -13,7 +13,7 @@ use credhost::dev::check::{Found, check};
 
 use super::home::table;
 use super::trial::Trial;
-use super::{CliError, Output, start_log};
+use super::{CliError, Output, log};
 
 /// How long the library may take for each step of the first verdict.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -58,7 +58,7 @@ impl Check {
 
     fn inside(self, trial: Trial) -> Result<(), CliError> {
         // Panics of the library's, with file and line.
-        start_log();
+        let _log = log::start();
         let sections = Arc::new(trial.sections);
         apart::inside(|progress| {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();

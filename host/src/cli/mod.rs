@@ -12,6 +12,7 @@ mod home;
 mod identity;
 mod import;
 mod key;
+mod log;
 mod master_key;
 mod new;
 mod pubkey;
@@ -23,12 +24,11 @@ mod token;
 mod trial;
 mod vet;
 
-use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
-use tracing_subscriber::EnvFilter;
+use credhost::show;
 
 /// A host for services that people log in to.
 ///
@@ -141,7 +141,7 @@ struct Output {
 impl Output {
     /// Prints for a program, or for a person.
     fn show(self, value: &serde_json::Value, person: impl FnOnce() -> String) {
-        let text = if self.json { value.to_string() } else { person() };
+        let text = if self.json { show::json(value) } else { person() };
         if !text.is_empty() {
             say(&text);
         }
@@ -151,7 +151,13 @@ impl Output {
 /// Prints a line; a reader that has gone (`| head`) is no error.
 fn say(text: &str) {
     use std::io::Write;
-    let _ = writeln!(std::io::stdout(), "{text}");
+    let _ = writeln!(std::io::stdout(), "{}", show::lines(text));
+}
+
+/// Prints a line for a person on standard error; where there is none, nobody misses it.
+fn warn(text: &str) {
+    use std::io::Write;
+    let _ = writeln!(std::io::stderr(), "{}", show::lines(text));
 }
 
 pub(crate) fn main() -> ExitCode {
@@ -189,26 +195,14 @@ pub(crate) fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(trouble) => {
             if output.json {
-                eprintln!("{}", serde_json::json!({ "error": trouble.error, "hint": trouble.hint }));
+                warn(&show::json(&serde_json::json!({ "error": trouble.error, "hint": trouble.hint })));
             } else {
-                eprintln!("credhost: {}", trouble.error);
+                warn(&format!("credhost: {}", trouble.error));
                 if let Some(hint) = trouble.hint {
-                    eprintln!("  {hint}");
+                    warn(&format!("  {hint}"));
                 }
             }
             ExitCode::FAILURE
         }
     }
-}
-
-/// Lines of the log go to standard error; `CREDHOST_LOG` says which.
-fn start_log() {
-    let filter = EnvFilter::try_from_env("CREDHOST_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    // A second call in one process would find it set.
-    let _ = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
-        .with_target(false)
-        .try_init();
 }

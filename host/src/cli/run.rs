@@ -7,7 +7,7 @@ use credhost::config::Home;
 use credhost::server::{Host, Options};
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::{CliError, start_log};
+use super::{CliError, log};
 
 #[derive(Debug, Args)]
 pub(super) struct Run {
@@ -51,7 +51,7 @@ pub(super) fn serve(
     options: &Options,
     first: impl AsyncFnOnce(Rc<Host>) -> Result<(), CliError>,
 ) -> Result<(), CliError> {
-    start_log();
+    let log = log::start();
     // Every connection takes a descriptor: as many as this user may have.
     let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
     let all = rustix::process::Rlimit { current: limit.maximum, maximum: limit.maximum };
@@ -71,7 +71,10 @@ pub(super) fn serve(
         };
         let (host, watch) = Host::start(home, options).await?;
         let run = Rc::clone(&host).run(watch, stop);
-        let (first, ()) = tokio::join!(first(host), run);
-        first
+        let served = async { tokio::join!(first(host), run).0 };
+        tokio::select! {
+            first = served => first,
+            () = log.watch() => Ok(()),
+        }
     })
 }

@@ -15,12 +15,13 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use parking_lot::Mutex;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Mutex as AsyncMutex, mpsc, watch};
 use tokio::task::LocalSet;
 
 use self::tls::Certificates;
 use crate::cred::StoreSecret;
 use crate::cred::login::Login;
+use crate::health;
 use crate::login_gate::{LoginGate, LoginRules, network};
 use crate::multiservice::MultiService;
 use crate::multiservice::context::HostContext;
@@ -119,18 +120,21 @@ impl Endpoint {
             let (sender, connections) = mpsc::unbounded_channel();
             let (shared, closed) = (Arc::clone(&self.shared), closed.clone());
             senders.push(sender);
-            workers.push(
-                std::thread::Builder::new()
-                    .name(format!("io-{index}"))
-                    .spawn(move || work(shared, connections, closed))?,
-            );
+            workers.push(std::thread::Builder::new().name(format!("io-{index}")).spawn(move || {
+                // What is to come is kept by the thread: whatever serves it ends, another goes on with it.
+                let connections = Arc::new(AsyncMutex::new(connections));
+                forever("a thread for connections", || {
+                    work(Arc::clone(&shared), Arc::clone(&connections), closed.clone());
+                });
+            })?);
         }
         let shared = Arc::clone(&self.shared);
-        workers.push(
-            std::thread::Builder::new()
-                .name("accept".to_owned())
-                .spawn(move || accept(&shared, listener, senders, closed, tls))?,
-        );
+        workers.push(std::thread::Builder::new().name("accept".to_owned()).spawn(move || {
+            forever("the thread that accepts connections", || match listener.try_clone() {
+                Ok(listener) => accept(&shared, listener, &senders, closed.clone(), tls.as_ref()),
+                Err(error) => tracing::error!(%error, "connections cannot be accepted"),
+            });
+        })?);
         Ok(Listener { address, closing, workers: Mutex::new(workers) })
     }
 }
@@ -169,13 +173,23 @@ impl Drop for Listener {
     }
 }
 
+/// Runs until it returns. A fault of the host's own does not end what all connections need.
+fn forever(what: &str, run: impl Fn()) {
+    while std::panic::catch_unwind(std::panic::AssertUnwindSafe(&run)).is_err() {
+        health::count(&health::WORKERS_REPLACED);
+        tracing::error!("{what} has ended by a fault of the host's own, and is replaced; please report it");
+        // One that fails at once must not fill the log.
+        std::thread::sleep(std::time::Duration::from_millis(100));
+    }
+}
+
 fn runtime() -> io::Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_current_thread().enable_all().build()
 }
 
 fn work(
     shared: Arc<EndpointState>,
-    mut connections: mpsc::UnboundedReceiver<(TcpStream, Admitted)>,
+    connections: Arc<AsyncMutex<mpsc::UnboundedReceiver<(TcpStream, Admitted)>>>,
     closed: watch::Receiver<bool>,
 ) {
     let runtime = match runtime() {
@@ -183,7 +197,8 @@ fn work(
         Err(error) => return tracing::error!(%error, "a thread for connections cannot start"),
     };
     let tasks = LocalSet::new();
-    tasks.spawn_local(async move {
+    let serving = async move {
+        let mut connections = connections.lock().await;
         let mut open = tokio::task::JoinSet::new();
         loop {
             tokio::select! {
@@ -199,12 +214,14 @@ fn work(
         while let Some(ended) = open.join_next().await {
             report(ended);
         }
-    });
-    runtime.block_on(tasks);
+    };
+    // Not a task of its own: if it panics, so does this thread's turn, and the next begins.
+    runtime.block_on(tasks.run_until(serving));
 }
 
 fn report(ended: Result<(), tokio::task::JoinError>) {
     if let Err(error) = ended {
+        health::count(&health::CONNECTIONS_PANICKED);
         tracing::error!(%error, "a fault of the host's own on a connection; please report it");
     }
 }
@@ -212,9 +229,9 @@ fn report(ended: Result<(), tokio::task::JoinError>) {
 fn accept(
     shared: &Arc<EndpointState>,
     listener: TcpListener,
-    workers: Vec<mpsc::UnboundedSender<(TcpStream, Admitted)>>,
+    workers: &[mpsc::UnboundedSender<(TcpStream, Admitted)>],
     mut closed: watch::Receiver<bool>,
-    tls: Option<Arc<Certificates>>,
+    tls: Option<&Arc<Certificates>>,
 ) {
     let runtime = match runtime() {
         Ok(runtime) => runtime,
@@ -250,7 +267,7 @@ fn accept(
             };
             next = (next + 1) % workers.len();
             // If nobody serves any more, the place is given back with it.
-            let _ = workers[next].send((stream, Admitted { shared: Arc::clone(shared), source, tls: tls.clone() }));
+            let _ = workers[next].send((stream, Admitted { shared: Arc::clone(shared), source, tls: tls.cloned() }));
         }
     });
 }

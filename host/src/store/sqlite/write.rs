@@ -11,6 +11,7 @@ use rusqlite::{Connection, OptionalExtension, TransactionBehavior};
 use super::Job;
 use crate::cred::throttle::Counter;
 use crate::cred::{ProofBy, StoreSecret};
+use crate::health;
 use crate::store::{Change, Done, Record, StoreError, Write, audit};
 
 /// So many bytes of writes are committed together, at most.
@@ -37,7 +38,8 @@ pub(super) fn write(mut connection: Connection, jobs: &Receiver<Job>, secret: &S
             urgent |= job.is_urgent();
             group.push(job);
         }
-        commit(&mut connection, group, secret, head);
+        // Who waits for what was not done hears of it by the drop.
+        health::contained("in the store", || commit(&mut connection, group, secret, head));
     }
 }
 
@@ -103,7 +105,7 @@ fn commit(connection: &mut Connection, group: Vec<Job>, secret: &StoreSecret, he
                 note_head(head, &head_line.sealed(secret));
             }
             for (done, result) in done.into_iter().zip(results) {
-                done(result);
+                health::contained("behind a commit", || done(result));
             }
         }
         Err(error) => {
@@ -113,7 +115,7 @@ fn commit(connection: &mut Connection, group: Vec<Job>, secret: &StoreSecret, he
             };
             tracing::error!(%error, "nothing could be committed");
             for done in done {
-                done(Err(error.clone()));
+                health::contained("behind a commit", || done(Err(error.clone())));
             }
         }
     }

@@ -1,0 +1,104 @@
+//! The log: lines on standard error, written by a thread of its own. Nobody waits for it, wherever it goes: if its reader
+//! has gone, or reads no more, or the disk is full, lines are lost, and counted.
+
+use std::io::{self, IsTerminal, Write};
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use credhost::{health, show};
+use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::field::MakeExt;
+use tracing_subscriber::fmt::format;
+
+/// How many lines wait to be written; more are lost.
+const LINES: usize = 4096;
+/// The longest value in a line, in characters.
+const LONGEST: usize = 4_000;
+/// How often it is said how many lines were lost.
+const TELL: Duration = Duration::from_secs(10);
+
+/// Standard error, which never fails: what cannot be written is counted.
+struct Lossy(io::Stderr);
+
+impl Write for Lossy {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.0.write_all(bytes).is_err() {
+            health::count(&health::LOG_LINES_LOST);
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        // As above.
+        let _ = self.0.flush();
+        Ok(())
+    }
+}
+
+/// The log, until it is dropped: what waits is written then, if it can be within a second.
+pub(super) struct Log {
+    _guard: WorkerGuard,
+    dropped: ErrorCounter,
+}
+
+impl Log {
+    /// Says how many lines were lost, whenever some were.
+    pub(super) async fn watch(&self) {
+        let (mut dropped, mut told) = (0, 0);
+        loop {
+            tokio::time::sleep(TELL).await;
+            let now = self.dropped.dropped_lines() as u64;
+            health::LOG_LINES_LOST.fetch_add(now - dropped, Ordering::Relaxed);
+            dropped = now;
+            let lost = health::LOG_LINES_LOST.load(Ordering::Relaxed);
+            if lost > told {
+                tracing::warn!("{} lines of the log were lost: it was not read, or could not be written", lost - told);
+                told = lost;
+            }
+        }
+    }
+}
+
+/// Whether standard error is to have colours.
+fn colours() -> bool {
+    let set = |name| std::env::var_os(name).filter(|value| !value.is_empty());
+    io::stderr().is_terminal() && set("NO_COLOR").is_none() && set("TERM").is_none_or(|term| term != "dumb")
+}
+
+/// Starts the log; `CREDHOST_LOG` says which lines it has.
+pub(super) fn start() -> Log {
+    let asked = std::env::var("CREDHOST_LOG").ok().filter(|filter| !filter.is_empty());
+    let (filter, wrong) = match asked.as_deref().map(str::parse::<EnvFilter>) {
+        Some(Ok(filter)) => (filter, None),
+        Some(Err(error)) => (EnvFilter::new("info"), Some(error)),
+        None => (EnvFilter::new("info"), None),
+    };
+    let (writer, guard) =
+        NonBlockingBuilder::default().lossy(true).buffered_lines_limit(LINES).finish(Lossy(io::stderr()));
+    let log = Log { _guard: guard, dropped: writer.error_counter() };
+    let fields = format::debug_fn(|writer, field, value| {
+        let value: String = format!("{value:?}").chars().take(LONGEST).collect();
+        let value = show::line(&value);
+        if field.name() == "message" { write!(writer, "{value}") } else { write!(writer, "{field}={value}") }
+    });
+    // A second call in one process would find it set.
+    let _ = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(writer)
+        .with_ansi(colours())
+        .with_target(false)
+        .fmt_fields(fields.delimited(" "))
+        .try_init();
+    // A panic's own line must not wait for anybody either.
+    std::panic::set_hook(Box::new(|panic| {
+        let place = panic.location().map(ToString::to_string).unwrap_or_default();
+        let said = panic.payload();
+        let said = said.downcast_ref::<&str>().copied().or_else(|| said.downcast_ref::<String>().map(String::as_str));
+        tracing::error!(place, "a panic: {}", said.unwrap_or("of another kind"));
+    }));
+    if let Some(error) = wrong {
+        tracing::warn!("CREDHOST_LOG is not understood ({error}); it is taken as \"info\"");
+    }
+    log
+}

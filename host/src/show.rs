@@ -1,0 +1,91 @@
+//! Text from outside, as it is shown: on a terminal, in the log, in JSON.
+//!
+//! Names, messages and files of clients, libraries and operators may have anything in them. A newline would forge a line, an
+//! escape would command the terminal, a bidirectional control would show one name as another. Each is shown by its number.
+
+use std::borrow::Cow;
+use std::fmt::Write;
+
+/// Whether a character is not shown as it is: controls, and what has no width or turns the direction of what follows.
+fn is_hidden(c: char) -> bool {
+    c.is_control()
+        || matches!(c,
+            '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}'
+            | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}')
+}
+
+fn escaped(text: &str, is_hidden: impl Fn(char) -> bool) -> Cow<'_, str> {
+    let Some(first) = text.find(&is_hidden) else { return Cow::Borrowed(text) };
+    let mut out = String::with_capacity(text.len() + 16);
+    out.push_str(&text[..first]);
+    for c in text[first..].chars() {
+        match c {
+            c if !is_hidden(c) => out.push(c),
+            '\n' => out.push_str("\\n"),
+            '\r' => out.push_str("\\r"),
+            '\t' => out.push_str("\\t"),
+            // Writing to a string does not fail.
+            c => {
+                let _ = write!(out, "\\u{{{:x}}}", u32::from(c));
+            }
+        }
+    }
+    Cow::Owned(out)
+}
+
+/// Text from outside within a line of ours.
+///
+/// ```
+/// assert_eq!(credhost::show::line("bob\n2026 alice \u{1b}[31m\u{202e}"), r"bob\n2026 alice \u{1b}[31m\u{202e}");
+/// ```
+#[must_use]
+pub fn line(text: &str) -> Cow<'_, str> {
+    escaped(text, is_hidden)
+}
+
+/// Lines of ours, in which text from outside was escaped by [`line`]: what was forgotten can break no more than a line.
+#[must_use]
+pub fn lines(text: &str) -> Cow<'_, str> {
+    escaped(text, |c| is_hidden(c) && c != '\n')
+}
+
+/// JSON on one line, in ASCII wherever a character would not be shown as it is.
+///
+/// ```
+/// assert_eq!(credhost::show::json(&serde_json::json!({"name": "\u{202e}bob\u{e0001}"})), r#"{"name":"\u202ebob\udb40\udc01"}"#);
+/// ```
+#[must_use]
+pub fn json(value: &serde_json::Value) -> String {
+    // What JSON itself does not escape stands in strings alone.
+    let mut out = String::new();
+    for c in value.to_string().chars() {
+        if is_hidden(c) {
+            for unit in c.encode_utf16(&mut [0; 2]) {
+                // As above.
+                let _ = write!(out, "\\u{unit:04x}");
+            }
+        } else {
+            out.push(c);
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_shown_as_it_is_is_not_copied() {
+        assert!(matches!(line("grüße, 世界 👍"), Cow::Borrowed(_)));
+    }
+
+    #[test]
+    fn json_says_the_same_when_it_is_read_again() {
+        let all: String = (0..0x11_0000).filter_map(char::from_u32).collect();
+        let value = serde_json::json!({ "all": all });
+        let text = json(&value);
+        assert_eq!(text.chars().find(|c| is_hidden(*c)), None);
+        assert_eq!(serde_json::from_str::<serde_json::Value>(&text).unwrap(), value);
+    }
+}
