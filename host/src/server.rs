@@ -244,7 +244,14 @@ impl Host {
                 }
             }
         };
+        let summing = async {
+            loop {
+                tokio::time::sleep(std::time::Duration::from_secs(10)).await;
+                self.gate.flush(false);
+            }
+        };
         tokio::select! {
+            () = summing => {}
             () = commands => {}
             () = folder => {}
             () = certificates => {}
@@ -254,6 +261,7 @@ impl Host {
         // Connections live on threads of their own; so do the services that their calls wait for.
         self.listener.close();
         self.others.iter().for_each(Listener::close);
+        self.gate.flush(true);
         let serving: Vec<String> = self.services.services().iter().map(|service| service.name().to_string()).collect();
         self.services.stop().await;
         for service in serving {

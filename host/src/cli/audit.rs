@@ -5,6 +5,7 @@ use std::time::{Duration, UNIX_EPOCH};
 use clap::Subcommand;
 use credhost::config::Home;
 use credhost::control::Request;
+use credhost::show;
 use credhost::store::audit::Line;
 use serde_json::{Map, Value};
 
@@ -43,7 +44,7 @@ impl Audit {
                 let Some(last) = page.last() else { return Ok(()) };
                 after = last.number;
                 for line in page.iter().filter(|line| with.as_ref().is_none_or(|with| line.text.contains(with))) {
-                    say(&if output.json { serde_json::to_string(line)? } else { shown(line) });
+                    say(&if output.json { show::json(&serde_json::to_value(line)?) } else { shown(line) });
                 }
             },
             Self::Verify { head } => {
@@ -61,6 +62,13 @@ fn text(value: &Value) -> String {
     value.as_str().map_or_else(|| value.to_string(), str::to_owned)
 }
 
+/// A value as it is shown: quoted, if it could be taken for more than one, or for none.
+fn shown_value(value: &Value) -> String {
+    let text = text(value);
+    let ambiguous = |c: char| c == '"' || c == '=' || c.is_control();
+    if text.is_empty() || text.contains(ambiguous) { format!("{text:?}") } else { show::line(&text).into_owned() }
+}
+
 fn shown(line: &Line) -> String {
     let mut about: Map<String, Value> = serde_json::from_str(&line.text).unwrap_or_default();
     let at = about.shift_remove("at").and_then(|at| at.as_u64()).unwrap_or(0);
@@ -68,8 +76,10 @@ fn shown(line: &Line) -> String {
     let rest: Vec<String> = about
         .iter()
         .filter(|(_, value)| !value.is_null())
-        .map(|(key, value)| format!("{key}={}", text(value)))
+        .map(|(key, value)| format!("{key}={}", shown_value(value)))
         .collect();
+    // What comes after the year 9999 has no such form.
+    let at = at.min(253_402_300_799_999);
     let when = humantime::format_rfc3339_millis(UNIX_EPOCH + Duration::from_millis(at));
     format!("{} {when} {what} {}", line.number, rest.join(" "))
 }

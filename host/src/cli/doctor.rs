@@ -4,6 +4,7 @@ use clap::Args;
 use credhost::config::Home;
 use credhost::control::Request;
 use credhost::doctor::{self, Finding};
+use credhost::show;
 
 use super::home::ask;
 use super::{CliError, Output};
@@ -27,7 +28,7 @@ impl Doctor {
             let line = |finding: &Finding| {
                 let hint = finding.hint.as_ref().filter(|_| finding.level != "ok");
                 let hint = hint.map_or_else(String::new, |hint| format!("\n         {hint}"));
-                format!("{:8} {}{hint}", finding.level, finding.what)
+                format!("{:8} {}{hint}", finding.level, show::line(&finding.what))
             };
             found.iter().map(line).collect::<Vec<_>>().join("\n")
         });

@@ -1,11 +1,13 @@
 //! Asks the running host, or does it itself where none runs.
 
+use std::borrow::Cow;
 use std::io::{BufRead, IsTerminal};
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use credhost::accounts::Accounts;
 use credhost::config::Home;
 use credhost::control::{self, ControlError, ControlFailure, Request, Secret};
+use credhost::show;
 use zeroize::Zeroizing;
 
 use super::CliError;
@@ -116,6 +118,9 @@ pub(super) fn password(from_stdin: bool, prompt: &str, twice: bool) -> Result<Se
 
 /// A column of texts, as wide as the widest.
 pub(super) fn table(rows: &[Vec<String>]) -> String {
+    // What stands in a cell may come from anybody.
+    let rows: Vec<Vec<Cow<'_, str>>> =
+        rows.iter().map(|row| row.iter().map(|cell| show::line(cell)).collect()).collect();
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
     let widths: Vec<usize> = (0..columns)
         .map(|column| rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max().unwrap_or(0))

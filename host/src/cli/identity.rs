@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::Subcommand;
 use credhost::config::Home;
 use credhost::control::Request;
+use credhost::show;
 use serde_json::Value;
 
 use super::home::{ask, password, table, when};
@@ -104,7 +105,7 @@ impl Identity {
                     home,
                     |after| Request::IdentityExport { after, limit: PAGE },
                     |page| {
-                        page.iter().for_each(|record| say(&record.to_string()));
+                        page.iter().for_each(|record| say(&show::json(record)));
                     },
                 );
             }
@@ -150,7 +151,7 @@ fn list(home: &Home, output: Output) -> Result<(), CliError> {
         },
     )?;
     if output.json {
-        say(&Value::Array(all).to_string());
+        say(&show::json(&Value::Array(all)));
     } else if !any {
         say("nobody yet; credhost identity add NAME");
     }

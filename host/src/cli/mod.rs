@@ -197,9 +197,10 @@ pub(crate) fn main() -> ExitCode {
             if output.json {
                 warn(&show::json(&serde_json::json!({ "error": trouble.error, "hint": trouble.hint })));
             } else {
-                warn(&format!("credhost: {}", trouble.error));
+                // More lines of it are of what it quotes: none is to pass for one of ours.
+                warn(&format!("credhost: {}", trouble.error.trim_end().replace('\n', "\n  | ")));
                 if let Some(hint) = trouble.hint {
-                    warn(&format!("  {hint}"));
+                    warn(&format!("  {}", hint.trim_end().replace('\n', "\n  | ")));
                 }
             }
             ExitCode::FAILURE

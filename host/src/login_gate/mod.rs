@@ -199,8 +199,8 @@ impl LoginGate {
     pub(crate) fn note_refused(&self, from: &Source, refused: &Refused) {
         let Refused { identity, asked, why } = refused;
         let event = Event::new("refused").with("identity", identity.as_str()).with("peer", from.peer.as_str());
-        let of = ["refused", identity, peer_address(&from.peer), asked];
-        self.trail.note_summed(&of, event.with("asked", asked.as_str()).with("why", *why), self.now());
+        let of = ["refused", identity, &network(from.address.ip()).to_string(), why];
+        self.trail.note_summed(&of, asked, event.with("asked", asked.as_str()).with("why", *why), self.now());
     }
 
     fn now(&self) -> u64 {
@@ -260,8 +260,8 @@ impl LoginGate {
                     _ => "too many failed logins: not looked at",
                 };
                 let event = Event::new("login.refused").with("identity", shown).with("peer", peer);
-                let of = ["throttle", name, peer_address(peer), why];
-                self.trail.note_summed(&of, event.with("how", how).with("why", why), self.now());
+                let of = ["throttle", &network(source).to_string(), why];
+                self.trail.note_summed(&of, name, event.with("how", how).with("why", why), self.now());
                 Err(refusal)
             }
         })
@@ -283,13 +283,15 @@ impl LoginGate {
         let label = proven.identity.credentials.iter().find(|credential| credential.id == proven.credential);
         let event = Event::new("login")
             .with("identity", name)
-            .with("peer", trying.peer)
+            .with("peer", trying.peer.as_str())
             .with("how", trying.how)
             .with("credential", label.map_or("?", |credential| credential.label.as_str()));
         let at = now();
         // Also of one that is known: those that are not used for long make room.
         let source = Write::Source { name: name.to_owned(), source: self.source_digest(trying.source), at };
-        let mut writes = vec![Write::Audit(event), source];
+        let of = ["login", name, &proven.credential.to_string(), &network(trying.source).to_string()];
+        let mut writes = vec![source];
+        writes.extend(self.trail.note(&of, name, event, self.now()).map(Write::Audit));
         if pardoned {
             writes.push(Write::Failures(counter, 0));
         }
@@ -324,11 +326,17 @@ impl LoginGate {
         tracing::info!(peer = trying.peer, name, how = trying.how, "login refused: {refusal}");
         let event = Event::new("login.refused")
             .with("identity", name)
-            .with("peer", trying.peer)
+            .with("peer", trying.peer.as_str())
             .with("how", trying.how)
             .with("why", refusal.to_string());
-        writes.push(Write::Audit(event));
+        let of = ["failed", &network(trying.source).to_string(), &refusal.to_string()];
+        writes.extend(self.trail.note(&of, &trying.name, event, self.now()).map(Write::Audit));
         self.trail.write(writes);
+    }
+
+    /// Writes what was summed up; `all`: also what was not for long.
+    pub fn flush(&self, all: bool) {
+        self.trail.flush((!all).then(|| self.now()));
     }
 
     /// How a name that is nobody's is written down.
@@ -396,11 +404,6 @@ fn found(proof: &login::Proof) -> Found {
         Ok(proven) => Found::Proven(proven.identity.name.to_string(), proven.credential),
         Err(_) => Found::Wrong,
     }
-}
-
-/// An address without its port: who connects anew is the same.
-fn peer_address(peer: &str) -> &str {
-    peer.rsplit_once(':').map_or(peer, |(address, _)| address)
 }
 
 /// What a source is: who has one address of IPv6 has 2^64 of them.

@@ -16,6 +16,9 @@ const PURPOSE: &str = "audit trail, version 1";
 /// What the head's own digest is for.
 const HEAD_PURPOSE: &str = "head of the audit trail, version 1";
 
+/// The longest text about an event, in bytes.
+pub const LONGEST: usize = 512;
+
 /// Something that has happened.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Event {
@@ -36,10 +39,36 @@ impl Event {
     }
 
     /// Says more about it.
+    ///
+    /// A text that is longer than [`LONGEST`] bytes is cut there: the trail belongs to the operator, not to who is written
+    /// about.
     #[must_use]
     pub fn with(mut self, key: &str, value: impl Into<Value>) -> Self {
-        self.about.insert(key.to_owned(), value.into());
+        let value = match value.into() {
+            Value::String(text) if text.len() > LONGEST => {
+                let mut end = LONGEST;
+                while !text.is_char_boundary(end) {
+                    end -= 1;
+                }
+                Value::String(format!("{}… ({} bytes)", &text[..end], text.len()))
+            }
+            value => value,
+        };
+        self.about.insert(key.to_owned(), value);
         self
+    }
+
+    /// The same, happening now.
+    #[must_use]
+    pub fn now(self) -> Self {
+        Self { at: Self::new(self.what).at, ..self }
+    }
+
+    /// About how much room it takes, in bytes.
+    #[must_use]
+    pub fn size(&self) -> usize {
+        let value = |value: &Value| value.as_str().map_or(16, str::len);
+        128 + self.about.iter().map(|(key, of)| key.len() + value(of)).sum::<usize>()
     }
 
     /// The line's text: JSON.

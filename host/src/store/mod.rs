@@ -172,7 +172,7 @@ pub trait Store: Send + Sync + 'static {
     /// The counters of failed logins that were kept.
     fn failures(&self, done: Done<Vec<(Counter, u32)>>);
 
-    /// Lines of the audit trail: those after this number, so many at most.
+    /// Lines of the audit trail: those after this number, so many at most, and fewer when they are long.
     fn audit(&self, after: u64, limit: usize, done: Done<Vec<audit::Line>>);
 
     /// What keys of the store's own are made of: the trail's, those that names are hidden under.

@@ -24,6 +24,9 @@ use super::{Done, ENTRIES_BYTES, Entries, Kept, Range, Record, Saved, Store, Sto
 use crate::cred::throttle::Counter;
 use crate::cred::{MasterKey, StoreSecret, TokenDigest};
 
+/// A page of the trail has so many bytes, but for its last line.
+const PAGE_BYTES: usize = 1 << 20;
+
 /// A store in a file.
 pub struct SqliteStore {
     path: PathBuf,
@@ -271,15 +274,23 @@ impl Store for SqliteStore {
         self.read(done, |connection| {
             let mut statement = connection
                 .prepare_cached("SELECT number, text, digest FROM audit WHERE number > ?1 ORDER BY number LIMIT ?2")?;
-            statement
-                .query_map(params![after.cast_signed(), limit.cast_signed()], |row| {
-                    Ok(audit::Line {
-                        number: row.get::<_, i64>(0)?.cast_unsigned(),
-                        text: row.get(1)?,
-                        digest: row.get(2)?,
-                    })
-                })?
-                .collect()
+            let lines = statement.query_map(params![after.cast_signed(), limit.cast_signed()], |row| {
+                Ok(audit::Line {
+                    number: row.get::<_, i64>(0)?.cast_unsigned(),
+                    text: row.get(1)?,
+                    digest: row.get(2)?,
+                })
+            })?;
+            let (mut page, mut bytes) = (Vec::new(), 0);
+            for line in lines {
+                let line = line?;
+                bytes += line.text.len() + line.digest.len();
+                page.push(line);
+                if bytes >= PAGE_BYTES {
+                    break;
+                }
+            }
+            Ok(page)
         });
     }
 

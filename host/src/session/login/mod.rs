@@ -39,7 +39,7 @@ use crate::cred::{Identity, Password, PublicKey, Refusal, Token};
 
 /// How many passwords of one connection are checked at once.
 const CHECKS: usize = 4;
-/// How many refusals of one connection wait for their time.
+/// How many refusals of one connection wait for their time before no more of its messages are read.
 const REFUSALS: usize = 64;
 /// How many questions of one connection wait for an answer before no more of its messages are read. Password checks, which
 /// have a limit of their own, do not count.
@@ -301,7 +301,8 @@ impl Login {
         let password = Zeroizing::new(arguments.text(1, "password")?);
         let mind = arguments.mind(2, "mind")?;
         if self.pending.values().filter(|pending| pending.checks).count() >= CHECKS {
-            return Err(not_checked(Refusal::Busy));
+            let asked = Asked::new(call, Era::New, wanted, None, now);
+            return Ok(self.delay(&asked, Some(not_checked(Refusal::Busy))));
         }
         outcome.kept = mind;
         let proof = Proof::Password(wanted.identity.clone(), Password::new(&password));
@@ -430,7 +431,8 @@ impl Login {
     /// Whether so many questions wait that no more messages are to be read.
     #[must_use]
     pub(crate) fn is_full(&self) -> bool {
-        self.pending.len() >= QUESTIONS && self.pending.values().filter(|of| !of.checks).count() >= QUESTIONS
+        let questions = self.pending.values().filter(|of| !of.checks).count();
+        questions >= QUESTIONS || self.delayed.len() >= REFUSALS
     }
 
     /// Whether no question waits for an answer.

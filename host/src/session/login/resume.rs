@@ -9,9 +9,9 @@ use super::super::numbers::Object;
 use super::super::references::{insecure, reference};
 use super::pending::{Asked, Changed, Pending, Then};
 use super::words::{Attach, Found, Mind, Now, Outcome, Question, QuestionNo, Refused, Step};
-use super::{Delayed, Login, LoginObject, REFUSALS, broken, not_checked, unauthorized};
+use super::{Delayed, Login, LoginObject, broken, not_checked, unauthorized};
 use crate::cred::login::{NoKey, key};
-use crate::cred::{Identity, Key, Refusal};
+use crate::cred::{Identity, Key};
 
 impl Login {
     /// A question was answered: its call goes on. `None`: it waits no more.
@@ -39,11 +39,15 @@ impl Login {
             }
             (Then::Prove(asked), Found::Wrong) => {
                 outcome.given_back = asked.mind;
-                self.delay(&asked)
+                let failure = match asked.era {
+                    Era::Old => None,
+                    Era::New => Some(unauthorized()),
+                };
+                self.delay(&asked, failure)
             }
             (Then::Prove(asked), Found::NotChecked(refusal)) => {
                 outcome.given_back = asked.mind;
-                Step::Fail(not_checked(refusal))
+                self.delay(&asked, Some(not_checked(refusal)))
             }
             // What it came by is gone: nobody is looked at who has its number now.
             (Then::LogIn { asked, name, credential }, Found::Identity(_)) if changed == Changed::Revoked => {
@@ -69,21 +73,17 @@ impl Login {
             (then, _) => {
                 outcome.given_back = then.mind();
                 outcome.left = Some(then.identity().to_owned());
-                Step::Fail(broken())
+                match then {
+                    Then::Prove(asked) | Then::LogIn { asked, .. } => self.delay(&asked, Some(broken())),
+                    Then::Attach { .. } | Then::Keys { .. } => Step::Fail(broken()),
+                }
             }
         };
         Some(outcome)
     }
 
-    /// The proof was wrong: whoever it was is told when all are.
-    fn delay(&mut self, asked: &Asked) -> Step {
-        let failure = match asked.era {
-            Era::Old => None,
-            Era::New => Some(unauthorized()),
-        };
-        if self.delayed.len() >= REFUSALS {
-            return Step::Fail(not_checked(Refusal::Busy));
-        }
+    /// The proof was wrong, or was not looked at: whoever it was is told when all are, whatever the reason.
+    pub(super) fn delay(&mut self, asked: &Asked, failure: Option<Failure>) -> Step {
         if asked.answer {
             self.delayed.push(Delayed { at: asked.came + self.policy.refusal, request: asked.request, failure });
         }
@@ -99,14 +99,14 @@ impl Login {
         (name, credential): (String, u64),
         outcome: &mut Outcome,
     ) -> Step {
-        let Asked { era, wanted, mind, .. } = asked;
-        outcome.given_back = mind;
+        outcome.given_back = asked.mind;
         let Some(identity) = identity.filter(|identity| identity.has(credential)) else {
             let why = "it was disabled, or its credential taken away, at this moment";
             outcome.left = Some(name.clone());
             outcome.refused = Some(Refused { identity: name, asked: "login".to_owned(), why });
-            return Step::Fail(unauthorized());
+            return self.delay(&asked, Some(unauthorized()));
         };
+        let Asked { era, wanted, mind, .. } = asked;
         if let Some((service, perspective)) = &wanted.perspective {
             return match find_key(&identity, service, perspective.as_deref(), &mut outcome.refused) {
                 Err(failure) => {

@@ -92,25 +92,48 @@ fn a_name_may_ask_for_its_perspective_at_once() {
 }
 
 #[test]
-fn a_wrong_proof_is_refused_when_its_time_has_come_and_gives_its_mind_back() {
-    let mut pair = Pair::new();
-    let request = pair.log_in("mallory", Some('m'));
-    pair.turn();
-    assert_eq!(pair.reply(request), None);
-    assert!(pair.heard.contains(&Heard::Dropped('m')));
-    pair.now.instant += Duration::from_millis(249);
-    pair.turn();
-    assert_eq!(pair.reply(request), None);
-    pair.now.instant += Duration::from_millis(1);
-    pair.turn();
-    assert_eq!(pair.error(request), "twisted.cred.error.UnauthorizedLogin");
-    assert!(pair.sessions.list().is_empty() && !pair.session().logged_in());
-    for (name, text) in [("busy", "busy"), ("broken", "cannot check logins")] {
-        let request = pair.log_in(name, Some('n'));
+fn every_refusal_leaves_when_its_time_has_come_whatever_its_reason() {
+    for (name, class, text) in [
+        ("mallory", "twisted.cred.error.UnauthorizedLogin", ""),
+        // Nobody has this name; whoever proves it has just been removed.
+        ("nobody", "twisted.cred.error.UnauthorizedLogin", ""),
+        ("busy", "twisted.cred.error.LoginFailed", "busy"),
+        ("wait", "twisted.cred.error.LoginFailed", "too many failed logins"),
+        ("locked", "twisted.cred.error.LoginFailed", "the operator can unlock it"),
+        ("broken", "twisted.cred.error.LoginFailed", "cannot check logins"),
+    ] {
+        let mut pair = Pair::new();
+        let request = pair.log_in(name, Some('m'));
+        pair.turn();
+        assert_eq!(pair.reply(request), None, "{name}");
+        assert!(pair.heard.contains(&Heard::Dropped('m')), "{name}");
+        pair.now.instant += Duration::from_millis(249);
+        pair.turn();
+        assert_eq!(pair.reply(request), None, "{name}");
+        pair.now.instant += Duration::from_millis(1);
         pair.turn();
         let heard = pair.reply(request);
-        assert!(matches!(&heard, Some(Heard::Error { text: of, .. }) if of.contains(text)), "{heard:?}");
-        assert!(pair.heard.contains(&Heard::Dropped('n')));
+        assert!(
+            matches!(&heard, Some(Heard::Error { class: of, text: said, .. }) if of == class && said.contains(text)),
+            "{name}: {heard:?}"
+        );
+        assert!(pair.sessions.list().is_empty() && !pair.session().logged_in(), "{name}");
+    }
+}
+
+#[test]
+fn who_has_many_refusals_to_come_is_not_read_until_some_have_left() {
+    let mut pair = Pair::new();
+    let requests: Vec<u64> = (0..70).map(|_| pair.log_in("mallory", None)).collect();
+    pair.turn();
+    assert!(pair.session().is_waiting());
+    pair.now.instant += Duration::from_millis(250);
+    pair.turn();
+    pair.now.instant += Duration::from_millis(250);
+    pair.turn();
+    for request in requests {
+        // Four are looked at at once; the others are told that the host is busy, at the same time.
+        assert!(pair.error(request).starts_with("twisted.cred.error."));
     }
 }
 
@@ -164,6 +187,7 @@ fn who_changes_while_they_log_in_gets_what_they_are_afterwards() {
             let found = pair.find(&question);
             pair.session().found(no, found, now);
         }
+        pair.now.instant += Duration::from_millis(250);
         pair.turn();
         let class = if disabled { "twisted.cred.error.UnauthorizedLogin" } else { "twisted.cred.error.KeyNotFound" };
         assert_eq!(pair.error(request), class);
@@ -195,6 +219,8 @@ fn passwords_under_way_and_questions_have_a_bound_of_their_own() {
     let requests: Vec<u64> = (0..6).map(|_| pair.log_in("alice", None)).collect();
     pair.turn();
     assert_eq!(pair.questions.len(), 4);
+    pair.now.instant += Duration::from_millis(250);
+    pair.turn();
     for request in &requests[4..] {
         assert!(matches!(pair.reply(*request), Some(Heard::Error { text, .. }) if text.contains("busy")));
     }
@@ -291,6 +317,7 @@ fn a_proof_of_who_was_removed_is_not_that_of_who_has_the_name_now() {
             let found = pair.find(&question);
             pair.session().found(no, found, now);
         }
+        pair.now.instant += Duration::from_millis(250);
         pair.turn();
         if well {
             pair.attached("board", request);

@@ -318,6 +318,8 @@ impl Pair {
         match question {
             Question::Prove(Proof::Password(name, _)) if name == "mallory" => Found::Wrong,
             Question::Prove(Proof::Password(name, _)) if name == "busy" => Found::NotChecked(Refusal::Busy),
+            Question::Prove(Proof::Password(name, _)) if name == "wait" => Found::NotChecked(Refusal::Wait(5)),
+            Question::Prove(Proof::Password(name, _)) if name == "locked" => Found::NotChecked(Refusal::Locked),
             Question::Prove(Proof::Password(name, _)) if name == "broken" => Found::Broken,
             Question::Prove(Proof::Password(name, _)) => Found::Proven(name.clone(), self.credential),
             Question::Prove(Proof::Stock(challenge, _)) => Found::Proven(challenge.name().to_owned(), self.credential),

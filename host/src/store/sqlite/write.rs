@@ -55,6 +55,7 @@ impl Job {
             Write::Data { entries, .. } => {
                 entries.iter().map(|(key, value)| key.len() + value.as_ref().map_or(0, Vec::len)).sum()
             }
+            Write::Audit(event) => event.size(),
             _ => 1024,
         };
         self.writes.iter().map(size).sum()
