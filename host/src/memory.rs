@@ -290,9 +290,11 @@ impl Meter {
         }
     }
 
-    /// The connection has ended: nothing waits for it any more.
+    /// The connection has ended: nothing waits for it any more, and nothing is kept but its calls in gates.
     pub fn close(&self) {
         self.closed.store(true, Ordering::SeqCst);
+        self.set(Kept::Output, 0);
+        self.set(Kept::Input, 0);
         self.wake();
     }
 }
@@ -311,9 +313,10 @@ pub fn available() -> usize {
         let line = text.lines().find(|line| line.starts_with("MemTotal:"))?.to_owned();
         line.split_whitespace().nth(1)?.parse::<usize>().ok()?.checked_mul(1024)
     });
-    let own = rustix::process::getrlimit(rustix::process::Resource::As).current.and_then(|most| most.try_into().ok());
+    let limit = |of| rustix::process::getrlimit(of).current.and_then(|most| most.try_into().ok());
+    let (space, data) = (limit(rustix::process::Resource::As), limit(rustix::process::Resource::Data));
     // Where nothing can be read, a small machine.
-    [machine, own].into_iter().flatten().chain(cgroups()).min().unwrap_or(1 << 30)
+    [machine, space, data].into_iter().flatten().chain(cgroups()).min().unwrap_or(1 << 30)
 }
 
 /// The limits of the groups that this process is in, in bytes.
@@ -404,8 +407,10 @@ mod tests {
         assert_eq!(*queue.0.lock(), [5]);
         meter.add(Kept::Mail, 100);
         assert!(meter.pause(&waiting, 6));
+        meter.add(Kept::Input, 70);
         meter.close();
         assert_eq!(*queue.0.lock(), [5, 6]);
+        assert_eq!(meter.total(), 100, "what is in the mailbox is taken out by who closes it");
         assert!(!meter.pause(&waiting, 7), "nobody waits for one who has gone");
     }
 }

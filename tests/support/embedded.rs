@@ -7,6 +7,7 @@ use credhost::cred::login::Login;
 use credhost::cred::{Authorizer, DefaultAuthorizer, Entropy, Identity, Key, MasterKey, Password};
 use credhost::listener::{Endpoint, Listener};
 use credhost::login_gate::LoginGate;
+use credhost::memory::Budget;
 use credhost::multiservice::MultiService;
 use credhost::multiservice::context::HostContext;
 use credhost::multiservice::slot::Slot;
@@ -68,6 +69,16 @@ impl Trier {
         value
     }
 
+    /// So many times 600 kB.
+    fn blobs(&self, count: usize) -> Vec<plugin_api::Bytes> {
+        (0..count).map(|_| plugin_api::Bytes(vec![b'x'; 600_000])).collect()
+    }
+
+    /// How many there are; each is read for itself.
+    fn count(&self, values: Vec<Value>) -> usize {
+        values.len()
+    }
+
     /// So many bytes.
     fn blob(&self, size: usize) -> plugin_api::Bytes {
         plugin_api::Bytes(vec![b'x'; size])
@@ -96,13 +107,14 @@ impl Trier {
 
 /// A host in this process.
 pub struct Embedded {
+    memory: Arc<Budget>,
     listener: Listener,
     root: Endpoint,
     pub services: Arc<MultiService>,
 }
 
 impl Embedded {
-    /// Starts it; alice (password "alice-pw") has the keys to "trial/alice" and "trial/other".
+    /// Starts it; alice (password "alice-pw") has the keys to "trial/alice" and "trial/other"; bob has the like.
     ///
     /// # Panics
     /// When it does not start.
@@ -110,13 +122,15 @@ impl Embedded {
     pub fn start(limits: Limits) -> Self {
         let key = MasterKey::new([1; 32]);
         let authorizer = Arc::new(DefaultAuthorizer::new());
-        let mut alice = Identity::new("alice").expect("a name");
-        let entropy = Entropy { salt: [2; 16], nonce: [3; 24] };
-        alice.set_password(&Password::new("alice-pw"), &key, &entropy).expect("a password");
-        for perspective in ["alice", "other"] {
-            alice.keyring.add(Key::new("trial", perspective).expect("a key"));
+        for name in ["alice", "bob"] {
+            let mut identity = Identity::new(name).expect("a name");
+            let entropy = Entropy { salt: [2; 16], nonce: [3; 24] };
+            identity.set_password(&Password::new(&format!("{name}-pw")), &key, &entropy).expect("a password");
+            for perspective in [name, "other"] {
+                identity.keyring.add(Key::new("trial", perspective).expect("a key"));
+            }
+            authorizer.add(identity).expect("nobody else has the name");
         }
-        authorizer.add(alice).expect("nobody else has the name");
         Self::with(limits, authorizer, &key)
     }
 
@@ -135,14 +149,21 @@ impl Embedded {
             assert_eq!(services.start().await, []);
         });
         let login = Login::new(authorizer, key.clone(), &[4; 24]);
+        let memory = Arc::clone(&context.memory);
         let root = Endpoint::new(login, Arc::clone(&services), context, limits);
-        Self { listener: root.listen("127.0.0.1:0").expect("a port"), root, services }
+        Self { memory, listener: root.listen("127.0.0.1:0").expect("a port"), root, services }
     }
 
     /// What stands before its logins.
     #[must_use]
     pub fn gate(&self) -> &LoginGate {
         self.root.gate()
+    }
+
+    /// What is kept for its clients.
+    #[must_use]
+    pub fn memory(&self) -> &Budget {
+        &self.memory
     }
 
     /// Who is logged in.
@@ -185,9 +206,19 @@ impl RawClient {
     /// When it is refused.
     #[must_use]
     pub fn login(address: SocketAddr, perspective: &str) -> Self {
+        Self::login_as(address, "alice", perspective)
+    }
+
+    /// The same, as whoever has this name.
+    ///
+    /// # Panics
+    /// When it is refused.
+    #[must_use]
+    pub fn login_as(address: SocketAddr, name: &str, perspective: &str) -> Self {
+        let password = Password::new(&format!("{name}-pw"));
         let mut client = Self { wire: Wire::connect(address), perspective: 0, request: 0 };
-        let name = jelly::to_vec(&(format!("alice/trial/{perspective}"),)).expect("a name");
-        let request = client.send(Err("root"), "login", &name);
+        let asked = jelly::to_vec(&(format!("{name}/trial/{perspective}"),)).expect("a name");
+        let request = client.send(Err("root"), "login", &asked);
         let answer = client.answer(request);
         let mut items = answer.root().items();
         let challenge = match items.next().map(|item| item.node()) {
@@ -197,7 +228,7 @@ impl RawClient {
         let Some(jelly::Node::Reference(_, Some(challenger))) = items.next().map(|item| item.node()) else {
             panic!("no challenger: {answer}");
         };
-        let proof = credhost::cred::challenge_response(&challenge, &Password::new("alice-pw"));
+        let proof = credhost::cred::challenge_response(&challenge, &password);
         let mut arguments = Vec::new();
         token::list(&mut arguments, 3);
         token::bytes(&mut arguments, b"tuple");
