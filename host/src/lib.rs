@@ -15,6 +15,7 @@ pub mod dev;
 pub mod doctor;
 pub mod folder;
 pub mod health;
+pub mod limits;
 pub mod listener;
 // The host's one room with `unsafe`: the other side of the wall, and dlopen.
 #[allow(unsafe_code)]

@@ -24,6 +24,15 @@ pub enum AccountKey {
     Identity(String),
 }
 
+impl std::fmt::Display for AccountKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Source(address) => write!(f, "{address}"),
+            Self::Identity(name) => f.write_str(name),
+        }
+    }
+}
+
 /// The memory of the whole host that clients may fill.
 #[derive(Debug)]
 pub struct Budget {

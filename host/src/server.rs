@@ -7,17 +7,19 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use crate::accounts::{AccountError, Accounts};
-use crate::config::{Home, HomeError, Lock, Settings, random};
+use crate::config::{ConfigFile, Home, HomeError, Lock, Settings, random};
 use crate::control::{self, ControlFailure, LibraryStatus, Progress, Request, Running};
 use crate::cred::login::Login;
 use crate::cred::{Authorizer, Password};
 use crate::folder::{self, Folder, Group};
+use crate::limits;
 use crate::listener::tls::{Certificates, TlsError};
 use crate::listener::{Endpoint, Listener};
 use crate::loader::fault::LibraryFault;
 use crate::loader::vet::Vet;
 use crate::loader::watch::Watch;
 use crate::login_gate::{LoginGate, LoginRules};
+use crate::memory::Budget;
 use crate::multiservice::MultiService;
 use crate::multiservice::context::HostContext;
 use crate::session::Limits;
@@ -86,6 +88,9 @@ pub struct Host {
     /// Over TLS, and of collections that have a door of their own.
     others: Vec<Listener>,
     certificates: Option<Arc<Certificates>>,
+    endpoints: Vec<Endpoint>,
+    memory: Arc<Budget>,
+    limits: Cell<Limits>,
     /// Where commands come in.
     commands: Cell<Option<tokio::net::UnixListener>>,
 }
@@ -180,10 +185,12 @@ impl Host {
         });
         let hashing = hashing.await.unwrap_or_default();
         let refusal = Limits::default().refusal.max(4 * hashing);
+        let limits =
+            limits::of_host(refusal, &settings.limits).map_err(|error| StartError::Section(error.to_string()))?;
+        context.memory.set_limit(limits.memory);
         let serve = |served: &Arc<MultiService>| -> Result<Endpoint, StartError> {
             let (key, cost) = (accounts.key().clone(), accounts.cost());
             let login = Login::with_cost(Arc::clone(&authorizer), key, &random()?, cost);
-            let limits = Limits { refusal, ..Limits::default() };
             let before = (Arc::clone(&gate), Arc::clone(&sessions));
             Ok(Endpoint::with_gate(login, Arc::clone(served), context.clone(), limits, before))
         };
@@ -203,15 +210,18 @@ impl Host {
         folder.load_all(watch.present()).await;
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
         let listener = root.listen_on(listener, threads, None)?;
-        let mut others = Vec::new();
+        let (mut others, mut endpoints) = (Vec::new(), Vec::new());
         for (listener, root, tls) in roots {
             let over = if tls.is_some() { " over TLS" } else { "" };
             let listener = root.listen_on(listener, threads, tls)?;
             tracing::info!("serving also{over} on {}", listener.address());
             others.push(listener);
+            endpoints.push(root);
         }
         accounts.note_host("host.started");
         erase(&accounts);
+        endpoints.push(root);
+        let memory = Arc::clone(&context.memory);
         let commands = Cell::new(Some(control::listen(&home.control())?));
         let host = Self {
             home,
@@ -224,6 +234,9 @@ impl Host {
             listener,
             others,
             certificates,
+            endpoints,
+            memory,
+            limits: Cell::new(limits),
             commands,
         };
         Ok((Rc::new(host), watch))
@@ -252,6 +265,7 @@ impl Host {
         };
         tokio::select! {
             () = summing => {}
+            () = self.hear_hangups() => {}
             () = commands => {}
             () = folder => {}
             () = certificates => {}
@@ -272,6 +286,51 @@ impl Host {
     }
 
     /// Looks whether the files of the certificate have changed, for as long as it is polled.
+    /// Reads the limits in credhost.toml again, and takes them up.
+    ///
+    /// # Errors
+    /// What is wrong with the file; all stays as it is.
+    fn reload(&self) -> Result<Vec<String>, ControlFailure> {
+        let settings = ConfigFile::open(&self.home.config()).and_then(|file| file.settings());
+        let before = self.limits.get();
+        let limits = settings
+            .map_err(|error| error.to_string())
+            .and_then(|settings| limits::of_host(before.refusal, &settings.limits).map_err(|error| error.to_string()));
+        let limits = limits.map_err(|error| {
+            let hint = "everything stays as it was; put it right, and try again".to_owned();
+            ControlFailure { error, hint: Some(hint) }
+        })?;
+        self.memory.set_limit(limits.memory);
+        self.endpoints.iter().for_each(|endpoint| endpoint.set_limits(limits));
+        self.limits.set(limits);
+        let changed = limits::SETTINGS.iter().filter(|setting| (setting.get)(&before) != (setting.get)(&limits));
+        let changed: Vec<String> = changed
+            .map(|setting| {
+                let shown = |limits| setting.unit.shown((setting.get)(limits));
+                format!("{}: {} → {}", setting.name, shown(&before), shown(&limits))
+            })
+            .collect();
+        changed.iter().for_each(|change| tracing::info!("limits: {change}"));
+        Ok(changed)
+    }
+
+    /// Takes the settings up again whenever the process is told to by SIGHUP.
+    async fn hear_hangups(&self) {
+        let Ok(mut hangup) = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::hangup()) else {
+            return std::future::pending().await;
+        };
+        while hangup.recv().await.is_some() {
+            match self.reload() {
+                Ok(changed) if changed.is_empty() => {
+                    tracing::info!("SIGHUP: the limits in credhost.toml are as they were")
+                }
+                Ok(_) => self.accounts.note(Event::new("limits.changed").with("by", "SIGHUP")),
+                Err(failure) => tracing::error!("SIGHUP: {}; everything stays as it was", failure.error),
+            }
+        }
+        std::future::pending().await
+    }
+
     async fn look_at_certificates(&self) {
         let Some(certificates) = &self.certificates else { return std::future::pending().await };
         let mut wrong = None;
@@ -367,6 +426,22 @@ impl Host {
             accounts.note(event.with("refused", done.as_ref().err().map(|failed| failed.error.clone())));
             return done;
         }
+        if let Request::Limits {} = &request {
+            let connections = self.endpoints.iter().map(Endpoint::connections).sum();
+            let used = limits::InUse { memory: self.memory.used(), connections };
+            let most: Vec<_> = self.memory.largest().into_iter().filter(|(_, used)| *used > 0).collect();
+            let most: Vec<(String, usize)> = most.into_iter().map(|(key, used)| (key.to_string(), used)).collect();
+            return Ok(
+                serde_json::json!({ "limits": limits::status(&self.limits.get(), Some(used)), "largest": most }),
+            );
+        }
+        if let Request::Reload {} = &request {
+            let changed = self.reload()?;
+            if !changed.is_empty() {
+                accounts.note(Event::new("limits.changed").with("by", accounts.by()));
+            }
+            return Ok(serde_json::json!(changed));
+        }
         if let Request::ServiceWhy { name } = &request {
             let known = self.libraries().iter().any(|library| library.service.as_ref() == Some(name));
             if !known && self.folder.why(name).is_empty() {
@@ -445,5 +520,7 @@ fn listen(address: &str, plaintext: bool) -> Result<std::net::TcpListener, Start
         return Err(StartError::Plaintext(*open));
     }
     let listener = std::net::TcpListener::bind(found.as_slice()).map_err(failed)?;
+    // As many as the system lets wait: the library's own number is small.
+    rustix::net::listen(&listener, i32::MAX).map_err(|error| failed(error.into()))?;
     Ok(listener)
 }

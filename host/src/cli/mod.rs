@@ -12,6 +12,7 @@ mod home;
 mod identity;
 mod import;
 mod key;
+mod limits;
 mod log;
 mod master_key;
 mod new;
@@ -95,6 +96,10 @@ enum Command {
     /// The key that secrets in the store are sealed under.
     #[command(subcommand)]
     MasterKey(master_key::MasterKey),
+    /// Show what clients may cost, and what they cost now.
+    Limits(limits::Limits),
+    /// Take up what [limits] in credhost.toml says now.
+    Reload(limits::Reload),
     /// Look for what is wrong, or soon will be.
     Doctor(doctor::Doctor),
     /// The verdict on a library, without loading it into a host.
@@ -182,6 +187,8 @@ pub(crate) fn main() -> ExitCode {
         Command::Restore(restore) => restore.run(&home, output),
         Command::Tls(tls) => tls.run(&home, output),
         Command::MasterKey(key) => key.run(&home, output),
+        Command::Limits(limits) => limits.run(&home, output),
+        Command::Reload(reload) => reload.run(&home, output),
         Command::Doctor(doctor) => doctor.run(&home, output),
         Command::Service(service) => service.run(&home, output),
         Command::Vet(vet) => vet.run(&home, output),

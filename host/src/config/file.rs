@@ -46,6 +46,11 @@ patience = 10
 # Seconds that calls which wait may go on in code that was replaced.
 grace = 10
 
+# [limits]
+# What clients may cost; `credhost limits` shows all of them, and what is in use. SIGHUP, or `credhost reload`, takes them up.
+# memory = \"512 MiB\"
+# per_source = 256
+
 # Some services in a collection of their own, with a door of its own:
 # [multiservice.games]
 # services = [\"scores\"]
@@ -62,6 +67,8 @@ pub struct Settings {
     pub password: PasswordSection,
     /// `[state]`
     pub state: StateSection,
+    /// `[limits]`: by name; `limits` reads them.
+    pub limits: BTreeMap<String, LimitValue>,
     /// `[tls]`
     pub tls: TlsSection,
     /// `[plugins]`
@@ -162,6 +169,16 @@ impl Default for StateSection {
     fn default() -> Self {
         Self { largest: crate::multiservice::context::QUOTA }
     }
+}
+
+/// A value as it stands in `[limits]`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(untagged)]
+pub enum LimitValue {
+    /// A number: bytes, seconds, how many.
+    Number(u64),
+    /// One with a unit.
+    Text(String),
 }
 
 /// `[tls]`

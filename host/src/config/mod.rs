@@ -5,7 +5,9 @@ mod home;
 mod key;
 mod private;
 
-pub use file::{ConfigError, ConfigFile, IdentitySection, PasswordSection, PbSection, Settings, TlsSection};
+pub use file::{
+    ConfigError, ConfigFile, IdentitySection, LimitValue, PasswordSection, PbSection, Settings, TlsSection,
+};
 pub use home::{Home, Lock};
 pub use key::{entropy, existing_key, master_key, random, write_key};
 pub use private::{HomeError, private};

@@ -176,7 +176,9 @@ pub fn perform(
         | Request::ServiceStart { .. }
         | Request::ServiceReload { .. }
         | Request::ServiceRollback { .. }
-        | Request::ServiceWhy { .. } => {
+        | Request::ServiceWhy { .. }
+        | Request::Limits {}
+        | Request::Reload {} => {
             // Done by the host itself, which has the folder.
             running(host)?;
             Value::Null

@@ -70,6 +70,8 @@ pub enum Request {
     Backup { file: std::path::PathBuf },
     MasterKeyReplace {},
     Doctor {},
+    Limits {},
+    Reload {},
 }
 
 /// What is answered.

@@ -89,17 +89,17 @@ impl Driver {
         getrandom::fill(&mut seed).map_err(End::NoRandomness)?;
         let (address, tls) = (admitted.source, admitted.tls.is_some());
         let peer = address.to_string();
-        let rules = shared.gate.rules();
+        let (rules, limits) = (shared.gate.rules(), shared.limits());
         let policy = Policy {
             stock: rules.stock,
             private: tls || rules.loopback_is_private && address.ip().to_canonical().is_loopback(),
-            refusal: shared.limits.refusal,
+            refusal: limits.refusal,
         };
         let (mailbox, meter) = (Arc::clone(mailbox), Arc::clone(mailbox.meter()));
         let entry = SessionEntry::new(&shared.sessions, number, &peer, tls, store::now(), mailbox);
         let backends = Arc::clone(&shared.services) as Arc<dyn Backends>;
         let context = SessionContext { number, peer: peer.clone(), backends, entry, meter: Arc::clone(&meter) };
-        let session = Box::new(Session::new(context, shared.limits, policy, seed));
+        let session = Box::new(Session::new(context, limits, policy, seed));
         let (answer, answers) = mpsc::unbounded_channel();
         let from = Source { address, peer };
         Ok(Self { session, shared: Arc::clone(shared), from, answers, answer, meter, sent: 0 })
@@ -146,7 +146,7 @@ pub(super) async fn serve(
     let end = match open(socket, admitted.tls.as_deref()) {
         Ok(mut stream) => {
             let account = AccountKey::Source(network(peer.ip()));
-            let meter = Arc::new(Meter::new(shared.context.memory.account(account), shared.limits.after.unread));
+            let meter = Arc::new(Meter::new(shared.context.memory.account(account), shared.limits().after.unread));
             let (number, mailbox) = shared.context.router.connect(meter);
             let end = match Driver::new(&shared, &admitted, number, &mailbox) {
                 Err(end) => end,
@@ -203,7 +203,7 @@ async fn run(stream: &mut Stream, driver: &mut Driver, mailbox: &Mailbox, closed
     if let Err(error) = stream.set_nodelay().and_then(|()| stream.set_keepalive()) {
         return error.into();
     }
-    let timers = Timers::new(driver.shared.limits);
+    let timers = Timers::new(driver.shared.limits());
     let mut pump = Pump { stream, driver, closed, timers, readable: true, writable: true, reads: 0, starved: false };
     let mut mail = Vec::new();
     loop {

@@ -14,7 +14,7 @@ use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use tokio::sync::{Mutex as AsyncMutex, mpsc, watch};
 use tokio::task::LocalSet;
 
@@ -37,14 +37,21 @@ pub struct Endpoint {
     shared: Arc<EndpointState>,
 }
 
+/// How many connections there are, and from where.
+#[derive(Default)]
+struct Sources {
+    all: usize,
+    by_source: HashMap<IpAddr, usize>,
+}
+
 struct EndpointState {
     login: Login,
     services: Arc<MultiService>,
     context: HostContext,
-    limits: Limits,
+    limits: RwLock<Limits>,
     gate: Arc<LoginGate>,
     sessions: Arc<Sessions>,
-    sources: Mutex<HashMap<IpAddr, usize>>,
+    sources: Mutex<Sources>,
 }
 
 impl std::fmt::Debug for Endpoint {
@@ -76,8 +83,19 @@ impl Endpoint {
         limits: Limits,
         (gate, sessions): (Arc<LoginGate>, Arc<Sessions>),
     ) -> Self {
-        let sources = Mutex::default();
+        let (sources, limits) = (Mutex::default(), RwLock::new(limits));
         Self { shared: Arc::new(EndpointState { login, services, context, limits, gate, sessions, sources }) }
+    }
+
+    /// Other limits from now on: for connections that are to come, and for how many there may be.
+    pub fn set_limits(&self, limits: Limits) {
+        *self.shared.limits.write() = limits;
+    }
+
+    /// How many connections there are.
+    #[must_use]
+    pub fn connections(&self) -> usize {
+        self.shared.sources.lock().all
     }
 
     /// What stands before every login.
@@ -286,25 +304,30 @@ impl Drop for Admitted {
 }
 
 impl EndpointState {
+    fn limits(&self) -> Limits {
+        *self.limits.read()
+    }
+
     fn admit(&self, source: IpAddr) -> bool {
-        let mut sources = self.sources.lock();
-        if sources.values().sum::<usize>() >= self.limits.connections {
+        let (limits, mut sources) = (self.limits(), self.sources.lock());
+        let Sources { all, by_source } = &mut *sources;
+        let count = by_source.get(&source).copied().unwrap_or(0);
+        if *all >= limits.connections || count >= limits.per_source {
             return false;
         }
-        let count = sources.entry(source).or_insert(0);
-        if *count >= self.limits.per_source {
-            return false;
-        }
-        *count += 1;
+        by_source.insert(source, count + 1);
+        *all += 1;
         true
     }
 
     fn leave(&self, source: IpAddr) {
         let mut sources = self.sources.lock();
-        if let Some(count) = sources.get_mut(&source) {
+        let Sources { all, by_source } = &mut *sources;
+        if let Some(count) = by_source.get_mut(&source) {
+            *all -= 1;
             *count -= 1;
             if *count == 0 {
-                sources.remove(&source);
+                by_source.remove(&source);
             }
         }
     }

@@ -39,11 +39,8 @@ impl Login {
             }
             (Then::Prove(asked), Found::Wrong) => {
                 outcome.given_back = asked.mind;
-                let failure = match asked.era {
-                    Era::Old => None,
-                    Era::New => Some(unauthorized()),
-                };
-                self.delay(&asked, failure)
+                // In the old words, None is the refusal.
+                self.delay(&asked, (asked.era == Era::New).then(unauthorized))
             }
             (Then::Prove(asked), Found::NotChecked(refusal)) => {
                 outcome.given_back = asked.mind;
@@ -73,10 +70,7 @@ impl Login {
             (then, _) => {
                 outcome.given_back = then.mind();
                 outcome.left = Some(then.identity().to_owned());
-                match then {
-                    Then::Prove(asked) | Then::LogIn { asked, .. } => self.delay(&asked, Some(broken())),
-                    Then::Attach { .. } | Then::Keys { .. } => Step::Fail(broken()),
-                }
+                self.cannot_tell(then)
             }
         };
         Some(outcome)
@@ -88,6 +82,14 @@ impl Login {
             self.delayed.push(Delayed { at: asked.came + self.policy.refusal, request: asked.request, failure });
         }
         Step::Wait
+    }
+
+    /// What was to be looked up cannot be: a login is refused when all are.
+    fn cannot_tell(&mut self, then: Then) -> Step {
+        match then {
+            Then::Prove(asked) | Then::LogIn { asked, .. } => self.delay(&asked, Some(broken())),
+            Then::Attach { .. } | Then::Keys { .. } => Step::Fail(broken()),
+        }
     }
 
     /// Somebody has proven who they are, and this is what they are now.

@@ -1,0 +1,52 @@
+//! `credhost limits`, `credhost reload`
+
+use clap::Args;
+use credhost::config::Home;
+use credhost::control::Request;
+use credhost::limits::LimitStatus;
+
+use super::home::{ask, table};
+use super::{CliError, Output};
+
+#[derive(Debug, Args)]
+pub(super) struct Limits {}
+
+impl Limits {
+    pub(super) fn run(self, home: &Home, output: Output) -> Result<(), CliError> {
+        let answer = ask(home, &Request::Limits {})?;
+        let limits: Vec<LimitStatus> = serde_json::from_value(answer["limits"].clone())?;
+        let largest: Vec<(String, u64)> = serde_json::from_value(answer["largest"].clone())?;
+        output.show(&answer, || {
+            let head = ["limit", "is", "in use", "what it bounds"].map(str::to_owned).to_vec();
+            let rows = limits.iter().map(|limit| {
+                let used = limit.used.clone().unwrap_or_default();
+                vec![limit.name.clone(), limit.shown.clone(), used, limit.about.clone()]
+            });
+            let mut text = table(&[head].into_iter().chain(rows).collect::<Vec<_>>());
+            if !largest.is_empty() {
+                let rows: Vec<Vec<String>> = largest
+                    .iter()
+                    .map(|(who, bytes)| vec![format!("{} KiB", bytes.div_ceil(1024)), who.clone()])
+                    .collect();
+                text += &format!("\n\nmost is kept for\n{}", table(&rows));
+            }
+            text
+        });
+        Ok(())
+    }
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Reload {}
+
+impl Reload {
+    pub(super) fn run(self, home: &Home, output: Output) -> Result<(), CliError> {
+        let answer = ask(home, &Request::Reload {})?;
+        let changed: Vec<String> = serde_json::from_value(answer.clone())?;
+        output.show(&answer, || match changed.is_empty() {
+            true => "the limits in credhost.toml are as they were".to_owned(),
+            false => changed.join("\n"),
+        });
+        Ok(())
+    }
+}

@@ -1,0 +1,325 @@
+//! The limits that an operator can set, by name: one table for `[limits]` in credhost.toml, for `credhost limits`, and for
+//! what is said of a name or a value that cannot be.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::config::LimitValue;
+use crate::memory;
+use crate::session::Limits;
+
+/// What a limit is counted in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unit {
+    /// Bytes: a number, or one with KiB, MiB or GiB.
+    Bytes,
+    /// Seconds: a number, or one with ms, s, min or h. Kept in milliseconds.
+    Time,
+    /// How many.
+    Count,
+}
+
+/// One limit.
+#[derive(Debug, Clone, Copy)]
+pub struct Setting {
+    /// Its name in `[limits]`.
+    pub name: &'static str,
+    /// What it is counted in.
+    pub unit: Unit,
+    /// The least and the most that it may be.
+    pub range: (u64, u64),
+    /// What it bounds.
+    pub about: &'static str,
+    /// What it is.
+    pub get: fn(&Limits) -> u64,
+    set: fn(&mut Limits, u64),
+}
+
+fn size(value: u64) -> usize {
+    usize::try_from(value).unwrap_or(usize::MAX)
+}
+
+macro_rules! settings {
+    (@get Time $limits:ident $($at:tt)+) => { u64::try_from($limits.$($at)+.as_millis()).unwrap_or(u64::MAX) };
+    (@get $unit:ident $limits:ident $($at:tt)+) => { $limits.$($at)+ as u64 };
+    (@set Time $limits:ident $value:ident $($at:tt)+) => { $limits.$($at)+ = Duration::from_millis($value) };
+    (@set $unit:ident $limits:ident $value:ident $($at:tt)+) => { $limits.$($at)+ = size($value).try_into().unwrap_or_default() };
+    ($( $name:literal $unit:ident $least:literal..=$most:expr, [$($at:tt)+], $about:literal; )*) => {
+        /// All limits, in the order in which they are shown.
+        pub const SETTINGS: &[Setting] = &[$(
+            Setting {
+                name: $name,
+                unit: Unit::$unit,
+                range: ($least, $most),
+                about: $about,
+                get: |limits| settings!(@get $unit limits $($at)+),
+                set: |limits, value| settings!(@set $unit limits value $($at)+),
+            },
+        )*];
+    };
+}
+
+const GIB: u64 = 1 << 30;
+/// Descriptors that are no client's: the store's, the control socket's, those of libraries and of their vetting.
+const KEPT_BACK: usize = 256;
+
+settings! {
+    "memory" Bytes 16_777_216..=1024 * GIB, [memory], "what clients may make the host keep, in all";
+    "connections" Count 1..=1_000_000, [connections], "connections in all";
+    "per_source" Count 1..=1_000_000, [per_source], "connections from one address";
+    "login" Time 1_000..=3_600_000, [login], "time to log in";
+    "stalled" Time 1_000..=3_600_000, [stalled], "time without reading, while answers wait";
+    "message" Time 1_000..=3_600_000, [message.0], "time for a message that has begun";
+    "rate" Count 1..=1_000_000, [message.1], "bytes a second that lengthen that time by one";
+    "grace" Time 0..=3_600_000, [grace], "time for calls under way when the host stops";
+    "calls" Count 1..=1_000_000, [after.calls], "calls of a connection under way";
+    "parked" Bytes 1_024..=GIB, [after.parked], "calls of a connection that wait for others";
+    "attachments" Count 1..=1_000_000, [after.attachments], "attachments of a connection";
+    "objects" Count 1..=1_000_000, [after.references], "objects of services' that a client holds";
+    "unread" Bytes 1_024..=GIB, [after.unread], "unread answers, beyond which calls of a connection wait";
+    "item" Bytes 1_024..=1_073_741_823, [after.jelly.item], "one string, or elements of one list; Twisted takes 655,360";
+    "expression" Bytes 4_096..=GIB, [after.jelly.expression], "one message";
+    "depth" Count 16..=256, [after.jelly.depth], "nesting of one message";
+    "values" Count 64..=100_000_000, [after.jelly.values], "values in one message, shared ones counted each time";
+    "before_login.item" Bytes 256..=655_360, [before.jelly.item], "the same for who has not logged in";
+    "before_login.expression" Bytes 1_024..=8_388_608, [before.jelly.expression], "the same for who has not logged in";
+    "before_login.depth" Count 8..=128, [before.jelly.depth], "the same for who has not logged in";
+    "before_login.values" Count 32..=1_000_000, [before.jelly.values], "the same for who has not logged in";
+    "before_login.objects" Count 2..=1_024, [before.references], "challenges that a connection has";
+    "before_login.unread" Bytes 1_024..=1_048_576, [before.unread], "the same for who has not logged in";
+}
+
+/// What is wrong with a limit, for the operator.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum LimitError {
+    /// There is none of this name.
+    #[error("[limits] {name}: there is no such limit{}", near.map_or_else(String::new, |near| format!("; is {near} meant?")))]
+    Unknown {
+        /// The name.
+        name: String,
+        /// The name that is nearest.
+        near: Option<&'static str>,
+    },
+    /// It cannot be read.
+    #[error("[limits] {name} = {value:?}: expected {expected}")]
+    Unreadable {
+        /// The limit.
+        name: &'static str,
+        /// What stands there.
+        value: String,
+        /// What it should be.
+        expected: &'static str,
+    },
+    /// It is too small, or too large.
+    #[error("[limits] {name} is {value}: it may be from {least} to {most}")]
+    Range {
+        /// The limit.
+        name: &'static str,
+        /// What it would be.
+        value: String,
+        /// The least that it may be.
+        least: String,
+        /// The most.
+        most: String,
+    },
+}
+
+impl Unit {
+    fn expected(self) -> &'static str {
+        match self {
+            Self::Bytes => "a size, such as 8388608 or \"8 MiB\"",
+            Self::Time => "a time, such as 30 (seconds) or \"2 min\"",
+            Self::Count => "a whole number",
+        }
+    }
+
+    /// As a person reads it, and as `[limits]` takes it.
+    #[must_use]
+    pub fn shown(self, value: u64) -> String {
+        let whole = |units: &[(&str, u64)]| {
+            let unit = units.iter().find(|(_, size)| value >= *size && value.is_multiple_of(*size));
+            unit.map(|(name, size)| format!("{} {name}", value / size))
+        };
+        match self {
+            Self::Bytes => whole(&[("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)]).unwrap_or(value.to_string()),
+            Self::Time => whole(&[("h", 3_600_000), ("min", 60_000), ("s", 1_000)]).unwrap_or(format!("{value} ms")),
+            Self::Count => value.to_string(),
+        }
+    }
+
+    fn read(self, value: &LimitValue) -> Option<u64> {
+        let text = match value {
+            LimitValue::Number(number) if self == Self::Time => return number.checked_mul(1000),
+            LimitValue::Number(number) => return Some(*number),
+            LimitValue::Text(text) => text.trim(),
+        };
+        let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+        let (number, unit) = (text[..digits].parse::<u64>().ok()?, text[digits..].trim());
+        let times = match (self, unit) {
+            (Self::Bytes, "B" | "") | (Self::Time, "ms") | (Self::Count, "") => 1,
+            (Self::Bytes, "KiB") => 1 << 10,
+            (Self::Bytes, "MiB") => 1 << 20,
+            (Self::Bytes, "GiB") => 1 << 30,
+            (Self::Time, "s" | "") => 1000,
+            (Self::Time, "min") => 60_000,
+            (Self::Time, "h") => 3_600_000,
+            _ => return None,
+        };
+        number.checked_mul(times)
+    }
+}
+
+/// These limits, with what `[limits]` says in their place.
+///
+/// # Errors
+/// The first that cannot be.
+pub fn with(mut limits: Limits, section: &BTreeMap<String, LimitValue>) -> Result<Limits, LimitError> {
+    for (name, value) in section {
+        let setting = SETTINGS
+            .iter()
+            .find(|setting| setting.name == name)
+            .ok_or_else(|| LimitError::Unknown { name: name.clone(), near: nearest(name) })?;
+        let shown = || match value {
+            LimitValue::Number(number) => number.to_string(),
+            LimitValue::Text(text) => text.clone(),
+        };
+        let (name, unit, (least, most)) = (setting.name, setting.unit, setting.range);
+        let read = unit.read(value).ok_or_else(|| LimitError::Unreadable {
+            name,
+            value: shown(),
+            expected: unit.expected(),
+        })?;
+        if !(least..=most).contains(&read) {
+            let (value, least, most) = (shown(), unit.shown(least), unit.shown(most));
+            return Err(LimitError::Range { name, value, least, most });
+        }
+        (setting.set)(&mut limits, read);
+    }
+    Ok(limits)
+}
+
+/// The limits of a host whose refusals leave after so long, as its settings say: where they say nothing, half of the memory
+/// and nearly all of the descriptors that there are.
+///
+/// # Errors
+/// The first that cannot be.
+pub fn of_host(refusal: Duration, section: &BTreeMap<String, LimitValue>) -> Result<Limits, LimitError> {
+    let descriptors = rustix::process::getrlimit(rustix::process::Resource::Nofile).current.map_or(usize::MAX, size);
+    let limits = Limits::default();
+    let connections = limits.connections.min(descriptors.saturating_sub(KEPT_BACK).max(1));
+    with(Limits { refusal, memory: memory::available() / 2, connections, ..limits }, section)
+}
+
+/// A limit, as it is shown.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct LimitStatus {
+    /// Its name in `[limits]`.
+    pub name: String,
+    /// What it is, in bytes, milliseconds, or how many.
+    pub value: u64,
+    /// The same for a person, as `[limits]` takes it.
+    pub shown: String,
+    /// What is in use, for a person; none, if that is each connection's own.
+    pub used: Option<String>,
+    /// What it bounds.
+    pub about: String,
+}
+
+/// What is in use, of what is bounded for all.
+#[derive(Debug, Clone, Copy)]
+pub struct InUse {
+    /// Bytes that are kept for clients.
+    pub memory: usize,
+    /// Connections.
+    pub connections: usize,
+}
+
+/// All limits, as they are shown.
+#[must_use]
+pub fn status(limits: &Limits, used: Option<InUse>) -> Vec<LimitStatus> {
+    let row = |setting: &Setting| {
+        let used = used.and_then(|used| match setting.name {
+            "memory" => Some(format!("{:.1} MiB", used.memory as f64 / f64::from(1 << 20))),
+            "connections" => Some(used.connections.to_string()),
+            _ => None,
+        });
+        let value = (setting.get)(limits);
+        let (name, shown, about) = (setting.name.to_owned(), setting.unit.shown(value), setting.about.to_owned());
+        LimitStatus { name, value, shown, used, about }
+    };
+    SETTINGS.iter().map(row).collect()
+}
+
+/// The name that is nearest to this one, if one is near.
+fn nearest(name: &str) -> Option<&'static str> {
+    let near = SETTINGS.iter().map(|setting| (distance(name, setting.name), setting.name)).min()?;
+    (near.0 <= name.len() / 2).then_some(near.1)
+}
+
+/// How many letters have to be changed, put in or taken out.
+fn distance(one: &str, other: &str) -> usize {
+    let mut row: Vec<usize> = (0..=other.len()).collect();
+    for (at, a) in one.bytes().enumerate() {
+        let mut before = std::mem::replace(&mut row[0], at + 1);
+        for (to, b) in other.bytes().enumerate() {
+            let change = before + usize::from(a != b);
+            before = row[to + 1];
+            row[to + 1] = change.min(before + 1).min(row[to] + 1);
+        }
+    }
+    row[other.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn changed(name: &str, value: LimitValue) -> Result<Limits, LimitError> {
+        with(Limits::default(), &BTreeMap::from([(name.to_owned(), value)]))
+    }
+
+    fn text(value: &str) -> LimitValue {
+        LimitValue::Text(value.to_owned())
+    }
+
+    #[test]
+    fn every_limit_is_read_back_as_it_was_shown() {
+        for setting in SETTINGS {
+            let default = (setting.get)(&Limits::default());
+            let (least, most) = setting.range;
+            assert!((least..=most).contains(&default), "{}: {default}", setting.name);
+            for value in [least, default, most] {
+                let limits = changed(setting.name, text(&setting.unit.shown(value))).unwrap();
+                assert_eq!((setting.get)(&limits), value, "{}", setting.name);
+                let others = SETTINGS.iter().filter(|other| other.name != setting.name);
+                let changed = others.filter(|other| (other.get)(&limits) != (other.get)(&Limits::default())).count();
+                assert_eq!(changed, 0, "{} is its own", setting.name);
+            }
+            for outside in [least.checked_sub(1), most.checked_add(1)].into_iter().flatten() {
+                let refused = changed(setting.name, text(&setting.unit.shown(outside)));
+                assert!(matches!(refused, Err(LimitError::Range { .. })), "{} = {outside}", setting.name);
+            }
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_is_said_in_the_operators_terms() {
+        for (name, value, said) in [
+            ("per_sauce", text("5"), "[limits] per_sauce: there is no such limit; is per_source meant?"),
+            ("zebra", text("5"), "[limits] zebra: there is no such limit"),
+            ("login", text("soon"), "[limits] login = \"soon\": expected a time, such as 30 (seconds) or \"2 min\""),
+            ("parked", text("8 MB"), "[limits] parked = \"8 MB\": expected a size, such as 8388608 or \"8 MiB\""),
+            ("calls", text("-1"), "[limits] calls = \"-1\": expected a whole number"),
+            ("depth", LimitValue::Number(1), "[limits] depth is 1: it may be from 16 to 256"),
+            (
+                "login",
+                text("99999999999999999999 h"),
+                "[limits] login = \"99999999999999999999 h\": expected a time, such as 30 (seconds) or \"2 min\"",
+            ),
+        ] {
+            assert_eq!(changed(name, value).unwrap_err().to_string(), said);
+        }
+    }
+}

@@ -1,0 +1,102 @@
+//! Limits are the operator's: set in credhost.toml, shown with what is in use, taken up while the host serves.
+
+use std::io::Read;
+use std::net::{SocketAddr, TcpStream};
+use std::time::{Duration, Instant};
+
+use system_tests::host::TestHome;
+
+fn limits(home: &TestHome, section: &str) {
+    home.configure(|text| {
+        let end = text.find("\n[limits]\n").unwrap_or(text.len());
+        format!("{}\n[limits]\n{section}\n", &text[..end])
+    });
+}
+
+/// How many of these connections are served: whoever is sent away reads nothing.
+fn served(address: SocketAddr, count: usize) -> (usize, Vec<TcpStream>) {
+    let mut all: Vec<TcpStream> = (0..count).map(|_| TcpStream::connect(address).expect("it listens")).collect();
+    let served = all.iter_mut().filter_map(|stream| {
+        stream.set_read_timeout(Some(Duration::from_secs(30))).expect("a limit");
+        stream.read(&mut [0; 8]).ok().filter(|count| *count > 0)
+    });
+    (served.count(), all)
+}
+
+/// Until those that were let go of are not counted any more.
+fn all_gone(home: &TestHome) {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while !home.run(&["limits"], "").lines().any(|line| line.starts_with("connections") && line.contains("  0  ")) {
+        assert!(Instant::now() < deadline, "{}", home.run(&["limits"], ""));
+    }
+}
+
+#[test]
+fn limits_are_set_shown_and_taken_up_while_the_host_serves() {
+    let home = TestHome::new();
+    home.make();
+    limits(&home, "per_source = 2\nmemory = \"100 MiB\"\nlogin = 60");
+    let mut host = home.start();
+    let (count, open) = served(host.address(), 4);
+    assert_eq!(count, 2);
+    let shown = host.home.run(&["limits"], "");
+    let row =
+        |name: &str| shown.lines().find(|line| line.starts_with(name)).unwrap_or_else(|| panic!("{shown}")).to_owned();
+    assert!(row("per_source").contains("  2  ") && row("login ").contains("1 min"), "{shown}");
+    assert!(row("memory").contains("100 MiB") && row("connections").contains("  2  "), "{shown}");
+    drop(open);
+    all_gone(&host.home);
+
+    limits(&host.home, "per_source = 3");
+    assert_eq!(
+        host.home.run(&["reload"], "").lines().next(),
+        Some("memory: 100 MiB → ".to_owned() + &half(&host.home)).as_deref()
+    );
+    let (count, open) = served(host.address(), 4);
+    assert_eq!(count, 3);
+    drop(open);
+    all_gone(&host.home);
+
+    // What cannot be is said, and changes nothing.
+    limits(&host.home, "per_source = 1\nper_sauce = 5");
+    let refused = host.home.refused(&["reload"], "");
+    assert!(refused.contains("per_sauce: there is no such limit; is per_source meant?"), "{refused}");
+    assert!(refused.contains("everything stays as it was"), "{refused}");
+    let (count, open) = served(host.address(), 4);
+    assert_eq!(count, 3);
+    drop(open);
+    all_gone(&host.home);
+
+    limits(&host.home, "per_source = 1");
+    let process = rustix::process::Pid::from_raw(host.id().cast_signed()).expect("it has a number");
+    rustix::process::kill_process(process, rustix::process::Signal::HUP).expect("it can be told");
+    host.wait_for("limits: per_source: 3 → 1");
+    assert_eq!(served(host.address(), 4).0, 1);
+    // What nobody waits for is written down a moment later.
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while !host.home.run(&["audit", "show"], "").contains("limits.changed by=SIGHUP") {
+        assert!(Instant::now() < deadline, "{}", host.home.run(&["audit", "show"], ""));
+    }
+}
+
+/// Half of the memory, as it is shown.
+fn half(home: &TestHome) -> String {
+    let shown = home.run(&["limits"], "");
+    let row = shown.lines().find(|line| line.starts_with("memory")).expect("it is there").to_owned();
+    row["memory".len()..].trim_start().split("  ").next().expect("what it is").to_owned()
+}
+
+#[test]
+fn a_limit_that_cannot_be_keeps_the_host_from_starting_and_says_why() {
+    for (section, said) in [
+        ("calls = 0", "[limits] calls is 0: it may be from 1 to 1000000"),
+        ("login = \"soon\"", "[limits] login = \"soon\": expected a time, such as 30 (seconds) or \"2 min\""),
+        ("conections = 5", "is connections meant?"),
+    ] {
+        let home = TestHome::new();
+        home.make();
+        limits(&home, section);
+        let refused = home.refused(&["run", "--listen", "127.0.0.1:0"], "");
+        assert!(refused.contains(said), "{section}: {refused}");
+    }
+}
