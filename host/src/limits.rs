@@ -74,6 +74,7 @@ settings! {
     "message" Time 1_000..=3_600_000, [message.0], "time for a message that has begun";
     "rate" Count 1..=1_000_000, [message.1], "bytes a second that lengthen that time by one";
     "grace" Time 0..=3_600_000, [grace], "time for calls under way when the host stops";
+    "orphans" Time 0..=86_400_000, [orphans], "time for calls whose clients have gone; of services loaded from then on";
     "calls" Count 1..=1_000_000, [after.calls], "calls of a connection under way";
     "parked" Bytes 1_024..=GIB, [after.parked], "calls of a connection that wait for others";
     "attachments" Count 1..=1_000_000, [after.attachments], "attachments of a connection";

@@ -114,7 +114,10 @@ impl Host {
         if let Some(weaker) = accounts.rules().weaker_than_standard() {
             tracing::warn!("{weaker}");
         }
+        let wrong = |error: limits::LimitError| StartError::Section(error.to_string());
+        let orphans = limits::of_host(std::time::Duration::ZERO, &settings.limits).map_err(wrong)?.orphans;
         let context = HostContext {
+            orphans,
             quota: settings.state.largest,
             grace: std::time::Duration::from_secs(settings.plugins.grace),
             // Vetting was patient already; the host has more to do besides.
@@ -185,8 +188,7 @@ impl Host {
         });
         let hashing = hashing.await.unwrap_or_default();
         let refusal = Limits::default().refusal.max(4 * hashing);
-        let limits =
-            limits::of_host(refusal, &settings.limits).map_err(|error| StartError::Section(error.to_string()))?;
+        let limits = limits::of_host(refusal, &settings.limits).map_err(wrong)?;
         context.memory.set_limit(limits.memory);
         let serve = |served: &Arc<MultiService>| -> Result<Endpoint, StartError> {
             let (key, cost) = (accounts.key().clone(), accounts.cost());

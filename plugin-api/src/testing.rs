@@ -249,7 +249,7 @@ impl<S: Service> TestHost<S> {
             TestWall { number, gate: Arc::clone(&gate), frames: self.sender.clone(), clock_stands: self.clock_stands };
         let thread = std::thread::spawn(move || run::<S>(Box::new(wall)));
         self.generations.borrow_mut().push(Generation { number, gate, thread });
-        self.send(&ToLibrary::Init { config: &self.config, vetting: false, quota: 64 << 20 });
+        self.send(&ToLibrary::Init { config: &self.config, vetting: false, quota: 64 << 20, orphans: 300_000 });
         self.stage(number, "initialised")?;
         let own = self.state.borrow().saved.get("").cloned();
         self.send(&ToLibrary::Start { saved: own.as_deref(), version: u64::from(own.is_some()) });

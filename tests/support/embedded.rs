@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use credhost::cred::login::Login;
 use credhost::cred::{Authorizer, DefaultAuthorizer, Entropy, Identity, Key, MasterKey, Password};
@@ -39,6 +40,25 @@ impl Service for Trial {
         let name = by.perspective().to_owned();
         // Nobody writes to it further up.
         let _ = trier.write(|trier| trier.log.push(format!("detached {name}")));
+    }
+}
+
+/// How many calls of `never` wait just now.
+pub static WAITING: AtomicUsize = AtomicUsize::new(0);
+
+/// One of them, until it is dropped.
+struct Counted;
+
+impl Counted {
+    fn new() -> Self {
+        WAITING.fetch_add(1, Ordering::SeqCst);
+        Self
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        WAITING.fetch_sub(1, Ordering::SeqCst);
     }
 }
 
@@ -91,6 +111,7 @@ impl Trier {
 
     /// Never answers.
     async fn never(_me: Handle<Self>) {
+        let _counted = Counted::new();
         std::future::pending().await
     }
 
@@ -141,7 +162,7 @@ impl Embedded {
     #[must_use]
     pub fn with(limits: Limits, authorizer: Arc<dyn Authorizer>, key: &MasterKey) -> Self {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-        let context = HostContext::new(Arc::new(MemoryStore::new()));
+        let context = HostContext { orphans: limits.orphans, ..HostContext::new(Arc::new(MemoryStore::new())) };
         let services = MultiService::new("pb");
         runtime.block_on(async {
             let trial = Slot::linked::<Trial>(&context).await.expect("the service loads");

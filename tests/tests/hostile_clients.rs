@@ -12,7 +12,7 @@ use credhost::session::Limits;
 use jelly::token;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustix::time::{ClockId, clock_gettime};
-use system_tests::embedded::{Embedded, RawClient};
+use system_tests::embedded::{Embedded, RawClient, WAITING};
 use system_tests::wire::{Wire, call};
 
 /// What the process may have.
@@ -368,6 +368,7 @@ fn nobody_can_hurt_anybody() {
     let hard = getrlimit(Resource::Data).maximum;
     setrlimit(Resource::Data, Rlimit { current: Some(MEMORY), maximum: hard }).expect("it can be lowered");
     let limits = Limits { per_source: 5000, refusal: Duration::from_millis(20), ..Limits::default() };
+    let limits = Limits { orphans: Duration::from_millis(500), ..limits };
     let host = Arc::new(Embedded::start(limits));
     let rows = rows();
     assert!(rows.len() >= 40, "{}", rows.len());
@@ -395,7 +396,9 @@ fn nobody_can_hurt_anybody() {
         drop(held);
         drop(after);
         let deadline = Instant::now() + Duration::from_secs(30);
-        while host.memory().used() > 64 << 10 {
+        while host.memory().used() > 64 << 10 || WAITING.load(Ordering::SeqCst) > 0 {
+            let waiting = WAITING.load(Ordering::SeqCst);
+            assert!(Instant::now() < deadline || waiting == 0, "{name}: {waiting} calls go on for nobody");
             assert!(
                 Instant::now() < deadline,
                 "{name}: {} bytes stay: {:?}",

@@ -336,7 +336,7 @@ fn try_out(copy: &Path, mut out: std::fs::File) -> io::Result<()> {
                         let config = sections.get(&manifest.service).unwrap_or(&empty);
                         say(&Said::Manifest(manifest.clone()))?;
                         say(&Said::At(Step::Init))?;
-                        generation.send(&ToLibrary::Init { config, vetting: true, quota: u64::MAX });
+                        generation.send(&ToLibrary::Init { config, vetting: true, quota: u64::MAX, orphans: u64::MAX });
                     }
                     Err(error) => say(&Said::Refused(format!("its manifest cannot be read: {error}")))?,
                 },

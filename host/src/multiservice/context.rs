@@ -21,6 +21,8 @@ pub struct HostContext {
     pub router: Arc<Router>,
     /// How many bytes a saved state may have.
     pub quota: usize,
+    /// How long calls may go on whose clients have gone.
+    pub orphans: Duration,
     /// How long calls that wait may go on in code that was replaced.
     pub grace: Duration,
     /// How long a service may take to be made, to start, or to say that it is well, where no client waits for it.
@@ -33,6 +35,8 @@ pub struct HostContext {
 
 /// How many bytes a saved state may have, if nothing else is said.
 pub const QUOTA: usize = 64 << 20;
+/// How long calls may go on whose clients have gone, if nothing else is said.
+pub const ORPHANS: Duration = Duration::from_secs(300);
 /// How long a service may take for a step of its start, if nothing else is said.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 /// How long calls that wait may go on in code that was replaced, if nothing else is said.
@@ -43,7 +47,8 @@ impl HostContext {
     #[must_use]
     pub fn new(store: Arc<dyn Store>) -> Self {
         let (router, memory) = (Router::new(), Budget::new(memory::available() / 2));
-        Self { store, router, quota: QUOTA, grace: GRACE, patience: PATIENCE, ended: Arc::default(), memory }
+        let orphans = ORPHANS;
+        Self { store, router, quota: QUOTA, orphans, grace: GRACE, patience: PATIENCE, ended: Arc::default(), memory }
     }
 }
 

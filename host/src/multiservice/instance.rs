@@ -29,6 +29,7 @@ pub(super) struct Instance {
     pub(super) outgoing: Arc<Outgoing>,
     config: Vec<u8>,
     quota: usize,
+    orphans: Duration,
     patience: Duration,
     ended: Arc<Ended>,
     steps: AsyncMutex<mpsc::UnboundedReceiver<Lifecycle>>,
@@ -72,7 +73,7 @@ impl Instance {
                 let _ = outgoing.name.set(name.to_string());
                 let (number, manifest, quota) = (outgoing.number, Arc::new(manifest), context.quota);
                 let (steps, ended) = (AsyncMutex::new(steps), Arc::clone(&context.ended));
-                let patience = context.patience;
+                let (patience, orphans) = (context.patience, context.orphans);
                 Ok(Arc::new(Self {
                     number,
                     name,
@@ -81,6 +82,7 @@ impl Instance {
                     outgoing,
                     config,
                     quota,
+                    orphans,
                     patience,
                     ended,
                     steps,
@@ -99,7 +101,8 @@ impl Instance {
         let empty = [1, 0x80, 5, 0x87];
         let config = if self.config.is_empty() { &empty } else { self.config.as_slice() };
         self.outgoing.forget_panic();
-        self.generation.send(&ToLibrary::Init { config, vetting: false, quota: self.quota as u64 });
+        let orphans = u64::try_from(self.orphans.as_millis()).unwrap_or(u64::MAX);
+        self.generation.send(&ToLibrary::Init { config, vetting: false, quota: self.quota as u64, orphans });
         self.expect(self.patience, "be made", &Lifecycle::Initialised).await
     }
 

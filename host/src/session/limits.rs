@@ -36,6 +36,8 @@ pub struct Limits {
     pub message: (Duration, usize),
     /// How long calls in flight may take to end when the door closes.
     pub grace: Duration,
+    /// How long calls may go on whose clients have gone.
+    pub orphans: Duration,
     /// What clients may make the host keep, in bytes.
     pub memory: usize,
     /// Connections in all.
@@ -68,6 +70,7 @@ impl Default for Limits {
             stalled: Duration::from_secs(30),
             message: (Duration::from_secs(20), 500),
             grace: Duration::from_secs(5),
+            orphans: Duration::from_secs(300),
             memory: 1 << 30,
             connections: 10_000,
             per_source: 256,

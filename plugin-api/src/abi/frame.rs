@@ -122,6 +122,8 @@ frames! {
             vetting: flag,
             /// How many bytes a saved state may have.
             quota: number,
+            /// How long calls may go on whose clients have gone, in milliseconds.
+            orphans: number,
         }
         /// Start it, from the state it saved last. Answered by `Started` or `Refused`.
         2 Start {

@@ -2,11 +2,12 @@
 
 use std::pin::Pin;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::Poll;
 
 use super::core::{Core, Encoded};
 use super::incoming::{Incoming, Invoked};
-use super::{Attaching, Runtime, dead, failed, settle};
+use super::{Attaching, Runtime, Suspended, dead, failed, settle};
 use crate::abi::frame::ToHost;
 use crate::call::Call;
 use crate::context::Context;
@@ -57,7 +58,11 @@ impl<S: Service> Runtime<S> {
                 Invoked::Done(Ok(())) if answer => {
                     core.push(&ToHost::Answer { call, value: buffer, objects: &objects });
                 }
-                Invoked::Later(future, about) => self.later(call, answer, future, about),
+                Invoked::Later(future, about) => {
+                    let identity =
+                        target.as_ref().map_or_else(|| "".into(), |(_, attachment)| attachment.identity().into());
+                    self.later((call, answer), future, about, identity);
+                }
                 Invoked::Done(done) => {
                     // It had written its answer, and could not be saved, say.
                     core.take_back(&objects);
@@ -73,10 +78,10 @@ impl<S: Service> Runtime<S> {
 
     fn later(
         &self,
-        call: u64,
-        answer: bool,
+        (call, answer): (u64, bool),
         future: Pin<Box<dyn Future<Output = Result<Encoded>>>>,
         about: Option<Call>,
+        identity: Arc<str>,
     ) {
         if let Some(about) = about {
             self.calls.borrow_mut().insert(call, about);
@@ -100,8 +105,8 @@ impl<S: Service> Runtime<S> {
             }
         });
         if poll_once(&mut task).is_pending() {
-            self.suspended.borrow_mut().insert(call);
-            tokio::task::spawn_local(task);
+            let task = tokio::task::spawn_local(task).abort_handle();
+            self.suspended.borrow_mut().insert(call, Suspended { task, identity });
         }
     }
 }

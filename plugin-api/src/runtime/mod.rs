@@ -11,14 +11,17 @@ pub(crate) mod incoming;
 mod cache;
 mod calls;
 mod hand_over;
+mod orphans;
 mod perspectives;
 
 use std::cell::{Cell, RefCell};
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::Poll;
+use std::time::Duration;
 
 use jelly::Classes;
 use tokio::sync::oneshot;
@@ -26,6 +29,7 @@ use tokio::task::{AbortHandle, LocalSet};
 
 use self::cache::PerspectiveCache;
 use self::core::{Core, Reply};
+use self::orphans::Orphans;
 use crate::abi::frame::{ToHost, ToLibrary};
 use crate::call::{Attachment, Call, Reason};
 use crate::context::{Config, Context};
@@ -123,7 +127,10 @@ pub(crate) struct Runtime<S: Service> {
     attachments: RefCell<HashMap<u64, Attaching<S::Perspective>>>,
     calls: RefCell<HashMap<u64, Call>>,
     /// Calls that wait for something.
-    suspended: RefCell<HashSet<u64>>,
+    suspended: RefCell<HashMap<u64, Suspended>>,
+    /// Those of them whose clients have gone, and how long they may go on.
+    orphans: RefCell<Orphans>,
+    orphans_live: Cell<Duration>,
     /// The service's own tasks, which end with its serving.
     tasks: RefCell<Tasks>,
     freezing: Cell<Option<u64>>,
@@ -171,6 +178,13 @@ impl Tasks {
     }
 }
 
+/// A call that waits for something.
+struct Suspended {
+    task: AbortHandle,
+    /// Who made it.
+    identity: Arc<str>,
+}
+
 /// How a client leaves an attachment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Leaving {
@@ -193,6 +207,8 @@ impl<S: Service> Runtime<S> {
             attachments: RefCell::default(),
             calls: RefCell::default(),
             suspended: RefCell::default(),
+            orphans: RefCell::default(),
+            orphans_live: Cell::new(Duration::MAX),
             tasks: RefCell::default(),
             freezing: Cell::new(None),
             stopping: Cell::new(false),
@@ -333,17 +349,16 @@ impl<S: Service> Runtime<S> {
                 self.attachments.borrow_mut().insert(attachment, Attaching::LetGo(known));
             }
             ToLibrary::Gone { call } => {
-                if let Some(call) = self.calls.borrow().get(&call) {
-                    call.set_gone();
-                }
+                self.client_has_gone(call);
             }
             ToLibrary::Dropped { object, count } => core.dropped(object, count),
             ToLibrary::Revert { perspective, state, version } => {
                 self.revert(perspective, state, version);
                 core.push(&ToHost::Reverted {});
             }
-            ToLibrary::Init { config, vetting, quota } => {
+            ToLibrary::Init { config, vetting, quota, orphans } => {
                 self.vetting.set(vetting);
+                self.orphans_live.set(Duration::from_millis(orphans));
                 core.quota.set(quota);
                 self.init(config);
             }
