@@ -38,14 +38,15 @@ fn start(home: &TestHome, error: Stdio, address: SocketAddr) -> Child {
 
 /// One whose log is read until it serves.
 fn read_until_it_serves(home: &TestHome) -> (Running, BufReader<ChildStderr>) {
-    let mut child = start(home, Stdio::piped(), ([127, 0, 0, 1], 0).into());
-    let mut lines = BufReader::new(child.stderr.take().expect("it has one"));
+    let child = start(home, Stdio::piped(), ([127, 0, 0, 1], 0).into());
+    let mut running = Running { child, address: ([127, 0, 0, 1], 0).into(), _unread: None };
+    let mut lines = BufReader::new(running.child.stderr.take().expect("it has one"));
     loop {
         let mut line = String::new();
         assert!(lines.read_line(&mut line).expect("it can be read") > 0, "it has ended");
         if let Some((_, address)) = line.trim().split_once("serving Perspective Broker on ") {
-            let address = address.parse().expect("the line ends with the address");
-            return (Running { child, address, _unread: None }, lines);
+            running.address = address.parse().expect("the line ends with the address");
+            return (running, lines);
         }
     }
 }

@@ -10,6 +10,7 @@ use tokio::io::Interest;
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until};
+use zeroize::Zeroize;
 
 use super::stream::Stream;
 use super::tls::Certificates;
@@ -445,6 +446,8 @@ impl Pump<'_> {
     fn idle(&mut self) {
         let session = &mut self.driver.session;
         if session.input().is_empty() {
+            // There may have been a password in it.
+            session.input().zeroize();
             *session.input() = Vec::new();
         }
         if session.output().is_empty() {

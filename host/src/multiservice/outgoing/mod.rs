@@ -235,9 +235,8 @@ impl Outgoing {
     fn out(&self, frame: &ToHost<'_>, raw: &[u8], delivery: &mut Delivery<'_>) {
         match frame {
             ToHost::Answer { call, objects, value } => {
-                if self.deliver(delivery, *call, raw, objects, Weight::Value) == Delivered::Over {
-                    self.refuse_answer(delivery, *call, value.len());
-                }
+                let delivered = self.deliver(delivery, *call, raw, objects, Weight::Value);
+                self.answered(delivery, delivered, *call, value.len());
             }
             ToHost::Attached { attachment } => {
                 self.replay.took(*attachment, false);
@@ -320,8 +319,11 @@ impl Outgoing {
         delivered
     }
 
-    /// An answer is more than may be kept for its client just now.
-    fn refuse_answer(&self, delivery: &mut Delivery<'_>, call: u64, size: usize) {
+    /// What became of an answer: one that is more than may be kept for its client just now is an error in its place.
+    fn answered(&self, delivery: &mut Delivery<'_>, delivered: Delivered, call: u64, size: usize) {
+        if delivered != Delivered::Over {
+            return;
+        }
         let message = format!(
             "the answer has {size} bytes, and too much waits for this client already: read answers, and ask again"
         );
