@@ -117,7 +117,7 @@ impl Account {
 
     fn sub(&self, bytes: usize) {
         self.budget.used.fetch_sub(bytes, Ordering::Relaxed);
-        let used = self.used.fetch_sub(bytes, Ordering::Relaxed) - bytes;
+        let used = self.used.fetch_sub(bytes, Ordering::Relaxed).wrapping_sub(bytes);
         if used <= LITTLE && self.heavy.swap(false, Ordering::Relaxed) {
             self.budget.heavy.fetch_sub(1, Ordering::Relaxed);
         }

@@ -27,6 +27,7 @@ struct Bench {
     services: Arc<MultiService>,
     number: u32,
     mailbox: Arc<Mailbox>,
+    lane: Lane,
 }
 
 impl Bench {
@@ -40,7 +41,7 @@ impl Bench {
         let (number, mailbox) = context.router.connect(Arc::default());
         let services = MultiService::new("pb");
         services.start().await;
-        Self { _home: home, private, context, services, number, mailbox }
+        Self { _home: home, private, context, services, number, mailbox, lane: Lane::unbounded(number) }
     }
 
     async fn load(&self, package: &str) -> Arc<Slot> {
@@ -77,7 +78,7 @@ impl Bench {
     fn tell(&self, slot: &Slot, frame: &ToLibrary<'_>) {
         let mut bytes = Vec::new();
         frame.write(&mut bytes);
-        slot.submit(&Lane::default(), &bytes, &mut Vec::new()).expect("it serves");
+        slot.submit(&self.lane, &bytes, &mut Vec::new()).expect("it serves");
     }
 
     async fn attach(&self, slot: &Slot) {
@@ -88,7 +89,7 @@ impl Bench {
             ToLibrary::Attach { attachment, perspective, identity, mind: 0, peer, again }.write(&mut bytes);
             bytes
         };
-        slot.submit(&Lane::default(), &frame(false), &mut vec![AttachmentChange::Attached(attachment, frame(true))])
+        slot.submit(&self.lane, &frame(false), &mut vec![AttachmentChange::Attached(attachment, frame(true))])
             .expect("it serves");
         assert_eq!(self.heard().await, "attached");
     }

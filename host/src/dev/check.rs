@@ -105,6 +105,7 @@ struct Client {
     slot: Arc<Slot>,
     number: u32,
     mailbox: Arc<Mailbox>,
+    lane: Lane,
     next: u32,
 }
 
@@ -124,7 +125,7 @@ impl Client {
             bytes
         };
         let mut known = vec![AttachmentChange::Attached(attachment, frame(true))];
-        self.slot.submit(&Lane::default(), &frame(false), &mut known).map_err(|error| error.to_string())?;
+        self.slot.submit(&self.lane, &frame(false), &mut known).map_err(|error| error.to_string())?;
         match self.answers(1, PATIENCE).await.into_iter().next() {
             Some((_, Ok(()))) => Ok(()),
             Some((_, Err(why))) => Err(why),
@@ -138,7 +139,7 @@ impl Client {
         let mut frame = Vec::new();
         ToLibrary::Call { call, attachment, object: 0, answer: true, method, arguments, keywords, handles: &[] }
             .write(&mut frame);
-        self.slot.submit(&Lane::default(), &frame, &mut Vec::new()).map_err(|error| error.to_string())?;
+        self.slot.submit(&self.lane, &frame, &mut Vec::new()).map_err(|error| error.to_string())?;
         Ok(call)
     }
 
@@ -209,7 +210,8 @@ pub async fn check(
     let slot = slot.map_err(|error| error.to_string())?;
     slot.start().await.map_err(|error| error.to_string())?;
     let mut found = Found { service: slot.name().to_string(), reloads, ..Found::default() };
-    let mut client = Client { slot: Arc::clone(&slot), number, mailbox, next: ATTACHMENT };
+    let mut client =
+        Client { slot: Arc::clone(&slot), number, mailbox, lane: Lane::unbounded(number), next: ATTACHMENT };
     let attached = client.attach().await;
     match &attached {
         Ok(()) => {

@@ -29,12 +29,21 @@ const SAVE_COST: u64 = 10;
 const LARGE: usize = 16 << 10;
 
 /// A connection's place in gates.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct Lane {
     /// Its number; 0 is no client's.
     pub connection: u32,
     /// What is kept for it.
     pub meter: Arc<Meter>,
+}
+
+impl Lane {
+    /// A place that nothing bounds, for what is no client's connection. All that comes by it comes by this one or a clone:
+    /// what is kept is counted once.
+    #[must_use]
+    pub fn unbounded(connection: u32) -> Self {
+        Self { connection, meter: Arc::default() }
+    }
 }
 
 /// Where a generation's frames go.

@@ -56,7 +56,6 @@ pub(crate) struct Refusal {
 }
 
 /// Frames for all services of a connection.
-#[derive(Default)]
 pub(crate) struct Outbox {
     services: BTreeMap<SlotNo, Frames>,
     /// The connection's place in services' gates.
@@ -74,7 +73,7 @@ struct Answers {
 
 impl Outbox {
     pub(crate) fn new(lane: Lane) -> Self {
-        Self { lane, ..Self::default() }
+        Self { services: BTreeMap::new(), lane, answers: BTreeMap::new() }
     }
 
     fn to(&mut self, backend: &Arc<dyn Backend>) -> &mut Frames {
