@@ -7,11 +7,13 @@
 
 use std::collections::HashMap;
 use std::net::IpAddr;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicIsize, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
 
+/// So much everybody has, though others use all there is: enough to say something, and be answered. In bytes.
+const FLOOR: usize = 32 << 10;
 /// So much nobody is asked for, in bytes.
 const LITTLE: usize = 256 << 10;
 
@@ -39,7 +41,7 @@ pub struct Budget {
     limit: AtomicUsize,
     used: AtomicUsize,
     /// How many accounts use more than a little.
-    heavy: AtomicUsize,
+    heavy: AtomicIsize,
     accounts: Mutex<HashMap<AccountKey, Weak<Account>>>,
 }
 
@@ -47,7 +49,7 @@ impl Budget {
     /// A budget of so many bytes.
     #[must_use]
     pub fn new(limit: usize) -> Arc<Self> {
-        let (used, heavy) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        let (used, heavy) = (AtomicUsize::new(0), AtomicIsize::new(0));
         Arc::new(Self { limit: AtomicUsize::new(limit), used, heavy, accounts: Mutex::default() })
     }
 
@@ -128,10 +130,15 @@ impl Account {
         let limit = self.budget.limit();
         let all = self.budget.used().saturating_add(bytes);
         let own = self.used.load(Ordering::Relaxed).saturating_add(bytes);
+        if own <= FLOOR {
+            return true;
+        }
         if all > limit {
             return false;
         }
-        let share = if all <= limit / 2 { limit / 4 } else { limit / (self.budget.heavy.load(Ordering::Relaxed) + 1) };
+        // Below nothing for a moment, when one falls below a little just as it rises above.
+        let heavy = usize::try_from(self.budget.heavy.load(Ordering::Relaxed)).unwrap_or(0);
+        let share = if all <= limit / 2 { limit / 4 } else { limit / (heavy + 1) };
         own <= share.max(LITTLE)
     }
 }
@@ -369,6 +376,8 @@ mod tests {
         assert!(others[0].admits(3 << 20) && !others[0].admits((3 << 20) + 1));
         others[0].add(Kept::Output, 28 << 20);
         assert!(one.admits(1 << 10) && !one.admits((1 << 20) + 1), "there is 1 MiB left");
+        others[1].add(Kept::Output, 2 << 20);
+        assert!(one.admits(FLOOR) && !one.admits(FLOOR + 1), "there is nothing left, but for who has next to nothing");
         drop(others);
         assert_eq!((budget.used(), budget.heavy.load(Ordering::Relaxed)), (0, 0));
         drop(one);

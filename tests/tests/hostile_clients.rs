@@ -162,6 +162,17 @@ fn rows() -> Vec<Row> {
         row("one asks for more objects than it may have, 100 times", "", |host| {
             sends(host, 1, 100, "pebbles", &tuple(int(1024)))
         }),
+        row("40 hold half a message, and others do not read all they asked for", "", |host| {
+            let mut all = raw(host, 40, &half(8 << 20));
+            for count in 3..12 {
+                let mut client = client(host);
+                client.wire.send(&calls(count, Ok(client.perspective), "blobs", &tuple(int(1))));
+                // The start of one more: there is something to read, though nothing is read of theirs any more.
+                client.wire.send(&[7]);
+                all.push(Box::new(client));
+            }
+            all
+        }),
         // Work.
         row("32,000 early dereferences to a method that is not there", "1.1 s each", |host| {
             sends(host, 2, 4, "nonsense", &tuple(dereferences(32_000, true, 1)))

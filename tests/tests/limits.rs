@@ -378,3 +378,17 @@ fn more_than_four_calls_that_wait_do_not_keep_the_next_from_being_served() {
     let call = client.begin("echo_int", &(1,));
     assert_eq!(client.answer(call).to_string(), "1");
 }
+
+#[test]
+fn what_came_behind_many_refusals_is_served_when_they_have_left() {
+    let host = Embedded::start(Limits { refusal: Duration::from_millis(20), ..Limits::default() });
+    let mut wire = Wire::connect(host.address());
+    let mut bytes = Vec::new();
+    for request in 0..70 {
+        bytes.extend(call(request, Err("root"), "loginToken", &tuple(&string(10))));
+    }
+    bytes.extend(call(99, Err("root"), "nonsense", &[1, 0x80, 11, 0x87]));
+    wire.send(&bytes);
+    // Nothing more is sent: what is there already is enough.
+    wire.wait_for(b"No such method: remote_nonsense");
+}

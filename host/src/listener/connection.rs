@@ -221,8 +221,9 @@ async fn run(stream: &mut Stream, driver: &mut Driver, mailbox: &Mailbox, closed
 struct Coming {
     /// How many came whole before it.
     before: u64,
+    /// Since when it is looked at how fast it comes.
     since: Instant,
-    /// How much of it is there.
+    /// How much of it was there then.
     bytes: usize,
 }
 
@@ -251,22 +252,24 @@ impl Timers {
         self.closing.get_or_insert_with(|| Instant::now() + self.limits.grace);
     }
 
-    /// So many messages have come whole, and so many bytes of the next are there: the more, the longer it may take.
+    /// So many messages have come whole, and so many bytes of the next are there.
     fn receiving(&mut self, messages: u64, unserved: usize) {
         match &mut self.message {
             _ if unserved == 0 => self.message = None,
-            Some(coming) if coming.before == messages => coming.bytes = unserved,
+            Some(coming) if coming.before == messages => {
+                let (time, rate) = self.limits.message;
+                // Fast enough until now: it has as long again for as much more.
+                if unserved >= coming.bytes.saturating_add(rate.saturating_mul(time.as_secs() as usize)) {
+                    (coming.since, coming.bytes) = (Instant::now(), unserved);
+                }
+            }
             _ => self.message = Some(Coming { before: messages, since: Instant::now(), bytes: unserved }),
         }
     }
 
-    /// By when the message that is coming has to be whole.
+    /// By when the message that is coming has to have come on, or be whole.
     fn message_by(&self) -> Option<Instant> {
-        let (time, rate) = self.limits.message;
-        self.message.as_ref().map(|coming| {
-            let more = std::time::Duration::from_secs((coming.bytes / rate.max(1)) as u64);
-            coming.since + time + more
-        })
+        self.message.as_ref().map(|coming| coming.since + self.limits.message.0)
     }
 
     /// Whoever was sent away has as long as one who comes.
@@ -315,6 +318,8 @@ impl Pump<'_> {
     async fn turn(&mut self, mailbox: &Mailbox, mail: &mut Vec<u8>) -> Result<(), End> {
         loop {
             let complete = mailbox.take(mail);
+            // What it leaves room for is served in the same turn.
+            self.driver.session.refuse_due(now());
             let served = self.driver.serve(mail);
             let mailed = mail.len();
             mail.clear();
@@ -463,7 +468,9 @@ impl Pump<'_> {
             // It is the host that does not read.
             self.timers.message = None;
         }
-        let interest = match (listens, unread) {
+        // One that is not read is not waited for either: it would be readable for ever.
+        let reads = listens && !self.starved;
+        let interest = match (reads, unread) {
             (true, true) => Interest::READABLE | Interest::WRITABLE,
             (false, true) => Interest::WRITABLE,
             // One that is closing is still watched for its client's end.
@@ -481,7 +488,7 @@ impl Pump<'_> {
                 self.driver.session.found(no, found, now());
                 self.driver.perform();
             }
-            ready = self.stream.ready(interest), if listens && !self.starved || unread => {
+            ready = self.stream.ready(interest), if reads || unread => {
                 let ready = ready?;
                 self.readable |= ready.is_readable() || ready.is_read_closed();
                 self.writable |= ready.is_writable() || ready.is_write_closed();

@@ -12,7 +12,7 @@ use std::collections::{BTreeSet, HashMap, VecDeque};
 
 /// What a batch may cost, in nanoseconds, as far as can be told beforehand.
 const BATCH_COST: u64 = 1_000_000;
-/// The most calls of a batch.
+/// The most frames of a batch.
 const BATCH_CALLS: u32 = 256;
 /// The most bytes of a batch, beyond its first call.
 const BATCH_BYTES: usize = 256 << 10;
@@ -248,26 +248,25 @@ impl<M: Clone> FairQueue<M> {
                 waiting.paused = true;
                 continue;
             }
-            if next.is_call && calls > 0 && waiting.cost > BATCH_COST {
+            if calls > 0 && waiting.cost > BATCH_COST {
                 // One that takes long is alone in its batch: so it is known what it takes.
                 break;
             }
-            let is_call = next.is_call;
             popped(&waiting.lane, next.length as usize);
             let bytes = self.take_front(connection, into);
-            if is_call {
-                let estimate = self.begin(connection, bytes);
-                calls += 1;
-                cost += estimate;
-            }
+            // Whatever it is: coming and going runs an author's code, too.
+            cost += self.begin(connection, bytes);
+            calls += 1;
         }
     }
 
     /// Empties all lanes; `each` is told how many bytes were in one.
     pub(super) fn drain(&mut self, mut each: impl FnMut(&Lane<M>, usize)) {
         for (_, waiting) in self.lanes.drain() {
+            self.bytes -= waiting.bytes.len();
             each(&waiting.lane, waiting.bytes.len());
         }
+        self.barriers.iter_mut().for_each(|barrier| barrier.left = 0);
         self.ready.clear();
         self.owners.clear();
     }

@@ -73,7 +73,7 @@ pub struct Gate {
 impl Drop for Gate {
     fn drop(&mut self) {
         // What nobody has read is not kept any more.
-        self.queue.drain(|lane, bytes| lane.meter.sub(Kept::Gate, bytes));
+        self.give_up();
     }
 }
 
@@ -143,6 +143,11 @@ impl Gate {
         if self.queue.barrier(frame) {
             self.ring();
         }
+    }
+
+    /// Nobody reads it any more, and it stays: what waits in it is not kept.
+    pub(super) fn give_up(&self) {
+        self.queue.drain(|lane, bytes| lane.meter.sub(Kept::Gate, bytes));
     }
 
     fn ring(&self) {

@@ -145,6 +145,7 @@ impl Generation {
         };
         if matches!(account, UnloadOutcome::Pinned(_) | UnloadOutcome::Condemned) {
             // What stays mapped may still call its gate.
+            self.gate.give_up();
             std::mem::forget(Arc::clone(&self.gate));
         }
         account
@@ -153,6 +154,7 @@ impl Generation {
     /// Gives up on a thread that does not come back: it and its library stay for as long as the process does.
     pub fn condemn(&self) -> UnloadOutcome {
         if let Some(thread) = self.thread.lock().take() {
+            self.gate.give_up();
             std::mem::forget(Arc::clone(&self.gate));
             drop(thread);
         }

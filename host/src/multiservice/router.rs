@@ -39,8 +39,10 @@ impl Mailbox {
 /// What it means to the client that a frame does not reach it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Weight {
-    /// A value, in place of which an error can be told.
-    Value,
+    /// An answer, in place of which an error can be told. There are no more of them than calls.
+    Answer,
+    /// A service's own call, which can fail. There is no end of them.
+    Call,
     /// Something that nothing can stand for, and that somebody waits for: an error, an end. They are few, and small.
     Must,
     /// A change that nothing can stand for: who does not read so many is let go.
@@ -71,13 +73,11 @@ impl Mailbox {
             return Put::Gone;
         }
         let size = frame.len() + 8;
-        if weight == Weight::Value
-            && frame.len() > SMALL
-            && (self.meter.untaken() + size > LIMIT || !self.meter.admits(size))
-        {
+        let over = || self.meter.untaken() + size > LIMIT || !self.meter.admits(size);
+        if (weight == Weight::Call || weight == Weight::Answer && frame.len() > SMALL) && over() {
             return Put::Over;
         }
-        if weight == Weight::Change && (self.meter.untaken() + size > LIMIT || !self.meter.admits(size)) {
+        if weight == Weight::Change && over() {
             // It must not be left out: the client's copy would be another from then on.
             self.full.store(true, Ordering::Relaxed);
             return Put::Gone;

@@ -32,7 +32,7 @@ pub struct Limits {
     pub refusal: Duration,
     /// How long a peer with unread answers may read nothing.
     pub stalled: Duration,
-    /// How long a message that has begun may take, and how many bytes a second lengthen that by one.
+    /// A message that has begun comes at this rate, in bytes a second, within each such time; or it is whole by then.
     pub message: (Duration, usize),
     /// How long calls in flight may take to end when the door closes.
     pub grace: Duration,

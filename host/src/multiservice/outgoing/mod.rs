@@ -235,7 +235,7 @@ impl Outgoing {
     fn out(&self, frame: &ToHost<'_>, raw: &[u8], delivery: &mut Delivery<'_>) {
         match frame {
             ToHost::Answer { call, objects, value } => {
-                let delivered = self.deliver(delivery, *call, raw, objects, Weight::Value);
+                let delivered = self.deliver(delivery, *call, raw, objects, Weight::Answer);
                 self.answered(delivery, delivered, *call, value.len());
             }
             ToHost::Attached { attachment } => {
@@ -253,7 +253,7 @@ impl Outgoing {
                 delivery.deliver(*call, self.tag(), raw, Weight::Must);
             }
             ToHost::Call { call, handle, answer, objects, .. } => {
-                let weight = if *answer { Weight::Value } else { Weight::Change };
+                let weight = if *answer { Weight::Call } else { Weight::Change };
                 let delivered = self.deliver(delivery, *handle, raw, objects, weight);
                 if *answer && delivered != Delivered::Yes {
                     let (class, message) = match delivered {
