@@ -16,7 +16,7 @@ pub fn count(what: &AtomicU64) {
     what.fetch_add(1, Ordering::Relaxed);
 }
 
-/// Runs it; a fault of the host's own in it is told, and ends nothing else.
+/// Runs `run` and contains a panic in it: the panic is counted and logged, and the caller goes on.
 pub fn contained(what: &str, run: impl FnOnce()) {
     if std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)).is_err() {
         count(&FAULTS);

@@ -84,18 +84,18 @@ settings! {
     "expression" Bytes 4_096..=GIB, [after.jelly.expression], "one message";
     "depth" Count 16..=256, [after.jelly.depth], "nesting of one message";
     "values" Count 64..=100_000_000, [after.jelly.values], "values in one message, shared ones counted each time";
-    "before_login.item" Bytes 256..=655_360, [before.jelly.item], "the same for who has not logged in";
-    "before_login.expression" Bytes 1_024..=8_388_608, [before.jelly.expression], "the same for who has not logged in";
-    "before_login.depth" Count 8..=128, [before.jelly.depth], "the same for who has not logged in";
-    "before_login.values" Count 32..=1_000_000, [before.jelly.values], "the same for who has not logged in";
+    "before_login.item" Bytes 256..=655_360, [before.jelly.item], "the same, before login";
+    "before_login.expression" Bytes 1_024..=8_388_608, [before.jelly.expression], "the same, before login";
+    "before_login.depth" Count 8..=128, [before.jelly.depth], "the same, before login";
+    "before_login.values" Count 32..=1_000_000, [before.jelly.values], "the same, before login";
     "before_login.objects" Count 2..=1_024, [before.references], "challenges that a connection has";
-    "before_login.unread" Bytes 1_024..=1_048_576, [before.unread], "the same for who has not logged in";
+    "before_login.unread" Bytes 1_024..=1_048_576, [before.unread], "the same, before login";
 }
 
 /// What is wrong with a limit, for the operator.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum LimitError {
-    /// There is none of this name.
+    /// No limit has this name.
     #[error("[limits] {name}: there is no such limit{}", near.map_or_else(String::new, |near| format!("; is {near} meant?")))]
     Unknown {
         /// The name.

@@ -159,7 +159,7 @@ fn say(text: &str) {
     let _ = writeln!(std::io::stdout(), "{}", show::lines(text));
 }
 
-/// Prints a line for a person on standard error; where there is none, nobody misses it.
+/// Prints a line for a person on standard error. A write error is ignored: there is nowhere left to report it.
 fn warn(text: &str) {
     use std::io::Write;
     let _ = writeln!(std::io::stderr(), "{}", show::lines(text));

@@ -175,7 +175,7 @@ pub(super) async fn serve(
     }
 }
 
-/// Who waits for an answer is told why there will be none, as far as the client reads it at once.
+/// Sends an error with the reason to every call that still waits, as far as the socket takes it at once.
 fn say_why(stream: &mut Stream, driver: &mut Driver, end: &End) {
     if matches!(end, End::Closed | End::Io(_)) {
         return;
@@ -252,7 +252,7 @@ impl Timers {
         self.closing.get_or_insert_with(|| Instant::now() + self.limits.grace);
     }
 
-    /// So many messages have come whole, and so many bytes of the next are there.
+    /// Updates the deadline of the incoming message: `messages` are complete, `unserved` bytes of the next have arrived.
     fn receiving(&mut self, messages: u64, unserved: usize) {
         match &mut self.message {
             _ if unserved == 0 => self.message = None,
@@ -309,7 +309,7 @@ struct Pump<'c> {
     readable: bool,
     writable: bool,
     reads: u32,
-    /// No more is read for now: too much is kept for this client already.
+    /// Reading is paused: the client's account has used up its share of the memory budget.
     starved: bool,
 }
 
