@@ -46,6 +46,11 @@ impl Service for Trial {
 /// How many calls of `never` wait just now.
 pub static WAITING: AtomicUsize = AtomicUsize::new(0);
 
+/// Held by a test: `hold` keeps the service's thread until it is let go of.
+pub static HOLD: std::sync::Mutex<()> = std::sync::Mutex::new(());
+/// How often `mark` was called.
+pub static MARKED: AtomicUsize = AtomicUsize::new(0);
+
 /// One of them, until it is dropped.
 struct Counted;
 
@@ -107,6 +112,17 @@ impl Trier {
     /// So many objects.
     fn pebbles(&self, count: usize) -> Vec<Handle<Pebble>> {
         (0..count).map(|_| Handle::new(Pebble)).collect()
+    }
+
+    /// Keeps the service's thread for as long as a test holds [`HOLD`].
+    fn hold(&self) {
+        MARKED.fetch_add(1, Ordering::SeqCst);
+        drop(HOLD.lock());
+    }
+
+    /// Counts.
+    fn mark(&self) {
+        MARKED.fetch_add(1, Ordering::SeqCst);
     }
 
     /// Never answers.
@@ -196,6 +212,16 @@ impl Embedded {
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.listener.address()
+    }
+
+    /// Stops the service, behind all that it was given.
+    ///
+    /// # Panics
+    /// When there is none.
+    pub fn stop_service(&self) {
+        let trial = self.services.service("trial").expect("the service");
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        runtime.block_on(trial.stop());
     }
 
     /// Closes the door, and lets calls in flight end first.

@@ -145,9 +145,9 @@ fn replaced(takes_over: bool) {
             waited.iter().flat_map(|(_, frames)| frames).for_each(|frame| gate.push(*frame));
         };
         if takes_over {
-            current.switch(Arc::new(Arc::clone(&new)), |gate, _, waited| all(gate, waited));
+            current.switch(Arc::new(Arc::clone(&new)), |gate, _, _, waited| all(gate, waited));
         } else {
-            current.thaw(|gate, waited| all(gate, waited));
+            current.thaw(|gate, _, waited| all(gate, waited));
         }
         callers.into_iter().for_each(|caller| caller.join().expect("it ends"));
         old.push(STOP);

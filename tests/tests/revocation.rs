@@ -1,10 +1,13 @@
 //! What is taken away is gone at once: every reference that came by it, in every service.
 
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use credhost::control::{Request, send};
+use credhost::session::Limits;
 use pb::client::{Client, Error, Remote};
 use serde_json::Value;
+use system_tests::embedded::{Embedded, HOLD, MARKED, RawClient};
 use system_tests::host::{TestHome, TestHost};
 use tokio::net::TcpStream;
 
@@ -235,4 +238,39 @@ async fn a_thousand_references_are_dead_when_the_command_returns() {
     times.sort_unstable();
     let (p50, p99) = (times[times.len() / 2], times[(times.len() * 99).div_ceil(100) - 1]);
     println!("{} references dead, {rounds} rounds: p50 {p50:.1?}, p99 {p99:.1?}", CONNECTIONS * EACH);
+}
+
+/// Has alice's calls wait behind one that keeps the service's thread, does something to alice meanwhile, and answers with how
+/// many of them have begun when all is over.
+fn begun_after(meanwhile: impl FnOnce(&Embedded, RawClient)) -> usize {
+    let host = Embedded::start(Limits::default());
+    let held = HOLD.lock().expect("no test has panicked");
+    MARKED.store(0, Ordering::SeqCst);
+    let mut alice = RawClient::login(host.address(), "alice");
+    alice.begin("hold", &());
+    while MARKED.load(Ordering::SeqCst) == 0 {
+        std::thread::yield_now();
+    }
+    (0..50).for_each(|_| {
+        alice.begin("mark", &());
+    });
+    // The root's answer comes behind all that was read before it.
+    let request = alice.send(Err("root"), "nosuch", &[1, 0x80, 11, 0x87]);
+    alice.error(request);
+    meanwhile(&host, alice);
+    drop(held);
+    // Behind all that waits.
+    host.stop_service();
+    MARKED.load(Ordering::SeqCst) - 1
+}
+
+#[test]
+fn calls_that_wait_for_a_busy_service_do_not_begin_once_what_they_came_by_is_taken_away() {
+    let revoked = begun_after(|host, alice| {
+        assert!(host.sessions().changed("alice", None), "all have heard of it");
+        drop(alice);
+    });
+    assert_eq!(revoked, 0);
+    // As a control, and as it should be: who has said something and gone is not forgotten.
+    assert_eq!(begun_after(|_, alice| drop(alice)), 50);
 }

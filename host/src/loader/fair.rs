@@ -22,6 +22,8 @@ const FIRST_COST: u64 = 20_000;
 const LEAST_COST: u64 = 500;
 /// What a byte of a call costs, in nanoseconds.
 const BYTE_COST: u64 = 1;
+/// So many bytes an owner may have waiting, however many others have.
+const LITTLE: usize = 256 << 10;
 /// So many lanes without frames are remembered before they are looked through.
 const IDLE_LANES: usize = 256;
 
@@ -72,6 +74,14 @@ struct Share {
     estimate: u64,
 }
 
+/// What waits of one owner's.
+#[derive(Debug, Default)]
+struct Owner {
+    /// How many of its lanes have frames.
+    lanes: u32,
+    bytes: usize,
+}
+
 /// Frames that wait for one generation.
 #[derive(Debug)]
 pub(super) struct FairQueue<M> {
@@ -80,8 +90,7 @@ pub(super) struct FairQueue<M> {
     /// How many barriers have been popped.
     epoch: u64,
     lanes: HashMap<u32, Waiting<M>>,
-    /// How many lanes of an owner have frames.
-    owners: HashMap<usize, u32>,
+    owners: HashMap<usize, Owner>,
     /// Lanes whose next frame may be popped, by their clocks.
     ready: BTreeSet<(u64, u32)>,
     /// The clock of the lane that was served last; when nobody waits, of the lane that is furthest ahead.
@@ -115,8 +124,16 @@ impl<M> Default for FairQueue<M> {
 
 impl<M: Clone> FairQueue<M> {
     /// How many bytes wait.
-    pub(super) fn len(&self) -> usize {
+    #[cfg(test)]
+    fn len(&self) -> usize {
         self.bytes
+    }
+
+    /// Whether so many bytes more may wait of an owner's, when `limit` may wait in all: a quarter of that, and a little also
+    /// when others have taken all.
+    pub(super) fn admits(&self, owner: usize, more: usize, limit: usize) -> bool {
+        let own = self.owners.get(&owner).map_or(0, |owner| owner.bytes).saturating_add(more);
+        own <= LITTLE || own <= limit / 4 && self.bytes.saturating_add(more) <= limit
     }
 
     /// Whether nothing can be popped just now.
@@ -177,7 +194,10 @@ impl<M: Clone> FairQueue<M> {
             waiting.clock = waiting.clock.max(clock);
             waiting.lane = lane.clone();
             self.ready.insert((waiting.clock, lane.connection));
-            *self.owners.entry(lane.owner).or_default() += 1;
+            self.owners.entry(lane.owner).or_default().lanes += 1;
+        }
+        if let Some(owner) = self.owners.get_mut(&waiting.lane.owner) {
+            owner.bytes += taken;
         }
     }
 
@@ -195,7 +215,7 @@ impl<M: Clone> FairQueue<M> {
     /// A connection has cost so much more, in nanoseconds.
     pub(super) fn charge(&mut self, connection: u32, cost: u64) {
         let Some(waiting) = self.lanes.get_mut(&connection) else { return };
-        let sharing = self.owners.get(&waiting.lane.owner).copied().unwrap_or(1).max(1);
+        let sharing = self.owners.get(&waiting.lane.owner).map_or(1, |owner| owner.lanes.max(1));
         let was_ready = self.ready.remove(&(waiting.clock, connection));
         waiting.clock = waiting.clock.saturating_add(cost.saturating_mul(u64::from(sharing)));
         self.furthest = self.furthest.max(waiting.clock);
@@ -299,15 +319,17 @@ impl<M: Clone> FairQueue<M> {
         {
             barrier.left -= 1;
         }
-        if waiting.records.is_empty() {
+        let is_empty = waiting.records.is_empty();
+        if is_empty {
             self.ready.remove(&(waiting.clock, connection));
             waiting.bytes.shrink_to(0);
             waiting.records.shrink_to(4);
-            if let Some(lanes) = self.owners.get_mut(&waiting.lane.owner) {
-                *lanes -= 1;
-                if *lanes == 0 {
-                    self.owners.remove(&waiting.lane.owner);
-                }
+        }
+        if let Some(owner) = self.owners.get_mut(&waiting.lane.owner) {
+            owner.bytes -= length;
+            owner.lanes -= u32::from(is_empty);
+            if owner.lanes == 0 {
+                self.owners.remove(&waiting.lane.owner);
             }
         }
         length

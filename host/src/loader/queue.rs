@@ -17,7 +17,7 @@ impl<M: Clone> Default for Queue<M> {
     }
 }
 
-/// More than the limit would wait.
+/// More would wait than may.
 #[derive(Debug)]
 pub(super) struct Over;
 
@@ -39,7 +39,7 @@ impl<M: Clone> Queue<M> {
         limit: usize,
     ) -> Result<bool, Over> {
         let (pushed, wakes) = self.change(|queue| {
-            if queue.len().saturating_add(frames.len()) > limit {
+            if !queue.admits(lane.owner, frames.len(), limit) {
                 return Err(Over);
             }
             queue.push(lane, frames, is_call);

@@ -32,6 +32,10 @@ pub trait Backend: Send + Sync {
     /// Hands answers to the generation that asked; false: it is not there any more.
     fn answer(&self, lane: &Lane, generation: u32, frames: &[u8]) -> bool;
 
+    /// What these attachments came by was taken away: calls by them that wait do not begin any more. Their end itself is
+    /// told in order, as with any other.
+    fn revoke(&self, attachments: &[u64]);
+
     /// Tells generations that were replaced.
     fn notify_retired(&self, frame: &ToLibrary<'_>);
 }

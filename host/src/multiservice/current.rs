@@ -24,11 +24,13 @@ struct Waiting<L> {
     frames: Vec<(L, Vec<u8>)>,
     bytes: usize,
     changes: Vec<AttachmentChange>,
+    /// Attachments whose calls are not to begin any more.
+    revoked: Vec<u64>,
 }
 
 impl<L> Default for Waiting<L> {
     fn default() -> Self {
-        Self { frames: Vec::new(), bytes: 0, changes: Vec::new() }
+        Self { frames: Vec::new(), bytes: 0, changes: Vec::new(), revoked: Vec::new() }
     }
 }
 
@@ -117,26 +119,38 @@ impl<G, L: Clone> Current<G, L> {
         }
     }
 
-    /// The generation goes on: `tell` hands it what has waited.
-    pub(super) fn thaw(&self, tell: impl FnOnce(&G, &[(L, Vec<u8>)])) {
+    /// Calls by these attachments are not to begin any more: `tell` says so to the generation, or it is said to the one that
+    /// serves next, before it hears of what waits.
+    pub(super) fn revoke(&self, attachments: &[u64], tell: impl FnOnce(&G)) {
+        let mut now = self.0.write();
+        let Now { generation, frozen, .. } = &mut *now;
+        match (frozen, generation) {
+            (Some(waiting), _) => waiting.revoked.extend_from_slice(attachments),
+            (None, Some(generation)) => tell(generation),
+            (None, None) => {}
+        }
+    }
+
+    /// The generation goes on: `tell` hands it whose calls are not to begin, and what has waited.
+    pub(super) fn thaw(&self, tell: impl FnOnce(&G, &[u64], &[(L, Vec<u8>)])) {
         let mut now = self.0.write();
         let waiting = now.frozen.take().unwrap_or_default();
         if let Some(generation) = &now.generation {
-            tell(generation, &waiting.frames);
+            tell(generation, &waiting.revoked, &waiting.frames);
         }
         waiting.changes.into_iter().for_each(|change| now.know(change));
     }
 
     /// Another generation serves from now on: `tell` hands it the attachments of the one before, in the order in which
-    /// they began, and then what has waited.
-    pub(super) fn switch(&self, next: Arc<G>, tell: impl FnOnce(&G, &[(u64, &[u8])], &[(L, Vec<u8>)])) {
+    /// they began, whose calls are not to begin, and then what has waited.
+    pub(super) fn switch(&self, next: Arc<G>, tell: impl FnOnce(&G, &[(u64, &[u8])], &[u64], &[(L, Vec<u8>)])) {
         let mut now = self.0.write();
         let waiting = now.frozen.take().unwrap_or_default();
         let mut attached: Vec<(u64, u64, &[u8])> =
             now.attached.iter().map(|(id, known)| (known.order, *id, known.frame.as_slice())).collect();
         attached.sort_unstable();
         let attached: Vec<(u64, &[u8])> = attached.into_iter().map(|(_, id, frame)| (id, frame)).collect();
-        tell(&next, &attached, &waiting.frames);
+        tell(&next, &attached, &waiting.revoked, &waiting.frames);
         now.generation = Some(next);
         waiting.changes.into_iter().for_each(|change| now.know(change));
     }

@@ -42,6 +42,15 @@ impl std::fmt::Debug for Instance {
 }
 
 impl Instance {
+    /// Calls by these attachments that wait do not begin any more.
+    pub(super) fn revoke(&self, attachments: &[u64]) {
+        let mut frames = Vec::new();
+        attachments.iter().for_each(|attachment| ToLibrary::Revoke { attachment: *attachment }.write(&mut frames));
+        if !frames.is_empty() && !self.outgoing.is_over() {
+            self.generation.push_host(&frames);
+        }
+    }
+
     /// Loads a generation, as far as to know what it is. `config` answers with the section of this name, in Jelly.
     pub(super) async fn load(
         source: Source,

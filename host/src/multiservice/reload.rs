@@ -181,8 +181,9 @@ impl Slot {
         let (frozen, objects) = match ready.await {
             Ok(ready) => ready,
             Err(why) => {
-                self.current.thaw(|old, waited| {
+                self.current.thaw(|old, revoked, waited| {
                     old.generation.send(&ToLibrary::Thaw {});
+                    old.revoke(revoked);
                     waited.iter().for_each(|(lane, frames)| old.generation.push_anyway(lane, frames));
                 });
                 return Err(why);
@@ -210,7 +211,7 @@ impl Slot {
     fn switch(&self, old: &Arc<Instance>, new: &Arc<Instance>) -> (usize, usize) {
         self.retiring.lock().push(Arc::clone(old));
         let mut counts = (0, 0);
-        self.current.switch(Arc::clone(new), |new, attached, waited| {
+        self.current.switch(Arc::clone(new), |new, attached, revoked, waited| {
             // Those whose clients have let go of their perspective are told, and answered by nobody.
             let is_attached =
                 |(_, frame): &&(u64, &[u8])| matches!(ToLibrary::read(&mut &**frame), Some(ToLibrary::Attach { .. }));
@@ -236,6 +237,7 @@ impl Slot {
             for (_, frame) in attached {
                 new.generation.push_host(frame);
             }
+            new.revoke(revoked);
             for (lane, mut frames) in waited.iter().map(|(lane, frames)| (lane, frames.as_slice())) {
                 new.generation.push_anyway(lane, frames);
                 // Who has gone meanwhile has gone for calls that wait in the old code, too.

@@ -351,6 +351,10 @@ impl Backend for Slot {
         Self::answer(self, lane, generation, frames)
     }
 
+    fn revoke(&self, attachments: &[u64]) {
+        self.current.revoke(attachments, |instance| instance.revoke(attachments));
+    }
+
     fn notify_retired(&self, frame: &ToLibrary<'_>) {
         Self::notify_retired(self, frame);
     }

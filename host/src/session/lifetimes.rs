@@ -1,5 +1,6 @@
 //! What begins and what ends: logins, attachments, and everything that came by them.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use pb::Failure;
@@ -12,7 +13,7 @@ use super::numbers::{AttachmentNo, HandleNo, Object, Provenance};
 use super::references::{Route, revoked};
 use super::{Demand, Owners, SessionContext};
 use crate::cred::Identity;
-use crate::multiservice::AttachmentChange;
+use crate::multiservice::{AttachmentChange, SlotNo};
 
 impl Owners {
     /// Does what log-in says.
@@ -198,6 +199,9 @@ impl Owners {
         let gone = self.attachments.take(scope);
         let mut numbers: Vec<AttachmentNo> = gone.iter().map(|(no, _)| *no).collect();
         numbers.sort_unstable();
+        if matches!(scope, Scope::Key(..) | Scope::Credential(..) | Scope::Identity(_)) {
+            self.revoke(&gone);
+        }
         let mut ended = self.calls.end(&numbers);
         let asked = gone.iter().filter_map(|(_, attached)| match attached.phase {
             Phase::Asked { request } => Some(request),
@@ -227,6 +231,19 @@ impl Owners {
         }
         if let Scope::Slot(slot) = scope {
             self.outbox.forget(*slot);
+        }
+    }
+
+    /// Calls by these attachments that wait in services' gates do not begin any more.
+    fn revoke(&self, gone: &[(AttachmentNo, Attached)]) {
+        let known = || gone.iter().filter(|(_, attached)| attached.phase != Phase::Forgotten);
+        let slots: BTreeSet<SlotNo> = known().map(|(_, attached)| attached.slot).collect();
+        for slot in slots {
+            let here = || known().filter(|(_, attached)| attached.slot == slot);
+            let numbers: Vec<u64> = here().map(|(no, _)| no.on(self.context.number)).collect();
+            if let Some((_, attached)) = here().next() {
+                attached.backend.revoke(&numbers);
+            }
         }
     }
 

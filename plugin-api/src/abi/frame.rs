@@ -294,6 +294,12 @@ frames! {
             /// Where the client is, for a person to read.
             peer: text,
         }
+        /// What the attachment came by was taken away. Calls by it that have not begun do not begin any more, also those
+        /// that come behind this frame; a `Detach` follows them. An older library passes over this, and serves them.
+        24 Revoke {
+            /// Which.
+            attachment: number,
+        }
     }
 }
 

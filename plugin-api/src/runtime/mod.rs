@@ -341,6 +341,7 @@ impl<S: Service> Runtime<S> {
                 self.attach(attachment);
             }
             ToLibrary::Detach { attachment } => self.detach(attachment, Leaving::Ends),
+            ToLibrary::Revoke { attachment } => self.revoke(attachment),
             ToLibrary::LetGo { attachment } => self.detach(attachment, Leaving::LetsGo),
             ToLibrary::Linger { attachment, perspective, identity, mind, peer } => {
                 let mind = (mind != 0).then(|| Remote::received(core, mind, attachment));

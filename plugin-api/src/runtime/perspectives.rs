@@ -7,7 +7,7 @@ use std::rc::Rc;
 use tokio::sync::oneshot;
 
 use super::calls::poll_once;
-use super::{Attaching, Leaving, Runtime, contained, failed};
+use super::{Attaching, Leaving, Runtime, contained, dead, failed};
 use crate::abi::frame::{ToHost, ToLibrary};
 use crate::call::Attachment;
 use crate::fault::{Fault, Result};
@@ -184,6 +184,21 @@ impl<S: Service> Runtime<S> {
             // Somebody may hold its handle: then it stays the one of its name.
             self.perspectives.borrow_mut().sweep(&name);
         }
+    }
+
+    /// What an attachment came by was taken away: calls by it that have not begun are refused from now on.
+    pub(super) fn revoke(&self, id: u64) {
+        let waiting = match self.attachments.borrow_mut().get_mut(&id) {
+            Some(Attaching::Pending { calls, .. }) => std::mem::take(calls),
+            _ => Vec::new(),
+        };
+        for (bytes, received) in waiting {
+            if let Some(ToLibrary::Call { call, answer: true, .. }) = ToLibrary::read(&mut bytes.as_slice()) {
+                self.core.push(&failed(call, &dead()));
+            }
+            drop(received);
+        }
+        self.detach(id, Leaving::Ends);
     }
 
     pub(super) fn revert(&self, perspective: &str, state: Option<&[u8]>, version: u64) {

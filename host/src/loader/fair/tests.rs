@@ -54,6 +54,35 @@ impl World {
 }
 
 #[test]
+fn one_owner_fills_a_quarter_and_a_little_is_there_for_each_who_comes_when_all_is_taken() {
+    const LIMIT: usize = 8 * LITTLE;
+    let mut queue = FairQueue::default();
+    let mut push = |connection: u32, owner: usize, size: usize| {
+        let frame = bytes(CALL, connection, 0, size - 13);
+        let admitted = queue.admits(owner, frame.len(), LIMIT);
+        if admitted {
+            queue.push(&Lane { connection, owner, meter: () }, &frame, |kind| kind == CALL);
+        }
+        admitted
+    };
+    // By whatever number of connections.
+    assert!(push(1, 1, LIMIT / 4 - 100) && push(2, 1, 100) && !push(3, 1, 100));
+    for owner in 2..=4 {
+        assert!(push(owner as u32 * 10, owner, LIMIT / 4));
+    }
+    assert!(!push(90, 9, LITTLE + 1) && push(90, 9, LITTLE) && !push(91, 9, 100), "all is taken");
+    assert!(push(92, 10, LITTLE));
+    let mut out = Vec::new();
+    while {
+        out.clear();
+        queue.pop(&mut out, 0, |_| true, |_, _| {});
+        !out.is_empty()
+    } {}
+    assert!(queue.owners.is_empty() && queue.len() == 0);
+    assert!(queue.admits(1, LIMIT / 4, LIMIT));
+}
+
+#[test]
 fn one_that_floods_with_long_calls_delays_another_by_one_of_them() {
     let mut world = World::default();
     for index in 0..1000 {

@@ -282,6 +282,22 @@ fn a_service_may_refuse_an_attachment_or_end_it() {
 }
 
 #[test]
+fn services_are_told_ahead_of_all_that_waits_that_something_was_taken_away_and_not_that_a_client_went() {
+    let mut pair = Pair::new();
+    let avatar = pair.login("alice", None);
+    let (first, _) = pair.attach(avatar, "board", "alice", None);
+    let (second, _) = pair.attach(avatar, "board", "alice", None);
+    pair.told("board");
+    pair.identities.remove("alice");
+    pair.tell_of("alice");
+    pair.turn();
+    let told = pair.told("board");
+    assert_eq!(told.iter().filter(|told| matches!(told, Told::Revoke(_))).count(), 2, "{told:?}");
+    let at = |what: &Told| told.iter().position(|told| told == what).unwrap();
+    assert!([first, second].iter().all(|no| at(&Told::Revoke(*no)) < at(&Told::Detach(*no))), "{told:?}");
+}
+
+#[test]
 fn an_old_eras_perspective_stays_attached_until_the_connection_ends() {
     let mut pair = Pair::new();
     let request = root(&mut pair, "username", &text(&["alice"]));

@@ -27,6 +27,7 @@ const EMPTY_DICTIONARY: &[u8] = &[1, 0x80, 5, 0x87];
 pub(super) enum Told {
     Attach { attachment: u64, mind: u64 },
     Detach(u64),
+    Revoke(u64),
     LetGo(u64),
     Call { call: u64, attachment: u64, object: u64, method: String, handles: Vec<u64>, arguments: Vec<u8> },
     Answer { call: u64, value: Vec<u8>, handles: Vec<u64> },
@@ -155,6 +156,9 @@ impl Backend for Service {
     fn answer(&self, _: &Lane, _: u32, frames: &[u8]) -> bool {
         self.hear(frames);
         true
+    }
+    fn revoke(&self, attachments: &[u64]) {
+        self.told.lock().extend(attachments.iter().map(|attachment| Told::Revoke(*attachment)));
     }
     fn notify_retired(&self, _: &ToLibrary<'_>) {}
 }
