@@ -614,8 +614,8 @@ impl<'h, S: Service> TestClient<'h, S> {
         self.send(method, &arguments, &HashMap::<String, u8>::new())
     }
 
-    /// What this client was told of changes to cached objects, since it was asked last: methods and arguments. A
-    /// client of a real host is told only of those that it has.
+    /// What this client was told of changes to cached objects, since it was asked last: methods and arguments. It is
+    /// told of those that it has.
     #[must_use]
     pub fn updates(&self) -> Vec<(String, Value)> {
         self.host.state.borrow_mut().updates.remove(&self.attachment).unwrap_or_default()
@@ -628,7 +628,8 @@ impl<'h, S: Service> TestClient<'h, S> {
     }
 
     fn send(&self, method: &str, arguments: &impl Serialize, keywords: &impl Serialize) -> Result<TestCall<'h, S>> {
-        let call = self.host.number();
+        // Its upper half says whose it is.
+        let call = self.attachment | self.host.number();
         let (arguments, keywords) = (remote::tuple(None, arguments)?.bytes, jelly::to_vec(keywords)?);
         self.host.send(&ToLibrary::Call {
             call,

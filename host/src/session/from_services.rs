@@ -234,15 +234,17 @@ impl Owners {
     /// Gives objects back to a service that did not reach the client.
     pub(super) fn give_back_objects(&mut self, slot: SlotNo, objects: impl Iterator<Item = u64>) {
         let Some(backend) = self.outbox.backend(slot) else { return };
+        let had = u64::from(self.context.number) << 32;
         for object in objects {
-            self.outbox.notify(&backend, &ToLibrary::Dropped { object, count: 1 }, None);
+            self.outbox.notify(&backend, &ToLibrary::Dropped { object, count: 1, had }, None);
         }
     }
 
     pub(super) fn released(&mut self, released: Released) {
+        let had = u64::from(self.context.number) << 32;
         for (slot, object, count) in released.objects {
             if let Some(backend) = self.outbox.backend(slot) {
-                self.outbox.notify(&backend, &ToLibrary::Dropped { object, count }, None);
+                self.outbox.notify(&backend, &ToLibrary::Dropped { object, count, had }, None);
             }
         }
         for no in released.attachments {

@@ -201,6 +201,8 @@ frames! {
             object: number,
             /// How many.
             count: number,
+            /// Which connection had them: a number with it in its upper half.
+            had: number,
         }
         /// The answer to `Load`.
         10 Loaded {

@@ -50,12 +50,36 @@ impl<T: Callable> Object for Handle<T> {
     }
 }
 
+/// How often a cached object has gone to each connection.
+#[derive(Default)]
+struct Holders(HashMap<u32, u64>);
+
+impl Holders {
+    fn more(&mut self, connection: u32) {
+        *self.0.entry(connection).or_default() += 1;
+    }
+
+    fn less(&mut self, connection: u32, count: u64) {
+        if let Some(has) = self.0.get_mut(&connection) {
+            *has = has.saturating_sub(count);
+            if *has == 0 {
+                self.0.remove(&connection);
+            }
+        }
+    }
+}
+
+/// The connection that a number of a call, an attachment or a client's object belongs to.
+fn connection(number: u64) -> u32 {
+    (number >> 32) as u32
+}
+
 /// What clients have of the service's own.
 enum Own {
     /// An object whose methods they call.
     Object(Rc<dyn Object>),
     /// One whose state they have a copy of.
-    Cached(Rc<dyn Any>),
+    Cached(Rc<dyn Any>, Holders),
 }
 
 struct Exported {
@@ -170,11 +194,30 @@ impl Core {
 
     /// Says something to the host, at the next occasion.
     pub(crate) fn push(&self, frame: &ToHost<'_>) {
+        match frame {
+            ToHost::Answer { call: to, objects, .. }
+            | ToHost::Call { handle: to, objects, .. }
+            | ToHost::Update { attachment: to, objects, .. } => self.gone_out(connection(*to), objects),
+            _ => {}
+        }
         let mut out = self.out.borrow_mut();
         if out.is_empty() {
             self.written.notify_one();
         }
         frame.write(&mut out);
+    }
+
+    /// These own objects are on their way to a connection: of cached ones it hears the changes.
+    fn gone_out(&self, to: u32, objects: &[u8]) {
+        if objects.is_empty() {
+            return;
+        }
+        let mut all = self.objects.borrow_mut();
+        for object in frame::numbers(objects) {
+            if let Some(Exported { own: Own::Cached(_, holders), .. }) = all.get_mut(&object) {
+                holders.more(to);
+            }
+        }
     }
 
     /// Hands over what has been said since the last time.
@@ -431,7 +474,7 @@ impl Core {
     pub(crate) fn object(&self, id: u64) -> Option<Rc<dyn Object>> {
         match &self.objects.borrow().get(&id)?.own {
             Own::Object(object) => Some(Rc::clone(object)),
-            Own::Cached(_) => None,
+            Own::Cached(..) => None,
         }
     }
 
@@ -453,7 +496,15 @@ impl Core {
         drop(gone);
     }
 
-    /// Clients have given back references to an own object.
+    /// A connection has given back references to an own object; `had` is a number of its own.
+    pub(crate) fn given_back(&self, id: u64, count: u64, had: u64) {
+        if let Some(Exported { own: Own::Cached(_, holders), .. }) = self.objects.borrow_mut().get_mut(&id) {
+            holders.less(connection(had), count);
+        }
+        self.dropped(id, count);
+    }
+
+    /// References to an own object are counted no more.
     pub(crate) fn dropped(&self, id: u64, count: u64) {
         let mut objects = self.objects.borrow_mut();
         let Some(exported) = objects.get_mut(&id) else { return };
@@ -509,26 +560,26 @@ impl Core {
         let number = known
             .or_else(|| self.object_number())
             .ok_or_else(|| Fault::new("RuntimeError", "too many objects were handed out"))?;
-        self.objects.borrow_mut().insert(number, Exported { own: Own::Cached(object), address: 0, count: 1 });
+        self.objects.borrow_mut().insert(number, Exported { own: Own::Cached(object, Holders::default()), address: 0, count: 1 });
         Ok(number)
     }
 
     pub(crate) fn cached(&self, number: u64) -> Option<Rc<dyn Any>> {
         match &self.objects.borrow().get(&number)?.own {
-            Own::Cached(object) => Some(Rc::clone(object)),
+            Own::Cached(object, _) => Some(Rc::clone(object)),
             Own::Object(_) => None,
         }
     }
 
     /// A client has come to an attachment.
     pub(crate) fn connected(&self, attachment: u64) {
-        self.connections.borrow_mut().entry((attachment >> 32) as u32).or_default().insert(attachment);
+        self.connections.borrow_mut().entry(connection(attachment)).or_default().insert(attachment);
     }
 
     /// A client has gone from an attachment.
     pub(crate) fn disconnected(&self, attachment: u64) {
         let mut connections = self.connections.borrow_mut();
-        let connection = (attachment >> 32) as u32;
+        let connection = connection(attachment);
         if let Some(attachments) = connections.get_mut(&connection) {
             attachments.remove(&attachment);
             if attachments.is_empty() {
@@ -537,20 +588,26 @@ impl Core {
         }
     }
 
-    /// Tells every connection of a change: the host knows which of them have the object, and gives back what goes to the
-    /// others. Each gets its own count of the objects in the arguments.
+    /// Tells those of a change who have the object, by any of their attachments. Each gets its own count of the objects in the
+    /// arguments.
     pub(crate) fn update(&self, object: u64, method: &str, arguments: &Encoded) {
         const NO_KEYWORDS: &[u8] = &[1, 0x80, 5, 0x87];
-        let connections = self.connections.borrow();
-        match (connections.len() as u64).checked_sub(1) {
+        let told: Vec<u64> = {
+            let (objects, connections) = (self.objects.borrow(), self.connections.borrow());
+            let holders = match objects.get(&object).map(|exported| &exported.own) {
+                Some(Own::Cached(_, holders)) => holders.0.keys(),
+                _ => Default::default(),
+            };
+            holders.filter_map(|holder| connections.get(holder)?.first().copied()).collect()
+        };
+        match (told.len() as u64).checked_sub(1) {
             None => self.take_back(&arguments.objects),
             Some(more) => frame::numbers(&arguments.objects).for_each(|object| {
                 self.retain(object, more);
             }),
         }
         let (objects, arguments, keywords) = (arguments.objects.as_slice(), arguments.bytes.as_slice(), NO_KEYWORDS);
-        for attachment in connections.values().filter_map(|attachments| attachments.first()) {
-            let attachment = *attachment;
+        for attachment in told {
             self.push(&ToHost::Update { attachment, object, method, arguments, keywords, objects });
         }
     }

@@ -352,7 +352,7 @@ impl<S: Service> Runtime<S> {
             ToLibrary::Gone { call } => {
                 self.client_has_gone(call);
             }
-            ToLibrary::Dropped { object, count } => core.dropped(object, count),
+            ToLibrary::Dropped { object, count, had } => core.given_back(object, count, had),
             ToLibrary::Revert { perspective, state, version } => {
                 self.revert(perspective, state, version);
                 core.push(&ToHost::Reverted {});

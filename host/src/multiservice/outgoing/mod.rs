@@ -166,13 +166,13 @@ impl Outgoing {
         let message = "this code did not come to serve";
         match *frame {
             ToHost::Write { request, .. } => self.send(&ToLibrary::NotLoaded { request, message }),
-            ToHost::Call { call, answer, objects, .. } => {
-                self.give_back(objects);
+            ToHost::Call { call, handle, answer, objects, .. } => {
+                self.give_back(handle, objects);
                 if answer {
                     self.send(&ToLibrary::Failed { call, class: "credhost.Reloaded", message });
                 }
             }
-            ToHost::Update { objects, .. } => self.give_back(objects),
+            ToHost::Update { attachment, objects, .. } => self.give_back(attachment, objects),
             _ => {}
         }
     }
@@ -314,7 +314,7 @@ impl Outgoing {
     ) -> Delivered {
         let delivered = delivery.deliver(number, self.tag(), raw, weight);
         if delivered != Delivered::Yes {
-            self.give_back(objects);
+            self.give_back(number, objects);
         }
         delivered
     }
@@ -332,10 +332,10 @@ impl Outgoing {
         delivery.deliver(call, self.tag(), &failed, Weight::Must);
     }
 
-    /// The objects of a value that goes to nobody: they were counted as handed out.
-    fn give_back(&self, objects: &[u8]) {
+    /// The objects of a value that goes to nobody: they were counted as handed out to the connection of this number.
+    fn give_back(&self, had: u64, objects: &[u8]) {
         for object in frame::numbers(objects) {
-            self.send(&ToLibrary::Dropped { object, count: 1 });
+            self.send(&ToLibrary::Dropped { object, count: 1, had });
         }
     }
 
@@ -466,21 +466,21 @@ impl Outgoing {
     fn undo(&self, frame: &ToHost<'_>, raw: &[u8], delivery: &mut Delivery<'_>) {
         match *frame {
             ToHost::Answer { call, objects, .. } => {
-                self.give_back(objects);
+                self.give_back(call, objects);
                 let mut failed = Vec::new();
                 let (class, message) = ("RuntimeError", "the change could not be saved, and is undone");
                 ToHost::Failed { call, class, message, fault: false }.write(&mut failed);
                 delivery.deliver(call, self.tag(), &failed, Weight::Must);
             }
-            ToHost::Call { call, answer, objects, .. } => {
-                self.give_back(objects);
+            ToHost::Call { call, handle, answer, objects, .. } => {
+                self.give_back(handle, objects);
                 if answer {
                     let (class, message) = ("RuntimeError", "a change before it could not be saved");
                     self.send(&ToLibrary::Failed { call, class, message });
                 }
             }
             // What was to be told of has not come to pass.
-            ToHost::Update { objects, .. } => self.give_back(objects),
+            ToHost::Update { attachment, objects, .. } => self.give_back(attachment, objects),
             ToHost::Frozen { .. } => {
                 let why = "the code that serves could not save its changes; it goes back to what is saved";
                 self.reached(Lifecycle::Refused(why.to_owned()));

@@ -96,7 +96,7 @@ impl Service {
                     Told::Answer { call, value: value.to_vec(), handles: frame::numbers(handles).collect() }
                 }
                 ToLibrary::Failed { call, class, .. } => Told::Failed { call, class: class.to_owned() },
-                ToLibrary::Dropped { object, count } => {
+                ToLibrary::Dropped { object, count, .. } => {
                     let mut out = self.out.lock();
                     let left = out.get_mut(&object).expect("only what was handed out is given back");
                     *left = left.checked_sub(count).expect("nothing is given back more often than it was handed out");

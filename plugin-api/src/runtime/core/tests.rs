@@ -175,29 +175,60 @@ fn a_cached_object_lives_for_as_long_as_a_client_has_it() {
     });
 }
 
+/// The attachments that were told of a change since, and the objects that each was told with.
+fn told(frames: &Rc<RefCell<Vec<u8>>>) -> Vec<(u64, Vec<u8>)> {
+    let (all, mut told) = (std::mem::take(&mut *frames.borrow_mut()), Vec::new());
+    let mut rest = all.as_slice();
+    while let Some(frame) = ToHost::read(&mut rest) {
+        if let ToHost::Update { attachment, objects, .. } = frame {
+            told.push((attachment, objects.to_vec()));
+        }
+    }
+    told.sort();
+    told
+}
+
 #[test]
-fn what_goes_to_several_connections_is_counted_for_each() {
+fn those_connections_are_told_of_a_change_that_have_the_object_and_each_is_counted_for() {
     with_core(|core, frames| {
         let board = Cached::new(Board(Handle::new(Thing)));
-        written(core, &board).0.unwrap();
-        let before = counts(core);
-        let news = Handle::new(Thing);
-        board.update("moved", (&news,), |_| ()).unwrap();
-        assert_eq!(counts(core), before, "nobody is there");
-        // Two connections, one of them with two attachments.
-        for attachment in [1 << 32 | 1, 1 << 32 | 2, 2 << 32 | 1] {
+        let send = |to: u64| {
+            let (done, encoded) = written(core, &board);
+            done.unwrap();
+            core.push(&ToHost::Answer { call: to, value: &encoded.bytes, objects: &encoded.objects });
+            encoded.objects
+        };
+        // Three connections, one of them with two attachments; two of them get the object, one of them twice.
+        for attachment in [1 << 32 | 1, 1 << 32 | 2, 2 << 32 | 1, 3 << 32 | 1] {
             core.connected(attachment);
         }
-        board.update("moved", (&news,), |_| ()).unwrap();
-        core.flush();
-        let (frames, mut updates) = (frames.borrow(), 0);
-        let mut rest = frames.as_slice();
-        while let Some(frame) = ToHost::read(&mut rest) {
-            let ToHost::Update { objects, .. } = frame else { continue };
-            updates += 1;
-            core.take_back(objects);
-        }
-        assert_eq!((updates, counts(core)), (2, before));
+        let news = Handle::new(Thing);
+        let update = || {
+            board.update("moved", (&news,), |_| ()).unwrap();
+            core.flush();
+            told(frames)
+        };
+        assert_eq!(update(), [], "nobody has it");
+        let objects = [send(1 << 32 | 7), send(1 << 32 | 8), send(3 << 32 | 9)];
+        let before = counts(core);
+        let give_back = |told: Vec<(u64, Vec<u8>)>| {
+            let all = told.iter().map(|(to, objects)| {
+                frame::numbers(objects).for_each(|object| core.given_back(object, 1, *to));
+                *to
+            });
+            all.collect::<Vec<u64>>()
+        };
+        assert_eq!(give_back(update()), [1 << 32 | 1, 3 << 32 | 1]);
+        assert_eq!(counts(core), before);
+        let give_back_one = |objects: &[u8], had: u64| {
+            frame::numbers(objects).for_each(|object| core.given_back(object, 1, had));
+        };
+        give_back_one(&objects[0], 1 << 32);
+        assert_eq!(give_back(update()), [1 << 32 | 1, 3 << 32 | 1], "it has it once more");
+        give_back_one(&objects[1], 1 << 32);
+        assert_eq!(give_back(update()), [3 << 32 | 1]);
+        core.disconnected(3 << 32 | 1);
+        assert_eq!(update(), [], "nobody is attached who has it");
     });
 }
 
