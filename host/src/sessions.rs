@@ -1,6 +1,6 @@
 //! Who is logged in, and how they are told that they are not any more.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -50,10 +50,17 @@ pub struct SessionEntry {
 
 #[derive(Debug, Default)]
 struct About {
-    /// Who has logged in.
-    identities: BTreeSet<String>,
-    /// What it is attached to, and how often.
-    perspectives: BTreeMap<String, usize>,
+    /// Who has logged in, sorted: one, nearly always.
+    identities: Vec<Box<str>>,
+    /// What it is attached to, sorted, and how often.
+    perspectives: Vec<(Box<str>, usize)>,
+}
+
+impl About {
+    /// Where a perspective is, or else would be.
+    fn place(&self, perspective: &str) -> Result<usize, usize> {
+        self.perspectives.binary_search_by(|(known, _)| (**known).cmp(perspective))
+    }
 }
 
 /// Dropped when a connection has done what a notice asks for.
@@ -120,7 +127,10 @@ impl SessionEntry {
         if about.identities.is_empty() {
             self.mailbox.meter().log_in(identity);
         }
-        about.identities.insert(identity.to_owned());
+        if let Err(at) = about.identities.binary_search_by(|known| (**known).cmp(identity)) {
+            about.identities.reserve_exact(1);
+            about.identities.insert(at, identity.into());
+        }
         drop(about);
         self.sessions.all.lock().entry(self.number).or_insert_with(|| Arc::clone(self));
     }
@@ -143,7 +153,7 @@ impl SessionEntry {
     pub fn left(&self, identity: &str) {
         let nobody = {
             let mut about = self.about.lock();
-            about.identities.remove(identity);
+            about.identities.retain(|known| **known != *identity);
             about.identities.is_empty()
         };
         if nobody {
@@ -152,17 +162,24 @@ impl SessionEntry {
     }
 
     /// It is attached to a perspective.
-    pub fn attached(&self, perspective: String) {
-        *self.about.lock().perspectives.entry(perspective).or_default() += 1;
+    pub fn attached(&self, perspective: &str) {
+        let mut about = self.about.lock();
+        match about.place(perspective) {
+            Ok(at) => about.perspectives[at].1 += 1,
+            Err(at) => {
+                about.perspectives.reserve_exact(1);
+                about.perspectives.insert(at, (perspective.into(), 1));
+            }
+        }
     }
 
     /// It is not attached to it any more.
     pub fn detached(&self, perspective: &str) {
         let mut about = self.about.lock();
-        if let Some(count) = about.perspectives.get_mut(perspective) {
-            *count -= 1;
-            if *count == 0 {
-                about.perspectives.remove(perspective);
+        if let Ok(at) = about.place(perspective) {
+            about.perspectives[at].1 -= 1;
+            if about.perspectives[at].1 == 0 {
+                about.perspectives.remove(at);
             }
         }
     }
@@ -182,11 +199,11 @@ impl SessionEntry {
         let about = self.about.lock();
         SessionStatus {
             session: self.number,
-            identities: about.identities.iter().cloned().collect(),
+            identities: about.identities.iter().map(|name| name.to_string()).collect(),
             peer: self.peer.clone(),
             tls: self.tls,
             since: self.since,
-            perspectives: about.perspectives.keys().cloned().collect(),
+            perspectives: about.perspectives.iter().map(|(name, _)| name.to_string()).collect(),
         }
     }
 }
@@ -218,7 +235,7 @@ impl Sessions {
             }
         }
         // Who logs in as it just now is listed before it looks whether it still may.
-        let has = |session: &&Arc<SessionEntry>| session.about.lock().identities.contains(name);
+        let has = |session: &&Arc<SessionEntry>| session.about.lock().identities.iter().any(|known| **known == *name);
         let all: Vec<Arc<SessionEntry>> = self.all.lock().values().filter(has).cloned().collect();
         let (acknowledgement, waiting) = channel();
         for session in all {
@@ -231,7 +248,7 @@ impl Sessions {
     /// Closes a connection by its number, or all of an identity's. Answers with those that were closed.
     pub fn cut(&self, number: Option<u32>, identity: Option<&str>) -> Vec<SessionStatus> {
         let wanted = |session: &Arc<SessionEntry>| {
-            let has = |name: &str| session.about.lock().identities.contains(name);
+            let has = |name: &str| session.about.lock().identities.iter().any(|known| **known == *name);
             number.is_none_or(|number| session.number == number) && identity.is_none_or(has)
         };
         let all: Vec<Arc<SessionEntry>> = self.all.lock().values().filter(|session| wanted(session)).cloned().collect();

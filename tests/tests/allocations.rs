@@ -1,7 +1,8 @@
-//! Allocations on the way of a call are few, and do not grow with anything.
+//! Allocations on the way of a call are few, and do not grow with anything; what is kept for a connection that waits is
+//! small.
 
 use std::alloc::{GlobalAlloc, Layout, System};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
 use credhost::session::Limits;
 use system_tests::embedded::{Embedded, RawClient};
@@ -9,6 +10,12 @@ use system_tests::embedded::{Embedded, RawClient};
 struct Counting;
 
 static ALLOCATIONS: AtomicU64 = AtomicU64::new(0);
+/// Bytes that are allocated just now.
+static LIVE: AtomicI64 = AtomicI64::new(0);
+
+fn size(layout: Layout) -> i64 {
+    i64::try_from(layout.size()).unwrap_or(i64::MAX)
+}
 
 // A test's allocation counter: one of the exceptions that `structure.rs` lists.
 #[allow(unsafe_code)]
@@ -16,11 +23,13 @@ static ALLOCATIONS: AtomicU64 = AtomicU64::new(0);
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
+        LIVE.fetch_add(size(layout), Ordering::Relaxed);
         // SAFETY: as the caller promises.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        LIVE.fetch_sub(size(layout), Ordering::Relaxed);
         // SAFETY: as the caller promises: the pointer came from `alloc` above, that is, from the system's.
         unsafe { System.dealloc(pointer, layout) }
     }
@@ -51,6 +60,7 @@ fn allocations_per_call(client: &mut RawClient, calls: u64) -> f64 {
 
 #[test]
 fn a_small_call_allocates_next_to_nothing() {
+    let _alone = ALONE.lock().expect("no test has panicked");
     let host = Embedded::start(Limits::default());
     let mut client = RawClient::login(host.address(), "alice");
     // Buffers grow to their size first.
@@ -61,4 +71,32 @@ fn a_small_call_allocates_next_to_nothing() {
     let each = allocations_per_call(&mut client, 5000);
     println!("{each:.2} allocations a call");
     assert!(each < 3.0, "{each} allocations a call");
+}
+
+/// The tests of this file count for the whole process: one at a time.
+static ALONE: std::sync::Mutex<()> = std::sync::Mutex::new(());
+
+#[test]
+fn little_is_kept_for_a_connection_that_is_logged_in_and_waits() {
+    const CONNECTIONS: usize = 400;
+    let _alone = ALONE.lock().expect("no test has panicked");
+    let host = Embedded::start(Limits { per_source: 10_000, ..Limits::default() });
+    let login = || {
+        let mut client = RawClient::login(host.address(), "alice");
+        client.wire.received = Vec::new();
+        client
+    };
+    let first: Vec<RawClient> = (0..50).map(|_| login()).collect();
+    let before = LIVE.load(Ordering::Relaxed);
+    let more: Vec<RawClient> = (0..CONNECTIONS).map(|_| login()).collect();
+    // The host's connections, those of this test, and the tables in which both stand. What a connection keeps ready while
+    // it is busy is given back a moment later: what is asked for is that this comes.
+    let each = || (LIVE.load(Ordering::Relaxed) - before) / CONNECTIONS as i64;
+    let until = std::time::Instant::now() + std::time::Duration::from_secs(30);
+    while each() >= 6 << 10 && std::time::Instant::now() < until {
+        std::thread::yield_now();
+    }
+    println!("{} bytes for each connection", each());
+    assert!(each() < 6 << 10, "{} bytes for each connection", each());
+    drop((first, more));
 }

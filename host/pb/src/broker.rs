@@ -139,7 +139,9 @@ pub struct Broker<O> {
 pub struct Input {
     role: Role,
     stage: Stage,
-    scanner: Scanner,
+    limits: Limits,
+    /// None, while nothing comes: see [`Input::rest`].
+    scanner: Option<Box<Scanner>>,
     bytes: Vec<u8>,
     served: usize,
     messages: u64,
@@ -168,9 +170,16 @@ impl<O: Clone + Eq + Hash> Broker<O> {
             token::spelled(&mut bytes, b"pb");
             token::spelled(&mut bytes, b"none");
         }
-        let scanner = Scanner::new(Shape::Message, limits);
         Self {
-            input: Input { role, stage: Stage::Negotiating, scanner, bytes: Vec::new(), served: 0, messages: 0 },
+            input: Input {
+                role,
+                stage: Stage::Negotiating,
+                limits,
+                scanner: None,
+                bytes: Vec::new(),
+                served: 0,
+                messages: 0,
+            },
             output: Output {
                 vocabulary: true,
                 bytes,
@@ -198,7 +207,17 @@ impl<O: Clone + Eq + Hash> Broker<O> {
 impl Input {
     /// Changes what the peer may send, from the next token on: it has logged in.
     pub fn set_limits(&mut self, limits: Limits) {
-        self.scanner.set_limits(limits);
+        self.limits = limits;
+        if let Some(scanner) = &mut self.scanner {
+            scanner.set_limits(limits);
+        }
+    }
+
+    /// Gives back what is not needed while nothing comes, unless a message has begun.
+    pub fn rest(&mut self) {
+        if self.unserved() == 0 {
+            self.scanner = None;
+        }
     }
 
     /// The buffer to read into: append what arrives. What it holds already is not yet served.
@@ -238,7 +257,12 @@ impl Input {
                 self.served = 0;
             }
             let bytes = &self.bytes[self.served..];
-            let Some(scanned) = self.scanner.scan(bytes)? else {
+            if bytes.is_empty() {
+                return Ok(None);
+            }
+            let limits = self.limits;
+            let scanner = self.scanner.get_or_insert_with(|| Box::new(Scanner::new(Shape::Message, limits)));
+            let Some(scanned) = scanner.scan(bytes)? else {
                 return Ok(None);
             };
             let end = scanned.end;
@@ -296,7 +320,7 @@ impl Input {
         let start = self.served;
         self.served += end;
         let expression = &self.bytes[start..start + end];
-        let scanned = self.scanner.last();
+        let Some(scanned) = self.scanner.as_mut().map(|scanner| scanner.last()) else { return Ok(None) };
         let part = |index: usize| {
             let from = scanned.elements.get(index).copied().unwrap_or(end);
             let to = scanned.elements.get(index + 1).copied().unwrap_or(end);

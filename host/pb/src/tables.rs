@@ -1,6 +1,6 @@
 //! Who holds what: the references of one connection, and their counts.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap};
 use std::hash::Hash;
 
 /// The peer holds as many of our objects as it may.
@@ -43,13 +43,13 @@ pub(crate) enum GivenBack<O> {
 /// Objects of one kind that the peer holds.
 #[derive(Debug)]
 struct Exports<O> {
-    exports: BTreeMap<u64, Export<O>>,
+    exports: HashMap<u64, Export<O>>,
     luids: HashMap<O, u64>,
 }
 
 impl<O: Clone + Eq + Hash> Exports<O> {
     fn new() -> Self {
-        Self { exports: BTreeMap::new(), luids: HashMap::new() }
+        Self { exports: HashMap::new(), luids: HashMap::new() }
     }
 
     /// Counts one more of an object that the peer holds already.

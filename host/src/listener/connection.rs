@@ -1,20 +1,22 @@
 //! Bytes in, bytes out: as much as there is in one read, all answers that are ready in one write. What they mean is the
 //! session's to say; this has the socket, the clock and the timers.
 
+use std::cell::RefCell;
 use std::io;
 use std::net::TcpStream as Socket;
+use std::rc::Rc;
 use std::sync::Arc;
 
 use pb::Failure;
 use tokio::io::Interest;
 use tokio::net::TcpStream;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 use zeroize::Zeroize;
 
 use super::stream::Stream;
 use super::tls::Certificates;
-use super::{Admitted, EndpointState};
+use super::{Admitted, Arrived, EndpointState};
 use crate::login_gate::{Source, network};
 use crate::memory::{AccountKey, Kept, Meter};
 use crate::multiservice::Backends;
@@ -34,6 +36,8 @@ const BACKLOG: usize = 64 << 20;
 const TURNS: u32 = 8;
 /// How long calls wait for room while nothing is answered.
 const RESET_WINDOW: std::time::Duration = std::time::Duration::from_millis(20);
+/// Nothing has come or gone for so long: what a busy connection keeps ready is given back.
+const REST: std::time::Duration = std::time::Duration::from_millis(20);
 /// Stands for a deadline where a connection has none.
 const FAR_FUTURE: std::time::Duration = std::time::Duration::from_secs(365 * 24 * 3600);
 
@@ -62,10 +66,10 @@ pub(super) enum End {
     Closing,
 }
 
-/// Answers of the store and of password checks, on their way to the session that asked.
+/// Answers of the store and of password checks, on their way to the session that asked. All are of one thread.
 ///
-/// Boxed: a channel keeps room for 32.
-type Answer = Box<(QuestionNo, Found)>;
+/// No channel: one keeps room for 32 and costs 800 bytes, of each connection.
+type Answers = Rc<RefCell<Vec<(QuestionNo, Found)>>>;
 
 /// One connection's session, and what does things for it outside.
 struct Driver {
@@ -73,9 +77,8 @@ struct Driver {
     session: Box<Session>,
     shared: Arc<EndpointState>,
     from: Source,
-    answers: mpsc::UnboundedReceiver<Answer>,
-    answer: mpsc::UnboundedSender<Answer>,
-    meter: Arc<Meter>,
+    answers: Answers,
+    mailbox: Arc<Mailbox>,
     /// How much of the session's output has been sent.
     sent: usize,
 }
@@ -96,18 +99,20 @@ impl Driver {
             private: tls || rules.loopback_is_private && address.ip().to_canonical().is_loopback(),
             refusal: limits.refusal,
         };
-        let (mailbox, meter) = (Arc::clone(mailbox), Arc::clone(mailbox.meter()));
-        let entry = SessionEntry::new(&shared.sessions, number, &peer, tls, store::now(), mailbox);
+        let entry = SessionEntry::new(&shared.sessions, number, &peer, tls, store::now(), Arc::clone(mailbox));
         let backends = Arc::clone(&shared.services) as Arc<dyn Backends>;
-        let context = SessionContext { number, peer: peer.clone(), backends, entry, meter: Arc::clone(&meter) };
+        let context = SessionContext { number, peer: peer.clone(), backends, entry, meter: Arc::clone(mailbox.meter()) };
         let session = Box::new(Session::new(context, limits, policy, seed));
-        let (answer, answers) = mpsc::unbounded_channel();
-        let from = Source { address, peer };
-        Ok(Self { session, shared: Arc::clone(shared), from, answers, answer, meter, sent: 0 })
+        let (from, mailbox) = (Source { address, peer }, Arc::clone(mailbox));
+        Ok(Self { session, shared: Arc::clone(shared), from, answers: Answers::default(), mailbox, sent: 0 })
     }
 
-    /// Serves what is there: bytes, mail, notices.
+    /// Serves what is there: answers, mail, notices, bytes.
     fn serve(&mut self, mail: &[u8]) -> Result<(), End> {
+        for (no, found) in self.answers.take() {
+            self.session.found(no, found, now());
+            self.perform();
+        }
         self.session.mail(mail);
         if self.session.notices() {
             return Err(End::Cut);
@@ -124,11 +129,13 @@ impl Driver {
             match demand {
                 Demand::Note(refused) => self.shared.gate.note_refused(&self.from, &refused),
                 Demand::Ask(no, question) => {
-                    let (shared, from, answer) = (Arc::clone(&self.shared), self.from.clone(), self.answer.clone());
+                    let (shared, from) = (Arc::clone(&self.shared), self.from.clone());
+                    let (answers, mailbox) = (Rc::clone(&self.answers), Arc::clone(&self.mailbox));
                     tokio::task::spawn_local(async move {
                         let found = shared.gate.answer(&shared.login, &from, question).await;
-                        // The client may have gone.
-                        let _ = answer.send(Box::new((no, found)));
+                        // The client may have gone: then nobody looks.
+                        answers.borrow_mut().push((no, found));
+                        mailbox.wake();
                     });
                 }
             }
@@ -137,12 +144,8 @@ impl Driver {
 }
 
 /// Serves one connection to its end.
-pub(super) async fn serve(
-    shared: Arc<EndpointState>,
-    socket: Socket,
-    admitted: Admitted,
-    closed: watch::Receiver<bool>,
-) {
+pub(super) async fn serve(shared: Arc<EndpointState>, arrived: Box<Arrived>) {
+    let Arrived { socket, admitted, closed } = *arrived;
     let peer = admitted.source;
     let end = match open(socket, admitted.tls.as_deref()) {
         Ok(mut stream) => {
@@ -211,10 +214,22 @@ async fn run(stream: &mut Stream, driver: &mut Driver, mailbox: &Mailbox, closed
         if let Err(end) = pump.turn(mailbox, &mut mail).await {
             return end;
         }
-        if let Err(end) = pump.wait(mailbox).await {
-            return end;
+        loop {
+            match pump.wait(mailbox).await {
+                Err(end) => return end,
+                Ok(Wake::Work) => break,
+                Ok(Wake::Rest) => pump.driver.session.rest(),
+            }
         }
     }
+}
+
+/// What a connection was woken for.
+enum Wake {
+    /// There is something to do.
+    Work,
+    /// There is nothing to do, and was not for a while.
+    Rest,
 }
 
 /// A message that has begun.
@@ -229,7 +244,7 @@ struct Coming {
 
 /// When what is overdue.
 struct Timers {
-    limits: Limits,
+    limits: Arc<Limits>,
     /// Until when somebody has to log in.
     login: Option<Instant>,
     /// When the next refusal leaves.
@@ -238,14 +253,17 @@ struct Timers {
     moved: Instant,
     /// The message that is coming.
     message: Option<Coming>,
+    /// When buffers are given back, if nothing comes or goes by then.
+    rest: Option<Instant>,
     /// When calls under way are given up, once the listener closes.
     closing: Option<Instant>,
 }
 
 impl Timers {
-    fn new(limits: Limits) -> Self {
+    fn new(limits: Arc<Limits>) -> Self {
         let now = Instant::now();
-        Self { limits, login: Some(now + limits.login), refusal: None, moved: now, message: None, closing: None }
+        let login = Some(now + limits.login);
+        Self { limits, login, refusal: None, moved: now, message: None, closing: None, rest: None }
     }
 
     fn close(&mut self) {
@@ -296,7 +314,8 @@ impl Timers {
     /// The next deadline.
     fn next(&self, unread: bool, reset: Option<Instant>) -> Option<Instant> {
         let stalled = unread.then(|| self.moved + self.limits.stalled);
-        [self.login, self.closing, self.refusal, self.message_by(), reset, stalled].into_iter().flatten().min()
+        let all = [self.login, self.closing, self.refusal, self.message_by(), reset, stalled, self.rest];
+        all.into_iter().flatten().min()
     }
 }
 
@@ -317,6 +336,9 @@ impl Pump<'_> {
     /// Serves what is there, writes what is ready, and reads, until there is nothing left to do at once.
     async fn turn(&mut self, mailbox: &Mailbox, mail: &mut Vec<u8>) -> Result<(), End> {
         loop {
+            self.look_for_close();
+            // Put off by each turn; a timer that is not due is only a number.
+            self.timers.rest = Some(Instant::now() + REST);
             let complete = mailbox.take(mail);
             // What it leaves room for is served in the same turn.
             self.driver.session.refuse_due(now());
@@ -359,9 +381,16 @@ impl Pump<'_> {
     fn meter(&mut self, mailbox: &Mailbox, mailed: usize) {
         let kept = self.driver.session.kept();
         let unread = self.driver.session.output().len() - self.driver.sent;
-        self.driver.meter.set(Kept::Input, kept);
-        self.driver.meter.set(Kept::Output, unread);
+        self.driver.mailbox.meter().set(Kept::Input, kept);
+        self.driver.mailbox.meter().set(Kept::Output, unread);
         mailbox.served(mailed);
+    }
+
+    /// The listener may have closed: that wakes each connection.
+    fn look_for_close(&mut self) {
+        if self.closed.has_changed().unwrap_or(true) {
+            self.timers.close();
+        }
     }
 
     /// How many bytes the client has not read.
@@ -415,7 +444,7 @@ impl Pump<'_> {
 
     /// Reads once; true: there is something to serve.
     async fn read(&mut self, unread: usize) -> Result<bool, End> {
-        self.starved = !self.driver.meter.admits(READ);
+        self.starved = !self.driver.mailbox.meter().admits(READ);
         if self.starved {
             return Ok(false);
         }
@@ -432,9 +461,7 @@ impl Pump<'_> {
                 if self.reads.is_multiple_of(TURNS) {
                     tokio::task::yield_now().await;
                     self.timers.overdue(unread > 0)?;
-                    if *self.closed.borrow() {
-                        self.timers.close();
-                    }
+                    self.look_for_close();
                 }
                 Ok(true)
             }
@@ -458,11 +485,11 @@ impl Pump<'_> {
         if session.output().is_empty() {
             *session.output() = Vec::new();
         }
-        self.driver.meter.set(Kept::Input, self.driver.session.kept());
+        self.driver.mailbox.meter().set(Kept::Input, self.driver.session.kept());
     }
 
     /// Waits until there is something to do.
-    async fn wait(&mut self, mailbox: &Mailbox) -> Result<(), End> {
+    async fn wait(&mut self, mailbox: &Mailbox) -> Result<Wake, End> {
         let (listens, unread) = (self.listens(), self.unread() > 0);
         if !listens {
             // It is the host that does not read.
@@ -483,11 +510,6 @@ impl Pump<'_> {
         let deadline = self.timers.next(unread, reset);
         tokio::select! {
             () = mailbox.come() => {}
-            Some(answer) = self.driver.answers.recv() => {
-                let (no, found) = *answer;
-                self.driver.session.found(no, found, now());
-                self.driver.perform();
-            }
             ready = self.stream.ready(interest), if reads || unread => {
                 let ready = ready?;
                 self.readable |= ready.is_readable() || ready.is_read_closed();
@@ -496,13 +518,15 @@ impl Pump<'_> {
             () = sleep_until(deadline.unwrap_or_else(|| Instant::now() + FAR_FUTURE)), if deadline.is_some() => {
                 self.timers.overdue(unread)?;
                 self.starved = false;
+                if self.timers.rest.take_if(|by| Instant::now() >= *by).is_some() {
+                    return Ok(Wake::Rest);
+                }
                 if parked {
                     self.driver.session.reset_window();
                     self.driver.session.submit();
                 }
             }
-            _ = self.closed.wait_for(|closed| *closed), if self.timers.closing.is_none() => self.timers.close(),
         }
-        Ok(())
+        Ok(Wake::Work)
     }
 }

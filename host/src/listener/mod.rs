@@ -25,6 +25,7 @@ use crate::health;
 use crate::login_gate::{LoginGate, LoginRules, network};
 use crate::multiservice::MultiService;
 use crate::multiservice::context::HostContext;
+use crate::multiservice::router::Router;
 use crate::session::Limits;
 use crate::sessions::Sessions;
 
@@ -48,7 +49,7 @@ struct EndpointState {
     login: Login,
     services: Arc<MultiService>,
     context: HostContext,
-    limits: RwLock<Limits>,
+    limits: RwLock<Arc<Limits>>,
     gate: Arc<LoginGate>,
     sessions: Arc<Sessions>,
     sources: Mutex<Sources>,
@@ -83,13 +84,13 @@ impl Endpoint {
         limits: Limits,
         (gate, sessions): (Arc<LoginGate>, Arc<Sessions>),
     ) -> Self {
-        let (sources, limits) = (Mutex::default(), RwLock::new(limits));
+        let (sources, limits) = (Mutex::default(), RwLock::new(Arc::new(limits)));
         Self { shared: Arc::new(EndpointState { login, services, context, limits, gate, sessions, sources }) }
     }
 
     /// Other limits from now on: for connections that are to come, and for how many there may be.
     pub fn set_limits(&self, limits: Limits) {
-        *self.shared.limits.write() = limits;
+        *self.shared.limits.write() = Arc::new(limits);
     }
 
     /// How many connections there are.
@@ -153,7 +154,8 @@ impl Endpoint {
                 Err(error) => tracing::error!(%error, "connections cannot be accepted"),
             });
         })?);
-        Ok(Listener { address, closing, workers: Mutex::new(workers) })
+        let router = Arc::clone(&self.shared.context.router);
+        Ok(Listener { address, closing, router, workers: Mutex::new(workers) })
     }
 }
 
@@ -162,6 +164,7 @@ impl Endpoint {
 pub struct Listener {
     address: SocketAddr,
     closing: watch::Sender<bool>,
+    router: Arc<Router>,
     workers: Mutex<Vec<JoinHandle<()>>>,
 }
 
@@ -177,6 +180,8 @@ impl Listener {
     pub fn close(&self) {
         // Nobody listens any more if all has ended.
         let _ = self.closing.send(true);
+        // Connections look when they wake: none of them keeps a place in a list for that.
+        self.router.wake_all();
         for worker in self.workers.lock().drain(..) {
             if worker.join().is_err() {
                 tracing::error!("a fault of the host's own on a connection's thread; please report it");
@@ -220,9 +225,10 @@ fn work(
         let mut open = tokio::task::JoinSet::new();
         loop {
             tokio::select! {
-                stream = connections.recv() => match stream {
-                    Some((stream, admitted)) => {
-                        open.spawn_local(connection::serve(Arc::clone(&shared), stream, admitted, closed.clone()));
+                socket = connections.recv() => match socket {
+                    Some((socket, admitted)) => {
+                        let arrived = Box::new(Arrived { socket, admitted, closed: closed.clone() });
+                        open.spawn_local(connection::serve(Arc::clone(&shared), arrived));
                     }
                     None => break,
                 },
@@ -290,6 +296,13 @@ fn accept(
     });
 }
 
+/// A connection that is to be served. Boxed: a task that is spawned keeps what it was given twice.
+struct Arrived {
+    socket: TcpStream,
+    admitted: Admitted,
+    closed: watch::Receiver<bool>,
+}
+
 /// A connection's place among all: given back however it ends.
 struct Admitted {
     shared: Arc<EndpointState>,
@@ -304,8 +317,8 @@ impl Drop for Admitted {
 }
 
 impl EndpointState {
-    fn limits(&self) -> Limits {
-        *self.limits.read()
+    fn limits(&self) -> Arc<Limits> {
+        Arc::clone(&self.limits.read())
     }
 
     fn admit(&self, source: IpAddr) -> bool {

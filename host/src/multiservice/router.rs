@@ -159,6 +159,12 @@ impl Router {
         self.mailboxes.write().remove(&number);
     }
 
+    /// Wakes every connection, for another reason than mail.
+    pub fn wake_all(&self) {
+        let mailboxes: Vec<Arc<Mailbox>> = self.mailboxes.read().values().cloned().collect();
+        mailboxes.iter().for_each(|mailbox| mailbox.wake());
+    }
+
     /// How many connections there are.
     #[must_use]
     pub fn connections(&self) -> usize {

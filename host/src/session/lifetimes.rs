@@ -84,7 +84,7 @@ impl Owners {
         checked.map_err(|error| Failure::new("twisted.spread.pb.Error", error.to_string()))?;
         let (slot, connection) = (backend.number(), self.context.number);
         let attached = Attached::asked(Arc::clone(&backend), era, request, (identity, credential), key);
-        self.context.entry.attached(attached.listed());
+        self.context.entry.attached(&attached.listed());
         let (perspective, identity) = (attached.key.perspective.to_string(), Arc::clone(&attached.identity));
         let no = self.attachments.begin(attached);
         let by = Provenance::by(no);

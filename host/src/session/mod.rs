@@ -97,7 +97,7 @@ struct Owners {
     outbox: Outbox,
     values: Values,
     context: SessionContext,
-    limits: Limits,
+    limits: Arc<Limits>,
     /// Somebody has logged in: limits are those of peers that have.
     raised: bool,
     /// Somebody has logged in, and was not sent away since.
@@ -108,7 +108,7 @@ struct Owners {
 impl Session {
     /// A connection that has just begun: its first bytes are in [`Session::output`]. `seed` is random.
     #[must_use]
-    pub(crate) fn new(context: SessionContext, limits: Limits, policy: Policy, seed: [u8; 32]) -> Self {
+    pub(crate) fn new(context: SessionContext, limits: Arc<Limits>, policy: Policy, seed: [u8; 32]) -> Self {
         let broker = pb::Broker::new(Role::Server, limits.before.jelly, limits.before.references);
         let owners = Owners {
             output: broker.output,
@@ -140,6 +140,20 @@ impl Session {
     /// What is kept of what the client has sent, in bytes.
     pub(crate) fn kept(&mut self) -> usize {
         self.input.buffer().capacity() + self.owners.calls.parked_bytes()
+    }
+
+    /// Gives back room that nothing is in: nothing has come or gone for a while.
+    pub(crate) fn rest(&mut self) {
+        let Owners { login, outbox, values, demands, output, .. } = &mut self.owners;
+        login.rest();
+        outbox.rest();
+        values.rest();
+        *demands = Vec::new();
+        if output.bytes.is_empty() {
+            output.bytes = Vec::new();
+        }
+        self.input.rest();
+        self.cuts.shrink_to_fit();
     }
 
     /// Everybody who waits for an answer gets this error: the connection is about to end.

@@ -12,7 +12,7 @@ use crate::multiservice::SlotNo;
 const SERIAL: u32 = 30;
 const MASK: u32 = (1 << SERIAL) - 1;
 /// The least room of a table that is not empty.
-const LEAST: usize = 4;
+const LEAST: usize = 2;
 /// A table that had to grow larger gives the rest of its room back when it is empty.
 const KEPT: usize = 128;
 

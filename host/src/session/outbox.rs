@@ -57,7 +57,8 @@ pub(crate) struct Refusal {
 
 /// Frames for all services of a connection.
 pub(crate) struct Outbox {
-    services: BTreeMap<SlotNo, Frames>,
+    /// In the order of their slots: a client is attached to a few, and a tree's node has room for eleven.
+    services: Vec<(SlotNo, Frames)>,
     /// The connection's place in services' gates.
     lane: Lane,
     /// Answers to services' own calls, for one generation each.
@@ -73,17 +74,33 @@ struct Answers {
 
 impl Outbox {
     pub(crate) fn new(lane: Lane) -> Self {
-        Self { services: BTreeMap::new(), lane, answers: BTreeMap::new() }
+        Self { services: Vec::new(), lane, answers: BTreeMap::new() }
     }
 
     fn to(&mut self, backend: &Arc<dyn Backend>) -> &mut Frames {
-        self.services.entry(backend.number()).or_insert_with(|| Frames {
-            backend: Arc::clone(backend),
-            bytes: Vec::new(),
-            records: Vec::new(),
-            changes: Vec::new(),
-            calls: 0,
-        })
+        let slot = backend.number();
+        let at = self.place(slot).unwrap_or_else(|at| {
+            let (bytes, records, changes) = (Vec::new(), Vec::new(), Vec::new());
+            self.services.reserve_exact(1);
+            self.services.insert(at, (slot, Frames { backend: Arc::clone(backend), bytes, records, changes, calls: 0 }));
+            at
+        });
+        &mut self.services[at].1
+    }
+
+    /// Where a service's frames are, or else would be.
+    fn place(&self, slot: SlotNo) -> Result<usize, usize> {
+        self.services.binary_search_by_key(&slot, |(slot, _)| *slot)
+    }
+
+    /// Gives back buffers that are empty.
+    pub(crate) fn rest(&mut self) {
+        for (_, to) in &mut self.services {
+            if to.bytes.is_empty() {
+                (to.bytes, to.records) = (Vec::new(), Vec::new());
+            }
+            to.changes.shrink_to_fit();
+        }
     }
 
     /// A call, with the client's objects in it.
@@ -143,12 +160,12 @@ impl Outbox {
     /// A service that this connection has something to do with.
     #[must_use]
     pub(crate) fn backend(&self, slot: SlotNo) -> Option<Arc<dyn Backend>> {
-        self.services.get(&slot).map(|to| Arc::clone(&to.backend))
+        self.place(slot).ok().map(|at| Arc::clone(&self.services[at].1.backend))
     }
 
     /// A service has ended: nothing goes there any more.
     pub(crate) fn forget(&mut self, slot: SlotNo) {
-        self.services.remove(&slot);
+        self.services.retain(|(of, _)| *of != slot);
         self.answers.retain(|(of, _), _| *of != slot);
     }
 
@@ -184,7 +201,7 @@ impl Outbox {
             // What it does not take ends with the connection.
             let _ = to.backend.answer(&self.lane, generation, &to.bytes);
         }
-        for to in self.services.values_mut().filter(|to| !to.bytes.is_empty() || !to.changes.is_empty()) {
+        for to in self.services.iter_mut().map(|(_, to)| to).filter(|to| !to.bytes.is_empty() || !to.changes.is_empty()) {
             to.backend.submit_anyway(&self.lane, &to.bytes, &mut to.changes);
         }
         self.services.clear();

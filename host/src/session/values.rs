@@ -14,17 +14,32 @@ pub(super) fn defective(defect: &Defect) -> Failure {
     Failure::new(class, defect.to_string())
 }
 
-/// Scanners that are used again and again.
+/// Scanners that are used again and again, while there is something to scan.
 pub(super) struct Values {
     limits: Limits,
+    scanners: Option<Box<Scanners>>,
+}
+
+struct Scanners {
     value: Scanner,
     keywords: Scanner,
 }
 
+impl Scanners {
+    fn new(limits: Limits) -> Box<Self> {
+        let scanner = || Scanner::new(Shape::Value, limits);
+        Box::new(Self { value: scanner(), keywords: scanner() })
+    }
+}
+
 impl Values {
     pub(super) fn new(limits: Limits) -> Self {
-        let scanner = || Scanner::new(Shape::Value, limits);
-        Self { limits, value: scanner(), keywords: scanner() }
+        Self { limits, scanners: None }
+    }
+
+    /// Gives the scanners back: nothing has come for a while.
+    pub(super) fn rest(&mut self) {
+        self.scanners = None;
     }
 
     /// Looks at an answer.
@@ -32,11 +47,12 @@ impl Values {
     /// # Errors
     /// Why no client can be sent it.
     pub(super) fn answer(&mut self, value: &[u8]) -> Result<&[Reference], Failure> {
-        if let Err(why) = whole(self.value.scan(value), value.len()) {
-            *self = Self::new(self.limits);
+        let scanners = self.scanners.get_or_insert_with(|| Scanners::new(self.limits));
+        if let Err(why) = whole(scanners.value.scan(value), value.len()) {
+            self.scanners = None;
             return Err(Failure::new("twisted.spread.pb.Error", format!("the service's answer cannot be sent: {why}")));
         }
-        Ok(self.value.last().references)
+        Ok(self.scanners.as_ref().map_or(&[], |scanners| scanners.value.last().references))
     }
 
     /// Looks at the arguments of a call.
@@ -48,15 +64,16 @@ impl Values {
         arguments: &'v [u8],
         keywords: &'v [u8],
     ) -> Result<(Jelly<'v>, Jelly<'v>), Failure> {
-        let checked = whole(self.value.scan(arguments), arguments.len())
-            .and_then(|()| whole(self.keywords.scan(keywords), keywords.len()));
+        let mut scanners = self.scanners.take().unwrap_or_else(|| Scanners::new(self.limits));
+        let checked = whole(scanners.value.scan(arguments), arguments.len())
+            .and_then(|()| whole(scanners.keywords.scan(keywords), keywords.len()));
         if let Err(why) = checked {
-            *self = Self::new(self.limits);
             return Err(Failure::new("TypeError", format!("the arguments cannot be sent: {why}")));
         }
+        let scanners = self.scanners.insert(scanners);
         Ok((
-            Jelly::new(arguments, self.value.last().references, 0, arguments.len()),
-            Jelly::new(keywords, self.keywords.last().references, 0, keywords.len()),
+            Jelly::new(arguments, scanners.value.last().references, 0, arguments.len()),
+            Jelly::new(keywords, scanners.keywords.last().references, 0, keywords.len()),
         ))
     }
 }

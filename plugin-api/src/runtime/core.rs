@@ -2,7 +2,7 @@
 
 use std::any::Any;
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap};
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 
@@ -134,8 +134,8 @@ pub(crate) struct Core {
     reading: Cell<u64>,
     /// Which classes untyped values may have instances of.
     pub(crate) classes: Cell<Classes>,
-    /// The attachments of each connection: one of them names it.
-    connections: RefCell<BTreeMap<u32, BTreeSet<u64>>>,
+    /// All attachments, each connection's side by side: one of them names it.
+    attached: RefCell<BTreeSet<u64>>,
     scratch: RefCell<Vec<u8>>,
     /// How many bytes a saved state may have.
     pub(crate) quota: Cell<u64>,
@@ -160,7 +160,7 @@ impl Core {
             avatars: RefCell::default(),
             reading: Cell::new(0),
             classes: Cell::new(Classes::Any),
-            connections: RefCell::default(),
+            attached: RefCell::default(),
             scratch: RefCell::default(),
             quota: Cell::new(u64::MAX),
             data_turn: Arc::default(),
@@ -466,7 +466,7 @@ impl Core {
         self.retired.set(true);
         let objects = std::mem::take(&mut *self.objects.borrow_mut());
         self.addresses.borrow_mut().clear();
-        self.connections.borrow_mut().clear();
+        self.attached.borrow_mut().clear();
         let avatars = std::mem::take(&mut *self.avatars.borrow_mut());
         drop((objects, avatars));
     }
@@ -573,19 +573,12 @@ impl Core {
 
     /// A client has come to an attachment.
     pub(crate) fn connected(&self, attachment: u64) {
-        self.connections.borrow_mut().entry(connection(attachment)).or_default().insert(attachment);
+        self.attached.borrow_mut().insert(attachment);
     }
 
     /// A client has gone from an attachment.
     pub(crate) fn disconnected(&self, attachment: u64) {
-        let mut connections = self.connections.borrow_mut();
-        let connection = connection(attachment);
-        if let Some(attachments) = connections.get_mut(&connection) {
-            attachments.remove(&attachment);
-            if attachments.is_empty() {
-                connections.remove(&connection);
-            }
-        }
+        self.attached.borrow_mut().remove(&attachment);
     }
 
     /// Tells those of a change who have the object, by any of their attachments. Each gets its own count of the objects in the
@@ -593,12 +586,16 @@ impl Core {
     pub(crate) fn update(&self, object: u64, method: &str, arguments: &Encoded) {
         const NO_KEYWORDS: &[u8] = &[1, 0x80, 5, 0x87];
         let told: Vec<u64> = {
-            let (objects, connections) = (self.objects.borrow(), self.connections.borrow());
+            let (objects, attached) = (self.objects.borrow(), self.attached.borrow());
             let holders = match objects.get(&object).map(|exported| &exported.own) {
                 Some(Own::Cached(_, holders)) => holders.0.keys(),
                 _ => Default::default(),
             };
-            holders.filter_map(|holder| connections.get(holder)?.first().copied()).collect()
+            let first = |connection: &u32| {
+                let least = u64::from(*connection) << 32;
+                attached.range(least..=least | u64::from(u32::MAX)).next().copied()
+            };
+            holders.filter_map(first).collect()
         };
         match (told.len() as u64).checked_sub(1) {
             None => self.take_back(&arguments.objects),

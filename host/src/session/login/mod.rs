@@ -20,7 +20,6 @@ mod pending;
 mod resume;
 mod words;
 
-use std::collections::BTreeMap;
 use std::time::Instant;
 
 use blake2::{Blake2s256, Digest};
@@ -48,11 +47,24 @@ const QUESTIONS: usize = 4;
 /// An object of log-in that the client holds.
 enum LoginObject {
     /// Waits for a proof. It may be answered more than once.
-    Challenger { challenge: Challenge, era: Era, wanted: Wanted },
+    Challenger(Box<Challenger>),
     /// Waits for a signature. It may be answered more than once.
-    Signer { challenge: KeyChallenge, wanted: Wanted, mind: Option<u64> },
+    Signer(Box<Signer>),
     /// An identity that has logged in, by name: its keys are looked at anew for each attach.
     Avatar { name: String, era: Era, mind: Option<u64>, credential: u64 },
+}
+
+/// Boxed: what stays is the avatar, which is smaller.
+struct Challenger {
+    challenge: Challenge,
+    era: Era,
+    wanted: Wanted,
+}
+
+struct Signer {
+    challenge: KeyChallenge,
+    wanted: Wanted,
+    mind: Option<u64>,
 }
 
 /// A refusal that leaves when its time has come.
@@ -72,7 +84,8 @@ pub(crate) struct Login {
     randomness: Randomness,
     /// Boxed: most connections have one or two.
     objects: Table<LoginKind, Box<LoginObject>>,
-    pending: BTreeMap<QuestionNo, Pending>,
+    /// In the order in which they were asked; few, see [`Login::is_full`].
+    pending: Vec<(QuestionNo, Pending)>,
     questions: u64,
     delayed: Vec<Delayed>,
 }
@@ -120,7 +133,7 @@ impl Login {
             policy,
             randomness: Randomness { seed: Zeroizing::new(seed), drawn: 0 },
             objects: Table::default(),
-            pending: BTreeMap::new(),
+            pending: Vec::new(),
             questions: 0,
             delayed: Vec::new(),
         }
@@ -192,14 +205,16 @@ impl Login {
         outcome: &mut Outcome,
     ) -> Result<Step, Failure> {
         match (self.objects.get_mut(no).map(|object| &mut **object), call.method) {
-            (Some(LoginObject::Challenger { challenge, era, wanted }), "respond") => {
+            (Some(LoginObject::Challenger(challenger)), "respond") => {
+                let Challenger { challenge, era, wanted } = &**challenger;
                 let (challenge, era, wanted) = (challenge.clone(), *era, wanted.clone());
                 let mind = if era == Era::New { arguments.mind(1, "mind")? } else { None };
                 let proof = Proof::Stock(challenge, arguments.bytes(0, "response")?);
                 outcome.kept = mind;
                 Ok(self.prove(Asked::new(call, era, wanted, mind, now), proof))
             }
-            (Some(LoginObject::Signer { challenge, wanted, mind }), "respond") => {
+            (Some(LoginObject::Signer(signer)), "respond") => {
+                let Signer { challenge, wanted, mind } = &mut **signer;
                 let (challenge, wanted) = (challenge.clone(), wanted.clone());
                 let proof = Proof::Key(challenge, arguments.bytes(0, "signature")?);
                 // It was sent once, and is the first login's that tries.
@@ -239,25 +254,36 @@ impl Login {
         self.questions += 1;
         let no = QuestionNo(self.questions);
         let checks = matches!(question, Question::Prove(Proof::Password(..)));
-        self.pending.insert(no, Pending { request, answer, checks, changed: Changed::No, removals: 0, then });
+        self.pending.reserve_exact(1);
+        self.pending.push((no, Pending { request, answer, checks, changed: Changed::No, removals: 0, then }));
         Step::Ask(no, question)
+    }
+
+    /// Gives back room that nothing is in.
+    pub(crate) fn rest(&mut self) {
+        self.pending.shrink_to_fit();
+        self.delayed.shrink_to_fit();
+    }
+
+    fn waiting(&mut self, no: QuestionNo) -> Option<&mut Pending> {
+        self.pending.iter_mut().find(|(of, _)| *of == no).map(|(_, pending)| pending)
     }
 
     /// So many identities had been removed when this was asked.
     pub(crate) fn asked_after(&mut self, no: QuestionNo, removals: u64) {
-        if let Some(pending) = self.pending.get_mut(&no) {
+        if let Some(pending) = self.waiting(no) {
             pending.removals = removals;
         }
     }
 
     /// How many identities had been removed when the proof was asked about that this has come by.
     pub(crate) fn removals(&self, no: QuestionNo) -> u64 {
-        self.pending.get(&no).map_or(0, |pending| pending.removals)
+        self.pending.iter().find(|(of, _)| *of == no).map_or(0, |(_, pending)| pending.removals)
     }
 
     /// Whom this asks about was removed since the proof was asked about: whoever has the name now is another.
     pub(crate) fn revoke(&mut self, no: QuestionNo) {
-        if let Some(pending) = self.pending.get_mut(&no) {
+        if let Some(pending) = self.waiting(no) {
             pending.changed = Changed::Revoked;
         }
     }
@@ -280,7 +306,7 @@ impl Login {
         let mut random = [0; 16];
         random.copy_from_slice(&self.randomness.draw()[..16]);
         let challenge = Challenge::new(&wanted.identity, random);
-        let luid = self.export(tables, LoginObject::Challenger { challenge, era, wanted })?;
+        let luid = self.export(tables, LoginObject::Challenger(Box::new(Challenger { challenge, era, wanted })))?;
         Ok(Step::Answer(with_reference(&random, luid)))
     }
 
@@ -300,7 +326,7 @@ impl Login {
         let wanted = Wanted::parse(&arguments.text(0, "username")?);
         let password = Zeroizing::new(arguments.text(1, "password")?);
         let mind = arguments.mind(2, "mind")?;
-        if self.pending.values().filter(|pending| pending.checks).count() >= CHECKS {
+        if self.pending.iter().filter(|(_, pending)| pending.checks).count() >= CHECKS {
             let asked = Asked::new(call, Era::New, wanted, None, now);
             return Ok(self.delay(&asked, Some(not_checked(Refusal::Busy))));
         }
@@ -328,7 +354,7 @@ impl Login {
         let mind = arguments.mind(2, "mind")?;
         let challenge = KeyChallenge::new(&wanted.identity, key, &self.randomness.draw());
         let bytes = challenge.bytes().to_vec();
-        let luid = self.export(tables, LoginObject::Signer { challenge, wanted, mind })?;
+        let luid = self.export(tables, LoginObject::Signer(Box::new(Signer { challenge, wanted, mind })))?;
         outcome.kept = mind;
         Ok(Step::Answer(with_reference(&bytes, luid)))
     }
@@ -361,8 +387,8 @@ impl Login {
     /// The client has given an object of log-in's back; the mind that nobody has then.
     pub(crate) fn dropped(&mut self, no: LoginNo) -> Option<Mind> {
         match *self.objects.remove(no)? {
-            LoginObject::Challenger { .. } => None,
-            LoginObject::Signer { mind, .. } => mind.map(Mind::Sent),
+            LoginObject::Challenger(_) => None,
+            LoginObject::Signer(signer) => signer.mind.map(Mind::Sent),
             LoginObject::Avatar { mind, .. } => mind.map(Mind::Kept),
         }
     }
@@ -371,7 +397,7 @@ impl Login {
     pub(crate) fn end(&mut self, scope: &Scope<'_>) -> Vec<u64> {
         let ends = |object: &LoginObject| match object {
             LoginObject::Avatar { name, credential, .. } => scope.covers_login(name, *credential),
-            LoginObject::Challenger { .. } | LoginObject::Signer { .. } => matches!(scope, Scope::Connection),
+            LoginObject::Challenger(_) | LoginObject::Signer(_) => matches!(scope, Scope::Connection),
         };
         let ended = self.objects.take(|_, object| ends(object));
         ended.into_iter().filter_map(|(_, object)| object.kept_mind()).collect()
@@ -380,7 +406,7 @@ impl Login {
     /// An identity is this now, or is no more: what was found out about it before does not count, and what came by a
     /// credential that is gone is over.
     pub(crate) fn changed(&mut self, name: &str, identity: Option<&Identity>) {
-        for pending in self.pending.values_mut().filter(|pending| pending.then.identity() == name) {
+        for (_, pending) in self.pending.iter_mut().filter(|(_, pending)| pending.then.identity() == name) {
             let has = pending.then.credential().is_some_and(|by| identity.is_some_and(|identity| identity.has(by)));
             if !has {
                 pending.changed = Changed::Revoked;
@@ -407,7 +433,7 @@ impl Login {
             Then::LogIn { name: of, .. } | Then::Attach { name: of, .. } => of == name,
             Then::Prove(_) | Then::Keys { .. } => false,
         };
-        self.objects.iter().any(|(_, object)| avatar(object)) || self.pending.values().any(enters)
+        self.objects.iter().any(|(_, object)| avatar(object)) || self.pending.iter().any(|(_, pending)| enters(pending))
     }
 
     /// Whether anybody has an avatar.
@@ -431,7 +457,7 @@ impl Login {
     /// Whether so many questions wait that no more messages are to be read.
     #[must_use]
     pub(crate) fn is_full(&self) -> bool {
-        let questions = self.pending.values().filter(|of| !of.checks).count();
+        let questions = self.pending.iter().filter(|(_, of)| !of.checks).count();
         questions >= QUESTIONS || self.delayed.len() >= REFUSALS
     }
 
@@ -446,7 +472,7 @@ impl LoginObject {
     fn kept_mind(&self) -> Option<u64> {
         match self {
             Self::Avatar { mind, .. } => *mind,
-            Self::Challenger { .. } | Self::Signer { .. } => None,
+            Self::Challenger(_) | Self::Signer(_) => None,
         }
     }
 }

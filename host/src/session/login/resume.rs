@@ -22,7 +22,8 @@ impl Login {
         found: Found,
         now: Now,
     ) -> Option<Outcome> {
-        let Pending { request, answer, changed, removals, then, .. } = self.pending.remove(&no)?;
+        let at = self.pending.iter().position(|(of, _)| *of == no)?;
+        let (_, Pending { request, answer, changed, removals, then, .. }) = self.pending.remove(at);
         let mut outcome = Outcome::of(request, answer, Step::Wait);
         outcome.returns = then.borrowed();
         outcome.step = match (then, found) {

@@ -261,7 +261,7 @@ impl Pair {
             identities.insert(name.to_owned(), identity);
         }
         let mut pair = Self {
-            session: Some(Session::new(context, limits, policy, [9; 32])),
+            session: Some(Session::new(context, Arc::new(limits), policy, [9; 32])),
             client: Broker::new(Role::Client, jelly::Limits::default(), 100_000),
             services,
             identities,
