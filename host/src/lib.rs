@@ -23,6 +23,7 @@ pub mod loader;
 pub mod login_gate;
 pub mod memory;
 pub mod multiservice;
+pub mod segments;
 pub mod server;
 pub mod session;
 pub mod sessions;

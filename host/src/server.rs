@@ -1,11 +1,14 @@
 //! A host, put together: a home folder, its identities, its services, its doors.
 
-use std::cell::Cell;
+mod retention;
+
+use std::cell::{Cell, RefCell};
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
 
+use self::retention::Retention;
 use crate::accounts::{AccountError, Accounts};
 use crate::config::{ConfigFile, Home, HomeError, Lock, Settings, random};
 use crate::control::{self, ControlFailure, LibraryStatus, Progress, Request, Running};
@@ -91,6 +94,7 @@ pub struct Host {
     endpoints: Vec<Endpoint>,
     memory: Arc<Budget>,
     limits: Cell<Limits>,
+    retention: RefCell<Option<Retention>>,
     /// Where commands come in.
     commands: Cell<Option<tokio::net::UnixListener>>,
 }
@@ -114,6 +118,7 @@ impl Host {
         if let Some(weaker) = accounts.rules().weaker_than_standard() {
             tracing::warn!("{weaker}");
         }
+        let retention = Retention::of(&home, &settings.audit)?;
         let wrong = |error: limits::LimitError| StartError::Section(error.to_string());
         let orphans = limits::of_host(std::time::Duration::ZERO, &settings.limits).map_err(wrong)?.orphans;
         let context = HostContext {
@@ -239,6 +244,7 @@ impl Host {
             endpoints,
             memory,
             limits: Cell::new(limits),
+            retention: RefCell::new(retention),
             commands,
         };
         Ok((Rc::new(host), watch))
@@ -267,6 +273,7 @@ impl Host {
         };
         tokio::select! {
             () = summing => {}
+            () = retention::drop_old_lines(&self.retention, self.accounts.store()) => {}
             () = self.hear_hangups() => {}
             () = commands => {}
             () = folder => {}
@@ -287,7 +294,6 @@ impl Host {
         let _ = std::fs::remove_file(self.home.control());
     }
 
-    /// Looks whether the files of the certificate have changed, for as long as it is polled.
     /// Reads the limits in credhost.toml again, and takes them up.
     ///
     /// # Errors
@@ -295,13 +301,16 @@ impl Host {
     fn reload(&self) -> Result<Vec<String>, ControlFailure> {
         let settings = ConfigFile::open(&self.home.config()).and_then(|file| file.settings());
         let before = self.limits.get();
-        let limits = settings
-            .map_err(|error| error.to_string())
-            .and_then(|settings| limits::of_host(before.refusal, &settings.limits).map_err(|error| error.to_string()));
-        let limits = limits.map_err(|error| {
+        let read = settings.map_err(|error| error.to_string()).and_then(|settings| {
+            let retention = Retention::of(&self.home, &settings.audit).map_err(|error| error.to_string())?;
+            let limits = limits::of_host(before.refusal, &settings.limits).map_err(|error| error.to_string())?;
+            Ok((limits, retention))
+        });
+        let (limits, retention) = read.map_err(|error| {
             let hint = "everything stays as it was; put it right, and try again".to_owned();
             ControlFailure { error, hint: Some(hint) }
         })?;
+        *self.retention.borrow_mut() = retention;
         self.memory.set_limit(limits.memory);
         self.endpoints.iter().for_each(|endpoint| endpoint.set_limits(limits));
         self.limits.set(limits);
@@ -333,6 +342,7 @@ impl Host {
         std::future::pending().await
     }
 
+    /// Looks whether the files of the certificate have changed, for as long as it is polled.
     async fn look_at_certificates(&self) {
         let Some(certificates) = &self.certificates else { return std::future::pending().await };
         let mut wrong = None;

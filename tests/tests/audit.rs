@@ -156,3 +156,75 @@ fn a_head_that_was_noted_down_elsewhere_finds_what_was_put_back_whole() {
     assert!(refused.contains("cut off at the end"), "{refused}");
     assert!(home.refused(&["audit", "verify", "--head", "nonsense"], "").contains("is no head of a trail"));
 }
+
+#[test]
+fn old_lines_go_into_segments_that_are_verified_alone_and_with_what_is_kept() {
+    let home = scene();
+    let file = |name: &str| home.path().join(name).display().to_string();
+    let (all, one, two) = (file("all"), file("one"), file("two"));
+    let before = lines(&home, "").len();
+    let said = home.run(&["audit", "export", &all], "");
+    assert!(said.contains(&format!("lines 1 to {before}")), "{said}");
+    assert!(home.refused(&["audit", "export", &all], "").contains("it is there already"));
+    assert!(home.refused(&["audit", "prune", "--keep", "1 KiB"], "").contains("--export"), "not without a word about it");
+    assert!(home.refused(&["audit", "prune", "--keep", "soon", "--discard"], "").contains("90 days"));
+    assert!(home.run(&["audit", "prune", "--keep", "1 year", "--discard"], "").contains("nothing is older"));
+    home.run(&["audit", "prune", "--keep", "1 KiB", "--export", &one], "");
+    // A host that runs does the same.
+    let host = home.start();
+    let home = &host.home;
+    call(&host, "alice", "wrong");
+    home.run(&["audit", "prune", "--keep", "1 KiB", "--export", &two], "");
+    let verified = home.run(&["audit", "verify", "--file", &one, "--file", &two], "");
+    assert!(verified.contains("(those before were dropped)") && !verified.contains("missing"), "{verified}");
+    assert!(lines(home, "audit.pruned").iter().all(|line| line.contains("by=a command of uid ")));
+    // One between them is missing, or was changed.
+    let refused = home.refused(&["audit", "verify", "--file", &one], "");
+    assert!(refused.contains("is in none of these files"), "{refused}");
+    let text = std::fs::read_to_string(&two).expect("a segment");
+    std::fs::write(&two, text.replace("alice", "mallo")).expect("it can be written");
+    let refused = home.refused(&["audit", "verify", "--file", &one, "--file", &two], "");
+    assert!(refused.contains("two, line ") && refused.contains("is not what was written"), "{refused}");
+}
+
+#[test]
+fn what_the_trail_begins_behind_cannot_be_moved_by_who_has_not_the_key() {
+    for begins in ["audit.head", "made up"] {
+        let home = scene();
+        let sealed = match begins {
+            "audit.head" => std::fs::read_to_string(home.path().join("audit.head")).expect("a head").trim().to_owned(),
+            _ => format!("5 {} {}", "0".repeat(64), "1".repeat(64)),
+        };
+        let number = sealed.split(' ').next().expect("a number");
+        change(
+            &home,
+            &format!("DELETE FROM audit WHERE number <= {number}; INSERT INTO meta VALUES ('audit anchor', '{sealed}');"),
+        );
+        let refused = home.refused(&["audit", "verify"], "");
+        assert!(refused.contains("was not noted down by this host"), "{begins}: {refused}");
+    }
+}
+
+#[test]
+fn the_host_keeps_as_much_as_its_configuration_says_and_archives_the_rest() {
+    let home = scene();
+    home.configure(|config| format!("{config}\n[audit]\nkeep = \"1 KiB\"\narchive = \"old\"\n"));
+    let mut host = home.start();
+    host.wait_for("old lines of the audit trail are dropped");
+    let segments: Vec<PathBuf> = std::fs::read_dir(host.home.path().join("old"))
+        .expect("the archive")
+        .map(|entry| entry.expect("it can be listed").path())
+        .collect();
+    assert_eq!(segments.len(), 1, "{segments:?}");
+    host.home.run(&["audit", "verify", "--file", &segments[0].display().to_string()], "");
+    assert_eq!(host.terminate(), Some(0));
+    let home = host.into_home();
+    for (wrong, said) in [("keep = \"soon\"", "90 days"), ("archive = \"old\"", "without [audit] keep")] {
+        home.configure(|config| {
+            let before = config.split("\n[audit]").next().expect("what is before");
+            format!("{before}\n[audit]\n{wrong}\n")
+        });
+        let refused = home.refused(&["run"], "");
+        assert!(refused.contains("[audit]") && refused.contains(said), "{refused}");
+    }
+}

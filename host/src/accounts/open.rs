@@ -123,7 +123,7 @@ mod tests {
         assert_eq!(accounts.rotate_key(|_| {}).unwrap(), 1);
         assert_eq!(accounts.page(None, 10).unwrap().len(), 1);
         let ask = |request| perform(&request, &accounts, None, &mut |_, _| {});
-        assert!(ask(Request::AuditVerify { head: None }).unwrap()["lines"].as_u64().unwrap() >= 2);
+        assert!(ask(Request::AuditVerify { head: None, files: Vec::new() }).unwrap()["lines"].as_u64().unwrap() >= 2);
         let failed = ask(Request::Backup { file: home.path().join("backup") }).unwrap_err();
         assert!(failed.error.contains("in memory"), "{}", failed.error);
         assert!(!home.store().exists(), "nothing is on the disk");

@@ -1,5 +1,6 @@
 //! `credhost audit`
 
+use std::path::PathBuf;
 use std::time::{Duration, UNIX_EPOCH};
 
 use clap::Subcommand;
@@ -32,6 +33,31 @@ pub(super) enum Audit {
         /// A head that was noted down: "NUMBER DIGEST".
         #[arg(long)]
         head: Option<String>,
+        /// Segments that were exported, the oldest first: each is verified alone, and whether it goes on where the one before
+        /// ends, the last of them with what is kept.
+        #[arg(long = "file", value_name = "FILE")]
+        files: Vec<PathBuf>,
+    },
+    /// Write the trail into a file of its own, which can be verified alone.
+    Export {
+        /// A new file.
+        file: PathBuf,
+        /// Only what `prune --keep` would drop: "90 days", "100 MiB".
+        #[arg(long, value_name = "TIME|SIZE")]
+        older: Option<String>,
+    },
+    /// Drop the oldest lines. What is kept still fits, and says where it begins. `[audit] keep` in credhost.toml does this
+    /// by itself.
+    Prune {
+        /// What is kept: "90 days" what is not older, "100 MiB" the latest lines of that size.
+        #[arg(long, value_name = "TIME|SIZE")]
+        keep: String,
+        /// Write what is dropped into this new file first.
+        #[arg(long, value_name = "FILE", conflicts_with = "discard")]
+        export: Option<PathBuf>,
+        /// Drop it for good.
+        #[arg(long)]
+        discard: bool,
     },
 }
 
@@ -47,14 +73,60 @@ impl Audit {
                     say(&if output.json { show::json(&serde_json::to_value(line)?) } else { shown(line) });
                 }
             },
-            Self::Verify { head } => {
-                let answer = ask(home, &Request::AuditVerify { head })?;
-                output.show(&answer, || {
-                    format!("{} lines, all as they were written\n{}", answer["lines"], text(&answer["head"]))
+            Self::Verify { head, files } => verify(home, output, head, &files)?,
+            Self::Export { file, older } => {
+                let file = std::path::absolute(file)?;
+                let answer = ask(home, &Request::AuditExport { file: file.clone(), older })?;
+                output.show(&answer, || match answer.is_null() {
+                    true => "nothing is older: no file was written".to_owned(),
+                    false => format!("{}: lines {} to {}", file.display(), answer["first"], answer["last"]),
+                });
+            }
+            Self::Prune { export: None, discard: false, .. } => {
+                return Err(CliError::new("where is what is dropped to go?")
+                    .hint("--export FILE writes it into a file first; --discard drops it for good"));
+            }
+            Self::Prune { keep, export, .. } => {
+                let file = export.map(std::path::absolute).transpose()?;
+                let answer = ask(home, &Request::AuditPrune { keep, file: file.clone() })?;
+                let place = file.map_or_else(String::new, |file| format!("; {} has them", file.display()));
+                output.show(&answer, || match answer.is_null() {
+                    true => "nothing is older: all is kept".to_owned(),
+                    false => format!("lines {} to {} are dropped{place}", answer["first"], answer["last"]),
                 });
             }
         }
         Ok(())
+    }
+}
+
+fn verify(home: &Home, output: Output, head: Option<String>, files: &[PathBuf]) -> Result<(), CliError> {
+    let files = files.iter().map(std::path::absolute).collect::<std::io::Result<Vec<PathBuf>>>()?;
+    let answer = ask(home, &Request::AuditVerify { head, files })?;
+    let segments = answer["segments"].as_array().cloned().unwrap_or_default();
+    output.show(&answer, || {
+        let mut shown = String::new();
+        for segment in &segments {
+            let (file, joins) = (text(&segment["file"]), segment["joins"] == true);
+            let joins = if joins { "" } else { "; what comes next is missing" };
+            shown += &format!(
+                "{}: lines {} to {}, all as they were written{joins}\n",
+                show::line(&file),
+                segment["first"],
+                segment["last"]
+            );
+        }
+        let first = answer["first"].as_u64().unwrap_or(1);
+        let from =
+            if first > 1 { format!(", from line {first} on (those before were dropped)") } else { String::new() };
+        format!("{shown}{} lines, all as they were written{from}\n{}", answer["lines"], text(&answer["head"]))
+    });
+    match segments.iter().find(|segment| segment["joins"] != true) {
+        None => Ok(()),
+        Some(segment) => {
+            let error = format!("what comes after line {} is in none of these files, and not kept", segment["last"]);
+            Err(CliError::new(error).hint("name all segments with --file, the oldest first"))
+        }
     }
 }
 

@@ -51,6 +51,12 @@ grace = 10
 # memory = \"512 MiB\"
 # per_source = 256
 
+# [audit]
+# How much of the audit trail is kept: a time or a size. All of it, if nothing is said.
+# keep = \"1 year\"
+# Where what is dropped goes, in files that can be verified alone; a folder within this one. Nowhere, if nothing is said.
+# archive = \"audit\"
+
 # Some services in a collection of their own, with a door of its own:
 # [multiservice.games]
 # services = [\"scores\"]
@@ -69,6 +75,8 @@ pub struct Settings {
     pub state: StateSection,
     /// `[limits]`: by name; `limits` reads them.
     pub limits: BTreeMap<String, LimitValue>,
+    /// `[audit]`
+    pub audit: AuditSection,
     /// `[tls]`
     pub tls: TlsSection,
     /// `[plugins]`
@@ -169,6 +177,16 @@ impl Default for StateSection {
     fn default() -> Self {
         Self { largest: crate::multiservice::context::QUOTA }
     }
+}
+
+/// `[audit]`
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct AuditSection {
+    /// How much of the trail is kept: see [`Keep::parse`](crate::segments::Keep::parse).
+    pub keep: Option<String>,
+    /// A folder for what is dropped; within the home folder, if it is relative.
+    pub archive: Option<PathBuf>,
 }
 
 /// A value as it stands in `[limits]`.

@@ -6,7 +6,8 @@ mod key;
 mod private;
 
 pub use file::{
-    ConfigError, ConfigFile, IdentitySection, LimitValue, PasswordSection, PbSection, Settings, TlsSection,
+    AuditSection, ConfigError, ConfigFile, IdentitySection, LimitValue, PasswordSection, PbSection, Settings,
+    TlsSection,
 };
 pub use home::{Home, Lock};
 pub use key::{entropy, existing_key, master_key, random, write_key};

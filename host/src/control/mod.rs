@@ -3,6 +3,7 @@
 //! A client sends a [`Request`] and gets a [`Response`], as often as it likes: PROTOCOL.md. Commands that change identities work
 //! without a running host, too: then the command takes the home's lock and does it itself.
 
+mod audit;
 mod client;
 mod perform;
 mod protocol;

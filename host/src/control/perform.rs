@@ -2,6 +2,7 @@
 
 use serde_json::{Value, json};
 
+use super::audit;
 use super::protocol::{LibraryStatus, Request, Secret};
 use crate::accounts::{AccountError, Accounts};
 use crate::cred::{Credential, CredentialError, Identity, Key, NameError, Password, ProofBy};
@@ -9,7 +10,7 @@ use crate::login_gate::LoginGate;
 use crate::multiservice::MultiService;
 use crate::multiservice::ended::Unreleased;
 use crate::sessions::Sessions;
-use crate::store::audit::{Broken, Event, Head, Verifier};
+use crate::store::audit::Event;
 use crate::store::{Record, StoreError, Write, now, wait};
 
 /// So many identities are answered with at once.
@@ -65,13 +66,6 @@ impl From<NameError> for ControlFailure {
 impl From<StoreError> for ControlFailure {
     fn from(error: StoreError) -> Self {
         AccountError::from(error).into()
-    }
-}
-
-impl From<Broken> for ControlFailure {
-    fn from(error: Broken) -> Self {
-        let hint = "somebody has written to store.db who should not have; compare it with a backup".to_owned();
-        Self { error: format!("the audit trail does not fit: {error}"), hint: Some(hint) }
     }
 }
 
@@ -189,7 +183,9 @@ pub fn perform(
         Request::AuditShow { after, limit } => {
             json!(wait(|done| accounts.store().audit(*after, (*limit).min(10_000), done))?)
         }
-        Request::AuditVerify { head } => verify(accounts, head.as_deref(), progress)?,
+        Request::AuditVerify { head, files } => audit::verify_all(accounts, (head.as_deref(), files), progress)?,
+        Request::AuditExport { file, older } => audit::export(accounts, file, older.as_deref())?,
+        Request::AuditPrune { keep, file } => audit::prune(accounts, keep, file.as_deref(), accounts.by())?,
         Request::Backup { file } => {
             accounts
                 .store()
@@ -265,77 +261,6 @@ fn no_service(name: &str) -> ControlFailure {
         error: format!("there is no service named {name}"),
         hint: Some("`credhost service list` shows those there are".to_owned()),
     }
-}
-
-/// Walks the whole trail. Against the head that was noted down beside the store, and against `head`, if one is given.
-fn verify(
-    accounts: &Accounts,
-    head: Option<&str>,
-    progress: &mut dyn FnMut(u64, u64),
-) -> Result<Value, ControlFailure> {
-    const PAGE: usize = 5000;
-    let wrong = |error: String| ControlFailure {
-        error,
-        hint: Some("its owner and mode are to be this user's, 0600".to_owned()),
-    };
-    let given = head.map(|head| {
-        Head::parse(head).ok_or_else(|| ControlFailure {
-            error: format!("{head:?} is no head of a trail"),
-            hint: Some("it is what an earlier `audit verify` has printed: NUMBER DIGEST".to_owned()),
-        })
-    });
-    let given = given.transpose()?;
-    let path = accounts.store().head();
-    // The host writes it anew all the time: what is read here is not newer than the trail.
-    let noted = match path.as_ref().map(|path| (path.display(), std::fs::read_to_string(path))) {
-        Some((path, Ok(text))) => Some(Head::unsealed(&text, accounts.secret()).ok_or_else(|| ControlFailure {
-            error: format!("{path} was not written by this host: it was changed, or lost in a power cut"),
-            hint: elsewhere(),
-        })?),
-        Some((path, Err(error))) if error.kind() != std::io::ErrorKind::NotFound => {
-            return Err(wrong(format!("{path}: {error}")));
-        }
-        _ => None,
-    };
-    let mut noted_down = Verifier::new(accounts.secret(), noted.clone());
-    let mut as_given = Verifier::new(accounts.secret(), given.clone());
-    let mut after = 0;
-    let mut any = false;
-    loop {
-        let page = wait(|done| accounts.store().audit(after, PAGE, done))?;
-        for line in &page {
-            noted_down.line(line)?;
-            as_given.line(line)?;
-        }
-        any |= !page.is_empty();
-        match page.last() {
-            Some(last) => after = last.number,
-            None => break,
-        }
-        progress(after, noted.as_ref().map_or(0, |head| head.number.max(after)));
-    }
-    as_given.end()?;
-    let head = noted_down.end()?;
-    if noted.is_none() && given.is_none() {
-        let removed = || "there are identities, but no line of the trail: it was removed".to_owned();
-        let error = match path {
-            Some(path) if any => Some(format!(
-                "the lines fit, but {} is missing: lines may have been cut off at the end",
-                path.display()
-            )),
-            // A store without such a file: what was cut off at the end is found by `head` alone.
-            _ => (!any && !accounts.page(None, 1)?.is_empty()).then(removed),
-        };
-        if let Some(error) = error {
-            return Err(ControlFailure { error, hint: elsewhere() });
-        }
-    }
-    Ok(json!({ "lines": head.number, "head": head.to_string() }))
-}
-
-fn elsewhere() -> Option<String> {
-    let hint = "compare with a head that was noted down elsewhere: `credhost audit verify --head \"NUMBER DIGEST\"`";
-    Some(hint.to_owned())
 }
 
 fn credential(credential: &Credential) -> Value {

@@ -37,37 +37,125 @@ impl<'de> Deserialize<'de> for Secret {
 #[non_exhaustive]
 #[expect(missing_docs, reason = "each is the command of that name; see PROTOCOL.md")]
 pub enum Request {
-    IdentityAdd { name: String, password: Option<Secret> },
-    IdentityList { after: Option<String>, limit: usize },
-    IdentityShow { name: String },
-    IdentityPassword { name: String, password: Option<Secret>, label: Option<String> },
-    IdentityDisable { name: String },
-    IdentityEnable { name: String },
-    IdentityUnlock { name: String },
-    IdentityRemove { name: String },
-    IdentityImport { records: Vec<Record>, replace: bool },
-    IdentityExport { after: Option<String>, limit: usize },
-    PubkeyAdd { name: String, line: String, label: Option<String>, expires: Option<u64> },
-    PubkeyRemove { name: String, label: String },
-    TokenNew { name: String, label: String, expires: Option<u64> },
-    TokenRemove { name: String, label: String },
-    KeyAdd { name: String, service: String, perspective: Option<String> },
-    KeyRemove { name: String, service: String, perspective: Option<String> },
-    KeyList { name: String },
+    IdentityAdd {
+        name: String,
+        password: Option<Secret>,
+    },
+    IdentityList {
+        after: Option<String>,
+        limit: usize,
+    },
+    IdentityShow {
+        name: String,
+    },
+    IdentityPassword {
+        name: String,
+        password: Option<Secret>,
+        label: Option<String>,
+    },
+    IdentityDisable {
+        name: String,
+    },
+    IdentityEnable {
+        name: String,
+    },
+    IdentityUnlock {
+        name: String,
+    },
+    IdentityRemove {
+        name: String,
+    },
+    IdentityImport {
+        records: Vec<Record>,
+        replace: bool,
+    },
+    IdentityExport {
+        after: Option<String>,
+        limit: usize,
+    },
+    PubkeyAdd {
+        name: String,
+        line: String,
+        label: Option<String>,
+        expires: Option<u64>,
+    },
+    PubkeyRemove {
+        name: String,
+        label: String,
+    },
+    TokenNew {
+        name: String,
+        label: String,
+        expires: Option<u64>,
+    },
+    TokenRemove {
+        name: String,
+        label: String,
+    },
+    KeyAdd {
+        name: String,
+        service: String,
+        perspective: Option<String>,
+    },
+    KeyRemove {
+        name: String,
+        service: String,
+        perspective: Option<String>,
+    },
+    KeyList {
+        name: String,
+    },
     SessionList {},
-    SessionCut { session: Option<u32>, identity: Option<String> },
+    SessionCut {
+        session: Option<u32>,
+        identity: Option<String>,
+    },
     ServiceList {},
-    ServiceShow { name: String },
-    ServiceStop { name: String },
-    ServiceStart { name: String },
-    ServiceReload { name: String },
-    ServiceStates { name: String, after: Option<String> },
-    ServiceRollback { name: String },
-    ServiceWhy { name: String },
-    Describe { service: String },
-    AuditShow { after: u64, limit: usize },
-    AuditVerify { head: Option<String> },
-    Backup { file: std::path::PathBuf },
+    ServiceShow {
+        name: String,
+    },
+    ServiceStop {
+        name: String,
+    },
+    ServiceStart {
+        name: String,
+    },
+    ServiceReload {
+        name: String,
+    },
+    ServiceStates {
+        name: String,
+        after: Option<String>,
+    },
+    ServiceRollback {
+        name: String,
+    },
+    ServiceWhy {
+        name: String,
+    },
+    Describe {
+        service: String,
+    },
+    AuditShow {
+        after: u64,
+        limit: usize,
+    },
+    AuditVerify {
+        head: Option<String>,
+        #[serde(default)]
+        files: Vec<std::path::PathBuf>,
+    },
+    AuditExport {
+        file: std::path::PathBuf,
+        older: Option<String>,
+    },
+    AuditPrune {
+        keep: String,
+        file: Option<std::path::PathBuf>,
+    },
+    Backup {
+        file: std::path::PathBuf,
+    },
     MasterKeyReplace {},
     Doctor {},
     Limits {},

@@ -101,7 +101,8 @@ impl Driver {
         };
         let entry = SessionEntry::new(&shared.sessions, number, &peer, tls, store::now(), Arc::clone(mailbox));
         let backends = Arc::clone(&shared.services) as Arc<dyn Backends>;
-        let context = SessionContext { number, peer: peer.clone(), backends, entry, meter: Arc::clone(mailbox.meter()) };
+        let context =
+            SessionContext { number, peer: peer.clone(), backends, entry, meter: Arc::clone(mailbox.meter()) };
         let session = Box::new(Session::new(context, limits, policy, seed));
         let (from, mailbox) = (Source { address, peer }, Arc::clone(mailbox));
         Ok(Self { session, shared: Arc::clone(shared), from, answers: Answers::default(), mailbox, sent: 0 })

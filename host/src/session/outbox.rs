@@ -82,7 +82,8 @@ impl Outbox {
         let at = self.place(slot).unwrap_or_else(|at| {
             let (bytes, records, changes) = (Vec::new(), Vec::new(), Vec::new());
             self.services.reserve_exact(1);
-            self.services.insert(at, (slot, Frames { backend: Arc::clone(backend), bytes, records, changes, calls: 0 }));
+            self.services
+                .insert(at, (slot, Frames { backend: Arc::clone(backend), bytes, records, changes, calls: 0 }));
             at
         });
         &mut self.services[at].1
@@ -201,7 +202,8 @@ impl Outbox {
             // What it does not take ends with the connection.
             let _ = to.backend.answer(&self.lane, generation, &to.bytes);
         }
-        for to in self.services.iter_mut().map(|(_, to)| to).filter(|to| !to.bytes.is_empty() || !to.changes.is_empty()) {
+        for to in self.services.iter_mut().map(|(_, to)| to).filter(|to| !to.bytes.is_empty() || !to.changes.is_empty())
+        {
             to.backend.submit_anyway(&self.lane, &to.bytes, &mut to.changes);
         }
         self.services.clear();

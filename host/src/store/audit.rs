@@ -13,8 +13,26 @@ use crate::cred::StoreSecret;
 /// What the digests are for.
 const PURPOSE: &str = "audit trail, version 1";
 
-/// What the head's own digest is for.
-const HEAD_PURPOSE: &str = "head of the audit trail, version 1";
+/// What a line is that is noted down with a digest of its own: what was sealed as one is none of the others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Edge {
+    /// The last line, beside the store.
+    Head,
+    /// The last line of those that were dropped, in the store.
+    Anchor,
+    /// The line before a segment's first, or its last, in the segment's file.
+    Segment,
+}
+
+impl Edge {
+    fn purpose(self) -> &'static str {
+        match self {
+            Self::Head => "head of the audit trail, version 1",
+            Self::Anchor => "beginning of the audit trail, version 1",
+            Self::Segment => "segment of the audit trail, version 1",
+        }
+    }
+}
 
 /// The longest text about an event, in bytes.
 pub const LONGEST: usize = 512;
@@ -96,6 +114,9 @@ pub struct Line {
 /// The digest of what stands before the first line.
 pub const BEGINNING: &str = "";
 
+/// How that is written down.
+const NONE: &str = "-";
+
 /// The digest of a line.
 #[must_use]
 pub fn digest(secret: &StoreSecret, before: &str, number: u64, text: &str) -> String {
@@ -144,42 +165,49 @@ impl Head {
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
         let (number, digest) = text.trim().split_once(' ')?;
+        let digest = if digest == NONE { BEGINNING } else { digest };
         Some(Self { number: number.parse().ok()?, digest: digest.to_owned() })
+    }
+
+    /// What stands before the first line.
+    #[must_use]
+    pub fn beginning() -> Self {
+        Self { number: 0, digest: BEGINNING.to_owned() }
     }
 }
 
 impl Head {
-    /// As it is noted down beside the store: with a digest of its own, so that who can write there cannot note down
-    /// another line's.
+    /// As it is noted down: with a digest of its own, so that who can write there cannot note down another line's.
     #[must_use]
-    pub fn sealed(&self, secret: &StoreSecret) -> String {
-        format!("{self} {}", self.seal(secret))
+    pub fn sealed(&self, edge: Edge, secret: &StoreSecret) -> String {
+        format!("{self} {}", self.seal(edge, secret))
     }
 
     /// Reads what [`Head::sealed`] has written.
     #[must_use]
-    pub fn unsealed(text: &str, secret: &StoreSecret) -> Option<Self> {
+    pub fn unsealed(text: &str, edge: Edge, secret: &StoreSecret) -> Option<Self> {
         let (head, seal) = text.trim().rsplit_once(' ')?;
-        Self::parse(head).filter(|head| head.seal(secret) == seal)
+        Self::parse(head).filter(|head| head.seal(edge, secret) == seal)
     }
 
-    fn seal(&self, secret: &StoreSecret) -> String {
+    fn seal(&self, edge: Edge, secret: &StoreSecret) -> String {
         let parts = [&self.number.to_le_bytes(), self.digest.as_bytes()];
-        data_encoding::HEXLOWER.encode(&secret.digest(HEAD_PURPOSE, &parts))
+        data_encoding::HEXLOWER.encode(&secret.digest(edge.purpose(), &parts))
     }
 }
 
 impl std::fmt::Display for Head {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} {}", self.number, self.digest)
+        write!(f, "{} {}", self.number, if self.digest.is_empty() { NONE } else { &self.digest })
     }
 }
 
 impl<'a> Verifier<'a> {
-    /// A walk that begins at the first line. `head`: a line that must be there.
+    /// A walk that begins behind a line, or at [`Head::beginning`]. `head`: a line that must be there, if it is not before
+    /// that.
     #[must_use]
-    pub fn new(secret: &'a StoreSecret, head: Option<Head>) -> Self {
-        Self { secret, number: 0, digest: BEGINNING.to_owned(), head }
+    pub fn new(secret: &'a StoreSecret, after: Head, head: Option<Head>) -> Self {
+        Self { secret, number: after.number, digest: after.digest, head }
     }
 
     /// The next line.
@@ -233,7 +261,7 @@ mod tests {
 
     fn verify(lines: &[Line], head: Option<Head>) -> Result<Head, Broken> {
         let secret = StoreSecret::new([1; 32]);
-        let mut verifier = Verifier::new(&secret, head);
+        let mut verifier = Verifier::new(&secret, Head::beginning(), head);
         lines.iter().try_for_each(|line| verifier.line(line))?;
         verifier.end()
     }
@@ -266,11 +294,17 @@ mod tests {
         let secret = StoreSecret::new([1; 32]);
         let lines = trail(&secret);
         let head = |at: usize| Head { number: lines[at].number, digest: lines[at].digest.clone() };
-        assert_eq!(Head::unsealed(&head(4).sealed(&secret), &secret), Some(head(4)));
+        assert_eq!(Head::unsealed(&head(4).sealed(Edge::Head, &secret), Edge::Head, &secret), Some(head(4)));
         // What stands in the store is not enough, and neither is the seal of another line.
-        assert_eq!(Head::unsealed(&head(2).to_string(), &secret), None);
-        let moved = head(4).sealed(&secret).replace(&head(4).to_string(), &head(2).to_string());
-        assert_eq!(Head::unsealed(&moved, &secret), None);
+        assert_eq!(Head::unsealed(&head(2).to_string(), Edge::Head, &secret), None);
+        let moved = head(4).sealed(Edge::Head, &secret).replace(&head(4).to_string(), &head(2).to_string());
+        assert_eq!(Head::unsealed(&moved, Edge::Head, &secret), None);
+        // The head beside the store does not say where the trail begins: else all before it could be taken away.
+        for (made, read) in [(Edge::Head, Edge::Anchor), (Edge::Segment, Edge::Anchor), (Edge::Anchor, Edge::Head)] {
+            assert_eq!(Head::unsealed(&head(4).sealed(made, &secret), read, &secret), None);
+        }
+        let beginning = Head::beginning();
+        assert_eq!(Head::unsealed(&beginning.sealed(Edge::Segment, &secret), Edge::Segment, &secret), Some(beginning));
     }
 
     #[test]

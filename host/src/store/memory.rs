@@ -35,6 +35,7 @@ struct All {
     sources: HashSet<(String, [u8; 16])>,
     failures: HashMap<Counter, u32>,
     audit: Vec<audit::Line>,
+    anchor: Option<audit::Head>,
 }
 
 impl MemoryStore {
@@ -64,6 +65,10 @@ impl All {
                 }
                 Write::Remove { name, base } => {
                     (self.identities.get(name).map_or(0, |kept| kept.1) == *base, format!("the identity {name}"))
+                }
+                Write::Prune { through } => {
+                    let has = self.audit.iter().any(|line| line.number == *through);
+                    (has, format!("line {through} of the audit trail"))
                 }
                 Write::Source { .. } | Write::Failures(..) | Write::Audit(_) => (true, String::new()),
             };
@@ -104,14 +109,25 @@ impl All {
                     self.failures.insert(counter, count);
                 }
                 Write::Audit(event) => {
-                    let before = self.audit.last().map_or(audit::BEGINNING, |line| line.digest.as_str());
-                    let (number, text) = (self.audit.len() as u64 + 1, event.text());
-                    let digest = audit::digest(&StoreSecret::new(SECRET), before, number, &text);
+                    let before = self.last_line();
+                    let (number, text) = (before.number + 1, event.text());
+                    let digest = audit::digest(&StoreSecret::new(SECRET), &before.digest, number, &text);
                     self.audit.push(audit::Line { number, text, digest });
+                }
+                Write::Prune { through } => {
+                    if let Some(line) = self.audit.iter().find(|line| line.number == through) {
+                        self.anchor = Some(audit::Head { number: through, digest: line.digest.clone() });
+                        self.audit.retain(|line| line.number > through);
+                    }
                 }
             }
         }
         Ok(())
+    }
+
+    fn last_line(&self) -> audit::Head {
+        let last = self.audit.last().map(|line| audit::Head { number: line.number, digest: line.digest.clone() });
+        last.or_else(|| self.anchor.clone()).unwrap_or_else(audit::Head::beginning)
     }
 
     fn entries(&self, service: &str, range: &Range) -> Entries {
@@ -199,6 +215,11 @@ impl Store for MemoryStore {
     fn failures(&self, done: Done<Vec<(Counter, u32)>>) {
         let all = self.all.lock().failures.iter().map(|(counter, count)| (*counter, *count)).collect();
         done(Ok(all));
+    }
+
+    fn anchor(&self, done: Done<audit::Head>) {
+        let anchor = self.all.lock().anchor.clone();
+        done(Ok(anchor.unwrap_or_else(audit::Head::beginning)));
     }
 
     fn audit(&self, after: u64, limit: usize, done: Done<Vec<audit::Line>>) {

@@ -95,6 +95,11 @@ pub enum Write {
     Failures(Counter, u32),
     /// A line of the audit trail.
     Audit(audit::Event),
+    /// The audit trail begins behind this line from now on: it and those before it are dropped.
+    Prune {
+        /// The line's number.
+        through: u64,
+    },
 }
 
 /// Some of a service's data.
@@ -174,6 +179,9 @@ pub trait Store: Send + Sync + 'static {
 
     /// Lines of the audit trail: those after this number, so many at most, and fewer when they are long.
     fn audit(&self, after: u64, limit: usize, done: Done<Vec<audit::Line>>);
+
+    /// What stands before the first line of the audit trail that is kept: the last that was dropped, or nothing.
+    fn anchor(&self, done: Done<audit::Head>);
 
     /// What keys of the store's own are made of: the trail's, those that names are hidden under.
     fn secret(&self) -> &StoreSecret;

@@ -23,6 +23,10 @@ use self::open::{FAILURES, SECRET, belongs, check, migrate, prepare, secret};
 use super::{Done, ENTRIES_BYTES, Entries, Kept, Range, Record, Saved, Store, StoreError, Write, audit};
 use crate::cred::throttle::Counter;
 use crate::cred::{MasterKey, StoreSecret, TokenDigest};
+use crate::store::audit::Edge;
+
+/// Under which it is kept what the audit trail begins behind.
+const ANCHOR: &str = "audit anchor";
 
 /// A page of the trail has so many bytes, but for its last line.
 const PAGE_BYTES: usize = 1 << 20;
@@ -135,6 +139,17 @@ impl Drop for SqliteStore {
             tracing::error!("a fault of the host's own in the store; please report it");
         }
     }
+}
+
+/// What the audit trail begins behind.
+fn anchor(connection: &Connection, secret: &StoreSecret) -> Result<audit::Head, StoreError> {
+    let sealed: Option<String> = connection
+        .prepare_cached("SELECT value FROM meta WHERE key = ?1")?
+        .query_row([ANCHOR], |row| row.get(0))
+        .optional()?;
+    let Some(sealed) = sealed else { return Ok(audit::Head::beginning()) };
+    let wrong = "where the audit trail begins was not noted down by this host: it was changed";
+    audit::Head::unsealed(&sealed, Edge::Anchor, secret).ok_or_else(|| StoreError::Failed(wrong.to_owned()))
 }
 
 fn kept(row: &rusqlite::Row<'_>) -> rusqlite::Result<Kept> {
@@ -292,6 +307,15 @@ impl Store for SqliteStore {
             }
             Ok(page)
         });
+    }
+
+    fn anchor(&self, done: Done<audit::Head>) {
+        let result = self.reader().map_err(StoreError::from).and_then(|connection| {
+            let anchor = anchor(&connection, &self.secret);
+            self.readers.lock().push(connection);
+            anchor
+        });
+        done(result);
     }
 
     fn secret(&self) -> &StoreSecret {

@@ -560,7 +560,9 @@ impl Core {
         let number = known
             .or_else(|| self.object_number())
             .ok_or_else(|| Fault::new("RuntimeError", "too many objects were handed out"))?;
-        self.objects.borrow_mut().insert(number, Exported { own: Own::Cached(object, Holders::default()), address: 0, count: 1 });
+        self.objects
+            .borrow_mut()
+            .insert(number, Exported { own: Own::Cached(object, Holders::default()), address: 0, count: 1 });
         Ok(number)
     }
 

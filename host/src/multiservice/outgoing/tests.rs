@@ -55,6 +55,9 @@ impl Store for Slow {
     fn audit(&self, after: u64, limit: usize, done: Done<Vec<audit::Line>>) {
         self.memory.audit(after, limit, done);
     }
+    fn anchor(&self, done: Done<audit::Head>) {
+        self.memory.anchor(done);
+    }
     fn secret(&self) -> &StoreSecret {
         self.memory.secret()
     }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use rusqlite::{Connection, OpenFlags};
 
 use super::open::{OpenError, belongs, check, secret_of};
-use super::{SqliteStore, kept};
+use super::{SqliteStore, anchor, kept};
 use crate::cred::MasterKey;
 use crate::store::audit::{Line, Verifier};
 
@@ -78,7 +78,8 @@ impl SqliteStore {
                 return Err(damaged(format!("the identity {name} cannot be read: {error}")));
             }
         }
-        let mut trail = Verifier::new(&secret, None);
+        let after = anchor(&connection, &secret).map_err(|error| damaged(error.to_string()))?;
+        let mut trail = Verifier::new(&secret, after, None);
         let mut lines = connection.prepare("SELECT number, text, digest FROM audit ORDER BY number").map_err(sqlite)?;
         let mut rows = lines.query([]).map_err(sqlite)?;
         while let Some(row) = rows.next().map_err(sqlite)? {

@@ -2,7 +2,7 @@ use std::sync::Arc;
 
 use super::*;
 use crate::cred::{Identity, ProofBy, Token};
-use crate::store::audit::{Event, Head, Verifier};
+use crate::store::audit::{Edge, Event, Head, Verifier};
 use crate::store::{Change, wait};
 
 fn key() -> MasterKey {
@@ -165,8 +165,8 @@ fn the_audit_trail_fits_across_starts_and_its_head_is_noted_down() {
     drop(store);
     let store = open(&path);
     commit(&store, vec![Write::Audit(Event::new("three"))]).unwrap();
-    let head = Head::unsealed(&fs::read_to_string(store.head().unwrap()).unwrap(), store.secret()).unwrap();
-    let mut verifier = Verifier::new(store.secret(), Some(head.clone()));
+    let head = Head::unsealed(&fs::read_to_string(store.head().unwrap()).unwrap(), Edge::Head, store.secret()).unwrap();
+    let mut verifier = Verifier::new(store.secret(), Head::beginning(), Some(head.clone()));
     for line in wait(|done| store.audit(0, 100, done)).unwrap() {
         verifier.line(&line).unwrap();
     }

@@ -8,10 +8,11 @@ use std::time::{Duration, Instant};
 
 use rusqlite::{Connection, OptionalExtension, TransactionBehavior};
 
-use super::Job;
+use super::{ANCHOR, Job, anchor};
 use crate::cred::throttle::Counter;
 use crate::cred::{ProofBy, StoreSecret};
 use crate::health;
+use crate::store::audit::Edge;
 use crate::store::{Change, Done, Record, StoreError, Write, audit};
 
 /// So many bytes of writes are committed together, at most.
@@ -103,7 +104,7 @@ fn commit(connection: &mut Connection, group: Vec<Job>, secret: &StoreSecret, he
     match results {
         Ok(results) => {
             if let Some(head_line) = last {
-                note_head(head, &head_line.sealed(secret));
+                note_head(head, &head_line.sealed(Edge::Head, secret));
             }
             for (done, result) in done.into_iter().zip(results) {
                 health::contained("behind a commit", || done(result));
@@ -242,13 +243,7 @@ fn apply(
         Write::Audit(event) => {
             let before = match last.take() {
                 Some(before) => before,
-                None => connection
-                    .prepare_cached("SELECT number, digest FROM audit ORDER BY number DESC LIMIT 1")?
-                    .query_row([], |row| {
-                        Ok(audit::Head { number: row.get::<_, i64>(0)?.cast_unsigned(), digest: row.get(1)? })
-                    })
-                    .optional()?
-                    .unwrap_or(audit::Head { number: 0, digest: audit::BEGINNING.to_owned() }),
+                None => last_line(connection, secret)?,
             };
             let (number, text) = (before.number + 1, event.text());
             let digest = audit::digest(secret, &before.digest, number, &text);
@@ -256,5 +251,25 @@ fn apply(
             *last = Some(audit::Head { number, digest });
             Ok(())
         }
+        Write::Prune { through } => {
+            let digest = connection
+                .prepare_cached("SELECT digest FROM audit WHERE number = ?1")?
+                .query_row([through.cast_signed()], |row| row.get::<_, String>(0))
+                .optional()?;
+            let digest = digest.ok_or_else(|| StoreError::Conflict(format!("line {through} of the audit trail")))?;
+            let anchor = audit::Head { number: *through, digest }.sealed(Edge::Anchor, secret);
+            run("DELETE FROM audit WHERE number <= ?1", &[&through.cast_signed()])?;
+            run("INSERT INTO meta VALUES (?1, ?2) ON CONFLICT DO UPDATE SET value = ?2", &[&ANCHOR, &anchor])?;
+            Ok(())
+        }
     }
+}
+
+/// The last line of the trail; if all were dropped, the last of those.
+fn last_line(connection: &Connection, secret: &StoreSecret) -> Result<audit::Head, StoreError> {
+    let last = connection
+        .prepare_cached("SELECT number, digest FROM audit ORDER BY number DESC LIMIT 1")?
+        .query_row([], |row| Ok(audit::Head { number: row.get::<_, i64>(0)?.cast_unsigned(), digest: row.get(1)? }))
+        .optional()?;
+    last.map_or_else(|| anchor(connection, secret), Ok)
 }

@@ -1,0 +1,141 @@
+//! What is asked about the audit trail.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::{Value, json};
+
+use super::perform::ControlFailure;
+use crate::accounts::Accounts;
+use crate::segments::{self, Covers, Keep, SegmentError};
+use crate::store::audit::{Edge, Head};
+use crate::store::{now, wait};
+
+impl From<SegmentError> for ControlFailure {
+    fn from(error: SegmentError) -> Self {
+        let hint = match &error {
+            SegmentError::Store(store) => return store.clone().into(),
+            SegmentError::Io { .. } => "name another file, or make room; the trail is as it was",
+            SegmentError::File { .. } => "compare it with a copy; the segment that follows it says how it ended",
+            SegmentError::Dropped(_) => "compare it with the segment that has it: `credhost audit verify --file FILE`",
+            SegmentError::Broken(_) => "somebody has written to store.db who should not have; compare it with a backup",
+        };
+        Self { error: error.to_string(), hint: Some(hint.to_owned()) }
+    }
+}
+
+/// Walks the whole trail. Against the head that was noted down beside the store, and against `head`, if one is given.
+fn verify(
+    accounts: &Accounts,
+    head: Option<&str>,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<(Head, Head), ControlFailure> {
+    let wrong = |error: String| ControlFailure {
+        error,
+        hint: Some("its owner and mode are to be this user's, 0600".to_owned()),
+    };
+    let given = head.map(|head| {
+        Head::parse(head).ok_or_else(|| ControlFailure {
+            error: format!("{head:?} is no head of a trail"),
+            hint: Some("it is what an earlier `audit verify` has printed: NUMBER DIGEST".to_owned()),
+        })
+    });
+    let given = given.transpose()?;
+    let path = accounts.store().head();
+    // The host writes it anew all the time: what is read here is not newer than the trail.
+    let noted = match path.as_ref().map(|path| (path.display(), std::fs::read_to_string(path))) {
+        Some((path, Ok(text))) => {
+            let head = Head::unsealed(&text, Edge::Head, accounts.secret());
+            Some(head.ok_or_else(|| ControlFailure {
+                error: format!("{path} was not written by this host: it was changed, or lost in a power cut"),
+                hint: elsewhere(),
+            })?)
+        }
+        Some((path, Err(error))) if error.kind() != std::io::ErrorKind::NotFound => {
+            return Err(wrong(format!("{path}: {error}")));
+        }
+        _ => None,
+    };
+    let of = noted.as_ref().map_or(0, |head| head.number);
+    let (begins, head) = segments::verify(&**accounts.store(), &[given.clone(), noted.clone()], &mut |line| {
+        progress(line, of.max(line));
+    })?;
+    if noted.is_none() && given.is_none() {
+        let any = head.number > 0;
+        let removed = || "there are identities, but no line of the trail: it was removed".to_owned();
+        let error = match path {
+            Some(path) if any => Some(format!(
+                "the lines fit, but {} is missing: lines may have been cut off at the end",
+                path.display()
+            )),
+            // A store without such a file: what was cut off at the end is found by `head` alone.
+            _ => (!any && !accounts.page(None, 1)?.is_empty()).then(removed),
+        };
+        if let Some(error) = error {
+            return Err(ControlFailure { error, hint: elsewhere() });
+        }
+    }
+    Ok((begins, head))
+}
+
+/// Verifies the trail, and segments that were taken out of it, in order: each begins where the one before it ends.
+pub(super) fn verify_all(
+    accounts: &Accounts,
+    (head, files): (Option<&str>, &[PathBuf]),
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<Value, ControlFailure> {
+    let mut covered: Vec<(&Path, Covers)> = Vec::new();
+    for file in files {
+        covered.push((file, segments::verify_file(accounts.secret(), file)?));
+    }
+    let (begins, head) = verify(accounts, head, progress)?;
+    let next = covered.iter().skip(1).map(|(_, covers)| covers.after.clone()).chain([begins.to_string()]);
+    let joins: Vec<bool> = covered.iter().zip(next).map(|((_, covers), next)| covers.end == next).collect();
+    let segments: Vec<Value> = covered
+        .iter()
+        .zip(&joins)
+        .map(|((file, covers), joins)| {
+            json!({ "file": file, "first": covers.first, "last": covers.last, "end": covers.end, "joins": joins })
+        })
+        .collect();
+    let lines = head.number - begins.number;
+    Ok(json!({
+        "lines": lines,
+        "first": begins.number + 1,
+        "after": begins.to_string(),
+        "head": head.to_string(),
+        "segments": segments,
+    }))
+}
+
+fn keep(text: &str) -> Result<Keep, ControlFailure> {
+    let hint = || Some("\"90 days\" keeps what is not older, \"100 MiB\" the latest lines of that size".to_owned());
+    Keep::parse(text).map_err(|error| ControlFailure { error, hint: hint() })
+}
+
+/// Writes the trail, or what is too old to be kept, into a file.
+pub(super) fn export(accounts: &Accounts, file: &Path, older: Option<&str>) -> Result<Value, ControlFailure> {
+    let store = &**accounts.store();
+    let through = match older {
+        Some(older) => segments::dispensable(store, keep(older)?, now() * 1000)?,
+        None => Some(segments::verify(store, &[None], &mut |_| ())?.1.number),
+    };
+    let Some(through) = through else { return Ok(Value::Null) };
+    Ok(json!(segments::export(store, file, through)?))
+}
+
+/// Drops what is too old to be kept.
+pub(super) fn prune(accounts: &Accounts, kept: &str, file: Option<&Path>, by: &str) -> Result<Value, ControlFailure> {
+    let store = &**accounts.store();
+    let Some(through) = segments::dispensable(store, keep(kept)?, now() * 1000)? else { return Ok(Value::Null) };
+    let first = wait(|done| store.anchor(done))?.number + 1;
+    if let Some(file) = file {
+        segments::export(store, file, through)?;
+    }
+    segments::drop_through(store, through, by, file)?;
+    Ok(json!({ "first": first, "last": through, "file": file }))
+}
+
+fn elsewhere() -> Option<String> {
+    let hint = "compare with a head that was noted down elsewhere: `credhost audit verify --head \"NUMBER DIGEST\"`";
+    Some(hint.to_owned())
+}

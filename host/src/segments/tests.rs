@@ -1,0 +1,160 @@
+use std::os::unix::fs::PermissionsExt;
+
+use super::*;
+use crate::store::MemoryStore;
+
+const DAY: u64 = 24 * 3600 * 1000;
+
+/// A trail of so many lines, one a day; it is as old as the last.
+fn trail(lines: u64) -> MemoryStore {
+    let store = MemoryStore::new();
+    for day in 1..=lines {
+        let event = Event { at: day * DAY, ..Event::new("test") }.with("day", day);
+        wait(|done| store.commit(vec![Write::Audit(event)], done)).unwrap();
+    }
+    store
+}
+
+fn folder() -> tempfile::TempDir {
+    tempfile::tempdir().unwrap()
+}
+
+fn head(store: &MemoryStore) -> (Head, Head) {
+    verify(store, &[None], &mut |_| ()).unwrap()
+}
+
+#[test]
+fn how_much_is_kept_is_a_time_or_a_size() {
+    assert_eq!(Keep::parse("90 days"), Ok(Keep::Time(Duration::from_secs(90 * 24 * 3600))));
+    assert_eq!(Keep::parse(" 12h"), Ok(Keep::Time(Duration::from_secs(12 * 3600))));
+    assert_eq!(Keep::parse("100 MiB"), Ok(Keep::Bytes(100 << 20)));
+    for wrong in ["", "90", "days", "-1 days", "100 MB or so", "1 s", "99999999999 GiB"] {
+        assert!(Keep::parse(wrong).is_err(), "{wrong:?}");
+    }
+}
+
+#[test]
+fn what_is_older_is_dropped_into_segments_that_follow_each_other_and_the_rest_still_fits() {
+    let (store, folder) = (trail(30), folder());
+    let archive = folder.path().join("archive");
+    let noted = head(&store).1;
+    let keep = |days: u64| Keep::Time(Duration::from_millis(days * DAY));
+    let mut before = Head::beginning().to_string();
+    for (now, days, expected) in [(30, 20, Some((1, 9))), (30, 20, None), (30, 10, Some((10, 19)))] {
+        let done = prune(&store, keep(days), Some(&archive), "a test", now * DAY).unwrap();
+        let Some((first, last, file)) = done else {
+            assert_eq!(expected, None);
+            continue;
+        };
+        assert_eq!(Some((first, last)), expected);
+        let file = file.unwrap();
+        assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
+        let covers = verify_file(store.secret(), &file).unwrap();
+        assert_eq!((covers.first, covers.last, covers.after), (first, last, before));
+        before = covers.end;
+        // The trail that is kept begins where the segment ends, and a head that was noted down before still fits.
+        assert_eq!(head(&store).0.to_string(), before);
+        verify(&store, &[Some(noted.clone())], &mut |_| ()).unwrap();
+    }
+    assert_eq!(fs::read_dir(&archive).unwrap().count(), 2, "nothing half done is left there");
+    let lines = wait(|done| store.audit(0, 100, done)).unwrap();
+    let last: serde_json::Value = serde_json::from_str(&lines.last().unwrap().text).unwrap();
+    assert_eq!((&last["what"], &last["first"], &last["last"]), (&"audit.pruned".into(), &10.into(), &19.into()));
+}
+
+#[test]
+fn by_size_the_latest_are_kept_and_the_newest_always() {
+    let store = trail(100);
+    let each = wait(|done| store.audit(50, 1, done)).unwrap().remove(0);
+    let each = (each.text.len() + each.digest.len()) as u64 + LINE;
+    let through = dispensable(&store, Keep::Bytes(10 * each), 0).unwrap().unwrap();
+    assert!((88..=91).contains(&through), "{through}");
+    assert_eq!(dispensable(&store, Keep::Bytes(0), 0).unwrap(), Some(99));
+    assert_eq!(dispensable(&store, Keep::Bytes(1 << 30), 0).unwrap(), None);
+    assert_eq!(dispensable(&MemoryStore::new(), Keep::Bytes(0), 0).unwrap(), None);
+}
+
+#[test]
+fn a_head_that_was_noted_down_is_held_against_what_is_kept_alone() {
+    let store = trail(10);
+    let heads: Vec<Head> = wait(|done| store.audit(0, 10, done))
+        .unwrap()
+        .into_iter()
+        .map(|line| Head { number: line.number, digest: line.digest })
+        .collect();
+    drop_through(&store, 5, "a test", None).unwrap();
+    let check = |head: Head| verify(&store, &[Some(head)], &mut |_| ());
+    assert!(matches!(check(heads[3].clone()), Err(SegmentError::Dropped(4))));
+    check(heads[4].clone()).unwrap();
+    assert!(matches!(
+        check(Head { digest: heads[3].digest.clone(), ..heads[4].clone() }),
+        Err(SegmentError::Broken(_))
+    ));
+    check(heads[7].clone()).unwrap();
+    assert!(matches!(check(Head { number: 99, ..heads[7].clone() }), Err(SegmentError::Broken(Broken::Short(..)))));
+}
+
+#[test]
+fn a_segment_that_was_changed_anywhere_is_told_from_one_that_was_not() {
+    let (store, folder) = (trail(6), folder());
+    let file = folder.path().join("segment");
+    export(&store, &file, 5).unwrap();
+    let whole = fs::read_to_string(&file).unwrap();
+    verify_file(store.secret(), &file).unwrap();
+    let lines: Vec<&str> = whole.lines().collect();
+    let mut others: Vec<(String, String)> = Vec::new();
+    for at in 0..lines.len() {
+        let without: Vec<&str> =
+            lines.iter().enumerate().filter(|(index, _)| *index != at).map(|(_, line)| *line).collect();
+        others.push((format!("without line {at}"), without.join("\n")));
+        let mut changed = lines.clone();
+        let other = lines[at].replacen(|c: char| c.is_ascii_digit(), "x", 1);
+        changed[at] = &other;
+        others.push((format!("line {at} changed"), changed.join("\n")));
+        let mut twice = lines.clone();
+        twice.insert(at, lines[at]);
+        others.push((format!("line {at} twice"), twice.join("\n")));
+    }
+    others.push(("cut off".to_owned(), whole[..whole.len() / 2].to_owned()));
+    others.push(("empty".to_owned(), String::new()));
+    others.push(("no segment".to_owned(), "\u{0}\u{1}binary\n".to_owned()));
+    for (what, text) in others {
+        fs::write(&file, text).unwrap();
+        let error = verify_file(store.secret(), &file).expect_err(&what);
+        assert!(error.to_string().contains(", line "), "{what}: {error}");
+    }
+    fs::write(&file, &whole).unwrap();
+    let other = StoreSecret::new([9; 32]);
+    assert!(verify_file(&other, &file).unwrap_err().to_string().contains("another host's"));
+}
+
+#[test]
+fn what_cannot_be_written_into_the_archive_is_kept() {
+    let (store, folder) = (trail(10), folder());
+    let in_the_way = folder.path().join("archive");
+    fs::write(&in_the_way, "a file").unwrap();
+    let before = head(&store);
+    prune(&store, Keep::Bytes(0), Some(&in_the_way), "a test", 0).unwrap_err();
+    assert_eq!(head(&store), before);
+    let file = folder.path().join("there");
+    fs::write(&file, "mine").unwrap();
+    assert!(export(&store, &file, 3).unwrap_err().to_string().contains("it is there already"));
+    assert_eq!(fs::read_to_string(&file).unwrap(), "mine");
+}
+
+#[test]
+fn a_prune_that_ended_between_the_file_and_the_store_is_done_again() {
+    let (store, folder) = (trail(10), folder());
+    let archive = folder.path().join("archive");
+    fs::create_dir(&archive).unwrap();
+    let file = archive.join("audit-0000000001-0000000009.jsonl");
+    for left in [None, Some("half a segment\n")] {
+        match left {
+            None => drop(export(&store, &file, 9).unwrap()),
+            Some(text) => fs::write(&file, text).unwrap(),
+        }
+        let store = trail(10);
+        prune(&store, Keep::Bytes(0), Some(&archive), "a test", 0).unwrap().unwrap();
+        assert_eq!(verify_file(store.secret(), &file).unwrap().last, 9);
+    }
+}

@@ -1,0 +1,60 @@
+//! Drops lines of the audit trail that need not be kept.
+
+use std::cell::RefCell;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use super::StartError;
+use crate::config::{AuditSection, Home};
+use crate::segments::{self, Keep};
+use crate::store::{self, Store};
+
+/// How often the trail is looked at for lines that need not be kept.
+const RETENTION: std::time::Duration = std::time::Duration::from_secs(3600);
+
+/// How much of the trail is kept, and where the rest goes.
+#[derive(Debug, Clone)]
+pub(super) struct Retention {
+    keep: Keep,
+    archive: Option<PathBuf>,
+}
+
+impl Retention {
+    pub(super) fn of(home: &Home, section: &AuditSection) -> Result<Option<Self>, StartError> {
+        let archive = section.archive.as_ref().map(|folder| home.path().join(folder));
+        match &section.keep {
+            Some(keep) => {
+                let keep = Keep::parse(keep).map_err(|error| StartError::Section(format!("[audit] keep = {error}")))?;
+                Ok(Some(Self { keep, archive }))
+            }
+            None if archive.is_some() => {
+                let error = "[audit] archive is of no use without [audit] keep: nothing is dropped";
+                Err(StartError::Section(error.to_owned()))
+            }
+            None => Ok(None),
+        }
+    }
+}
+
+/// Drops what need not be kept, now and every hour, for as long as it is polled.
+pub(super) async fn drop_old_lines(retention: &RefCell<Option<Retention>>, store: &Arc<dyn Store>) {
+    loop {
+        let now = retention.borrow().clone();
+        if let Some(Retention { keep, archive }) = now {
+            let store = Arc::clone(store);
+            let pruned = tokio::task::spawn_blocking(move || {
+                segments::prune(&*store, keep, archive.as_deref(), "[audit] keep", store::now() * 1000)
+            });
+            match pruned.await {
+                Ok(Ok(None)) => {}
+                Ok(Ok(Some((first, last, file)))) => {
+                    let file = file.map(|file| file.display().to_string());
+                    tracing::info!(first, last, file, "old lines of the audit trail are dropped");
+                }
+                Ok(Err(error)) => tracing::error!("old lines of the audit trail cannot be dropped: {error}"),
+                Err(error) => tracing::error!(%error, "a fault of the host's own; please report it"),
+            }
+        }
+        tokio::time::sleep(RETENTION).await;
+    }
+}
