@@ -114,6 +114,12 @@ pub fn files(home: &Home) -> Vec<Finding> {
         Ok(free) => finding("ok", format!("the disk has {} MiB left", free >> 20), None),
         Err(error) => finding("warning", format!("the disk cannot be looked at: {error}"), None),
     });
+    // Made at a host's first start.
+    let reserve = crate::store::reserve(&home.store());
+    if home.control().exists() && !reserve.exists() {
+        let what = "the room that is kept back on the disk is in use: only what takes away is committed".to_owned();
+        found.push(finding("wrong", what, Some("make room where the home folder is")));
+    }
     let descriptors = rustix::process::getrlimit(rustix::process::Resource::Nofile).maximum;
     if descriptors.is_some_and(|most| most < 10_100) {
         let what = format!("only {} files and connections can be open at once", descriptors.unwrap_or(0));

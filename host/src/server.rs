@@ -225,6 +225,7 @@ impl Host {
             others.push(listener);
             endpoints.push(root);
         }
+        accounts.store().keep_room();
         accounts.note_host("host.started");
         erase(&accounts);
         endpoints.push(root);

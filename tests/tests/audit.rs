@@ -166,7 +166,10 @@ fn old_lines_go_into_segments_that_are_verified_alone_and_with_what_is_kept() {
     let said = home.run(&["audit", "export", &all], "");
     assert!(said.contains(&format!("lines 1 to {before}")), "{said}");
     assert!(home.refused(&["audit", "export", &all], "").contains("it is there already"));
-    assert!(home.refused(&["audit", "prune", "--keep", "1 KiB"], "").contains("--export"), "not without a word about it");
+    assert!(
+        home.refused(&["audit", "prune", "--keep", "1 KiB"], "").contains("--export"),
+        "not without a word about it"
+    );
     assert!(home.refused(&["audit", "prune", "--keep", "soon", "--discard"], "").contains("90 days"));
     assert!(home.run(&["audit", "prune", "--keep", "1 year", "--discard"], "").contains("nothing is older"));
     home.run(&["audit", "prune", "--keep", "1 KiB", "--export", &one], "");
@@ -198,7 +201,9 @@ fn what_the_trail_begins_behind_cannot_be_moved_by_who_has_not_the_key() {
         let number = sealed.split(' ').next().expect("a number");
         change(
             &home,
-            &format!("DELETE FROM audit WHERE number <= {number}; INSERT INTO meta VALUES ('audit anchor', '{sealed}');"),
+            &format!(
+                "DELETE FROM audit WHERE number <= {number}; INSERT INTO meta VALUES ('audit anchor', '{sealed}');"
+            ),
         );
         let refused = home.refused(&["audit", "verify"], "");
         assert!(refused.contains("was not noted down by this host"), "{begins}: {refused}");

@@ -189,6 +189,44 @@ async fn a_disk_that_fails_is_a_clear_error_and_reads_go_on() {
 }
 
 #[tokio::test]
+async fn on_a_full_disk_things_can_be_taken_away_and_nothing_else_changes() {
+    let home = TestHome::new();
+    home.make();
+    home.identity("alice", "alice-pw", &["todo"]);
+    home.identity("bob", "bob-pw", &["todo"]);
+    home.install("todo");
+    let (library, fault) = faults(&home);
+    let environment = [("LD_PRELOAD", library.as_str()), ("CREDHOST_FAULT", fault.to_str().expect("a path"))];
+    let host = home.start_with(&[], &environment);
+    let (alice, bob) = (login(&host, "alice/todo").await, login(&host, "bob/todo").await);
+    bob.call("add", &("before",)).await.expect("the disk is well");
+    std::fs::write(&fault, "brim").expect("it can be written");
+    for round in 0..3 {
+        // Whoever writes first has spent nobody's room but his own.
+        match bob.call("add", &(format!("during {round}"),)).await {
+            Err(Error::Failure(failure)) => assert!(failure.value.contains("could not be saved"), "{failure}"),
+            other => panic!("answered with {other:?}"),
+        }
+        let refused = host.home.refused(&["identity", "add", &format!("carol{round}"), "--no-password"], "");
+        assert!(refused.contains("the disk is full"), "{refused}");
+    }
+    host.home.run(&["key", "remove", "bob", "todo"], "");
+    host.home.run(&["identity", "disable", "alice"], "");
+    for gone in [&alice, &bob] {
+        match gone.call("list", &()).await {
+            Err(Error::Failure(failure)) => assert!(failure.class.ends_with("DeadReferenceError"), "{failure}"),
+            Err(Error::Lost(_)) => {}
+            other => panic!("answered with {other:?}"),
+        }
+    }
+    let shown = host.home.run(&["audit", "show", "--with", "identity.disabled"], "");
+    assert!(shown.contains("identity=alice"), "{shown}");
+    std::fs::remove_file(&fault).expect("it is there");
+    host.home.run(&["identity", "add", "carol", "--no-password"], "");
+    host.home.run(&["audit", "verify"], "");
+}
+
+#[tokio::test]
 async fn a_backup_of_a_running_host_is_restored_whole() {
     let home = TestHome::new();
     home.make();

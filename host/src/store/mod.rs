@@ -16,6 +16,7 @@ use std::sync::Arc;
 pub use authorizer::StoreAuthorizer;
 pub use memory::MemoryStore;
 pub use record::{LATEST, Record, RecordError};
+pub use sqlite::reserve::path as reserve;
 pub use sqlite::{OpenError, SqliteStore};
 
 use crate::cred::throttle::Counter;
@@ -151,6 +152,10 @@ pub const ENTRIES_BYTES: usize = 4 << 20;
 pub trait Store: Send + Sync + 'static {
     /// Commits all of these, or none.
     fn commit(&self, writes: Vec<Write>, done: Done<()>);
+
+    /// Keeps room back from now on, so that what takes away (an identity is changed or removed) can be committed though all
+    /// else fails for want of it. A store that has no such room does nothing.
+    fn keep_room(&self) {}
 
     /// The last committed state, if there is one.
     fn state(&self, service: &str, perspective: &str, done: Done<Option<Saved>>);

@@ -6,6 +6,7 @@
 
 mod backup;
 mod open;
+pub mod reserve;
 mod write;
 
 use std::fs;
@@ -20,6 +21,7 @@ use rusqlite::{Connection, OpenFlags, OptionalExtension, Transaction, Transactio
 
 pub use self::open::OpenError;
 use self::open::{FAILURES, SECRET, belongs, check, migrate, prepare, secret};
+use self::reserve::Reserve;
 use super::{Done, ENTRIES_BYTES, Entries, Kept, Range, Record, Saved, Store, StoreError, Write, audit};
 use crate::cred::throttle::Counter;
 use crate::cred::{MasterKey, StoreSecret, TokenDigest};
@@ -44,7 +46,12 @@ pub struct SqliteStore {
 struct Job {
     writes: Vec<Write>,
     done: Done<()>,
+    /// Room is to be kept back on the disk from now on.
+    makes_reserve: bool,
 }
+
+/// What is said of a full disk.
+const FULL: &str = "the disk is full";
 
 impl std::fmt::Debug for SqliteStore {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -55,7 +62,7 @@ impl std::fmt::Debug for SqliteStore {
 impl From<rusqlite::Error> for StoreError {
     fn from(error: rusqlite::Error) -> Self {
         Self::Failed(match error.sqlite_error_code() {
-            Some(rusqlite::ErrorCode::DiskFull) => "the disk is full".to_owned(),
+            Some(rusqlite::ErrorCode::DiskFull) => FULL.to_owned(),
             Some(rusqlite::ErrorCode::SystemIoFailure) => format!("the disk cannot be read or written ({error})"),
             Some(rusqlite::ErrorCode::DatabaseCorrupt) => format!("the file is damaged ({error})"),
             _ => error.to_string(),
@@ -93,10 +100,10 @@ impl SqliteStore {
         let secret = secret(&connection, path, key, random)?;
         let head = path.with_file_name("audit.head");
         let (jobs, receiver) = channel();
-        let of_writer = secret.clone();
+        let writer = write::Writer { connection, secret: secret.clone(), head, reserve: Reserve::beside(path) };
         let writer = std::thread::Builder::new()
             .name("store".to_owned())
-            .spawn(move || write::write(connection, &receiver, &of_writer, &head))
+            .spawn(move || write::write(writer, &receiver))
             .map_err(io)?;
         Ok(Self { path: path.to_owned(), jobs: Some(jobs), writer: Some(writer), readers: Mutex::default(), secret })
     }
@@ -161,12 +168,19 @@ fn kept(row: &rusqlite::Row<'_>) -> rusqlite::Result<Kept> {
 }
 
 impl Store for SqliteStore {
+    fn keep_room(&self) {
+        if let Some(jobs) = &self.jobs {
+            // A writer that has ended keeps nothing.
+            let _ = jobs.send(Job { writes: Vec::new(), done: Box::new(drop), makes_reserve: true });
+        }
+    }
+
     fn commit(&self, writes: Vec<Write>, done: Done<()>) {
         if writes.is_empty() {
             return done(Ok(()));
         }
         let Some(jobs) = &self.jobs else { return };
-        if let Err(unsent) = jobs.send(Job { writes, done }) {
+        if let Err(unsent) = jobs.send(Job { writes, done, makes_reserve: false }) {
             (unsent.0.done)(Err(StoreError::Failed("it has ended".to_owned())));
         }
     }

@@ -273,3 +273,56 @@ fn the_files_are_nobody_elses() {
         assert_eq!(file.metadata().unwrap().permissions().mode() & 0o077, 0, "{:?}", file.path());
     }
 }
+
+#[test]
+fn while_the_room_that_is_kept_back_is_in_use_what_takes_away_is_committed_alone() {
+    use super::reserve::Reserve;
+    use super::write::Writer;
+    let (folder, store) = store();
+    let path = folder.path().join("store.db");
+    let alice = |base| Write::Identity { identity: Arc::new(Identity::new("alice").unwrap()), base };
+    commit(&store, vec![alice(0)]).unwrap();
+    let connection = Connection::open(&path).unwrap();
+    prepare(&connection).unwrap();
+    let (secret, head) = (store.secret().clone(), path.with_file_name("audit.head"));
+    let mut writer = Writer { connection, secret, head, reserve: Reserve::spent(&path) };
+    let results = Arc::new(Mutex::new(Vec::new()));
+    let job = |writes: Vec<Write>| {
+        let results = Arc::clone(&results);
+        Job { writes, done: Box::new(move |result| results.lock().push(result.is_ok())), makes_reserve: false }
+    };
+    let group = || {
+        vec![
+            job(vec![state("alice", 0, b"a state")]),
+            job(vec![alice(1), Write::Audit(Event::new("identity.disabled"))]),
+            job(vec![Write::Audit(Event::new("login"))]),
+        ]
+    };
+    writer.commit(group());
+    // Others are refused first.
+    assert_eq!(std::mem::take(&mut *results.lock()), [false, false, true]);
+    assert_eq!(saved(&store, "alice"), None);
+    let last = wait(|done| store.audit(0, 10, done)).unwrap().pop().unwrap();
+    assert!(last.text.contains("identity.disabled"), "{}", last.text);
+    assert!(!reserve::path(&path).exists());
+    // There is room again, and it is kept back anew.
+    writer.reserve.has_room();
+    writer.commit(vec![job(vec![state("alice", 0, b"a state")])]);
+    assert_eq!(*results.lock(), [true]);
+    let kept = fs::metadata(reserve::path(&path)).unwrap();
+    assert_eq!(kept.len(), reserve::RESERVE);
+    assert!(saved(&store, "alice").is_some());
+}
+
+#[test]
+fn room_is_kept_back_where_a_host_asks_for_it_and_is_there_at_the_next_start() {
+    let (folder, store) = store();
+    let path = reserve::path(&folder.path().join("store.db"));
+    assert!(!path.exists(), "a command keeps none");
+    store.keep_room();
+    commit(&store, vec![state("alice", 0, b"a state")]).unwrap();
+    let file = fs::metadata(&path).unwrap();
+    use std::os::unix::fs::{MetadataExt, PermissionsExt};
+    assert!(file.blocks() * 512 >= reserve::RESERVE, "blocks are taken, not only a length");
+    assert_eq!(file.permissions().mode() & 0o777, 0o600);
+}

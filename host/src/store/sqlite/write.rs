@@ -2,18 +2,19 @@
 
 use std::fs;
 use std::io::Write as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
 use rusqlite::{Connection, OptionalExtension, TransactionBehavior};
 
-use super::{ANCHOR, Job, anchor};
+use super::reserve::Reserve;
+use super::{ANCHOR, FULL, Job, anchor};
 use crate::cred::throttle::Counter;
 use crate::cred::{ProofBy, StoreSecret};
 use crate::health;
 use crate::store::audit::Edge;
-use crate::store::{Change, Done, Record, StoreError, Write, audit};
+use crate::store::{Change, Record, StoreError, Write, audit};
 
 /// So many bytes of writes are committed together, at most.
 const GROUP_BYTES: usize = 16 << 20;
@@ -21,8 +22,17 @@ const GROUP_BYTES: usize = 16 << 20;
 const LINGER: Duration = Duration::from_millis(20);
 /// So many sources are kept of an identity's: the latest.
 const SOURCES: u32 = 16;
+/// What the thread that writes has.
+pub(super) struct Writer {
+    pub(super) connection: Connection,
+    pub(super) secret: StoreSecret,
+    /// Where the trail's head is noted down.
+    pub(super) head: PathBuf,
+    pub(super) reserve: Reserve,
+}
+
 /// The thread that writes.
-pub(super) fn write(mut connection: Connection, jobs: &Receiver<Job>, secret: &StoreSecret, head: &Path) {
+pub(super) fn write(mut writer: Writer, jobs: &Receiver<Job>) {
     while let Ok(first) = jobs.recv() {
         let mut size = first.size();
         let mut urgent = first.is_urgent();
@@ -40,14 +50,28 @@ pub(super) fn write(mut connection: Connection, jobs: &Receiver<Job>, secret: &S
             group.push(job);
         }
         // Who waits for what was not done hears of it by the drop.
-        health::contained("in the store", || commit(&mut connection, group, secret, head));
+        health::contained("in the store", || writer.commit(group));
     }
 }
 
 impl Job {
     /// Whether somebody waits for it: not for lines of the trail, and what else follows a login.
     fn is_urgent(&self) -> bool {
-        !self.writes.iter().all(|write| matches!(write, Write::Audit(_) | Write::Source { .. } | Write::Failures(..)))
+        self.makes_reserve
+            || !self
+                .writes
+                .iter()
+                .all(|write| matches!(write, Write::Audit(_) | Write::Source { .. } | Write::Failures(..)))
+    }
+
+    /// Whether it may take something away from somebody, or makes room: it is done though the disk is full.
+    fn takes_away(&self) -> bool {
+        let takes = |write: &Write| match write {
+            Write::Remove { .. } | Write::Prune { .. } => true,
+            Write::Identity { base, .. } => *base > 0,
+            _ => false,
+        };
+        self.writes.iter().any(takes)
     }
 
     fn size(&self) -> usize {
@@ -63,63 +87,104 @@ impl Job {
     }
 }
 
-/// Commits a group: each job whole or not at all, whatever becomes of the others, unless the disk refuses all.
-fn commit(connection: &mut Connection, group: Vec<Job>, secret: &StoreSecret, head: &Path) {
-    let (done, jobs): (Vec<Done<()>>, Vec<Vec<Write>>) = group.into_iter().map(|job| (job.done, job.writes)).unzip();
-    let mut last = None;
-    let mut before = None;
-    let results = (|| -> rusqlite::Result<Vec<Result<(), StoreError>>> {
-        let mut transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-        let mut results = Vec::with_capacity(jobs.len());
-        for writes in &jobs {
-            let savepoint = transaction.savepoint()?;
-            let mut written = Ok(());
-            for write in writes {
-                written = apply(&savepoint, write, secret, &mut last);
-                if written.is_err() {
-                    break;
-                }
-            }
-            match &written {
-                Ok(()) => {
-                    savepoint.commit()?;
-                    before.clone_from(&last);
-                }
-                Err(_) => {
-                    last.clone_from(&before);
-                    // Rolled back by its drop; if the whole transaction is gone, nothing of the group was done.
-                    drop(savepoint);
-                    if transaction.is_autocommit() {
-                        return Err(rusqlite::Error::ToSqlConversionFailure(
-                            written.err().map_or_else(String::new, |error| error.to_string()).into(),
-                        ));
+/// What became of each job of a group, and the trail's last line if it has one more.
+type Committed = (Vec<Result<(), StoreError>>, Option<audit::Head>);
+
+impl Writer {
+    /// Commits a group: each job whole or not at all, whatever becomes of the others, unless the disk refuses all.
+    pub(super) fn commit(&mut self, group: Vec<Job>) {
+        if group.iter().any(|job| job.makes_reserve) {
+            self.reserve.make();
+        }
+        if self.reserve.is_spent() {
+            return self.commit_what_takes_away(group, &StoreError::Failed("the disk is full".to_owned()));
+        }
+        match self.try_commit(&group) {
+            Ok(committed) => self.tell(group, committed),
+            Err((error, true)) if self.reserve.spend() => self.commit_what_takes_away(group, &error),
+            Err((error, _)) => refuse(group, &error),
+        }
+    }
+
+    fn commit_what_takes_away(&mut self, group: Vec<Job>, error: &StoreError) {
+        let (takes_away, others): (Vec<Job>, Vec<Job>) = group.into_iter().partition(Job::takes_away);
+        if !others.is_empty() {
+            refuse(others, error);
+        }
+        if takes_away.is_empty() {
+            return;
+        }
+        match self.try_commit(&takes_away) {
+            Ok(committed) => self.tell(takes_away, committed),
+            Err((error, _)) => refuse(takes_away, &error),
+        }
+    }
+
+    /// Commits, or says why nothing was; true: the disk is full.
+    fn try_commit(&mut self, group: &[Job]) -> Result<Committed, (StoreError, bool)> {
+        let (secret, connection) = (&self.secret, &mut self.connection);
+        let (mut last, mut before) = (None, None);
+        let results = (|| -> rusqlite::Result<Vec<Result<(), StoreError>>> {
+            let mut transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+            let mut results = Vec::with_capacity(group.len());
+            for job in group {
+                let savepoint = transaction.savepoint()?;
+                let mut written = Ok(());
+                for write in &job.writes {
+                    written = apply(&savepoint, write, secret, &mut last);
+                    if written.is_err() {
+                        break;
                     }
                 }
+                match &written {
+                    Ok(()) => {
+                        savepoint.commit()?;
+                        before.clone_from(&last);
+                    }
+                    Err(_) => {
+                        last.clone_from(&before);
+                        // Rolled back by its drop; if the whole transaction is gone, nothing of the group was done.
+                        drop(savepoint);
+                        if transaction.is_autocommit() {
+                            return Err(rusqlite::Error::ToSqlConversionFailure(
+                                written.err().map_or_else(String::new, |error| error.to_string()).into(),
+                            ));
+                        }
+                    }
+                }
+                results.push(written);
             }
-            results.push(written);
+            transaction.commit()?;
+            Ok(results)
+        })();
+        match results {
+            Ok(results) => Ok((results, last)),
+            Err(rusqlite::Error::ToSqlConversionFailure(said)) => {
+                let said = said.to_string();
+                let full = said.contains(FULL);
+                Err((StoreError::Failed(said), full))
+            }
+            Err(error) => {
+                let full = error.sqlite_error_code() == Some(rusqlite::ErrorCode::DiskFull);
+                Err((error.into(), full))
+            }
         }
-        transaction.commit()?;
-        Ok(results)
-    })();
-    match results {
-        Ok(results) => {
-            if let Some(head_line) = last {
-                note_head(head, &head_line.sealed(Edge::Head, secret));
-            }
-            for (done, result) in done.into_iter().zip(results) {
-                health::contained("behind a commit", || done(result));
-            }
+    }
+
+    fn tell(&self, group: Vec<Job>, (results, last): Committed) {
+        if let Some(last) = last {
+            note_head(&self.head, &last.sealed(Edge::Head, &self.secret));
         }
-        Err(error) => {
-            let error = match error {
-                rusqlite::Error::ToSqlConversionFailure(said) => StoreError::Failed(said.to_string()),
-                error => error.into(),
-            };
-            tracing::error!(%error, "nothing could be committed");
-            for done in done {
-                health::contained("behind a commit", || done(Err(error.clone())));
-            }
+        for (job, result) in group.into_iter().zip(results) {
+            health::contained("behind a commit", || (job.done)(result));
         }
+    }
+}
+
+fn refuse(group: Vec<Job>, error: &StoreError) {
+    tracing::error!(%error, "nothing could be committed");
+    for job in group {
+        health::contained("behind a commit", || (job.done)(Err(error.clone())));
     }
 }
 

@@ -1,0 +1,119 @@
+//! Room on the disk for what takes away: somebody is disabled, a key is taken, a credential removed, though the disk is full.
+//!
+//! A file of this size is kept beside the store. When the disk is full, it is removed, and until it can be made again
+//! only what takes away is committed: services, logins and the trail of others would fill the room in no time.
+
+use std::fs;
+use std::io::Write as _;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{FallocateFlags, fallocate, statvfs};
+use rustix::io::Errno;
+
+/// How much is kept back, in bytes.
+pub const RESERVE: u64 = 16 << 20;
+
+/// Whether there is room that is kept back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    /// It is there.
+    Held,
+    /// It is given up, or in use: it is made again as soon as there is room.
+    Spent,
+    /// It was never made, here: a command's own store.
+    None,
+}
+
+/// Room that is kept back on the disk.
+#[derive(Debug)]
+pub(super) struct Reserve {
+    path: PathBuf,
+    state: State,
+    /// How much room there is beside a file, in bytes.
+    room: fn(&Path) -> u64,
+}
+
+impl Reserve {
+    /// What there is beside this store; none is made.
+    pub(super) fn beside(store: &Path) -> Self {
+        let path = path(store);
+        let held = fs::metadata(&path).is_ok_and(|file| file.len() >= RESERVE);
+        Self { path, state: if held { State::Held } else { State::None }, room }
+    }
+
+    /// Makes it, if it is not there.
+    pub(super) fn make(&mut self) {
+        if self.state == State::Held {
+            return;
+        }
+        match allocate(&self.path) {
+            Ok(()) => self.state = State::Held,
+            Err(error) => {
+                let _ = fs::remove_file(&self.path);
+                if self.state == State::None {
+                    tracing::warn!(%error, "no room is kept back on the disk: on a full one nobody can be disabled");
+                }
+            }
+        }
+    }
+
+    /// The disk is full. True: there is room now that there was not.
+    pub(super) fn spend(&mut self) -> bool {
+        if self.state != State::Held {
+            return false;
+        }
+        self.state = State::Spent;
+        tracing::error!("the disk is full: only what takes away is committed until there is room again");
+        fs::remove_file(&self.path).is_ok()
+    }
+
+    /// Whether the room that was kept back is in use. It is made again if there is twice as much.
+    pub(super) fn is_spent(&mut self) -> bool {
+        if self.state == State::Spent && (self.room)(&self.path) >= 2 * RESERVE {
+            self.make();
+            if self.state == State::Held {
+                tracing::info!("there is room on the disk again");
+            }
+        }
+        self.state == State::Spent
+    }
+}
+
+/// Where it is, beside a store.
+#[must_use]
+pub fn path(store: &Path) -> PathBuf {
+    store.with_extension("reserve")
+}
+
+fn room(path: &Path) -> u64 {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    statvfs(folder).map_or(0, |about| about.f_bavail.saturating_mul(about.f_frsize))
+}
+
+fn allocate(path: &Path) -> std::io::Result<()> {
+    let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
+    match fallocate(&file, FallocateFlags::empty(), 0, RESERVE) {
+        // A file system that cannot: written instead.
+        Err(Errno::OPNOTSUPP) => {
+            for _ in 0..RESERVE >> 20 {
+                file.write_all(&[0; 1 << 20])?;
+            }
+            file.sync_all()
+        }
+        done => Ok(done?),
+    }
+}
+
+#[cfg(test)]
+impl Reserve {
+    /// One that is in use, on a disk without room.
+    pub(super) fn spent(store: &Path) -> Self {
+        Self { path: path(store), state: State::Spent, room: |_| 0 }
+    }
+
+    /// There is room again.
+    pub(super) fn has_room(&mut self) {
+        self.room = |_| u64::MAX;
+    }
+}
