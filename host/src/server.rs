@@ -8,6 +8,8 @@ use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
 
+use ipnet::IpNet;
+
 use self::retention::Retention;
 use crate::accounts::{AccountError, Accounts};
 use crate::config::{ConfigFile, Home, HomeError, Lock, Settings, random};
@@ -118,6 +120,7 @@ impl Host {
         if let Some(weaker) = accounts.rules().weaker_than_standard() {
             tracing::warn!("{weaker}");
         }
+        let proxies = proxies(&settings.pb.proxies)?;
         let retention = Retention::of(&home, &settings.audit)?;
         let wrong = |error: limits::LimitError| StartError::Section(error.to_string());
         let orphans = limits::of_host(std::time::Duration::ZERO, &settings.limits).map_err(wrong)?.orphans;
@@ -199,7 +202,9 @@ impl Host {
             let (key, cost) = (accounts.key().clone(), accounts.cost());
             let login = Login::with_cost(Arc::clone(&authorizer), key, &random()?, cost);
             let before = (Arc::clone(&gate), Arc::clone(&sessions));
-            Ok(Endpoint::with_gate(login, Arc::clone(served), context.clone(), limits, before))
+            let endpoint = Endpoint::with_gate(login, Arc::clone(served), context.clone(), limits, before);
+            endpoint.set_proxies(proxies.clone());
+            Ok(endpoint)
         };
         let root = serve(served)?;
         let mut roots = Vec::new();
@@ -305,15 +310,19 @@ impl Host {
         let read = settings.map_err(|error| error.to_string()).and_then(|settings| {
             let retention = Retention::of(&self.home, &settings.audit).map_err(|error| error.to_string())?;
             let limits = limits::of_host(before.refusal, &settings.limits).map_err(|error| error.to_string())?;
-            Ok((limits, retention))
+            let proxies = proxies(&settings.pb.proxies).map_err(|error| error.to_string())?;
+            Ok((limits, retention, proxies))
         });
-        let (limits, retention) = read.map_err(|error| {
+        let (limits, retention, proxies) = read.map_err(|error| {
             let hint = "everything stays as it was; put it right, and try again".to_owned();
             ControlFailure { error, hint: Some(hint) }
         })?;
         *self.retention.borrow_mut() = retention;
         self.memory.set_limit(limits.memory);
-        self.endpoints.iter().for_each(|endpoint| endpoint.set_limits(limits));
+        self.endpoints.iter().for_each(|endpoint| {
+            endpoint.set_limits(limits);
+            endpoint.set_proxies(proxies.clone());
+        });
         self.limits.set(limits);
         let changed = limits::SETTINGS.iter().filter(|setting| (setting.get)(&before) != (setting.get)(&limits));
         let changed: Vec<String> = changed
@@ -522,6 +531,16 @@ fn erase(accounts: &Arc<Accounts>) {
     if let Err(error) = erasing {
         tracing::error!(%error, "what Twisted's own login needs could not be erased");
     }
+}
+
+/// The addresses and networks of proxies.
+fn proxies(named: &[String]) -> Result<Vec<IpNet>, StartError> {
+    let read = |text: &String| {
+        let address = text.parse::<std::net::IpAddr>().map(IpNet::from);
+        let wrong = format!("[pb] proxies: {text:?} is neither an address nor a network, such as \"192.168.7.0/24\"");
+        address.or_else(|_| text.parse()).map_err(|_| StartError::Section(wrong))
+    };
+    named.iter().map(read).collect()
 }
 
 fn listen(address: &str, plaintext: bool) -> Result<std::net::TcpListener, StartError> {

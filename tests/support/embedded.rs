@@ -197,6 +197,14 @@ impl Embedded {
         self.root.gate()
     }
 
+    /// Connections from this address come by a proxy.
+    ///
+    /// # Panics
+    /// When it is none.
+    pub fn set_proxy(&self, address: &str) {
+        self.root.set_proxies(vec![address.parse().expect("an address, and how much of it counts")]);
+    }
+
     /// What is kept for its clients.
     #[must_use]
     pub fn memory(&self) -> &Budget {
@@ -262,8 +270,17 @@ impl RawClient {
     /// When it is refused.
     #[must_use]
     pub fn login_as(address: SocketAddr, name: &str, perspective: &str) -> Self {
+        Self::login_on(Wire::connect(address), name, perspective)
+    }
+
+    /// The same, on a connection that has said nothing yet.
+    ///
+    /// # Panics
+    /// When it is refused.
+    #[must_use]
+    pub fn login_on(wire: Wire, name: &str, perspective: &str) -> Self {
         let password = Password::new(&format!("{name}-pw"));
-        let mut client = Self { wire: Wire::connect(address), perspective: 0, request: 0 };
+        let mut client = Self { wire, perspective: 0, request: 0 };
         let asked = jelly::to_vec(&(format!("{name}/trial/{perspective}"),)).expect("a name");
         let request = client.send(Err("root"), "login", &asked);
         let answer = client.answer(request);

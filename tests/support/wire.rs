@@ -24,10 +24,19 @@ impl Wire {
     pub fn connect(address: SocketAddr) -> Self {
         let stream = TcpStream::connect(address).expect("the door is open");
         stream.set_read_timeout(Some(PATIENCE)).expect("a timeout can be set");
-        let mut wire = Self { stream, received: Vec::new() };
+        Self { stream, received: Vec::new() }.greet()
+    }
+
+    /// Waits for the host's greeting, and chooses the dialect "pb".
+    ///
+    /// # Panics
+    /// When it does not come.
+    #[must_use]
+    pub fn greet(mut self) -> Self {
+        let wire = &mut self;
         wire.wait_for(&[2, 0x80, 2, 0x82, b'p', b'b', 4, 0x82, b'n', b'o', b'n', b'e']);
         wire.send(&[2, 0x82, b'p', b'b', 2, 0x80, 19, 0x87, 6, 0x81]);
-        wire
+        self
     }
 
     /// Sends bytes; a closed connection is no failure here.

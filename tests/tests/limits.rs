@@ -392,3 +392,45 @@ fn what_came_behind_many_refusals_is_served_when_they_have_left() {
     // Nothing more is sent: what is there already is enough.
     wire.wait_for(b"No such method: remote_nonsense");
 }
+
+/// A connection that a proxy passes on, for whoever this header names.
+fn passed_on(host: &Embedded, header: &str) -> Wire {
+    let stream = TcpStream::connect(host.address()).expect("the door is open");
+    let mut wire = Wire { stream, received: Vec::new() };
+    wire.send(header.as_bytes());
+    wire
+}
+
+#[test]
+fn whoever_is_behind_a_proxy_is_counted_and_shown_by_their_own_address() {
+    let host = Embedded::start(Limits { per_source: 2, ..Limits::default() });
+    host.set_proxy("127.0.0.0/8");
+    let from = |client: &str| passed_on(&host, &format!("PROXY TCP4 {client} 127.0.0.1 1000 8787\r\n"));
+    let inside = ["10.0.0.1", "10.0.0.1", "10.0.0.2", "10.0.0.3"]
+        .map(|client| RawClient::login_on(from(client).greet(), "alice", "alice"));
+    let peers: Vec<String> = host.sessions().list().into_iter().map(|session| session.peer).collect();
+    assert_eq!(peers.iter().filter(|peer| *peer == "10.0.0.1:1000").count(), 2, "{peers:?}");
+    assert!(!from("10.0.0.1").read(), "a third of one address is not");
+    drop(inside);
+    // Its places are free again.
+    while !from("10.0.0.1").read() {}
+}
+
+#[test]
+fn a_proxys_connection_that_does_not_say_whose_it_is_is_closed() {
+    let host = Embedded::start(Limits { login: Duration::from_millis(300), ..Limits::default() });
+    host.set_proxy("127.0.0.1/32");
+    for header in ["GET / HTTP/1.1\r\n\r\n", "PROXY TCP4 nonsense\r\n", "PROXY TCP4 10.0.0.1", ""] {
+        assert!(!passed_on(&host, header).read(), "{header:?}");
+    }
+    // One that the proxy makes for itself, and one whose header comes in pieces.
+    assert!(passed_on(&host, "PROXY UNKNOWN\r\n").read());
+    let mut wire = passed_on(&host, "PROXY TCP4 10.0");
+    wire.send(b".0.1 127.0.0.1 1000 8787\r");
+    wire.send(b"\n");
+    assert!(wire.read());
+    // Nobody else's word is taken for it.
+    host.set_proxy("192.168.0.1/32");
+    let mut wire = passed_on(&host, "PROXY TCP4 10.0.0.1 127.0.0.1 1000 8787\r\n");
+    while wire.read() {}
+}

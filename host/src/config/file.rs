@@ -28,6 +28,9 @@ stock_login = true
 # Whether clients on this machine may send passwords and tokens in the clear. Set it to false where a proxy on this machine
 # passes on what strangers send.
 # loopback_is_private = true
+# Proxies that pass on others' connections, and say whose they are (PROXY protocol, version 1 or 2). What comes from these
+# addresses has to begin with that.
+# proxies = [\"10.0.0.5\", \"192.168.7.0/24\"]
 
 [password]
 # The fewest characters of a new password.
@@ -102,6 +105,8 @@ pub struct PbSection {
     /// Whether clients on this machine may send passwords and tokens in the clear. Not where a proxy on this machine passes
     /// on what strangers send.
     pub loopback_is_private: bool,
+    /// Addresses, or networks, of proxies that pass on others' connections, and say whose they are by the PROXY protocol.
+    pub proxies: Vec<String>,
     /// Whether Twisted's own login, by md5(password), is offered.
     pub stock_login: bool,
     /// The `[multiservice.NAME]` that is served here; all services, if none is named.
@@ -115,6 +120,7 @@ impl Default for PbSection {
             listen_tls: None,
             plaintext: false,
             loopback_is_private: true,
+            proxies: Vec::new(),
             stock_login: true,
             multiservice: None,
         }

@@ -15,8 +15,7 @@ use tokio::time::{Instant, sleep_until};
 use zeroize::Zeroize;
 
 use super::stream::Stream;
-use super::tls::Certificates;
-use super::{Admitted, Arrived, EndpointState};
+use super::{Admitted, Arrived, EndpointState, proxy};
 use crate::login_gate::{Source, network};
 use crate::memory::{AccountKey, Kept, Meter};
 use crate::multiservice::Backends;
@@ -62,6 +61,8 @@ pub(super) enum End {
     Backlog,
     #[error("the operator has cut it")]
     Cut,
+    #[error("too many connections from one address")]
+    TooMany,
     #[error("the host closes")]
     Closing,
 }
@@ -146,9 +147,10 @@ impl Driver {
 
 /// Serves one connection to its end.
 pub(super) async fn serve(shared: Arc<EndpointState>, arrived: Box<Arrived>) {
-    let Arrived { socket, admitted, closed } = *arrived;
+    let Arrived { socket, mut admitted, closed } = *arrived;
+    let opened = open(socket, &mut admitted, &shared).await;
     let peer = admitted.source;
-    let end = match open(socket, admitted.tls.as_deref()) {
+    let end = match opened {
         Ok(mut stream) => {
             let account = AccountKey::Source(network(peer.ip()));
             let meter = Arc::new(Meter::new(shared.context.memory.account(account), shared.limits().after.unread));
@@ -171,7 +173,7 @@ pub(super) async fn serve(shared: Arc<EndpointState>, arrived: Box<Arrived>) {
             shared.context.router.disconnect(number);
             end
         }
-        Err(error) => End::Io(error),
+        Err(end) => end,
     };
     match end {
         End::Closed | End::Closing => tracing::debug!(%peer, "{end}"),
@@ -194,9 +196,17 @@ fn say_why(stream: &mut Stream, driver: &mut Driver, end: &End) {
     let _ = stream.flush();
 }
 
-fn open(socket: Socket, tls: Option<&Certificates>) -> io::Result<Stream> {
-    let socket = TcpStream::from_std(socket)?;
-    match tls {
+async fn open(socket: Socket, admitted: &mut Admitted, shared: &EndpointState) -> Result<Stream, End> {
+    let mut socket = TcpStream::from_std(socket)?;
+    if admitted.is_proxied() {
+        // Boxed: few connections come this way, and all would have the room for it.
+        let source = Box::pin(tokio::time::timeout(shared.limits().login, proxy::header(&mut socket))).await;
+        let source = source.map_err(|_| End::NoLogin)??;
+        if !admitted.comes_from(source.unwrap_or(admitted.source)) {
+            return Err(End::TooMany);
+        }
+    }
+    match &admitted.tls {
         Some(certificates) => Ok(Stream::tls(socket, certificates.accept().map_err(io::Error::other)?)),
         None => Ok(Stream::Plain(socket)),
     }

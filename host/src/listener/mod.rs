@@ -2,9 +2,11 @@
 //!
 //! [`Endpoint`] is the root of the object hierarchy that clients see, as `twisted.spread.pb.AuthRoot` was: through it they
 //! log in, in either era's words, and attach to perspectives. `connection` moves bytes, and decides nothing: what a
-//! connection knows and decides is a [`Session`](crate::session). A `stream` is a socket, with or without `tls`.
+//! connection knows and decides is a [`Session`](crate::session). A `stream` is a socket, with or without `tls`; `proxy` reads whose
+//! it is, where a proxy passes it on.
 
 mod connection;
+mod proxy;
 mod stream;
 pub mod tls;
 
@@ -14,6 +16,7 @@ use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
+use ipnet::IpNet;
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::{Mutex as AsyncMutex, mpsc, watch};
 use tokio::task::LocalSet;
@@ -42,7 +45,58 @@ pub struct Endpoint {
 #[derive(Default)]
 struct Sources {
     all: usize,
+    /// Of sources that nobody had logged in from when they came.
+    strangers: usize,
     by_source: HashMap<IpAddr, usize>,
+}
+
+/// A connection's place among all.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Place {
+    /// Where it comes from; none is known yet of one that comes by a proxy.
+    source: Option<IpAddr>,
+    /// Whether it is counted among strangers.
+    stranger: bool,
+}
+
+impl Sources {
+    /// Counts one more, if there is room: strangers leave a quarter of it to those who belong here.
+    fn enter(&mut self, place: Place, limits: &Limits) -> bool {
+        let strangers = limits.connections - limits.connections / 4;
+        if self.all >= limits.connections || place.stranger && self.strangers >= strangers {
+            return false;
+        }
+        if !self.count_source(place.source, limits) {
+            return false;
+        }
+        self.all += 1;
+        self.strangers += usize::from(place.stranger);
+        true
+    }
+
+    /// Where it comes from is known now.
+    fn count_source(&mut self, source: Option<IpAddr>, limits: &Limits) -> bool {
+        let Some(source) = source else { return true };
+        let count = self.by_source.get(&source).copied().unwrap_or(0);
+        if count >= limits.per_source {
+            return false;
+        }
+        self.by_source.insert(source, count + 1);
+        true
+    }
+
+    fn leave(&mut self, place: Place) {
+        self.all -= 1;
+        self.strangers -= usize::from(place.stranger);
+        if let Some(source) = place.source
+            && let Some(count) = self.by_source.get_mut(&source)
+        {
+            *count -= 1;
+            if *count == 0 {
+                self.by_source.remove(&source);
+            }
+        }
+    }
 }
 
 struct EndpointState {
@@ -53,6 +107,8 @@ struct EndpointState {
     gate: Arc<LoginGate>,
     sessions: Arc<Sessions>,
     sources: Mutex<Sources>,
+    /// Who passes on others' connections, and says whose they are.
+    proxies: RwLock<Vec<IpNet>>,
 }
 
 impl std::fmt::Debug for Endpoint {
@@ -85,12 +141,18 @@ impl Endpoint {
         (gate, sessions): (Arc<LoginGate>, Arc<Sessions>),
     ) -> Self {
         let (sources, limits) = (Mutex::default(), RwLock::new(Arc::new(limits)));
-        Self { shared: Arc::new(EndpointState { login, services, context, limits, gate, sessions, sources }) }
+        let proxies = RwLock::default();
+        Self { shared: Arc::new(EndpointState { login, services, context, limits, gate, sessions, sources, proxies }) }
     }
 
     /// Other limits from now on: for connections that are to come, and for how many there may be.
     pub fn set_limits(&self, limits: Limits) {
         *self.shared.limits.write() = Arc::new(limits);
+    }
+
+    /// Connections from these addresses come by a proxy: they begin with a header that says whose they are.
+    pub fn set_proxies(&self, proxies: Vec<IpNet>) {
+        *self.shared.proxies.write() = proxies;
     }
 
     /// How many connections there are.
@@ -281,17 +343,15 @@ fn accept(
                     continue;
                 }
             };
-            if !shared.admit(network(source.ip())) {
+            let Some(place) = shared.admit(source.ip()) else {
                 tracing::debug!(%source, "too many connections");
                 continue;
-            }
-            let Ok(stream) = stream.into_std() else {
-                shared.leave(network(source.ip()));
-                continue;
             };
+            let admitted = Admitted { shared: Arc::clone(shared), source, place, tls: tls.cloned() };
+            let Ok(stream) = stream.into_std() else { continue };
             next = (next + 1) % workers.len();
             // If nobody serves any more, the place is given back with it.
-            let _ = workers[next].send((stream, Admitted { shared: Arc::clone(shared), source, tls: tls.cloned() }));
+            let _ = workers[next].send((stream, admitted));
         }
     });
 }
@@ -303,16 +363,34 @@ struct Arrived {
     closed: watch::Receiver<bool>,
 }
 
-/// A connection's place among all: given back however it ends.
+/// A connection that was let in: its place is given back however it ends.
 struct Admitted {
     shared: Arc<EndpointState>,
     source: SocketAddr,
+    place: Place,
     tls: Option<Arc<Certificates>>,
+}
+
+impl Admitted {
+    /// Whether a header has to say first whose it is.
+    fn is_proxied(&self) -> bool {
+        self.place.source.is_none()
+    }
+
+    /// A proxy has said whose it is; false: there are too many of theirs.
+    fn comes_from(&mut self, source: SocketAddr) -> bool {
+        let of = Some(network(source.ip()));
+        let counted = self.shared.sources.lock().count_source(of, &self.shared.limits());
+        if counted {
+            (self.source, self.place.source) = (source, of);
+        }
+        counted
+    }
 }
 
 impl Drop for Admitted {
     fn drop(&mut self) {
-        self.shared.leave(network(self.source.ip()));
+        self.shared.sources.lock().leave(self.place);
     }
 }
 
@@ -321,27 +399,47 @@ impl EndpointState {
         Arc::clone(&self.limits.read())
     }
 
-    fn admit(&self, source: IpAddr) -> bool {
-        let (limits, mut sources) = (self.limits(), self.sources.lock());
-        let Sources { all, by_source } = &mut *sources;
-        let count = by_source.get(&source).copied().unwrap_or(0);
-        if *all >= limits.connections || count >= limits.per_source {
-            return false;
-        }
-        by_source.insert(source, count + 1);
-        *all += 1;
-        true
+    fn admit(&self, address: IpAddr) -> Option<Place> {
+        let canonical = address.to_canonical();
+        let proxied = self.proxies.read().iter().any(|proxy| proxy.contains(&canonical));
+        // A proxy is named by the operator: it belongs here.
+        let stranger = !proxied && !self.gate.is_known(address);
+        let place = Place { source: (!proxied).then(|| network(address)), stranger };
+        self.sources.lock().enter(place, &self.limits()).then_some(place)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn strangers_leave_places_to_those_who_belong_here_and_a_source_has_its_share() {
+        let limits = Limits { connections: 8, per_source: 3, ..Limits::default() };
+        let mut sources = Sources::default();
+        let from = |last: u8, stranger| Place { source: Some(IpAddr::from([10, 0, 0, last])), stranger };
+        let let_in = (0..20).filter(|last| sources.enter(from(*last, true), &limits)).count();
+        assert_eq!(let_in, 6);
+        assert!(sources.enter(from(100, false), &limits) && sources.enter(from(100, false), &limits));
+        assert!(!sources.enter(from(101, false), &limits), "there are no more places at all");
+        sources.leave(from(0, true));
+        assert!(sources.enter(from(100, false), &limits));
+        sources.leave(from(1, true));
+        assert!(!sources.enter(from(100, false), &limits), "three of one source");
+        (2..6).for_each(|last| sources.leave(from(last, true)));
+        (0..3).for_each(|_| sources.leave(from(100, false)));
+        assert_eq!((sources.all, sources.strangers, sources.by_source.len()), (0, 0, 0));
     }
 
-    fn leave(&self, source: IpAddr) {
-        let mut sources = self.sources.lock();
-        let Sources { all, by_source } = &mut *sources;
-        if let Some(count) = by_source.get_mut(&source) {
-            *all -= 1;
-            *count -= 1;
-            if *count == 0 {
-                by_source.remove(&source);
-            }
-        }
+    #[test]
+    fn whose_a_connection_is_that_comes_by_a_proxy_is_counted_once_it_is_known() {
+        let limits = Limits { connections: 8, per_source: 1, ..Limits::default() };
+        let (mut sources, client) = (Sources::default(), Some(IpAddr::from([10, 0, 0, 1])));
+        let unknown = Place { source: None, stranger: false };
+        assert!(sources.enter(unknown, &limits) && sources.enter(unknown, &limits));
+        assert!(sources.count_source(client, &limits) && !sources.count_source(client, &limits));
+        sources.leave(Place { source: client, ..unknown });
+        sources.leave(unknown);
+        assert_eq!((sources.all, sources.by_source.len()), (0, 0));
     }
 }

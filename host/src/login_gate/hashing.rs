@@ -1,5 +1,7 @@
 //! Passwords are checked here, and nowhere that serves: on a few threads of the lowest priority, as many at once as the
-//! budget of memory has room for, fair between sources, and with an end to what waits.
+//! budget of memory has room for, fair between sources, and with an end to what waits. Sources that somebody has logged in
+//! from before have a line of their own, which gets every second turn, and a quarter of the room: strangers cannot keep
+//! those out who belong here.
 
 use std::collections::{HashMap, VecDeque};
 use std::net::IpAddr;
@@ -9,6 +11,8 @@ use parking_lot::{Condvar, Mutex};
 
 /// So many wait at most, in all.
 const WAITING: usize = 256;
+/// So many of them may be of sources that nobody has logged in from.
+const STRANGERS: usize = WAITING / 4 * 3;
 /// So many of one source.
 const PER_SOURCE: usize = 8;
 
@@ -32,13 +36,23 @@ struct Pool {
     kept: u32,
 }
 
+/// Those who wait, in turns.
 #[derive(Default)]
-struct Queue {
+struct Line {
     /// What waits, by source.
     waiting: HashMap<IpAddr, VecDeque<Work>>,
     /// Whose turn it is: sources that have something waiting.
     turns: VecDeque<IpAddr>,
     count: usize,
+}
+
+#[derive(Default)]
+struct Queue {
+    /// Sources that somebody has logged in from before.
+    known: Line,
+    strangers: Line,
+    /// Whose turn it is, when there are both.
+    known_next: bool,
     /// What is being done takes so much memory, in KiB.
     taken: u32,
     ended: bool,
@@ -50,7 +64,7 @@ pub(super) struct Busy;
 
 impl std::fmt::Debug for Hashing {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Hashing").field("waiting", &self.shared.queue.lock().count).finish()
+        f.debug_struct("Hashing").field("waiting", &self.shared.queue.lock().count()).finish()
     }
 }
 
@@ -77,24 +91,23 @@ impl Hashing {
         Self { shared }
     }
 
-    /// Has something done for a source, when it is its turn; it takes so much memory, in KiB.
+    /// Has something done for a source, when it is its turn; it takes so much memory, in KiB. `known`: somebody has logged in
+    /// from there before.
     ///
     /// # Errors
     /// When there is no room for more.
-    pub(super) fn submit(&self, source: IpAddr, memory: u32, work: impl FnOnce() + Send + 'static) -> Result<(), Busy> {
+    pub(super) fn submit(
+        &self,
+        (source, known): (IpAddr, bool),
+        memory: u32,
+        work: impl FnOnce() + Send + 'static,
+    ) -> Result<(), Busy> {
         let mut queue = self.shared.queue.lock();
-        if queue.count >= WAITING {
+        if queue.count() >= WAITING || !known && queue.strangers.count >= STRANGERS {
             return Err(Busy);
         }
-        let own = queue.waiting.entry(source).or_default();
-        if own.len() >= PER_SOURCE {
-            return Err(Busy);
-        }
-        own.push_back(Work { memory, run: Box::new(work) });
-        if own.len() == 1 {
-            queue.turns.push_back(source);
-        }
-        queue.count += 1;
+        let line = if known { &mut queue.known } else { &mut queue.strangers };
+        line.push(source, Work { memory, run: Box::new(work) })?;
         drop(queue);
         self.shared.come.notify_one();
         Ok(())
@@ -105,19 +118,29 @@ impl Drop for Hashing {
     fn drop(&mut self) {
         let mut queue = self.shared.queue.lock();
         queue.ended = true;
-        queue.waiting.clear();
-        queue.turns.clear();
-        queue.count = 0;
+        (queue.known, queue.strangers) = Default::default();
         drop(queue);
         self.shared.come.notify_all();
     }
 }
 
-impl Queue {
-    /// What is next, if there is room for it now: nothing overtakes it.
-    fn next(&mut self, budget: u32) -> Option<Work> {
-        let memory = self.waiting.get(self.turns.front()?)?.front()?.memory;
-        if self.taken > 0 && self.taken.saturating_add(memory) > budget {
+impl Line {
+    fn push(&mut self, source: IpAddr, work: Work) -> Result<(), Busy> {
+        let own = self.waiting.entry(source).or_default();
+        if own.len() >= PER_SOURCE {
+            return Err(Busy);
+        }
+        own.push_back(work);
+        if own.len() == 1 {
+            self.turns.push_back(source);
+        }
+        self.count += 1;
+        Ok(())
+    }
+
+    /// What is next, if it takes no more memory than this, in KiB: nothing overtakes it.
+    fn next(&mut self, room: u32) -> Option<Work> {
+        if self.waiting.get(self.turns.front()?)?.front()?.memory > room {
             return None;
         }
         let source = self.turns.pop_front()?;
@@ -129,8 +152,24 @@ impl Queue {
             self.turns.push_back(source);
         }
         self.count -= 1;
-        self.taken = self.taken.saturating_add(memory);
         work
+    }
+}
+
+impl Queue {
+    fn count(&self) -> usize {
+        self.known.count + self.strangers.count
+    }
+
+    /// What is next, if there is room for it now.
+    fn next(&mut self, budget: u32) -> Option<Work> {
+        let room = if self.taken == 0 { u32::MAX } else { budget.saturating_sub(self.taken) };
+        let known = self.strangers.count == 0 || self.known_next && self.known.count > 0;
+        let line = if known { &mut self.known } else { &mut self.strangers };
+        let work = line.next(room)?;
+        self.known_next = !known;
+        self.taken = self.taken.saturating_add(work.memory);
+        Some(work)
     }
 }
 
@@ -176,17 +215,17 @@ mod tests {
         let (told, heard) = channel();
         // Keeps the one thread until all have come.
         hashing
-            .submit(one, 1, move || {
+            .submit((one, false), 1, move || {
                 // Its other end is dropped: that is the word.
                 let _ = wait.recv();
             })
             .unwrap();
-        while hashing.shared.queue.lock().count > 0 {
+        while hashing.shared.queue.lock().count() > 0 {
             std::thread::yield_now();
         }
         let say = |source, what: &'static str| {
             let told = told.clone();
-            hashing.submit(source, 1, move || told.send(what).unwrap())
+            hashing.submit((source, false), 1, move || told.send(what).unwrap())
         };
         for _ in 0..PER_SOURCE {
             say(one, "one").unwrap();
@@ -196,6 +235,36 @@ mod tests {
         drop(go);
         let order: Vec<&str> = heard.iter().take(PER_SOURCE + 1).collect();
         assert_eq!(order[..3], ["one", "other", "one"]);
+    }
+
+    #[test]
+    fn strangers_leave_room_and_every_second_turn_to_those_who_belong_here() {
+        let hashing = Hashing::with_threads(1, 1, 1);
+        let source = |number: usize| IpAddr::from(u32::try_from(number).unwrap().to_be_bytes());
+        let (go, wait) = channel::<()>();
+        let (told, heard) = channel();
+        hashing
+            .submit((source(0), false), 1, move || {
+                let _ = wait.recv();
+            })
+            .unwrap();
+        while hashing.shared.queue.lock().count() > 0 {
+            std::thread::yield_now();
+        }
+        let say = |from: usize, known: bool| {
+            let told = told.clone();
+            hashing.submit((source(from), known), 1, move || told.send(known).unwrap())
+        };
+        let strangers = (1..10_000).take_while(|from| say(*from, false).is_ok()).count();
+        assert_eq!(strangers, STRANGERS);
+        for owner in 0..3 {
+            say(20_000 + owner, true).unwrap();
+        }
+        drop(go);
+        let order: Vec<bool> = heard.iter().take(8).collect();
+        assert_eq!(order.iter().take(7).filter(|known| **known).count(), 3, "{order:?}");
+        // And those who belong here do not keep strangers out.
+        assert!(order.iter().filter(|known| !**known).count() >= 3, "{order:?}");
     }
 
     #[test]
@@ -216,7 +285,7 @@ mod tests {
                 now.lock().0 -= memory;
                 told.send(()).unwrap();
             };
-            hashing.submit(IpAddr::from([127, 0, 0, source]), memory, work).unwrap();
+            hashing.submit((IpAddr::from([127, 0, 0, source]), source % 2 == 0), memory, work).unwrap();
         }
         assert_eq!(heard.iter().take(40).count(), 40);
         assert!(now.lock().1 <= 100, "{}", now.lock().1);
@@ -227,8 +296,8 @@ mod tests {
         let hashing = Hashing::with_threads(1, 1, 1);
         let here = IpAddr::from([127, 0, 0, 1]);
         let (told, heard) = channel();
-        hashing.submit(here, 1, || panic!("of the test's own")).unwrap();
-        hashing.submit(here, 1, move || told.send(()).unwrap()).unwrap();
+        hashing.submit((here, false), 1, || panic!("of the test's own")).unwrap();
+        hashing.submit((here, false), 1, move || told.send(()).unwrap()).unwrap();
         heard.recv().unwrap();
     }
 }

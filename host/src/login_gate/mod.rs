@@ -4,6 +4,7 @@
 mod hashing;
 mod trail;
 
+use std::collections::{HashSet, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Instant;
@@ -31,7 +32,32 @@ pub struct LoginGate {
     hashing: Hashing,
     trail: Trail,
     rules: LoginRules,
+    /// Sources that somebody has logged in from.
+    known: Mutex<Known>,
     began: Instant,
+}
+
+/// So many sources are known at most: the latest.
+const KNOWN: usize = 100_000;
+
+/// Digests of sources, the latest last.
+#[derive(Default)]
+struct Known {
+    all: HashSet<Digest>,
+    order: VecDeque<Digest>,
+}
+
+impl Known {
+    fn insert(&mut self, source: Digest) {
+        if self.all.insert(source) {
+            self.order.push_back(source);
+            if self.order.len() > KNOWN
+                && let Some(oldest) = self.order.pop_front()
+            {
+                self.all.remove(&oldest);
+            }
+        }
+    }
 }
 
 impl std::fmt::Debug for LoginGate {
@@ -102,6 +128,7 @@ impl LoginGate {
             throttle: Mutex::new(Throttle::new()),
             hashing: Hashing::new(budget, cost.memory),
             rules,
+            known: Mutex::default(),
             began: Instant::now(),
         })
     }
@@ -112,11 +139,22 @@ impl LoginGate {
     /// When the store cannot be read.
     pub async fn restore(&self) -> Result<(), StoreError> {
         let failures = ask(|done| self.store.failures(done)).await?;
-        let mut throttle = self.throttle.lock();
-        for (counter, count) in failures {
-            throttle.restore(counter, count, self.now());
+        {
+            let mut throttle = self.throttle.lock();
+            for (counter, count) in failures {
+                throttle.restore(counter, count, self.now());
+            }
         }
+        let sources = ask(|done| self.store.sources(KNOWN, done)).await?;
+        let mut known = self.known.lock();
+        sources.into_iter().rev().for_each(|source| known.insert(source));
         Ok(())
+    }
+
+    /// Whether somebody has logged in from there before, whoever it was.
+    #[must_use]
+    pub fn is_known(&self, source: IpAddr) -> bool {
+        self.known.lock().all.contains(&self.source_digest(source))
     }
 
     /// What logins are taken.
@@ -173,7 +211,7 @@ impl LoginGate {
         let check = login.password(name, password.clone(), now()).await.inspect_err(|_| self.withdrawn(&trying))?;
         let (done, checked) = tokio::sync::oneshot::channel();
         let (me, kept, source) = (Arc::clone(self), trying.clone(), trying.source);
-        let submitted = self.hashing.submit(network(source), check.memory(), move || {
+        let submitted = self.hashing.submit((network(source), self.is_known(source)), check.memory(), move || {
             let proof = check.run();
             // Here, and not where it is waited for: the client may have gone, and its try counts all the same.
             me.record_outcome(trying, &proof);
@@ -288,7 +326,9 @@ impl LoginGate {
             .with("credential", label.map_or("?", |credential| credential.label.as_str()));
         let at = now();
         // Also of one that is known: those that are not used for long make room.
-        let source = Write::Source { name: name.to_owned(), source: self.source_digest(trying.source), at };
+        let digest = self.source_digest(trying.source);
+        self.known.lock().insert(digest);
+        let source = Write::Source { name: name.to_owned(), source: digest, at };
         let of = ["login", name, &proven.credential.to_string(), &network(trying.source).to_string()];
         let mut writes = vec![source];
         writes.extend(self.trail.note(&of, name, event, self.now()).map(Write::Audit));
@@ -370,7 +410,7 @@ impl LoginGate {
         let name = proven.identity.name.to_string();
         let Some((_, proved)) = proven.identity.hashes(0).into_iter().find(|(of, _)| *of == id) else { return };
         // If there is no room now, the next login will do.
-        let _ = self.hashing.submit(network(source), cost.memory, move || {
+        let _ = self.hashing.submit((network(source), true), cost.memory, move || {
             let (store, name) = (Arc::clone(&me.store), name.as_str());
             // With the salt that it has: its other passwords have the same, and all are checked at the cost of one.
             let Some(salt) = Password::salt_of(&proved) else { return };

@@ -217,6 +217,11 @@ impl Store for MemoryStore {
         done(Ok(all));
     }
 
+    fn sources(&self, limit: usize, done: Done<Vec<[u8; 16]>>) {
+        let all: HashSet<[u8; 16]> = self.all.lock().sources.iter().map(|(_, source)| *source).collect();
+        done(Ok(all.into_iter().take(limit).collect()));
+    }
+
     fn anchor(&self, done: Done<audit::Head>) {
         let anchor = self.all.lock().anchor.clone();
         done(Ok(anchor.unwrap_or_else(audit::Head::beginning)));

@@ -179,6 +179,9 @@ pub trait Store: Send + Sync + 'static {
     /// Whether an identity has logged in from this source.
     fn is_known_source(&self, name: &str, source: &[u8; 16], done: Done<bool>);
 
+    /// Digests of the sources that anybody has logged in from, the latest first, so many at most.
+    fn sources(&self, limit: usize, done: Done<Vec<[u8; 16]>>);
+
     /// The counters of failed logins that were kept.
     fn failures(&self, done: Done<Vec<(Counter, u32)>>);
 

@@ -6,7 +6,7 @@
 
 mod backup;
 mod open;
-pub mod reserve;
+pub(super) mod reserve;
 mod write;
 
 use std::fs;
@@ -281,6 +281,16 @@ impl Store for SqliteStore {
             connection
                 .prepare_cached("SELECT 1 FROM source WHERE name = ?1 AND source = ?2")?
                 .exists(params![name, source.as_slice()])
+        });
+    }
+
+    fn sources(&self, limit: usize, done: Done<Vec<[u8; 16]>>) {
+        self.read(done, |connection| {
+            let mut statement =
+                connection.prepare("SELECT source FROM source GROUP BY source ORDER BY max(at) DESC LIMIT ?1")?;
+            let sources = statement.query_map([limit.cast_signed()], |row| row.get::<_, Vec<u8>>(0))?;
+            // What is none cannot be anybody's.
+            sources.filter_map(|source| source.map(|source| source.try_into().ok()).transpose()).collect()
         });
     }
 

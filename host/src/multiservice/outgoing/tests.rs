@@ -55,6 +55,9 @@ impl Store for Slow {
     fn audit(&self, after: u64, limit: usize, done: Done<Vec<audit::Line>>) {
         self.memory.audit(after, limit, done);
     }
+    fn sources(&self, limit: usize, done: Done<Vec<[u8; 16]>>) {
+        self.memory.sources(limit, done);
+    }
     fn anchor(&self, done: Done<audit::Head>) {
         self.memory.anchor(done);
     }

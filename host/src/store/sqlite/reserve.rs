@@ -12,7 +12,7 @@ use rustix::fs::{FallocateFlags, fallocate, statvfs};
 use rustix::io::Errno;
 
 /// How much is kept back, in bytes.
-pub const RESERVE: u64 = 16 << 20;
+pub(super) const RESERVE: u64 = 16 << 20;
 
 /// Whether there is room that is kept back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

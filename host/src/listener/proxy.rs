@@ -1,0 +1,119 @@
+//! The PROXY protocol, versions 1 and 2: who passes on somebody's connection says first whose it is
+//! (<https://www.haproxy.org/download/3.2/doc/proxy-protocol.txt>).
+
+use std::io;
+use std::net::SocketAddr;
+
+use proxy_header::{ParseConfig, ProxyHeader};
+use tokio::io::{AsyncRead, AsyncReadExt};
+
+/// What a header of version 2 begins with.
+const SIGNATURE: &[u8; 12] = b"\r\n\r\n\0\r\nQUIT\n";
+/// The longest header of version 1, in bytes.
+const LONGEST_1: usize = 107;
+/// The longest header of version 2 that is read, in bytes, beyond its first 16: addresses, and what else is said of them.
+const LONGEST_2: usize = 4 << 10;
+
+/// Reads the header, and nothing behind it. `None`: the proxy speaks for itself, to see whether we are there.
+///
+/// # Errors
+/// When there is none, or it cannot be understood.
+pub(super) async fn header(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<Option<SocketAddr>> {
+    read(stream).await.map_err(|error| match error.kind() {
+        io::ErrorKind::UnexpectedEof => wrong("the connection ends within its PROXY header"),
+        _ => error,
+    })
+}
+
+fn wrong(what: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, what.to_owned())
+}
+
+async fn read(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<Option<SocketAddr>> {
+    let mut bytes = vec![0; SIGNATURE.len()];
+    stream.read_exact(&mut bytes).await?;
+    if bytes == SIGNATURE {
+        bytes.resize(16, 0);
+        stream.read_exact(&mut bytes[12..]).await?;
+        let length = usize::from(u16::from_be_bytes([bytes[14], bytes[15]]));
+        if length > LONGEST_2 {
+            return Err(wrong("the PROXY header is too long"));
+        }
+        bytes.resize(16 + length, 0);
+        stream.read_exact(&mut bytes[16..]).await?;
+    } else if bytes.starts_with(b"PROXY ") {
+        while !bytes.ends_with(b"\r\n") {
+            if bytes.len() == LONGEST_1 {
+                return Err(wrong("the PROXY header is too long"));
+            }
+            // One by one: what is behind it is the client's.
+            bytes.push(stream.read_u8().await?);
+        }
+    } else {
+        return Err(wrong("a proxy's connection begins with a PROXY header, and this one does not"));
+    }
+    match ProxyHeader::parse(&bytes, ParseConfig::default()) {
+        Ok((header, read)) if read == bytes.len() => Ok(header.proxied_address().map(|address| address.source)),
+        Ok(_) => Err(wrong("the PROXY header is longer than it says")),
+        Err(error) => Err(wrong(&format!("the PROXY header cannot be read: {error}"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is read of some bytes, and what is left of them.
+    fn read_all(bytes: &[u8]) -> (Result<Option<String>, String>, Vec<u8>) {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let mut rest = bytes;
+        let read = runtime.block_on(header(&mut rest));
+        let read = read.map(|source| source.map(|source| source.to_string())).map_err(|error| error.to_string());
+        (read, rest.to_vec())
+    }
+
+    fn version_2(command: u8, family: u8, addresses: &[u8]) -> Vec<u8> {
+        let length = u16::try_from(addresses.len()).unwrap().to_be_bytes();
+        [&SIGNATURE[..], &[0x20 | command, family], &length, addresses, b"next"].concat()
+    }
+
+    #[test]
+    fn a_header_says_whose_it_is_and_what_is_behind_it_is_left() {
+        let four = [10, 1, 2, 3, 192, 168, 0, 1, 0x30, 0x39, 0x22, 0x53];
+        let mut six = [0; 36];
+        (six[15], six[31], six[33], six[35]) = (7, 1, 80, 81);
+        // With something else behind the addresses: a unique id.
+        let more = [&four[..], &[0x05, 0, 2, b'i', b'd']].concat();
+        let whose = |text: &str| Ok(Some(text.to_owned()));
+        for (bytes, expected) in [
+            (b"PROXY TCP4 10.1.2.3 192.168.0.1 12345 8787\r\nnext".to_vec(), whose("10.1.2.3:12345")),
+            (b"PROXY TCP6 ::7 ::1 80 81\r\nnext".to_vec(), whose("[::7]:80")),
+            (b"PROXY UNKNOWN\r\nnext".to_vec(), Ok(None)),
+            (version_2(1, 0x11, &four), whose("10.1.2.3:12345")),
+            (version_2(1, 0x11, &more), whose("10.1.2.3:12345")),
+            (version_2(1, 0x21, &six), whose("[::7]:80")),
+            (version_2(0, 0, &[]), Ok(None)),
+        ] {
+            assert_eq!(read_all(&bytes), (expected, b"next".to_vec()), "{bytes:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_header_is_said() {
+        let long = [&b"PROXY TCP4 "[..], &[b'1'; 200]].concat();
+        let huge = [&SIGNATURE[..], &[0x21, 0x11, 0xff, 0xff], &[0; 100]].concat();
+        for (bytes, expected) in [
+            (&b"\x02\x80\x02\x82pb banana"[..], "begins with a PROXY header"),
+            (b"GET / HTTP/1.1\r\n", "begins with a PROXY header"),
+            (b"PROXY", "ends within"),
+            (b"PROXY TCP4 10.1.2.3", "ends within"),
+            (b"PROXY TCP4 10.1.2.3 nonsense 1 2\r\n", "cannot be read"),
+            (&long, "too long"),
+            (&huge, "too long"),
+            (&version_2(1, 0x11, &[1, 2, 3])[..19], "cannot be read"),
+        ] {
+            let error = read_all(bytes).0.unwrap_err();
+            assert!(error.contains(expected), "{bytes:?}: {error}");
+        }
+    }
+}
