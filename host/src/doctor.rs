@@ -116,7 +116,7 @@ pub fn files(home: &Home) -> Vec<Finding> {
     });
     // Made at a host's first start.
     let reserve = crate::store::reserve(&home.store());
-    if home.control().exists() && !reserve.exists() {
+    if std::fs::metadata(&reserve).is_ok_and(|file| file.len() == 0) {
         let what = "the room that is kept back on the disk is in use: only what takes away is committed".to_owned();
         found.push(finding("wrong", what, Some("make room where the home folder is")));
     }

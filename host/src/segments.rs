@@ -1,9 +1,12 @@
 //! Segments of the audit trail: verified whole or in parts, written into files of their own, and dropped when they are
 //! old, so that the trail does not grow for ever and nobody can take a line out of it unnoticed.
 //!
-//! A segment is a file of JSON lines: first where it begins (the line before its first, sealed), then its lines as they
-//! are kept, then where it ends (its last line, sealed). It is verified alone, with the store's secret; of two segments
-//! that follow each other, the end of one is the beginning of the other.
+//! A segment is a file of JSON lines: first where it begins (the line before its first), then its lines as they are kept,
+//! then where it ends (its last line), with a seal over both. It is verified alone, with the store's secret; of two
+//! segments that follow each other, the end of one is the beginning of the other.
+//!
+//! Nothing is dropped that was not verified: who can write to the store could otherwise have lines dropped that were
+//! changed, and nobody would know.
 
 use std::fs;
 use std::io::{self, BufRead, BufReader, BufWriter, Write as _};
@@ -11,10 +14,11 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
 use crate::cred::StoreSecret;
-use crate::store::audit::{Broken, Edge, Event, Head, Line, Verifier};
+use crate::store::audit::{Broken, Event, Head, Line, Verifier, segment_seal};
 use crate::store::{Store, StoreError, Write, wait};
 
 /// So many lines are looked at, or dropped, at once.
@@ -108,31 +112,40 @@ pub struct Covers {
 struct Begin {
     /// What it is, and which format.
     segment: String,
-    /// The line before the first, sealed.
+    /// The line before the first.
     after: String,
 }
 
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct End {
-    /// The last line, sealed.
+    /// The last line.
     end: String,
+    /// The seal over where it begins and where it ends.
+    seal: String,
 }
 
 /// The first line of a segment's file says this.
 const FORMAT: &str = "credhost audit trail, 1";
 
-/// Walks all lines that are kept, from the oldest; `each` says whether to go on. Answers with what stands before them.
-fn walk(store: &dyn Store, mut each: impl FnMut(Line) -> Result<bool, SegmentError>) -> Result<Head, SegmentError> {
-    let anchor = wait(|done| store.anchor(done))?;
+/// What drops or exports lines does so alone: another that dropped some meanwhile would look like somebody who has removed
+/// them.
+static ALONE: Mutex<()> = Mutex::new(());
+
+/// Walks all lines behind this one, from the oldest; `each` says whether to go on.
+fn walk_from(
+    store: &dyn Store,
+    anchor: &Head,
+    mut each: impl FnMut(Line) -> Result<bool, SegmentError>,
+) -> Result<(), SegmentError> {
     let mut after = anchor.number;
     loop {
         let page = wait(|done| store.audit(after, PAGE, done))?;
-        let Some(last) = page.last() else { return Ok(anchor) };
+        let Some(last) = page.last() else { return Ok(()) };
         after = last.number;
         for line in page {
             if !each(line)? {
-                return Ok(anchor);
+                return Ok(());
             }
         }
     }
@@ -159,7 +172,7 @@ pub fn verify(
         }
         let mut verifiers: Vec<Verifier<'_>> =
             heads.iter().map(|head| Verifier::new(store.secret(), anchor.clone(), head.clone())).collect();
-        let walked = walk(store, |line| {
+        let walked = walk_from(store, &anchor, |line| {
             verifiers.iter_mut().try_for_each(|verifier| verifier.line(&line))?;
             if line.number.is_multiple_of(PAGE as u64) {
                 progress(line.number);
@@ -180,34 +193,39 @@ pub fn verify(
 }
 
 /// The last line that need not be kept any more, if there is one. The newest line always is. `now` is in milliseconds since
-/// 1970.
+/// 1970. All of the trail is verified: what somebody has changed decides nothing.
 ///
 /// # Errors
-/// When the store cannot be read.
-pub fn dispensable(store: &dyn Store, keep: Keep, now: u64) -> Result<Option<u64>, SegmentError> {
+/// When the store cannot be read, or the trail does not fit.
+pub fn dispensable(store: &dyn Store, keep: Keep, now: u64) -> Result<Option<Head>, SegmentError> {
     let size = |line: &Line| (line.text.len() + line.digest.len()) as u64 + LINE;
     let at = |line: &Line| {
         let about: serde_json::Value = serde_json::from_str(&line.text).unwrap_or_default();
         about["at"].as_u64().unwrap_or(0)
     };
+    let anchor = wait(|done| store.anchor(done))?;
     let (mut all, mut newest) = (0, 0);
-    walk(store, |line| {
+    let mut verifier = Verifier::new(store.secret(), anchor.clone(), None);
+    walk_from(store, &anchor, |line| {
+        verifier.line(&line)?;
         (all, newest) = (all + size(&line), line.number);
         Ok(true)
     })?;
     let mut through = None;
-    walk(store, |line| {
+    let mut verifier = Verifier::new(store.secret(), anchor.clone(), None);
+    walk_from(store, &anchor, |line| {
+        verifier.line(&line)?;
         let goes = match keep {
             Keep::Time(time) => at(&line) < now.saturating_sub(u64::try_from(time.as_millis()).unwrap_or(u64::MAX)),
             Keep::Bytes(bytes) => {
                 let goes = all > bytes;
-                all -= size(&line);
+                all = all.saturating_sub(size(&line));
                 goes
             }
         };
         let goes = goes && line.number < newest;
         if goes {
-            through = Some(line.number);
+            through = Some(Head { number: line.number, digest: line.digest });
         }
         Ok(goes)
     })?;
@@ -219,6 +237,11 @@ pub fn dispensable(store: &dyn Store, keep: Keep, now: u64) -> Result<Option<u64
 /// # Errors
 /// When it is there already or cannot be written, or there is no such line.
 pub fn export(store: &dyn Store, to: &Path, through: u64) -> Result<Covers, SegmentError> {
+    let _alone = ALONE.lock();
+    write_new(store, to, through)
+}
+
+fn write_new(store: &dyn Store, to: &Path, through: u64) -> Result<Covers, SegmentError> {
     let io = |error| SegmentError::Io { path: to.to_owned(), error };
     if to.exists() {
         return Err(io(io::Error::new(io::ErrorKind::AlreadyExists, "it is there already")));
@@ -243,11 +266,11 @@ fn write(store: &dyn Store, to: &Path, through: u64) -> Result<Covers, SegmentEr
     let json = |error: serde_json::Error| io(error.into());
     let secret = store.secret();
     let after = wait(|done| store.anchor(done))?;
-    let begin = Begin { segment: FORMAT.to_owned(), after: after.sealed(Edge::Segment, secret) };
+    let begin = Begin { segment: FORMAT.to_owned(), after: after.to_string() };
     writeln!(out, "{}", serde_json::to_string(&begin).map_err(json)?).map_err(io)?;
     let mut verifier = Verifier::new(secret, after.clone(), None);
     let mut last = after.number;
-    walk(store, |line| {
+    walk_from(store, &after, |line| {
         if line.number > through {
             return Ok(false);
         }
@@ -261,7 +284,7 @@ fn write(store: &dyn Store, to: &Path, through: u64) -> Result<Covers, SegmentEr
         return Err(Broken::Short(last, through).into());
     }
     let end = verifier.end()?;
-    let sealed = End { end: end.sealed(Edge::Segment, secret) };
+    let sealed = End { end: end.to_string(), seal: segment_seal(secret, &after, &end) };
     writeln!(out, "{}", serde_json::to_string(&sealed).map_err(json)?).map_err(io)?;
     let file = out.into_inner().map_err(|error| io(error.into_error()))?;
     file.sync_all().map_err(io)?;
@@ -295,18 +318,17 @@ pub fn verify_file(secret: &StoreSecret, path: &Path) -> Result<Covers, SegmentE
         .filter(|begin: &Begin| begin.segment == FORMAT)
         .ok_or_else(|| wrong(at, "this is no segment of an audit trail".to_owned()))?;
     let seal = |at: u64| wrong(at, "the seal does not fit: it is another host's, or was changed".to_owned());
-    let after = Head::unsealed(&begin.after, Edge::Segment, secret).ok_or_else(|| seal(at))?;
+    let after = Head::parse(&begin.after).ok_or_else(|| seal(at))?;
     let mut verifier = Verifier::new(secret, after.clone(), None);
     loop {
         let at = next(&mut text)?;
-        if let Ok(end) = serde_json::from_str::<End>(&text) {
-            let sealed = Head::unsealed(&end.end, Edge::Segment, secret).ok_or_else(|| seal(at))?;
+        if let Ok(sealed) = serde_json::from_str::<End>(&text) {
             let end = verifier.end().map_err(|broken| wrong(at, broken.to_string()))?;
-            if end != sealed {
-                return Err(wrong(
-                    at,
-                    format!("line {} is its last, but line {end} was written as such", sealed.number),
-                ));
+            if sealed.seal != segment_seal(secret, &after, &end) || sealed.end != end.to_string() {
+                return Err(seal(at));
+            }
+            if end.number == after.number {
+                return Err(wrong(at, "there is no line in it".to_owned()));
             }
             if next(&mut text).is_ok() {
                 return Err(wrong(at + 1, "there is more behind the segment's end".to_owned()));
@@ -321,57 +343,94 @@ pub fn verify_file(secret: &StoreSecret, path: &Path) -> Result<Covers, SegmentE
 }
 
 /// Drops all up to and with this line. What is kept begins behind it from then on, and says so; `by` is who wants it.
-///
-/// # Errors
-/// When the store cannot be written: what was dropped by then is, and the rest is kept.
-pub fn drop_through(store: &dyn Store, through: u64, by: &str, file: Option<&Path>) -> Result<(), SegmentError> {
-    let first = wait(|done| store.anchor(done))?.number + 1;
-    let mut at = first - 1;
-    while at < through {
+fn drop_through(store: &dyn Store, through: &Head, by: &str, file: Option<&Path>) -> Result<(), SegmentError> {
+    let anchor = wait(|done| store.anchor(done))?;
+    let mut verifier = Verifier::new(store.secret(), anchor.clone(), None);
+    let file = file.map(|file| file.display().to_string());
+    let event = Event::new("audit.pruned").with("by", by).with("first", anchor.number + 1).with("last", through.number);
+    // With the first that is dropped: what comes to nothing behind that is told too much, and not too little.
+    let mut event = Some(event.with("file", file));
+    let mut at = anchor.number;
+    while at < through.number {
         // Not all in one: others write, too.
-        at = through.min(at + PAGE as u64);
-        let mut writes = vec![Write::Prune { through: at }];
-        if at == through {
-            let file = file.map(|file| file.display().to_string());
-            let event = Event::new("audit.pruned").with("by", by).with("first", first).with("last", through);
-            writes.push(Write::Audit(event.with("file", file)));
+        let mut page = wait(|done| store.audit(at, PAGE, done))?;
+        page.retain(|line| line.number <= through.number);
+        page.iter().try_for_each(|line| verifier.line(line))?;
+        let Some(last) = page.pop() else { return Err(Broken::Short(at, through.number).into()) };
+        at = last.number;
+        if at == through.number && last.digest != through.digest {
+            return Err(Broken::Head(at).into());
         }
+        let mut writes: Vec<Write> = event.take().map(Write::Audit).into_iter().collect();
+        writes.push(Write::Prune { through: at, digest: last.digest });
         wait(|done| store.commit(writes, done))?;
     }
     Ok(())
 }
 
-/// Drops what need not be kept, into a file in the folder `archive` if there is one. Answers with what was dropped.
+/// What was dropped.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pruned {
+    /// The first line.
+    pub first: u64,
+    /// The last.
+    pub last: u64,
+    /// The file that has them, if one was wanted.
+    pub file: Option<PathBuf>,
+}
+
+/// Where what is dropped goes.
+#[derive(Debug, Clone, Copy)]
+pub enum Destination<'p> {
+    /// Nowhere.
+    Nothing,
+    /// Destination a new file of this name.
+    File(&'p Path),
+    /// Destination a new file in this folder, whose name has the lines' numbers.
+    Folder(&'p Path),
+}
+
+/// Drops what need not be kept. Answers with what was dropped.
 ///
 /// # Errors
-/// As [`export`] and [`drop_through`]. What cannot be written into the archive is kept.
+/// When the trail does not fit: nothing is dropped then. When a file or the store cannot be written: what cannot be written
+/// into the file is kept.
 pub fn prune(
     store: &dyn Store,
     keep: Keep,
-    archive: Option<&Path>,
+    into: Destination<'_>,
     by: &str,
     now: u64,
-) -> Result<Option<(u64, u64, Option<PathBuf>)>, SegmentError> {
+) -> Result<Option<Pruned>, SegmentError> {
+    let _alone = ALONE.lock();
     let Some(through) = dispensable(store, keep, now)? else { return Ok(None) };
-    let first = wait(|done| store.anchor(done))?.number + 1;
-    let file = archive.map(|folder| folder.join(format!("audit-{first:010}-{through:010}.jsonl")));
-    if let (Some(folder), Some(file)) = (archive, &file) {
-        use std::os::unix::fs::DirBuilderExt;
-        let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(folder);
-        made.map_err(|error| SegmentError::Io { path: folder.to_owned(), error })?;
-        if file.exists() {
-            // It was written, and then could not be dropped. Written anew, if it is not whole.
-            match verify_file(store.secret(), file) {
-                Ok(covers) if (covers.first, covers.last) == (first, through) => {}
-                _ => fs::remove_file(file).map_err(|error| SegmentError::Io { path: file.clone(), error })?,
-            }
+    let (first, last) = (wait(|done| store.anchor(done))?.number + 1, through.number);
+    let file = match into {
+        Destination::Nothing => None,
+        Destination::File(file) => {
+            write_new(store, file, last)?;
+            Some(file.to_owned())
         }
-        if !file.exists() {
-            export(store, file, through)?;
+        Destination::Folder(folder) => Some(archive(store, folder, first, last)?),
+    };
+    drop_through(store, &through, by, file.as_deref())?;
+    Ok(Some(Pruned { first, last, file }))
+}
+
+fn archive(store: &dyn Store, folder: &Path, first: u64, last: u64) -> Result<PathBuf, SegmentError> {
+    use std::os::unix::fs::DirBuilderExt;
+    let io = |path: &Path, error| SegmentError::Io { path: path.to_owned(), error };
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(|error| io(folder, error))?;
+    let file = folder.join(format!("audit-{first:010}-{last:010}.jsonl"));
+    if file.exists() {
+        // It was written, and then could not be dropped. Written anew, if it is not whole.
+        match verify_file(store.secret(), &file) {
+            Ok(covers) if (covers.first, covers.last) == (first, last) => return Ok(file),
+            _ => fs::remove_file(&file).map_err(|error| io(&file, error))?,
         }
     }
-    drop_through(store, through, by, file.as_deref())?;
-    Ok(Some((first, through, file)))
+    write_new(store, &file, last)?;
+    Ok(file)
 }
 
 #[cfg(test)]

@@ -316,7 +316,7 @@ impl<S: Service> TestHost<S> {
     fn attach_as(&self, perspective: &str, identity: &str, mind: Option<Mind>) -> Result<TestClient<'_, S>> {
         // Each client is a connection of its own, whose number is the upper half.
         let attachment = self.number() << 32;
-        let handle = if mind.is_some() { self.number() } else { 0 };
+        let handle = if mind.is_some() { attachment | self.number() } else { 0 };
         if let Some(mind) = mind {
             self.state.borrow_mut().minds.insert(handle, mind);
         }

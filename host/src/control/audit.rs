@@ -6,9 +6,9 @@ use serde_json::{Value, json};
 
 use super::perform::ControlFailure;
 use crate::accounts::Accounts;
-use crate::segments::{self, Covers, Keep, SegmentError};
+use crate::segments::{self, Covers, Destination, Keep, SegmentError};
 use crate::store::audit::{Edge, Head};
-use crate::store::{now, wait};
+use crate::store::now;
 
 impl From<SegmentError> for ControlFailure {
     fn from(error: SegmentError) -> Self {
@@ -116,7 +116,7 @@ fn keep(text: &str) -> Result<Keep, ControlFailure> {
 pub(super) fn export(accounts: &Accounts, file: &Path, older: Option<&str>) -> Result<Value, ControlFailure> {
     let store = &**accounts.store();
     let through = match older {
-        Some(older) => segments::dispensable(store, keep(older)?, now() * 1000)?,
+        Some(older) => segments::dispensable(store, keep(older)?, now() * 1000)?.map(|line| line.number),
         None => Some(segments::verify(store, &[None], &mut |_| ())?.1.number),
     };
     let Some(through) = through else { return Ok(Value::Null) };
@@ -126,13 +126,8 @@ pub(super) fn export(accounts: &Accounts, file: &Path, older: Option<&str>) -> R
 /// Drops what is too old to be kept.
 pub(super) fn prune(accounts: &Accounts, kept: &str, file: Option<&Path>, by: &str) -> Result<Value, ControlFailure> {
     let store = &**accounts.store();
-    let Some(through) = segments::dispensable(store, keep(kept)?, now() * 1000)? else { return Ok(Value::Null) };
-    let first = wait(|done| store.anchor(done))?.number + 1;
-    if let Some(file) = file {
-        segments::export(store, file, through)?;
-    }
-    segments::drop_through(store, through, by, file)?;
-    Ok(json!({ "first": first, "last": through, "file": file }))
+    let into = file.map_or(Destination::Nothing, Destination::File);
+    Ok(json!(segments::prune(store, keep(kept)?, into, by, now() * 1000)?))
 }
 
 fn elsewhere() -> Option<String> {

@@ -147,8 +147,8 @@ impl Driver {
 
 /// Serves one connection to its end.
 pub(super) async fn serve(shared: Arc<EndpointState>, arrived: Box<Arrived>) {
-    let Arrived { socket, mut admitted, closed } = *arrived;
-    let opened = open(socket, &mut admitted, &shared).await;
+    let Arrived { socket, mut admitted, mut closed } = *arrived;
+    let opened = open(socket, &mut admitted, &shared, &mut closed).await;
     let peer = admitted.source;
     let end = match opened {
         Ok(mut stream) => {
@@ -196,12 +196,20 @@ fn say_why(stream: &mut Stream, driver: &mut Driver, end: &End) {
     let _ = stream.flush();
 }
 
-async fn open(socket: Socket, admitted: &mut Admitted, shared: &EndpointState) -> Result<Stream, End> {
+async fn open(
+    socket: Socket,
+    admitted: &mut Admitted,
+    shared: &EndpointState,
+    closed: &mut watch::Receiver<bool>,
+) -> Result<Stream, End> {
     let mut socket = TcpStream::from_std(socket)?;
     if admitted.is_proxied() {
         // Boxed: few connections come this way, and all would have the room for it.
-        let source = Box::pin(tokio::time::timeout(shared.limits().login, proxy::header(&mut socket))).await;
-        let source = source.map_err(|_| End::NoLogin)??;
+        let header = Box::pin(tokio::time::timeout(shared.limits().login, proxy::header(&mut socket)));
+        let source = tokio::select! {
+            source = header => source.map_err(|_| End::NoLogin)??,
+            _ = closed.wait_for(|closed| *closed) => return Err(End::Closing),
+        };
         if !admitted.comes_from(source.unwrap_or(admitted.source)) {
             return Err(End::TooMany);
         }

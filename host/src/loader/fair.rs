@@ -150,6 +150,15 @@ impl<M: Clone> FairQueue<M> {
         }
     }
 
+    /// The host says something that comes before all, and before barriers, too. `barred`: only if there is a barrier, which
+    /// is what it is to come before.
+    pub(super) fn ahead(&mut self, frames: &[u8], barred: bool) {
+        if !barred || !self.barriers.is_empty() {
+            self.bytes += frames.len();
+            self.host.extend_from_slice(frames);
+        }
+    }
+
     /// The host says something that comes behind all that waits now.
     pub(super) fn barrier(&mut self, frame: &[u8]) {
         self.bytes += frame.len();

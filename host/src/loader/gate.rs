@@ -138,6 +138,14 @@ impl Gate {
         }
     }
 
+    /// Hands over what the host itself says: before all that waits, also before a word to stand still or to stop. `barred`:
+    /// only if there is such a word.
+    pub fn push_ahead(&self, frames: &[u8], barred: bool) {
+        if self.queue.ahead(frames, barred) {
+            self.ring();
+        }
+    }
+
     /// Hands over a frame that comes behind all that waits.
     pub fn push_last(&self, frame: &[u8]) {
         if self.queue.barrier(frame) {

@@ -115,6 +115,16 @@ impl Generation {
         self.gate.push_host(frames);
     }
 
+    /// Calls by these attachments that wait do not begin any more. `barred`: those alone that come before the word to stand
+    /// still, if that waits.
+    pub fn revoke(&self, attachments: &[u64], barred: bool) {
+        let mut frames = Vec::new();
+        attachments.iter().for_each(|attachment| ToLibrary::Revoke { attachment: *attachment }.write(&mut frames));
+        if !frames.is_empty() {
+            self.gate.push_ahead(&frames, barred);
+        }
+    }
+
     /// Hands one frame of the host's to it: before all calls that wait.
     pub fn send(&self, frame: &ToLibrary<'_>) {
         let mut bytes = Vec::new();

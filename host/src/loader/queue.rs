@@ -53,6 +53,12 @@ impl<M: Clone> Queue<M> {
         self.change(|queue| queue.host(frames)).1
     }
 
+    /// Appends frames of the host's own, which go before all; true as with [`Queue::push`]. `barred`: only if there is a
+    /// barrier.
+    pub(super) fn ahead(&self, frames: &[u8], barred: bool) -> bool {
+        self.change(|queue| queue.ahead(frames, barred)).1
+    }
+
     /// Appends a frame of the host's that comes behind all that waits; true as with [`Queue::push`].
     pub(super) fn barrier(&self, frame: &[u8]) -> bool {
         self.change(|queue| queue.barrier(frame)).1

@@ -119,16 +119,19 @@ impl<G, L: Clone> Current<G, L> {
         }
     }
 
-    /// Calls by these attachments are not to begin any more: `tell` says so to the generation, or it is said to the one that
-    /// serves next, before it hears of what waits.
-    pub(super) fn revoke(&self, attachments: &[u64], tell: impl FnOnce(&G)) {
+    /// Calls by these attachments are not to begin any more: `tell` says so to the generation. While that is being replaced it
+    /// is told, too (true), of calls that are before the word to stand still; and what serves next hears of it before it hears of
+    /// what waits. Answers with whether there is anything that serves.
+    pub(super) fn revoke(&self, attachments: &[u64], tell: impl FnOnce(&G, bool)) -> bool {
         let mut now = self.0.write();
         let Now { generation, frozen, .. } = &mut *now;
-        match (frozen, generation) {
-            (Some(waiting), _) => waiting.revoked.extend_from_slice(attachments),
-            (None, Some(generation)) => tell(generation),
-            (None, None) => {}
+        if let Some(waiting) = frozen {
+            waiting.revoked.extend_from_slice(attachments);
         }
+        if let Some(generation) = generation {
+            tell(generation, frozen.is_some());
+        }
+        generation.is_some()
     }
 
     /// The generation goes on: `tell` hands it whose calls are not to begin, and what has waited.

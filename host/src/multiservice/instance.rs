@@ -42,12 +42,10 @@ impl std::fmt::Debug for Instance {
 }
 
 impl Instance {
-    /// Calls by these attachments that wait do not begin any more.
-    pub(super) fn revoke(&self, attachments: &[u64]) {
-        let mut frames = Vec::new();
-        attachments.iter().for_each(|attachment| ToLibrary::Revoke { attachment: *attachment }.write(&mut frames));
-        if !frames.is_empty() && !self.outgoing.is_over() {
-            self.generation.push_host(&frames);
+    /// Calls by these attachments that wait do not begin any more: see [`Generation::revoke`](crate::loader::generation::Generation::revoke).
+    pub(super) fn revoke(&self, attachments: &[u64], barred: bool) {
+        if !self.outgoing.is_over() {
+            self.generation.revoke(attachments, barred);
         }
     }
 

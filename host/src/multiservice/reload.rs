@@ -183,7 +183,7 @@ impl Slot {
             Err(why) => {
                 self.current.thaw(|old, revoked, waited| {
                     old.generation.send(&ToLibrary::Thaw {});
-                    old.revoke(revoked);
+                    old.revoke(revoked, false);
                     waited.iter().for_each(|(lane, frames)| old.generation.push_anyway(lane, frames));
                 });
                 return Err(why);
@@ -237,7 +237,7 @@ impl Slot {
             for (_, frame) in attached {
                 new.generation.push_host(frame);
             }
-            new.revoke(revoked);
+            new.revoke(revoked, false);
             for (lane, mut frames) in waited.iter().map(|(lane, frames)| (lane, frames.as_slice())) {
                 new.generation.push_anyway(lane, frames);
                 // Who has gone meanwhile has gone for calls that wait in the old code, too.

@@ -352,7 +352,11 @@ impl Backend for Slot {
     }
 
     fn revoke(&self, attachments: &[u64]) {
-        self.current.revoke(attachments, |instance| instance.revoke(attachments));
+        let told = self.current.revoke(attachments, |instance, barred| instance.revoke(attachments, barred));
+        if !told {
+            // It is ending: what waits before that does not begin either.
+            self.outgoing.read().revoke(attachments);
+        }
     }
 
     fn notify_retired(&self, frame: &ToLibrary<'_>) {

@@ -41,8 +41,8 @@ fn what_is_older_is_dropped_into_segments_that_follow_each_other_and_the_rest_st
     let keep = |days: u64| Keep::Time(Duration::from_millis(days * DAY));
     let mut before = Head::beginning().to_string();
     for (now, days, expected) in [(30, 20, Some((1, 9))), (30, 20, None), (30, 10, Some((10, 19)))] {
-        let done = prune(&store, keep(days), Some(&archive), "a test", now * DAY).unwrap();
-        let Some((first, last, file)) = done else {
+        let done = prune(&store, keep(days), Destination::Folder(&archive), "a test", now * DAY).unwrap();
+        let Some(Pruned { first, last, file }) = done else {
             assert_eq!(expected, None);
             continue;
         };
@@ -67,9 +67,9 @@ fn by_size_the_latest_are_kept_and_the_newest_always() {
     let store = trail(100);
     let each = wait(|done| store.audit(50, 1, done)).unwrap().remove(0);
     let each = (each.text.len() + each.digest.len()) as u64 + LINE;
-    let through = dispensable(&store, Keep::Bytes(10 * each), 0).unwrap().unwrap();
+    let through = dispensable(&store, Keep::Bytes(10 * each), 0).unwrap().unwrap().number;
     assert!((88..=91).contains(&through), "{through}");
-    assert_eq!(dispensable(&store, Keep::Bytes(0), 0).unwrap(), Some(99));
+    assert_eq!(dispensable(&store, Keep::Bytes(0), 0).unwrap().map(|line| line.number), Some(99));
     assert_eq!(dispensable(&store, Keep::Bytes(1 << 30), 0).unwrap(), None);
     assert_eq!(dispensable(&MemoryStore::new(), Keep::Bytes(0), 0).unwrap(), None);
 }
@@ -82,7 +82,7 @@ fn a_head_that_was_noted_down_is_held_against_what_is_kept_alone() {
         .into_iter()
         .map(|line| Head { number: line.number, digest: line.digest })
         .collect();
-    drop_through(&store, 5, "a test", None).unwrap();
+    drop_through(&store, &heads[4], "a test", None).unwrap();
     let check = |head: Head| verify(&store, &[Some(head)], &mut |_| ());
     assert!(matches!(check(heads[3].clone()), Err(SegmentError::Dropped(4))));
     check(heads[4].clone()).unwrap();
@@ -115,6 +115,18 @@ fn a_segment_that_was_changed_anywhere_is_told_from_one_that_was_not() {
         twice.insert(at, lines[at]);
         others.push((format!("line {at} twice"), twice.join("\n")));
     }
+    // Where another segment ends is no place for this one to begin or to end.
+    let other = folder.path().join("other");
+    export(&store, &other, 3).unwrap();
+    let other = fs::read_to_string(&other).unwrap();
+    let end = |text: &str| text.lines().last().unwrap().to_owned();
+    let after = |text: &str| {
+        let end: End = serde_json::from_str(&end(text)).unwrap();
+        serde_json::to_string(&Begin { segment: FORMAT.to_owned(), after: end.end }).unwrap()
+    };
+    others.push(("nothing in it".to_owned(), format!("{}\n{}\n", after(&whole), end(&whole))));
+    others.push(("begun later".to_owned(), [&[after(&other).as_str()][..], &lines[4..]].concat().join("\n")));
+    others.push(("ended earlier".to_owned(), [&lines[..4], &[end(&whole).as_str()]].concat().join("\n")));
     others.push(("cut off".to_owned(), whole[..whole.len() / 2].to_owned()));
     others.push(("empty".to_owned(), String::new()));
     others.push(("no segment".to_owned(), "\u{0}\u{1}binary\n".to_owned()));
@@ -125,7 +137,7 @@ fn a_segment_that_was_changed_anywhere_is_told_from_one_that_was_not() {
     }
     fs::write(&file, &whole).unwrap();
     let other = StoreSecret::new([9; 32]);
-    assert!(verify_file(&other, &file).unwrap_err().to_string().contains("another host's"));
+    assert!(verify_file(&other, &file).unwrap_err().to_string().contains("is not what was written"));
 }
 
 #[test]
@@ -134,7 +146,7 @@ fn what_cannot_be_written_into_the_archive_is_kept() {
     let in_the_way = folder.path().join("archive");
     fs::write(&in_the_way, "a file").unwrap();
     let before = head(&store);
-    prune(&store, Keep::Bytes(0), Some(&in_the_way), "a test", 0).unwrap_err();
+    prune(&store, Keep::Bytes(0), Destination::Folder(&in_the_way), "a test", 0).unwrap_err();
     assert_eq!(head(&store), before);
     let file = folder.path().join("there");
     fs::write(&file, "mine").unwrap();
@@ -154,7 +166,32 @@ fn a_prune_that_ended_between_the_file_and_the_store_is_done_again() {
             Some(text) => fs::write(&file, text).unwrap(),
         }
         let store = trail(10);
-        prune(&store, Keep::Bytes(0), Some(&archive), "a test", 0).unwrap().unwrap();
+        prune(&store, Keep::Bytes(0), Destination::Folder(&archive), "a test", 0).unwrap().unwrap();
         assert_eq!(verify_file(store.secret(), &file).unwrap().last, 9);
     }
+}
+
+#[test]
+fn nothing_is_dropped_of_a_trail_that_somebody_has_changed() {
+    // Who can write to the store, but has not the key, has old lines dropped, or new ones; or makes the latest so long that all
+    // others have to go.
+    for (at, text) in [
+        (0, "x"),
+        (8, "x"),
+        (9, "a text that is longer than all the others of this trail together ".repeat(99).as_str()),
+    ] {
+        let store = trail(10);
+        store.tamper(at, text);
+        for keep in [Keep::Bytes(2000), Keep::Time(Duration::from_millis(5 * DAY))] {
+            let pruned = prune(&store, keep, Destination::Nothing, "a test", 11 * DAY);
+            assert!(matches!(pruned, Err(SegmentError::Broken(_))), "line {at}: {pruned:?}");
+        }
+        assert_eq!(wait(|done| store.anchor(done)).unwrap(), Head::beginning());
+    }
+    // And a line that was changed after it was verified is not dropped for the one that was.
+    let store = trail(10);
+    let through = dispensable(&store, Keep::Bytes(0), 0).unwrap().unwrap();
+    store.tamper(3, "x");
+    drop_through(&store, &through, "a test", None).unwrap_err();
+    assert_eq!(wait(|done| store.anchor(done)).unwrap(), Head::beginning());
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::StartError;
 use crate::config::{AuditSection, Home};
-use crate::segments::{self, Keep};
+use crate::segments::{self, Destination, Keep, Pruned};
 use crate::store::{self, Store};
 
 /// How often the trail is looked at for lines that need not be kept.
@@ -17,6 +17,8 @@ const RETENTION: std::time::Duration = std::time::Duration::from_secs(3600);
 pub(super) struct Retention {
     keep: Keep,
     archive: Option<PathBuf>,
+    /// What the store keeps back on the disk: empty, while that is in use.
+    reserve: PathBuf,
 }
 
 impl Retention {
@@ -25,7 +27,7 @@ impl Retention {
         match &section.keep {
             Some(keep) => {
                 let keep = Keep::parse(keep).map_err(|error| StartError::Section(format!("[audit] keep = {error}")))?;
-                Ok(Some(Self { keep, archive }))
+                Ok(Some(Self { keep, archive, reserve: store::reserve(&home.store()) }))
             }
             None if archive.is_some() => {
                 let error = "[audit] archive is of no use without [audit] keep: nothing is dropped";
@@ -40,14 +42,19 @@ impl Retention {
 pub(super) async fn drop_old_lines(retention: &RefCell<Option<Retention>>, store: &Arc<dyn Store>) {
     loop {
         let now = retention.borrow().clone();
-        if let Some(Retention { keep, archive }) = now {
+        let is_full = |retention: &Retention| {
+            retention.archive.is_some() && std::fs::metadata(&retention.reserve).is_ok_and(|file| file.len() == 0)
+        };
+        // What room there is on a full disk is not for an archive.
+        if let Some(Retention { keep, archive, .. }) = now.filter(|retention| !is_full(retention)) {
             let store = Arc::clone(store);
             let pruned = tokio::task::spawn_blocking(move || {
-                segments::prune(&*store, keep, archive.as_deref(), "[audit] keep", store::now() * 1000)
+                let into = archive.as_deref().map_or(Destination::Nothing, Destination::Folder);
+                segments::prune(&*store, keep, into, "[audit] keep", store::now() * 1000)
             });
             match pruned.await {
                 Ok(Ok(None)) => {}
-                Ok(Ok(Some((first, last, file)))) => {
+                Ok(Ok(Some(Pruned { first, last, file }))) => {
                     let file = file.map(|file| file.display().to_string());
                     tracing::info!(first, last, file, "old lines of the audit trail are dropped");
                 }

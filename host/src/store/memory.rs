@@ -46,6 +46,14 @@ impl MemoryStore {
     }
 }
 
+#[cfg(test)]
+impl MemoryStore {
+    /// Changes what a line of the trail says, and nothing else.
+    pub(crate) fn tamper(&self, index: usize, text: &str) {
+        text.clone_into(&mut self.all.lock().audit[index].text);
+    }
+}
+
 impl All {
     /// Checks everything, then writes everything.
     fn commit(&mut self, writes: Vec<Write>) -> Result<(), StoreError> {
@@ -66,8 +74,8 @@ impl All {
                 Write::Remove { name, base } => {
                     (self.identities.get(name).map_or(0, |kept| kept.1) == *base, format!("the identity {name}"))
                 }
-                Write::Prune { through } => {
-                    let has = self.audit.iter().any(|line| line.number == *through);
+                Write::Prune { through, digest } => {
+                    let has = self.audit.iter().any(|line| line.number == *through && line.digest == *digest);
                     (has, format!("line {through} of the audit trail"))
                 }
                 Write::Source { .. } | Write::Failures(..) | Write::Audit(_) => (true, String::new()),
@@ -114,7 +122,7 @@ impl All {
                     let digest = audit::digest(&StoreSecret::new(SECRET), &before.digest, number, &text);
                     self.audit.push(audit::Line { number, text, digest });
                 }
-                Write::Prune { through } => {
+                Write::Prune { through, .. } => {
                     if let Some(line) = self.audit.iter().find(|line| line.number == through) {
                         self.anchor = Some(audit::Head { number: through, digest: line.digest.clone() });
                         self.audit.retain(|line| line.number > through);

@@ -100,6 +100,8 @@ pub enum Write {
     Prune {
         /// The line's number.
         through: u64,
+        /// Its digest, as it was verified. One that has another is not dropped.
+        digest: String,
     },
 }
 

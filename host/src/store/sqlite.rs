@@ -100,7 +100,7 @@ impl SqliteStore {
         let secret = secret(&connection, path, key, random)?;
         let head = path.with_file_name("audit.head");
         let (jobs, receiver) = channel();
-        let writer = write::Writer { connection, secret: secret.clone(), head, reserve: Reserve::beside(path) };
+        let writer = write::Writer::new(connection, secret.clone(), head, Reserve::beside(path));
         let writer = std::thread::Builder::new()
             .name("store".to_owned())
             .spawn(move || write::write(writer, &receiver))

@@ -56,6 +56,7 @@ impl<S: Service> Runtime<S> {
     pub(super) fn retire(&self) {
         self.core.retire();
         self.tasks.take().abort_all();
+        self.revoked.borrow_mut().clear();
         // Handles that calls hold stay; nobody is attached here any more, and nobody is told so: they are attached to
         // the new code.
         let attachments = std::mem::take(&mut *self.attachments.borrow_mut());

@@ -15,7 +15,7 @@ mod orphans;
 mod perspectives;
 
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::rc::Rc;
@@ -127,6 +127,8 @@ pub(crate) struct Runtime<S: Service> {
     attachments: RefCell<HashMap<u64, Attaching<S::Perspective>>>,
     calls: RefCell<HashMap<u64, Call>>,
     /// Calls that wait for something.
+    /// Attachments whose calls are not to begin any more, until their end is told: whatever has come of them by then.
+    revoked: RefCell<HashSet<u64>>,
     suspended: RefCell<HashMap<u64, Suspended>>,
     /// Those of them whose clients have gone, and how long they may go on.
     orphans: RefCell<Orphans>,
@@ -207,6 +209,7 @@ impl<S: Service> Runtime<S> {
             attachments: RefCell::default(),
             calls: RefCell::default(),
             suspended: RefCell::default(),
+            revoked: RefCell::default(),
             orphans: RefCell::default(),
             orphans_live: Cell::new(Duration::MAX),
             tasks: RefCell::default(),
@@ -306,6 +309,12 @@ impl<S: Service> Runtime<S> {
             ToLibrary::Call { call, attachment, object, answer, method, arguments, keywords, handles } => {
                 // Dropped when the call has read its arguments, and has answered if it did so at once.
                 let received = core.received(handles, attachment);
+                if self.revoked.borrow().contains(&attachment) {
+                    if answer {
+                        core.push(&failed(call, &dead()));
+                    }
+                    return;
+                }
                 if let Some(Attaching::Pending { calls, .. }) = self.attachments.borrow_mut().get_mut(&attachment) {
                     // What has come with it is held beside it, and counts once.
                     let (mut bytes, handles): (Vec<u8>, &[u8]) = (Vec::new(), &[]);
@@ -340,7 +349,10 @@ impl<S: Service> Runtime<S> {
                 let attachment = Attachment::new(attachment, perspective, identity, peer, mind, reason);
                 self.attach(attachment);
             }
-            ToLibrary::Detach { attachment } => self.detach(attachment, Leaving::Ends),
+            ToLibrary::Detach { attachment } => {
+                self.revoked.borrow_mut().remove(&attachment);
+                self.detach(attachment, Leaving::Ends);
+            }
             ToLibrary::Revoke { attachment } => self.revoke(attachment),
             ToLibrary::LetGo { attachment } => self.detach(attachment, Leaving::LetsGo),
             ToLibrary::Linger { attachment, perspective, identity, mind, peer } => {

@@ -188,6 +188,7 @@ impl<S: Service> Runtime<S> {
 
     /// What an attachment came by was taken away: calls by it that have not begun are refused from now on.
     pub(super) fn revoke(&self, id: u64) {
+        self.revoked.borrow_mut().insert(id);
         let waiting = match self.attachments.borrow_mut().get_mut(&id) {
             Some(Attaching::Pending { calls, .. }) => std::mem::take(calls),
             _ => Vec::new(),

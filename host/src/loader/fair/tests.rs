@@ -54,6 +54,23 @@ impl World {
 }
 
 #[test]
+fn what_takes_calls_away_comes_before_them_and_before_barriers() {
+    for barred in [false, true] {
+        let mut world = World::default();
+        (0..3).for_each(|index| world.call(1, index));
+        world.queue.barrier(&bytes(OTHER, 0, 10, 0));
+        world.queue.host(&bytes(OTHER, 0, 11, 0));
+        world.queue.ahead(&bytes(OTHER, 0, 12, 0), barred);
+        let indexes: Vec<u32> = world.pop().into_iter().map(|(_, _, index)| index).collect();
+        assert_eq!(indexes, [12, 0, 1, 2, 10, 11]);
+        // The barrier has been popped: nobody reads on who was to be told before it.
+        world.queue.ahead(&bytes(OTHER, 0, 13, 0), barred);
+        assert_eq!(world.pop().len(), usize::from(!barred));
+        assert_eq!(world.queue.len(), 0);
+    }
+}
+
+#[test]
 fn one_owner_fills_a_quarter_and_a_little_is_there_for_each_who_comes_when_all_is_taken() {
     const LIMIT: usize = 8 * LITTLE;
     let mut queue = FairQueue::default();

@@ -115,6 +115,13 @@ impl Outgoing {
         }
     }
 
+    /// Calls by these attachments that wait do not begin any more, though the generation is ending.
+    pub(super) fn revoke(&self, attachments: &[u64]) {
+        if let Some(generation) = self.generation.get().and_then(Weak::upgrade) {
+            generation.revoke(attachments, false);
+        }
+    }
+
     /// The generation has ended: its clients hear of it, once.
     pub(super) fn over(&self) {
         if self.advance(Phase::ended) == Phase::Serving {

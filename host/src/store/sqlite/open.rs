@@ -96,6 +96,8 @@ pub(super) fn prepare(connection: &Connection) -> rusqlite::Result<()> {
     connection.pragma_update(None, "synchronous", "FULL")?;
     // What is deleted, a sealed verifier say, is overwritten.
     connection.pragma_update(None, "secure_delete", true)?;
+    // What a large commit has made of the log is not kept for ever.
+    connection.pragma_update(None, "journal_size_limit", 8 << 20)?;
     connection.set_prepared_statement_cache_capacity(64);
     Ok(())
 }

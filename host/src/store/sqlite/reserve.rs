@@ -7,6 +7,7 @@ use std::fs;
 use std::io::Write as _;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use rustix::fs::{FallocateFlags, fallocate, statvfs};
 use rustix::io::Errno;
@@ -14,14 +15,18 @@ use rustix::io::Errno;
 /// How much is kept back, in bytes.
 pub(super) const RESERVE: u64 = 16 << 20;
 
+/// How often it is looked whether there is room again.
+const AGAIN: Duration = Duration::from_secs(1);
+
 /// Whether there is room that is kept back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
     /// It is there.
     Held,
-    /// It is given up, or in use: it is made again as soon as there is room.
+    /// It is given up, or in use, or could not be made: it is made again as soon as there is room. The file is there, and
+    /// empty, so that also the next host knows.
     Spent,
-    /// It was never made, here: a command's own store.
+    /// Nobody has asked for it.
     None,
 }
 
@@ -30,6 +35,7 @@ enum State {
 pub(super) struct Reserve {
     path: PathBuf,
     state: State,
+    looked: Option<Instant>,
     /// How much room there is beside a file, in bytes.
     room: fn(&Path) -> u64,
 }
@@ -38,8 +44,12 @@ impl Reserve {
     /// What there is beside this store; none is made.
     pub(super) fn beside(store: &Path) -> Self {
         let path = path(store);
-        let held = fs::metadata(&path).is_ok_and(|file| file.len() >= RESERVE);
-        Self { path, state: if held { State::Held } else { State::None }, room }
+        let state = match fs::metadata(&path) {
+            Ok(file) if file.len() >= RESERVE => State::Held,
+            Ok(_) => State::Spent,
+            Err(_) => State::None,
+        };
+        Self { path, state, looked: None, room }
     }
 
     /// Makes it, if it is not there.
@@ -50,10 +60,11 @@ impl Reserve {
         match allocate(&self.path) {
             Ok(()) => self.state = State::Held,
             Err(error) => {
-                let _ = fs::remove_file(&self.path);
+                self.empty();
                 if self.state == State::None {
-                    tracing::warn!(%error, "no room is kept back on the disk: on a full one nobody can be disabled");
+                    tracing::warn!(%error, "there is no room on the disk to keep back: only what takes away is committed");
                 }
+                self.state = State::Spent;
             }
         }
     }
@@ -65,14 +76,27 @@ impl Reserve {
         }
         self.state = State::Spent;
         tracing::error!("the disk is full: only what takes away is committed until there is room again");
-        fs::remove_file(&self.path).is_ok()
+        self.empty()
     }
 
-    /// Whether the room that was kept back is in use. It is made again if there is twice as much.
-    pub(super) fn is_spent(&mut self) -> bool {
-        if self.state == State::Spent && (self.room)(&self.path) >= 2 * RESERVE {
-            self.make();
+    /// An empty file stays: it says that there was something.
+    fn empty(&self) -> bool {
+        fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&self.path).is_ok()
+    }
+
+    /// Whether the room that was kept back is in use. It is made again if there is twice as much; `make_room` is asked for
+    /// some first.
+    pub(super) fn is_spent(&mut self, make_room: impl FnOnce()) -> bool {
+        if self.state == State::Spent && self.looked.is_none_or(|at| at.elapsed() >= AGAIN) {
+            self.looked = Some(Instant::now());
+            if (self.room)(&self.path) < 2 * RESERVE {
+                make_room();
+            }
+            if (self.room)(&self.path) >= 2 * RESERVE {
+                self.make();
+            }
             if self.state == State::Held {
+                self.looked = None;
                 tracing::info!("there is room on the disk again");
             }
         }
@@ -109,11 +133,12 @@ fn allocate(path: &Path) -> std::io::Result<()> {
 impl Reserve {
     /// One that is in use, on a disk without room.
     pub(super) fn spent(store: &Path) -> Self {
-        Self { path: path(store), state: State::Spent, room: |_| 0 }
+        Self { path: path(store), state: State::Spent, looked: None, room: |_| 0 }
     }
 
     /// There is room again.
     pub(super) fn has_room(&mut self) {
         self.room = |_| u64::MAX;
+        self.looked = None;
     }
 }

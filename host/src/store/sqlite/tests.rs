@@ -285,7 +285,7 @@ fn while_the_room_that_is_kept_back_is_in_use_what_takes_away_is_committed_alone
     let connection = Connection::open(&path).unwrap();
     prepare(&connection).unwrap();
     let (secret, head) = (store.secret().clone(), path.with_file_name("audit.head"));
-    let mut writer = Writer { connection, secret, head, reserve: Reserve::spent(&path) };
+    let mut writer = Writer::new(connection, secret, head, Reserve::spent(&path));
     let results = Arc::new(Mutex::new(Vec::new()));
     let job = |writes: Vec<Write>| {
         let results = Arc::clone(&results);

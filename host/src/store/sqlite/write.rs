@@ -20,6 +20,8 @@ use crate::store::{Change, Record, StoreError, Write, audit};
 const GROUP_BYTES: usize = 16 << 20;
 /// What nobody waits for is written so long after it came at most, together with what has come since.
 const LINGER: Duration = Duration::from_millis(20);
+/// The event of a password that was hashed anew.
+const REHASHED: &str = "identity.rehashed";
 /// So many sources are kept of an identity's: the latest.
 const SOURCES: u32 = 16;
 /// What the thread that writes has.
@@ -28,6 +30,10 @@ pub(super) struct Writer {
     pub(super) secret: StoreSecret,
     /// Where the trail's head is noted down.
     pub(super) head: PathBuf,
+    /// The last line that was written, as far as is known here: nobody takes it away unnoticed.
+    pub(super) noted: Option<audit::Head>,
+    /// It was taken away: what was noted down stays, so that `audit verify` says so.
+    pub(super) cut_off: bool,
     pub(super) reserve: Reserve,
 }
 
@@ -71,7 +77,9 @@ impl Job {
             Write::Identity { base, .. } => *base > 0,
             _ => false,
         };
-        self.writes.iter().any(takes)
+        // A login's own doing can wait.
+        let rehash = |write: &Write| matches!(write, Write::Audit(event) if event.what == REHASHED);
+        self.writes.iter().any(takes) && !self.writes.iter().any(rehash)
     }
 
     fn size(&self) -> usize {
@@ -91,12 +99,36 @@ impl Job {
 type Committed = (Vec<Result<(), StoreError>>, Option<audit::Head>);
 
 impl Writer {
+    pub(super) fn new(connection: Connection, secret: StoreSecret, head: PathBuf, reserve: Reserve) -> Self {
+        let noted = fs::read_to_string(&head).ok();
+        let noted = noted.and_then(|text| audit::Head::unsealed(&text, Edge::Head, &secret));
+        // The host may have ended between a commit and the note: the trail can be ahead of it, and never behind.
+        let at = noted.as_ref().map(|noted| line(&connection, noted.number));
+        let last = last_line(&connection, &secret).ok();
+        let gone = |noted: &audit::Head| {
+            let pruned = anchor(&connection, &secret).is_ok_and(|anchor| anchor.number >= noted.number);
+            !pruned && !matches!(&at, Some(Ok(Some(digest))) if *digest == noted.digest)
+        };
+        let cut_off = noted.as_ref().is_some_and(gone);
+        if cut_off {
+            tracing::error!("lines of the audit trail were taken away; see `credhost audit verify`");
+        }
+        Self { connection, secret, head, noted: last, cut_off, reserve }
+    }
+
     /// Commits a group: each job whole or not at all, whatever becomes of the others, unless the disk refuses all.
     pub(super) fn commit(&mut self, group: Vec<Job>) {
         if group.iter().any(|job| job.makes_reserve) {
             self.reserve.make();
         }
-        if self.reserve.is_spent() {
+        // What a commit that failed has left in the log is given back.
+        let connection = &self.connection;
+        let make_room = || {
+            if let Err(error) = connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())) {
+                tracing::debug!(%error, "the store's log cannot be shortened just now");
+            }
+        };
+        if self.reserve.is_spent(make_room) {
             return self.commit_what_takes_away(group, &StoreError::Failed("the disk is full".to_owned()));
         }
         match self.try_commit(&group) {
@@ -123,9 +155,13 @@ impl Writer {
     /// Commits, or says why nothing was; true: the disk is full.
     fn try_commit(&mut self, group: &[Job]) -> Result<Committed, (StoreError, bool)> {
         let (secret, connection) = (&self.secret, &mut self.connection);
-        let (mut last, mut before) = (None, None);
+        let (mut last, mut before, mut found) = (None, None, None);
         let results = (|| -> rusqlite::Result<Vec<Result<(), StoreError>>> {
             let mut transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+            if group.iter().any(|job| job.writes.iter().any(|write| matches!(write, Write::Audit(_)))) {
+                found = last_line(&transaction, secret).ok();
+                (last, before) = (found.clone(), found.clone());
+            }
             let mut results = Vec::with_capacity(group.len());
             for job in group {
                 let savepoint = transaction.savepoint()?;
@@ -157,27 +193,48 @@ impl Writer {
             transaction.commit()?;
             Ok(results)
         })();
+        if let (Some(noted), Some(found)) = (&self.noted, &found)
+            && noted != found
+            && !std::mem::replace(&mut self.cut_off, true)
+        {
+            tracing::error!(written = noted.number, found = found.number, "lines of the audit trail were taken away");
+        }
         match results {
-            Ok(results) => Ok((results, last)),
+            Ok(results) => Ok((results, last.filter(|last| found.as_ref() != Some(last)))),
             Err(rusqlite::Error::ToSqlConversionFailure(said)) => {
                 let said = said.to_string();
                 let full = said.contains(FULL);
                 Err((StoreError::Failed(said), full))
             }
             Err(error) => {
-                let full = error.sqlite_error_code() == Some(rusqlite::ErrorCode::DiskFull);
+                let full = is_full(&error);
                 Err((error.into(), full))
             }
         }
     }
 
-    fn tell(&self, group: Vec<Job>, (results, last): Committed) {
+    fn tell(&mut self, group: Vec<Job>, (results, last): Committed) {
         if let Some(last) = last {
-            note_head(&self.head, &last.sealed(Edge::Head, &self.secret));
+            if !self.cut_off {
+                note_head(&self.head, &last.sealed(Edge::Head, &self.secret));
+            }
+            self.noted = Some(last);
         }
         for (job, result) in group.into_iter().zip(results) {
             health::contained("behind a commit", || (job.done)(result));
         }
+    }
+}
+
+/// Whether the disk has no room. Not all that is out of it says so: a quota does not, nor does the file beside the log.
+fn is_full(error: &rusqlite::Error) -> bool {
+    use rusqlite::ffi;
+    let other = [ffi::SQLITE_IOERR_WRITE, ffi::SQLITE_IOERR_SHMSIZE, ffi::SQLITE_IOERR_TRUNCATE];
+    match error {
+        rusqlite::Error::SqliteFailure(failure, _) => {
+            failure.code == rusqlite::ErrorCode::DiskFull || other.contains(&failure.extended_code)
+        }
+        _ => false,
     }
 }
 
@@ -316,12 +373,14 @@ fn apply(
             *last = Some(audit::Head { number, digest });
             Ok(())
         }
-        Write::Prune { through } => {
-            let digest = connection
-                .prepare_cached("SELECT digest FROM audit WHERE number = ?1")?
-                .query_row([through.cast_signed()], |row| row.get::<_, String>(0))
-                .optional()?;
-            let digest = digest.ok_or_else(|| StoreError::Conflict(format!("line {through} of the audit trail")))?;
+        Write::Prune { through, digest } => {
+            let there = connection
+                .prepare_cached("SELECT 1 FROM audit WHERE number = ?1 AND digest = ?2")?
+                .exists(rusqlite::params![through.cast_signed(), digest])?;
+            if !there {
+                return Err(StoreError::Conflict(format!("line {through} of the audit trail")));
+            }
+            let digest = digest.clone();
             let anchor = audit::Head { number: *through, digest }.sealed(Edge::Anchor, secret);
             run("DELETE FROM audit WHERE number <= ?1", &[&through.cast_signed()])?;
             run("INSERT INTO meta VALUES (?1, ?2) ON CONFLICT DO UPDATE SET value = ?2", &[&ANCHOR, &anchor])?;
@@ -337,4 +396,12 @@ fn last_line(connection: &Connection, secret: &StoreSecret) -> Result<audit::Hea
         .query_row([], |row| Ok(audit::Head { number: row.get::<_, i64>(0)?.cast_unsigned(), digest: row.get(1)? }))
         .optional()?;
     last.map_or_else(|| anchor(connection, secret), Ok)
+}
+
+/// The digest of a line.
+fn line(connection: &Connection, number: u64) -> rusqlite::Result<Option<String>> {
+    connection
+        .prepare_cached("SELECT digest FROM audit WHERE number = ?1")?
+        .query_row([number.cast_signed()], |row| row.get(0))
+        .optional()
 }

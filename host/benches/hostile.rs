@@ -1,0 +1,333 @@
+//! What others notice of a client that floods, and of a crowd that guesses passwords.
+//!
+//! `cargo bench -p credhost --bench hostile` runs both. `-- fairness` or `-- flood` runs one; `CREDHOST_SECONDS=10` makes the
+//! flood shorter than its minute.
+
+#![allow(missing_docs, clippy::unwrap_used, reason = "a bench")]
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use pb::client::{Client, Remote};
+use system_tests::build;
+use system_tests::host::{TestHome, TestHost, put};
+use system_tests::wire::call;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpSocket, TcpStream};
+
+/// How long each figure of the first part is measured.
+const SPAN: Duration = Duration::from_secs(4);
+/// Sources of the crowd, and how many tries a second all of them make.
+const SOURCES: usize = 1000;
+const TRIES: usize = 10_000;
+
+fn main() {
+    // `cargo test --benches` runs this, too: there is nothing to test.
+    if !std::env::args().any(|argument| argument == "--bench") {
+        return;
+    }
+    let filter = std::env::args().skip(1).find(|argument| !argument.starts_with('-')).unwrap_or_default();
+    // A thousand connections at this end, too.
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    let raised = rustix::process::Rlimit { current: limit.maximum, ..limit };
+    rustix::process::setrlimit(rustix::process::Resource::Nofile, raised).unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    if "fairness".contains(&filter) {
+        runtime.block_on(fairness());
+    }
+    if "flood".contains(&filter) {
+        runtime.block_on(flood());
+    }
+}
+
+fn host() -> TestHost {
+    let home = TestHome::new();
+    home.make();
+    for name in ["alice", "bob", "carol"] {
+        home.identity(name, &format!("{name}-pw"), &["my service", "todo"]);
+    }
+    for (package, file) in [("my-service", "my_service.so"), ("todo", "todo.so")] {
+        put(&build::release(package), &home.plugins().join(file));
+    }
+    home.start_with(&[], &[("CREDHOST_LOG", "warn")])
+}
+
+async fn login(host: &TestHost, name: &str, target: &str) -> Remote {
+    let stream = TcpStream::connect(host.address()).await.unwrap();
+    stream.set_nodelay(true).unwrap();
+    let client = Client::new(stream).await.unwrap();
+    client.login(&format!("{name}/{target}"), &format!("{name}-pw"), None).await.unwrap()
+}
+
+/// Sorted times.
+struct Times(Vec<Duration>);
+
+impl Times {
+    fn at(&self, part: f64) -> Duration {
+        self.0.get((self.0.len() as f64 * part) as usize).copied().unwrap_or_default()
+    }
+
+    fn us(&self, part: f64) -> f64 {
+        self.at(part).as_secs_f64() * 1e6
+    }
+}
+
+/// Small calls, one after the other.
+async fn small_calls(who: &Remote, span: Duration) -> Times {
+    let (mut times, until) = (Vec::new(), Instant::now() + span);
+    while Instant::now() < until {
+        let start = Instant::now();
+        who.call("add", &(2, 3)).await.unwrap();
+        times.push(start.elapsed());
+    }
+    times.sort_unstable();
+    Times(times)
+}
+
+/// Alone in its runtime, on a thread of its own: what it does is not on the way of what is measured, but for the machine.
+fn flooding(
+    address: SocketAddr,
+    target: &'static str,
+    kind: Kind,
+    stop: &Arc<AtomicBool>,
+) -> std::thread::JoinHandle<u64> {
+    let stop = Arc::clone(stop);
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async move {
+            let stream = TcpStream::connect(address).await.unwrap();
+            let client = Client::new(stream).await.unwrap();
+            let bob = client.login(&format!("bob/{target}"), "bob-pw", None).await.unwrap();
+            let done = Arc::new(AtomicU64::new(0));
+            let tasks = tokio::task::LocalSet::new();
+            let all: Vec<_> = (0..256)
+                .map(|_| {
+                    let (bob, stop, done) = (bob.clone(), Arc::clone(&stop), Arc::clone(&done));
+                    tasks.spawn_local(async move {
+                        while !stop.load(Ordering::Relaxed) {
+                            kind.call(&bob).await;
+                            done.fetch_add(1, Ordering::Relaxed);
+                        }
+                    })
+                })
+                .collect();
+            tasks.run_until(async { futures_all(all).await }).await;
+            done.load(Ordering::Relaxed)
+        })
+    })
+}
+
+async fn futures_all(all: Vec<tokio::task::JoinHandle<()>>) {
+    for one in all {
+        one.await.unwrap();
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Kind {
+    Small,
+    Echo,
+    Rows,
+    Save,
+}
+
+impl Kind {
+    async fn call(self, bob: &Remote) {
+        let done = match self {
+            Self::Small => bob.call("add", &(2, 3)).await,
+            Self::Echo => bob.call("blob", &(jelly::Bytes(vec![b'x'; 600_000]),)).await,
+            Self::Rows => {
+                let rows: Vec<_> =
+                    (0..1000).map(|id| serde_json::json!({"id": id, "name": "n", "score": 0.5})).collect();
+                bob.call("rows", &(rows,)).await
+            }
+            Self::Save => bob.call("add", &("something to do, of some length, so that the state grows",)).await,
+        };
+        // One that is refused for now is made again.
+        drop(done);
+    }
+
+    fn target(self) -> &'static str {
+        if matches!(self, Self::Save) { "todo" } else { "my service" }
+    }
+}
+
+/// One client floods a service with calls of a kind, 256 at once; another makes small calls of the same service.
+async fn fairness() {
+    println!("\nsmall calls of one client, while another floods the same service (256 calls at once)");
+    println!(
+        "{:12} {:>10} {:>10} {:>12} {:>12} {:>12} {:>14}",
+        "calls of", "quiet p50", "quiet p99", "one call", "flooded p50", "flooded p99", "(p99-one)/quiet"
+    );
+    for kind in [Kind::Small, Kind::Echo, Kind::Rows, Kind::Save] {
+        let host = host();
+        let alice = login(&host, "alice", kind.target()).await;
+        let carol = login(&host, "carol", kind.target()).await;
+        let quiet = match kind {
+            Kind::Save => list_calls(&alice, SPAN).await,
+            _ => small_calls(&alice, SPAN).await,
+        };
+        let mut one = Vec::new();
+        for _ in 0..50 {
+            let start = Instant::now();
+            kind.call(&carol).await;
+            one.push(start.elapsed());
+        }
+        one.sort_unstable();
+        let one = Times(one);
+        let stop = Arc::new(AtomicBool::new(false));
+        let flood = flooding(host.address(), kind.target(), kind, &stop);
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        let flooded = match kind {
+            Kind::Save => list_calls(&alice, SPAN).await,
+            _ => small_calls(&alice, SPAN).await,
+        };
+        stop.store(true, Ordering::Relaxed);
+        let calls = flood.join().unwrap();
+        let ratio = (flooded.us(0.99) - one.us(0.5)).max(0.0) / quiet.us(0.99);
+        println!(
+            "{:12} {:>7.0} us {:>7.0} us {:>9.0} us {:>9.0} us {:>9.0} us {:>13.2}x   ({calls} calls of the flood)",
+            format!("{kind:?}"),
+            quiet.us(0.5),
+            quiet.us(0.99),
+            one.us(0.5),
+            flooded.us(0.5),
+            flooded.us(0.99),
+            ratio,
+        );
+    }
+}
+
+async fn list_calls(who: &Remote, span: Duration) -> Times {
+    let (mut times, until) = (Vec::new(), Instant::now() + span);
+    while Instant::now() < until {
+        let start = Instant::now();
+        who.call("list", &()).await.unwrap();
+        times.push(start.elapsed());
+    }
+    times.sort_unstable();
+    Times(times)
+}
+
+/// One of the crowd: wrong passwords for names that there are and that there are not, from an address of its own.
+async fn guess(to: SocketAddr, number: usize, every: Duration, stop: Arc<AtomicBool>, tries: Arc<AtomicU64>) {
+    let number_bytes = u16::try_from(number).unwrap().to_be_bytes();
+    let from = Ipv4Addr::new(127, 1, number_bytes[0], number_bytes[1]);
+    let mut request = 0u64;
+    while !stop.load(Ordering::Relaxed) {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind(SocketAddr::from((from, 0))).unwrap();
+        let Ok(stream) = socket.connect(to).await else {
+            tokio::time::sleep(every).await;
+            continue;
+        };
+        let (mut read, mut write) = stream.into_split();
+        let reading = tokio::task::spawn_local(async move {
+            let mut buffer = vec![0; 4096];
+            while let Ok(1..) = read.read(&mut buffer).await {}
+        });
+        let mut bytes = vec![2, 0x82, b'p', b'b', 2, 0x80, 19, 0x87, 6, 0x81];
+        while !stop.load(Ordering::Relaxed) && !reading.is_finished() {
+            request += 1;
+            let name = match request % 3 {
+                0 => "alice".to_owned(),
+                1 => "bob".to_owned(),
+                _ => format!("nobody{number}-{request}"),
+            };
+            let arguments = jelly::to_vec(&(jelly::Bytes(name.into_bytes()), "a wrong password")).unwrap();
+            bytes.extend(call(request, Err("root"), "loginPassword", &arguments));
+            if write.write_all(&bytes).await.is_err() {
+                break;
+            }
+            bytes.clear();
+            tries.fetch_add(1, Ordering::Relaxed);
+            tokio::time::sleep(every).await;
+        }
+        reading.abort();
+        bytes.clear();
+    }
+}
+
+/// An owner logs in by password, again and again, from an address that is known.
+async fn owner(address: SocketAddr, name: &str, span: Duration) -> (Times, usize) {
+    let (mut times, mut failed, until) = (Vec::new(), 0, Instant::now() + span);
+    while Instant::now() < until {
+        let start = Instant::now();
+        let client = Client::new(TcpStream::connect(address).await.unwrap()).await;
+        let done = match client {
+            Ok(client) => client.login_password(name, &format!("{name}-pw"), None).await.map(drop),
+            Err(error) => Err(error),
+        };
+        match done {
+            Ok(()) => times.push(start.elapsed()),
+            Err(_) => failed += 1,
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    times.sort_unstable();
+    (Times(times), failed)
+}
+
+fn resident(host: &TestHost) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", host.id())).unwrap_or_default();
+    let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap_or_default();
+    line.split_whitespace().nth(1).and_then(|kib| kib.parse::<u64>().ok()).unwrap_or(0) >> 10
+}
+
+async fn flood() {
+    let seconds: u64 = std::env::var("CREDHOST_SECONDS").ok().and_then(|text| text.parse().ok()).unwrap_or(60);
+    let span = Duration::from_secs(seconds);
+    let host = host();
+    let inside = login(&host, "bob", "my service").await;
+    let quiet = small_calls(&inside, SPAN).await;
+    let (logins_before, _) = owner(host.address(), "carol", SPAN).await;
+    let (trail_before, before) = (trail(&host), resident(&host));
+    let stop = Arc::new(AtomicBool::new(false));
+    let tries = Arc::new(AtomicU64::new(0));
+    let crowd: Vec<_> = (0..2)
+        .map(|half| {
+            let (stop, tries, to) = (Arc::clone(&stop), Arc::clone(&tries), host.address());
+            std::thread::spawn(move || {
+                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+                let tasks = tokio::task::LocalSet::new();
+                let every = Duration::from_secs_f64(SOURCES as f64 / TRIES as f64);
+                let all: Vec<_> = (half * SOURCES / 2..(half + 1) * SOURCES / 2)
+                    .map(|number| tasks.spawn_local(guess(to, number, every, Arc::clone(&stop), Arc::clone(&tries))))
+                    .collect();
+                runtime.block_on(tasks.run_until(futures_all(all)));
+            })
+        })
+        .collect();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let began = (Instant::now(), tries.load(Ordering::Relaxed));
+    let (calls, (logins, failed)) = tokio::join!(small_calls(&inside, span), owner(host.address(), "carol", span));
+    let rate = (tries.load(Ordering::Relaxed) - began.1) as f64 / began.0.elapsed().as_secs_f64();
+    let after = resident(&host);
+    stop.store(true, Ordering::Relaxed);
+    crowd.into_iter().for_each(|half| half.join().unwrap());
+    let ms = |times: &Times, part| times.us(part) / 1e3;
+    println!("\n{rate:.0} wrong logins a second from {SOURCES} sources, for {seconds} s");
+    println!(
+        "logins of an owner from a known source: quiet p50 {:.0} ms, p99 {:.0} ms; in the flood p50 {:.0} ms, p99 {:.0} ms ({} logins, {failed} failed)",
+        ms(&logins_before, 0.5),
+        ms(&logins_before, 0.99),
+        ms(&logins, 0.5),
+        ms(&logins, 0.99),
+        logins.0.len()
+    );
+    println!(
+        "calls of who is inside: quiet p99 {:.0} us, in the flood {:.0} us: {:.2}x",
+        quiet.us(0.99),
+        calls.us(0.99),
+        calls.us(0.99) / quiet.us(0.99)
+    );
+    println!("resident memory: {before} MiB before, {after} MiB in the flood");
+    println!("the trail has grown by {} kB", (trail(&host) - trail_before) / 1000);
+}
+
+/// How large the audit trail is, as it is shown.
+fn trail(host: &TestHost) -> usize {
+    host.home.run(&["audit", "show"], "").len()
+}
