@@ -4,6 +4,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use credhost::control::{Request, send};
+use credhost::multiservice::slot::ServiceState;
 use credhost::session::Limits;
 use pb::client::{Client, Error, Remote};
 use serde_json::Value;
@@ -271,6 +272,22 @@ fn calls_that_wait_for_a_busy_service_do_not_begin_once_what_they_came_by_is_tak
         drop(alice);
     });
     assert_eq!(revoked, 0);
+    // The same while the service is on its way to stop, behind all that waits.
+    let stopping = begun_after(|host, alice| {
+        let services = std::sync::Arc::clone(&host.services);
+        std::thread::spawn(move || {
+            let trial = services.service("trial").expect("the service");
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+            runtime.block_on(trial.stop());
+        });
+        while host.services.service("trial").is_some_and(|trial| trial.state() != ServiceState::Stopped) {
+            std::thread::yield_now();
+        }
+        // It is told to stop, in the same turn as it is marked so.
+        host.sessions().changed("alice", None);
+        drop(alice);
+    });
+    assert_eq!(stopping, 0);
     // As a control, and as it should be: who has said something and gone is not forgotten.
     assert_eq!(begun_after(|_, alice| drop(alice)), 50);
 }
