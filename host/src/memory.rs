@@ -81,6 +81,7 @@ impl Budget {
             key: key.clone(),
             budget: Arc::clone(self),
             used: AtomicUsize::new(0),
+            held: Default::default(),
             heavy: AtomicBool::new(false),
         });
         accounts.insert(key, Arc::downgrade(&account));
@@ -105,6 +106,8 @@ pub struct Account {
     key: AccountKey,
     budget: Arc<Budget>,
     used: AtomicUsize,
+    /// How many of each kind its connections hold.
+    held: [AtomicUsize; 2],
     heavy: AtomicBool,
 }
 
@@ -169,6 +172,15 @@ pub enum Kept {
     Gate = 3,
 }
 
+/// What a connection holds, in number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Held {
+    /// Attachments.
+    Attachments = 0,
+    /// Objects of services' that its client has.
+    Objects = 1,
+}
+
 /// A queue that has stopped serving a connection, and goes on when it is told to.
 pub trait Resume: Send + Sync {
     /// The connection has room again.
@@ -179,6 +191,8 @@ pub trait Resume: Send + Sync {
 pub struct Meter {
     account: Mutex<Arc<Account>>,
     kept: [AtomicUsize; 4],
+    /// How many of each kind it holds.
+    held: [AtomicUsize; 2],
     /// Beyond so many bytes of answers that the client has not taken, its calls are not begun.
     unread: usize,
     /// Who waits for the client to take some.
@@ -206,6 +220,7 @@ impl Meter {
         Self {
             account: Mutex::new(account),
             kept: Default::default(),
+            held: Default::default(),
             unread,
             paused: Mutex::default(),
             closed: AtomicBool::new(false),
@@ -225,7 +240,31 @@ impl Meter {
         let total = self.total();
         account.add(total);
         now.sub(total);
+        for (before, after, own) in [0, 1].map(|kind| (&now.held[kind], &account.held[kind], &self.held[kind])) {
+            let count = own.load(Ordering::Relaxed);
+            after.fetch_add(count, Ordering::Relaxed);
+            before.fetch_sub(count, Ordering::Relaxed);
+        }
         *now = account;
+    }
+
+    /// The connection holds so many of a kind now.
+    pub fn hold(&self, kind: Held, count: usize) {
+        let account = self.account.lock();
+        let before = self.held[kind as usize].swap(count, Ordering::Relaxed);
+        let all = &account.held[kind as usize];
+        if count >= before {
+            all.fetch_add(count - before, Ordering::Relaxed);
+        } else {
+            all.fetch_sub(before - count, Ordering::Relaxed);
+        }
+    }
+
+    /// How many of a kind the connection may hold, when all of its identity's may hold so many together.
+    #[must_use]
+    pub fn may_hold(&self, kind: Held, together: usize) -> usize {
+        let all = self.account.lock().held[kind as usize].load(Ordering::Relaxed);
+        self.held[kind as usize].load(Ordering::Relaxed) + together.saturating_sub(all)
     }
 
     fn total(&self) -> usize {
@@ -317,6 +356,8 @@ impl Meter {
 
 impl Drop for Meter {
     fn drop(&mut self) {
+        self.hold(Held::Attachments, 0);
+        self.hold(Held::Objects, 0);
         let total = self.total();
         self.account.get_mut().sub(total);
     }

@@ -434,3 +434,39 @@ fn a_proxys_connection_that_does_not_say_whose_it_is_is_closed() {
     let mut wire = passed_on(&host, "PROXY TCP4 10.0.0.1 127.0.0.1 1000 8787\r\n");
     while wire.read() {}
 }
+
+#[test]
+fn attachments_and_objects_are_bounded_for_all_connections_of_an_identity() {
+    let limits = Limits { identity_attachments: 3, identity_objects: 60, ..Limits::default() };
+    let host = Embedded::start(limits);
+    let new = |name: &str| RawClient::login_as(host.address(), name, name);
+    let mut inside: Vec<RawClient> = (0..3).map(|_| new("alice")).collect();
+    let address = host.address();
+    let refused = std::panic::catch_unwind(move || drop(RawClient::login_as(address, "alice", "alice")));
+    let said = refused.expect_err("a fourth attachment of alice's is refused");
+    let said = said.downcast_ref::<String>().expect("a text");
+    assert!(said.contains("all connections of alice together have 3 attachments"), "{said}");
+    let mut bob = new("bob");
+    assert!(is_given(&mut bob, 40), "bob has his own");
+    // Objects: what one of alice's holds, another cannot; one that has too many too often is closed, as ever.
+    assert!(is_given(&mut inside[0], 40));
+    assert!(!is_given(&mut inside[1], 40));
+    drop(inside);
+    while host.sessions().list().iter().any(|session| session.identities.contains(&"alice".to_owned())) {
+        std::thread::yield_now();
+    }
+    // What ended with its connections is free again.
+    assert!(is_given(&mut new("alice"), 40));
+}
+
+/// Whether a client is given so many objects more.
+fn is_given(client: &mut RawClient, count: usize) -> bool {
+    let request = client.begin("pebbles", &(count,));
+    loop {
+        match client.message() {
+            Some(message) if message.number == request => return message.command == "answer",
+            Some(_) => {}
+            None => return false,
+        }
+    }
+}

@@ -398,6 +398,7 @@ impl Pump<'_> {
 
     /// Counts what is kept for this client; so much of its mail has become something else.
     fn meter(&mut self, mailbox: &Mailbox, mailed: usize) {
+        self.driver.session.count_held();
         let kept = self.driver.session.kept();
         let unread = self.driver.session.output().len() - self.driver.sent;
         self.driver.mailbox.meter().set(Kept::Input, kept);

@@ -124,6 +124,11 @@ impl Attachments {
         if self.all.len() < limit { Ok(()) } else { Err(TooMany(limit)) }
     }
 
+    /// How many there are.
+    pub(crate) fn len(&self) -> usize {
+        self.all.len()
+    }
+
     /// One more, which the service is asked for.
     pub(crate) fn begin(&mut self, attached: Attached) -> AttachmentNo {
         self.all.insert(Box::new(attached))

@@ -13,6 +13,7 @@ use super::numbers::{AttachmentNo, HandleNo, Object, Provenance};
 use super::references::{Route, revoked};
 use super::{Demand, Owners, SessionContext};
 use crate::cred::Identity;
+use crate::memory::Held;
 use crate::multiservice::{AttachmentChange, SlotNo};
 
 impl Owners {
@@ -80,8 +81,16 @@ impl Owners {
         let backend = self.context.backends.backend(service);
         let backend = backend.ok_or_else(|| Failure::new("KeyError", format!("'{service}'")))?;
         // Whoever is attached has logged in.
-        let checked = self.attachments.check_limit(self.limits.after.attachments);
-        checked.map_err(|error| Failure::new("twisted.spread.pb.Error", error.to_string()))?;
+        let of_identity = self.context.meter.may_hold(Held::Attachments, self.limits.identity_attachments);
+        let checked = self.attachments.check_limit(self.limits.after.attachments).map_err(|error| error.to_string());
+        let checked = checked.and_then(|()| match self.attachments.len() < of_identity {
+            true => Ok(()),
+            false => Err(format!(
+                "all connections of {identity} together have {} attachments, which is the limit",
+                self.limits.identity_attachments
+            )),
+        });
+        checked.map_err(|error| Failure::new("twisted.spread.pb.Error", error))?;
         let (slot, connection) = (backend.number(), self.context.number);
         let attached = Attached::asked(Arc::clone(&backend), era, request, (identity, credential), key);
         self.context.entry.attached(&attached.listed());

@@ -44,6 +44,10 @@ pub struct Limits {
     pub connections: usize,
     /// Connections from one address.
     pub per_source: usize,
+    /// Attachments of all connections of one identity.
+    pub identity_attachments: usize,
+    /// Objects of services' that all clients of one identity hold.
+    pub identity_objects: usize,
 }
 
 impl Default for Limits {
@@ -74,6 +78,8 @@ impl Default for Limits {
             memory: 1 << 30,
             connections: 10_000,
             per_source: 256,
+            identity_attachments: 4096,
+            identity_objects: 65_536,
         }
     }
 }

@@ -44,7 +44,7 @@ use self::numbers::Object;
 use self::outbox::Outbox;
 use self::references::References;
 use self::values::Values;
-use crate::memory::Meter;
+use crate::memory::{Held, Meter};
 use crate::multiservice::{Backends, Lane, SlotNo};
 use crate::sessions::{Acknowledgement, Notice, SessionEntry};
 
@@ -231,6 +231,20 @@ impl Session {
         close
     }
 
+    /// Counts what this connection holds among all of its identity's, and takes up what is left of that.
+    pub(crate) fn count_held(&mut self) {
+        let Owners { attachments, output, context, limits, raised, .. } = &mut self.owners;
+        let (references, caches) = output.tables.held();
+        context.meter.hold(Held::Attachments, attachments.len());
+        context.meter.hold(Held::Objects, references + caches);
+        if *raised {
+            // A few always: an identity that is at its limit elsewhere can still log in, and let go of something.
+            let of_identity = context.meter.may_hold(Held::Objects, limits.identity_objects);
+            let of_either = of_identity.saturating_sub(references.min(caches)).max(limits.before.references);
+            output.set_limit(limits.after.references.min(of_either));
+        }
+    }
+
     /// Sends refusals whose time has come; says when the next one's is.
     pub(crate) fn refuse_due(&mut self, now: Now) -> Option<Instant> {
         let Owners { login, output, .. } = &mut self.owners;
@@ -269,6 +283,9 @@ impl Session {
     pub(crate) fn close(mut self) {
         self.owners.end(&Scope::Connection, &Failure::new("twisted.spread.pb.PBConnectionLost", "the client has gone"));
         self.owners.outbox.submit_all();
+        // Others hold the meter for longer.
+        self.owners.context.meter.hold(Held::Attachments, 0);
+        self.owners.context.meter.hold(Held::Objects, 0);
         self.owners.context.entry.close();
     }
 
