@@ -51,7 +51,7 @@ fn host() -> TestHost {
     for (package, file) in [("my-service", "my_service.so"), ("todo", "todo.so")] {
         put(&build::release(package), &home.plugins().join(file));
     }
-    home.start()
+    home.start_with(&[], &[("CREDHOST_LOG", "info")])
 }
 
 async fn login(host: &TestHost, name: &str, target: &str) -> Remote {
