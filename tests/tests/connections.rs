@@ -79,7 +79,10 @@ fn as_many_clients_as_there_are_descriptors_for_and_some_more() {
         return;
     }
     limit(hard());
-    let all = Limits { connections: usize::MAX, per_source: usize::MAX, ..Limits::default() };
+    let (most, default) = (usize::MAX, Limits::default());
+    // All are one identity's.
+    let of_identity = Limits { identity_attachments: most, identity_objects: most, ..default };
+    let all = Limits { connections: most, per_source: most, ..of_identity };
     let host = Embedded::start(all);
     let mut command = Command::new(std::env::current_exe().expect("it has a path"));
     command.args(["--exact", "clients_of_another_process", "--nocapture"]);

@@ -78,7 +78,7 @@ impl Default for Limits {
             memory: 1 << 30,
             connections: 10_000,
             per_source: 256,
-            identity_attachments: 4096,
+            identity_attachments: 16_384,
             identity_objects: 65_536,
         }
     }
