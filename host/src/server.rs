@@ -121,7 +121,7 @@ impl Host {
             tracing::warn!("{weaker}");
         }
         let proxies = proxies(&settings.pb.proxies)?;
-        let retention = Retention::of(&home, &settings.audit)?;
+        let retention = Retention::of(&home, &settings.audit).map_err(StartError::Section)?;
         let wrong = |error: limits::LimitError| StartError::Section(error.to_string());
         let orphans = limits::of_host(std::time::Duration::ZERO, &settings.limits).map_err(wrong)?.orphans;
         let context = HostContext {
@@ -308,7 +308,7 @@ impl Host {
         let settings = ConfigFile::open(&self.home.config()).and_then(|file| file.settings());
         let before = self.limits.get();
         let read = settings.map_err(|error| error.to_string()).and_then(|settings| {
-            let retention = Retention::of(&self.home, &settings.audit).map_err(|error| error.to_string())?;
+            let retention = Retention::of(&self.home, &settings.audit)?;
             let limits = limits::of_host(before.refusal, &settings.limits).map_err(|error| error.to_string())?;
             let proxies = proxies(&settings.pb.proxies).map_err(|error| error.to_string())?;
             Ok((limits, retention, proxies))

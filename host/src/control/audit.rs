@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
-use super::perform::ControlFailure;
+use super::failure::ControlFailure;
 use crate::accounts::Accounts;
 use crate::segments::{self, Covers, Destination, Keep, SegmentError};
 use crate::store::audit::{Edge, Head};

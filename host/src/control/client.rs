@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use zeroize::Zeroizing;
 
-use super::perform::ControlFailure;
+use super::failure::ControlFailure;
 use super::protocol::{Request, Response, VERSION};
 
 /// How long a host may say nothing: it may have a password to hash, or a library to stop.

@@ -5,11 +5,13 @@
 
 mod audit;
 mod client;
+mod failure;
 mod perform;
 mod protocol;
 mod server;
 
 pub use client::{ControlError, send};
-pub use perform::{ControlFailure, Running, perform};
+pub use failure::ControlFailure;
+pub use perform::{Running, perform};
 pub use protocol::{LibraryStatus, Request, Response, Secret, VERSION};
 pub use server::{Progress, listen, serve};

@@ -3,71 +3,19 @@
 use serde_json::{Value, json};
 
 use super::audit;
+use super::failure::ControlFailure;
 use super::protocol::{LibraryStatus, Request, Secret};
-use crate::accounts::{AccountError, Accounts};
-use crate::cred::{Credential, CredentialError, Identity, Key, NameError, Password, ProofBy};
+use crate::accounts::Accounts;
+use crate::cred::{Credential, Identity, Key, Password, ProofBy};
 use crate::login_gate::LoginGate;
 use crate::multiservice::MultiService;
 use crate::multiservice::ended::Unreleased;
 use crate::sessions::Sessions;
 use crate::store::audit::Event;
-use crate::store::{Record, StoreError, Write, now, wait};
+use crate::store::{Record, Write, now, wait};
 
 /// So many identities are answered with at once.
 const PAGE: usize = 10_000;
-
-/// Why it was not done, and what to do.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ControlFailure {
-    /// What was wrong.
-    pub error: String,
-    /// What to do, where that is known.
-    pub hint: Option<String>,
-}
-
-impl From<AccountError> for ControlFailure {
-    fn from(error: AccountError) -> Self {
-        let hint = match &error {
-            AccountError::Missing(_) => Some("`credhost identity list` shows those there are"),
-            AccountError::Duplicate(_) => Some("`credhost identity password NAME` changes its password"),
-            AccountError::NoKey(..) => Some("`credhost key list NAME` shows its keys"),
-            AccountError::NoCredential(..) => Some("`credhost identity show NAME` shows what it has"),
-            AccountError::SameKey(..) => Some("a duplicate would survive one `remove`"),
-            AccountError::StillConnected(_) => Some("`credhost session cut NAME` closes its connections"),
-            AccountError::LabelTaken(..) => Some("choose another with --label"),
-            AccountError::Credential(CredentialError::Key(_)) => {
-                Some("give it a line as in ~/.ssh/id_ed25519.pub: ssh-ed25519 AAAA… comment")
-            }
-            AccountError::Credential(CredentialError::Sealed) => {
-                Some("put the master.key back that the store was made with")
-            }
-            AccountError::Credential(_) => Some("[password] in credhost.toml has the rules"),
-            AccountError::Name(_) => Some("names have 1 to 255 bytes, no `/` and no control characters"),
-            AccountError::Label(_) => {
-                Some("labels have up to 255 bytes and no control characters; --label gives another")
-            }
-            AccountError::Record(_) => Some("`credhost identity export` shows what records are like"),
-            AccountError::Rotating => Some("wait for the other command"),
-            AccountError::Store(_) | AccountError::Open(_) => Some("`credhost doctor` looks at the store and the disk"),
-            AccountError::Home(_) | AccountError::Config(_) | AccountError::Io(_) => {
-                Some("`credhost doctor` looks at the home folder's files")
-            }
-        };
-        Self { error: error.to_string(), hint: hint.map(str::to_owned) }
-    }
-}
-
-impl From<NameError> for ControlFailure {
-    fn from(error: NameError) -> Self {
-        AccountError::from(error).into()
-    }
-}
-
-impl From<StoreError> for ControlFailure {
-    fn from(error: StoreError) -> Self {
-        AccountError::from(error).into()
-    }
-}
 
 /// What there is only where a host runs.
 #[derive(Debug, Clone, Copy)]

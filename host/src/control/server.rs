@@ -10,7 +10,7 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 use zeroize::Zeroizing;
 
-use super::perform::ControlFailure;
+use super::failure::ControlFailure;
 use super::protocol::{Request, Response, VERSION};
 
 /// The longest line that is read.

@@ -4,7 +4,6 @@ use std::cell::RefCell;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use super::StartError;
 use crate::config::{AuditSection, Home};
 use crate::segments::{self, Destination, Keep, Pruned};
 use crate::store::{self, Store};
@@ -22,16 +21,20 @@ pub(super) struct Retention {
 }
 
 impl Retention {
-    pub(super) fn of(home: &Home, section: &AuditSection) -> Result<Option<Self>, StartError> {
+    /// What the configuration says.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub(super) fn of(home: &Home, section: &AuditSection) -> Result<Option<Self>, String> {
         let archive = section.archive.as_ref().map(|folder| home.path().join(folder));
         match &section.keep {
             Some(keep) => {
-                let keep = Keep::parse(keep).map_err(|error| StartError::Section(format!("[audit] keep = {error}")))?;
+                let keep = Keep::parse(keep).map_err(|error| format!("[audit] keep = {error}"))?;
                 Ok(Some(Self { keep, archive, reserve: store::reserve(&home.store()) }))
             }
             None if archive.is_some() => {
                 let error = "[audit] archive is of no use without [audit] keep: nothing is dropped";
-                Err(StartError::Section(error.to_owned()))
+                Err(error.to_owned())
             }
             None => Ok(None),
         }

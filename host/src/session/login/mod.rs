@@ -269,6 +269,11 @@ impl Login {
         self.pending.iter_mut().find(|(of, _)| *of == no).map(|(_, pending)| pending)
     }
 
+    fn take_pending(&mut self, no: QuestionNo) -> Option<Pending> {
+        let at = self.pending.iter().position(|(of, _)| *of == no)?;
+        Some(self.pending.remove(at).1)
+    }
+
     /// So many identities had been removed when this was asked.
     pub(crate) fn asked_after(&mut self, no: QuestionNo, removals: u64) {
         if let Some(pending) = self.waiting(no) {

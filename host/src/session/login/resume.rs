@@ -22,8 +22,7 @@ impl Login {
         found: Found,
         now: Now,
     ) -> Option<Outcome> {
-        let at = self.pending.iter().position(|(of, _)| *of == no)?;
-        let (_, Pending { request, answer, changed, removals, then, .. }) = self.pending.remove(at);
+        let Pending { request, answer, changed, removals, then, .. } = self.take_pending(no)?;
         let mut outcome = Outcome::of(request, answer, Step::Wait);
         outcome.returns = then.borrowed();
         outcome.step = match (then, found) {
