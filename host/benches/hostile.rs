@@ -145,12 +145,12 @@ impl Kind {
             }
             Self::Save => bob.call("add", &("something to do, of some length, so that the state grows",)).await,
         };
-        // One that is refused for now is made again.
+        // The host may refuse one of a flood; the next call follows either way.
         drop(done);
     }
 
-    /// So many at once: more of the large ones would wait for this client to read its answers, which it does when it has
-    /// written.
+    /// How many calls are under way at once. This client reads only after it has written: with more of the large calls, both
+    /// sides would wait for each other.
     fn at_once(self) -> usize {
         match self {
             Self::Small | Self::Save => 256,

@@ -248,7 +248,7 @@ impl Meter {
         *now = account;
     }
 
-    /// The connection holds so many of a kind now.
+    /// Sets how many of a kind the connection holds.
     pub fn hold(&self, kind: Held, count: usize) {
         let account = self.account.lock();
         let before = self.held[kind as usize].swap(count, Ordering::Relaxed);
@@ -260,7 +260,7 @@ impl Meter {
         }
     }
 
-    /// How many of a kind the connection may hold, when all of its identity's may hold so many together.
+    /// How many of a kind this connection may hold, if all connections of its identity may hold `together`.
     #[must_use]
     pub fn may_hold(&self, kind: Held, together: usize) -> usize {
         let all = self.account.lock().held[kind as usize].load(Ordering::Relaxed);

@@ -41,7 +41,7 @@ fn verify(
     });
     let given = given.transpose()?;
     let path = accounts.store().head();
-    // The host writes it anew all the time: what is read here is not newer than the trail.
+    // The host rewrites this file with each commit. It is read before the trail, so it is never newer.
     let noted = match path.as_ref().map(|path| (path.display(), std::fs::read_to_string(path))) {
         Some((path, Ok(text))) => {
             let head = Head::unsealed(&text, Edge::Head, accounts.secret());

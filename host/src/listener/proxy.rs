@@ -17,7 +17,7 @@ const LONGEST_2: usize = 4 << 10;
 /// Reads the header, and nothing behind it. `None`: the proxy speaks for itself, to see whether we are there.
 ///
 /// # Errors
-/// When there is none, or it cannot be understood.
+/// When the connection does not begin with a header, or the header cannot be parsed.
 pub(super) async fn header(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<Option<SocketAddr>> {
     read(stream).await.map_err(|error| match error.kind() {
         io::ErrorKind::UnexpectedEof => wrong("the connection ends within its PROXY header"),

@@ -22,7 +22,7 @@ const FIRST_COST: u64 = 20_000;
 const LEAST_COST: u64 = 500;
 /// What a byte of a call costs, in nanoseconds.
 const BYTE_COST: u64 = 1;
-/// So many bytes an owner may have waiting, however many others have.
+/// Bytes that each owner may have waiting, even when the gate is full.
 const LITTLE: usize = 256 << 10;
 /// So many lanes without frames are remembered before they are looked through.
 const IDLE_LANES: usize = 256;

@@ -11,7 +11,7 @@ use parking_lot::{Condvar, Mutex};
 
 /// So many wait at most, in all.
 const WAITING: usize = 256;
-/// So many of them may be of sources that nobody has logged in from.
+/// The part of [`WAITING`] that sources may take that nobody has logged in from.
 const STRANGERS: usize = WAITING / 4 * 3;
 /// So many of one source.
 const PER_SOURCE: usize = 8;

@@ -37,7 +37,7 @@ pub struct LoginGate {
     began: Instant,
 }
 
-/// So many sources are known at most: the latest.
+/// The most sources that are remembered; the oldest is forgotten first.
 const KNOWN: usize = 100_000;
 
 /// Digests of sources, the latest last.
