@@ -13,6 +13,7 @@ use jelly::token;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustix::time::{ClockId, clock_gettime};
 use system_tests::embedded::{Embedded, RawClient, WAITING};
+use system_tests::jelly_bytes::{int, list, text};
 use system_tests::wire::{Wire, call};
 
 /// What the process may have.
@@ -35,31 +36,10 @@ fn stranger(host: &Embedded) -> Wire {
     wire
 }
 
-fn list(tag: &str, items: impl IntoIterator<Item = Vec<u8>>) -> Vec<u8> {
-    let items: Vec<Vec<u8>> = items.into_iter().collect();
-    let mut out = Vec::new();
-    token::list(&mut out, items.len() + 1);
-    token::bytes(&mut out, tag.as_bytes());
-    items.iter().for_each(|item| out.extend_from_slice(item));
-    out
-}
-
-fn int(value: u64) -> Vec<u8> {
-    let mut out = Vec::new();
-    token::uint(&mut out, value);
-    out
-}
-
 fn string(length: usize) -> Vec<u8> {
     let mut out = Vec::new();
     token::bytes(&mut out, &vec![b'x'; length]);
     out
-}
-
-fn text(value: &str) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    token::bytes(&mut bytes, value.as_bytes());
-    list("unicode", [bytes])
 }
 
 fn dereferences(count: u64, before: bool, size: u64) -> Vec<u8> {
