@@ -165,44 +165,65 @@ impl Kind {
 
 /// One client floods a service with calls of a kind; another makes small calls of the same service.
 async fn fairness() {
-    println!("\nsmall calls of one client, while another floods the same service");
     println!(
-        "{:12} {:>10} {:>10} {:>12} {:>12} {:>12} {:>14}",
-        "calls of", "quiet p50", "quiet p99", "one call", "flooded p50", "flooded p99", "(p99-one)/quiet"
+        "\nsmall calls of one client, while another floods the same service; as a control, while it floods another host's"
+    );
+    println!(
+        "{:6} {:>9} {:>9} {:>9} {:>9} {:>9} {:>9} {:>12} {:>14}",
+        "calls",
+        "quiet p50",
+        "quiet p99",
+        "one call",
+        "control",
+        "flood p50",
+        "flood p99",
+        "less one",
+        "of the control"
     );
     for kind in [Kind::Small, Kind::Echo, Kind::Rows, Kind::Save] {
-        let host = host();
+        let (host, other) = (host(), host());
         let alice = login(&host, "alice", kind.target()).await;
         let carol = login(&host, "carol", kind.target()).await;
-        let quiet = match kind {
-            Kind::Save => list_calls(&alice, SPAN).await,
-            _ => small_calls(&alice, SPAN).await,
-        };
+        let quiet = looks(kind, &alice).await;
         let before = one_by_one(kind, &carol).await;
-        let stop = Arc::new(AtomicBool::new(false));
-        let flood = flooding(host.address(), kind.target(), kind, &stop);
-        tokio::time::sleep(Duration::from_millis(500)).await;
-        let flooded = match kind {
-            Kind::Save => list_calls(&alice, SPAN).await,
-            _ => small_calls(&alice, SPAN).await,
-        };
-        stop.store(true, Ordering::Relaxed);
-        let calls = flood.join().unwrap();
+        // What the flood costs the machine, whosever host it is.
+        let (control, _) = flooded(kind, other.address(), &alice).await;
+        let (flooded, calls) = flooded(kind, host.address(), &alice).await;
         // What one of the flood's calls takes: its state has grown by them.
         let bob = login(&host, "bob", kind.target()).await;
         let after = one_by_one(kind, &bob).await;
         let one = if after.at(0.5) > before.at(0.5) { after } else { before };
-        let ratio = (flooded.us(0.99) - one.us(0.5)).max(0.0) / quiet.us(0.99);
+        let less_one = (flooded.us(0.99) - one.us(0.5)).max(0.0);
         println!(
-            "{:12} {:>7.0} us {:>7.0} us {:>9.0} us {:>9.0} us {:>9.0} us {:>13.2}x   ({calls} calls of the flood)",
+            "{:6} {:>6.0} us {:>6.0} us {:>6.0} us {:>6.0} us {:>6.0} us {:>6.0} us {:>11.2}x {:>13.2}x   ({calls} calls of the flood)",
             format!("{kind:?}"),
             quiet.us(0.5),
             quiet.us(0.99),
             one.us(0.5),
+            control.us(0.99),
             flooded.us(0.5),
             flooded.us(0.99),
-            ratio,
+            less_one / quiet.us(0.99),
+            less_one / control.us(0.99),
         );
+    }
+}
+
+/// What one client notices while another floods this address; and how many calls that made.
+async fn flooded(kind: Kind, address: SocketAddr, alice: &Remote) -> (Times, u64) {
+    let stop = Arc::new(AtomicBool::new(false));
+    let flood = flooding(address, kind.target(), kind, &stop);
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    let times = looks(kind, alice).await;
+    stop.store(true, Ordering::Relaxed);
+    (times, flood.join().unwrap())
+}
+
+/// Calls that change nothing, one after the other.
+async fn looks(kind: Kind, who: &Remote) -> Times {
+    match kind {
+        Kind::Save => list_calls(who, SPAN).await,
+        _ => small_calls(who, SPAN).await,
     }
 }
 

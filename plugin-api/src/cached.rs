@@ -55,6 +55,7 @@ impl<T: Cacheable> Cached<T> {
     /// # Errors
     /// When it is being changed by the caller itself, further up.
     pub fn read<R>(&self, look: impl FnOnce(&T) -> R) -> Result<R> {
+        looks();
         Ok(look(&*self.shared.value.try_borrow().map_err(|_| in_use())?))
     }
 
@@ -66,6 +67,7 @@ impl<T: Cacheable> Cached<T> {
     /// When it is in use by the caller itself, further up; when the arguments cannot be written: nothing is changed
     /// then.
     pub fn update<A: Serialize, R>(&self, method: &str, arguments: A, change: impl FnOnce(&mut T) -> R) -> Result<R> {
+        looks();
         let sent = self.shared.sent.borrow().clone();
         let sent = sent.and_then(|(core, number)| Some((core.upgrade()?, number)));
         let mut value = self.shared.value.try_borrow_mut().map_err(|_| in_use())?;
@@ -123,6 +125,13 @@ impl Drop for Writing<'_> {
     }
 }
 
+/// The method that runs just now looks at what is not saved.
+fn looks() {
+    if let Some(core) = Core::current() {
+        core.looks_elsewhere();
+    }
+}
+
 fn in_use() -> Fault {
     Fault::new("RuntimeError", "the object is in use further up in the same call")
 }
@@ -148,6 +157,7 @@ impl<T: Cacheable> Serialize for Cached<T> {
         let object: Rc<dyn Any> = Rc::<CachedCell<T>>::clone(&self.shared);
         let number = core.export_cached(object, known).map_err(S::Error::custom)?;
         *self.shared.sent.borrow_mut() = Some((Rc::downgrade(&core), number));
+        looks();
         match self.shared.value.try_borrow() {
             Ok(value) => serializer.serialize_newtype_struct(
                 jelly::types::reference::CACHE,

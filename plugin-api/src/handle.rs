@@ -66,7 +66,7 @@ impl<T> Drop for ObjectCell<T> {
         {
             let value = self.value.get_mut();
             if let Ok(Err(fault)) = catch_unwind(AssertUnwindSafe(|| saver.keep(value))) {
-                tracing::error!(perspective = saver.name, %fault, "the perspective could not be saved");
+                tracing::error!(perspective = &*saver.name, %fault, "the perspective could not be saved");
             }
         }
     }
@@ -76,7 +76,7 @@ impl<T> Drop for ObjectCell<T> {
 pub(crate) struct Saver<T> {
     pub(crate) core: Rc<Core>,
     /// The perspective's name; empty for the service itself.
-    pub(crate) name: String,
+    pub(crate) name: Rc<str>,
     pub(crate) policy: Save,
     pub(crate) save: fn(&T) -> Result<Vec<u8>>,
     pub(crate) load: fn(&[u8]) -> Result<T>,
@@ -129,6 +129,7 @@ impl<T> Handle<T> {
     /// When it is being written to by the caller itself, further up, or its service has ended.
     pub fn read<R>(&self, look: impl FnOnce(&T) -> R) -> Result<R> {
         self.live()?;
+        self.looks();
         let value = self.shared.value.try_borrow().map_err(|_| busy())?;
         Ok(look(&value))
     }
@@ -147,6 +148,7 @@ impl<T> Handle<T> {
         if self.shared.saver.as_ref().is_some_and(|saver| saver.core.retired.get()) {
             return Err(Fault::reloaded());
         }
+        self.looks();
         let mut value = self.shared.value.try_borrow_mut().map_err(|_| busy())?;
         let changed = catch_unwind(AssertUnwindSafe(|| change(&mut value)));
         match changed {
@@ -219,6 +221,19 @@ impl<T> Handle<T> {
         if let Some(saver) = &self.shared.saver {
             *saver.last.borrow_mut() = state;
             saver.version.set(version);
+        }
+    }
+
+    /// The method that runs just now looks at it.
+    fn looks(&self) {
+        match &self.shared.saver {
+            Some(saver) if saver.policy == Save::Call => saver.core.looks_at(&saver.name),
+            Some(saver) => saver.core.looks_elsewhere(),
+            None => {
+                if let Some(core) = Core::current() {
+                    core.looks_elsewhere();
+                }
+            }
         }
     }
 
@@ -310,7 +325,7 @@ impl<T> Saver<T> {
                 // It may be broken in a way that makes it panic once more.
                 let _ = catch_unwind(AssertUnwindSafe(|| drop(undone)));
             }
-            _ => tracing::error!(name = self.name, "cannot go back to the last saved state; it stays as it is"),
+            _ => tracing::error!(name = &*self.name, "cannot go back to the last saved state; it stays as it is"),
         }
     }
 }

@@ -189,6 +189,44 @@ async fn a_disk_that_fails_is_a_clear_error_and_reads_go_on() {
 }
 
 #[tokio::test]
+async fn who_reads_does_not_wait_for_a_disk_that_takes_its_time() {
+    let home = TestHome::new();
+    home.make();
+    for name in ["alice", "bob"] {
+        home.identity(name, &format!("{name}-pw"), &["todo"]);
+    }
+    home.install("todo");
+    let (library, fault) = faults(&home);
+    let environment = [("LD_PRELOAD", library.as_str()), ("CREDHOST_FAULT", fault.to_str().expect("a path"))];
+    let host = home.start_with(&[], &environment);
+    let (alice, bob, beside) =
+        (login(&host, "alice/todo").await, login(&host, "bob/todo").await, login(&host, "bob/todo").await);
+    alice.call("add", &("hers",)).await.expect("the disk is well");
+
+    std::fs::write(&fault, "stall").expect("it can be written");
+    let add = async { bob.call("add", &("his",)).await };
+    let list = async { texts(&beside).await };
+    let reading = async {
+        // A guard against hanging, not a measure.
+        let patience = std::time::Duration::from_secs(30);
+        for _ in 0..1000 {
+            let read = tokio::time::timeout(patience, texts(&alice)).await;
+            assert_eq!(read.expect("she waits for nobody"), ["hers"]);
+        }
+        std::fs::remove_file(&fault).expect("it is there");
+        "alice"
+    };
+    // Who comes first. What bob is answered is not told before it is committed, and neither is what his change looks like.
+    let first = tokio::select! {
+        added = add => { drop(added); "bob" }
+        reading = reading => reading,
+    };
+    assert_eq!(first, "alice");
+    let seen = list.await;
+    assert!(seen.is_empty() || seen == ["his"], "{seen:?}");
+}
+
+#[tokio::test]
 async fn on_a_full_disk_things_can_be_taken_away_and_nothing_else_changes() {
     let home = TestHome::new();
     home.make();

@@ -480,6 +480,16 @@ frames! {
             /// Why it cannot be read, in UTF-8; nothing, if it can.
             message: maybe,
         }
+        /// Stands right before an `Answer` or a `Failed` that tells of nothing but these states: it waits for their changes
+        /// only. Without it, one waits for all that was said before it.
+        24 Looked {
+            /// The call that is answered.
+            call: number,
+            /// A perspective's name, in UTF-8.
+            perspective: maybe,
+            /// Whether it tells of the service's own state, too.
+            service: flag,
+        }
         /// Never said by a library: the host's own word to a connection. A client's object that one generation has was
         /// handed to the next one, too.
         255 Retained {

@@ -39,6 +39,7 @@ impl<S: Service> Runtime<S> {
             }
         };
         let mut objects = Vec::new();
+        core.looks_anew();
         core.with_scratch(|buffer| {
             let invoked = match &target {
                 None => Invoked::Done(Err(dead())),
@@ -56,6 +57,7 @@ impl<S: Service> Runtime<S> {
             };
             match invoked {
                 Invoked::Done(Ok(())) if answer => {
+                    core.tells_of(call);
                     core.push(&ToHost::Answer { call, value: buffer, objects: &objects });
                 }
                 Invoked::Later(future, about) => {
@@ -67,7 +69,10 @@ impl<S: Service> Runtime<S> {
                     // It had written its answer, and could not be saved, say.
                     core.take_back(&objects);
                     match done {
-                        Err(fault) if answer => core.push(&failed(call, &fault)),
+                        Err(fault) if answer => {
+                            core.tells_of(call);
+                            core.push(&failed(call, &fault));
+                        }
                         Err(fault) => tracing::debug!(method, %fault, "a call that wants no answer failed"),
                         Ok(()) => {}
                     }

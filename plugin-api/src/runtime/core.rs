@@ -96,6 +96,17 @@ pub struct Encoded {
     pub(crate) objects: Vec<u8>,
 }
 
+/// What a method has looked at, from its beginning to its end.
+#[derive(Debug, Default)]
+pub(crate) struct Looked {
+    /// A perspective that is saved after each call.
+    perspective: Option<Rc<str>>,
+    /// The service, which is saved so.
+    service: bool,
+    /// More than one perspective, or an object that is saved later or never: nobody knows what that was made from.
+    elsewhere: bool,
+}
+
 type Waiting = oneshot::Sender<Result<Reply>>;
 
 /// What a call of ours, or a wish for a state, is answered with.
@@ -137,6 +148,8 @@ pub(crate) struct Core {
     /// All attachments, each connection's side by side: one of them names it.
     attached: RefCell<BTreeSet<u64>>,
     scratch: RefCell<Vec<u8>>,
+    /// What the method that runs just now has looked at.
+    looked: RefCell<Looked>,
     /// How many bytes a saved state may have.
     pub(crate) quota: Cell<u64>,
     /// One transaction at a time has the service's data.
@@ -162,6 +175,7 @@ impl Core {
             classes: Cell::new(Classes::Any),
             attached: RefCell::default(),
             scratch: RefCell::default(),
+            looked: RefCell::default(),
             quota: Cell::new(u64::MAX),
             data_turn: Arc::default(),
         })
@@ -238,6 +252,35 @@ impl Core {
         const MUCH: usize = 256 << 10;
         if self.out.borrow().len() > MUCH {
             self.flush();
+        }
+    }
+
+    /// A method begins: it has looked at nothing yet.
+    pub(crate) fn looks_anew(&self) {
+        self.looked.take();
+    }
+
+    /// It looks at a state that is saved after each call; the service's own has no name.
+    pub(crate) fn looks_at(&self, name: &Rc<str>) {
+        let mut looked = self.looked.borrow_mut();
+        match &looked.perspective {
+            _ if name.is_empty() => looked.service = true,
+            None => looked.perspective = Some(Rc::clone(name)),
+            Some(known) => looked.elsewhere |= known != name,
+        }
+    }
+
+    /// It looks at anything else.
+    pub(crate) fn looks_elsewhere(&self) {
+        self.looked.borrow_mut().elsewhere = true;
+    }
+
+    /// Says what the answer that follows tells of, if that is known.
+    pub(crate) fn tells_of(&self, call: u64) {
+        let looked = self.looked.take();
+        if !looked.elsewhere {
+            let perspective = looked.perspective.as_deref().map(str::as_bytes);
+            self.push(&ToHost::Looked { call, perspective, service: looked.service });
         }
     }
 

@@ -415,7 +415,7 @@ impl<S: Service> Runtime<S> {
             Ok(service) => {
                 let saver = Saver {
                     core: Rc::clone(&self.core),
-                    name: String::new(),
+                    name: "".into(),
                     policy: if S::SHARED { Save::Call } else { Save::Never },
                     save: S::save_service,
                     load: S::load_service,

@@ -74,7 +74,7 @@ impl<S: Service> Runtime<S> {
         };
         let saver = Saver {
             core: Rc::clone(&self.core),
-            name: name.to_owned(),
+            name: name.into(),
             policy: S::SAVE,
             save: S::save_perspective,
             load: S::load_perspective,
