@@ -1,6 +1,7 @@
 //! What others notice of a client that floods, and of a crowd that guesses passwords.
 //!
-//! `cargo bench -p credhost --bench hostile` runs both. `-- fairness` or `-- flood` runs one; `CREDHOST_SECONDS=10` makes the
+//! `cargo bench -p credhost --bench hostile` runs both. `-- fairness` or `-- flood` runs one, `-- fairness Echo`
+//! one kind of call; `CREDHOST_SECONDS=10` makes the
 //! flood shorter than its minute.
 
 #![allow(missing_docs, clippy::unwrap_used, reason = "a bench")]
@@ -28,14 +29,15 @@ fn main() {
     if !std::env::args().any(|argument| argument == "--bench") {
         return;
     }
-    let filter = std::env::args().skip(1).find(|argument| !argument.starts_with('-')).unwrap_or_default();
+    let mut filters = std::env::args().skip(1).filter(|argument| !argument.starts_with('-'));
+    let (filter, kind) = (filters.next().unwrap_or_default(), filters.next().unwrap_or_default());
     // A thousand connections at this end, too.
     let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
     let raised = rustix::process::Rlimit { current: limit.maximum, ..limit };
     rustix::process::setrlimit(rustix::process::Resource::Nofile, raised).unwrap();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     if "fairness".contains(&filter) {
-        runtime.block_on(fairness());
+        runtime.block_on(fairness(&kind));
     }
     if "flood".contains(&filter) {
         runtime.block_on(flood());
@@ -164,7 +166,7 @@ impl Kind {
 }
 
 /// One client floods a service with calls of a kind; another makes small calls of the same service.
-async fn fairness() {
+async fn fairness(filter: &str) {
     println!(
         "\nsmall calls of one client, while another floods the same service; as a control, while it floods another host's"
     );
@@ -181,6 +183,9 @@ async fn fairness() {
         "of the control"
     );
     for kind in [Kind::Small, Kind::Echo, Kind::Rows, Kind::Save] {
+        if !format!("{kind:?}").contains(filter) {
+            continue;
+        }
         let (host, other) = (host(), host());
         let alice = login(&host, "alice", kind.target()).await;
         let carol = login(&host, "carol", kind.target()).await;

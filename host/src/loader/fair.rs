@@ -320,7 +320,12 @@ impl<M: Clone> FairQueue<M> {
         let Some(waiting) = self.lanes.get_mut(&connection) else { return 0 };
         let Some(record) = waiting.records.pop_front() else { return 0 };
         let length = record.length as usize;
-        into.extend(waiting.bytes.drain(..length));
+        // In slices: what drains a deque goes byte by byte.
+        let (first, second) = waiting.bytes.as_slices();
+        let split = first.len().min(length);
+        into.extend_from_slice(&first[..split]);
+        into.extend_from_slice(&second[..length - split]);
+        waiting.bytes.drain(..length);
         self.bytes -= length;
         self.clock = self.clock.max(waiting.clock);
         if let Some(barrier) = self.barriers.front_mut()
