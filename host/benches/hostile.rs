@@ -334,6 +334,8 @@ impl Crowd {
         let half = |half: usize| {
             let (stop, tries) = (Arc::clone(&stop), Arc::clone(&tries));
             std::thread::spawn(move || {
+                // It has machines of its own, elsewhere: here it has what the others leave.
+                rustix::process::nice(19).unwrap();
                 let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
                 let tasks = tokio::task::LocalSet::new();
                 let all: Vec<_> = (half * SOURCES / 2..(half + 1) * SOURCES / 2)

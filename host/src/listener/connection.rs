@@ -15,7 +15,7 @@ use tokio::time::{Instant, sleep_until};
 use zeroize::Zeroize;
 
 use super::stream::Stream;
-use super::{Admitted, Arrived, EndpointState, proxy};
+use super::{Admitted, Arrived, EndpointState, proxy, turns};
 use crate::login_gate::{Source, network};
 use crate::memory::{AccountKey, Kept, Meter};
 use crate::multiservice::Backends;
@@ -133,7 +133,11 @@ impl Driver {
                 Demand::Ask(no, question) => {
                     let (shared, from) = (Arc::clone(&self.shared), self.from.clone());
                     let (answers, mailbox) = (Rc::clone(&self.answers), Arc::clone(&self.mailbox));
+                    let inside = self.session.logged_in();
                     tokio::task::spawn_local(async move {
+                        if !inside {
+                            turns::stranger().await;
+                        }
                         let found = shared.gate.answer(&shared.login, &from, question).await;
                         // The client may have gone: then nobody looks.
                         answers.borrow_mut().push((no, found));
@@ -230,6 +234,9 @@ async fn run(stream: &mut Stream, driver: &mut Driver, mailbox: &Mailbox, closed
     let mut pump = Pump { stream, driver, closed, timers, readable: true, writable: true, reads: 0, starved: false };
     let mut mail = Vec::new();
     loop {
+        if !pump.driver.session.logged_in() {
+            turns::stranger().await;
+        }
         if let Err(end) = pump.turn(mailbox, &mut mail).await {
             return end;
         }

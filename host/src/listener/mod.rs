@@ -9,6 +9,7 @@ mod connection;
 mod proxy;
 mod stream;
 pub mod tls;
+mod turns;
 
 use std::collections::HashMap;
 use std::io;

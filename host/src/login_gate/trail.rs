@@ -82,6 +82,8 @@ struct Sums {
     /// How many lines of each event were written as they came, since when.
     written: HashMap<&'static str, u64>,
     since: u64,
+    /// Before this, none has been summed up for long enough; 0: nobody knows.
+    due_at: u64,
 }
 
 /// Lines of one kind.
@@ -128,7 +130,11 @@ impl Sums {
 
     /// The lines that sum up what has been long enough.
     fn due(&mut self, now: u64) -> Vec<Event> {
+        if now < self.due_at {
+            return Vec::new();
+        }
         let over = self.kinds.extract_if(|_, sum| now.saturating_sub(sum.since) >= INTERVAL);
+        // Looked through once in an interval, not at each line.
         let mut due: Vec<(u64, Event)> = over
             .filter(|(_, sum)| sum.more > 0)
             .map(|(kind, sum)| {
@@ -138,6 +144,8 @@ impl Sums {
             })
             .collect();
         due.sort_by_key(|(since, _)| *since);
+        let oldest = self.kinds.values().map(|sum| sum.since).min();
+        self.due_at = oldest.map_or(0, |since| since.saturating_add(INTERVAL));
         due.into_iter().map(|(_, event)| event).collect()
     }
 }

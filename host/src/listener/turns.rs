@@ -1,0 +1,69 @@
+//! Who is inside goes first: of those who have not logged in, one is served in each pass of a thread over its sockets.
+//!
+//! However many guess passwords, a call of one who is inside waits for one of them at most, and they wait for each other.
+
+use std::rc::Rc;
+
+use tokio::sync::Semaphore;
+
+thread_local! {
+    /// Held by the stranger who is next. Of this thread alone: nobody waits for another thread's.
+    static NEXT: Rc<Semaphore> = Rc::new(Semaphore::new(1));
+}
+
+/// Waits for the turn of one who has not logged in. They come in the order in which they asked.
+pub(super) async fn stranger() {
+    let next = NEXT.with(Rc::clone);
+    // It is never closed.
+    let _held = next.acquire().await;
+    // The runtime looks at all sockets before it goes on here: what has come to those inside is before it.
+    tokio::task::yield_now().await;
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+    use std::rc::Rc;
+
+    use tokio::task::{LocalSet, spawn_local, yield_now};
+
+    use super::stranger;
+
+    /// Who was served, in order: nine strangers, and one who is inside and has something in each pass.
+    async fn served(turns: bool) -> String {
+        let said = Rc::new(RefCell::new(String::new()));
+        let all = LocalSet::new();
+        all.run_until(async {
+            let mut tasks = Vec::new();
+            for _ in 0..9 {
+                let said = Rc::clone(&said);
+                tasks.push(spawn_local(async move {
+                    if turns {
+                        stranger().await;
+                    }
+                    said.borrow_mut().push('s');
+                }));
+            }
+            let inside = Rc::clone(&said);
+            tasks.push(spawn_local(async move {
+                for _ in 0..9 {
+                    inside.borrow_mut().push('i');
+                    yield_now().await;
+                }
+            }));
+            for task in tasks {
+                task.await.unwrap();
+            }
+        })
+        .await;
+        said.take()
+    }
+
+    #[tokio::test]
+    async fn who_is_inside_is_served_in_each_pass_and_one_stranger_is() {
+        assert_eq!(served(false).await, "sssssssssiiiiiiiii", "as they come");
+        let served = served(true).await;
+        // Two passes may end and begin with one each.
+        assert!(served.matches('s').count() == 9 && !served.contains("sss"), "{served}");
+    }
+}
