@@ -4,6 +4,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
@@ -29,6 +30,7 @@ pub struct TestHost {
 struct Log {
     lines: Mutex<Vec<String>>,
     come: Condvar,
+    closed: AtomicBool,
 }
 
 impl Default for TestHome {
@@ -142,6 +144,9 @@ impl TestHome {
         let (writer, lines) = (Arc::clone(&log), BufReader::new(child.stderr.take().expect("it has an output")));
         std::thread::spawn(move || {
             for line in lines.lines().map_while(Result::ok) {
+                if writer.closed.load(Ordering::Relaxed) {
+                    return;
+                }
                 writer.lines.lock().expect("no test panics with it").push(line);
                 writer.come.notify_all();
             }
@@ -218,6 +223,11 @@ impl TestHost {
             let wait = left.min(Duration::from_millis(200));
             lines = self.log.come.wait_timeout(lines, wait).expect("no test panics with it").0;
         }
+    }
+
+    /// Closes the other end of the log, at its next line.
+    pub fn close_log(&self) {
+        self.log.closed.store(true, Ordering::Relaxed);
     }
 
     /// The log so far.

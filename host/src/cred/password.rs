@@ -3,6 +3,7 @@
 use std::cell::RefCell;
 
 use argon2::{Algorithm, Argon2, Block, Params, PasswordHasher, Version};
+use parking_lot::Mutex;
 use subtle::ConstantTimeEq;
 use unicode_normalization::UnicodeNormalization;
 use zeroize::{Zeroize, ZeroizeOnDrop};
@@ -67,29 +68,33 @@ pub fn keep_memory(most: u32) {
     MEMORY.with_borrow_mut(|memory| *memory = Some((most, Vec::new())));
 }
 
+/// What all other threads check and hash with, one at a time. Each would have twenty megabytes of its own else: what has been
+/// given back stays with the thread that had it, as the system's allocator sees it.
+static SHARED: Mutex<Vec<Block>> = Mutex::new(Vec::new());
+/// So much of it is kept, in KiB.
+const SHARED_KEPT: usize = 32 << 10;
+
 fn with_memory<R>(blocks: usize, work: impl FnOnce(&mut [Block]) -> R) -> R {
     MEMORY.with_borrow_mut(|kept| match kept {
-        Some((most, kept)) => {
-            if kept.len() < blocks {
-                kept.resize(blocks, Block::default());
-            }
-            let memory = &mut kept[..blocks];
-            let result = work(memory);
-            memory.iter_mut().for_each(Zeroize::zeroize);
-            if kept.len() > *most {
-                // What an imported hash takes is not kept for all others. A block has 1 KiB.
-                kept.truncate(*most);
-                kept.shrink_to_fit();
-            }
-            result
-        }
-        None => {
-            let mut memory = vec![Block::default(); blocks];
-            let result = work(&mut memory);
-            memory.iter_mut().for_each(Zeroize::zeroize);
-            result
-        }
+        Some((most, kept)) => with_kept(kept, *most, blocks, work),
+        None => with_kept(&mut SHARED.lock(), SHARED_KEPT, blocks, work),
     })
+}
+
+/// A block has 1 KiB.
+fn with_kept<R>(kept: &mut Vec<Block>, most: usize, blocks: usize, work: impl FnOnce(&mut [Block]) -> R) -> R {
+    if kept.len() < blocks {
+        kept.resize(blocks, Block::default());
+    }
+    let memory = &mut kept[..blocks];
+    let result = work(memory);
+    memory.iter_mut().for_each(Zeroize::zeroize);
+    if kept.len() > most {
+        // What an imported hash takes is not kept for all others.
+        kept.truncate(most);
+        kept.shrink_to_fit();
+    }
+    result
 }
 
 /// An argon2id hash, taken apart.
