@@ -24,6 +24,9 @@ use tokio::task::spawn_local;
 
 /// How many people add things.
 const PEOPLE: u64 = 8;
+/// How many things a list has, and how many lists each has.
+const A_LIST: u64 = 300;
+const LISTS: u64 = 40;
 /// A guard against hanging, not a measure.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -102,11 +105,16 @@ fn start(home: TestHome, library: &std::path::Path, fault: &std::path::Path) -> 
     home.start_with(&[], &[("LD_PRELOAD", library), ("CREDHOST_FAULT", fault), ("CREDHOST_LOG", "info")])
 }
 
-async fn login(address: SocketAddr, who: u64) -> Result<Remote, Error> {
+/// A person's list: another one after so many things, so that no list grows for ever.
+fn list_of(who: u64, number: u64) -> String {
+    format!("list{who}-{}", (number / A_LIST).min(LISTS - 1))
+}
+
+async fn login(address: SocketAddr, who: u64, list: &str) -> Result<Remote, Error> {
     let connecting = async {
         let stream = TcpStream::connect(address).await.map_err(|_| Error::Lost("nobody listens".into()))?;
         let client = Client::new(stream).await?;
-        client.login_password(&format!("person{who}/todo"), &format!("person{who}-pw"), None).await
+        client.login_password(&format!("person{who}/todo/{list}"), &format!("person{who}-pw"), None).await
     };
     tokio::time::timeout(PATIENCE, connecting).await.expect("a login is answered")
 }
@@ -121,13 +129,17 @@ struct Added {
 async fn person(world: Rc<World>, who: u64, dice: Dice) -> Added {
     let (mut added, mut number) = (Added::default(), 0);
     while world.goes_on() {
-        let Ok(todo) = login(world.address.get(), who).await else {
+        let list = list_of(who, number + 1);
+        let Ok(todo) = login(world.address.get(), who, &list).await else {
             world.count("logins that failed");
             tokio::time::sleep(Duration::from_millis(100)).await;
             continue;
         };
         world.count("logins");
         for _ in 0..=dice.roll(40) {
+            if list_of(who, number + 1) != list {
+                break;
+            }
             number += 1;
             let text = format!("{who}-{number}");
             let done = tokio::time::timeout(PATIENCE, todo.call("add", &(&text,))).await.expect("a call is answered");
@@ -262,7 +274,9 @@ async fn day(span: Duration, seed: u64) {
     let home = TestHome::new();
     home.make();
     for who in 0..PEOPLE {
-        home.identity(&format!("person{who}"), &format!("person{who}-pw"), &["todo"]);
+        let keys: Vec<String> = (0..LISTS).map(|list| format!("todo/{}", list_of(who, list * A_LIST))).collect();
+        let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
+        home.identity(&format!("person{who}"), &format!("person{who}-pw"), &keys);
     }
     let todo = build::release("todo");
     put(&todo, &home.plugins().join("todo.so"));
@@ -299,8 +313,12 @@ async fn day(span: Duration, seed: u64) {
     println!("resident memory, in MiB, each twentieth of the day: {memory:?}");
     let mut lost = 0;
     for (who, added) in added.into_iter().enumerate() {
-        let todo = login(world.address.get(), who as u64).await.expect("all is well again");
-        let there: Vec<Task> = todo.call("list", &()).await.expect("it is answered").read().expect("tasks");
+        let mut there: Vec<Task> = Vec::new();
+        for list in 0..LISTS {
+            let list = list_of(who as u64, list * A_LIST);
+            let todo = login(world.address.get(), who as u64, &list).await.expect("all is well again");
+            there.extend(todo.call("list", &()).await.expect("it is answered").read::<Vec<Task>>().expect("tasks"));
+        }
         let once: HashSet<&str> = there.iter().map(|task| task.text.as_str()).collect();
         assert_eq!(once.len(), there.len(), "something is there twice");
         lost += added.answered.iter().filter(|text| !once.contains(text.as_str())).count();

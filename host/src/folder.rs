@@ -8,7 +8,6 @@ mod commands;
 mod serve;
 
 use std::collections::BTreeMap;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -19,6 +18,7 @@ use tokio::sync::Semaphore;
 
 use crate::config::{ConfigFile, Home, Settings};
 use crate::control::LibraryStatus;
+use crate::fingerprint::Fingerprint;
 use crate::loader::fault::LibraryFault;
 use crate::loader::private::{PrivateCopy, PrivateFolder};
 use crate::loader::vet::{Sections, Vet, Vetted};
@@ -94,21 +94,6 @@ struct Entry {
     asked: Option<Fingerprint>,
     /// One thing at a time is done for a file.
     one: Arc<tokio::sync::Mutex<()>>,
-}
-
-/// What tells a file from another of its name, without reading it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Fingerprint {
-    inode: u64,
-    size: u64,
-    changed: (i64, i64),
-}
-
-impl Fingerprint {
-    fn of(path: &Path) -> Option<Self> {
-        let about = std::fs::metadata(path).ok()?;
-        Some(Self { inode: about.ino(), size: about.size(), changed: (about.mtime(), about.mtime_nsec()) })
-    }
 }
 
 /// A file that serves.
@@ -288,11 +273,16 @@ impl Folder {
             // Whoever has asked for it sees to it.
             Change::Came(path) if self.is_asked_for(&path) => {}
             Change::Came(path) => {
-                self.forget_rollback(&path);
                 let turn = self.turn(&path);
                 tokio::task::spawn_local(async move {
                     let vetted =
                         me.vet(path.clone()).await.unwrap_or_else(|error| Err(LibraryFault::State(error.to_string())));
+                    if vetted.as_ref().is_ok_and(|(copy, _)| me.is_rolled_back(&path, copy.hash())) {
+                        // Written anew, or given to somebody else: it is the file that an operator has gone back from.
+                        tracing::warn!("{}: {ROLLED_BACK}", shown(&path));
+                        return me.leave(&path, turn);
+                    }
+                    me.forget_rollback(&path);
                     if !matches!(me.serve(&path, turn, vetted).await, Ok(false)) {
                         me.start_waiting();
                     }
@@ -322,6 +312,13 @@ impl Folder {
         entry.turn += 1;
         entry.underway = true;
         entry.turn
+    }
+
+    /// What began for this file comes to nothing: what serves goes on.
+    fn leave(&self, path: &Path, turn: u64) {
+        if let Some(entry) = self.entries.lock().get_mut(path) {
+            entry.underway = entry.turn != turn;
+        }
     }
 
     fn is_asked_for(&self, path: &Path) -> bool {

@@ -13,6 +13,7 @@ pub mod control;
 pub mod cred;
 pub mod dev;
 pub mod doctor;
+mod fingerprint;
 pub mod folder;
 pub mod health;
 pub mod limits;

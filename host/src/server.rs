@@ -2,9 +2,10 @@
 
 mod retention;
 
-use std::cell::{Cell, RefCell};
-use std::net::{SocketAddr, ToSocketAddrs};
+use std::cell::{Cell, OnceCell, RefCell};
+use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
 use std::path::PathBuf;
+use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -77,6 +78,21 @@ pub enum StartError {
     Section(String),
 }
 
+/// How long a host waits for who has the home's lock: a command, or a host that stops. Another that runs is not waited for.
+const LOCKED: std::time::Duration = std::time::Duration::from_secs(10);
+
+async fn locked(home: &Home) -> Result<Lock, StartError> {
+    let home = home.clone();
+    let waiting = tokio::task::spawn_blocking(move || {
+        let began = std::time::Instant::now();
+        home.lock_patiently(|| {
+            std::thread::sleep(std::time::Duration::from_millis(10));
+            !control::is_served(&home.control()) && began.elapsed() < LOCKED
+        })
+    });
+    Ok(waiting.await.map_err(std::io::Error::other)??)
+}
+
 /// How often the files of certificates are looked at.
 const CERTIFICATES: std::time::Duration = std::time::Duration::from_secs(2);
 
@@ -89,16 +105,16 @@ pub struct Host {
     folder: Rc<Folder>,
     gate: Arc<LoginGate>,
     sessions: Arc<Sessions>,
-    listener: Listener,
-    /// Over TLS, and of collections that have a door of their own.
-    others: Vec<Listener>,
+    /// Its doors, once they are open: the first is the one that every host has; then those over TLS, and of collections
+    /// that have a door of their own.
+    listeners: OnceCell<Vec<Listener>>,
     certificates: Option<Arc<Certificates>>,
     endpoints: Vec<Endpoint>,
     memory: Arc<Budget>,
     limits: Cell<Limits>,
     retention: RefCell<Option<Retention>>,
-    /// Where commands come in.
-    commands: Cell<Option<tokio::net::UnixListener>>,
+    /// Has commands answered while it is polled.
+    commands: Cell<Option<Pin<Box<dyn Future<Output = ()>>>>>,
 }
 
 impl std::fmt::Debug for Host {
@@ -114,7 +130,7 @@ impl Host {
     /// What keeps it from starting. A library that cannot be loaded does not.
     pub async fn start(home: Home, options: &Options) -> Result<(Rc<Self>, Watch), StartError> {
         home.make()?;
-        let lock = home.lock()?;
+        let lock = locked(&home).await?;
         let (accounts, settings) = Accounts::open(&home, "the host")?;
         let accounts = Arc::new(accounts);
         if let Some(weaker) = accounts.rules().weaker_than_standard() {
@@ -218,25 +234,12 @@ impl Host {
         let folder =
             Folder::new(&home, Arc::clone(&services), groups, context.clone(), sections, vet, options.debuggable)?;
         let mut watch = Watch::new(&home.plugins(), options.poll);
-        services.start().await;
-        folder.load_all(watch.present()).await;
-        let threads = std::thread::available_parallelism().map_or(1, usize::from);
-        let listener = root.listen_on(listener, threads, None)?;
-        let (mut others, mut endpoints) = (Vec::new(), Vec::new());
-        for (listener, root, tls) in roots {
-            let over = if tls.is_some() { " over TLS" } else { "" };
-            let listener = root.listen_on(listener, threads, tls)?;
-            tracing::info!("serving also{over} on {}", listener.address());
-            others.push(listener);
-            endpoints.push(root);
-        }
-        accounts.store().keep_room();
-        accounts.note_host("host.started");
-        erase(&accounts);
-        endpoints.push(root);
+        roots.insert(0, (listener, root, None));
+        let (endpoints, doors): (Vec<_>, Vec<_>) =
+            roots.into_iter().map(|(listener, root, tls)| (root, (listener, tls))).unzip();
         let memory = Arc::clone(&context.memory);
-        let commands = Cell::new(Some(control::listen(&home.control())?));
-        let host = Self {
+        let socket = control::listen(&home.control())?;
+        let host = Rc::new(Self {
             home,
             _lock: lock,
             accounts,
@@ -244,25 +247,67 @@ impl Host {
             folder,
             gate,
             sessions,
-            listener,
-            others,
+            listeners: OnceCell::new(),
             certificates,
             endpoints,
             memory,
             limits: Cell::new(limits),
             retention: RefCell::new(retention),
-            commands,
+            commands: Cell::new(None),
+        });
+        host.load(socket, &mut watch).await;
+        host.open(doors)?;
+        Ok((host, watch))
+    }
+
+    /// Loads what is in the folder. Commands are answered meanwhile: a service may take its time to start.
+    async fn load(self: &Rc<Self>, socket: tokio::net::UnixListener, watch: &mut Watch) {
+        let me = Rc::downgrade(self);
+        let mut commands: Pin<Box<dyn Future<Output = ()>>> =
+            Box::pin(control::serve(socket, move |request, uid, progress| {
+                let me = me.upgrade();
+                async move {
+                    match me {
+                        Some(me) => me.answer(request, uid, progress).await,
+                        None => Err(ControlFailure { error: "the host has ended".to_owned(), hint: None }),
+                    }
+                }
+            }));
+        let loading = async {
+            self.services.start().await;
+            self.folder.load_all(watch.present()).await;
         };
-        Ok((Rc::new(host), watch))
+        tokio::select! {
+            () = loading => {}
+            () = &mut commands => {}
+        }
+        self.commands.set(Some(commands));
+    }
+
+    /// Opens the doors.
+    fn open(&self, doors: Vec<(TcpListener, Option<Arc<Certificates>>)>) -> Result<(), StartError> {
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        let mut open: Vec<Listener> = Vec::new();
+        for (endpoint, (listener, tls)) in self.endpoints.iter().zip(doors) {
+            let over = if tls.is_some() { " over TLS" } else { "" };
+            let listener = endpoint.listen_on(listener, threads, tls)?;
+            if !open.is_empty() {
+                tracing::info!("serving also{over} on {}", listener.address());
+            }
+            open.push(listener);
+        }
+        // Nobody else sets it.
+        let _ = self.listeners.set(open);
+        self.accounts.store().keep_room();
+        self.accounts.note_host("host.started");
+        erase(&self.accounts);
+        Ok(())
     }
 
     /// Serves commands and watches the folder, until `stop`; then closes the door, lets calls end, and stops the
     /// services. On a `LocalSet`.
     pub async fn run(self: Rc<Self>, mut watch: Watch, stop: impl Future<Output = ()>) {
-        let me = Rc::clone(&self);
-        let Some(listener) = self.commands.take() else { return };
-        let commands =
-            control::serve(listener, move |request, uid, progress| Rc::clone(&me).answer(request, uid, progress));
+        let Some(commands) = self.commands.take() else { return };
         let certificates = self.look_at_certificates();
         let folder = async {
             loop {
@@ -288,8 +333,7 @@ impl Host {
         }
         tracing::info!("stopping");
         // Connections live on threads of their own; so do the services that their calls wait for.
-        self.listener.close();
-        self.others.iter().for_each(Listener::close);
+        self.listeners.get().into_iter().flatten().for_each(Listener::close);
         self.gate.flush(true);
         let serving: Vec<String> = self.services.services().iter().map(|service| service.name().to_string()).collect();
         self.services.stop().await;
@@ -379,7 +423,8 @@ impl Host {
     /// Where PB is served.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
-        self.listener.address()
+        // It has one at least: who has it has started it.
+        self.listeners.get().and_then(|all| all.first()).map_or_else(|| ([0; 4], 0).into(), Listener::address)
     }
 
     /// The folder that libraries are dropped into.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use credhost::loader::generation::Source;
-use credhost::loader::private::PrivateFolder;
+use credhost::loader::private::{PrivateCopy, PrivateFolder};
 use credhost::loader::unload::UnloadOutcome;
 use credhost::loader::{ledger, mapping};
 use credhost::multiservice::context::HostContext;
@@ -45,7 +45,10 @@ impl Bench {
     }
 
     async fn load(&self, package: &str) -> Arc<Slot> {
-        let copy = self.private.copy(&library(package)).expect("it is a library");
+        self.load_copy(self.private.copy(&library(package)).expect("it is a library")).await
+    }
+
+    async fn load_copy(&self, copy: PrivateCopy) -> Arc<Slot> {
         let slot = Slot::load(Source::Copy(copy), &self.context, |_| Vec::new()).await.expect("it loads");
         self.services.add(Arc::clone(&slot)).await.expect("it starts");
         slot
@@ -184,6 +187,7 @@ fn nothing_is_left_of_libraries_that_have_ended() {
         threads.into_iter().for_each(|thread| thread.join().expect("each was let go of"));
         assert_eq!(ledger::entries(), 0);
 
+        one_that_is_marked_as_never_to_be_unloaded_is_unloaded(&bench).await;
         a_thread_that_does_not_end_pins_its_library_and_is_named(&bench).await;
         a_service_that_does_not_come_back_is_condemned(&bench).await;
     });
@@ -230,6 +234,45 @@ async fn one_service_is_replaced_again_and_again(bench: &Bench, cycles: usize) {
     assert!(matches!(bench.services.remove(&slot).await, UnloadOutcome::Retired { .. }));
     assert!(bench.heard().await.contains("Stopped"));
     assert_eq!(ledger::entries(), 0);
+}
+
+/// A library as `-z nodelete` links it: the same file, but for one flag for the dynamic linker.
+fn nodelete(package: &str) -> Vec<u8> {
+    const DT_FLAGS_1: u64 = 0x6fff_fffb;
+    let mut bytes = std::fs::read(library(package)).expect("it is built");
+    let tag = DT_FLAGS_1.to_le_bytes();
+    let at = (0..bytes.len() - 16).step_by(8).find(|at| bytes[*at..*at + 8] == tag).expect("it has such flags");
+    assert_eq!(bytes[at + 8] & 8, 0, "it is not marked by itself");
+    bytes[at + 8] |= 8;
+    bytes
+}
+
+async fn one_that_is_marked_as_never_to_be_unloaded_is_unloaded(bench: &Bench) {
+    let folder = tempfile::tempdir().expect("a folder");
+    let marked = folder.path().join("marked.so");
+    std::fs::write(&marked, nodelete("restless")).expect("it can be written");
+    let copy = || bench.private.copy(&marked).expect("it is a library");
+    let (of_marked, plain) = (copy(), bench.private.copy(&library("restless")).expect("it is a library"));
+    assert!(of_marked.was_nodelete() && !plain.was_nodelete());
+    assert_eq!(of_marked.hash(), plain.hash(), "what is loaded is the same");
+    assert_ne!(of_marked.original(), plain.original(), "what they were copied from is not");
+
+    let slot = bench.load_copy(of_marked).await;
+    bench.attach(&slot).await;
+    for _ in 0..300 {
+        let (_, retired) = slot.reload(Source::Copy(copy()), |_| Vec::new()).await.expect("it is replaced");
+        assert_eq!(bench.heard().await, "attached");
+        let account = retired.await.expect("it is let go of");
+        assert!(matches!(account, UnloadOutcome::Retired { .. }), "{account:?}");
+    }
+    assert!(matches!(bench.services.remove(&slot).await, UnloadOutcome::Retired { .. }));
+    assert!(bench.heard().await.contains("Stopped"));
+    assert_eq!(mapping::of(std::path::Path::new("/generations/")).ok(), Some(None), "no library is mapped");
+
+    // The control: the file itself stays.
+    let slot = bench.load_copy(PrivateCopy::borrowed(&marked)).await;
+    let account = bench.services.remove(&slot).await;
+    assert!(matches!(account, UnloadOutcome::Pinned(_)), "{account:?}");
 }
 
 fn come_and_go() {

@@ -10,7 +10,7 @@ use credhost::store::SqliteStore;
 use credhost::store::audit::Event;
 use serde_json::Value;
 
-use super::home::{ask, by};
+use super::home::{Patience, ask, by};
 use super::{CliError, Output};
 
 #[derive(Debug, Args)]
@@ -41,7 +41,8 @@ impl Restore {
                 .hint("name one that `credhost backup` has made; nothing was changed"));
         }
         home.make()?;
-        let _lock = home.lock()?;
+        let mut patience = Patience::new();
+        let _lock = home.lock_patiently(|| !credhost::control::is_served(&home.control()) && patience.again())?;
         let key = existing_key(home)?;
         let store = home.store();
         let before = SqliteStore::restore(&self.file, &store, &key, credhost::store::now()).map_err(|error| {

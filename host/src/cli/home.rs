@@ -5,7 +5,7 @@ use std::io::{BufRead, IsTerminal};
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use credhost::accounts::Accounts;
-use credhost::config::Home;
+use credhost::config::{Home, HomeError};
 use credhost::control::{self, ControlError, ControlFailure, Request, Secret};
 use credhost::show;
 use zeroize::Zeroizing;
@@ -19,20 +19,47 @@ fn cli_error(failed: ControlFailure) -> CliError {
 /// Does what is asked for: a running host at once, or else on the files of its home.
 pub(super) fn ask(home: &Home, request: &Request) -> Result<serde_json::Value, CliError> {
     let mut bar = Progress::new();
-    match control::send(&home.control(), request, &mut |done, of| bar.show(done, of)) {
-        Ok(answer) => answer.map_err(cli_error),
-        Err(ControlError::NoHost) => {
-            let makes = matches!(request, Request::IdentityAdd { .. });
-            if makes {
-                home.make()?
-            } else {
-                home.check()?
-            }
-            let _lock = home.lock()?;
-            let (accounts, _) = Accounts::open(home, &by())?;
-            control::perform(request, &accounts, None, &mut |done, of| bar.show(done, of)).map_err(cli_error)
+    let mut patience = Patience::new();
+    loop {
+        match control::send(&home.control(), request, &mut |done, of| bar.show(done, of)) {
+            Ok(answer) => return answer.map_err(cli_error),
+            Err(ControlError::NoHost) => {}
+            Err(error) => return Err(error.into()),
         }
-        Err(error) => Err(error.into()),
+        let makes = matches!(request, Request::IdentityAdd { .. });
+        if makes {
+            home.make()?
+        } else {
+            home.check()?
+        }
+        match home.lock() {
+            // A command that ends soon, a host that stops, or one that starts: that one will answer.
+            Err(HomeError::Locked(_)) if patience.again() => {}
+            lock => {
+                let _lock = lock?;
+                let (accounts, _) = Accounts::open(home, &by())?;
+                return control::perform(request, &accounts, None, &mut |done, of| bar.show(done, of))
+                    .map_err(cli_error);
+            }
+        }
+    }
+}
+
+/// How long a command waits for who has the home's lock.
+const LOCKED: Duration = Duration::from_secs(10);
+
+/// Waits for the home's lock, bit by bit.
+pub(super) struct Patience(Instant);
+
+impl Patience {
+    pub(super) fn new() -> Self {
+        Self(Instant::now())
+    }
+
+    /// Waits a moment. False: that was long enough.
+    pub(super) fn again(&mut self) -> bool {
+        std::thread::sleep(Duration::from_millis(10));
+        self.0.elapsed() < LOCKED
     }
 }
 

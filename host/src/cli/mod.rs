@@ -8,6 +8,7 @@ mod demo;
 mod describe;
 mod dev;
 mod doctor;
+mod help;
 mod home;
 mod identity;
 mod import;
@@ -16,6 +17,7 @@ mod limits;
 mod log;
 mod master_key;
 mod new;
+mod output;
 mod pubkey;
 mod run;
 mod service;
@@ -28,8 +30,10 @@ mod vet;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{CommandFactory, Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use credhost::show;
+
+use self::output::{Output, say, warn};
 
 /// A host for services that people log in to.
 ///
@@ -137,36 +141,52 @@ impl<E: std::error::Error> From<E> for CliError {
     }
 }
 
-/// What a command prints.
-#[derive(Debug, Clone, Copy)]
-struct Output {
-    json: bool,
+/// What was typed is no command.
+fn usage(error: &clap::Error) -> ExitCode {
+    if !error.use_stderr() {
+        // What was asked for: the help, the version.
+        return match error.print() {
+            Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => failed(false, &unprinted(&error)),
+            _ => ExitCode::SUCCESS,
+        };
+    }
+    let for_program = std::env::args_os().any(|argument| argument == "--json");
+    if for_program {
+        let text = error.render().to_string();
+        let (first, rest) = text.trim().split_once('\n').unwrap_or((text.trim(), ""));
+        let first = first.strip_prefix("error: ").unwrap_or(first);
+        let hint = Some(rest.trim()).filter(|rest| !rest.is_empty());
+        warn(&show::json(&serde_json::json!({ "error": first, "hint": hint })));
+    } else {
+        // There is nowhere else to say it.
+        let _ = error.print();
+    }
+    ExitCode::from(2)
 }
 
-impl Output {
-    /// Prints for a program, or for a person.
-    fn show(self, value: &serde_json::Value, person: impl FnOnce() -> String) {
-        let text = if self.json { show::json(value) } else { person() };
-        if !text.is_empty() {
-            say(&text);
+fn unprinted(why: &dyn std::fmt::Display) -> CliError {
+    CliError::new(format!("what it says could not be written to standard output: {why}"))
+}
+
+fn failed(json: bool, trouble: &CliError) -> ExitCode {
+    if json {
+        warn(&show::json(&serde_json::json!({ "error": trouble.error, "hint": trouble.hint })));
+    } else {
+        // More lines of it are of what it quotes: none is to pass for one of ours.
+        warn(&format!("credhost: {}", trouble.error.trim_end().replace('\n', "\n  | ")));
+        if let Some(hint) = &trouble.hint {
+            warn(&format!("  {}", hint.trim_end().replace('\n', "\n  | ")));
         }
     }
-}
-
-/// Prints a line; a reader that has gone (`| head`) is no error.
-fn say(text: &str) {
-    use std::io::Write;
-    let _ = writeln!(std::io::stdout(), "{}", show::lines(text));
-}
-
-/// Prints a line for a person on standard error. A write error is ignored: there is nowhere left to report it.
-fn warn(text: &str) {
-    use std::io::Write;
-    let _ = writeln!(std::io::stderr(), "{}", show::lines(text));
+    ExitCode::FAILURE
 }
 
 pub(crate) fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let parsed = help::grouped(Cli::command()).try_get_matches();
+    let cli = match parsed.and_then(|matches| Cli::from_arg_matches(&matches)) {
+        Ok(cli) => cli,
+        Err(error) => return usage(&error),
+    };
     let output = Output { json: cli.json };
     let home = credhost::config::Home::new(cli.home);
     let done = match cli.command {
@@ -194,23 +214,15 @@ pub(crate) fn main() -> ExitCode {
         Command::Vet(vet) => vet.run(&home, output),
         Command::VetInChild { copy } => credhost::loader::vet::child(&copy),
         Command::Completions { shell } => {
-            clap_complete::generate(shell, &mut Cli::command(), "credhost", &mut std::io::stdout());
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "credhost", &mut script);
+            output::say_bytes(&script);
             Ok(())
         }
     };
-    match done {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(trouble) => {
-            if output.json {
-                warn(&show::json(&serde_json::json!({ "error": trouble.error, "hint": trouble.hint })));
-            } else {
-                // More lines of it are of what it quotes: none is to pass for one of ours.
-                warn(&format!("credhost: {}", trouble.error.trim_end().replace('\n', "\n  | ")));
-                if let Some(hint) = trouble.hint {
-                    warn(&format!("  {}", hint.trim_end().replace('\n', "\n  | ")));
-                }
-            }
-            ExitCode::FAILURE
-        }
+    match (done, output::unprinted()) {
+        (Ok(()), None) => ExitCode::SUCCESS,
+        (Ok(()), Some(why)) => failed(output.json, &unprinted(&why)),
+        (Err(trouble), _) => failed(output.json, &trouble),
     }
 }

@@ -29,8 +29,16 @@ impl Token {
     pub(super) fn run(self, home: &Home, output: Output) -> Result<(), CliError> {
         match self {
             Self::New { name, label, expires } => {
+                let (of, called) = (name.clone(), label.clone());
                 let answer = ask(home, &Request::TokenNew { name, label, expires: expiry(expires.as_deref())? })?;
-                output.show(&answer, || answer["token"].as_str().unwrap_or("?").to_owned());
+                let shown = output.hand_over(&answer, || answer["token"].as_str().unwrap_or("?").to_owned());
+                if let Err(error) = shown {
+                    // One that nobody has, and that would be taken.
+                    ask(home, &Request::TokenRemove { name: of, label: called })?;
+                    return Err(CliError::new(format!(
+                        "the token could not be printed, and is taken away again: {error}"
+                    )));
+                }
             }
             Self::Remove { name, label } => {
                 let done = format!("{name} no longer has the token {label}");

@@ -65,6 +65,20 @@ impl Home {
         }
     }
 
+    /// As [`Home::lock`], but waits for who has it for a moment only: a command, a host that stops. `again` says whether to
+    /// wait on, and does the waiting.
+    ///
+    /// # Errors
+    /// When another has it still.
+    pub fn lock_patiently(&self, mut again: impl FnMut() -> bool) -> Result<Lock, HomeError> {
+        loop {
+            match self.lock() {
+                Err(HomeError::Locked(_)) if again() => {}
+                locked => return locked,
+            }
+        }
+    }
+
     /// The folder itself.
     #[must_use]
     pub fn path(&self) -> &Path {

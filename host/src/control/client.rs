@@ -1,13 +1,15 @@
 //! A command's side of the control socket.
 
 use std::io::{self, BufRead, BufReader, Write};
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use zeroize::Zeroizing;
 
 use super::failure::ControlFailure;
+use super::place::Place;
 use super::protocol::{Request, Response, VERSION};
 
 /// How long a host may say nothing: it may have a password to hash, or a library to stop.
@@ -20,6 +22,14 @@ pub enum ControlError {
     /// No host runs in this home.
     #[error("no host runs in this home")]
     NoHost,
+    /// The home is another user's.
+    #[error("{home} belongs to {owner}: run this as that user")]
+    NotYours {
+        /// The home.
+        home: PathBuf,
+        /// Whose it is, as far as that can be seen.
+        owner: String,
+    },
     /// The host does not answer.
     #[error("the running host does not answer: {0}")]
     Io(#[from] io::Error),
@@ -31,6 +41,38 @@ pub enum ControlError {
     Answer(#[from] serde_json::Error),
 }
 
+fn connect(socket: &Path) -> Result<UnixStream, ControlError> {
+    let connected = Place::of(socket).and_then(|place| UnixStream::connect(place.path()));
+    connected.map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused | io::ErrorKind::NotADirectory => {
+            ControlError::NoHost
+        }
+        io::ErrorKind::PermissionDenied => {
+            let home = socket.parent().unwrap_or(socket).to_owned();
+            ControlError::NotYours { owner: owner(&home), home }
+        }
+        _ => error.into(),
+    })
+}
+
+/// Whose a home is that cannot be entered: its folder's owner, or that of the nearest folder above it that can be seen.
+fn owner(home: &Path) -> String {
+    let Some(about) = home.ancestors().find_map(|folder| std::fs::metadata(folder).ok()) else {
+        return "another user".to_owned();
+    };
+    let uid = about.uid().to_string();
+    let users = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
+    let mut fields = users.lines().map(|line| line.split(':'));
+    let name = fields.find_map(|mut of| Some((of.next()?, of.nth(1)?)).filter(|(_, number)| *number == uid));
+    name.map_or_else(|| format!("uid {uid}"), |(name, _)| name.to_owned())
+}
+
+/// Whether a host answers here.
+#[must_use]
+pub fn is_served(socket: &Path) -> bool {
+    connect(socket).is_ok()
+}
+
 /// Asks the running host. `progress` hears how much is done, of how much (0: not known).
 ///
 /// # Errors
@@ -40,10 +82,7 @@ pub fn send(
     request: &Request,
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<Result<serde_json::Value, ControlFailure>, ControlError> {
-    let mut stream = UnixStream::connect(socket).map_err(|error| match error.kind() {
-        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => ControlError::NoHost,
-        _ => error.into(),
-    })?;
+    let mut stream = connect(socket)?;
     stream.set_read_timeout(Some(PATIENCE))?;
     // The version stands first; what follows may hold a password.
     let body = Zeroizing::new(serde_json::to_string(request)?);

@@ -7,10 +7,11 @@ mod audit;
 mod client;
 mod failure;
 mod perform;
+mod place;
 mod protocol;
 mod server;
 
-pub use client::{ControlError, send};
+pub use client::{ControlError, is_served, send};
 pub use failure::ControlFailure;
 pub use perform::{Running, perform};
 pub use protocol::{LibraryStatus, Request, Response, Secret, VERSION};

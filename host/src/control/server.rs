@@ -11,6 +11,7 @@ use tokio::net::{UnixListener, UnixStream};
 use zeroize::Zeroizing;
 
 use super::failure::ControlFailure;
+use super::place::Place;
 use super::protocol::{Request, Response, VERSION};
 
 /// The longest line that is read.
@@ -29,7 +30,7 @@ pub fn listen(path: &Path) -> io::Result<UnixListener> {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
-    let listener = UnixListener::bind(path)?;
+    let listener = UnixListener::bind(Place::of(path)?.path())?;
     fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
     Ok(listener)
 }

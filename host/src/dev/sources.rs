@@ -8,6 +8,8 @@ use notify::event::{AccessKind, AccessMode};
 use notify::{EventKind, RecommendedWatcher, RecursiveMode, Watcher};
 use tokio::sync::mpsc;
 
+use crate::fingerprint::Fingerprint;
+
 /// How long nothing may happen before it counts: an editor writes more than one file.
 const REST: Duration = Duration::from_millis(30);
 /// How often sources are looked at though nothing was told.
@@ -20,7 +22,7 @@ const POLL: Duration = Duration::from_millis(250);
 pub struct Sources {
     /// The crate's own first.
     folders: Vec<PathBuf>,
-    seen: BTreeMap<PathBuf, (SystemTime, u64)>,
+    seen: BTreeMap<PathBuf, Fingerprint>,
     events: mpsc::Receiver<()>,
     watcher: Option<RecommendedWatcher>,
 }
@@ -73,7 +75,7 @@ impl Sources {
             }
             let mut found = BTreeMap::new();
             find(folder, &mut found, 16);
-            found.retain(|_, (changed, _)| *changed < since);
+            found.retain(|_, print| print.modified() < since);
             self.seen.append(&mut found);
             self.folders.push(folder.clone());
         }
@@ -142,7 +144,7 @@ fn is_left_out(path: &Path) -> bool {
         || path.join("plugins").is_dir() && path.join("credhost.toml").exists()
 }
 
-fn find(folder: &Path, found: &mut BTreeMap<PathBuf, (SystemTime, u64)>, depth: u32) {
+fn find(folder: &Path, found: &mut BTreeMap<PathBuf, Fingerprint>, depth: u32) {
     for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
         let path = entry.path();
         // An editor's own files beside the sources are hidden, or end so.
@@ -153,8 +155,7 @@ fn find(folder: &Path, found: &mut BTreeMap<PathBuf, (SystemTime, u64)>, depth: 
         match entry.metadata() {
             Ok(about) if about.is_dir() && depth > 0 => find(&path, found, depth - 1),
             Ok(about) if about.is_file() => {
-                let changed = about.modified().unwrap_or(SystemTime::UNIX_EPOCH);
-                found.insert(path, (changed, about.len()));
+                found.insert(path, Fingerprint::from(&about));
             }
             _ => {}
         }

@@ -1,9 +1,7 @@
 //! TLS for doors: certificates from files, read anew when they change; and certificates of one's own.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use parking_lot::{Mutex, RwLock};
 use rustls::server::{ClientHello, ResolvesServerCert};
@@ -11,6 +9,8 @@ use rustls::sign::CertifiedKey;
 use rustls::{ServerConfig, ServerConnection};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+
+use crate::fingerprint::Fingerprint;
 
 /// Why certificates cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -28,8 +28,8 @@ pub struct Certificates {
     key: PathBuf,
     config: Arc<ServerConfig>,
     current: Arc<Current>,
-    /// When the files were changed last.
-    stamps: Mutex<(Option<SystemTime>, Option<SystemTime>)>,
+    /// What the files were when they were read last.
+    stamps: Mutex<(Option<Fingerprint>, Option<Fingerprint>)>,
 }
 
 #[derive(Debug)]
@@ -45,10 +45,6 @@ impl std::fmt::Debug for Certificates {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Certificates").field("certificate", &self.certificate).finish_non_exhaustive()
     }
-}
-
-fn changed(path: &Path) -> Option<SystemTime> {
-    fs::metadata(path).and_then(|about| about.modified()).ok()
 }
 
 fn read(certificate: &Path, key: &Path) -> Result<CertifiedKey, TlsError> {
@@ -82,7 +78,7 @@ impl Certificates {
     /// # Errors
     /// When they cannot be read, or do not belong together.
     pub fn load(certificate: &Path, key: &Path) -> Result<Arc<Self>, TlsError> {
-        let stamps = (changed(certificate), changed(key));
+        let stamps = (Fingerprint::of(certificate), Fingerprint::of(key));
         let current = Arc::new(Current(RwLock::new(Arc::new(read(certificate, key)?))));
         let config = ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
             .with_safe_default_protocol_versions()
@@ -104,7 +100,7 @@ impl Certificates {
     /// # Errors
     /// When they cannot be used as they are now; the ones there were are kept then.
     pub fn refresh(&self) -> Result<bool, TlsError> {
-        let stamps = (changed(&self.certificate), changed(&self.key));
+        let stamps = (Fingerprint::of(&self.certificate), Fingerprint::of(&self.key));
         let mut known = self.stamps.lock();
         if *known == stamps {
             return Ok(false);
@@ -187,6 +183,8 @@ pub fn make(names: &[String], authority: Option<(&str, &str)>, now: u64) -> Resu
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]
@@ -202,7 +200,7 @@ mod tests {
         let next = make(&names, Some((&made.authority, &made.authority_key)), 1_790_000_000).unwrap();
         assert_eq!(next.authority, made.authority);
         // A change within the clock's step must be seen, too.
-        let later = SystemTime::now() + std::time::Duration::from_secs(5);
+        let later = std::time::SystemTime::now() + std::time::Duration::from_secs(5);
         fs::write(&certificate, &next.certificate).unwrap();
         fs::File::options().append(true).open(&certificate).unwrap().set_modified(later).unwrap();
         assert!(loaded.refresh().is_err(), "the key is still the old one");

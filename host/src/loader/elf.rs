@@ -85,6 +85,55 @@ pub fn check(file: &[u8], length: u64) -> Result<Extent, LibraryFault> {
     Ok(Extent { loaded })
 }
 
+/// Where in a file its flags for the dynamic linker say that it is never to be unloaded, and what they are without that; for
+/// a library whose head was checked. `read` reads from a place in the file.
+///
+/// In the gABI: `DT_FLAGS_1`, `DF_1_NODELETE`. Some linkers set it by themselves.
+pub fn without_nodelete(
+    head: &[u8],
+    mut read: impl FnMut(u64, &mut [u8]) -> std::io::Result<()>,
+) -> std::io::Result<Option<(u64, [u8; 8])>> {
+    const PT_DYNAMIC: u32 = 2;
+    const DT_FLAGS_1: u64 = 0x6fff_fffb;
+    const DF_1_NODELETE: u64 = 8;
+    /// Of a dynamic section, so many entries are looked at: a real one has some thirty.
+    const MOST: u64 = 4096;
+    let (Some(start), Some(size), Some(count)) = (
+        at_place(head, 32).map(u64::from_le_bytes),
+        at_place(head, 54).map(u16::from_le_bytes),
+        at_place(head, 56).map(u16::from_le_bytes),
+    ) else {
+        return Ok(None);
+    };
+    for index in 0..u64::from(count) {
+        let Ok(header) = usize::try_from(start + index * u64::from(size)) else { break };
+        if at_place(head, header).map(u32::from_le_bytes) != Some(PT_DYNAMIC) {
+            continue;
+        }
+        let (Some(offset), Some(bytes)) =
+            (at_place(head, header + 8).map(u64::from_le_bytes), at_place(head, header + 32).map(u64::from_le_bytes))
+        else {
+            break;
+        };
+        for entry in 0..(bytes / 16).min(MOST) {
+            let Some(at) = offset.checked_add(entry * 16) else { break };
+            let (mut tag, mut flags) = ([0; 8], [0; 8]);
+            read(at, &mut tag)?;
+            match u64::from_le_bytes(tag) {
+                0 => break,
+                DT_FLAGS_1 => {
+                    read(at + 8, &mut flags)?;
+                    let flags = u64::from_le_bytes(flags);
+                    let cleared = (flags & !DF_1_NODELETE).to_le_bytes();
+                    return Ok((flags & DF_1_NODELETE != 0).then_some((at + 8, cleared)));
+                }
+                _ => {}
+            }
+        }
+    }
+    Ok(None)
+}
+
 fn file_fault(what: &str) -> LibraryFault {
     LibraryFault::File(what.to_owned())
 }

@@ -3,7 +3,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -27,6 +27,10 @@ pub struct PrivateFolder {
 pub struct PrivateCopy {
     path: PathBuf,
     hash: [u8; 32],
+    /// The same of the file that it was copied from, as far as that is loaded.
+    original: [u8; 32],
+    /// The file says that it is never to be unloaded; the copy does not.
+    was_nodelete: bool,
     /// Its file is somebody else's to remove.
     borrowed: bool,
     /// With all that a debugger looks for.
@@ -55,6 +59,38 @@ impl<W: Write> Write for Hashing<'_, W> {
 
     fn flush(&mut self) -> io::Result<()> {
         self.1.flush()
+    }
+}
+
+/// Passes bytes on, others in the place of some.
+struct Patching<W> {
+    out: W,
+    /// How many have been passed on.
+    at: u64,
+    /// From which place on what is to stand.
+    patches: Vec<(u64, Vec<u8>)>,
+}
+
+impl<W: Write> Write for Patching<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let mut patched = None;
+        for (place, patch) in &self.patches {
+            for (at, byte) in (*place..).zip(patch) {
+                if let Some(at) = at.checked_sub(self.at).filter(|at| *at < bytes.len() as u64) {
+                    let patched = patched.get_or_insert_with(|| bytes.to_vec());
+                    if let Some(place) = usize::try_from(at).ok().and_then(|at| patched.get_mut(at)) {
+                        *place = *byte;
+                    }
+                }
+            }
+        }
+        let written = self.out.write(patched.as_deref().unwrap_or(bytes))?;
+        self.at += written as u64;
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
     }
 }
 
@@ -95,8 +131,20 @@ impl PrivateFolder {
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let path = self.folder.join(format!("{}-{number}.so", std::process::id()));
         let length = if self.whole { about.len() } else { extent.loaded };
-        let mut copy = PrivateCopy { path, hash: [0; 32], borrowed: false, whole: self.whole };
-        copy.fill(&head, &mut file, length).map_err(|error| match error.kind() {
+        let nodelete = elf::without_nodelete(&head, |at, into| file.read_exact_at(into, at)).map_err(|error| {
+            match error.kind() {
+                io::ErrorKind::UnexpectedEof => LibraryFault::File("its dynamic section is damaged".to_owned()),
+                _ => unreadable(error),
+            }
+        })?;
+        let (hash, was_nodelete) = ([0; 32], nodelete.is_some());
+        let mut copy = PrivateCopy { path, hash, original: hash, was_nodelete, borrowed: false, whole: self.whole };
+        let mut patches: Vec<(u64, Vec<u8>)> = nodelete.map(|(at, flags)| (at, flags.to_vec())).into_iter().collect();
+        if !self.whole {
+            // What is cut off must not be looked for: where the section table is, how many sections there are.
+            patches.extend([(40, vec![0; 8]), (60, vec![0; 4])]);
+        }
+        copy.fill(&head, &mut file, length, patches).map_err(|error| match error.kind() {
             io::ErrorKind::UnexpectedEof => LibraryFault::File("it became shorter while it was copied".to_owned()),
             _ => LibraryFault::machine("it cannot be copied into the host's home", error),
         })?;
@@ -109,29 +157,24 @@ fn unreadable(error: io::Error) -> LibraryFault {
 }
 
 impl PrivateCopy {
-    fn fill(&mut self, head: &[u8], rest: &mut File, length: u64) -> io::Result<()> {
-        let out = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&self.path)?;
-        let mut hasher = Blake2s256::new();
-        let mut out = Hashing(&mut hasher, out);
+    fn fill(&mut self, head: &[u8], rest: &mut File, length: u64, patches: Vec<(u64, Vec<u8>)>) -> io::Result<()> {
+        let file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&self.path)?;
+        let (mut of_file, mut of_copy) = (Blake2s256::new(), Blake2s256::new());
+        let patching = Patching { out: Hashing(&mut of_copy, file), at: 0, patches };
+        let mut out = Hashing(&mut of_file, patching);
         let from_head = head.len().min(usize::try_from(length).unwrap_or(usize::MAX));
-        let mut start = head[..from_head].to_vec();
-        if !self.whole {
-            // What was cut off must not be looked for: where the section table is, how many sections there are.
-            start[40..48].fill(0);
-            start[60..62].fill(0);
-            start[62..64].fill(0);
-        }
-        out.write_all(&start)?;
+        out.write_all(&head[..from_head])?;
         let wanted = length - from_head as u64;
         let copied = io::copy(&mut rest.take(wanted), &mut out)?;
-        self.hash = hasher.finalize().into();
+        (self.original, self.hash) = (of_file.finalize().into(), of_copy.finalize().into());
         if copied == wanted { Ok(()) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
     }
 
     /// One that was made by another process, which also removes it.
     #[must_use]
     pub fn borrowed(path: &Path) -> Self {
-        Self { path: path.to_owned(), hash: [0; 32], borrowed: true, whole: false }
+        let hash = [0; 32];
+        Self { path: path.to_owned(), hash, original: hash, was_nodelete: false, borrowed: true, whole: false }
     }
 
     /// It is opened, and mapped: its name is not needed any more, but by a debugger. Answers with whether whoever closes
@@ -143,10 +186,22 @@ impl PrivateCopy {
         stays
     }
 
-    /// What tells it from others.
+    /// What tells it from others: of its own bytes.
     #[must_use]
     pub fn hash(&self) -> &[u8; 32] {
         &self.hash
+    }
+
+    /// The hash of what is loaded of the file that it was copied from, as it stands there.
+    #[must_use]
+    pub fn original(&self) -> &[u8; 32] {
+        &self.original
+    }
+
+    /// Whether the file says that it is never to be unloaded, which the copy does not.
+    #[must_use]
+    pub fn was_nodelete(&self) -> bool {
+        self.was_nodelete
     }
 
     /// Where it is.

@@ -41,6 +41,9 @@ pub struct Vetted {
     pub manifest: Manifest,
     /// What does not keep it from being loaded.
     pub notes: Vec<String>,
+    /// BLAKE2s of the file, as far as it is loaded, and of the host's copy of that, in hexadecimal.
+    #[serde(default)]
+    pub hashes: (String, String),
     /// The section of the configuration that it was vetted with, in Jelly, and is to be made with; empty if it has none.
     /// May have secrets: not for showing.
     #[serde(skip)]
@@ -121,6 +124,18 @@ impl Vet {
     /// # Errors
     /// One sentence: why it must not be loaded.
     pub fn vet(&self, copy: &PrivateCopy, sections: &Sections) -> Verdict {
+        let mut vetted = self.verdict(copy, sections)?;
+        let hex = |hash| data_encoding::HEXLOWER.encode(hash);
+        vetted.hashes = (hex(copy.original()), hex(copy.hash()));
+        if copy.was_nodelete() {
+            let note = "it is marked as never to be unloaded (linked with -z nodelete); the host's copy of it is not, so that \
+                        it can be replaced";
+            vetted.notes.push(note.to_owned());
+        }
+        Ok(vetted)
+    }
+
+    fn verdict(&self, copy: &PrivateCopy, sections: &Sections) -> Verdict {
         let all = match jelly::to_vec(sections) {
             Ok(all) => all,
             Err(error) => {
@@ -197,7 +212,9 @@ impl Vet {
                 Ok(Said::Refused(why)) => return Ok((Err(LibraryFault::Library(why)), step == Step::Open)),
                 Ok(Said::Done) => {
                     let verdict = match manifest {
-                        Some(manifest) => Ok(Vetted { manifest, notes, section: Vec::new() }),
+                        Some(manifest) => {
+                            Ok(Vetted { manifest, notes, hashes: Default::default(), section: Vec::new() })
+                        }
                         None => Err(LibraryFault::Library("it does not say what it is".to_owned())),
                     };
                     return Ok((verdict, true));

@@ -1,7 +1,7 @@
 //! Sees files come into the folder.
 //!
-//! Events only say where to look; what counts is what is there. A file is taken when its inode, size and time of change
-//! have stood still for a moment: copies are written bit by bit. Where a file system tells nothing, looking now and
+//! Events only say where to look; what counts is what is there. A file is taken when its fingerprint
+//! has stood still for a moment: copies are written bit by bit. Where a file system tells nothing, looking now and
 //! then does.
 
 use std::collections::{BTreeMap, HashSet};
@@ -17,6 +17,8 @@ use notify::{Event, EventKind, RecommendedWatcher, RecursiveMode, Watcher};
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
 
+use crate::fingerprint::Fingerprint;
+
 /// How long a file must stand still.
 const REST: Duration = Duration::from_millis(60);
 /// The same of one that was moved into place whole, or that its writer has closed.
@@ -25,14 +27,6 @@ const CLOSED: Duration = Duration::from_millis(8);
 const LOOK: Duration = Duration::from_secs(2);
 /// The same where nothing is told at all.
 const POLL: Duration = Duration::from_millis(250);
-
-/// What identifies a file's content without reading it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Fingerprint {
-    inode: u64,
-    size: u64,
-    changed: (i64, i64),
-}
 
 /// What has happened in the folder.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -185,8 +179,7 @@ impl Watch {
                 && let Ok(about) = fs::metadata(&path)
                 && about.is_file()
             {
-                let changed = (about.mtime(), about.mtime_nsec());
-                there.insert(path, Fingerprint { inode: about.ino(), size: about.size(), changed });
+                there.insert(path, Fingerprint::from(&about));
             }
         }
         let gone: Vec<PathBuf> = self.seen.keys().filter(|path| !there.contains_key(*path)).cloned().collect();

@@ -1,0 +1,74 @@
+//! What commands print, and what becomes of it where it cannot be.
+
+use std::io::{self, Write};
+use std::sync::OnceLock;
+
+use credhost::show;
+use serde_json::Value;
+
+/// Why something that was to be printed was not: the first time.
+static UNPRINTED: OnceLock<String> = OnceLock::new();
+
+/// What a command prints.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Output {
+    pub(super) json: bool,
+}
+
+impl Output {
+    /// Prints for a program, or for a person.
+    pub(super) fn show(self, value: &Value, person: impl FnOnce() -> String) {
+        let text = self.text(value, person);
+        if !text.is_empty() {
+            say(&text);
+        }
+    }
+
+    /// Prints what nobody can have again.
+    ///
+    /// # Errors
+    /// When it has not come to whoever reads it, also if that has gone: it is to be undone then.
+    pub(super) fn hand_over(self, value: &Value, person: impl FnOnce() -> String) -> io::Result<()> {
+        write(&self.text(value, person))
+    }
+
+    fn text(self, value: &Value, person: impl FnOnce() -> String) -> String {
+        if self.json { show::json(value) } else { person() }
+    }
+}
+
+fn write(text: &str) -> io::Result<()> {
+    let mut out = io::stdout();
+    writeln!(out, "{}", show::lines(text))?;
+    out.flush()
+}
+
+/// Prints a line. A reader that has gone (`| head`) is no error; any other is one of the whole command, at its end.
+pub(super) fn say(text: &str) {
+    noted(write(text));
+}
+
+/// Prints bytes as they are, as [`say`].
+pub(super) fn say_bytes(bytes: &[u8]) {
+    let mut out = io::stdout();
+    noted(out.write_all(bytes).and_then(|()| out.flush()));
+}
+
+fn noted(written: io::Result<()>) {
+    if let Err(error) = written
+        && error.kind() != io::ErrorKind::BrokenPipe
+    {
+        // The first says why; those that follow say no more.
+        let _ = UNPRINTED.set(error.to_string());
+    }
+}
+
+/// Why something that was to be printed was not, if that was so.
+pub(super) fn unprinted() -> Option<&'static str> {
+    UNPRINTED.get().map(String::as_str)
+}
+
+/// Prints a line for a person on standard error. A write error is ignored: there is nowhere left to report it.
+pub(super) fn warn(text: &str) {
+    let _ = writeln!(io::stderr(), "{}", show::lines(text));
+}

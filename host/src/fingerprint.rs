@@ -1,0 +1,100 @@
+//! Has a file changed? One answer for all who ask: the folder of services, certificates, sources, the configuration.
+//!
+//! It may say yes of a file that is as it was (somebody has changed its owner): who reads it then compares what is in it.
+//! It says no only where nothing was written, given away or opened up since: a write in place with the same size and the
+//! time set back leaves another time of change of status, which nobody can set.
+
+use std::fs::Metadata;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::time::{Duration, SystemTime};
+
+/// What tells a file from another of its name, and from what it was, without reading it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Fingerprint {
+    device: u64,
+    inode: u64,
+    size: u64,
+    /// When it was written last, in seconds and nanoseconds.
+    modified: (i64, i64),
+    /// When its content, its owner, its rights or its names have changed last.
+    changed: (i64, i64),
+}
+
+impl Fingerprint {
+    /// Of the file of this name, through links. `None`: there is none, or it cannot be looked at.
+    pub(crate) fn of(path: &Path) -> Option<Self> {
+        std::fs::metadata(path).ok().map(|about| Self::from(&about))
+    }
+
+    /// When it was written last; of what is older than 1970, then.
+    pub(crate) fn modified(&self) -> SystemTime {
+        let (seconds, nanoseconds) = self.modified;
+        let since = Duration::new(seconds.try_into().unwrap_or(0), nanoseconds.try_into().unwrap_or(0));
+        SystemTime::UNIX_EPOCH + since
+    }
+}
+
+impl From<&Metadata> for Fingerprint {
+    fn from(about: &Metadata) -> Self {
+        Self {
+            device: about.dev(),
+            inode: about.ino(),
+            size: about.size(),
+            modified: (about.mtime(), about.mtime_nsec()),
+            changed: (about.ctime(), about.ctime_nsec()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    /// Each kind of change, as people and programs make it.
+    #[test]
+    fn no_kind_of_change_goes_unnoticed() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, other) = (folder.path().join("file"), folder.path().join("other"));
+        let times = |path: &Path| {
+            let modified = fs::metadata(path).unwrap().modified().unwrap();
+            fs::FileTimes::new().set_modified(modified)
+        };
+        type Kind<'k> = (&'k str, &'k dyn Fn());
+        let kinds: [Kind<'_>; 6] = [
+            ("written", &|| fs::write(&path, "four").unwrap()),
+            ("written in place, its size and its time as before", &|| {
+                let before = times(&path);
+                fs::write(&path, "FIVE").unwrap();
+                fs::File::options().write(true).open(&path).unwrap().set_times(before).unwrap();
+            }),
+            ("another moved into its place, of its size and its time", &|| {
+                fs::write(&other, "FIVE").unwrap();
+                fs::File::options().write(true).open(&other).unwrap().set_times(times(&path)).unwrap();
+                fs::rename(&other, &path).unwrap();
+            }),
+            ("made readable", &|| fs::set_permissions(&path, fs::Permissions::from_mode(0o444)).unwrap()),
+            ("made longer", &|| {
+                fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
+                fs::write(&path, "longer").unwrap();
+            }),
+            ("removed", &|| fs::remove_file(&path).unwrap()),
+        ];
+        fs::write(&path, "1234").unwrap();
+        for (kind, change) in kinds {
+            let before = Fingerprint::of(&path);
+            assert_eq!(before, Fingerprint::of(&path), "to look changes nothing");
+            // Times are counted in ticks of the kernel's, some milliseconds long.
+            while Fingerprint::of(&path) == before {
+                change();
+                if Fingerprint::of(&path).is_none() {
+                    break;
+                }
+            }
+            assert_ne!(Fingerprint::of(&path), before, "{kind}");
+        }
+    }
+}
