@@ -78,6 +78,8 @@ pub enum StartError {
     Section(String),
 }
 
+/// How long a host that ends waits for commands that it has begun.
+const COMMANDS: std::time::Duration = std::time::Duration::from_secs(10);
 /// How long a host waits for who has the home's lock: a command, or a host that stops. Another that runs is not waited for.
 const LOCKED: std::time::Duration = std::time::Duration::from_secs(10);
 
@@ -115,6 +117,7 @@ pub struct Host {
     retention: RefCell<Option<Retention>>,
     /// Has commands answered while it is polled.
     commands: Cell<Option<Pin<Box<dyn Future<Output = ()>>>>>,
+    under_way: control::UnderWay,
 }
 
 impl std::fmt::Debug for Host {
@@ -254,6 +257,7 @@ impl Host {
             limits: Cell::new(limits),
             retention: RefCell::new(retention),
             commands: Cell::new(None),
+            under_way: control::UnderWay::default(),
         });
         host.load(socket, &mut watch).await;
         host.open(doors)?;
@@ -264,7 +268,7 @@ impl Host {
     async fn load(self: &Rc<Self>, socket: tokio::net::UnixListener, watch: &mut Watch) {
         let me = Rc::downgrade(self);
         let mut commands: Pin<Box<dyn Future<Output = ()>>> =
-            Box::pin(control::serve(socket, move |request, uid, progress| {
+            Box::pin(control::serve(socket, self.under_way.clone(), move |request, uid, progress| {
                 let me = me.upgrade();
                 async move {
                     match me {
@@ -342,6 +346,8 @@ impl Host {
         }
         self.accounts.note_host("host.stopped");
         let _ = std::fs::remove_file(self.home.control());
+        // Who has asked for something hears what became of it.
+        let _ = tokio::time::timeout(COMMANDS, self.under_way.ended()).await;
     }
 
     /// Reads the limits in credhost.toml again, and takes them up.

@@ -16,6 +16,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// A home folder for one test.
 pub struct TestHome {
     folder: TempDir,
+    /// Below the folder.
+    name: PathBuf,
 }
 
 /// A running host.
@@ -42,12 +44,18 @@ impl Default for TestHome {
 impl TestHome {
     #[must_use]
     pub fn new() -> Self {
-        Self { folder: tempfile::tempdir().expect("a folder for the test") }
+        Self::below("home")
+    }
+
+    /// One whose own folder has this name.
+    #[must_use]
+    pub fn below(name: &str) -> Self {
+        Self { folder: tempfile::tempdir().expect("a folder for the test"), name: name.into() }
     }
 
     #[must_use]
     pub fn path(&self) -> PathBuf {
-        self.folder.path().join("home")
+        self.folder.path().join(&self.name)
     }
 
     #[must_use]

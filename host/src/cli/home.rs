@@ -24,6 +24,8 @@ pub(super) fn ask(home: &Home, request: &Request) -> Result<serde_json::Value, C
         match control::send(&home.control(), request, &mut |done, of| bar.show(done, of)) {
             Ok(answer) => return answer.map_err(cli_error),
             Err(ControlError::NoHost) => {}
+            // It was stopping.
+            Err(ControlError::NotBegun) if patience.again() => continue,
             Err(error) => return Err(error.into()),
         }
         let makes = matches!(request, Request::IdentityAdd { .. });

@@ -33,6 +33,9 @@ pub enum ControlError {
     /// The host does not answer.
     #[error("the running host does not answer: {0}")]
     Io(#[from] io::Error),
+    /// The host has ended before it began with it.
+    #[error("the host has ended; nothing was done")]
+    NotBegun,
     /// The host has ended meanwhile.
     #[error("the host has ended before it answered; look whether it was done, and try again")]
     Ended,
@@ -87,14 +90,21 @@ pub fn send(
     // The version stands first; what follows may hold a password.
     let body = Zeroizing::new(serde_json::to_string(request)?);
     let line = Zeroizing::new(format!("{{\"version\":{VERSION},{}\n", body.trim_start_matches('{')));
-    stream.write_all(line.as_bytes())?;
+    let ended = |begun| if begun { ControlError::Ended } else { ControlError::NotBegun };
+    let gone = |error: &io::Error| matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset);
+    stream.write_all(line.as_bytes()).map_err(|error| if gone(&error) { ended(false) } else { error.into() })?;
     let mut reader = BufReader::new(stream);
+    // A host says a word before it begins.
+    let mut begun = false;
     loop {
         // A token may be in it.
         let mut answer = Zeroizing::new(String::new());
-        if reader.read_line(&mut answer)? == 0 {
-            return Err(ControlError::Ended);
-        }
+        match reader.read_line(&mut answer) {
+            Ok(0) => return Err(ended(begun)),
+            Err(error) if gone(&error) => return Err(ended(begun)),
+            read => read?,
+        };
+        begun = true;
         match serde_json::from_str(&answer)? {
             Response::Progress { done, of } => progress(done, of),
             Response::Done(done) => return Ok(Ok(done)),

@@ -15,4 +15,4 @@ pub use client::{ControlError, is_served, send};
 pub use failure::ControlFailure;
 pub use perform::{Running, perform};
 pub use protocol::{LibraryStatus, Request, Response, Secret, VERSION};
-pub use server::{Progress, listen, serve};
+pub use server::{Progress, UnderWay, listen, serve};

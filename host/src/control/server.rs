@@ -1,5 +1,6 @@
 //! The host's side of the control socket.
 
+use std::cell::Cell;
 use std::fs;
 use std::io;
 use std::os::unix::fs::PermissionsExt;
@@ -8,6 +9,7 @@ use std::rc::Rc;
 
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::Notify;
 use zeroize::Zeroizing;
 
 use super::failure::ControlFailure;
@@ -38,18 +40,50 @@ pub fn listen(path: &Path) -> io::Result<UnixListener> {
 /// How often who waits hears that the host is still at it.
 const ALIVE: std::time::Duration = std::time::Duration::from_secs(10);
 
-/// Has every request of this user's, or root's, answered by `answer`, which is told whose it is. Runs for as long as it is polled, on a `LocalSet`.
-pub async fn serve<F>(listener: UnixListener, answer: impl Fn(Request, u32, Progress) -> F + 'static)
-where
+/// How many requests have begun and are not answered yet. Clones count the same.
+#[derive(Debug, Clone, Default)]
+pub struct UnderWay(Rc<(Cell<usize>, Notify)>);
+
+impl UnderWay {
+    fn begins(&self) -> Begun {
+        self.0.0.set(self.0.0.get() + 1);
+        Begun(self.clone())
+    }
+
+    /// Waits until all that have begun are answered.
+    pub async fn ended(&self) {
+        while self.0.0.get() > 0 {
+            self.0.1.notified().await;
+        }
+    }
+}
+
+struct Begun(UnderWay);
+
+impl Drop for Begun {
+    fn drop(&mut self) {
+        let (count, ended) = &*self.0.0;
+        count.set(count.get() - 1);
+        ended.notify_one();
+    }
+}
+
+/// Has every request of this user's, or root's, answered by `answer`, which is told whose it is. Runs for as long as it is
+/// polled, on a `LocalSet`; what it has begun goes on after that: see [`UnderWay::ended`].
+pub async fn serve<F>(
+    listener: UnixListener,
+    under_way: UnderWay,
+    answer: impl Fn(Request, u32, Progress) -> F + 'static,
+) where
     F: Future<Output = Result<serde_json::Value, ControlFailure>> + 'static,
 {
     let answer = Rc::new(answer);
     loop {
         match listener.accept().await {
             Ok((stream, _)) => {
-                let answer = Rc::clone(&answer);
+                let (answer, under_way) = (Rc::clone(&answer), under_way.clone());
                 tokio::task::spawn_local(async move {
-                    if let Err(error) = converse(stream, &*answer).await {
+                    if let Err(error) = converse(stream, &under_way, &*answer).await {
                         tracing::debug!(%error, "a control connection ended");
                     }
                 });
@@ -75,7 +109,11 @@ fn read(line: &str) -> Result<Request, String> {
     }
 }
 
-async fn converse<F>(mut stream: UnixStream, answer: &impl Fn(Request, u32, Progress) -> F) -> io::Result<()>
+async fn converse<F>(
+    mut stream: UnixStream,
+    under_way: &UnderWay,
+    answer: &impl Fn(Request, u32, Progress) -> F,
+) -> io::Result<()>
 where
     F: Future<Output = Result<serde_json::Value, ControlFailure>>,
 {
@@ -93,9 +131,12 @@ where
         if (&mut reader).take(LINE).read_line(&mut line).await? == 0 {
             return Ok(());
         }
+        let _begun = under_way.begins();
         let response = if line.ends_with('\n') {
             match read(&line) {
                 Ok(request) => {
+                    // Who hears nothing of a host that ends knows that nothing was begun.
+                    write(&mut writer, &Response::Progress { done: 0, of: 0 }).await?;
                     let (progress, mut told) = tokio::sync::mpsc::unbounded_channel();
                     let mut answering = std::pin::pin!(answer(request, who.uid(), progress));
                     let (mut last, mut alive) = ((0, 0), tokio::time::interval(ALIVE));
