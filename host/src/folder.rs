@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use tokio::sync::Semaphore;
@@ -33,6 +33,10 @@ use crate::store::{StoreError, Write};
 
 /// How long a file must be gone: builds remove and make anew.
 const GONE: Duration = Duration::from_secs(2);
+
+/// How long after a refusal for what may pass a file is tried again; twice as long each time, up to [`RETRY_MOST`].
+const RETRY: Duration = Duration::from_secs(2);
+const RETRY_MOST: Duration = Duration::from_secs(60);
 
 /// What an operator is told of a file that is not what serves.
 const ROLLED_BACK: &str = "rolled back: the file in the folder is not what serves";
@@ -90,6 +94,8 @@ struct Entry {
     underway: bool,
     /// What is wrong with the file now, though its service goes on.
     trouble: Option<String>,
+    /// It was refused for what may pass: how often, and when it is tried again.
+    passing: Option<(u32, Instant)>,
     /// What the file was when somebody asked for it to be served: the news of that is no news.
     asked: Option<Fingerprint>,
     /// One thing at a time is done for a file.
@@ -190,7 +196,9 @@ impl Folder {
     }
 
     /// Loads what is there when the host starts: all are vetted at once, and started in the order of their names.
-    pub async fn load_all(self: &Rc<Self>, paths: Vec<PathBuf>) {
+    pub async fn load_all(self: &Rc<Self>, mut paths: Vec<PathBuf>) {
+        // What served last comes first: a copy that somebody has left beside it does not take its name.
+        paths.sort_by_key(|path| !self.good_copy(path).exists());
         let mut vetted = Vec::new();
         for path in paths {
             let turn = self.turn(&path);
@@ -306,12 +314,27 @@ impl Folder {
             turn: 0,
             underway: false,
             trouble: None,
+            passing: None,
             asked: None,
             one: Arc::default(),
         });
         entry.turn += 1;
         entry.underway = true;
         entry.turn
+    }
+
+    /// Tries again what was refused for what may pass, for as long as it is polled.
+    pub async fn retry_refused(self: &Rc<Self>) {
+        loop {
+            tokio::time::sleep(RETRY).await;
+            let now = Instant::now();
+            let due: Vec<PathBuf> = {
+                let entries = self.entries.lock();
+                let due = |entry: &Entry| !entry.underway && entry.passing.is_some_and(|(_, at)| now >= at);
+                entries.iter().filter(|(_, entry)| due(entry)).map(|(path, _)| path.clone()).collect()
+            };
+            due.into_iter().for_each(|path| self.changed(Change::Came(path)));
+        }
     }
 
     /// What began for this file comes to nothing: what serves goes on.
@@ -423,6 +446,7 @@ impl Folder {
         })
     }
 
+    /// The file that serves under this name, or did, or has it itself.
     fn path_of(&self, service: &str) -> Option<PathBuf> {
         let entries = self.entries.lock();
         let loaded = entries.iter().find(
@@ -433,7 +457,9 @@ impl Folder {
                 .iter()
                 .find(|(_, entry)| matches!(&entry.library, Library::Stopped { service: name } | Library::Waiting { service: name, .. } if name == service))
         };
-        loaded.or_else(stopped).map(|(path, _)| path.clone())
+        // A file that was refused has no service's name.
+        let named = || entries.iter().find(|(path, _)| shown(path) == service);
+        loaded.or_else(stopped).or_else(named).map(|(path, _)| path.clone())
     }
 
     /// What holds the libraries of this service that could not be let go of.

@@ -331,6 +331,7 @@ impl Host {
             () = retention::drop_old_lines(&self.retention, self.accounts.store()) => {}
             () = self.hear_hangups() => {}
             () = commands => {}
+            () = self.folder.retry_refused() => {}
             () = folder => {}
             () = certificates => {}
             () = stop => {}

@@ -307,6 +307,63 @@ fn a_file_that_is_bad_at_the_start_falls_back_to_what_served_last() {
 }
 
 #[test]
+fn a_copy_that_is_left_beside_it_does_not_serve_after_a_restart_either() {
+    let mut host = serving(TestHome::new());
+    let file = host.home.plugins().join("libtodo.so");
+    std::fs::write(&file, rebuilt("todo", "Adds a task", "Puts a task")).expect("it can be written");
+    host.wait_for("libtodo.so serves");
+    // Its name comes before the other's.
+    host.home.install("todo");
+    std::fs::rename(&file, host.home.plugins().join("libtodo-old.so")).expect("it can be moved");
+    std::fs::write(&file, rebuilt("todo", "Adds a task", "Puts a task")).expect("it can be written");
+    let before = |host: &TestHost| host.home.run(&["describe", "todo"], "");
+    while !before(&host).contains("Puts a task") || !listed(&host).contains("libtodo-old.so  ") {
+        std::thread::yield_now();
+    }
+    assert_eq!(host.terminate(), Some(0));
+    let host = host.into_home().start();
+    assert!(before(&host).contains("Puts a task"), "{}", before(&host));
+    assert!(listed(&host).contains("is served by the file libtodo.so already"), "{}", listed(&host));
+}
+
+#[test]
+fn what_is_refused_for_what_passes_is_tried_again_by_itself() {
+    use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
+    let mut host = serving(TestHome::new());
+    let process = Pid::from_raw(host.id().cast_signed());
+    let open: std::collections::HashSet<u64> = std::fs::read_dir(format!("/proc/{}/fd", host.id()))
+        .expect("it runs")
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+        .collect();
+    // One more descriptor is to be had: the folder can be read, and a file opened, but not copied.
+    let first = (0..).find(|number| !open.contains(number)).expect("a number");
+    let one_more = Rlimit { current: Some(first + 1), ..getrlimit(Resource::Nofile) };
+    let before = prlimit(process, Resource::Nofile, one_more).expect("it can be set");
+    host.home.install("todo");
+    host.wait_for("libtodo.so is not loaded: it cannot be");
+    prlimit(process, Resource::Nofile, before).expect("it can be set");
+    host.wait_for("libtodo.so serves");
+    assert_eq!(call(&host, "todo", &["list"]), "[]");
+}
+
+#[test]
+fn a_file_that_was_refused_is_named_by_its_own_name() {
+    let mut host = serving(TestHome::new());
+    std::fs::write(host.home.plugins().join("libbroken.so"), "not at all").expect("it can be written");
+    host.wait_for("libbroken.so is not loaded");
+    for command in ["start", "reload"] {
+        let refused = host.home.refused(&["service", command, "libbroken.so"], "");
+        assert!(refused.contains("it is no library"), "{command}: {refused}");
+    }
+    host.home.install("todo");
+    host.wait_for("libtodo.so serves");
+    host.home.run(&["service", "stop", "libtodo.so"], "");
+    assert!(listed(&host).contains("todo") && listed(&host).contains("stopped"), "{}", listed(&host));
+    host.home.run(&["service", "start", "todo"], "");
+    assert_eq!(call(&host, "todo", &["list"]), "[]");
+}
+
+#[test]
 fn a_service_that_needs_another_waits_for_it_and_stops_before_it() {
     let home = TestHome::new();
     home.make();

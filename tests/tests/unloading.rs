@@ -272,6 +272,7 @@ async fn one_that_is_marked_as_never_to_be_unloaded_is_unloaded(bench: &Bench) {
     // The control: the file itself stays.
     let slot = bench.load_copy(PrivateCopy::borrowed(&marked)).await;
     let account = bench.services.remove(&slot).await;
+    assert!(bench.heard().await.contains("Stopped"));
     assert!(matches!(account, UnloadOutcome::Pinned(_)), "{account:?}");
 }
 

@@ -22,8 +22,11 @@ impl Folder {
                 // What was under way for the file is out of date.
                 entry.turn += 1;
                 entry.underway = false;
-                match std::mem::replace(&mut entry.library, Library::Stopped { service: service.to_owned() }) {
-                    Library::Loaded { slot, .. } => slot,
+                match std::mem::replace(&mut entry.library, Library::Vetting) {
+                    Library::Loaded { slot, .. } => {
+                        entry.library = Library::Stopped { service: slot.name().to_string() };
+                        slot
+                    }
                     _ => return Ok(()),
                 }
             }
@@ -177,7 +180,7 @@ impl Folder {
 }
 
 fn unknown(service: &str) -> LibraryFault {
-    LibraryFault::State(format!("there is no service named {service} in the folder"))
+    LibraryFault::State(format!("there is no service named {service} in the folder, nor a file"))
 }
 
 /// What an operator is told of a command that was overtaken.

@@ -3,8 +3,9 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
 
-use super::{Folder, KEPT, Library, shown};
+use super::{Folder, KEPT, Library, RETRY, RETRY_MOST, shown};
 use crate::loader::fault::LibraryFault;
 use crate::loader::generation::Source;
 use crate::loader::private::PrivateCopy;
@@ -108,6 +109,10 @@ impl Folder {
         let Some(entry) = entries.get_mut(path) else { return Ok(false) };
         entry.underway = entry.turn != turn;
         drop((own, shared, all));
+        entry.passing = served.as_ref().err().filter(|why| why.may_pass()).map(|_| {
+            let times = entry.passing.map_or(0, |(times, _)| times);
+            (times + 1, Instant::now() + (RETRY * (1 << times.min(5))).min(RETRY_MOST))
+        });
         match served {
             Ok(library) => {
                 if let (Library::Loaded { slot, notes, hash, reloaded }, true) =
