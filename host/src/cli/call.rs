@@ -226,6 +226,14 @@ impl Call {
                         CliError::new(failure.to_string())
                             .hint("an argument that is JSON is taken as such: the text 42 is written '\"42\"'")
                     }
+                    Error::Failure(failure) if !keywords.is_empty() && failure.is("builtins.TypeError") => {
+                        let names: Vec<&str> = keywords.keys().map(String::as_str).collect();
+                        CliError::new(failure.to_string()).hint(format!(
+                            "{} was taken for the name of an argument; a text that has an = is written {}",
+                            names.join(", "),
+                            quoted(&format!("{}=…", names[0]))
+                        ))
+                    }
                     Error::Failure(failure) => CliError::new(failure.to_string()),
                     error => error.into(),
                 })?;
@@ -290,9 +298,40 @@ impl Target {
 
 type Keywords = BTreeMap<String, serde_json::Value>;
 
+/// One argument.
+fn value(text: &str) -> Result<serde_json::Value, CliError> {
+    let Ok(value) = serde_json::from_str(text) else { return Ok(serde_json::Value::String(text.to_owned())) };
+    // It would become a number with a point, and lose its last digits.
+    match whole_numbers(text).find(|number| number.parse::<i64>().is_err() && number.parse::<u64>().is_err()) {
+        None => Ok(value),
+        Some(number) => Err(CliError::new(format!("{number} is larger than a number may be here"))
+            .hint(format!("numbers have 64 bits; as a text it is written {}", quoted(number)))),
+    }
+}
+
+/// An argument that is taken as a text, whatever it looks like: for a shell.
+fn quoted(text: &str) -> String {
+    format!("'{}'", serde_json::Value::from(text))
+}
+
+/// The numbers without point or exponent in JSON.
+fn whole_numbers(json: &str) -> impl Iterator<Item = &str> {
+    let mut within = false;
+    let mut before = ' ';
+    let outside = json.split(move |c: char| {
+        // A string, with all in it, parts what is around it.
+        let quote = c == '"' && !(within && before == '\\');
+        // Of two backslashes the second escapes nothing.
+        before = if within && before == '\\' && c == '\\' { ' ' } else { c };
+        let parts = within || quote;
+        within ^= quote;
+        parts || !(c.is_ascii_digit() || matches!(c, '-' | '+' | '.' | 'e' | 'E'))
+    });
+    outside.filter(|token| token.contains(|c: char| c.is_ascii_digit()) && !token.contains(['.', 'e', 'E']))
+}
+
 /// Arguments from the command line: what is JSON is taken as such, all else as a text.
 fn arguments(texts: &[String]) -> Result<(Value, Keywords), CliError> {
-    let value = |text: &str| serde_json::from_str(text).unwrap_or_else(|_| serde_json::Value::String(text.to_owned()));
     let mut positional = Vec::new();
     let mut keywords = BTreeMap::new();
     for text in texts {
@@ -303,9 +342,12 @@ fn arguments(texts: &[String]) -> Result<(Value, Keywords), CliError> {
         });
         match keyword {
             Some((name, text)) => {
-                keywords.insert(name.to_owned(), value(text));
+                if keywords.insert(name.to_owned(), value(text)?).is_some() {
+                    return Err(CliError::new(format!("the argument {name} is given twice"))
+                        .hint(format!("what has an = is taken as NAME=ARGUMENT; a text is written {}", quoted(text))));
+                }
             }
-            None => positional.push(Value::from_typed(&value(text))?),
+            None => positional.push(Value::from_typed(&value(text)?)?),
         }
     }
     Ok((Value::tuple(positional), keywords))
@@ -374,5 +416,32 @@ mod tests {
         let (positional, keywords) = arguments(&texts).ok().unwrap();
         assert_eq!(positional.to_string(), "(\"milk\", 5, [1, 2], \"5\", \"a b=c\")");
         assert_eq!(keywords["done"], serde_json::Value::Bool(true));
+    }
+
+    #[test]
+    fn what_would_be_changed_or_lost_is_refused() {
+        for (texts, says) in [
+            (&["what=a", "what=b"][..], "the argument what is given twice"),
+            (&["99999999999999999999999"], "99999999999999999999999 is larger"),
+            (&["-9223372036854775809"], "-9223372036854775809 is larger"),
+            (&["[1, {\"a\": 18446744073709551616}]"], "18446744073709551616 is larger"),
+            (&["n=18446744073709551616"], "18446744073709551616 is larger"),
+        ] {
+            let texts: Vec<String> = texts.iter().map(|text| (*text).to_owned()).collect();
+            let Err(CliError { error, .. }) = arguments(&texts) else { panic!("{texts:?}") };
+            assert!(error.contains(says), "{texts:?}: {error}");
+        }
+        let exact = [
+            "18446744073709551615",
+            "-9223372036854775808",
+            "1e300",
+            "0.5",
+            "[\"99999999999999999999999\", \"a\\\\\", 7]",
+            "\"a \\\" 99999999999999999999999\"",
+            "99999999999999999999999 bottles",
+        ];
+        for text in exact {
+            assert!(arguments(&[text.to_owned()]).is_ok(), "{text}");
+        }
     }
 }

@@ -14,17 +14,58 @@ const PURPOSE: &[u8] = b"credhost login by key, version 1\0";
 pub struct PublicKey(KeyData);
 
 impl PublicKey {
-    /// Reads a line as in `id_ed25519.pub` or `authorized_keys`; answers with the comment, too.
+    /// Reads a file as `id_ed25519.pub`: one key, on a line; answers with its comment, too. Blank lines and those that begin
+    /// with `#` are passed over.
     ///
     /// # Errors
-    /// When it is no such line, or a kind of key that is not taken.
-    pub fn parse(line: &str) -> Result<(Self, String), CredentialError> {
-        let line = line.trim();
-        if line.contains("PRIVATE KEY") {
-            return Err(CredentialError::Key("this is a private key; give the file that ends in .pub".to_owned()));
+    /// When there is none, more than one, or something beside it that would not be kept; or a kind of key that is not taken.
+    /// Says which line that is.
+    pub fn parse(text: &str) -> Result<(Self, String), CredentialError> {
+        let wrong = |why: &str| Err(CredentialError::Key(why.to_owned()));
+        let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+        if text.contains("PRIVATE KEY") {
+            return wrong("this is a private key; give the file that ends in .pub");
         }
-        let key = Ssh::from_openssh(line).map_err(|error| CredentialError::Key(error.to_string()))?;
-        Ok((Self::accept(key.key_data().clone())?, key.comment().to_owned()))
+        if text.contains("---- BEGIN SSH2 PUBLIC KEY") {
+            return wrong("this is a key as RFC 4716 has it; `ssh-keygen -i -f FILE` prints it as OpenSSH has it");
+        }
+        if text.contains("-----BEGIN") {
+            return wrong("this is a key in PEM; `ssh-keygen -i -m PKCS8 -f FILE` prints it as OpenSSH has it");
+        }
+        let lines = text.lines().enumerate().map(|(index, line)| (index + 1, line.trim()));
+        let mut keys = lines.filter(|(_, line)| !line.is_empty() && !line.starts_with('#'));
+        let Some((number, line)) = keys.next() else { return wrong("there is no key in it") };
+        if let Some((second, _)) = keys.next() {
+            return wrong(&format!("line {second} is a second one, after line {number}: give one key at a time"));
+        }
+        Self::of_line(line).map_err(|why| CredentialError::Key(format!("line {number}: {why}")))
+    }
+
+    fn of_line(line: &str) -> Result<(Self, String), String> {
+        const KINDS: [&str; 4] = ["ssh-ed25519", "ecdsa-sha2-nistp256", "ecdsa-sha2-nistp384", "ssh-rsa"];
+        let (kind, rest) = line.split_once(char::is_whitespace).unwrap_or((line, ""));
+        if kind.contains("-cert-v01@") {
+            return Err(
+                "this is a certificate; give the key that it is for, which is in the file without -cert".to_owned()
+            );
+        }
+        if !KINDS.contains(&kind) {
+            let options = line.split_whitespace().any(|field| KINDS.contains(&field));
+            return Err(match options {
+                true => format!("{kind:?} stands before the key: options are not kept; leave them out"),
+                false => format!("{kind:?} is no kind of key that is taken: use Ed25519, ECDSA (P-256, P-384) or RSA"),
+            });
+        }
+        let rest = rest.trim_start();
+        let (blob, comment) = rest.split_once(char::is_whitespace).unwrap_or((rest, ""));
+        if blob.is_empty() {
+            return Err(format!("after {kind} there is no key: was the line cut?"));
+        }
+        let column = line.len() - rest.len() + 1;
+        let key = Ssh::from_openssh(&format!("{kind} {blob}"))
+            .map_err(|_| format!("what begins in column {column} is no {kind} key: was it copied whole?"))?;
+        let key = Self::accept(key.key_data().clone()).map_err(|error| error.to_string())?;
+        Ok((key, comment.trim().to_owned()))
     }
 
     /// Reads the key's own bytes: what stands between kind and comment of a line, decoded (`Key.blob()` of Twisted's
@@ -96,6 +137,45 @@ mod tests {
         assert_eq!(comment, "user@example.com");
         assert_eq!(key.line(), ED25519.rsplit_once(' ').unwrap().0);
         assert!(key.fingerprint().starts_with("SHA256:"));
+    }
+
+    #[test]
+    fn a_key_is_read_however_its_line_was_written() {
+        let (plain, _) = PublicKey::parse(ED25519).unwrap();
+        let (kind, rest) = ED25519.split_once(' ').unwrap();
+        let (blob, comment) = rest.split_once(' ').unwrap();
+        for written in [
+            format!("\u{feff}{ED25519}\r\n"),
+            format!("{kind}\t{blob}\t{comment}"),
+            format!("  {kind}   {blob}   {comment}  \n\n"),
+            format!("# mine\n\n{ED25519}\n# no more\n"),
+        ] {
+            let (key, with) = PublicKey::parse(&written).unwrap();
+            assert_eq!((key, with.as_str()), (plain.clone(), "user@example.com"), "{written:?}");
+        }
+        assert_eq!(PublicKey::parse(&format!("{kind} {blob}")).unwrap().1, "");
+        assert_eq!(PublicKey::parse(&format!("{kind} {blob} my old laptop")).unwrap().1, "my old laptop");
+    }
+
+    #[test]
+    fn what_would_not_be_kept_is_refused_with_its_line() {
+        let rest = ED25519.split_once(' ').unwrap().1;
+        for (text, says) in [
+            (String::new(), "there is no key in it"),
+            ("# nothing\n".to_owned(), "there is no key in it"),
+            (format!("{ED25519}\n\n{ED25519}\n"), "line 3 is a second one, after line 1"),
+            (format!("\nfrom=\"10.*\",no-pty {ED25519}"), "line 2: \"from=\\\"10.*\\\",no-pty\" stands before the key"),
+            (format!("ssh-ed25519-cert-v01@openssh.com {rest}"), "line 1: this is a certificate"),
+            (format!("ssh-dss {rest}"), "\"ssh-dss\" is no kind of key that is taken"),
+            ("ssh-ed25519".to_owned(), "after ssh-ed25519 there is no key"),
+            ("ssh-ed25519  AAAAC3Nza cut".to_owned(), "what begins in column 14 is no ssh-ed25519 key"),
+            ("---- BEGIN SSH2 PUBLIC KEY ----\n".to_owned(), "RFC 4716"),
+            ("-----BEGIN PUBLIC KEY-----\n".to_owned(), "in PEM"),
+            ("hello".to_owned(), "\"hello\" is no kind of key"),
+        ] {
+            let error = PublicKey::parse(&text).unwrap_err().to_string();
+            assert!(error.contains(says), "{text:?}: {error}");
+        }
     }
 
     #[test]
