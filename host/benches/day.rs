@@ -105,7 +105,7 @@ fn start(home: TestHome, library: &std::path::Path, fault: &std::path::Path) -> 
     home.start_with(&[], &[("LD_PRELOAD", library), ("CREDHOST_FAULT", fault), ("CREDHOST_LOG", "info")])
 }
 
-/// A person's list: another one after so many things, so that no list grows for ever.
+/// The list that a person adds to. After `A_LIST` things the person starts a new one, so that no list grows without end.
 fn list_of(who: u64, number: u64) -> String {
     format!("list{who}-{}", (number / A_LIST).min(LISTS - 1))
 }

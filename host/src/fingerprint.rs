@@ -1,8 +1,8 @@
 //! Has a file changed? One answer for all who ask: the folder of services, certificates, sources, the configuration.
 //!
-//! It may say yes of a file that is as it was (somebody has changed its owner): who reads it then compares what is in it.
-//! It says no only where nothing was written, given away or opened up since: a write in place with the same size and the
-//! time set back leaves another time of change of status, which nobody can set.
+//! It may say yes although the content is the same (somebody changed the owner): the reader then compares the content. It says
+//! no only if nobody has written to the file, and nobody has changed its owner or its mode. A write in place that keeps the size
+//! and sets the time back is seen, because the kernel sets the time of the status change (ctime), and nobody else can.
 
 use std::fs::Metadata;
 use std::os::unix::fs::MetadataExt;
@@ -22,7 +22,7 @@ pub(crate) struct Fingerprint {
 }
 
 impl Fingerprint {
-    /// Of the file of this name, through links. `None`: there is none, or it cannot be looked at.
+    /// The fingerprint of the file at this path; follows links. `None` when there is no file or it cannot be read.
     pub(crate) fn of(path: &Path) -> Option<Self> {
         std::fs::metadata(path).ok().map(|about| Self::from(&about))
     }

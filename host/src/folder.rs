@@ -286,7 +286,7 @@ impl Folder {
                     let vetted =
                         me.vet(path.clone()).await.unwrap_or_else(|error| Err(LibraryFault::State(error.to_string())));
                     if vetted.as_ref().is_ok_and(|(copy, _)| me.is_rolled_back(&path, copy.hash())) {
-                        // Written anew, or given to somebody else: it is the file that an operator has gone back from.
+                        // The content is what the operator rolled back from; only its time or its owner has changed.
                         tracing::warn!("{}: {ROLLED_BACK}", shown(&path));
                         return me.leave(&path, turn);
                     }

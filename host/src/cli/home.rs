@@ -47,7 +47,7 @@ pub(super) fn ask(home: &Home, request: &Request) -> Result<serde_json::Value, C
     }
 }
 
-/// How long a command waits for who has the home's lock.
+/// How long a command waits while another process holds the home's lock.
 const LOCKED: Duration = Duration::from_secs(10);
 
 /// Waits for the home's lock, bit by bit.

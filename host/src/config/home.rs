@@ -65,11 +65,11 @@ impl Home {
         }
     }
 
-    /// As [`Home::lock`], but waits for who has it for a moment only: a command, a host that stops. `again` says whether to
-    /// wait on, and does the waiting.
+    /// Like [`Home::lock`], but tries again while another process holds the lock: a command that ends soon, or a host that
+    /// stops. `again` waits a moment and says whether to try again.
     ///
     /// # Errors
-    /// When another has it still.
+    /// When another process still holds it.
     pub fn lock_patiently(&self, mut again: impl FnMut() -> bool) -> Result<Lock, HomeError> {
         loop {
             match self.lock() {

@@ -68,8 +68,8 @@ impl Drop for Begun {
     }
 }
 
-/// Has every request of this user's, or root's, answered by `answer`, which is told whose it is. Runs for as long as it is
-/// polled, on a `LocalSet`; what it has begun goes on after that: see [`UnderWay::ended`].
+/// Answers requests of this user and of root: `answer` gets the request and the user's number. Runs while it is polled, on a
+/// `LocalSet`. Requests that have begun go on when it is no longer polled: see [`UnderWay::ended`].
 pub async fn serve<F>(
     listener: UnixListener,
     under_way: UnderWay,

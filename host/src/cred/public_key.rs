@@ -18,8 +18,8 @@ impl PublicKey {
     /// with `#` are passed over.
     ///
     /// # Errors
-    /// When there is none, more than one, or something beside it that would not be kept; or a kind of key that is not taken.
-    /// Says which line that is.
+    /// When the file has no key, more than one key, or something that would not be kept; when the key is of a kind that
+    /// cannot be used. The error names the line.
     pub fn parse(text: &str) -> Result<(Self, String), CredentialError> {
         let wrong = |why: &str| Err(CredentialError::Key(why.to_owned()));
         let text = text.strip_prefix('\u{feff}').unwrap_or(text);

@@ -1,6 +1,6 @@
-//! Who is inside goes first: of those who have not logged in, one is served in each pass of a thread over its sockets.
+//! Clients that have logged in go first: in each pass of a thread over its sockets, one stranger is served.
 //!
-//! However many guess passwords, a call of one who is inside waits for one of them at most, and they wait for each other.
+//! However many strangers guess passwords, a call of a client that has logged in waits for one of them at most.
 
 use std::rc::Rc;
 
@@ -11,7 +11,7 @@ thread_local! {
     static NEXT: Rc<Semaphore> = Rc::new(Semaphore::new(1));
 }
 
-/// Waits for the turn of one who has not logged in. They come in the order in which they asked.
+/// Waits until it is this stranger's turn. Strangers are served in the order in which they asked.
 pub(super) async fn stranger() {
     let next = NEXT.with(Rc::clone);
     // It is never closed.

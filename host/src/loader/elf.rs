@@ -96,7 +96,7 @@ pub fn without_nodelete(
     const PT_DYNAMIC: u32 = 2;
     const DT_FLAGS_1: u64 = 0x6fff_fffb;
     const DF_1_NODELETE: u64 = 8;
-    /// Of a dynamic section, so many entries are looked at: a real one has some thirty.
+    /// The most entries of a dynamic section that are read. A real section has about thirty.
     const MOST: u64 = 4096;
     let (Some(start), Some(size), Some(count)) = (
         at_place(head, 32).map(u64::from_le_bytes),
