@@ -140,7 +140,7 @@ fn a_host_that_runs_is_not_waited_for() {
 fn commands_are_answered_while_services_start() {
     let home = TestHome::new();
     home.make();
-    std::fs::write(home.plugins().join("libhostile.so"), told("start-hang")).expect("it can be written");
+    std::fs::write(home.plugins().join("libhostile.so"), told("start-loop")).expect("it can be written");
     let mut command = home.command();
     command.args(["run", "--listen", "127.0.0.1:0"]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     let mut host = command.spawn().expect("credhost runs");
