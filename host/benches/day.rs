@@ -60,7 +60,8 @@ struct World {
     home: PathBuf,
     fault: PathBuf,
     library: PathBuf,
-    todo: PathBuf,
+    /// Two of one service.
+    builds: [Vec<u8>; 2],
     /// Until then the host is killed, too.
     noon: Instant,
     until: Instant,
@@ -221,7 +222,10 @@ async fn trouble(world: Rc<World>, dice: Dice) {
             }
             3 => {
                 world.count("libraries replaced");
-                put(&world.todo, &world.home.join("plugins/todo.so"));
+                // Another build: what has not changed is not replaced.
+                let builds = &world.builds;
+                let next = world.counts.borrow()["libraries replaced"] as usize % builds.len();
+                std::fs::write(world.home.join("plugins/todo.so"), &builds[next]).unwrap();
             }
             4 => {
                 world.count("times connections ran out");
@@ -259,6 +263,15 @@ async fn trouble(world: Rc<World>, dice: Dice) {
     let _ = std::fs::remove_file(&world.fault);
 }
 
+/// The same library with another word in its documentation.
+fn another(library: &std::path::Path) -> Vec<u8> {
+    let (mut bytes, word) = (std::fs::read(library).unwrap(), b"Adds a task");
+    let places: Vec<usize> = (0..bytes.len() - word.len()).filter(|at| bytes[*at..].starts_with(word)).collect();
+    assert!(!places.is_empty());
+    places.into_iter().for_each(|at| bytes[at..at + 4].copy_from_slice(b"Puts"));
+    bytes
+}
+
 fn resident(host: &TestHost) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{}/status", host.id())).unwrap_or_default();
     let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap_or_default();
@@ -283,9 +296,10 @@ async fn day(span: Duration, seed: u64) {
     let (library, fault) = faults(&home);
     let path = home.path();
     let host = start(home, &library, &fault);
+    let builds = [std::fs::read(&todo).unwrap(), another(&todo)];
     let (address, host) = (Cell::new(host.address()), RefCell::new(Some(host)));
     let (noon, until, counts) = (Instant::now() + span / 2, Instant::now() + span, RefCell::default());
-    let world = Rc::new(World { host, address, home: path, fault, library, todo, noon, until, counts });
+    let world = Rc::new(World { host, address, home: path, fault, library, builds, noon, until, counts });
     let dice = |number: u64| Dice(Cell::new(seed.wrapping_mul(1000) + number));
     let people: Vec<_> = (0..PEOPLE).map(|who| spawn_local(person(Rc::clone(&world), who, dice(who)))).collect();
     let others = [

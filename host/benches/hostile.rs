@@ -395,6 +395,9 @@ async fn flood() {
     let after = resident(&host);
     crowd.ends();
     let ms = |times: &Times, part| times.us(part) / 1e3;
+    if rate < 0.9 * TRIES as f64 {
+        println!("\nThe crowd did not come to {TRIES} tries a second: the machine has no more to give.");
+    }
     println!("\n{rate:.0} wrong logins a second from {SOURCES} sources, for {seconds} s");
     println!(
         "logins of an owner from a known source: quiet p50 {:.0} ms, p99 {:.0} ms; in the flood p50 {:.0} ms, p99 {:.0} ms ({} logins, {failed} failed)",

@@ -36,7 +36,7 @@ const GONE: Duration = Duration::from_secs(2);
 
 /// How long after a refusal for what may pass a file is tried again; twice as long each time, up to [`RETRY_MOST`].
 const RETRY: Duration = Duration::from_secs(2);
-const RETRY_MOST: Duration = Duration::from_secs(60);
+const RETRY_MOST: Duration = Duration::from_secs(600);
 
 /// What an operator is told of a file that is not what serves.
 const ROLLED_BACK: &str = "rolled back: the file in the folder is not what serves";
@@ -96,6 +96,8 @@ struct Entry {
     trouble: Option<String>,
     /// It was refused for what may pass: how often, and when it is tried again.
     passing: Option<(u32, Instant)>,
+    /// What it was refused for last: said once.
+    refused: Option<LibraryFault>,
     /// What the file was when somebody asked for it to be served: the news of that is no news.
     asked: Option<Fingerprint>,
     /// One thing at a time is done for a file.
@@ -276,27 +278,12 @@ impl Folder {
 
     /// Something has happened in the folder. Comes back at once; what is to be done is done by a task of its own.
     pub fn changed(self: &Rc<Self>, change: Change) {
-        let me = Rc::clone(self);
         match change {
             // Whoever has asked for it sees to it.
             Change::Came(path) if self.is_asked_for(&path) => {}
-            Change::Came(path) => {
-                let turn = self.turn(&path);
-                tokio::task::spawn_local(async move {
-                    let vetted =
-                        me.vet(path.clone()).await.unwrap_or_else(|error| Err(LibraryFault::State(error.to_string())));
-                    if vetted.as_ref().is_ok_and(|(copy, _)| me.is_rolled_back(&path, copy.hash())) {
-                        // The content is what the operator rolled back from; only its time or its owner has changed.
-                        tracing::warn!("{}: {ROLLED_BACK}", shown(&path));
-                        return me.leave(&path, turn);
-                    }
-                    me.forget_rollback(&path);
-                    if !matches!(me.serve(&path, turn, vetted).await, Ok(false)) {
-                        me.start_waiting();
-                    }
-                });
-            }
+            Change::Came(path) => self.came(path),
             Change::Gone(path) => {
+                let me = Rc::clone(self);
                 tokio::task::spawn_local(async move {
                     tokio::time::sleep(GONE).await;
                     me.gone(&path).await;
@@ -315,12 +302,35 @@ impl Folder {
             underway: false,
             trouble: None,
             passing: None,
+            refused: None,
             asked: None,
             one: Arc::default(),
         });
         entry.turn += 1;
         entry.underway = true;
         entry.turn
+    }
+
+    /// A file is to serve as it is now.
+    fn came(self: &Rc<Self>, path: PathBuf) {
+        let (me, turn) = (Rc::clone(self), self.turn(&path));
+        tokio::task::spawn_local(async move {
+            let vetted = me.vet(path.clone()).await.unwrap_or_else(|error| Err(LibraryFault::State(error.to_string())));
+            if !me.is_current(&path, turn) {
+                return;
+            }
+            if let Ok((copy, _)) = &vetted {
+                if me.is_rolled_back(&path, copy.hash()) {
+                    // The content is what the operator rolled back from; only its time or its owner has changed.
+                    tracing::warn!("{}: {ROLLED_BACK}", shown(&path));
+                    return me.leave(&path, turn);
+                }
+                me.forget_rollback(&path);
+            }
+            if !matches!(me.serve(&path, turn, vetted).await, Ok(false)) {
+                me.start_waiting();
+            }
+        });
     }
 
     /// Tries again what was refused for what may pass, for as long as it is polled.
@@ -330,10 +340,13 @@ impl Folder {
             let now = Instant::now();
             let due: Vec<PathBuf> = {
                 let entries = self.entries.lock();
-                let due = |entry: &Entry| !entry.underway && entry.passing.is_some_and(|(_, at)| now >= at);
+                let due = |entry: &Entry| {
+                    let stopped = matches!(entry.library, Library::Stopped { .. });
+                    !stopped && !entry.underway && entry.passing.is_some_and(|(_, at)| now >= at)
+                };
                 entries.iter().filter(|(_, entry)| due(entry)).map(|(path, _)| path.clone()).collect()
             };
-            due.into_iter().for_each(|path| self.changed(Change::Came(path)));
+            due.into_iter().for_each(|path| self.came(path));
         }
     }
 
@@ -341,6 +354,7 @@ impl Folder {
     fn leave(&self, path: &Path, turn: u64) {
         if let Some(entry) = self.entries.lock().get_mut(path) {
             entry.underway = entry.turn != turn;
+            entry.passing = None;
         }
     }
 

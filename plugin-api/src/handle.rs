@@ -86,6 +86,9 @@ pub(crate) struct Saver<T> {
     pub(crate) last: RefCell<Option<Vec<u8>>>,
     /// Its version; 0: there is none.
     pub(crate) version: Cell<u64>,
+    /// It may differ from what is saved, in fields that are not saved, or because it was made anew: nobody knows what it was
+    /// made from.
+    pub(crate) beside: Cell<bool>,
 }
 
 impl<T> Handle<T> {
@@ -156,7 +159,10 @@ impl<T> Handle<T> {
                 if let Some(saver) = &self.shared.saver
                     && saver.policy == Save::Call
                 {
+                    let before = saver.version.get();
                     saver.keep(&mut value)?;
+                    // What is written and not saved is in no state that is committed.
+                    saver.beside.set(saver.version.get() == before);
                 }
                 self.shared.dirty.set(true);
                 Ok(result)
@@ -227,7 +233,7 @@ impl<T> Handle<T> {
     /// The method that runs just now looks at it.
     fn looks(&self) {
         match &self.shared.saver {
-            Some(saver) if saver.policy == Save::Call => saver.core.looks_at(&saver.name),
+            Some(saver) if saver.policy == Save::Call && !saver.beside.get() => saver.core.looks_at(&saver.name),
             Some(saver) => saver.core.looks_elsewhere(),
             None => {
                 if let Some(core) = Core::current() {
@@ -319,6 +325,7 @@ impl<T> Saver<T> {
             Some(state) if self.policy != Save::Never => (self.load)(state),
             _ => (self.fresh)(),
         }));
+        self.beside.set(true);
         match back {
             Ok(Ok(back)) => {
                 let undone = std::mem::replace(value, back);

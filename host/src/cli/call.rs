@@ -226,7 +226,12 @@ impl Call {
                         CliError::new(failure.to_string())
                             .hint("an argument that is JSON is taken as such: the text 42 is written '\"42\"'")
                     }
-                    Error::Failure(failure) if !keywords.is_empty() && failure.is("builtins.TypeError") => {
+                    Error::Failure(failure)
+                        if failure.is("builtins.TypeError")
+                            && !keywords.is_empty()
+                            && (failure.value.contains("is missing")
+                                || keywords.keys().any(|name| failure.value.contains(name))) =>
+                    {
                         let names: Vec<&str> = keywords.keys().map(String::as_str).collect();
                         CliError::new(failure.to_string()).hint(format!(
                             "{} was taken for the name of an argument; a text that has an = is written {}",
@@ -311,7 +316,7 @@ fn value(text: &str) -> Result<serde_json::Value, CliError> {
 
 /// An argument that is taken as a text, whatever it looks like: for a shell.
 fn quoted(text: &str) -> String {
-    format!("'{}'", serde_json::Value::from(text))
+    format!("'{}'", serde_json::Value::from(text).to_string().replace('\'', r"'\''"))
 }
 
 /// The numbers without point or exponent in JSON.

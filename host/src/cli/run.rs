@@ -60,21 +60,39 @@ pub(super) fn serve(
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let tasks = tokio::task::LocalSet::new();
-    tasks.block_on(&runtime, async {
+    let done = tasks.block_on(&runtime, async {
         // Before anything else: a signal that comes while it starts must stop it, too.
         let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
-        let stop = async move {
+        let mut stop = Box::pin(async move {
             tokio::select! {
                 _ = interrupt.recv() => {}
                 _ = terminate.recv() => {}
             }
+        });
+        let (host, watch) = tokio::select! {
+            biased;
+            () = &mut stop => return Ok(Ended::WhileStarting),
+            started = Host::start(home, options) => started?,
         };
-        let (host, watch) = Host::start(home, options).await?;
         let run = Rc::clone(&host).run(watch, stop);
         let served = async { tokio::join!(first(host), run).0 };
         tokio::select! {
-            first = served => first,
-            () = log.watch() => Ok(()),
+            first = served => first?,
+            () = log.watch() => {}
         }
-    })
+        Ok(Ended::AfterServing)
+    });
+    if matches!(done, Ok(Ended::WhileStarting)) {
+        tracing::info!("stopped while starting");
+        drop(log);
+        // A service that does not come back from its start is not waited for. What was committed is on the disk.
+        std::process::exit(0);
+    }
+    done.map(drop)
+}
+
+/// When a host was stopped.
+enum Ended {
+    WhileStarting,
+    AfterServing,
 }

@@ -34,7 +34,13 @@ impl Token {
                 let shown = output.hand_over(&answer, || answer["token"].as_str().unwrap_or("?").to_owned());
                 if let Err(error) = shown {
                     // One that nobody has, and that would be taken.
-                    ask(home, &Request::TokenRemove { name: of, label: called })?;
+                    let remove = Request::TokenRemove { name: of.clone(), label: called.clone() };
+                    if let Err(CliError { error: why, .. }) = ask(home, &remove) {
+                        return Err(CliError::new(format!(
+                            "the token could not be printed ({error}), and could not be taken away again: {why}"
+                        ))
+                        .hint(format!("nobody has it, and it is taken: credhost token remove {of} {called}")));
+                    }
                     return Err(CliError::new(format!(
                         "the token could not be printed, and is taken away again: {error}"
                     )));

@@ -7,7 +7,7 @@ use zeroize::Zeroizing;
 use crate::store::Record;
 
 /// The version of what is said. A host refuses others.
-pub const VERSION: u64 = 1;
+pub const VERSION: u64 = 2;
 
 /// A password or token on its way: erased when dropped, never shown.
 #[derive(Clone)]

@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 
-use argon2::{Algorithm, Argon2, Block, Params, PasswordHasher, Version};
+use argon2::{Algorithm, Argon2, Block, Params, Version};
 use parking_lot::Mutex;
 use subtle::ConstantTimeEq;
 use unicode_normalization::UnicodeNormalization;
@@ -43,8 +43,13 @@ impl HashCost {
     /// A hash that nothing fits, but costs as much to find out.
     #[must_use]
     pub fn decoy(self, random: &[u8; 24]) -> String {
+        self.written(&random[..16], &[&random[..], &random[..8]].concat())
+    }
+
+    /// A hash in PHC's string format.
+    fn written(self, salt: &[u8], output: &[u8]) -> String {
         let encode = |bytes: &[u8]| data_encoding::BASE64_NOPAD.encode(bytes);
-        let (salt, output) = (encode(&random[..16]), encode(&[&random[..], &random[..8]].concat()));
+        let (salt, output) = (encode(salt), encode(output));
         format!("$argon2id$v=19$m={},t={},p=1${salt}${output}", self.memory, self.passes)
     }
 }
@@ -175,10 +180,16 @@ impl Password {
         if self.0.len() > LONGEST {
             return Err(CredentialError::TooLong(LONGEST));
         }
-        let argon2 = Argon2::new(Algorithm::Argon2id, Version::V0x13, cost.params()?);
-        self.with_text(|text| argon2.hash_password_with_salt(text.as_bytes(), salt))
-            .map(|hash| hash.to_string())
-            .map_err(|error| CredentialError::Hash(error.to_string()))
+        let params = cost.params()?;
+        let (blocks, mut output) = (params.block_count(), [0; 32]);
+        let argon2 = Argon2::new(Algorithm::Argon2id, Version::V0x13, params);
+        self.with_text(|text| {
+            with_memory(blocks, |memory| {
+                argon2.hash_password_into_with_memory(text.as_bytes(), salt, &mut output, memory)
+            })
+        })
+        .map_err(|error| CredentialError::Hash(error.to_string()))?;
+        Ok(cost.written(salt, &output))
     }
 
     /// Whether this password has this hash. Takes as long as hashing it.

@@ -22,6 +22,7 @@ impl Folder {
                 // What was under way for the file is out of date.
                 entry.turn += 1;
                 entry.underway = false;
+                entry.passing = None;
                 match std::mem::replace(&mut entry.library, Library::Vetting) {
                     Library::Loaded { slot, .. } => {
                         entry.library = Library::Stopped { service: slot.name().to_string() };

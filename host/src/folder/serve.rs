@@ -111,8 +111,11 @@ impl Folder {
         drop((own, shared, all));
         entry.passing = served.as_ref().err().filter(|why| why.may_pass()).map(|_| {
             let times = entry.passing.map_or(0, |(times, _)| times);
-            (times + 1, Instant::now() + (RETRY * (1 << times.min(5))).min(RETRY_MOST))
+            (times + 1, Instant::now() + (RETRY * (1 << times.min(9))).min(RETRY_MOST))
         });
+        // One that is tried again and again is refused once, as long as it is for the same.
+        let refused = entry.refused.take();
+        entry.refused = served.as_ref().err().cloned();
         match served {
             Ok(library) => {
                 if let (Library::Loaded { slot, notes, hash, reloaded }, true) =
@@ -139,6 +142,7 @@ impl Folder {
                 }
                 Ok(true)
             }
+            Err(why) if refused.as_ref() == Some(&why) => Err(why),
             Err(why) => {
                 self.note(Event::new("library.refused").with("file", file.clone()).with("why", why.to_string()));
                 if let Library::Loaded { slot, .. } = &entry.library {
@@ -168,7 +172,7 @@ impl Folder {
         }
     }
 
-    fn is_current(&self, path: &Path, turn: u64) -> bool {
+    pub(super) fn is_current(&self, path: &Path, turn: u64) -> bool {
         self.entries.lock().get(path).is_some_and(|entry| entry.turn == turn)
     }
 

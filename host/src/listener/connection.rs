@@ -78,6 +78,8 @@ struct Driver {
     session: Box<Session>,
     shared: Arc<EndpointState>,
     from: Source,
+    /// Somebody has logged in from there before.
+    known: bool,
     answers: Answers,
     mailbox: Arc<Mailbox>,
     /// How much of the session's output has been sent.
@@ -106,7 +108,15 @@ impl Driver {
             SessionContext { number, peer: peer.clone(), backends, entry, meter: Arc::clone(mailbox.meter()) };
         let session = Box::new(Session::new(context, limits, policy, seed));
         let (from, mailbox) = (Source { address, peer }, Arc::clone(mailbox));
-        Ok(Self { session, shared: Arc::clone(shared), from, answers: Answers::default(), mailbox, sent: 0 })
+        let (shared, known, answers) = (Arc::clone(shared), !admitted.place.stranger, Answers::default());
+        Ok(Self { session, shared, from, known, answers, mailbox, sent: 0 })
+    }
+
+    /// Waits until it is this connection's turn: at once, once somebody has logged in.
+    async fn turn(&self) {
+        if !self.session.logged_in() {
+            turns::stranger(self.known).await;
+        }
     }
 
     /// Serves what is there: answers, mail, notices, bytes.
@@ -133,10 +143,10 @@ impl Driver {
                 Demand::Ask(no, question) => {
                     let (shared, from) = (Arc::clone(&self.shared), self.from.clone());
                     let (answers, mailbox) = (Rc::clone(&self.answers), Arc::clone(&self.mailbox));
-                    let inside = self.session.logged_in();
+                    let (inside, known) = (self.session.logged_in(), self.known);
                     tokio::task::spawn_local(async move {
                         if !inside {
-                            turns::stranger().await;
+                            turns::stranger(known).await;
                         }
                         let found = shared.gate.answer(&shared.login, &from, question).await;
                         // The client may have gone: then nobody looks.
@@ -234,9 +244,7 @@ async fn run(stream: &mut Stream, driver: &mut Driver, mailbox: &Mailbox, closed
     let mut pump = Pump { stream, driver, closed, timers, readable: true, writable: true, reads: 0, starved: false };
     let mut mail = Vec::new();
     loop {
-        if !pump.driver.session.logged_in() {
-            turns::stranger().await;
-        }
+        pump.driver.turn().await;
         if let Err(end) = pump.turn(mailbox, &mut mail).await {
             return end;
         }
@@ -485,8 +493,12 @@ impl Pump<'_> {
                 // A client that never lets up must not keep the others of this thread waiting, nor its deadlines from being
                 // looked at.
                 self.reads = self.reads.wrapping_add(1);
-                if self.reads.is_multiple_of(TURNS) {
-                    tokio::task::yield_now().await;
+                let inside = self.driver.session.logged_in();
+                if !inside || self.reads.is_multiple_of(TURNS) {
+                    match inside {
+                        true => tokio::task::yield_now().await,
+                        false => self.driver.turn().await,
+                    }
                     self.timers.overdue(unread > 0)?;
                     self.look_for_close();
                 }

@@ -1,19 +1,22 @@
-//! Clients that have logged in go first: in each pass of a thread over its sockets, one stranger is served.
+//! Clients that have logged in go first: in each pass of a thread over its sockets, one stranger from a source that is known
+//! and one from elsewhere are served.
 //!
-//! However many strangers guess passwords, a call of a client that has logged in waits for one of them at most.
+//! However many strangers guess passwords, a call of a client that has logged in waits for two of them at most.
 
 use std::rc::Rc;
 
 use tokio::sync::Semaphore;
 
 thread_local! {
-    /// Held by the stranger who is next. Of this thread alone: nobody waits for another thread's.
-    static NEXT: Rc<Semaphore> = Rc::new(Semaphore::new(1));
+    /// Held by the stranger who is next, of those from sources that somebody has logged in from before, and of all others.
+    /// Of this thread alone: nobody waits for another thread's.
+    static NEXT: [Rc<Semaphore>; 2] = [Rc::new(Semaphore::new(1)), Rc::new(Semaphore::new(1))];
 }
 
-/// Waits until it is this stranger's turn. Strangers are served in the order in which they asked.
-pub(super) async fn stranger() {
-    let next = NEXT.with(Rc::clone);
+/// Waits until it is this stranger's turn. Strangers are served in the order in which they asked; those from a known source
+/// have a line of their own, so that an owner does not wait for a crowd.
+pub(super) async fn stranger(known: bool) {
+    let next = NEXT.with(|[of_known, of_others]| Rc::clone(if known { of_known } else { of_others }));
     // It is never closed.
     let _held = next.acquire().await;
     // The runtime looks at all sockets before it goes on here: what has come to those inside is before it.
@@ -39,7 +42,7 @@ mod tests {
                 let said = Rc::clone(&said);
                 tasks.push(spawn_local(async move {
                     if turns {
-                        stranger().await;
+                        stranger(false).await;
                     }
                     said.borrow_mut().push('s');
                 }));

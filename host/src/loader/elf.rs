@@ -115,21 +115,18 @@ pub fn without_nodelete(
         else {
             break;
         };
-        for entry in 0..(bytes / 16).min(MOST) {
-            let Some(at) = offset.checked_add(entry * 16) else { break };
-            let (mut tag, mut flags) = ([0; 8], [0; 8]);
-            read(at, &mut tag)?;
-            match u64::from_le_bytes(tag) {
-                0 => break,
-                DT_FLAGS_1 => {
-                    read(at + 8, &mut flags)?;
-                    let flags = u64::from_le_bytes(flags);
-                    let cleared = (flags & !DF_1_NODELETE).to_le_bytes();
-                    return Ok((flags & DF_1_NODELETE != 0).then_some((at + 8, cleared)));
-                }
-                _ => {}
-            }
-        }
+        // Read at once; a file has one such section.
+        let mut section = vec![0; usize::try_from((bytes / 16).min(MOST) * 16).unwrap_or(0)];
+        read(offset, &mut section)?;
+        let entries = section.chunks_exact(16).map(|entry| (at_place(entry, 0), at_place(entry, 8)));
+        let entries = entries.map_while(|(tag, flags)| Some((u64::from_le_bytes(tag?), u64::from_le_bytes(flags?))));
+        let entries = (0u64..).zip(entries).take_while(|(_, (tag, _))| *tag != 0);
+        // Of several the linker takes the last.
+        let last = entries.filter(|(_, (tag, _))| *tag == DT_FLAGS_1).last();
+        return Ok(last.filter(|(_, (_, flags))| flags & DF_1_NODELETE != 0).and_then(|(index, (_, flags))| {
+            let at = offset.checked_add(index * 16 + 8)?;
+            Some((at, (flags & !DF_1_NODELETE).to_le_bytes()))
+        }));
     }
     Ok(None)
 }

@@ -83,11 +83,7 @@ impl Hashing {
         let shared = Arc::new(Pool { queue: Mutex::default(), come: Condvar::new(), budget, kept });
         for index in 0..threads {
             let shared = Arc::clone(&shared);
-            let started = std::thread::Builder::new().name(format!("hashing-{index}")).spawn(move || {
-                // Calls of who is inside go first. Where that is refused, they do not.
-                let _ = rustix::process::nice(5);
-                work(&shared);
-            });
+            let started = std::thread::Builder::new().name(format!("hashing-{index}")).spawn(move || work(&shared));
             if let Err(error) = started {
                 tracing::error!(%error, "a thread that checks passwords cannot start");
             }

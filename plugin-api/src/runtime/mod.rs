@@ -422,6 +422,7 @@ impl<S: Service> Runtime<S> {
                     fresh: Box::new(|| Err(Fault::new("RuntimeError", "the service is not saved"))),
                     last: RefCell::new(None),
                     version: Cell::new(0),
+                    beside: Cell::new(false),
                 };
                 *self.service.borrow_mut() = Some(Handle::saved(service, saver));
                 self.core.push(&ToHost::Initialised {});

@@ -72,6 +72,8 @@ impl<S: Service> Runtime<S> {
             }
             None => contained("perspective", &fresh)?,
         };
+        // One that is new was made from what the service is now.
+        let beside = Cell::new(S::SHARED && state.is_none());
         let saver = Saver {
             core: Rc::clone(&self.core),
             name: name.into(),
@@ -81,6 +83,7 @@ impl<S: Service> Runtime<S> {
             fresh: Box::new(fresh),
             last: RefCell::new(state),
             version: Cell::new(version),
+            beside,
         };
         Ok(Handle::saved(value, saver))
     }
