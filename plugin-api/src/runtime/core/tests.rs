@@ -8,8 +8,10 @@ use serde::{Serialize, Serializer};
 
 use super::*;
 use crate::cached::{Cacheable, Cached};
+use crate::handle::Saver;
 use crate::manifest::Method;
 use crate::runtime::Sleep;
+use crate::service::Save;
 
 /// A host that writes down what it is handed.
 #[derive(Default)]
@@ -248,4 +250,81 @@ fn untyped_values_hold_instances_of_named_classes_only() {
             assert_eq!(jelly::from_slice_with::<Value>(&bytes, core.classes.get()).is_ok(), well);
         }
     });
+}
+
+/// A state that is saved after each call, with a field that is not.
+#[derive(Debug, Default)]
+struct Account {
+    saved: u8,
+    beside: u8,
+}
+
+fn account(core: &Rc<Core>, name: &str, policy: Save) -> Handle<Account> {
+    let saver = Saver {
+        core: Rc::clone(core),
+        name: name.into(),
+        policy,
+        save: |account: &Account| Ok(vec![account.saved]),
+        load: |state| Ok(Account { saved: state[0], beside: 0 }),
+        fresh: Box::new(|| Ok(Account::default())),
+        last: RefCell::new(Some(vec![0])),
+        version: Cell::new(1),
+        beside: Cell::new(false),
+    };
+    Handle::saved(Account::default(), saver)
+}
+
+/// What is said of a method that does this: which states its answer tells of, if that is known.
+fn looked(core: &Rc<Core>, said: &Rc<RefCell<Vec<u8>>>, method: impl FnOnce()) -> Option<(Option<String>, bool)> {
+    core.looks_anew();
+    method();
+    core.flush();
+    said.borrow_mut().clear();
+    core.tells_of(7);
+    core.flush();
+    let bytes = said.borrow().clone();
+    let mut rest = bytes.as_slice();
+    match ToHost::read(&mut rest)? {
+        ToHost::Looked { call: 7, perspective, service } => {
+            Some((perspective.map(|name| String::from_utf8_lossy(name).into_owned()), service))
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+/// Each way in which a method can learn something.
+#[test]
+fn an_answer_is_said_to_tell_of_what_its_method_has_looked_at_and_of_nothing_less() {
+    let said = Rc::new(RefCell::new(Vec::new()));
+    let core = Core::new(Box::new(Recorded(Rc::clone(&said))));
+    Core::set_current(Some(Rc::clone(&core)));
+    let (alice, bob) = (account(&core, "alice", Save::Call), account(&core, "bob", Save::Call));
+    let (service, later) = (account(&core, "", Save::Call), account(&core, "later", Save::Detach));
+    let (thing, cached) = (Handle::new(Account::default()), Cached::new(Board(Handle::new(Thing))));
+    let of = |name: &str, service| Some((Some(name.to_owned()), service));
+    let look = |handle: &Handle<Account>| {
+        handle.read(|account| account.saved).unwrap();
+    };
+    let looked = |method: &dyn Fn()| looked(&core, &said, method);
+
+    assert_eq!(looked(&|| {}), Some((None, false)), "nothing");
+    assert_eq!(looked(&|| look(&alice)), of("alice", false));
+    assert_eq!(looked(&|| (look(&alice), look(&alice)).1), of("alice", false));
+    assert_eq!(looked(&|| (look(&alice), look(&service)).1), of("alice", true));
+    assert_eq!(looked(&|| (look(&alice), look(&bob)).1), None, "more than one perspective");
+    assert_eq!(looked(&|| look(&later)), None, "one that is saved later");
+    assert_eq!(looked(&|| look(&thing)), None, "one that is not saved");
+    assert_eq!(looked(&|| cached.read(|_| ()).unwrap()), None, "a copy that clients have");
+
+    let write = |change: &dyn Fn(&mut Account)| alice.write(|account| change(account)).unwrap();
+    assert_eq!(looked(&|| write(&|account| account.saved += 1)), of("alice", false), "its change is said before");
+    assert_eq!(looked(&|| write(&|account| account.beside += 1)), of("alice", false), "its own");
+    assert_eq!(looked(&|| look(&alice)), None, "who looks sees what is in no state that is committed");
+    assert_eq!(looked(&|| write(&|account| account.saved += 1)), None, "so does who writes");
+    assert_eq!(looked(&|| look(&alice)), of("alice", false), "all before it is committed with that");
+
+    let panics = || std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| write(&|_| panic!("on purpose"))));
+    assert_eq!(looked(&|| drop(panics())), of("alice", false));
+    assert_eq!(looked(&|| look(&alice)), None, "it was made anew");
+    Core::set_current(None);
 }
