@@ -80,7 +80,7 @@ pub enum StartError {
 
 /// How long a host that ends waits for commands that it has begun.
 const COMMANDS: std::time::Duration = std::time::Duration::from_secs(10);
-/// How long a host waits for who has the home's lock: a command, or a host that stops. Another that runs is not waited for.
+/// How long a host waits while a command, or a host that stops, holds the home's lock. It does not wait for a host that runs.
 const LOCKED: std::time::Duration = std::time::Duration::from_secs(10);
 
 async fn locked(home: &Home) -> Result<Lock, StartError> {
@@ -347,7 +347,7 @@ impl Host {
         }
         self.accounts.note_host("host.stopped");
         let _ = std::fs::remove_file(self.home.control());
-        // Who has asked for something hears what became of it.
+        // Commands that have begun get their answers.
         let _ = tokio::time::timeout(COMMANDS, self.under_way.ended()).await;
     }
 
@@ -430,7 +430,7 @@ impl Host {
     /// Where PB is served.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
-        // It has one at least: who has it has started it.
+        // `start` returns a host only after its first door is open.
         self.listeners.get().and_then(|all| all.first()).map_or_else(|| ([0; 4], 0).into(), Listener::address)
     }
 

@@ -86,8 +86,8 @@ pub(crate) struct Saver<T> {
     pub(crate) last: RefCell<Option<Vec<u8>>>,
     /// Its version; 0: there is none.
     pub(crate) version: Cell<u64>,
-    /// It may differ from what is saved, in fields that are not saved, or because it was made anew: nobody knows what it was
-    /// made from.
+    /// The value may differ from the saved state: a field that is not saved has changed, or the value was made anew. Then an
+    /// answer that tells of it waits for every change before it.
     pub(crate) beside: Cell<bool>,
 }
 

@@ -335,7 +335,7 @@ fn what_is_refused_for_what_passes_is_tried_again_by_itself() {
         .expect("it runs")
         .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
         .collect();
-    // One more descriptor is to be had: the folder can be read, and a file opened, but not copied.
+    // The host may open one more file: it can read the folder and open the library, but not copy it.
     let first = (0..).find(|number| !open.contains(number)).expect("a number");
     let one_more = Rlimit { current: Some(first + 1), ..getrlimit(Resource::Nofile) };
     let before = prlimit(process, Resource::Nofile, one_more).expect("it can be set");

@@ -142,7 +142,7 @@ fn commands_are_answered_while_services_start() {
     home.make();
     std::fs::write(home.plugins().join("libhostile.so"), told("start-loop")).expect("it can be written");
     let mut command = home.command();
-    command.args(["run", "--listen", "127.0.0.1:0"]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    command.args(["run", "--listen", "127.0.0.1:0"]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
     let mut host = command.spawn().expect("credhost runs");
     let began = Instant::now();
     while !home.path().join("control.sock").exists() {
@@ -154,8 +154,13 @@ fn commands_are_answered_while_services_start() {
     assert!(list.contains("libhostile.so") && list.contains("being vetted"), "{list}");
     assert!(home.run(&["identity", "list"], "").contains("bob"));
     assert!(host.try_wait().expect("it can be asked").is_none(), "all this while it starts");
-    host.kill().expect("it can be killed");
-    host.wait().expect("it can be waited for");
+    // And a signal is heard.
+    let id = rustix::process::Pid::from_raw(host.id().cast_signed()).expect("a process has a number");
+    rustix::process::kill_process(id, rustix::process::Signal::TERM).expect("it can be told");
+    let ended = host.wait_with_output().expect("it ends");
+    let log = String::from_utf8_lossy(&ended.stderr);
+    assert_eq!(ended.status.code(), Some(0), "{log}");
+    assert!(log.contains("stopped while starting") && !log.contains("serving Perspective Broker"), "{log}");
 }
 
 #[test]

@@ -146,7 +146,7 @@ fn usage(error: &clap::Error) -> ExitCode {
     if !error.use_stderr() {
         // What was asked for: the help, the version.
         return match error.print() {
-            Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => failed(false, &unprinted(&error)),
+            Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => failed(false, &not_printed(&error)),
             _ => ExitCode::SUCCESS,
         };
     }
@@ -164,7 +164,7 @@ fn usage(error: &clap::Error) -> ExitCode {
     ExitCode::from(2)
 }
 
-fn unprinted(why: &dyn std::fmt::Display) -> CliError {
+fn not_printed(why: &dyn std::fmt::Display) -> CliError {
     CliError::new(format!("what it says could not be written to standard output: {why}"))
 }
 
@@ -222,7 +222,7 @@ pub(crate) fn main() -> ExitCode {
     };
     match (done, output::unprinted()) {
         (Ok(()), None) => ExitCode::SUCCESS,
-        (Ok(()), Some(why)) => failed(output.json, &unprinted(&why)),
+        (Ok(()), Some(why)) => failed(output.json, &not_printed(&why)),
         (Err(trouble), _) => failed(output.json, &trouble),
     }
 }

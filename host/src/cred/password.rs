@@ -277,6 +277,21 @@ mod tests {
     use super::*;
 
     #[test]
+    fn who_does_not_keep_memory_shares_one_which_is_erased() {
+        // More than any other test takes.
+        let cost = HashCost { memory: 24 << 10, passes: 2 };
+        let hash =
+            std::thread::spawn(move || Password::new("a password").hash(cost, &[7; 16]).unwrap()).join().unwrap();
+        {
+            let shared = SHARED.lock();
+            assert!(shared.len() >= cost.params().unwrap().block_count(), "it was hashed in there");
+            let zero = Block::default();
+            assert!(shared.iter().all(|block| block.as_ref() == zero.as_ref()), "nothing is left in it");
+        }
+        assert!(Password::new("a password").matches(&hash));
+    }
+
+    #[test]
     fn a_hash_is_argon2id_with_owasps_parameters() {
         let password = Password::new("correct horse battery");
         let hash = password.hash(HashCost::default(), &[1; 16]).unwrap();

@@ -14,14 +14,16 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 use zeroize::Zeroize;
 
+use super::end::End;
 use super::stream::Stream;
+use super::timers::Timers;
 use super::{Admitted, Arrived, EndpointState, proxy, turns};
 use crate::login_gate::{Source, network};
 use crate::memory::{AccountKey, Kept, Meter};
 use crate::multiservice::Backends;
 use crate::multiservice::router::Mailbox;
 use crate::session::login::{Found, Now, Policy, QuestionNo};
-use crate::session::{Demand, Limits, Session, SessionContext, Violation};
+use crate::session::{Demand, Session, SessionContext};
 use crate::sessions::SessionEntry;
 use crate::store;
 
@@ -39,33 +41,6 @@ const RESET_WINDOW: std::time::Duration = std::time::Duration::from_millis(20);
 const REST: std::time::Duration = std::time::Duration::from_millis(20);
 /// Stands for a deadline where a connection has none.
 const FAR_FUTURE: std::time::Duration = std::time::Duration::from_secs(365 * 24 * 3600);
-
-/// Why a connection ended.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum End {
-    #[error("the client has closed it")]
-    Closed,
-    #[error("{0}")]
-    Io(#[from] io::Error),
-    #[error("{0}")]
-    Violation(#[from] Violation),
-    #[error("the host has no randomness: {0}")]
-    NoRandomness(getrandom::Error),
-    #[error("login timed out")]
-    NoLogin,
-    #[error("the client reads nothing")]
-    Stalled,
-    #[error("a message was begun, and did not come whole in time")]
-    Unfinished,
-    #[error("output buffer limit exceeded: the client does not read its answers")]
-    Backlog,
-    #[error("the operator has cut it")]
-    Cut,
-    #[error("too many connections from one address")]
-    TooMany,
-    #[error("the host closes")]
-    Closing,
-}
 
 /// Answers of the store and of password checks, on their way to the session that asked. All are of one thread.
 ///
@@ -266,93 +241,6 @@ enum Wake {
     Rest,
 }
 
-/// A message that has begun.
-struct Coming {
-    /// How many came whole before it.
-    before: u64,
-    /// Since when it is looked at how fast it comes.
-    since: Instant,
-    /// How much of it was there then.
-    bytes: usize,
-}
-
-/// When what is overdue.
-struct Timers {
-    limits: Arc<Limits>,
-    /// Until when somebody has to log in.
-    login: Option<Instant>,
-    /// When the next refusal leaves.
-    refusal: Option<Instant>,
-    /// When bytes left last, or none were left to send.
-    moved: Instant,
-    /// The message that is coming.
-    message: Option<Coming>,
-    /// When buffers are given back, if nothing comes or goes by then.
-    rest: Option<Instant>,
-    /// When calls under way are given up, once the listener closes.
-    closing: Option<Instant>,
-}
-
-impl Timers {
-    fn new(limits: Arc<Limits>) -> Self {
-        let now = Instant::now();
-        let login = Some(now + limits.login);
-        Self { limits, login, refusal: None, moved: now, message: None, closing: None, rest: None }
-    }
-
-    fn close(&mut self) {
-        self.closing.get_or_insert_with(|| Instant::now() + self.limits.grace);
-    }
-
-    /// Updates the deadline of the incoming message: `messages` are complete, `unserved` bytes of the next have arrived.
-    fn receiving(&mut self, messages: u64, unserved: usize) {
-        match &mut self.message {
-            _ if unserved == 0 => self.message = None,
-            Some(coming) if coming.before == messages => {
-                let (time, rate) = self.limits.message;
-                // Fast enough until now: it has as long again for as much more.
-                if unserved >= coming.bytes.saturating_add(rate.saturating_mul(time.as_secs() as usize)) {
-                    (coming.since, coming.bytes) = (Instant::now(), unserved);
-                }
-            }
-            _ => self.message = Some(Coming { before: messages, since: Instant::now(), bytes: unserved }),
-        }
-    }
-
-    /// By when the message that is coming has to have come on, or be whole.
-    fn message_by(&self) -> Option<Instant> {
-        self.message.as_ref().map(|coming| coming.since + self.limits.message.0)
-    }
-
-    /// Whoever was sent away has as long as one who comes.
-    fn logged_in(&mut self, logged_in: bool) {
-        self.login =
-            if logged_in { None } else { Some(self.login.unwrap_or_else(|| Instant::now() + self.limits.login)) };
-    }
-
-    /// Whether a deadline has passed.
-    fn overdue(&self, unread: bool) -> Result<(), End> {
-        let now = Instant::now();
-        if self.closing.is_some_and(|by| now >= by) {
-            return Err(End::Closing);
-        }
-        if self.login.is_some_and(|by| now >= by) {
-            return Err(End::NoLogin);
-        }
-        if self.message_by().is_some_and(|by| now >= by) {
-            return Err(End::Unfinished);
-        }
-        if unread && now >= self.moved + self.limits.stalled { Err(End::Stalled) } else { Ok(()) }
-    }
-
-    /// The next deadline.
-    fn next(&self, unread: bool, reset: Option<Instant>) -> Option<Instant> {
-        let stalled = unread.then(|| self.moved + self.limits.stalled);
-        let all = [self.login, self.closing, self.refusal, self.message_by(), reset, stalled, self.rest];
-        all.into_iter().flatten().min()
-    }
-}
-
 /// One connection's bytes on their way.
 struct Pump<'c> {
     stream: &'c mut Stream,
@@ -531,8 +419,7 @@ impl Pump<'_> {
     async fn wait(&mut self, mailbox: &Mailbox) -> Result<Wake, End> {
         let (listens, unread) = (self.listens(), self.unread() > 0);
         if !listens {
-            // It is the host that does not read.
-            self.timers.message = None;
+            self.timers.not_listening();
         }
         // One that is not read is not waited for either: it would be readable for ever.
         let reads = listens && !self.starved;

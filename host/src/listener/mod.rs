@@ -6,8 +6,10 @@
 //! it is, where a proxy passes it on.
 
 mod connection;
+mod end;
 mod proxy;
 mod stream;
+mod timers;
 pub mod tls;
 mod turns;
 

@@ -325,6 +325,6 @@ fn an_answer_is_said_to_tell_of_what_its_method_has_looked_at_and_of_nothing_les
 
     let panics = || std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| write(&|_| panic!("on purpose"))));
     assert_eq!(looked(&|| drop(panics())), of("alice", false));
-    assert_eq!(looked(&|| look(&alice)), None, "it was made anew");
+    assert_eq!(looked(&|| look(&alice)), None, "the panic has made it anew");
     Core::set_current(None);
 }
