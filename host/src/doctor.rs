@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::accounts::Accounts;
 use crate::config::{ConfigFile, Home, private};
-use crate::control::LibraryStatus;
+use crate::control::{LibraryStatus, known};
 use crate::health;
 use crate::listener::tls::{self, Certificates};
 use crate::multiservice::ended::Unreleased;
@@ -179,6 +179,17 @@ fn certificate(path: &Path, key: &Path) -> Finding {
         }
         left => finding("ok", format!("{shown} and its key can be used, for {} days", left / 86_400), None),
     }
+}
+
+/// Looks for sections of credhost.toml that are for services that are not here. `libraries`: those of the running host.
+#[must_use]
+pub fn sections(home: &Home, libraries: Option<&[LibraryStatus]>) -> Vec<Finding> {
+    let Ok(settings) = ConfigFile::open(&home.config()).and_then(|file| file.settings()) else { return Vec::new() };
+    let strange = known::sections_of_none(&settings, &known::services(home, libraries));
+    strange
+        .into_iter()
+        .map(|what| finding("warning", what, Some("`credhost service list` shows their names")))
+        .collect()
 }
 
 fn settings(home: &Home, found: &mut Vec<Finding>) {

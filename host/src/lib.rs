@@ -24,6 +24,7 @@ pub mod loader;
 pub mod login_gate;
 pub mod memory;
 pub mod multiservice;
+pub mod nearest;
 pub mod segments;
 pub mod server;
 pub mod session;

@@ -1,5 +1,6 @@
 //! A host, put together: a home folder, its identities, its services, its doors.
 
+mod commands;
 mod retention;
 
 use std::cell::{Cell, OnceCell, RefCell};
@@ -14,7 +15,7 @@ use ipnet::IpNet;
 use self::retention::Retention;
 use crate::accounts::{AccountError, Accounts};
 use crate::config::{ConfigFile, Home, HomeError, Lock, Settings, random};
-use crate::control::{self, ControlFailure, LibraryStatus, Progress, Request, Running};
+use crate::control::{self, ControlFailure, LibraryStatus, known};
 use crate::cred::login::Login;
 use crate::cred::{Authorizer, Password};
 use crate::folder::{self, Folder, Group};
@@ -304,6 +305,10 @@ impl Host {
         let _ = self.listeners.set(open);
         self.accounts.store().keep_room();
         self.accounts.note_host("host.started");
+        if let Ok(settings) = ConfigFile::open(&self.home.config()).and_then(|file| file.settings()) {
+            let known = known::services(&self.home, Some(&self.libraries()));
+            known::sections_of_none(&settings, &known).iter().for_each(|what| tracing::warn!("{what}"));
+        }
         erase(&self.accounts);
         Ok(())
     }
@@ -464,97 +469,6 @@ impl Host {
     #[must_use]
     pub fn libraries(&self) -> Vec<LibraryStatus> {
         self.folder.libraries()
-    }
-
-    /// What an operator wants done to a service.
-    async fn command(&self, request: &Request) -> Result<serde_json::Value, ControlFailure> {
-        let done = match request {
-            Request::ServiceStop { name } => self.folder.stop(name).await.map(|()| serde_json::Value::Null),
-            Request::ServiceStart { name } => self.folder.start_again(name).await.map(|()| serde_json::Value::Null),
-            Request::ServiceReload { name } => {
-                self.folder.reload(name).await.map(|reloaded| serde_json::json!({ "reloaded": reloaded }))
-            }
-            Request::ServiceRollback { name } => {
-                self.folder.rollback(name).await.map(|reloaded| serde_json::json!({ "reloaded": reloaded }))
-            }
-            _ => Ok(serde_json::Value::Null),
-        };
-        done.map_err(|fault| {
-            let hint = Some("`credhost service list` shows what there is".to_owned());
-            ControlFailure { error: fault.to_string(), hint }
-        })
-    }
-
-    async fn answer(
-        self: Rc<Self>,
-        request: Request,
-        uid: u32,
-        progress: Progress,
-    ) -> Result<serde_json::Value, ControlFailure> {
-        let failed =
-            |error| ControlFailure { error, hint: Some("`credhost service list` shows what there is".to_owned()) };
-        let accounts = self.accounts.on_behalf(&format!("a command of uid {uid}"));
-        if let Some((what, name)) = command_of(&request) {
-            let done = self.command(&request).await;
-            let event = Event::new(what).with("service", name).with("by", accounts.by());
-            accounts.note(event.with("refused", done.as_ref().err().map(|failed| failed.error.clone())));
-            return done;
-        }
-        if let Request::Limits {} = &request {
-            let connections = self.endpoints.iter().map(Endpoint::connections).sum();
-            let used = limits::InUse { memory: self.memory.used(), connections };
-            let most: Vec<_> = self.memory.largest().into_iter().filter(|(_, used)| *used > 0).collect();
-            let most: Vec<(String, usize)> = most.into_iter().map(|(key, used)| (key.to_string(), used)).collect();
-            return Ok(
-                serde_json::json!({ "limits": limits::status(&self.limits.get(), Some(used)), "largest": most }),
-            );
-        }
-        if let Request::Reload {} = &request {
-            let changed = self.reload()?;
-            if !changed.is_empty() {
-                accounts.note(Event::new("limits.changed").with("by", accounts.by()));
-            }
-            return Ok(serde_json::json!(changed));
-        }
-        if let Request::ServiceWhy { name } = &request {
-            let known = self.libraries().iter().any(|library| library.service.as_ref() == Some(name));
-            if !known && self.folder.why(name).is_empty() {
-                return Err(failed(format!("there is no service named {name}")));
-            }
-            let held: Vec<String> = self
-                .folder
-                .why(name)
-                .iter()
-                .map(|held| format!("generation {}: {}", held.generation, held.account))
-                .collect();
-            return Ok(serde_json::json!({ "held": held, "retired": self.folder.retired() }));
-        }
-        let libraries = self.libraries();
-        let (services, gate, sessions) =
-            (Arc::clone(&self.services), Arc::clone(&self.gate), Arc::clone(&self.sessions));
-        let held = self.folder.held();
-        let done = tokio::task::spawn_blocking(move || {
-            let running =
-                Running { services: &services, libraries: &libraries, gate: &gate, sessions: &sessions, held: &held };
-            control::perform(&request, &accounts, Some(running), &mut |done, of| {
-                // Who asked may have gone.
-                let _ = progress.send((done, of));
-            })
-        });
-        done.await.unwrap_or_else(|_| {
-            Err(ControlFailure { error: "a fault of the host's own; please report it".to_owned(), hint: None })
-        })
-    }
-}
-
-/// What an operator has done to a service, for the trail.
-fn command_of(request: &Request) -> Option<(&'static str, &str)> {
-    match request {
-        Request::ServiceStop { name } => Some(("service.stop", name)),
-        Request::ServiceStart { name } => Some(("service.start", name)),
-        Request::ServiceReload { name } => Some(("service.reload", name)),
-        Request::ServiceRollback { name } => Some(("service.rollback", name)),
-        _ => None,
     }
 }
 

@@ -7,7 +7,8 @@ use std::borrow::Cow;
 use std::fmt::Write;
 
 /// Whether a character is not shown as it is: controls, and what has no width or turns the direction of what follows.
-fn is_hidden(c: char) -> bool {
+#[must_use]
+pub fn is_hidden(c: char) -> bool {
     c.is_control()
         || matches!(c,
             '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}'

@@ -1,8 +1,12 @@
 //! What a service knows of its surroundings.
 
+use std::collections::BTreeMap;
 use std::rc::{Rc, Weak};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use serde::de::DeserializeOwned;
+use serde::Deserialize;
+use serde::de::{DeserializeOwned, Deserializer, IgnoredAny};
 
 use crate::abi::frame::ToHost;
 use crate::call::Attachment;
@@ -107,6 +111,8 @@ pub async fn blocking<R: Send + 'static>(work: impl FnOnce() -> R + Send + 'stat
 #[derive(Debug, Clone)]
 pub struct Config {
     pub(crate) bytes: Vec<u8>,
+    /// Whether the service has read it.
+    pub(crate) read: Arc<AtomicBool>,
 }
 
 impl Config {
@@ -115,7 +121,68 @@ impl Config {
     /// # Errors
     /// When a key is missing or has another type; the host shows the message to the operator.
     pub fn read<T: DeserializeOwned>(&self) -> Result<T> {
-        jelly::from_slice(&self.bytes)
-            .map_err(|error| Fault::value(format!("the configuration of the service is not right: {error}")))
+        self.read.store(true, Ordering::Relaxed);
+        let section: Section<T> = jelly::from_slice(&self.bytes)
+            .map_err(|error| Fault::value(format!("the configuration of the service is not right: {error}")))?;
+        for setting in section.unknown {
+            tracing::warn!("the service has no setting {setting:?}: it has no effect in its section of credhost.toml");
+        }
+        Ok(section.read)
+    }
+
+    /// Settings that nobody has read are a mistake of whoever wrote them.
+    pub(crate) fn warn_if_unread(&self) {
+        let some = || jelly::from_slice::<BTreeMap<String, IgnoredAny>>(&self.bytes).is_ok_and(|all| !all.is_empty());
+        if !self.read.load(Ordering::Relaxed) && some() {
+            tracing::warn!("the service reads no settings: its section of credhost.toml has no effect");
+        }
+    }
+}
+
+/// A section that was read, and what is in it that nothing has read.
+struct Section<T> {
+    read: T,
+    unknown: Vec<String>,
+}
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Section<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        let mut unknown = Vec::new();
+        let read = serde_ignored::deserialize(deserializer, |path| unknown.push(path.to_string()))?;
+        Ok(Self { read, unknown })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Deserialize)]
+    #[serde(default)]
+    struct Settings {
+        title: String,
+        inner: Inner,
+    }
+
+    #[derive(Default, Deserialize)]
+    struct Inner {
+        size: u8,
+    }
+
+    impl Default for Settings {
+        fn default() -> Self {
+            Self { title: "none".to_owned(), inner: Inner::default() }
+        }
+    }
+
+    #[test]
+    fn settings_that_nothing_reads_are_known_by_their_path() {
+        let inner = BTreeMap::from([("size", 3), ("sise", 4)]);
+        let bytes = jelly::to_vec(&BTreeMap::from([("inner", inner)])).unwrap();
+        let section: Section<Settings> = jelly::from_slice(&bytes).unwrap();
+        assert_eq!((section.read.title.as_str(), section.read.inner.size), ("none", 3));
+        assert_eq!(section.unknown, ["inner.sise"]);
+        let all: Section<BTreeMap<String, BTreeMap<String, u8>>> = jelly::from_slice(&bytes).unwrap();
+        assert!(all.unknown.is_empty(), "a map takes whatever there is");
     }
 }

@@ -66,9 +66,16 @@ fn plant() -> TestHost {
     home.identity("alice", "correct horse", &["todo"]);
     // What an operator may have pasted; a label has no control characters.
     home.run(&["token", "new", "alice", "--label", "turned\u{202e}hidden\u{200b}"], "");
-    for name in ["turned\u{202e}", "hidden\u{200b}"] {
-        let _ = home.run_with(&["identity", "add", name, "--no-password"], "");
-        let _ = home.run_with(&["key", "add", "alice", "todo", name], "");
+    // Such names are not given any more; who has one of an earlier version keeps it.
+    let turned = ["turned\u{202e}", "hidden\u{200b}"];
+    home.configure(|text| {
+        let keys = |name: &str| format!("\n[identity.\"{name}\"]\nkeys = [\"todo/{name}\"]\n");
+        turned.iter().fold(text.to_owned(), |text, name| text + &keys(name))
+    });
+    for name in turned {
+        assert!(!home.run_with(&["identity", "add", &format!("{name}2"), "--no-password"], "").status.success());
+        assert!(!home.run_with(&["key", "add", "alice", "todo", name], "").status.success());
+        home.run(&["identity", "show", name], "");
     }
     std::fs::create_dir_all(home.plugins()).expect("a folder");
     let name = format!("{}.so", PLANTED.replace('/', ""));

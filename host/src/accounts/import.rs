@@ -5,7 +5,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::{AccountError, Accounts};
-use crate::cred::{Credential, Identity, ProofBy, TokenDigest, check_hash};
+use crate::cred::{Credential, Identity, Name, NameOf, ProofBy, TokenDigest, check_hash};
 use crate::store::audit::Event;
 use crate::store::{Record, StoreError, Write, wait};
 
@@ -92,6 +92,12 @@ impl Accounts {
             }
             if let Some(why) = self.taken_token(&identity, &mut tokens)? {
                 done.refuse(&name, &why);
+                continue;
+            }
+            if kept.is_none()
+                && let Err(why) = Name::chosen(NameOf::Identity, &name)
+            {
+                done.refuse(&name, &why.to_string());
                 continue;
             }
             match &kept {

@@ -14,12 +14,15 @@ use unicode_normalization::UnicodeNormalization;
 
 use crate::config::{ConfigError, HomeError, entropy, random};
 use crate::cred::{
-    Credential, CredentialError, DuplicateIdentity, HashCost, Identity, Key, LabelError, MasterKey, NameError,
-    NoSuchIdentity, Password, PasswordRules, ProofBy, PublicKey, Sealed, StoreSecret, Token, check_label,
+    Credential, CredentialError, DuplicateIdentity, HashCost, Identity, Key, LabelError, MasterKey, Name, NameError,
+    NameOf, NoSuchIdentity, Password, PasswordRules, ProofBy, PublicKey, Sealed, StoreSecret, Token, check_label,
 };
 use crate::store::audit::Event;
 use crate::store::{Kept, OpenError, RecordError, Store, StoreAuthorizer, StoreError, Write, now, wait};
 use zeroize::Zeroizing;
+
+/// So many identities are looked at for the name that may have been meant: a million of them would take seconds.
+const LOOKED_AT: usize = 20_000;
 
 /// Who hears of changes to an identity: its name, and what it is now, if it is still there.
 pub type OnChange = Box<dyn Fn(&str, Option<&Arc<Identity>>) -> bool + Send + Sync>;
@@ -66,8 +69,12 @@ pub enum AccountError {
     Name(#[from] NameError),
     #[error(transparent)]
     Duplicate(#[from] DuplicateIdentity),
-    #[error(transparent)]
-    Missing(#[from] NoSuchIdentity),
+    #[error("{missing}")]
+    Missing {
+        missing: NoSuchIdentity,
+        /// Which name may have been meant.
+        nearest: Option<String>,
+    },
     #[error(transparent)]
     Credential(#[from] CredentialError),
     #[error("{0} was changed, but a connection has not ended what came by that; `credhost session list` shows it")]
@@ -163,7 +170,29 @@ impl Accounts {
         // However it is spelled, as logins do.
         let normal: String = name.nfc().collect();
         let found = wait(|done| self.store.identity(&normal, done))?;
-        found.ok_or_else(|| NoSuchIdentity(name.to_owned()).into())
+        found.ok_or_else(|| AccountError::Missing {
+            missing: NoSuchIdentity(name.to_owned()),
+            nearest: self.nearest(&normal).unwrap_or_default(),
+        })
+    }
+
+    /// The identity that may have been meant by a name that nobody has: of the first [`LOOKED_AT`].
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub fn nearest(&self, name: &str) -> Result<Option<String>, AccountError> {
+        const PAGE: usize = 1000;
+        let (mut nearest, mut after) = (None::<String>, None::<String>);
+        for _ in 0..LOOKED_AT / PAGE {
+            let page = self.page(after.as_deref(), PAGE)?;
+            let names = page.iter().map(|identity| identity.name.as_str()).chain(nearest.as_deref());
+            nearest = crate::nearest::nearest(name, names);
+            match page.last() {
+                Some(last) if page.len() == PAGE => after = Some(last.name.to_string()),
+                _ => break,
+            }
+        }
+        Ok(nearest)
     }
 
     /// Identities in the order of names: those after this name, so many at most.
@@ -180,6 +209,7 @@ impl Accounts {
     /// # Errors
     /// When its name is taken or none, or the password is not good enough.
     pub fn add(&self, name: &str, password: Option<&Password>) -> Result<(), AccountError> {
+        Name::chosen(NameOf::Identity, name)?;
         let mut identity = Identity::new(name)?;
         let _sealing = self.sealing.read();
         if let Some(password) = password {
@@ -280,6 +310,10 @@ impl Accounts {
     /// # Errors
     /// When there is no such identity, or a name is none.
     pub fn key_add(&self, name: &str, key: &Key) -> Result<bool, AccountError> {
+        Name::chosen(NameOf::Service, key.service.as_str())?;
+        if key.perspective.as_str() != name {
+            Name::chosen(NameOf::Perspective, key.perspective.as_str())?;
+        }
         let mut added = false;
         self.change(name, key_event(self.event("key.added", name), key), |identity| {
             added = identity.keyring.add(key.clone());

@@ -84,7 +84,7 @@ async fn first_call(host: Rc<Host>) -> Result<(), CliError> {
     let mut new = Vec::new();
     for name in PEOPLE {
         let accounts = host.accounts();
-        if matches!(accounts.get(name), Err(AccountError::Missing(_))) {
+        if matches!(accounts.get(name), Err(AccountError::Missing { .. })) {
             let password = password()?;
             accounts.add(name, Some(&Password::new(&password)))?;
             for service in SAMPLES {

@@ -186,7 +186,7 @@ impl Watched {
     /// Makes somebody who may call it, and says how.
     fn first_call(&self, service: &str) -> Result<(), CliError> {
         let accounts = self.host.accounts();
-        if matches!(accounts.get(DEVELOPER), Err(AccountError::Missing(_))) {
+        if matches!(accounts.get(DEVELOPER), Err(AccountError::Missing { .. })) {
             accounts.add(DEVELOPER, None)?;
         }
         accounts.key_add(DEVELOPER, &Key::new(service, DEVELOPER)?)?;

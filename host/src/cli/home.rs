@@ -10,7 +10,7 @@ use credhost::control::{self, ControlError, ControlFailure, Request, Secret};
 use credhost::show;
 use zeroize::Zeroizing;
 
-use super::CliError;
+use super::{CliError, warn};
 
 fn cli_error(failed: ControlFailure) -> CliError {
     CliError { error: failed.error, hint: failed.hint }
@@ -22,7 +22,7 @@ pub(super) fn ask(home: &Home, request: &Request) -> Result<serde_json::Value, C
     let mut patience = Patience::new();
     loop {
         match control::send(&home.control(), request, &mut |done, of| bar.show(done, of)) {
-            Ok(answer) => return answer.map_err(cli_error),
+            Ok(answer) => return answer.map(warned).map_err(cli_error),
             Err(ControlError::NoHost) => {}
             // It was stopping.
             Err(ControlError::NotBegun) if patience.again() => continue,
@@ -40,11 +40,19 @@ pub(super) fn ask(home: &Home, request: &Request) -> Result<serde_json::Value, C
             lock => {
                 let _lock = lock?;
                 let (accounts, _) = Accounts::open(home, &by())?;
-                return control::perform(request, &accounts, None, &mut |done, of| bar.show(done, of))
-                    .map_err(cli_error);
+                let done = control::perform(request, &accounts, None, &mut |done, of| bar.show(done, of));
+                return done.map(warned).map_err(cli_error);
             }
         }
     }
+}
+
+/// Says what is odd about something that was done.
+fn warned(done: serde_json::Value) -> serde_json::Value {
+    for what in done["warnings"].as_array().into_iter().flatten().filter_map(|what| what.as_str()) {
+        warn(&format!("credhost: warning: {}", show::line(what)));
+    }
+    done
 }
 
 /// How long a command waits while another process holds the home's lock.

@@ -86,8 +86,12 @@ impl Identity {
                 (Request::IdentityEnable { name }, done)
             }
             Self::Unlock { name } => {
-                let done = format!("failed logins of {name} are forgotten");
-                (Request::IdentityUnlock { name }, done)
+                let answer = ask(home, &Request::IdentityUnlock { name: name.clone() })?;
+                output.show(&answer, || match answer["counters"].as_u64() {
+                    Some(0) => format!("{name} had no failed logins"),
+                    _ => format!("failed logins of {name} are forgotten"),
+                });
+                return Ok(());
             }
             Self::Remove { name } => {
                 let done = format!("{name} is removed, and logged out");

@@ -5,7 +5,7 @@ use std::io::{self, IsTerminal, Write};
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use credhost::{health, show};
+use credhost::{health, nearest, show};
 use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::field::MakeExt;
@@ -66,10 +66,30 @@ fn colours() -> bool {
     io::stderr().is_terminal() && set("NO_COLOR").is_none() && set("TERM").is_none_or(|term| term != "dumb")
 }
 
+/// The levels that a line can have.
+const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+/// Whose lines these are, in the host itself.
+const OURS: [&str; 4] = ["credhost", "pb", "jelly", "plugin_api"];
+
+/// Which lines the log has. A word that is no level would be taken for a module of which there is none: no line would be
+/// written.
+fn filter(text: &str) -> Result<EnvFilter, String> {
+    for word in text.split(',').map(str::trim).filter(|word| !word.contains(['=', '['])) {
+        let of = word.split("::").next().unwrap_or_default();
+        if !LEVELS.iter().any(|level| word.eq_ignore_ascii_case(level))
+            && word.parse::<u8>().is_err()
+            && !OURS.contains(&of)
+        {
+            return Err(format!("{word:?} is none of {}{}", LEVELS.join(", "), nearest::meant(word, LEVELS)));
+        }
+    }
+    text.parse().map_err(|error: tracing_subscriber::filter::ParseError| error.to_string())
+}
+
 /// Starts the log; `CREDHOST_LOG` says which lines it has.
 pub(super) fn start() -> Log {
     let asked = std::env::var("CREDHOST_LOG").ok().filter(|filter| !filter.is_empty());
-    let (filter, wrong) = match asked.as_deref().map(str::parse::<EnvFilter>) {
+    let (filter, wrong) = match asked.as_deref().map(filter) {
         Some(Ok(filter)) => (filter, None),
         Some(Err(error)) => (EnvFilter::new("info"), Some(error)),
         None => (EnvFilter::new("info"), None),

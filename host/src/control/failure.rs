@@ -16,7 +16,10 @@ pub struct ControlFailure {
 impl From<AccountError> for ControlFailure {
     fn from(error: AccountError) -> Self {
         let hint = match &error {
-            AccountError::Missing(_) => Some("`credhost identity list` shows those there are"),
+            AccountError::Missing { nearest: Some(nearest), .. } => {
+                return Self { error: error.to_string(), hint: Some(format!("did you mean {nearest:?}?")) };
+            }
+            AccountError::Missing { .. } => Some("`credhost identity list` shows those there are"),
             AccountError::Duplicate(_) => Some("`credhost identity password NAME` changes its password"),
             AccountError::NoKey(..) => Some("`credhost key list NAME` shows its keys"),
             AccountError::NoCredential(..) => Some("`credhost identity show NAME` shows what it has"),

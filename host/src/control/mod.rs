@@ -6,6 +6,7 @@
 mod audit;
 mod client;
 mod failure;
+pub mod known;
 mod perform;
 mod place;
 mod protocol;

@@ -2,14 +2,15 @@
 
 use serde_json::{Value, json};
 
-use super::audit;
 use super::failure::ControlFailure;
 use super::protocol::{LibraryStatus, Request, Secret};
-use crate::accounts::Accounts;
+use super::{audit, known};
+use crate::accounts::{AccountError, Accounts};
 use crate::cred::{Credential, Identity, Key, Password, ProofBy};
 use crate::login_gate::LoginGate;
 use crate::multiservice::MultiService;
 use crate::multiservice::ended::Unreleased;
+use crate::nearest::meant;
 use crate::sessions::Sessions;
 use crate::store::audit::Event;
 use crate::store::{Record, Write, now, wait};
@@ -70,7 +71,12 @@ pub fn perform(
                 None => forget_failures(accounts, name)?,
             };
             accounts.note(accounts.event("identity.unlocked", name).with("counters", counters));
-            json!({ "counters": counters })
+            let mut done = json!({ "counters": counters });
+            // Failures of a name that nobody has are counted as well.
+            if let Err(AccountError::Missing { missing, nearest }) = accounts.get(name) {
+                warn(&mut done, format!("{missing}{}", meant(name, nearest)));
+            }
+            done
         }
         Request::IdentityList { after, limit } => {
             accounts.page(after.as_deref(), (*limit).min(PAGE))?.iter().map(|identity| shown(identity, host)).collect()
@@ -90,7 +96,13 @@ pub fn perform(
         }
         Request::TokenRemove { name, label } => done(accounts.credential_remove(name, "token", label)?),
         Request::KeyAdd { name, service, perspective } => {
-            json!({ "added": accounts.key_add(name, &key(name, service, perspective)?)? })
+            let mut done = json!({ "added": accounts.key_add(name, &key(name, service, perspective)?)? });
+            let known = known::services(accounts.home(), host.map(|host| host.libraries));
+            if !known.contains(service) {
+                let meant = meant(service, &known);
+                warn(&mut done, format!("no service {service:?} is here: the key waits until there is one{meant}"));
+            }
+            done
         }
         Request::KeyRemove { name, service, perspective } => {
             done(accounts.key_remove(name, &key(name, service, perspective)?)?)
@@ -109,7 +121,7 @@ pub fn perform(
         Request::ServiceList {} => json!(running(host)?.libraries),
         Request::ServiceShow { name } => {
             let Running { services, libraries, .. } = running(host)?;
-            let service = services.service(name).ok_or_else(|| no_service(name))?;
+            let service = services.service(name).ok_or_else(|| no_service(name, libraries))?;
             let library = libraries.iter().find(|library| library.service.as_deref() == Some(name));
             json!({ "library": library, "manifest": *service.manifest() })
         }
@@ -126,7 +138,8 @@ pub fn perform(
             Value::Null
         }
         Request::Describe { service } => {
-            json!(*running(host)?.services.service(service).ok_or_else(|| no_service(service))?.manifest())
+            let Running { services, libraries, .. } = running(host)?;
+            json!(*services.service(service).ok_or_else(|| no_service(service, libraries))?.manifest())
         }
         Request::AuditShow { after, limit } => {
             json!(wait(|done| accounts.store().audit(*after, (*limit).min(10_000), done))?)
@@ -151,6 +164,7 @@ pub fn perform(
         }
         Request::Doctor {} => {
             let mut found = crate::doctor::examine(accounts, &mut |seen| progress(seen, 0));
+            found.extend(crate::doctor::sections(accounts.home(), host.map(|host| host.libraries)));
             if let Some(Running { libraries, held, .. }) = host {
                 found.extend(crate::doctor::services(libraries, held));
             }
@@ -204,11 +218,14 @@ fn running(host: Option<Running<'_>>) -> Result<Running<'_>, ControlFailure> {
     })
 }
 
-fn no_service(name: &str) -> ControlFailure {
-    ControlFailure {
-        error: format!("there is no service named {name}"),
-        hint: Some("`credhost service list` shows those there are".to_owned()),
-    }
+fn no_service(name: &str, libraries: &[LibraryStatus]) -> ControlFailure {
+    let error = format!("there is no service named {name}");
+    ControlFailure { error, hint: Some(known::hint(name, libraries)) }
+}
+
+/// What is odd about something that was done: a command says it to who asked, beside what it says else.
+fn warn(done: &mut Value, what: String) {
+    done["warnings"] = json!([what]);
 }
 
 fn credential(credential: &Credential) -> Value {

@@ -1,8 +1,11 @@
 //! Names of identities, services and perspectives.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use unicode_normalization::UnicodeNormalization;
+
+use crate::show::is_hidden;
 
 /// The most bytes of UTF-8 that a name may have.
 const LIMIT: usize = 255;
@@ -26,7 +29,7 @@ pub struct Name(Arc<str>);
 pub struct NameError {
     of: NameOf,
     name: String,
-    why: &'static str,
+    why: Cow<'static, str>,
 }
 
 impl Name {
@@ -36,7 +39,8 @@ impl Name {
     /// When it is empty, too long, or has a `/` or a control character.
     pub fn new(of: NameOf, name: &str) -> Result<Self, NameError> {
         let normal: String = name.nfc().collect();
-        let refuse = |why| Err(NameError { of, name: normal.chars().take(40).collect(), why });
+        let refuse =
+            |why: &'static str| Err(NameError { of, name: normal.chars().take(40).collect(), why: why.into() });
         if normal.is_empty() {
             return refuse("it is empty");
         }
@@ -52,11 +56,54 @@ impl Name {
         Ok(Self(normal.into()))
     }
 
+    /// A name that somebody chooses for something new. It must not look like another's: no spaces at its ends or two in a
+    /// row, no space but the usual one, and nothing that is not seen.
+    ///
+    /// Names that are there already are read by [`Name::new`], which takes these: what has one can still log in, and be
+    /// removed.
+    ///
+    /// # Errors
+    /// When it could be taken for another, or is no name at all.
+    ///
+    /// ```
+    /// use credhost::cred::{Name, NameOf};
+    ///
+    /// assert!(Name::chosen(NameOf::Identity, "Zoë Müller").is_ok());
+    /// let error = Name::chosen(NameOf::Identity, "bob\u{200b}").unwrap_err();
+    /// assert!(error.to_string().contains("U+200B"));
+    /// ```
+    pub fn chosen(of: NameOf, name: &str) -> Result<Self, NameError> {
+        let chosen = Self::new(of, name)?;
+        let refuse = |why: String| Err(NameError { of, name: chosen.0.chars().take(40).collect(), why: why.into() });
+        let text = chosen.as_str();
+        if let Some(hidden) = text.chars().find(|c| is_unseen(*c)) {
+            return refuse(format!("it has a character that is not seen, U+{:04X}", u32::from(hidden)));
+        }
+        if let Some(space) = text.chars().find(|c| c.is_whitespace() && *c != ' ') {
+            return refuse(format!("it has a space of another kind, U+{:04X}", u32::from(space)));
+        }
+        if text.trim() != text {
+            return refuse("it begins or ends with a space".to_owned());
+        }
+        if text.contains("  ") {
+            return refuse("it has two spaces in a row".to_owned());
+        }
+        Ok(chosen)
+    }
+
     /// The name.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
     }
+}
+
+/// Whether a character leaves no mark of its own: two names that differ in it look the same. More than [`is_hidden`]: what
+/// makes a heart red does no harm where it is shown.
+fn is_unseen(c: char) -> bool {
+    is_hidden(c)
+        || matches!(c, '\u{34f}' | '\u{115f}' | '\u{1160}' | '\u{17b4}' | '\u{17b5}' | '\u{180b}'..='\u{180f}'
+            | '\u{2800}' | '\u{3164}' | '\u{fe00}'..='\u{fe0f}' | '\u{ffa0}' | '\u{e0100}'..='\u{e01ef}')
 }
 
 impl std::fmt::Display for Name {
@@ -80,6 +127,32 @@ mod tests {
         assert!(Name::new(NameOf::Identity, &"a".repeat(255)).is_ok());
         for bad in ["", "a/b", "a\nb", &"a".repeat(256)] {
             assert!(Name::new(NameOf::Identity, bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_new_name_cannot_be_taken_for_another() {
+        for good in ["alice", "Zoë Müller", "o'brien@example.org", "李小龍", "שרה", "👍", "a b c"] {
+            assert!(Name::chosen(NameOf::Identity, good).is_ok(), "{good:?}");
+        }
+        let hidden =
+            ["\u{200b}", "\u{202e}", "\u{ad}", "\u{feff}", "\u{2066}", "\u{3164}", "\u{e0041}", "\u{fe0f}", "\u{34f}"];
+        for hidden in hidden {
+            for name in [format!("{hidden}bob"), format!("b{hidden}ob"), format!("bob{hidden}")] {
+                let why = Name::chosen(NameOf::Identity, &name).unwrap_err().to_string();
+                assert!(why.contains("not seen, U+") && !why.contains(is_hidden), "{why}");
+                assert!(Name::new(NameOf::Identity, &name).is_ok(), "who has it keeps it");
+            }
+        }
+        for (name, why) in [
+            (" bob", "ends with a space"),
+            ("bob ", "ends with a space"),
+            ("b  ob", "two spaces"),
+            ("b\u{a0}ob", "another kind, U+00A0"),
+            ("bob\u{3000}", "another kind, U+3000"),
+        ] {
+            let refused = Name::chosen(NameOf::Identity, name).unwrap_err().to_string();
+            assert!(refused.contains(why), "{name:?}: {refused}");
         }
     }
 

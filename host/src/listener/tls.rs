@@ -130,6 +130,18 @@ pub struct Made {
     pub key: zeroize::Zeroizing<String>,
 }
 
+/// Why no certificate can be made.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum MakeError {
+    /// No client could know a host by this.
+    #[error("{0:?} is neither a name that DNS can have, such as \"this.host\", nor an address")]
+    Name(String),
+    /// The authority cannot be read, or it cannot be made.
+    #[error(transparent)]
+    Made(#[from] rcgen::Error),
+}
+
 /// How long a host's certificate is valid, in days.
 const DAYS: i64 = 397;
 /// How long an authority's is.
@@ -140,8 +152,13 @@ const AUTHORITY_DAYS: i64 = 3650;
 ///
 /// # Errors
 /// When a name is none, or the authority cannot be read.
-pub fn make(names: &[String], authority: Option<(&str, &str)>, now: u64) -> Result<Made, rcgen::Error> {
+pub fn make(names: &[String], authority: Option<(&str, &str)>, now: u64) -> Result<Made, MakeError> {
     use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose};
+    for name in names {
+        // What no client asks for would be in a certificate that none takes.
+        let plain = name.strip_prefix("*.").unwrap_or(name);
+        rustls_pki_types::ServerName::try_from(plain).map_err(|_| MakeError::Name(name.clone()))?;
+    }
     let day = |days: i64| {
         let seconds = now.cast_signed().saturating_add(days * 24 * 3600);
         // A clock that is that wrong makes certificates that are not valid.

@@ -409,10 +409,11 @@ impl<S: Service> Runtime<S> {
     }
 
     fn init(&self, config: &[u8]) {
-        let config = Config { bytes: config.to_vec() };
+        let config = Config { bytes: config.to_vec(), read: Arc::default() };
         let made = contained("init", || S::init(&self.context(), &config));
         match made {
             Ok(service) => {
+                config.warn_if_unread();
                 let saver = Saver {
                     core: Rc::clone(&self.core),
                     name: "".into(),

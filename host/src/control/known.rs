@@ -1,0 +1,85 @@
+//! What is named here, for who may have mistyped a name.
+
+use std::collections::BTreeSet;
+
+use super::protocol::LibraryStatus;
+use crate::config::{Home, Settings};
+use crate::nearest::{meant, nearest};
+
+/// Names of services: those that serve, or else those that the names of the libraries stand for.
+#[must_use]
+pub fn services(home: &Home, libraries: Option<&[LibraryStatus]>) -> BTreeSet<String> {
+    let Some(libraries) = libraries else {
+        let files = [home.plugins(), home.good()]
+            .into_iter()
+            .flat_map(|folder| std::fs::read_dir(folder).into_iter().flatten());
+        let files = files.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned());
+        return files.flat_map(|file| of_file(&file)).collect();
+    };
+    // What is not loaded yet may be any.
+    let not_loaded =
+        libraries.iter().filter(|library| library.service.is_none()).flat_map(|library| of_file(&library.file));
+    libraries.iter().filter_map(|library| library.service.clone()).chain(not_loaded).collect()
+}
+
+/// The services that a library of this file name is likely to hold: `libmy_service.so` those of its crate's name.
+fn of_file(file: &str) -> Vec<String> {
+    let Some((stem, _)) = file.split_once(".so") else { return Vec::new() };
+    let name = stem.strip_prefix("lib").unwrap_or(stem).to_owned();
+    let mut names = vec![name.replace('_', "-"), name.replace('_', " "), name];
+    names.dedup();
+    names
+}
+
+/// What to do where there is no service of a name.
+#[must_use]
+pub fn hint(name: &str, libraries: &[LibraryStatus]) -> String {
+    let named = libraries.iter().filter_map(|library| library.service.as_deref());
+    nearest(name, named).map_or_else(
+        || "`credhost service list` shows what there is".to_owned(),
+        |name| format!("did you mean {name:?}?"),
+    )
+}
+
+/// What credhost.toml says of services that are not here: a sentence each.
+#[must_use]
+pub fn sections_of_none(settings: &Settings, known: &BTreeSet<String>) -> Vec<String> {
+    let own = settings.service.keys().map(|name| (format!("[service.{name}]"), name));
+    let members = settings.multiservice.iter().flat_map(|(collection, section)| {
+        section.services.iter().map(move |name| (format!("[multiservice.{collection}] services = [{name:?}]"), name))
+    });
+    let strange = own.chain(members).filter(|(_, name)| !known.contains(*name));
+    strange
+        .map(|(section, name)| {
+            format!("{section} in credhost.toml: no service here has this name{}", meant(name, known))
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sections_of_services_that_are_not_here_are_named_with_what_was_meant() {
+        let text =
+            "[service.tood]\nx = 1\n[service.todo]\nx = 1\n[multiservice.games]\nservices = [\"scoers\", \"todo\"]\n";
+        let settings: Settings = toml_edit::de::from_str(text).unwrap();
+        let known = ["todo", "scores"].map(str::to_owned).into();
+        let said = sections_of_none(&settings, &known);
+        assert_eq!(
+            said,
+            [
+                "[service.tood] in credhost.toml: no service here has this name; did you mean \"todo\"?",
+                "[multiservice.games] services = [\"scoers\"] in credhost.toml: no service here has this name; did you mean \"scores\"?",
+            ]
+        );
+    }
+
+    #[test]
+    fn a_file_stands_for_services_of_its_name() {
+        assert!(of_file("libmy_service.so").contains(&"my-service".to_owned()));
+        assert_eq!(of_file("todo.so.previous"), ["todo"]);
+        assert!(of_file("README").is_empty());
+    }
+}

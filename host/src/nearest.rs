@@ -1,0 +1,42 @@
+//! What somebody may have meant who typed a name that there is not.
+
+/// The name nearest to what was typed, if one is near enough to have been meant: up to one slip in three characters.
+///
+/// ```
+/// assert_eq!(credhost::nearest::nearest("tood", ["todo", "chat"]), Some("todo".to_owned()));
+/// assert_eq!(credhost::nearest::nearest("mail", ["todo", "chat"]), None);
+/// ```
+pub fn nearest<T: AsRef<str>>(typed: &str, names: impl IntoIterator<Item = T>) -> Option<String> {
+    let most = (typed.chars().count() / 3).clamp(1, 4);
+    let distance = |name: T| (strsim::damerau_levenshtein(&typed.to_lowercase(), &name.as_ref().to_lowercase()), name);
+    let near = names.into_iter().filter(|name| name.as_ref().len().abs_diff(typed.len()) <= 4 * most).map(distance);
+    let near = near.filter(|(distance, _)| *distance <= most);
+    near.min_by_key(|(distance, _)| *distance).map(|(_, name)| name.as_ref().to_owned())
+}
+
+/// `; did you mean "todo"?`, or nothing.
+pub fn meant<T: AsRef<str>>(typed: &str, names: impl IntoIterator<Item = T>) -> String {
+    nearest(typed, names).map_or_else(String::new, |name| format!("; did you mean {name:?}?"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slips_are_found_and_other_names_are_not() {
+        let names = ["alice", "bob", "scores", "guestbook"];
+        for (typed, meant) in [
+            ("alcie", Some("alice")),
+            ("Alice", Some("alice")),
+            ("bab", Some("bob")),
+            ("score", Some("scores")),
+            ("gestbok", Some("guestbook")),
+            ("x", None),
+            ("carol", None),
+            ("", None),
+        ] {
+            assert_eq!(nearest(typed, names).as_deref(), meant, "{typed}");
+        }
+    }
+}
