@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use credhost::accounts::Accounts;
+use credhost::accounts::{Accounts, Import};
 use credhost::config::Home;
 use credhost::control::{Request, perform};
 use credhost::cred::login::Login;
@@ -247,7 +247,7 @@ fn million() {
             .collect();
         (percentile(&mut times, 50), percentile(&mut times, 99))
     };
-    accounts.import(&records(0, 100), false).expect("they are imported");
+    accounts.import(&Import::of(&records(0, 100))).expect("they are imported");
     let looks: [(&str, Look<'_>); 2] = [("a login's lookup", &login), ("identity show", &show)];
     let few = looks.map(|(_, look)| {
         find(100, look);
@@ -256,7 +256,7 @@ fn million() {
     let before = resident();
     let began = Instant::now();
     for from in (100..COUNT).step_by(2000) {
-        let done = accounts.import(&records(from, (from + 2000).min(COUNT)), false).expect("they are imported");
+        let done = accounts.import(&Import::of(&records(from, (from + 2000).min(COUNT)))).expect("they are imported");
         assert_eq!(done.refused, 0);
     }
     let took = began.elapsed().as_secs_f64();

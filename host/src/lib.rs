@@ -25,6 +25,7 @@ pub mod login_gate;
 pub mod memory;
 pub mod multiservice;
 pub mod nearest;
+pub mod plain;
 pub mod segments;
 pub mod server;
 pub mod session;

@@ -17,7 +17,7 @@ use crate::accounts::{AccountError, Accounts};
 use crate::config::{ConfigFile, Home, HomeError, Lock, Settings, random};
 use crate::control::{self, ControlFailure, LibraryStatus, known};
 use crate::cred::login::Login;
-use crate::cred::{Authorizer, Password};
+use crate::cred::{Authorizer, HashCost, Password};
 use crate::folder::{self, Folder, Group};
 use crate::limits;
 use crate::listener::tls::{Certificates, TlsError};
@@ -207,15 +207,18 @@ impl Host {
             None => &services,
         };
         // Every refusal leaves when the most expensive to find out has been found out for long.
-        let cost = accounts.cost();
-        let hashing = tokio::task::spawn_blocking(move || {
-            let began = std::time::Instant::now();
-            // What it comes to is not looked at.
-            let _ = std::hint::black_box(Password::new("").hash(cost, &[0; 16]));
-            began.elapsed()
+        let own = accounts.cost();
+        let measured = tokio::task::spawn_blocking(move || {
+            let time = |cost| {
+                let began = std::time::Instant::now();
+                // What it comes to is not looked at.
+                let _ = std::hint::black_box(Password::new("").hash(cost, &[0; 16]));
+                began.elapsed()
+            };
+            // Of hashes of other programs, those are taken that are no more than eight times as much work.
+            (4 * time(own)).max(16 * time(HashCost::LEAST))
         });
-        let hashing = hashing.await.unwrap_or_default();
-        let refusal = Limits::default().refusal.max(4 * hashing);
+        let refusal = Limits::default().refusal.max(measured.await.unwrap_or_default());
         let limits = limits::of_host(refusal, &settings.limits).map_err(wrong)?;
         context.memory.set_limit(limits.memory);
         let serve = |served: &Arc<MultiService>| -> Result<Endpoint, StartError> {

@@ -157,7 +157,7 @@ fn what_cannot_be_imported_is_named_and_takes_nothing_else_along() {
         ("late", "up to the year 9999"),
         ("red", "it has a control character"),
     ] {
-        assert!(said.lines().any(|line| line.contains(name) && line.contains(why)), "{name}: {said}");
+        assert!(error.lines().any(|line| line.contains(name) && line.contains(why)), "{name}: {error}");
     }
     assert!(said.contains("2 added") && error.contains("4 were refused"), "{said} {error}");
     let host = home.start();

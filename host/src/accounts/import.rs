@@ -5,9 +5,9 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::{AccountError, Accounts};
-use crate::cred::{Credential, Identity, Name, NameOf, ProofBy, TokenDigest, check_hash};
+use crate::cred::{Credential, Identity, Name, NameOf, Password, ProofBy, TokenDigest, check_hash};
 use crate::store::audit::Event;
-use crate::store::{Record, StoreError, Write, wait};
+use crate::store::{Record, StoreError, Write, now, wait};
 
 /// The most memory that checking an imported hash may take, in KiB: it is taken for each try of a password.
 pub(super) const MOST_MEMORY: u32 = 64 << 10;
@@ -23,6 +23,12 @@ pub struct Imported {
     pub replaced: u64,
     /// How many had a verifier for the stock PB login that does not open here: they were added without.
     pub unsealed: u64,
+    /// How many have a password that the rules would not let a person choose.
+    #[serde(default)]
+    pub weak: u64,
+    /// How many have a bcrypt hash, which is made anew when they log in by their password.
+    #[serde(default)]
+    pub bcrypt: u64,
     /// How many were refused.
     pub refused: u64,
     /// The first of those: which, and why.
@@ -35,6 +41,8 @@ impl Imported {
         self.added += other.added;
         self.replaced += other.replaced;
         self.unsealed += other.unsealed;
+        self.weak += other.weak;
+        self.bcrypt += other.bcrypt;
         self.refused += other.refused;
         let room = TOLD.saturating_sub(self.why.len());
         self.why.extend(other.why.into_iter().take(room));
@@ -49,23 +57,50 @@ impl Imported {
     }
 }
 
+/// What is to be imported, and how.
+#[derive(Clone, Copy)]
+pub struct Import<'a> {
+    /// The identities.
+    pub records: &'a [Record],
+    /// Passwords of some of them, by their names.
+    pub passwords: &'a dyn Fn(&str) -> Option<Password>,
+    /// Whether they are put in the place of those of the same names.
+    pub replace: bool,
+    /// Whether it is only looked at what would come of it.
+    pub dry_run: bool,
+}
+
+impl std::fmt::Debug for Import<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Import").field("records", &self.records.len()).finish_non_exhaustive()
+    }
+}
+
+impl<'a> Import<'a> {
+    /// Adds these, as they were exported.
+    #[must_use]
+    pub fn of(records: &'a [Record]) -> Self {
+        Self { records, passwords: &|_| None, replace: false, dry_run: false }
+    }
+}
+
 impl Accounts {
-    /// Adds identities as they were exported, or made elsewhere: all that can be, together. `replace`: in the place of
-    /// those of the same names.
+    /// Adds identities as they were exported, or made elsewhere: all that can be, together.
     ///
     /// # Errors
     /// When the store cannot be written; none of them is there then.
-    pub fn import(&self, records: &[Record], replace: bool) -> Result<Imported, AccountError> {
+    pub fn import(&self, import: &Import<'_>) -> Result<Imported, AccountError> {
         loop {
             // Another may have added one of them meanwhile: then it is looked at again.
-            match self.try_import(records, replace) {
+            match self.try_import(import) {
                 Err(AccountError::Store(StoreError::Conflict(_))) => {}
                 done => return done,
             }
         }
     }
 
-    fn try_import(&self, records: &[Record], replace: bool) -> Result<Imported, AccountError> {
+    fn try_import(&self, import: &Import<'_>) -> Result<Imported, AccountError> {
+        let Import { records, passwords, replace, dry_run } = *import;
         let _sealing = self.sealing.read();
         let mut tokens = std::collections::HashSet::new();
         let mut done = Imported::default();
@@ -81,7 +116,8 @@ impl Accounts {
                 }
             };
             let name = identity.name.to_string();
-            if let Err(why) = self.check(&mut identity, &mut done) {
+            let mut checked = Imported::default();
+            if let Err(why) = self.check(&mut identity, &mut checked) {
                 done.refuse(&name, &why);
                 continue;
             }
@@ -111,13 +147,22 @@ impl Accounts {
                 }
                 None => done.added += 1,
             }
+            if let Some(password) = passwords(&name) {
+                checked.weak += u64::from(self.rules.check(&name, &password).is_err());
+                if !dry_run {
+                    let hash = self.hash(&password, identity.salt())?;
+                    let proof = self.password_proof(&name, &password, hash)?;
+                    identity.add(proof, "password", now(), None);
+                }
+            }
+            done.add(checked);
             let identity = Arc::new(identity);
             if kept.is_some() {
                 told.push(Arc::clone(&identity));
             }
             writes.push(Write::Identity { identity, base: kept.map_or(0, |kept| kept.version) });
         }
-        if writes.is_empty() {
+        if writes.is_empty() || dry_run {
             return Ok(done);
         }
         let name = |at: Option<&Write>| match at {
@@ -163,7 +208,8 @@ impl Accounts {
         let mut unsealed = false;
         for credential in &mut identity.credentials {
             if let ProofBy::Password { hash, verifier } = &mut credential.proof {
-                check_hash(hash, MOST_MEMORY).map_err(|error| error.to_string())?;
+                check_hash(hash, MOST_MEMORY, self.cost).map_err(|error| error.to_string())?;
+                done.bcrypt += u64::from(hash.starts_with("$2"));
                 if let Some(sealed) = verifier {
                     // Sealed anew: the part of the key that it was sealed under may be about to go.
                     let nonce = crate::config::random().map_err(|error| error.to_string())?;

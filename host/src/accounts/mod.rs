@@ -3,12 +3,13 @@
 //!
 //! Everything here may take its time: it waits for the disk, and hashes passwords. Not for a thread that serves.
 
+pub mod foreign;
 mod import;
 mod open;
 
 use std::sync::{Arc, OnceLock};
 
-pub use import::Imported;
+pub use import::{Import, Imported};
 use parking_lot::{Mutex, RwLock};
 use unicode_normalization::UnicodeNormalization;
 

@@ -80,7 +80,8 @@ impl Accounts {
         for identity in identities {
             let name = identity.name.to_string();
             for (_, hash) in identity.hashes(0) {
-                check_hash(&hash, MOST_MEMORY).map_err(|error| file.wrong(format!("[identity.{name}]: {error}")))?;
+                check_hash(&hash, MOST_MEMORY, self.cost)
+                    .map_err(|error| file.wrong(format!("[identity.{name}]: {error}")))?;
             }
             let event = self.event("identity.added", &name).with("from", "credhost.toml");
             let write = Write::Identity { identity: Arc::new(identity), base: 0 };

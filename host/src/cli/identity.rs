@@ -1,7 +1,5 @@
 //! `credhost identity`
 
-use std::path::PathBuf;
-
 use clap::Subcommand;
 use credhost::config::Home;
 use credhost::control::Request;
@@ -51,14 +49,8 @@ pub(super) enum Identity {
     Unlock { name: String },
     /// Remove an identity and its keys, and end what is open. Its states stay.
     Remove { name: String },
-    /// Add many: JSON, one object a line, as `export` prints it. Passwords come as argon2id hashes.
-    Import {
-        /// The file; - for standard input.
-        file: PathBuf,
-        /// Put them in the place of those of the same names.
-        #[arg(long)]
-        replace: bool,
-    },
+    /// Add many, as `export` prints them, or as another program keeps them. Passwords come as argon2id or bcrypt hashes.
+    Import(import::Import),
     /// Print all, with their hashes, for `import`.
     Export,
 }
@@ -103,7 +95,7 @@ impl Identity {
                 output.show(&identity, || shown(&identity));
                 return Ok(());
             }
-            Self::Import { file, replace } => return import::import(home, output, &file, replace),
+            Self::Import(import) => return import.run(home, output),
             Self::Export => {
                 return pages(
                     home,

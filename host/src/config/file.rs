@@ -11,6 +11,7 @@ use toml_edit::{DocumentMut, Item};
 
 use super::private::{HomeError, private};
 use crate::cred::{HashCost, Identity, Key, NameError, PasswordRules, ProofBy, Sealed};
+use crate::plain;
 
 /// What a new file says.
 const TEMPLATE: &str = "\
@@ -300,7 +301,8 @@ impl ConfigFile {
     /// # Errors
     /// When it says something that cannot be, with the place.
     pub fn settings(&self) -> Result<Settings, ConfigError> {
-        toml_edit::de::from_str(&self.document.to_string()).map_err(|error| self.wrong(error.to_string()))
+        toml_edit::de::from_str(&self.document.to_string())
+            .map_err(|error| self.wrong(plain::words(&error.to_string())))
     }
 
     /// The identities in it.

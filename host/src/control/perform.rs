@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use super::failure::ControlFailure;
 use super::protocol::{LibraryStatus, Request, Secret};
 use super::{audit, known};
-use crate::accounts::{AccountError, Accounts};
+use crate::accounts::{AccountError, Accounts, Import};
 use crate::cred::{Credential, Identity, Key, Password, ProofBy};
 use crate::login_gate::LoginGate;
 use crate::multiservice::MultiService;
@@ -85,7 +85,19 @@ pub fn perform(
             let page = accounts.page(after.as_deref(), (*limit).min(PAGE))?;
             json!(page.iter().map(|identity| Record::from(&**identity)).collect::<Vec<_>>())
         }
-        Request::IdentityImport { records, replace } => json!(accounts.import(records, *replace)?),
+        Request::IdentityImport { records, passwords, replace, dry_run } => {
+            // Each that is hashed takes its time.
+            let hashed = std::cell::Cell::new(0);
+            let progress = std::cell::RefCell::new(progress);
+            let password = |name: &str| {
+                let secret = passwords.get(name)?;
+                hashed.set(hashed.get() + 1);
+                progress.borrow_mut()(hashed.get(), passwords.len() as u64);
+                Some(Password::new(&secret.0))
+            };
+            let import = Import { records, passwords: &password, replace: *replace, dry_run: *dry_run };
+            json!(accounts.import(&import)?)
+        }
         Request::IdentityShow { name } => shown(&*accounts.get(name)?, host),
         Request::PubkeyAdd { name, line, label, expires } => {
             json!({ "label": accounts.pubkey_add(name, line, label.as_deref(), *expires)? })

@@ -1,5 +1,7 @@
 //! What is said on the control socket: see PROTOCOL.md beside this file.
 
+use std::collections::BTreeMap;
+
 use crate::multiservice::reload::Reloaded;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use zeroize::Zeroizing;
@@ -67,7 +69,12 @@ pub enum Request {
     },
     IdentityImport {
         records: Vec<Record>,
+        /// Passwords of some of them, by their names.
+        #[serde(default)]
+        passwords: BTreeMap<String, Secret>,
         replace: bool,
+        #[serde(default)]
+        dry_run: bool,
     },
     IdentityExport {
         after: Option<String>,

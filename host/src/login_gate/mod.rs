@@ -409,12 +409,13 @@ impl LoginGate {
         let (me, id) = (Arc::clone(self), proven.credential);
         let name = proven.identity.name.to_string();
         let Some((_, proved)) = proven.identity.hashes(0).into_iter().find(|(of, _)| *of == id) else { return };
+        let salt = proven.identity.salt();
         // If there is no room now, the next login will do.
         let _ = self.hashing.submit((network(source), true), cost.memory, move || {
             let (store, name) = (Arc::clone(&me.store), name.as_str());
             // With the salt that it has: its other passwords have the same, and all are checked at the cost of one.
-            let Some(salt) = Password::salt_of(&proved) else { return };
-            let Ok(hash) = password.hash(cost, &salt) else { return };
+            let salt = salt.or_else(|| Some(crate::config::random::<16>().ok()?.to_vec()));
+            let Some(hash) = salt.and_then(|salt| password.hash(cost, &salt).ok()) else { return };
             let Ok(Some(Kept { identity, version })) = crate::store::wait(|done| store.identity(name, done)) else {
                 return;
             };

@@ -70,7 +70,7 @@ impl Default for Limits {
                 unread: 1 << 20,
             },
             login: Duration::from_secs(30),
-            refusal: Duration::from_millis(250),
+            refusal: Duration::from_millis(400),
             stalled: Duration::from_secs(30),
             message: (Duration::from_secs(20), 500),
             grace: Duration::from_secs(5),

@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 pub use authorizer::StoreAuthorizer;
 pub use memory::MemoryStore;
-pub use record::{LATEST, Record, RecordError};
+pub use record::{CredentialRecord, LATEST, Record, RecordError};
 pub use sqlite::reserve::path as reserve;
 pub use sqlite::{OpenError, SqliteStore};
 

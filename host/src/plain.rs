@@ -1,0 +1,99 @@
+//! What readers of JSON and TOML say, in the words of whoever wrote the file: they speak of Rust's types.
+
+/// What is wrong with a line of JSON, and in which column.
+#[must_use]
+pub fn json(error: &serde_json::Error) -> String {
+    let said = error.to_string();
+    // It is a line of many: that it is the first of its own text says nothing.
+    let what = said.rsplit_once(" at line ").map_or(said.as_str(), |(what, _)| what);
+    format!("column {}: {}", error.column(), words(what))
+}
+
+/// The same with other words for types.
+///
+/// ```
+/// let said = "invalid type: string \"two\", expected u64\n";
+/// assert_eq!(credhost::plain::words(said), "\"two\" stands where a whole number is expected\n");
+/// ```
+#[must_use]
+pub fn words(said: &str) -> String {
+    said.split_inclusive('\n').map(line).collect()
+}
+
+fn line(said: &str) -> String {
+    let (text, end) = said.strip_suffix('\n').map_or((said, ""), |text| (text, "\n"));
+    for start in ["invalid type: ", "invalid value: "] {
+        if let Some((before, rest)) = text.split_once(start)
+            && let Some((found, expected)) = rest.rsplit_once(", expected ")
+        {
+            return format!("{before}{} stands where {} is expected{end}", value(found), type_of(expected));
+        }
+    }
+    said.to_owned()
+}
+
+/// What was found.
+fn value(found: &str) -> String {
+    for kind in ["string ", "integer ", "floating point ", "boolean ", "character "] {
+        if let Some(value) = found.strip_prefix(kind) {
+            return value.trim_matches('`').to_owned();
+        }
+    }
+    match found {
+        "map" => "a table".to_owned(),
+        "sequence" => "a list".to_owned(),
+        "null" | "unit value" => "nothing".to_owned(),
+        other => other.to_owned(),
+    }
+}
+
+/// What was expected.
+fn type_of(expected: &str) -> &str {
+    match expected {
+        "u8" | "u16" | "u32" | "u64" | "usize" | "i8" | "i16" | "i32" | "i64" | "isize" => "a whole number",
+        "f32" | "f64" => "a number",
+        "a string" | "string" | "a borrowed string" => "a text",
+        "a boolean" => "true or false",
+        "a sequence" => "a list",
+        "a map" => "a table",
+        expected if expected.starts_with("struct ") => "a table",
+        expected if expected.starts_with("data did not match") => "a number or a text",
+        expected => expected,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_type_of_rusts_is_named_to_who_wrote_a_file() {
+        #[derive(Debug, serde::Deserialize)]
+        #[expect(dead_code, reason = "only what does not fit is looked at")]
+        struct All {
+            count: usize,
+            size: u32,
+            name: String,
+            on: bool,
+            list: Vec<String>,
+            inner: std::collections::BTreeMap<String, u8>,
+        }
+        let good = r#"{"count": 1, "size": 2, "name": "x", "on": true, "list": ["x"], "inner": {"a": 1}}"#;
+        serde_json::from_str::<All>(good).unwrap();
+        for (from, to) in [
+            ("\"count\": 1", "\"count\": \"one\""),
+            ("\"count\": 1", "\"count\": -1"),
+            ("\"size\": 2", "\"size\": 2.5"),
+            ("\"size\": 2", "\"size\": 99999999999"),
+            ("\"x\", \"on\"", "[], \"on\""),
+            ("true", "\"yes\""),
+            ("true", "null"),
+            ("[\"x\"]", "{}"),
+            ("{\"a\": 1}", "[]"),
+        ] {
+            let said = json(&serde_json::from_str::<All>(&good.replace(from, to)).unwrap_err());
+            let rust = ["u32", "u8", "usize", "invalid type", "invalid value", "sequence", "a map", "string", "unit"];
+            assert!(!rust.iter().any(|word| said.contains(word)) && said.starts_with("column "), "{to}: {said}");
+        }
+    }
+}

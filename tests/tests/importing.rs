@@ -1,0 +1,140 @@
+//! People who had accounts elsewhere: their files come in, and they log in by the passwords that they have.
+
+use std::path::PathBuf;
+
+use system_tests::host::TestHome;
+use system_tests::python;
+
+/// Files as their own programs write them; and what Twisted reads in its own.
+fn made() -> (tempfile::TempDir, String) {
+    let folder = tempfile::tempdir().expect("a folder");
+    let read = python::twisted("importing.py", &[&folder.path().display().to_string()]);
+    (folder, read)
+}
+
+/// Each file, how it is imported, who comes in, and what is refused with which words.
+struct Case {
+    file: &'static str,
+    format: &'static [&'static str],
+    people: &'static [&'static str],
+    refused: &'static [&'static str],
+}
+
+const CASES: [Case; 4] = [
+    Case {
+        file: "htpasswd",
+        format: &[],
+        people: &["hanna"],
+        refused: &[
+            "april: the hash of the password cannot be used: Apache's md5 (apr1)",
+            "des: the hash of the password cannot be used: crypt(3)'s oldest",
+        ],
+    },
+    Case {
+        file: "shadow",
+        format: &[],
+        people: &["sven"],
+        refused: &["yes: the hash of the password cannot be used: yescrypt"],
+    },
+    Case {
+        file: "people.ldif",
+        format: &[],
+        people: &["lena", "ludwig"],
+        refused: &["uid=sally,dc=example,dc=org: userPassword is {SSHA}"],
+    },
+    Case { file: "passwords.txt", format: &["--format", "filepassworddb"], people: &["tina", "tom"], refused: &[] },
+];
+
+#[test]
+fn who_comes_from_another_program_logs_in_as_before() {
+    let (folder, twisted) = made();
+    assert_eq!(twisted, "tina tina-pw\ntom tom-pw\n", "as Twisted reads its own file");
+    let home = TestHome::new();
+    home.make();
+    home.install("todo");
+    let host = home.start();
+    let path = |file: &str| -> PathBuf { folder.path().join(file) };
+    for Case { file, format, people, refused } in CASES {
+        let path = path(file).display().to_string();
+        let import = |more: &[&str]| {
+            let arguments = [&["identity", "import", &path, "--key", "todo"], format, more].concat();
+            let done = host.home.run_with(&arguments, "");
+            let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+            assert_eq!(done.status.success(), refused.is_empty(), "{file}: {}", text(&done.stderr));
+            (text(&done.stdout), text(&done.stderr))
+        };
+        // First what would come of it, which changes nothing.
+        let before = host.home.run(&["identity", "list"], "");
+        let (would, why) = import(&["--dry-run"]);
+        assert_eq!(host.home.run(&["identity", "list"], ""), before, "{file}");
+        for person in people {
+            assert!(
+                would.lines().any(|line| line.contains(&format!(": {person}: ")) && line.contains("todo/")),
+                "{file}: {would}"
+            );
+        }
+        refused.iter().for_each(|words| assert!(why.contains(words), "{file}: {words} in {why}"));
+        let (did, why) = import(&[]);
+        assert_eq!(would.contains("passed over"), did.contains("passed over"), "{file}: {would} {did}");
+        refused.iter().for_each(|words| assert!(why.contains(words), "{file}: {words} in {why}"));
+        for person in people {
+            let target = format!("{person}@{}/todo", host.address());
+            let call = |password: &str| host.home.run_with(&["call", &target, "list", "--password-stdin"], password);
+            assert!(!call("wrong").status.success(), "{person}");
+            let done = call(&format!("{person}-pw"));
+            assert!(done.status.success(), "{person}: {}", String::from_utf8_lossy(&done.stderr));
+        }
+    }
+    // A locked account came as a disabled one.
+    let shown = host.home.run(&["identity", "show", "lock"], "");
+    assert!(shown.contains("disabled"), "{shown}");
+    // What was not ours is made anew, once its owner has logged in.
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(30);
+    loop {
+        let export = host.home.run(&["identity", "export"], "");
+        let old: Vec<&str> = export.lines().filter(|line| line.contains("\"$2")).collect();
+        if old.len() == 1 && old[0].contains("\"lock\"") {
+            break;
+        }
+        assert!(std::time::Instant::now() < deadline, "{old:?}");
+    }
+    let target = format!("hanna@{}/todo", host.address());
+    assert!(host.home.run_with(&["call", &target, "list", "--password-stdin"], "hanna-pw").status.success());
+}
+
+#[test]
+fn twisteds_own_login_works_for_who_came_in_with_a_password_in_the_clear() {
+    let (folder, _) = made();
+    let home = TestHome::new();
+    home.make();
+    home.install("todo");
+    let file = folder.path().join("passwords.txt").display().to_string();
+    let weak = home.run(&["identity", "import", &file, "--format", "filepassworddb", "--key", "todo"], "");
+    assert!(weak.starts_with("2 added"), "{weak}");
+    let shown = home.run(&["identity", "show", "tina"], "");
+    assert!(shown.contains("stock PB login") && shown.contains("possible"), "{shown}");
+}
+
+#[test]
+fn what_a_file_is_must_be_seen_or_said_and_what_is_there_twice_is_refused() {
+    let home = TestHome::new();
+    home.make();
+    let unknown = home.refused(&["identity", "import", "-"], "alice:secret\n");
+    assert!(
+        unknown.contains("it cannot be seen what kind of file this is") && unknown.contains("filepassworddb"),
+        "{unknown}"
+    );
+    let twice = "{\"name\": \"a\"}\n{\"name\": \"a\"}\n";
+    for more in [&["--dry-run"][..], &[]] {
+        let done = home.run_with(&[&["identity", "import", "-"], more].concat(), twice);
+        let said = String::from_utf8_lossy(&done.stderr);
+        assert!(!done.status.success() && said.contains("a: it is there twice"), "{more:?}: {said}");
+    }
+    let wrong = home.refused(&["identity", "import", "-"], "{\"name\": \"b\"}\n{\"name\": \"c\", \"keys\": 5}\n");
+    assert!(wrong.contains("line 2: column 23: 5 stands where a list is expected"), "{wrong}");
+    let json: serde_json::Value =
+        serde_json::from_str(&home.run(&["identity", "import", "-", "--dry-run", "--json"], "{\"name\": \"d\"}"))
+            .expect("one value");
+    assert_eq!((json["added"].as_u64(), json["dry_run"].as_bool()), (Some(1), Some(true)), "{json}");
+    assert!(home.refused(&["identity", "show", "d"], "").contains("no identity"));
+}
