@@ -10,6 +10,7 @@ use crate::control::{LibraryStatus, known};
 use crate::health;
 use crate::listener::tls::{self, Certificates};
 use crate::multiservice::ended::Unreleased;
+use crate::show::many;
 use crate::store::now;
 
 /// Something that was looked at.
@@ -59,7 +60,11 @@ pub fn services(libraries: &[LibraryStatus], held: &[Unreleased]) -> Vec<Finding
         let name = library.service.as_deref().unwrap_or(&library.file);
         if library.state != "serving" {
             let level = if library.state == "stopped" { "warning" } else { "wrong" };
-            found.push(finding(level, format!("{name}: {}", library.state), Some("`credhost service list`")));
+            let hint = match library.state.as_str() {
+                "stopped" => "`credhost service start NAME` starts it",
+                _ => "put a library in its place that loads, or take the file away",
+            };
+            found.push(finding(level, format!("{name}: {}", library.state), Some(hint)));
         }
         if let Some(note) = &library.note {
             found.push(finding(
@@ -69,8 +74,10 @@ pub fn services(libraries: &[LibraryStatus], held: &[Unreleased]) -> Vec<Finding
             ));
         }
         if !library.unreadable.is_empty() {
-            let what =
-                format!("{name} cannot read {} saved states, whose owners are kept out", library.unreadable.len());
+            let what = format!(
+                "{name} cannot read {}, whose owners are kept out",
+                many(library.unreadable.len(), "saved state", "saved states")
+            );
             found.push(finding(
                 "wrong",
                 what,
@@ -87,7 +94,14 @@ pub fn services(libraries: &[LibraryStatus], held: &[Unreleased]) -> Vec<Finding
         ));
     }
     if found.is_empty() && !libraries.is_empty() {
-        found.push(finding("ok", format!("all {} services serve", libraries.len()), None));
+        found.push(finding(
+            "ok",
+            match libraries {
+                [one] => format!("{} serves", one.service.as_deref().unwrap_or(&one.file)),
+                all => format!("all {} services serve", all.len()),
+            },
+            None,
+        ));
     }
     found
 }
@@ -122,7 +136,7 @@ pub fn files(home: &Home) -> Vec<Finding> {
     }
     let descriptors = rustix::process::getrlimit(rustix::process::Resource::Nofile).maximum;
     if descriptors.is_some_and(|most| most < 10_100) {
-        let what = format!("only {} files and connections can be open at once", descriptors.unwrap_or(0));
+        let what = format!("files and connections that can be open at once: only {}", descriptors.unwrap_or(0));
         found.push(finding("warning", what, Some("raise it: `ulimit -n`, or LimitNOFILE= of systemd")));
     }
     found
@@ -172,18 +186,20 @@ fn certificate(path: &Path, key: &Path) -> Finding {
     };
     let (shown, left) = (path.display(), until.saturating_sub(now()));
     let hint = Some("renew it, or `credhost tls init`; a running host takes it up by itself");
+    let days = many(usize::try_from(left / 86_400).unwrap_or(usize::MAX), "day", "days");
     match left {
         0 => finding("wrong", format!("{shown} has expired"), hint),
-        left if left < CERTIFICATE_WARNING => {
-            finding("warning", format!("{shown} expires in {} days", left / 86_400), hint)
-        }
-        left => finding("ok", format!("{shown} and its key can be used, for {} days", left / 86_400), None),
+        left if left < CERTIFICATE_WARNING => finding("warning", format!("{shown} expires in {days}"), hint),
+        _ => finding("ok", format!("{shown} and its key can be used, for {days}"), None),
     }
 }
 
 /// Looks for sections of credhost.toml that are for services that are not here. `libraries`: those of the running host.
 #[must_use]
 pub fn sections(home: &Home, libraries: Option<&[LibraryStatus]>) -> Vec<Finding> {
+    if !home.config().exists() {
+        return Vec::new();
+    }
     let Ok(settings) = ConfigFile::open(&home.config()).and_then(|file| file.settings()) else { return Vec::new() };
     let strange = known::sections_of_none(&settings, &known::services(home, libraries));
     strange
@@ -193,6 +209,10 @@ pub fn sections(home: &Home, libraries: Option<&[LibraryStatus]>) -> Vec<Finding
 }
 
 fn settings(home: &Home, found: &mut Vec<Finding>) {
+    // Opening it would make one.
+    if !home.config().exists() {
+        return;
+    }
     let settings = match ConfigFile::open(&home.config()).and_then(|file| file.settings()) {
         Ok(settings) => settings,
         Err(error) => return found.push(finding("wrong", error.to_string(), Some("put credhost.toml right"))),

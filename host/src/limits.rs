@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::LimitValue;
 use crate::memory;
+use crate::nearest::nearest;
 use crate::session::Limits;
 
 /// What a limit is counted in.
@@ -98,12 +99,12 @@ settings! {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum LimitError {
     /// No limit has this name.
-    #[error("[limits] {name}: there is no such limit{}", near.map_or_else(String::new, |near| format!("; is {near} meant?")))]
+    #[error("[limits] {name}: there is no such limit{}", near.as_ref().map_or_else(String::new, |near| format!("; is {near} meant?")))]
     Unknown {
         /// The name.
         name: String,
         /// The name that is nearest.
-        near: Option<&'static str>,
+        near: Option<String>,
     },
     /// It cannot be read.
     #[error("[limits] {name} = {value:?}: expected {expected}")]
@@ -180,10 +181,10 @@ impl Unit {
 /// The first that cannot be.
 pub fn with(mut limits: Limits, section: &BTreeMap<String, LimitValue>) -> Result<Limits, LimitError> {
     for (name, value) in section {
-        let setting = SETTINGS
-            .iter()
-            .find(|setting| setting.name == name)
-            .ok_or_else(|| LimitError::Unknown { name: name.clone(), near: nearest(name) })?;
+        let setting = SETTINGS.iter().find(|setting| setting.name == name).ok_or_else(|| LimitError::Unknown {
+            name: name.clone(),
+            near: nearest(name, SETTINGS.iter().map(|setting| setting.name)),
+        })?;
         let shown = || match value {
             LimitValue::Number(number) => number.to_string(),
             LimitValue::Text(text) => text.clone(),
@@ -253,26 +254,6 @@ pub fn status(limits: &Limits, used: Option<InUse>) -> Vec<LimitStatus> {
         LimitStatus { name, value, shown, used, about }
     };
     SETTINGS.iter().map(row).collect()
-}
-
-/// The name that is nearest to this one, if one is near.
-fn nearest(name: &str) -> Option<&'static str> {
-    let near = SETTINGS.iter().map(|setting| (distance(name, setting.name), setting.name)).min()?;
-    (near.0 <= name.len() / 2).then_some(near.1)
-}
-
-/// How many letters have to be changed, put in or taken out.
-fn distance(one: &str, other: &str) -> usize {
-    let mut row: Vec<usize> = (0..=other.len()).collect();
-    for (at, a) in one.bytes().enumerate() {
-        let mut before = std::mem::replace(&mut row[0], at + 1);
-        for (to, b) in other.bytes().enumerate() {
-            let change = before + usize::from(a != b);
-            before = row[to + 1];
-            row[to + 1] = change.min(before + 1).min(row[to] + 1);
-        }
-    }
-    row[other.len()]
 }
 
 #[cfg(test)]

@@ -494,7 +494,7 @@ fn erase(accounts: &Arc<Accounts>) {
     let erasing =
         std::thread::Builder::new().name("erase".to_owned()).spawn(move || match accounts.erase_verifiers() {
             Ok(0) => {}
-            Ok(erased) => tracing::info!("what Twisted's own login needs was erased from {erased} identities"),
+            Ok(erased) => tracing::info!("what Twisted's own login needs was erased; identities that had it: {erased}"),
             Err(error) => tracing::error!(%error, "what Twisted's own login needs could not be erased"),
         });
     if let Err(error) = erasing {

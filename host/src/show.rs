@@ -50,6 +50,23 @@ pub fn lines(text: &str) -> Cow<'_, str> {
     escaped(text, |c| is_hidden(c) && c != '\n')
 }
 
+/// How many of something: "1 line", "2 lines".
+///
+/// ```
+/// assert_eq!(credhost::show::many(1, "identity", "identities"), "1 identity");
+/// assert_eq!(credhost::show::many(0, "identity", "identities"), "0 identities");
+/// ```
+#[must_use]
+pub fn many(count: usize, one: &str, more: &str) -> String {
+    format!("{count} {}", if count == 1 { one } else { more })
+}
+
+/// The same of a number in JSON.
+#[must_use]
+pub fn many_json(count: &serde_json::Value, one: &str, more: &str) -> String {
+    many(count.as_u64().and_then(|count| usize::try_from(count).ok()).unwrap_or(usize::MAX), one, more)
+}
+
 /// JSON on one line, in ASCII wherever a character would not be shown as it is.
 ///
 /// ```

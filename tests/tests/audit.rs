@@ -38,15 +38,15 @@ fn every_login_refusal_and_change_is_in_it_with_its_true_reason() {
         let whole = |line: &&String| words.iter().all(|word| line.contains(word));
         assert!(found.iter().any(|line| whole(&line)), "{with} {words:?} in {found:#?}");
     };
-    has("identity.added", &["identity=alice", "by=a command of uid "]);
+    has("identity.added", &["identity=alice", "by=\"a command of uid "]);
     has("key.added", &["identity=alice", "service=todo", "perspective=alice"]);
     has("host.started", &[]);
     has("service.started", &["service=todo", "file=libtodo.so"]);
     has("login", &["login identity=alice peer=127.0.0.1:", "how=password credential=password"]);
-    has("login.refused", &["identity=alice", "why=wrong password"]);
-    has("login.refused", &["identity=(unknown ", "why=unknown name"]);
-    has("login.refused", &["identity=alice", "why=the identity is disabled"]);
-    has("token.added", &["identity=alice", "label=ci", "by=a command of uid "]);
+    has("login.refused", &["identity=alice", "why=\"wrong password\""]);
+    has("login.refused", &["identity=\"(unknown ", "why=\"unknown name\""]);
+    has("login.refused", &["identity=alice", "why=\"the identity is disabled\""]);
+    has("token.added", &["identity=alice", "label=ci", "by=\"a command of uid "]);
     has("identity.disabled", &["identity=alice"]);
     has("service.stopped", &["service=todo"]);
     has("host.stopped", &[]);
@@ -86,9 +86,9 @@ fn who_is_locked_out_refused_a_key_or_comes_with_an_old_token_is_in_it() {
         }
         assert!(std::time::Instant::now() < deadline, "{with} {words:?} in {found:#?}");
     };
-    has("login.refused", &["identity=alice", "how=token", "why=expired token"]);
-    has("refused", &["refused identity=alice", "asked=another/", "why=no such key"]);
-    has("login.refused", &["identity=alice", "why=too many failed logins: not looked at"]);
+    has("login.refused", &["identity=alice", "how=token", "why=\"expired token\""]);
+    has("refused", &["refused identity=alice", "asked=another/", "why=\"no such key\""]);
+    has("login.refused", &["identity=alice", "why=\"too many failed logins: not looked at\""]);
 }
 
 /// Changes the store as somebody would who can write to it, but has no key; `audit verify` must say so.
@@ -180,7 +180,7 @@ fn old_lines_go_into_segments_that_are_verified_alone_and_with_what_is_kept() {
     home.run(&["audit", "prune", "--keep", "1 KiB", "--export", &two], "");
     let verified = home.run(&["audit", "verify", "--file", &one, "--file", &two], "");
     assert!(verified.contains("(those before were dropped)") && !verified.contains("missing"), "{verified}");
-    assert!(lines(home, "audit.pruned").iter().all(|line| line.contains("by=a command of uid ")));
+    assert!(lines(home, "audit.pruned").iter().all(|line| line.contains("by=\"a command of uid ")));
     // One between them is missing, or was changed.
     let refused = home.refused(&["audit", "verify", "--file", &one], "");
     assert!(refused.contains("is in none of these files"), "{refused}");

@@ -150,6 +150,14 @@ fn developed(name: &str, poll: &str, home: Option<&str>) {
     assert!(line.contains("refused: ") && line.contains("the old code serves"), "{line}");
     let status = author.sees(&format!("credhost --json service show {name}"));
     assert!(status.contains("not today"), "the operator is told, too: {status}");
+    // What serves, but cannot read what was saved, is said at once: not only when somebody is kept out.
+    author.edit(&source, "Err(Fault::value(\"not today\"))", "Ok(())");
+    author.edit(&source, "entries: Vec<String>,", "entries: Vec<String>,\n    title: String,");
+    let line = dev.says("cannot be read");
+    assert!(
+        line.contains("1 of 1 saved state cannot be read") && line.contains("dev: ") && line.contains("title"),
+        "{line}"
+    );
 }
 
 #[test]

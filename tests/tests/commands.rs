@@ -63,7 +63,7 @@ fn identities_of_an_earlier_version_move_from_the_configuration_into_the_store()
     let identities = "[identity.alice]\nkeys = [\"todo/alice\"]\n\n[identity.bob]\ndisabled = true\n";
     home.configure(|text| format!("# my own words\n{text}\n{identities}"));
     assert_eq!(home.run(&["key", "list", "alice"], ""), "todo/alice");
-    assert!(home.run(&["identity", "list"], "").contains("bob     disabled"));
+    assert!(home.run(&["identity", "list"], "").contains("bob       disabled"));
     let text = std::fs::read_to_string(&config).unwrap();
     assert!(text.contains("# my own words") && text.contains("# Where Perspective Broker is served"), "{text}");
     assert!(!text.contains("identity.alice") && !text.contains("identity.bob"), "{text}");

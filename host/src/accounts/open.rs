@@ -96,7 +96,10 @@ impl Accounts {
             file.take(&name);
         }
         file.save()?;
-        tracing::info!("{moved} identities were moved from credhost.toml into the store");
+        tracing::info!(
+            "moved from credhost.toml into the store: {}",
+            crate::show::many(moved, "identity", "identities")
+        );
         Ok(())
     }
 

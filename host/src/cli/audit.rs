@@ -1,5 +1,6 @@
 //! `credhost audit`
 
+use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -10,22 +11,31 @@ use credhost::show;
 use credhost::store::audit::Line;
 use serde_json::{Map, Value};
 
-use super::home::ask;
-use super::{CliError, Output, say};
+use super::home::{ask, since_when};
+use super::{CliError, Output, output, say};
 
 /// So many lines are asked for at once.
 const PAGE: usize = 1000;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Audit {
-    /// Print what has happened, the oldest first.
+    /// Print what has happened, the oldest first. With --json, one object a line: `at` is in seconds since 1970.
     Show {
-        /// Only what comes after this line.
-        #[arg(long, default_value_t = 0)]
+        /// Only what comes after the line of this number.
+        #[arg(long, default_value_t = 0, value_name = "NUMBER")]
         after: u64,
         /// Only what has this in it: an identity's name, "login.refused" …
-        #[arg(long)]
+        #[arg(long, value_name = "TEXT")]
         with: Option<String>,
+        /// Only the last so many.
+        #[arg(long, value_name = "COUNT")]
+        last: Option<usize>,
+        /// Only what has happened since: "2h" ago, "2026-11-28", "2026-11-28T14:00:00Z".
+        #[arg(long, value_name = "TIME")]
+        since: Option<String>,
+        /// Go on with what happens, until Ctrl-C.
+        #[arg(long)]
+        follow: bool,
     },
     /// Look whether a line was changed, removed or put elsewhere since it was written. Prints the head: note it down
     /// where nobody who can write to this machine can, and give it the next time.
@@ -64,15 +74,10 @@ pub(super) enum Audit {
 impl Audit {
     pub(super) fn run(self, home: &Home, output: Output) -> Result<(), CliError> {
         match self {
-            Self::Show { mut after, with } => loop {
-                let answer = ask(home, &Request::AuditShow { after, limit: PAGE })?;
-                let page: Vec<Line> = serde_json::from_value(answer)?;
-                let Some(last) = page.last() else { return Ok(()) };
-                after = last.number;
-                for line in page.iter().filter(|line| with.as_ref().is_none_or(|with| line.text.contains(with))) {
-                    say(&if output.json { show::json(&serde_json::to_value(line)?) } else { shown(line) });
-                }
-            },
+            Self::Show { after, with, last, since, follow } => {
+                let since = since.as_deref().map(since_when).transpose()?;
+                Show { after, with, last, since, follow }.run(home, output)?;
+            }
             Self::Verify { head, files } => verify(home, output, head, &files)?,
             Self::Export { file, older } => {
                 let file = std::path::absolute(file)?;
@@ -100,6 +105,72 @@ impl Audit {
     }
 }
 
+/// Which lines are shown.
+struct Show {
+    after: u64,
+    with: Option<String>,
+    last: Option<usize>,
+    /// In milliseconds since 1970.
+    since: Option<u64>,
+    follow: bool,
+}
+
+/// How often it is looked whether something has happened.
+const FOLLOW: Duration = Duration::from_millis(250);
+
+impl Show {
+    fn run(mut self, home: &Home, output: Output) -> Result<(), CliError> {
+        // Those that are waited for: the last of all that are to be shown.
+        let mut held = VecDeque::new();
+        loop {
+            let answer = ask(home, &Request::AuditShow { after: self.after, limit: PAGE })?;
+            let page: Vec<Line> = serde_json::from_value(answer)?;
+            let ended = page.is_empty();
+            for line in page {
+                self.after = line.number;
+                let event: Map<String, Value> = serde_json::from_str(&line.text).unwrap_or_default();
+                let at = event.get("at").and_then(Value::as_u64).unwrap_or(0);
+                if self.since.is_some_and(|since| at < since)
+                    || self.with.as_ref().is_some_and(|with| !line.text.contains(with))
+                {
+                    continue;
+                }
+                let text = if output.json { show::json(&as_json(&line, event)) } else { shown(&line, event) };
+                match self.last {
+                    None => say(&text),
+                    Some(last) => {
+                        held.push_back(text);
+                        if held.len() > last {
+                            held.pop_front();
+                        }
+                    }
+                }
+            }
+            if ended {
+                held.drain(..).for_each(|text| say(&text));
+                if !self.follow || output::is_closed() {
+                    return Ok(());
+                }
+                self.last = None;
+                std::thread::sleep(FOLLOW);
+            }
+        }
+    }
+}
+
+/// A line for a program.
+fn as_json(line: &Line, mut event: Map<String, Value>) -> Value {
+    let at = event.shift_remove("at").and_then(|at| at.as_f64()).unwrap_or(0.0);
+    let mut all = Map::new();
+    all.insert("number".to_owned(), line.number.into());
+    all.insert("at".to_owned(), (at / 1000.0).into());
+    // What it is and more about it, which has names of its own.
+    all.insert("what".to_owned(), event.shift_remove("what").unwrap_or_default());
+    all.insert("about".to_owned(), Value::Object(event));
+    all.insert("digest".to_owned(), line.digest.clone().into());
+    Value::Object(all)
+}
+
 fn verify(home: &Home, output: Output, head: Option<String>, files: &[PathBuf]) -> Result<(), CliError> {
     let files = files.iter().map(std::path::absolute).collect::<std::io::Result<Vec<PathBuf>>>()?;
     let answer = ask(home, &Request::AuditVerify { head, files })?;
@@ -119,7 +190,8 @@ fn verify(home: &Home, output: Output, head: Option<String>, files: &[PathBuf]) 
         let first = answer["first"].as_u64().unwrap_or(1);
         let from =
             if first > 1 { format!(", from line {first} on (those before were dropped)") } else { String::new() };
-        format!("{shown}{} lines, all as they were written{from}\n{}", answer["lines"], text(&answer["head"]))
+        let lines = show::many_json(&answer["lines"], "line", "lines");
+        format!("{shown}{lines}, all as they were written{from}\n{}", text(&answer["head"]))
     });
     match segments.iter().find(|segment| segment["joins"] != true) {
         None => Ok(()),
@@ -137,12 +209,11 @@ fn text(value: &Value) -> String {
 /// A value as it is shown: quoted, if it could be taken for more than one, or for none.
 fn shown_value(value: &Value) -> String {
     let text = text(value);
-    let ambiguous = |c: char| c == '"' || c == '=' || c.is_control();
+    let ambiguous = |c: char| c == '"' || c == '=' || c.is_control() || c.is_whitespace();
     if text.is_empty() || text.contains(ambiguous) { format!("{text:?}") } else { show::line(&text).into_owned() }
 }
 
-fn shown(line: &Line) -> String {
-    let mut about: Map<String, Value> = serde_json::from_str(&line.text).unwrap_or_default();
+fn shown(line: &Line, mut about: Map<String, Value>) -> String {
     let at = about.shift_remove("at").and_then(|at| at.as_u64()).unwrap_or(0);
     let what = about.shift_remove("what").map_or_else(String::new, |what| text(&what));
     let rest: Vec<String> = about

@@ -206,17 +206,27 @@ impl Call {
     pub(super) fn run(self, output: Output) -> Result<(), CliError> {
         let target = Target::parse(&self.target)?;
         let (positional, keywords) = arguments(&self.arguments)?;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let (tls, ca) = (self.tls, self.ca);
         let with = match (&self.key, self.token_stdin) {
             (Some(file), _) => With::Key(private_key(file)?),
             (None, true) => With::Token(password(true, "", false)?),
-            _ => With::Password(password(self.password_stdin, &format!("password of {}: ", target.user), false)?),
+            _ => {
+                let prompt = format!("password of {}: ", target.user);
+                if !self.password_stdin {
+                    // Nobody types a password for a host that is not there. Who types slowly gets a connection of their own.
+                    let nothing = With::Password(Secret(zeroize::Zeroizing::default()));
+                    let way = Way { target: &target, with: nothing, tls, ca: ca.clone() };
+                    runtime.block_on(way.connect())?;
+                }
+                With::Password(password(self.password_stdin, &prompt, false)?)
+            }
         };
-        let way = Way { target: &target, with, tls: self.tls, ca: self.ca };
+        let way = Way { target: &target, with, tls, ca };
         if matches!(way.with, With::Token(_)) && !way.private() {
             return Err(CliError::new("the token would go over the network in the clear, and was not sent")
                 .hint("use the host's TLS port: --tls, and --ca FILE if its authority is one of its own"));
         }
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let answer = runtime.block_on(async {
             let client = way.connect().await?;
             let perspective = way.login(&client).await.map_err(|error| refused(&error, &target))?;
@@ -283,19 +293,26 @@ struct Target {
 
 impl Target {
     fn parse(text: &str) -> Result<Self, CliError> {
-        let wrong = || {
-            CliError::new(format!("{text:?} names no perspective"))
+        let wrong = |what: String| {
+            CliError::new(format!("{text:?} names no perspective: {what}"))
                 .hint("write USER@HOST[:PORT]/SERVICE[/PERSPECTIVE], as in alice@127.0.0.1:8787/todo")
         };
-        let (user, rest) = text.split_once('@').ok_or_else(wrong)?;
-        let (place, path) = rest.split_once('/').ok_or_else(wrong)?;
+        let missing = |what: &str| wrong(format!("there is no {what}"));
+        let (user, rest) = text.split_once('@').ok_or_else(|| missing("USER@ at its beginning"))?;
+        let (place, path) = rest.split_once('/').ok_or_else(|| missing("/SERVICE at its end"))?;
         let (host, port) = match place.rsplit_once(':') {
-            Some((host, port)) if !host.ends_with(':') => (host, port.parse().map_err(|_| wrong())?),
+            // An address of IPv6 has colons of its own.
+            Some((host, port)) if !port.contains(']') && !host.ends_with(':') => {
+                let number = port.parse().ok().filter(|number| *number > 0);
+                (host, number.ok_or_else(|| wrong(format!("{port:?} is no port, which is a number from 1 to 65535")))?)
+            }
             _ => (place, PORT),
         };
         let host = host.trim_start_matches('[').trim_end_matches(']');
-        if user.is_empty() || host.is_empty() || path.is_empty() {
-            return Err(wrong());
+        for (part, name) in [(user, "user before the @"), (host, "host behind the @"), (path, "service behind the /")] {
+            if part.is_empty() {
+                return Err(missing(name));
+            }
         }
         Ok(Self { user: user.to_owned(), host: host.to_owned(), port, path: path.to_owned() })
     }

@@ -5,9 +5,10 @@ use std::fmt::Write;
 use clap::Args;
 use credhost::config::Home;
 use credhost::control::Request;
+use credhost::nearest;
 use plugin_api::manifest::Manifest;
 
-use super::home::ask;
+use super::home::ask_running;
 use super::{CliError, Output};
 
 #[derive(Debug, Args)]
@@ -18,10 +19,28 @@ pub(super) struct Describe {
 
 impl Describe {
     pub(super) fn run(self, home: &Home, output: Output) -> Result<(), CliError> {
-        let answer = ask(home, &Request::Describe { service: self.service })?;
-        let manifest: Manifest = serde_json::from_value(answer.clone())?;
-        output.show(&answer, || described(&manifest));
+        let manifest = self.manifest(home)?;
+        output.show(&serde_json::to_value(&manifest)?, || described(&manifest));
         Ok(())
+    }
+}
+
+impl Describe {
+    /// What the service says of itself: as it serves, or else as the library in the folder has it.
+    fn manifest(&self, home: &Home) -> Result<Manifest, CliError> {
+        if let Some(answer) = ask_running(home, &Request::Describe { service: self.service.clone() })? {
+            return Ok(serde_json::from_value(answer)?);
+        }
+        home.check()?;
+        let bench = super::trial::Trial::new(home)?;
+        let all = bench.vet_all(home)?;
+        let mut manifests = all.into_iter().filter_map(|(_, vetted)| Some(vetted.ok()?.manifest)).collect::<Vec<_>>();
+        let at = manifests.iter().position(|manifest| manifest.service == self.service);
+        at.map(|at| manifests.swap_remove(at)).ok_or_else(|| {
+            let meant = nearest::meant(&self.service, manifests.iter().map(|manifest| &manifest.service));
+            CliError::new(format!("no library in {} is the service {}{meant}", home.plugins().display(), self.service))
+                .hint("`credhost service list` shows what is in there; no host runs")
+        })
     }
 }
 

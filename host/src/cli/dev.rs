@@ -2,16 +2,22 @@
 
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
 use clap::Args;
-use credhost::accounts::AccountError;
+use credhost::accounts::{AccountError, Accounts};
 use credhost::config::Home;
 use credhost::cred::Key;
 use credhost::dev::build::{NotBuilt, build, put};
 use credhost::dev::sources::Sources;
+use credhost::dev::states::Trial;
 use credhost::folder::Placed;
+use credhost::loader::private::PrivateFolder;
 use credhost::server::{Host, Options};
+use credhost::show;
+use credhost::store::wait;
+use serde_json::json;
 
 use super::{CliError, Output, run, say};
 
@@ -68,6 +74,26 @@ impl Dev {
             }
             Ok(())
         })
+    }
+}
+
+/// So many states that cannot be read are named in a line.
+const SHOWN: usize = 3;
+
+/// Tries all saved states of a service. Answers with how many there are, and with those that cannot be read: whose they
+/// are, and why.
+fn unreadable(trial: &Trial, accounts: &Accounts, service: &str) -> Result<(usize, Vec<(String, String)>), String> {
+    let (mut count, mut found, mut after) = (0, Vec::new(), None::<String>);
+    loop {
+        // One at a time: some of them together may be a gigabyte.
+        let page = wait(|done| accounts.store().states(service, after.as_deref(), 1, done))
+            .map_err(|error| error.to_string())?;
+        let Some((name, saved)) = page.into_iter().next() else { return Ok((count, found)) };
+        count += 1;
+        if let Some(why) = trial.read(&name, &saved.state)? {
+            found.push((if name.is_empty() { "the service itself".to_owned() } else { name.clone() }, why));
+        }
+        after = Some(name);
     }
 }
 
@@ -146,6 +172,7 @@ impl Watched {
                     };
                     let more = serde_json::json!({ "service": service, "live_ms": took, "reloaded": reloaded });
                     self.line(&what, Some(compile), &how, &more);
+                    self.tell_unreadable(&service, &place).await;
                     served = Some(service);
                 }
                 Err(why) => {
@@ -155,6 +182,33 @@ impl Watched {
             }
         }
         (served, others)
+    }
+
+    /// Says which saved states the code that serves now cannot read: their owners are kept out.
+    async fn tell_unreadable(&self, service: &str, library: &Path) {
+        let (accounts, service, library) = (Arc::clone(self.host.accounts()), service.to_owned(), library.to_owned());
+        let looked = tokio::task::spawn_blocking(move || {
+            let folder = tempfile::Builder::new().prefix("credhost-").tempdir().map_err(|error| error.to_string())?;
+            let private = PrivateFolder::new(folder.path().join("libraries")).map_err(|error| error.to_string())?;
+            unreadable(&Trial::open(&library, &private)?, &accounts, &service)
+        });
+        let looked = looked.await.unwrap_or_else(|error| Err(error.to_string()));
+        let (say_so, more) = match looked {
+            Ok((_, states)) if states.is_empty() => return,
+            Ok((count, states)) => {
+                let first: Vec<String> =
+                    states.iter().take(SHOWN).map(|(name, why)| format!("{name}: {why}")).collect();
+                let rest = if states.len() > SHOWN { ", …" } else { "" };
+                let cannot =
+                    format!("{} of {} cannot be read", states.len(), show::many(count, "saved state", "saved states"));
+                (
+                    format!("{cannot}, and whose they are cannot attach: {}{rest}", first.join(", ")),
+                    json!({ "unreadable": states }),
+                )
+            }
+            Err(why) => (format!("the saved states could not be tried: {why}"), json!({})),
+        };
+        self.line("saved states", None, &say_so, &more);
     }
 
     /// All crates but its own.

@@ -20,7 +20,9 @@ impl Doctor {
             // What can be looked at all the same.
             Err(trouble) => {
                 let first = Finding { level: "wrong".to_owned(), what: trouble.error, hint: trouble.hint };
-                std::iter::once(first).chain(doctor::files(home)).collect()
+                let others =
+                    doctor::files(home).into_iter().filter(|other| other.what != first.what).collect::<Vec<_>>();
+                std::iter::once(first).chain(others).collect()
             }
         };
         let answer = serde_json::to_value(&found)?;
@@ -33,6 +35,10 @@ impl Doctor {
             found.iter().map(line).collect::<Vec<_>>().join("\n")
         });
         let wrong = found.iter().filter(|finding| finding.level == "wrong").count();
-        if wrong > 0 { Err(CliError::new(format!("{wrong} to be put right"))) } else { Ok(()) }
+        match wrong {
+            0 => Ok(()),
+            1 => Err(CliError::new("one thing is to be put right")),
+            _ => Err(CliError::new(format!("{wrong} things are to be put right"))),
+        }
     }
 }

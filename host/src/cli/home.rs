@@ -28,11 +28,18 @@ pub(super) fn ask(home: &Home, request: &Request) -> Result<serde_json::Value, C
             Err(ControlError::NotBegun) if patience.again() => continue,
             Err(error) => return Err(error.into()),
         }
-        let makes = matches!(request, Request::IdentityAdd { .. });
+        let makes = matches!(request, Request::IdentityAdd { .. } | Request::IdentityImport { dry_run: false, .. });
         if makes {
             home.make()?
         } else {
-            home.check()?
+            home.check()?;
+            // Who only looks leaves nothing behind.
+            if !home.store().exists() && !home.config().exists() {
+                let nothing = format!("nobody is known in {}: nothing was ever stored there", home.path().display());
+                return Err(
+                    CliError::new(nothing).hint("`credhost identity add NAME` adds the first, `credhost run` serves")
+                );
+            }
         }
         match home.lock() {
             // A command that ends soon, a host that stops, or one that starts: that one will answer.
@@ -44,6 +51,15 @@ pub(super) fn ask(home: &Home, request: &Request) -> Result<serde_json::Value, C
                 return done.map(warned).map_err(cli_error);
             }
         }
+    }
+}
+
+/// Asks a running host; `None`: none runs.
+pub(super) fn ask_running(home: &Home, request: &Request) -> Result<Option<serde_json::Value>, CliError> {
+    match control::send(&home.control(), request, &mut |_, _| {}) {
+        Ok(answer) => answer.map(Some).map_err(cli_error),
+        Err(ControlError::NoHost) => Ok(None),
+        Err(error) => Err(error.into()),
     }
 }
 
@@ -117,18 +133,51 @@ pub(super) fn when(seconds: u64) -> String {
     humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_secs(seconds)).to_string()
 }
 
-/// "90d" from now on, in seconds since 1970.
+/// A day, or a moment, in seconds since 1970: "2027-01-31" (its beginning, UTC), "2027-01-31T12:00:00Z".
+fn moment(text: &str) -> Option<u64> {
+    let whole = if text.len() == 10 { format!("{text}T00:00:00Z") } else { text.to_owned() };
+    let at = humantime::parse_rfc3339_weak(&whole).ok()?;
+    at.duration_since(UNIX_EPOCH).ok().map(|since| since.as_secs())
+}
+
+/// "90d" from now on, or a date: in seconds since 1970.
 pub(super) fn expiry(text: Option<&str>) -> Result<Option<u64>, CliError> {
     let Some(text) = text else { return Ok(None) };
-    let time = humantime::parse_duration(text)
-        .map_err(|error| CliError::new(format!("{text:?} is no time: {error}")).hint("write it as 90d, 12h or 1y"))?;
-    let at = credhost::store::now().saturating_add(time.as_secs());
+    let at = match moment(text) {
+        Some(at) => at,
+        None => {
+            let time = humantime::parse_duration(text).map_err(|error| no_time(text, &error))?;
+            credhost::store::now().saturating_add(time.as_secs())
+        }
+    };
     if at > credhost::store::LATEST {
         return Err(
             CliError::new(format!("{text:?} is after the year 9999")).hint("leave it out: then it does not expire")
         );
     }
+    if at <= credhost::store::now() {
+        return Err(
+            CliError::new(format!("{text:?} has passed already")).hint("it would be expired from the beginning")
+        );
+    }
     Ok(Some(at))
+}
+
+fn no_time(text: &str, error: &humantime::DurationError) -> CliError {
+    CliError::new(format!("{text:?} is no time: {error}"))
+        .hint("write it as 90d, 12h, 1y, 2027-01-31 or 2027-01-31T12:00:00Z")
+}
+
+/// "2h" ago, or a date: in milliseconds since 1970.
+pub(super) fn since_when(text: &str) -> Result<u64, CliError> {
+    let seconds = match moment(text) {
+        Some(at) => at,
+        None => {
+            let time = humantime::parse_duration(text).map_err(|error| no_time(text, &error))?;
+            credhost::store::now().saturating_sub(time.as_secs())
+        }
+    };
+    Ok(seconds.saturating_mul(1000))
 }
 
 /// A password: from standard input, or typed at a prompt; twice, if it is a new one.
@@ -151,6 +200,11 @@ pub(super) fn password(from_stdin: bool, prompt: &str, twice: bool) -> Result<Se
         }
     }
     Ok(Secret(typed))
+}
+
+/// The same below names for the columns.
+pub(super) fn headed<const N: usize>(heads: [&str; N], rows: Vec<Vec<String>>) -> String {
+    table(&[vec![heads.map(str::to_owned).to_vec()], rows].concat())
 }
 
 /// A column of texts, as wide as the widest.

@@ -3,10 +3,11 @@
 use clap::Subcommand;
 use credhost::config::Home;
 use credhost::control::Request;
+use credhost::cred::{DuplicateIdentity, Name, NameOf};
 use credhost::show;
 use serde_json::Value;
 
-use super::home::{ask, password, table, when};
+use super::home::{ask, headed, password, table, when};
 use super::{CliError, Output, import, say};
 
 /// So many are asked for at once.
@@ -60,11 +61,18 @@ impl Identity {
         let prompt = |name: &str| format!("new password for {name}: ");
         let (request, done) = match self {
             Self::Add { name, password_stdin, no_password } => {
+                // Before somebody types a password twice for nothing.
+                Name::chosen(NameOf::Identity, &name)?;
+                if ask(home, &Request::IdentityShow { name: name.clone() }).is_ok() {
+                    return Err(CliError::new(DuplicateIdentity(name).to_string())
+                        .hint("`credhost identity password NAME` changes its password"));
+                }
                 let password = if no_password { None } else { Some(password(password_stdin, &prompt(&name), true)?) };
                 let done = format!("{name} is added; give it a key: credhost key add {name} SERVICE");
                 (Request::IdentityAdd { name, password }, done)
             }
             Self::Password { name, label, password_stdin, clear } => {
+                ask(home, &Request::IdentityShow { name: name.clone() })?;
                 let password = if clear { None } else { Some(password(password_stdin, &prompt(&name), true)?) };
                 let done = format!("the password of {name} is {}", if clear { "gone" } else { "changed" });
                 (Request::IdentityPassword { name, password, label }, done)
@@ -132,7 +140,7 @@ fn pages(
 
 fn list(home: &Home, output: Output) -> Result<(), CliError> {
     let mut all = Vec::new();
-    let mut any = false;
+    let (mut any, mut headed) = (false, false);
     pages(
         home,
         |after| Request::IdentityList { after, limit: PAGE },
@@ -142,7 +150,7 @@ fn list(home: &Home, output: Output) -> Result<(), CliError> {
                 all.extend(page);
             } else if !page.is_empty() {
                 // A page at a time: a million of them have no common width, nor room here.
-                say(&listed(&page));
+                say(&listed(&page, !std::mem::replace(&mut headed, true)));
             }
         },
     )?;
@@ -174,11 +182,12 @@ fn words(identity: &Value) -> String {
     }
 }
 
-fn listed(identities: &[Value]) -> String {
+fn listed(identities: &[Value], first: bool) -> String {
     let rows = identities
         .iter()
-        .map(|identity| vec![identity["name"].as_str().unwrap_or("?").to_owned(), words(identity), keys(identity)]);
-    table(&rows.collect::<Vec<_>>())
+        .map(|identity| vec![identity["name"].as_str().unwrap_or("?").to_owned(), words(identity), keys(identity)])
+        .collect::<Vec<_>>();
+    if first { headed(["identity", "state", "keys"], rows) } else { table(&rows) }
 }
 
 fn shown(identity: &Value) -> String {

@@ -53,7 +53,9 @@ impl Log {
             dropped = now;
             let lost = health::LOG_LINES_LOST.load(Ordering::Relaxed);
             if lost > told {
-                tracing::warn!("{} lines of the log were lost: it was not read, or could not be written", lost - told);
+                let lines = usize::try_from(lost - told).unwrap_or(usize::MAX);
+                let lines = show::many(lines, "line of the log was", "lines of the log were");
+                tracing::warn!("{lines} lost: it was not read, or could not be written");
                 told = lost;
             }
         }

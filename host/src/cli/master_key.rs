@@ -3,6 +3,7 @@
 use clap::Subcommand;
 use credhost::config::Home;
 use credhost::control::Request;
+use credhost::show;
 
 use super::home::ask;
 use super::{CliError, Output};
@@ -17,8 +18,10 @@ impl MasterKey {
     pub(super) fn run(self, home: &Home, output: Output) -> Result<(), CliError> {
         let Self::Replace = self;
         let answer = ask(home, &Request::MasterKeyReplace {})?;
-        output
-            .show(&answer, || format!("master.key is a new one; {} identities were sealed anew", answer["identities"]));
+        output.show(&answer, || {
+            let sealed = show::many_json(&answer["identities"], "identity was", "identities were");
+            format!("master.key is a new one; {sealed} sealed anew")
+        });
         Ok(())
     }
 }

@@ -12,6 +12,7 @@ mod help;
 mod home;
 mod identity;
 mod import;
+mod init;
 mod key;
 mod limits;
 mod log;
@@ -188,6 +189,9 @@ pub(crate) fn main() -> ExitCode {
         Err(error) => return usage(&error),
     };
     let output = Output { json: cli.json };
+    if matches!(cli.command, Command::Run(_) | Command::Dev(_) | Command::Demo(_)) && init::is_first() {
+        return init::run().unwrap_or_else(|trouble| failed(output.json, &trouble));
+    }
     let home = credhost::config::Home::new(cli.home);
     let done = match cli.command {
         Command::Demo(demo) => demo.run(home),

@@ -2,12 +2,16 @@
 
 use std::io::{self, Write};
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use credhost::show;
 use serde_json::Value;
 
 /// Why something that was to be printed was not: the first time.
 static UNPRINTED: OnceLock<String> = OnceLock::new();
+
+/// Whether something could not be printed, if only because its reader has gone.
+static CLOSED: AtomicBool = AtomicBool::new(false);
 
 /// What a command prints.
 #[derive(Debug, Clone, Copy)]
@@ -55,12 +59,26 @@ pub(super) fn say_bytes(bytes: &[u8]) {
 }
 
 fn noted(written: io::Result<()>) {
-    if let Err(error) = written
-        && error.kind() != io::ErrorKind::BrokenPipe
-    {
+    let Err(error) = written else { return };
+    CLOSED.store(true, Ordering::Relaxed);
+    if error.kind() != io::ErrorKind::BrokenPipe {
         // The first says why; those that follow say no more.
         let _ = UNPRINTED.set(error.to_string());
     }
+}
+
+/// Whether nobody reads any more what is printed.
+pub(super) fn is_closed() -> bool {
+    CLOSED.load(Ordering::Relaxed) || nobody_reads()
+}
+
+/// Whether standard output is a pipe whose reader has gone.
+fn nobody_reads() -> bool {
+    let out = io::stdout();
+    let mut fds = [rustix::event::PollFd::new(&out, rustix::event::PollFlags::empty())];
+    let now = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
+    // What cannot be asked is found out when it is written to.
+    rustix::event::poll(&mut fds, Some(&now)).is_ok() && fds[0].revents().contains(rustix::event::PollFlags::ERR)
 }
 
 /// Why something that was to be printed was not, if that was so.

@@ -5,6 +5,7 @@ use std::rc::Rc;
 use clap::Args;
 use credhost::config::Home;
 use credhost::server::{Host, Options};
+use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::{CliError, log};
@@ -74,6 +75,11 @@ pub(super) fn serve(
             () = &mut stop => return Ok(Ended::WhileStarting),
             started = Host::start(home, options) => started?,
         };
+        tell_systemd(&[NotifyState::Ready]);
+        let stop = async {
+            stop.await;
+            tell_systemd(&[NotifyState::Stopping]);
+        };
         let run = Rc::clone(&host).run(watch, stop);
         let served = async { tokio::join!(first(host), run).0 };
         tokio::select! {
@@ -89,6 +95,13 @@ pub(super) fn serve(
         std::process::exit(0);
     }
     done.map(drop)
+}
+
+/// Tells systemd how it stands, if that has started this process with `Type=notify`; nobody else is told anything.
+fn tell_systemd(state: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(state) {
+        tracing::warn!(%error, "systemd cannot be told how the host stands");
+    }
 }
 
 /// When a host was stopped.

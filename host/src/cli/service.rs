@@ -8,8 +8,10 @@ use credhost::config::Home;
 use credhost::control::{LibraryStatus, Request};
 use credhost::dev::states::Trial;
 use credhost::multiservice::reload::Reloaded;
+use credhost::show;
 
-use super::home::{ask, table};
+use super::home::{ask, ask_running, headed, table};
+use super::trial::Verdict;
 use super::{CliError, Output};
 
 #[derive(Debug, Subcommand)]
@@ -40,9 +42,11 @@ impl Service {
     pub(super) fn run(self, home: &Home, output: Output) -> Result<(), CliError> {
         match self {
             Self::List => {
-                let answer = ask(home, &Request::ServiceList {})?;
-                let libraries: Vec<LibraryStatus> = serde_json::from_value(answer.clone())?;
-                output.show(&answer, || listed(home, &libraries));
+                let libraries: Vec<LibraryStatus> = match ask_running(home, &Request::ServiceList {})? {
+                    Some(answer) => serde_json::from_value(answer)?,
+                    None => would_serve(home)?,
+                };
+                output.show(&serde_json::to_value(&libraries)?, || listed(home, &libraries));
             }
             Self::Stop { name } => {
                 let answer = ask(home, &Request::ServiceStop { name: name.clone() })?;
@@ -159,12 +163,21 @@ fn check_states(home: &Home, output: Output, name: &str, file: &Path) -> Result<
             vec![name, why.clone()]
         });
         let rows: Vec<Vec<String>> = rows.collect();
-        if rows.is_empty() { format!("{shown} can read all {count} saved states of {name}") } else { table(&rows) }
+        match (rows.as_slice(), count) {
+            ([], 0) => format!("there is no saved state of {name} yet"),
+            ([], 1) => format!("{shown} can read the one saved state of {name}"),
+            ([], _) => format!("{shown} can read all {count} saved states of {name}"),
+            _ => table(&rows),
+        }
     });
     if unreadable.is_empty() {
         return Ok(());
     }
-    let error = format!("{shown} cannot read {} of {count} saved states of {name}", unreadable.len());
+    let error = format!(
+        "{shown} cannot read {} of {} of {name}",
+        unreadable.len(),
+        show::many(count, "saved state", "saved states")
+    );
     Err(CliError::new(error).hint("a field with #[serde(default)], or `fn migrate`, would read them: see GUIDE.md"))
 }
 
@@ -176,12 +189,34 @@ fn listed(home: &Home, libraries: &[LibraryStatus]) -> String {
         let service = library.service.clone().unwrap_or_else(|| "-".to_owned());
         let mut state = library.state.clone();
         if !library.unreadable.is_empty() {
-            state += &format!("; {} unreadable states", library.unreadable.len());
+            state += &format!("; {}", show::many(library.unreadable.len(), "unreadable state", "unreadable states"));
         }
         if let Some(note) = &library.note {
             state += &format!("; {note}");
         }
         vec![service, library.file.clone(), state]
     });
-    table(&rows.collect::<Vec<_>>())
+    headed(["service", "file", "state"], rows.collect())
+}
+
+/// The libraries in the folder where no host runs, and what would become of each.
+fn would_serve(home: &Home) -> Result<Vec<LibraryStatus>, CliError> {
+    home.check()?;
+    let bench = super::trial::Trial::new(home)?;
+    let status = |(file, vetted): Verdict| {
+        let file = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        match vetted {
+            Ok(vetted) => LibraryStatus {
+                file,
+                service: Some(vetted.manifest.service),
+                state: "no host runs; it would serve".to_owned(),
+                note: Some(vetted.notes.join("; ")).filter(|notes| !notes.is_empty()),
+                ..LibraryStatus::default()
+            },
+            Err(why) => {
+                LibraryStatus { file, state: format!("no host runs; {}", why.error), ..LibraryStatus::default() }
+            }
+        }
+    };
+    Ok(bench.vet_all(home)?.into_iter().map(status).collect())
 }

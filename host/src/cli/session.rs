@@ -5,7 +5,7 @@ use credhost::config::Home;
 use credhost::control::Request;
 use credhost::sessions::SessionStatus;
 
-use super::home::{ask, table, when};
+use super::home::{ask, headed, when};
 use super::{CliError, Output};
 
 #[derive(Debug, Subcommand)]
@@ -57,5 +57,5 @@ fn listed(sessions: &[SessionStatus]) -> String {
             session.perspectives.join(" "),
         ]
     });
-    table(&rows.collect::<Vec<_>>())
+    headed(["number", "identities", "from", "by", "since", "perspectives"], rows.collect())
 }

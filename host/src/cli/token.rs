@@ -15,8 +15,8 @@ pub(super) enum Token {
         /// What to call it.
         #[arg(long, default_value = "token")]
         label: String,
-        /// How long it is taken: 90d, 1y. For ever, if nothing is said.
-        #[arg(long, value_name = "TIME")]
+        /// How long it is taken: 90d, 1y, or until 2027-01-31. For ever, if nothing is said.
+        #[arg(long, value_name = "TIME|DATE")]
         expires: Option<String>,
     },
     /// Take a token away, by its label or #number; who has logged in with it is logged out.

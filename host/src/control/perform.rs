@@ -6,11 +6,14 @@ use super::failure::ControlFailure;
 use super::protocol::{LibraryStatus, Request, Secret};
 use super::{audit, known};
 use crate::accounts::{AccountError, Accounts, Import};
+use crate::config::ConfigFile;
 use crate::cred::{Credential, Identity, Key, Password, ProofBy};
+use crate::limits;
 use crate::login_gate::LoginGate;
 use crate::multiservice::MultiService;
 use crate::multiservice::ended::Unreleased;
 use crate::nearest::meant;
+use crate::session::Limits;
 use crate::sessions::Sessions;
 use crate::store::audit::Event;
 use crate::store::{Record, Write, now, wait};
@@ -143,11 +146,18 @@ pub fn perform(
         | Request::ServiceReload { .. }
         | Request::ServiceRollback { .. }
         | Request::ServiceWhy { .. }
-        | Request::Limits {}
         | Request::Reload {} => {
             // Done by the host itself, which has the folder.
             running(host)?;
             Value::Null
+        }
+        Request::Limits {} => {
+            // A running host has answered itself, with what is in use.
+            let settings = ConfigFile::open(&accounts.home().config()).and_then(|file| file.settings());
+            let settings = settings.map_err(AccountError::from)?;
+            let limits = limits::of_host(Limits::default().refusal, &settings.limits)
+                .map_err(|error| ControlFailure { error: error.to_string(), hint: None })?;
+            json!({ "limits": limits::status(&limits, None), "largest": [] })
         }
         Request::Describe { service } => {
             let Running { services, libraries, .. } = running(host)?;

@@ -1,6 +1,7 @@
 //! Refusals, each for who is to hear of it.
 
 use super::keyring::Key;
+use crate::show::many;
 
 /// Why somebody is not let in. What the client hears is the same for all but the last three; the operator's log and the
 /// audit trail have the reason.
@@ -67,7 +68,7 @@ pub struct AuthorizerError(pub String);
 #[non_exhaustive]
 pub enum CredentialError {
     /// Shorter than the rules allow.
-    #[error("the password has {0} characters; it needs {1}")]
+    #[error("the password has {}; it needs {}", many(*.0, "character", "characters"), .1)]
     TooShort(usize, usize),
     /// Longer than can be hashed at a known cost.
     #[error("the password has more than {0} bytes")]

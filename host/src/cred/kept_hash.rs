@@ -231,4 +231,30 @@ mod tests {
             assert!(why.contains(named), "{hash}: {why}");
         }
     }
+
+    #[test]
+    fn the_dearest_hash_that_is_taken_is_checked_before_a_refusal_leaves() {
+        // As `server` measures it: sixteen times OWASP's cost.
+        let least = |work: &dyn Fn()| {
+            let took = (0..3).map(|_| {
+                let began = std::time::Instant::now();
+                work();
+                began.elapsed()
+            });
+            took.min().unwrap_or_default()
+        };
+        let refusal = 16 * least(&|| drop(Password::new("x").hash(HashCost::LEAST, &[1; 16])));
+        let refusal = refusal.max(std::time::Duration::from_millis(400));
+        let dearest = [
+            HashCost { memory: MEMORY, passes: 4 }.decoy(&[1; 24]),
+            HashCost { memory: 19 << 10, passes: 16 }.decoy(&[1; 24]),
+            bcrypt::hash("right", MOST_BCRYPT).unwrap(),
+        ];
+        for hash in dearest {
+            check_hash(&hash, MEMORY, HashCost::LEAST).unwrap();
+            let took = least(&|| assert!(!Password::new("wrong").matches(&hash)));
+            println!("{}: {took:.0?} of {refusal:.0?}", &hash[..25]);
+            assert!(took < refusal, "{hash}: {took:?}, and a refusal leaves after {refusal:?}");
+        }
+    }
 }

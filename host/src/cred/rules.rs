@@ -9,6 +9,7 @@ use zeroize::Zeroizing;
 
 use super::error::CredentialError;
 use super::password::{LONGEST, Password};
+use crate::show::many;
 
 /// The fewest characters that the standard allows for a password that stands alone.
 pub const STANDARD_SHORTEST: usize = 15;
@@ -86,10 +87,8 @@ impl PasswordRules {
     #[must_use]
     pub fn weaker_than_standard(&self) -> Option<String> {
         (self.shortest < STANDARD_SHORTEST).then(|| {
-            format!(
-                "passwords of {} characters are allowed; NIST SP 800-63B-4 asks for {STANDARD_SHORTEST}",
-                self.shortest
-            )
+            let shortest = many(self.shortest, "character", "characters");
+            format!("passwords of {shortest} are allowed; NIST SP 800-63B-4 asks for {STANDARD_SHORTEST}")
         })
     }
 }

@@ -72,7 +72,7 @@ impl Ended {
             return Ok(());
         }
         Err(LibraryFault::Machine(format!(
-            "{held} libraries that were replaced or stopped stay in memory, and another could end the whole process; \
+            "libraries that were replaced or stopped and stay in memory: {held}; another could end the whole process; \
              `credhost service why NAME` says what holds them; restart the host"
         )))
     }

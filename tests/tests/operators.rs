@@ -1,0 +1,215 @@
+//! What an operator asks for, day by day: lists, times, the trail as it grows; with a host and without.
+
+use std::io::{BufRead, BufReader};
+use std::os::unix::net::UnixDatagram;
+use std::os::unix::process::CommandExt;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use system_tests::build::credhost;
+use system_tests::host::TestHome;
+
+/// A guard against hanging, not a measure.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+fn scene() -> TestHome {
+    let home = TestHome::new();
+    home.make();
+    home.install("todo");
+    home.identity("alice", "alice-pw", &["todo"]);
+    home
+}
+
+#[test]
+fn lists_have_heads_and_are_there_without_a_host() {
+    let home = scene();
+    let head = |arguments: &[&str]| home.run(arguments, "").lines().next().unwrap_or_default().to_owned();
+    assert_eq!(head(&["identity", "list"]).split_whitespace().collect::<Vec<_>>(), ["identity", "state", "keys"]);
+    let list = home.run(&["service", "list"], "");
+    assert!(list.starts_with("service  file"), "{list}");
+    assert!(list.contains("todo     libtodo.so") && list.contains("no host runs; it would serve"), "{list}");
+    std::fs::write(home.plugins().join("libbroken.so"), "no library").expect("it can be written");
+    let list = home.run(&["service", "list"], "");
+    assert!(list.contains("libbroken.so  no host runs; ") && list.contains("would not be loaded"), "{list}");
+    assert!(home.run(&["describe", "todo"], "").contains("add(text"), "a method of it");
+    let none = home.refused(&["describe", "tood"], "");
+    assert!(none.contains("is the service tood; did you mean \"todo\"?"), "{none}");
+    assert!(home.run(&["limits"], "").contains("per_source"));
+    let host = home.start();
+    let list = host.home.run(&["service", "list"], "");
+    assert!(list.contains("todo     libtodo.so    serving"), "{list}");
+    assert!(host.home.run(&["describe", "todo"], "").contains("add(text"));
+}
+
+#[test]
+fn the_trail_is_shown_from_where_one_asks_and_as_it_grows() {
+    let home = scene();
+    for label in ["one", "two", "three"] {
+        home.run(&["token", "new", "alice", "--label", label], "");
+    }
+    let show = |more: &[&str]| home.run(&[&["audit", "show"], more].concat(), "");
+    let all = show(&[]);
+    let last: Vec<&str> = all.lines().rev().take(2).collect();
+    assert_eq!(show(&["--last", "2"]).lines().rev().collect::<Vec<_>>(), last);
+    assert_eq!(show(&["--last", "1", "--with", "token.added"]).lines().count(), 1);
+    assert!(show(&["--last", "1", "--with", "token.added"]).contains("label=three"));
+    assert_eq!(show(&["--since", "1h"]), all);
+    assert_eq!(show(&["--since", "2999-01-01"]), "");
+    assert_eq!(show(&["--since", "2020-01-01T00:00:00Z"]), all);
+    let odd = home.refused(&["audit", "show", "--since", "yesterday"], "");
+    assert!(odd.contains("\"yesterday\" is no time") && odd.contains("2027-01-31"), "{odd}");
+    let json = show(&["--last", "1", "--json"]);
+    let line: serde_json::Value = serde_json::from_str(&json).expect("one object");
+    assert_eq!((&line["what"], &line["about"]["label"]), (&"token.added".into(), &"three".into()), "{json}");
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("a clock").as_secs_f64();
+    assert!(line["at"].as_f64().is_some_and(|at| at > now - 3600.0 && at < now + 1.0), "in seconds: {json}");
+
+    // As it grows: what comes is printed, and who closes the output ends it.
+    let host = home.start();
+    let mut command = host.home.command();
+    command.args(["audit", "show", "--follow", "--last", "1"]).stdin(Stdio::null()).stdout(Stdio::piped());
+    let mut following = command.spawn().expect("credhost runs");
+    let mut lines = BufReader::new(following.stdout.take().expect("it has an output")).lines();
+    assert!(lines.next().expect("a line").expect("text").contains("host.started"));
+    host.home.run(&["identity", "disable", "alice"], "");
+    assert!(lines.any(|line| line.expect("text").contains("identity.disabled identity=alice")));
+    drop(lines);
+    let began = Instant::now();
+    while following.try_wait().expect("it can be asked").is_none() {
+        assert!(began.elapsed() < PATIENCE, "it ends when nobody reads it");
+        std::thread::yield_now();
+    }
+    assert!(following.wait().expect("it has ended").success());
+}
+
+#[test]
+fn a_token_ends_at_a_date_and_not_in_the_past() {
+    let home = scene();
+    home.run(&["token", "new", "alice", "--label", "a", "--expires", "2999-01-31"], "");
+    home.run(&["token", "new", "alice", "--label", "b", "--expires", "2999-01-31T12:00:00Z"], "");
+    let list = home.run(&["token", "list", "alice"], "");
+    assert!(list.contains("until 2999-01-31T00:00:00Z") && list.contains("until 2999-01-31T12:00:00Z"), "{list}");
+    for (when, why) in [
+        ("2020-01-01", "\"2020-01-01\" has passed already"),
+        ("0s", "has passed already"),
+        ("2027-02-30", "is no time"),
+        ("soon", "write it as 90d, 12h, 1y, 2027-01-31"),
+        ("9000y", "is after the year 9999"),
+    ] {
+        let refused = home.refused(&["token", "new", "alice", "--label", "c", "--expires", when], "");
+        assert!(refused.contains(why), "{when}: {refused}");
+    }
+}
+
+#[test]
+fn who_only_looks_leaves_nothing_behind() {
+    let folder = tempfile::tempdir().expect("a folder");
+    std::fs::set_permissions(folder.path(), std::os::unix::fs::PermissionsExt::from_mode(0o700)).expect("it is ours");
+    let commands: [&[&str]; 9] = [
+        &["doctor"],
+        &["identity", "list"],
+        &["identity", "show", "alice"],
+        &["identity", "import", "/dev/null", "--dry-run"],
+        &["audit", "show"],
+        &["audit", "verify"],
+        &["limits"],
+        &["key", "list", "alice"],
+        &["session", "list"],
+    ];
+    for arguments in commands {
+        let mut command = Command::new(credhost());
+        let _ = command.arg("--home").arg(folder.path()).args(arguments).output().expect("it runs");
+        let left: Vec<_> = std::fs::read_dir(folder.path()).expect("it is there").flatten().collect();
+        assert!(left.is_empty(), "{arguments:?} leaves {left:?}");
+    }
+}
+
+#[test]
+fn nobody_is_asked_for_a_password_in_vain() {
+    let home = scene();
+    // Standard input is no terminal here: who would be asked would be told that.
+    for (arguments, why) in [
+        (&["identity", "add", "alice"][..], "There is already an identity named alice."),
+        (&["identity", "add", "a/b"], "it has a `/`"),
+        (&["identity", "password", "bob"], "there is no identity named bob"),
+        (&["call", "alice@127.0.0.1:1/todo", "list"], "127.0.0.1:1"),
+        (&["call", "alice@127.0.0.1:99999/todo", "list"], "\"99999\" is no port, which is a number from 1 to 65535"),
+        (&["call", "alice@127.0.0.1", "list"], "there is no /SERVICE at its end"),
+        (&["call", "127.0.0.1/todo", "list"], "there is no USER@ at its beginning"),
+        (&["call", "@127.0.0.1/todo", "list"], "there is no user before the @"),
+    ] {
+        let said = home.refused(arguments, "");
+        assert!(said.contains(why) && !said.contains("terminal"), "{arguments:?}: {said}");
+    }
+}
+
+#[test]
+fn a_doctor_says_a_thing_once() {
+    let home = scene();
+    home.configure(|text| text.replace("shortest = 1", "shortest = \"one\""));
+    let done = home.run_with(&["doctor"], "");
+    let said = String::from_utf8_lossy(&done.stdout);
+    assert_eq!(said.matches("\"one\" stands where a whole number is expected").count(), 1, "{said}");
+    assert!(!said.contains("usize") && !said.contains("invalid type"), "{said}");
+    assert!(String::from_utf8_lossy(&done.stderr).contains("one thing is to be put right"));
+}
+
+#[test]
+fn systemd_is_told_when_the_host_serves_and_when_it_stops() {
+    let home = scene();
+    let socket = home.path().join("notify.sock");
+    let systemd = UnixDatagram::bind(&socket).expect("a socket");
+    systemd.set_read_timeout(Some(PATIENCE)).expect("a limit");
+    let said = || {
+        let mut bytes = [0; 4096];
+        let count = systemd.recv(&mut bytes).expect("it says something");
+        String::from_utf8_lossy(&bytes[..count]).into_owned()
+    };
+    let mut host = home.start_with(&[], &[("NOTIFY_SOCKET", socket.to_str().expect("a plain path"))]);
+    assert!(said().contains("READY=1"));
+    assert!(host.home.run(&["service", "list"], "").contains("serving"), "and it does");
+    assert_eq!(host.terminate(), Some(0));
+    assert!(said().contains("STOPPING=1"));
+}
+
+#[test]
+fn as_the_first_process_it_waits_for_orphans_and_hears_signals() {
+    let home = scene();
+    // A namespace of processes: a container has one. The sleeper's own parent ends at once.
+    let script = "(sleep 0.2 & sleep 0.2 &) ; exec \"$@\"";
+    let mut command = Command::new("unshare");
+    command.args([
+        "--user",
+        "--map-root-user",
+        "--pid",
+        "--fork",
+        "--mount-proc",
+        "--kill-child",
+        "sh",
+        "-c",
+        script,
+        "sh",
+    ]);
+    command.arg(credhost()).arg("--home").arg(home.path()).args(["run", "--listen", "127.0.0.1:0"]);
+    let mut namespace =
+        command.stdout(Stdio::null()).stderr(Stdio::piped()).process_group(0).spawn().expect("unshare runs");
+    let mut log = BufReader::new(namespace.stderr.take().expect("it has an output")).lines().map_while(Result::ok);
+    assert!(log.any(|line| line.contains("serving Perspective Broker")), "it serves");
+    let children = |of: u32| {
+        let list = std::fs::read_to_string(format!("/proc/{of}/task/{of}/children")).unwrap_or_default();
+        list.split_whitespace().filter_map(|id| id.parse::<u32>().ok()).collect::<Vec<_>>()
+    };
+    let first = children(namespace.id())[0];
+    let name = |of: u32| std::fs::read_to_string(format!("/proc/{of}/comm")).unwrap_or_default();
+    let began = Instant::now();
+    // The host is what is left of its children: sleepers that have ended are gone, and no dead entries of them stay.
+    while children(first).iter().any(|child| name(*child).starts_with("sleep")) {
+        assert!(began.elapsed() < PATIENCE, "orphans are waited for");
+        std::thread::yield_now();
+    }
+    assert_eq!(children(first).len(), 1, "the host itself");
+    let first = rustix::process::Pid::from_raw(first.cast_signed()).expect("a number");
+    rustix::process::kill_process(first, rustix::process::Signal::TERM).expect("it can be told");
+    assert!(log.any(|line| line.contains("stopping")), "the host has heard it");
+    assert!(namespace.wait().expect("it ends").success());
+}
