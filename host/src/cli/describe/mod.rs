@@ -1,5 +1,8 @@
 //! `credhost describe`
 
+mod shape;
+mod stubs;
+
 use std::fmt::Write;
 
 use clap::Args;
@@ -8,19 +11,30 @@ use credhost::control::Request;
 use credhost::nearest;
 use plugin_api::manifest::Manifest;
 
+use self::shape::Signature;
 use super::home::ask_running;
-use super::{CliError, Output};
+use super::{CliError, Output, say};
 
 #[derive(Debug, Args)]
 pub(super) struct Describe {
     /// The service's name.
     service: String,
+    /// Write a client of it for Python, on Twisted: a module.
+    #[arg(long, conflicts_with = "rust")]
+    python: bool,
+    /// Write a client of it for Rust, on the crate `pb`: a module.
+    #[arg(long)]
+    rust: bool,
 }
 
 impl Describe {
     pub(super) fn run(self, home: &Home, output: Output) -> Result<(), CliError> {
         let manifest = self.manifest(home)?;
-        output.show(&serde_json::to_value(&manifest)?, || described(&manifest));
+        match (self.python, self.rust) {
+            (true, _) => say(stubs::python(&manifest).trim_end()),
+            (_, true) => say(stubs::rust(&manifest).trim_end()),
+            _ => output.show(&serde_json::to_value(&manifest)?, || described(&manifest)),
+        }
         Ok(())
     }
 }
@@ -63,7 +77,7 @@ fn described(manifest: &Manifest) -> String {
         },
     );
     for method in &manifest.methods {
-        paragraph("", &format!("\n  {}", method.signature));
+        paragraph("", &format!("\n  {}", Signature::of(method).words()));
         paragraph("      ", &method.doc);
     }
     text

@@ -1,0 +1,46 @@
+"""A room to talk in, for clients that give an object with heard(who, text), came(who) and went(who).
+
+Written by `credhost describe --python chat`. Needs Twisted."""
+
+from __future__ import annotations
+
+import datetime
+import decimal
+from typing import Any, Dict, List, Set, Tuple
+
+from twisted.cred.credentials import UsernamePassword
+from twisted.internet.defer import Deferred
+from twisted.spread import pb
+
+
+class Chat:
+    """A guest's view of the room."""
+
+    def __init__(self, perspective: pb.RemoteReference) -> None:
+        self.perspective = perspective
+
+    @classmethod
+    def login(
+        cls,
+        factory: pb.PBClientFactory,
+        name: str,
+        password: str,
+        mind: pb.Referenceable | None = None,
+        perspective: str | None = None,
+    ) -> Deferred[Chat]:
+        """Logs in by a factory that connects, as with reactor.connectTCP(host, port, factory)."""
+        path = [name, "chat"] + ([perspective] if perspective else [])
+        credentials = UsernamePassword("/".join(path).encode(), password.encode())
+        return factory.login(credentials, mind).addCallback(cls)
+
+    def say(self, text: str) -> Deferred[int]:
+        """Says something to everybody, oneself included; answers with how many are told."""
+        return self.perspective.callRemote("say", text)
+
+    def ask(self, who: str, text: str) -> Deferred[Any]:
+        """Says something to one guest, and answers with what their client answers."""
+        return self.perspective.callRemote("ask", who, text)
+
+    def present(self) -> Deferred[List[str]]:
+        """Who is present."""
+        return self.perspective.callRemote("present")

@@ -1,0 +1,54 @@
+"""A to-do list for everyone.
+
+Written by `credhost describe --python todo`. Needs Twisted."""
+
+from __future__ import annotations
+
+import datetime
+import decimal
+from typing import Any, Dict, List, Set, Tuple
+
+from twisted.cred.credentials import UsernamePassword
+from twisted.internet.defer import Deferred
+from twisted.spread import pb
+
+
+class Todo:
+    """One list of tasks, numbered from 0."""
+
+    def __init__(self, perspective: pb.RemoteReference) -> None:
+        self.perspective = perspective
+
+    @classmethod
+    def login(
+        cls,
+        factory: pb.PBClientFactory,
+        name: str,
+        password: str,
+        mind: pb.Referenceable | None = None,
+        perspective: str | None = None,
+    ) -> Deferred[Todo]:
+        """Logs in by a factory that connects, as with reactor.connectTCP(host, port, factory)."""
+        path = [name, "todo"] + ([perspective] if perspective else [])
+        credentials = UsernamePassword("/".join(path).encode(), password.encode())
+        return factory.login(credentials, mind).addCallback(cls)
+
+    def add(self, text: str) -> Deferred[int]:
+        """Adds a task; answers with its number."""
+        return self.perspective.callRemote("add", text)
+
+    def list(self) -> Deferred[List[Any]]:
+        """All tasks, each with `text` and `done`."""
+        return self.perspective.callRemote("list")
+
+    def done(self, number: int, done: bool | None = None) -> Deferred[None]:
+        """Marks a task as done, or as not done after all."""
+        return self.perspective.callRemote("done", number, done)
+
+    def clear(self) -> Deferred[int]:
+        """Removes the tasks that are done; answers with how many those were."""
+        return self.perspective.callRemote("clear")
+
+    def remind(self, number: int, seconds: int) -> Deferred[None]:
+        """Rings the client when the time is up: calls `ring(text)` of its own object."""
+        return self.perspective.callRemote("remind", number, seconds)

@@ -1,0 +1,63 @@
+//! A to-do list for everyone.
+//!
+//! Written by `credhost describe --rust todo`. Needs the crates `jelly`, and `pb` with its feature `client`.
+
+use pb::client::{Client, Error, Local, Remote};
+
+/// One list of tasks, numbered from 0.
+#[derive(Debug, Clone)]
+pub struct Todo {
+    /// What it calls.
+    pub perspective: Remote,
+}
+
+impl Todo {
+    /// Logs in as an identity, and asks for its perspective.
+    ///
+    /// # Errors
+    /// When it is not let in, has no key, or the connection is lost.
+    pub async fn login(client: &Client, name: &str, password: &str, mind: Option<Local>) -> Result<Self, Error> {
+        let path = format!("{name}/{}", "todo");
+        Ok(Self { perspective: client.login_password(&path, password, mind).await? })
+    }
+
+    /// Adds a task; answers with its number.
+    ///
+    /// # Errors
+    /// What the service answers with, and when the connection is lost.
+    pub async fn add(&self, text: &str) -> Result<i64, Error> {
+        Ok(self.perspective.call("add", &(text,)).await?.read()?)
+    }
+
+    /// All tasks, each with `text` and `done`.
+    ///
+    /// # Errors
+    /// What the service answers with, and when the connection is lost.
+    pub async fn list(&self) -> Result<Vec<jelly::Value>, Error> {
+        Ok(self.perspective.call("list", &()).await?.read()?)
+    }
+
+    /// Marks a task as done, or as not done after all.
+    ///
+    /// # Errors
+    /// What the service answers with, and when the connection is lost.
+    pub async fn done(&self, number: i64, done: Option<bool>) -> Result<(), Error> {
+        Ok(self.perspective.call("done", &(number, done)).await?.read()?)
+    }
+
+    /// Removes the tasks that are done; answers with how many those were.
+    ///
+    /// # Errors
+    /// What the service answers with, and when the connection is lost.
+    pub async fn clear(&self) -> Result<i64, Error> {
+        Ok(self.perspective.call("clear", &()).await?.read()?)
+    }
+
+    /// Rings the client when the time is up: calls `ring(text)` of its own object.
+    ///
+    /// # Errors
+    /// What the service answers with, and when the connection is lost.
+    pub async fn remind(&self, number: i64, seconds: i64) -> Result<(), Error> {
+        Ok(self.perspective.call("remind", &(number, seconds)).await?.read()?)
+    }
+}
