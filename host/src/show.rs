@@ -44,7 +44,7 @@ pub fn line(text: &str) -> Cow<'_, str> {
     escaped(text, is_hidden)
 }
 
-/// Lines of ours, in which text from outside was escaped by [`line`]: what was forgotten can break no more than a line.
+/// Lines of ours, in which text from outside was escaped by [`line()`]: what was forgotten can break no more than a line.
 #[must_use]
 pub fn lines(text: &str) -> Cow<'_, str> {
     escaped(text, |c| is_hidden(c) && c != '\n')

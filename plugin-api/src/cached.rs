@@ -16,6 +16,19 @@ use crate::runtime::core::{Core, Encoded};
 ///
 /// In Twisted: `twisted.spread.pb.Cacheable`. A Python client says which class of its own copies it:
 /// `pb.setUnjellyableForClass("board.Board", RemoteBoard)`, a `pb.RemoteCache` with methods `observe_…`.
+///
+/// ```
+/// use plugin_api::prelude::*;
+///
+/// #[derive(Serialize)]
+/// struct Board {
+///     score: u32,
+/// }
+///
+/// impl Cacheable for Board {
+///     const TYPE: &'static str = "game.Board";
+/// }
+/// ```
 pub trait Cacheable: Serialize + 'static {
     /// The name by which clients know the type: "module.Class".
     const TYPE: &'static str;
@@ -26,6 +39,60 @@ pub trait Cacheable: Serialize + 'static {
 /// Sent to a client for the first time, its whole state goes with it; from then on the client is told each
 /// [`Cached::update`], until it lets go of its copy or its connection ends. Sent back by the client, it is this object
 /// again. A client that is attached to no perspective of the service any more is told nothing.
+///
+/// ```
+/// use plugin_api::prelude::*;
+/// use plugin_api::testing::TestHost;
+///
+/// /// What clients have a copy of.
+/// #[derive(Serialize)]
+/// struct Board {
+///     score: u32,
+/// }
+///
+/// impl Cacheable for Board {
+///     const TYPE: &'static str = "game.Board";
+/// }
+///
+/// struct Game {
+///     board: Cached<Board>,
+/// }
+///
+/// #[service("game", save = "never")]
+/// impl Service for Game {
+///     type Perspective = Player;
+///
+///     fn init(_: &Context<Self>, _: &Config) -> Result<Self> {
+///         Ok(Self { board: Cached::new(Board { score: 0 }) })
+///     }
+/// }
+///
+/// #[derive(Default)]
+/// struct Player;
+///
+/// #[perspective]
+/// impl Player {
+///     /// Answers with the board: the client has a copy from now on.
+///     fn board(&self, context: &Context<Game>) -> Result<Cached<Board>> {
+///         context.service()?.read(|game| game.board.clone())
+///     }
+///
+///     /// Every copy is told: a Python client's `observe_score(score)` is called.
+///     fn score(&self, context: &Context<Game>, more: u32) -> Result<u32> {
+///         let board = context.service()?.read(|game| game.board.clone())?;
+///         let score = board.read(|board| board.score + more)?;
+///         board.update("score", (score,), |board| board.score = score)?;
+///         Ok(score)
+///     }
+/// }
+///
+/// let host = TestHost::<Game>::start()?;
+/// let alice = host.attach("alice")?;
+/// alice.call::<Value>("board", ())?;
+/// assert_eq!(alice.call::<u32>("score", (5,))?, 5);
+/// assert_eq!(alice.updates().len(), 1);
+/// # Ok::<(), Fault>(())
+/// ```
 pub struct Cached<T> {
     shared: Rc<CachedCell<T>>,
 }

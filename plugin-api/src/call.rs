@@ -7,6 +7,39 @@ use crate::fault::{Fault, Result};
 use crate::remote::Remote;
 
 /// The call being served. A method that wants it takes `call: Call` (async) or `call: &Call`.
+///
+/// ```
+/// use plugin_api::prelude::*;
+/// use plugin_api::testing::TestHost;
+///
+/// # #[derive(Default)]
+/// # struct Room;
+/// # #[service("room", save = "never")]
+/// # impl Service for Room {
+/// #     type Perspective = Guest;
+/// # }
+/// #[derive(Default)]
+/// struct Guest;
+///
+/// #[perspective]
+/// impl Guest {
+///     /// Answers with who calls.
+///     fn whoami(&self, call: &Call) -> String {
+///         call.attachment().identity().to_owned()
+///     }
+///
+///     /// Rings the caller's own object, unless they have gone.
+///     async fn ring(_me: Handle<Self>, call: Call) -> Result<String> {
+///         call.mind()?.call("ring", ("wake up",)).await
+///     }
+/// }
+///
+/// let host = TestHost::<Room>::start()?;
+/// let alice = host.attach_with("alice", |method, _| Ok(Value::from(format!("heard {method}"))))?;
+/// assert_eq!(alice.call::<String>("whoami", ())?, "alice");
+/// assert_eq!(alice.call::<String>("ring", ())?, "heard ring");
+/// # Ok::<(), Fault>(())
+/// ```
 #[derive(Clone)]
 pub struct Call {
     shared: Rc<CallCell>,
@@ -68,6 +101,50 @@ impl std::fmt::Debug for Call {
 }
 
 /// One client, attached to one perspective.
+///
+/// ```
+/// use plugin_api::prelude::*;
+/// use plugin_api::testing::TestHost;
+///
+/// /// Knows who is here.
+/// #[derive(Default)]
+/// struct Room {
+///     present: Vec<Attachment>,
+/// }
+///
+/// #[service("room", save = "never")]
+/// impl Service for Room {
+///     type Perspective = Guest;
+///
+///     fn attached(context: &Context<Self>, guest: Handle<Guest>, attachment: &Attachment) -> Result<Handle<Guest>> {
+///         context.service()?.write(|room| room.present.push(attachment.clone()))?;
+///         Ok(guest)
+///     }
+///
+///     fn detached(context: &Context<Self>, _: Handle<Guest>, attachment: &Attachment) {
+///         let _ = context.service().and_then(|room| {
+///             room.write(|room| room.present.retain(|other| other.id() != attachment.id()))
+///         });
+///     }
+/// }
+///
+/// #[derive(Default)]
+/// struct Guest;
+///
+/// #[perspective]
+/// impl Guest {
+///     fn present(&self, context: &Context<Room>) -> Result<Vec<String>> {
+///         context.service()?.read(|room| room.present.iter().map(|guest| guest.perspective().to_owned()).collect())
+///     }
+/// }
+///
+/// let host = TestHost::<Room>::start()?;
+/// let (alice, bob) = (host.attach("alice")?, host.attach("bob")?);
+/// assert_eq!(alice.call::<Vec<String>>("present", ())?, ["alice", "bob"]);
+/// drop(bob);
+/// assert_eq!(alice.call::<Vec<String>>("present", ())?, ["alice"]);
+/// # Ok::<(), Fault>(())
+/// ```
 #[derive(Clone)]
 pub struct Attachment {
     shared: Rc<AttachmentCell>,
@@ -83,6 +160,16 @@ struct AttachmentCell {
 }
 
 /// Why a client attaches.
+///
+/// ```
+/// # use plugin_api::prelude::*;
+/// fn attached(attachment: &Attachment) {
+///     // Who was here before the code was replaced has not come just now.
+///     if attachment.reason() == Reason::Login {
+///         println!("{} has come", attachment.perspective());
+///     }
+/// }
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Reason {

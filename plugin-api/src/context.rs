@@ -17,6 +17,49 @@ use crate::runtime::Runtime;
 use crate::service::Service;
 
 /// The surroundings of a service: its own handle, its perspectives, its tasks. Clones are the same.
+///
+/// ```
+/// use plugin_api::prelude::*;
+/// use plugin_api::testing::TestHost;
+///
+/// #[derive(Default)]
+/// struct Counter {
+///     calls: u32,
+/// }
+///
+/// #[service("counter", save = "never")]
+/// impl Service for Counter {
+///     type Perspective = View;
+///
+///     async fn start(me: Handle<Self>, context: Context<Self>) -> Result<()> {
+///         // A task of the service's: it ends with this generation.
+///         context.spawn(async move {
+///             let _ = me.write(|counter| counter.calls = 100);
+///         });
+///         Ok(())
+///     }
+/// }
+///
+/// #[derive(Default)]
+/// struct View;
+///
+/// #[perspective]
+/// impl View {
+///     /// Counts for all clients together.
+///     fn count(&self, context: &Context<Counter>) -> Result<u32> {
+///         context.service()?.write(|counter| {
+///             counter.calls += 1;
+///             counter.calls
+///         })
+///     }
+/// }
+///
+/// let host = TestHost::<Counter>::start()?;
+/// let (alice, bob) = (host.attach("alice")?, host.attach("bob")?);
+/// assert_eq!(alice.call::<u32>("count", ())?, 101);
+/// assert_eq!(bob.call::<u32>("count", ())?, 102);
+/// # Ok::<(), Fault>(())
+/// ```
 pub struct Context<S: Service> {
     runtime: Weak<Runtime<S>>,
 }
@@ -103,11 +146,71 @@ impl<S: Service> std::fmt::Debug for Context<S> {
 ///
 /// # Errors
 /// When it panics.
+///
+/// ```
+/// # use plugin_api::prelude::*;
+/// # struct Files;
+/// # #[perspective]
+/// # impl Files {
+/// /// Reads a file: other calls go on meanwhile.
+/// async fn motd(_me: Handle<Self>) -> Result<String> {
+///     let text = plugin_api::blocking(|| std::fs::read_to_string("/etc/motd")).await?;
+///     Ok(text.unwrap_or_default())
+/// }
+/// # }
+/// ```
 pub async fn blocking<R: Send + 'static>(work: impl FnOnce() -> R + Send + 'static) -> Result<R> {
     tokio::task::spawn_blocking(work).await.map_err(|_| Fault::panicked("work on a thread of its own"))
 }
 
 /// The service's section of the host's configuration: `[service.NAME]` in `credhost.toml`.
+///
+/// ```
+/// use plugin_api::prelude::*;
+/// use plugin_api::testing::TestHost;
+/// use std::collections::HashMap;
+///
+/// /// `[service.greeter]` in credhost.toml. What is absent there is as in `default`.
+/// #[derive(Deserialize)]
+/// #[serde(default)]
+/// struct Settings {
+///     greeting: String,
+/// }
+///
+/// impl Default for Settings {
+///     fn default() -> Self {
+///         Self { greeting: "hello".to_owned() }
+///     }
+/// }
+///
+/// struct Greeter {
+///     settings: Settings,
+/// }
+///
+/// #[service("greeter", save = "never")]
+/// impl Service for Greeter {
+///     type Perspective = View;
+///
+///     fn init(_: &Context<Self>, config: &Config) -> Result<Self> {
+///         Ok(Self { settings: config.read()? })
+///     }
+/// }
+///
+/// #[derive(Default)]
+/// struct View;
+///
+/// #[perspective]
+/// impl View {
+///     fn greet(&self, context: &Context<Greeter>) -> Result<String> {
+///         context.service()?.read(|greeter| greeter.settings.greeting.clone())
+///     }
+/// }
+///
+/// let section = HashMap::from([("greeting", "good day")]);
+/// let host = TestHost::<Greeter>::start_with(&section, HashMap::new())?;
+/// assert_eq!(host.attach("alice")?.call::<String>("greet", ())?, "good day");
+/// # Ok::<(), Fault>(())
+/// ```
 #[derive(Debug, Clone)]
 pub struct Config {
     pub(crate) bytes: Vec<u8>,

@@ -39,6 +39,38 @@ const VALUE: usize = 1 << 20;
 const TRANSACTION: usize = 16 << 20;
 
 /// The service's data: from [`Context::data`](crate::Context::data).
+///
+/// ```
+/// use plugin_api::prelude::*;
+/// use plugin_api::testing::TestHost;
+///
+/// # #[derive(Default)]
+/// # struct Mail;
+/// # #[service("mail", save = "never")]
+/// # impl Service for Mail {
+/// #     type Perspective = Box_;
+/// # }
+/// # #[derive(Default)]
+/// # struct Box_;
+/// #[perspective]
+/// impl Box_ {
+///     async fn send(_me: Handle<Self>, context: Context<Mail>, number: u32, text: String) -> Result<()> {
+///         context.data().put(format!("letter/{number:06}"), &text).await
+///     }
+///
+///     async fn first(_me: Handle<Self>, context: Context<Mail>, count: usize) -> Result<Vec<String>> {
+///         let letters = context.data().select(Select::prefix("letter/").limit(count)).await?;
+///         letters.entries.iter().map(|letter| letter.value()).collect()
+///     }
+/// }
+///
+/// let host = TestHost::<Mail>::start()?;
+/// let alice = host.attach("alice")?;
+/// alice.call::<()>("send", (2, "second"))?;
+/// alice.call::<()>("send", (1, "first"))?;
+/// assert_eq!(alice.call::<Vec<String>>("first", (1,))?, ["first"]);
+/// # Ok::<(), Fault>(())
+/// ```
 #[derive(Clone)]
 pub struct Data {
     core: Weak<Core>,
@@ -79,6 +111,15 @@ pub struct Selected {
 }
 
 /// Which entries are wanted.
+///
+/// ```
+/// # use plugin_api::prelude::*;
+/// // The ten latest of those whose keys begin with "letter/".
+/// let latest = Select::prefix("letter/").reverse().limit(10);
+/// // All from "a" on, up to but without "b".
+/// let range = Select::from("a").until("b");
+/// assert_ne!(latest, range);
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Select {
     from: Vec<u8>,
@@ -212,6 +253,41 @@ impl std::fmt::Debug for Data {
 }
 
 /// A change of several keys: from [`Data::transaction`]. Dropped, nothing of it is done.
+///
+/// ```
+/// use plugin_api::prelude::*;
+/// use plugin_api::testing::TestHost;
+///
+/// # #[derive(Default)]
+/// # struct Mail;
+/// # #[service("mail", save = "never")]
+/// # impl Service for Mail {
+/// #     type Perspective = Box_;
+/// # }
+/// # #[derive(Default)]
+/// # struct Box_;
+/// #[perspective]
+/// impl Box_ {
+///     /// Moves an amount: both accounts change, or none.
+///     async fn transfer(_me: Handle<Self>, context: Context<Mail>, amount: u64) -> Result<u64> {
+///         let mut change = context.data().transaction().await?;
+///         let from: u64 = change.get("from").await?.unwrap_or(100);
+///         let to: u64 = change.get("to").await?.unwrap_or(0);
+///         let left = from.checked_sub(amount).ok_or_else(|| Fault::value("there is not so much"))?;
+///         change.put("from", &left)?;
+///         change.put("to", &(to + amount))?;
+///         change.commit().await?;
+///         Ok(left)
+///     }
+/// }
+///
+/// let host = TestHost::<Mail>::start()?;
+/// let alice = host.attach("alice")?;
+/// assert_eq!(alice.call::<u64>("transfer", (30,))?, 70);
+/// assert_eq!(alice.call::<u64>("transfer", (99,)).unwrap_err().class(), "ValueError");
+/// assert_eq!(alice.call::<u64>("transfer", (70,))?, 0);
+/// # Ok::<(), Fault>(())
+/// ```
 pub struct Transaction {
     core: Rc<Core>,
     _turn: OwnedMutexGuard<()>,

@@ -7,6 +7,20 @@
 ///
 /// `?` makes one of any error (class `RuntimeError`, the error's own words): say something better where the client can
 /// do something about it.
+///
+/// ```
+/// use plugin_api::Fault;
+///
+/// // Twisted: `failure.trap("todo.NoSuchTask")`.
+/// let fault = Fault::new("todo.NoSuchTask", "there is no task 7");
+/// assert_eq!((fault.class(), fault.message()), ("todo.NoSuchTask", "there is no task 7"));
+///
+/// // Any error by `?`.
+/// fn number(text: &str) -> plugin_api::Result<u32> {
+///     Ok(text.parse::<u32>()?)
+/// }
+/// assert_eq!(number("seven").unwrap_err().class(), "RuntimeError");
+/// ```
 #[derive(Clone, PartialEq, Eq)]
 pub struct Fault {
     class: String,

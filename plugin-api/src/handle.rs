@@ -20,6 +20,22 @@ pub(crate) const NAMED: &str = "object/";
 
 /// A handle to any object of the service's own whose methods clients can call: what
 /// [`Service::rebuild`](crate::Service::rebuild) answers with.
+///
+/// ```
+/// use plugin_api::prelude::*;
+/// # struct Ticket;
+/// # #[perspective]
+/// # impl Ticket {}
+///
+/// /// As [`Service::rebuild`] does: clients' references by this name lead to what is answered.
+/// fn made_anew(name: &str) -> Result<AnyHandle> {
+///     match name {
+///         "ticket" => Ok(Handle::named("ticket", Ticket).into()),
+///         _ => Err(Fault::value("there is no such object any more")),
+///     }
+/// }
+/// assert!(made_anew("ticket").is_ok());
+/// ```
 pub struct AnyHandle(pub(crate) Rc<dyn Object>);
 
 impl<T: Callable> From<Handle<T>> for AnyHandle {
@@ -41,6 +57,55 @@ impl std::fmt::Debug for AnyHandle {
 ///
 /// Sent to a client, in an answer or an argument, it becomes a reference whose methods the client can call; sent back
 /// by the client, it is this object again. Only a type with a `#[perspective]` block can be sent.
+///
+/// ```
+/// use plugin_api::prelude::*;
+/// use plugin_api::testing::TestHost;
+///
+/// # #[derive(Default)]
+/// # struct Desk;
+/// # #[service("desk", save = "never")]
+/// # impl Service for Desk {
+/// #     type Perspective = View;
+/// # }
+/// /// An object of the service's own.
+/// struct Ticket {
+///     taken: bool,
+/// }
+///
+/// #[perspective]
+/// impl Ticket {
+///     /// Takes it, once.
+///     fn take(&mut self) -> Result<()> {
+///         match std::mem::replace(&mut self.taken, true) {
+///             false => Ok(()),
+///             true => Err(Fault::value("it is taken")),
+///         }
+///     }
+/// }
+///
+/// #[derive(Default)]
+/// struct View;
+///
+/// #[perspective]
+/// impl View {
+///     /// Answers with a reference that the client can call, and send back.
+///     fn ticket(&self) -> Handle<Ticket> {
+///         Handle::new(Ticket { taken: false })
+///     }
+///
+///     /// A ticket comes back: it is the same object.
+///     fn is_taken(&self, ticket: Handle<Ticket>) -> Result<bool> {
+///         ticket.read(|ticket| ticket.taken)
+///     }
+/// }
+///
+/// let ticket = Handle::new(Ticket { taken: false });
+/// ticket.write(|ticket| ticket.take())??;
+/// assert!(ticket.read(|ticket| ticket.taken)?);
+/// # let _ = TestHost::<Desk>::start()?;
+/// # Ok::<(), Fault>(())
+/// ```
 pub struct Handle<T> {
     shared: Rc<ObjectCell<T>>,
 }

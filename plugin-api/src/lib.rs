@@ -50,6 +50,7 @@
 
 // The one room of this crate with `unsafe`: the wall.
 #[allow(unsafe_code)]
+#[doc(hidden)]
 pub mod abi;
 mod cached;
 mod call;

@@ -14,6 +14,41 @@ use crate::runtime::core::{Core, Encoded};
 /// the client when the last is dropped.
 ///
 /// The client can go at any time; a call then answers with `twisted.spread.pb.PBConnectionLost`.
+///
+/// ```
+/// use plugin_api::prelude::*;
+/// use plugin_api::testing::TestHost;
+///
+/// # #[derive(Default)]
+/// # struct Clock;
+/// # #[service("clock", save = "never")]
+/// # impl Service for Clock {
+/// #     type Perspective = View;
+/// # }
+/// #[derive(Default)]
+/// struct View;
+///
+/// #[perspective]
+/// impl View {
+///     /// Calls the client's object, and waits for its answer.
+///     async fn ask(_me: Handle<Self>, call: Call) -> Result<u32> {
+///         call.mind()?.call("how_many", ("apples",)).await
+///     }
+///
+///     /// Tells it, and waits for nothing.
+///     fn tell(&self, call: &Call) -> Result<()> {
+///         call.mind()?.notify("tick", (1,))
+///     }
+/// }
+///
+/// let host = TestHost::<Clock>::start()?;
+/// let alice = host.attach_with("alice", |_, _| Ok(Value::from(3)))?;
+/// assert_eq!(alice.call::<u32>("ask", ())?, 3);
+/// // An object's own exception is the service's to see.
+/// let bob = host.attach_with("bob", |_, _| Err(Fault::new("bob.Busy", "later")))?;
+/// assert_eq!(bob.call::<u32>("ask", ()).unwrap_err().class(), "bob.Busy");
+/// # Ok::<(), Fault>(())
+/// ```
 #[derive(Clone)]
 pub struct Remote {
     shared: Rc<RemoteCell>,

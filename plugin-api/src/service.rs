@@ -12,6 +12,27 @@ use crate::manifest::Method;
 use crate::runtime::incoming::{Incoming, Invoked};
 
 /// When perspectives are saved: `#[service("name", save = "call")]`.
+///
+/// ```
+/// use plugin_api::prelude::*;
+///
+/// #[derive(Default)]
+/// struct Cursors;
+///
+/// /// Where clients point to: not worth a write to the disk each time.
+/// #[service("cursors", save = "detach")]
+/// impl Service for Cursors {
+///     type Perspective = Cursor;
+/// }
+///
+/// #[derive(Default, Serialize, Deserialize)]
+/// struct Cursor(u32, u32);
+///
+/// #[perspective]
+/// impl Cursor {}
+///
+/// assert_eq!(Cursors::SAVE, Save::Detach);
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Save {
     /// After each call that changed it, before its answer leaves: what a client is told is durable. The default.

@@ -366,7 +366,7 @@ impl<O: Clone + Eq + Hash> Output<O> {
         request
     }
 
-    /// [`Broker::call`] with references to translate on the way.
+    /// [`Output::call`] with references to translate on the way.
     ///
     /// # Errors
     /// As `translate`; then nothing is sent.
@@ -450,7 +450,7 @@ impl<O: Clone + Eq + Hash> Output<O> {
         transcode(&mut self.bytes, start, self.vocabulary);
     }
 
-    /// [`Broker::answer`] with references to translate on the way.
+    /// [`Output::answer`] with references to translate on the way.
     ///
     /// # Errors
     /// As `translate`; then nothing is sent, and the call still waits.

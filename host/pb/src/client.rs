@@ -1,4 +1,4 @@
-//! A client for Rust programs, on tokio.
+//! A client for Rust programs, on tokio: the crate's feature `client`.
 //!
 //! ```no_run
 //! # async fn run() -> Result<(), Box<dyn std::error::Error>> {
@@ -8,6 +8,62 @@
 //! let number: usize = todo.call("add", &("milk",)).await?.read()?;
 //! # Ok(()) }
 //! ```
+//!
+//! `credhost describe --rust todo` writes a client with a typed method for each of the service's.
+//!
+//! # An object of one's own
+//!
+//! A service calls its clients back by the object that they give when they log in: the mind.
+//!
+//! ```no_run
+//! # async fn run(client: pb::client::Client) -> Result<(), Box<dyn std::error::Error>> {
+//! use pb::client::{Reply, Value};
+//!
+//! let mind = client.register(|method: &str, arguments: Value, _keywords: Value| -> Reply {
+//!     println!("the service calls {method}{arguments}");
+//!     Box::pin(async { Ok(Value::from("thank you")) })
+//! });
+//! let chat = client.login("alice/chat", "her password", Some(mind)).await?;
+//! # Ok(()) }
+//! ```
+//!
+//! # Over TLS, and with a limit of time
+//!
+//! Any stream that tokio reads and writes will do. Nothing here ends a call by itself: dropped, its answer is not waited for.
+//!
+//! ```no_run
+//! # async fn run() -> Result<(), Box<dyn std::error::Error>> {
+//! use std::{sync::Arc, time::Duration};
+//! use tokio_rustls::rustls::{ClientConfig, RootCertStore, pki_types::{CertificateDer, ServerName, pem::PemObject}};
+//!
+//! // `credhost tls init` has made it: credhost-home/tls/ca.pem.
+//! let mut trusted = RootCertStore::empty();
+//! trusted.add(CertificateDer::from_pem_file("ca.pem")?)?;
+//! let config = ClientConfig::builder().with_root_certificates(trusted).with_no_client_auth();
+//! let stream = tokio::net::TcpStream::connect("this.host:8788").await?;
+//! let name = ServerName::try_from("this.host")?;
+//! let stream = tokio_rustls::TlsConnector::from(Arc::new(config)).connect(name, stream).await?;
+//!
+//! let client = pb::client::Client::new(stream).await?;
+//! // Checked by the host against an argon2id hash.
+//! let todo = client.login_password("alice/todo", "her password", None).await?;
+//! let tasks = tokio::time::timeout(Duration::from_secs(5), todo.call("list", &())).await??;
+//! println!("{}", tasks.value()?);
+//! # Ok(()) }
+//! ```
+//!
+//! # What goes wrong
+//!
+//! ```no_run
+//! # async fn run(todo: pb::client::Remote) -> Result<(), Box<dyn std::error::Error>> {
+//! match todo.call("done", &(7,)).await {
+//!     Ok(_) => {}
+//!     Err(pb::client::Error::Failure(failure)) if failure.is("todo.NoSuchTask") => println!("{}", failure.value),
+//!     // The connection is lost: connect and log in again. There is no reconnecting by itself.
+//!     Err(error) => return Err(error.into()),
+//! }
+//! # Ok(()) }
+//! ```
 
 use std::collections::HashMap;
 use std::io;
@@ -15,8 +71,9 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+pub use jelly::Value;
 use jelly::types::reference;
-use jelly::{Limits, RefKind, Value};
+use jelly::{Limits, RefKind};
 use md5::{Digest, Md5};
 use serde::de::DeserializeOwned;
 use serde::{Serialize, Serializer};

@@ -10,6 +10,9 @@
 //! Sources: `twisted.spread.pb`, `twisted.spread.flavors`.
 #![forbid(unsafe_code)]
 
+/// What values are written in: for a client's own types and [`jelly::Value`], without a dependency of its own.
+pub use jelly;
+
 mod broker;
 #[cfg(feature = "client")]
 pub mod client;

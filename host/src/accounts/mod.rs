@@ -177,7 +177,7 @@ impl Accounts {
         })
     }
 
-    /// The identity that may have been meant by a name that nobody has: of the first [`LOOKED_AT`].
+    /// The identity that may have been meant by a name that nobody has: of the first 20,000.
     ///
     /// # Errors
     /// When the store cannot be read.

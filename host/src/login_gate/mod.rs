@@ -1,5 +1,5 @@
 //! What stands before every login: the throttle, the threads that check passwords, and lines in the trail. One for all
-//! listeners of a host. It answers the [`Question`]s of their sessions.
+//! listeners of a host. It answers the questions of their sessions.
 
 mod hashing;
 mod trail;

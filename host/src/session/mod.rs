@@ -1,5 +1,5 @@
 //! What one connection knows and decides. No IO, no clock, no randomness: bytes, answers and the time come in, bytes,
-//! frames for services and [`Demand`]s go out, and nothing ever waits.
+//! frames for services and demands go out, and nothing ever waits.
 //!
 //! The session hands each event to one owner, and applies what that answers. The owners do not know each other:
 //!
@@ -13,7 +13,7 @@
 //! | `values` | the scanners that services' values go through |
 //!
 //! `from_client` and `from_services` hand what each says to an owner; `lifetimes` is what begins and ends. There is one
-//! teardown: `Owners::end`, by [`Scope`].
+//! teardown: `Owners::end`, by scope.
 
 mod attachments;
 mod calls;

@@ -26,7 +26,7 @@ pub fn write<T: Serialize + ?Sized>(out: &mut Vec<u8>, value: &T) -> Result<()> 
     write_with(out, value, Classes::Any, &mut Vec::new())
 }
 
-/// As [`write`]; untyped values in `value` may have instances of `classes` only, and every reference written is appended
+/// As [`write()`]; untyped values in `value` may have instances of `classes` only, and every reference written is appended
 /// to `references`, in order. After an error, `references` has those that were written before it.
 ///
 /// # Errors

@@ -1,6 +1,6 @@
 //! A to-do list for everyone.
 //!
-//! Written by `credhost describe --rust todo`. Needs the crates `jelly`, and `pb` with its feature `client`.
+//! Written by `credhost describe --rust todo`. Needs the crate `pb` with its feature `client`.
 
 use pb::client::{Client, Error, Local, Remote};
 
@@ -33,7 +33,7 @@ impl Todo {
     ///
     /// # Errors
     /// What the service answers with, and when the connection is lost.
-    pub async fn list(&self) -> Result<Vec<jelly::Value>, Error> {
+    pub async fn list(&self) -> Result<Vec<pb::jelly::Value>, Error> {
         Ok(self.perspective.call("list", &()).await?.read()?)
     }
 

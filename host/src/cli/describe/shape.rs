@@ -166,7 +166,7 @@ impl Shape {
             Self::Int => "i64".to_owned(),
             Self::Float => "f64".to_owned(),
             Self::Bool => "bool".to_owned(),
-            Self::Bytes => "jelly::Bytes".to_owned(),
+            Self::Bytes => "pb::jelly::Bytes".to_owned(),
             Self::List(of) if given => format!("&[{}]", of.rust(true)),
             Self::List(of) | Self::Set(of) => format!("Vec<{}>", of.rust(given)),
             Self::Dict(key, value) => {
@@ -179,7 +179,7 @@ impl Shape {
             Self::Maybe(of) => format!("Option<{}>", of.rust(given)),
             Self::Object(_) => "Remote".to_owned(),
             Self::Own => "Local".to_owned(),
-            Self::Cached(_) | Self::Python(_) | Self::Named(_) | Self::Any => "jelly::Value".to_owned(),
+            Self::Cached(_) | Self::Python(_) | Self::Named(_) | Self::Any => "pb::jelly::Value".to_owned(),
         }
     }
 }
@@ -248,7 +248,7 @@ mod tests {
             ("Result<()>", "None", "None", "()"),
             ("", "None", "None", "()"),
             ("Result<Vec<String>, Fault>", "list of text", "List[str]", "Vec<String>"),
-            ("&[Task]", "list of Task", "List[Any]", "Vec<jelly::Value>"),
+            ("&[Task]", "list of Task", "List[Any]", "Vec<pb::jelly::Value>"),
             ("[u8; 4]", "list of int", "List[int]", "Vec<i64>"),
             ("Option<bool>", "bool or None", "bool | None", "Option<bool>"),
             ("(u8, f64)", "(int, float)", "Tuple[int, float]", "(i64, f64)"),
@@ -259,9 +259,9 @@ mod tests {
                 "std::collections::BTreeMap<String, Vec<i64>>",
             ),
             ("Handle<Room>", "reference to Room", "pb.RemoteReference", "Remote"),
-            ("Cached<Score>", "cached Score", "pb.RemoteCache", "jelly::Value"),
-            ("plugin_api::DateTime", "datetime.datetime", "datetime.datetime", "jelly::Value"),
-            ("Value", "any value", "Any", "jelly::Value"),
+            ("Cached<Score>", "cached Score", "pb.RemoteCache", "pb::jelly::Value"),
+            ("plugin_api::DateTime", "datetime.datetime", "datetime.datetime", "pb::jelly::Value"),
+            ("Value", "any value", "Any", "pb::jelly::Value"),
             ("Cow<'static, str>", "text", "str", "String"),
         ] {
             let shape = Shape::of(written);

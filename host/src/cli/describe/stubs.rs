@@ -144,12 +144,11 @@ pub(super) fn rust(manifest: &Manifest) -> String {
         out += "//!\n";
     }
     out += &format!(
-        "//! Written by `credhost describe --rust {}`. Needs the crates `jelly`, and `pb` with its feature `client`.\n\n",
+        "//! Written by `credhost describe --rust {}`. Needs the crate `pb` with its feature `client`.\n\n",
         manifest.service.replace(char::is_control, " ")
     );
     let signatures = signatures(manifest);
-    let uses_local = "Client, Error, Local, Remote";
-    out += &format!("use pb::client::{{{uses_local}}};\n\n");
+    out += "use pb::client::{Client, Error, Local, Remote};\n\n";
     let doc =
         if manifest.perspective_doc.is_empty() { "A perspective of the service." } else { &manifest.perspective_doc };
     out += &comment(doc, "///");
