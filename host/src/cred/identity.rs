@@ -1,9 +1,10 @@
 //! Who somebody is.
 
+use super::cost::HashCost;
 use super::error::CredentialError;
 use super::keyring::Keyring;
 use super::name::{Name, NameError, NameOf};
-use super::password::{Entropy, HashCost, Password};
+use super::password::{Entropy, Password};
 use super::public_key::PublicKey;
 use super::sealed::{MasterKey, Sealed};
 use super::token::TokenDigest;

@@ -4,8 +4,8 @@
 
 use argon2::Params;
 
+use super::cost::HashCost;
 use super::error::CredentialError;
-use super::password::HashCost;
 
 /// The most work that checking an argon2id hash may be: memory in KiB times passes. Eight times OWASP's recommendation;
 /// argon2-cffi's default is a bit more than five times that. A refusal leaves after more than this takes.

@@ -9,11 +9,12 @@ use std::sync::Arc;
 use unicode_normalization::UnicodeNormalization;
 
 use super::authorizer::Authorizer;
+use super::cost::HashCost;
 use super::error::{AuthorizerError, KeyNotFound, Refusal};
 use super::identity::{Credential, Identity, ProofBy};
 use super::keyring::Key;
 use super::name::NameError;
-use super::password::{HashCost, Password};
+use super::password::Password;
 use super::public_key::{PublicKey, to_be_signed};
 use super::sealed::{MasterKey, Sealed};
 use super::token::Token;

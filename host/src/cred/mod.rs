@@ -7,6 +7,7 @@
 //! Source: `twisted.cred` of Twisted 2.1.0.
 
 mod authorizer;
+mod cost;
 mod default_authorizer;
 mod error;
 mod identity;
@@ -22,13 +23,14 @@ pub mod throttle;
 mod token;
 
 pub use authorizer::{Answer, Authorizer};
+pub use cost::HashCost;
 pub use default_authorizer::DefaultAuthorizer;
 pub use error::{AuthorizerError, CredentialError, DuplicateIdentity, KeyNotFound, NoSuchIdentity, Refusal};
 pub use identity::{Credential, Identity, LabelError, ProofBy, check_label};
 pub use kept_hash::check_hash;
 pub use keyring::{Key, Keyring};
 pub use name::{Name, NameError, NameOf};
-pub use password::{Entropy, HashCost, Password, challenge_response, keep_memory};
+pub use password::{Entropy, Password, challenge_response, keep_memory};
 pub use public_key::{PublicKey, to_be_signed};
 pub use rules::{PasswordRules, STANDARD_SHORTEST};
 pub use sealed::{MasterKey, Sealed, StoreSecret, Verifier};

@@ -2,12 +2,13 @@
 
 use std::cell::RefCell;
 
-use argon2::{Algorithm, Argon2, Block, Params, Version};
+use argon2::{Algorithm, Argon2, Block, Version};
 use parking_lot::Mutex;
 use subtle::ConstantTimeEq;
 use unicode_normalization::UnicodeNormalization;
 use zeroize::{Zeroize, ZeroizeOnDrop};
 
+use super::cost::HashCost;
 use super::error::CredentialError;
 use super::kept_hash::{Argon2id, KeptHash};
 use super::sealed::Verifier;
@@ -22,43 +23,6 @@ pub struct Entropy {
     pub salt: [u8; 16],
     /// For the seal.
     pub nonce: [u8; 24],
-}
-
-/// What hashing a password costs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct HashCost {
-    /// Memory, in KiB.
-    pub memory: u32,
-    /// Passes over it.
-    pub passes: u32,
-}
-
-impl HashCost {
-    /// OWASP's first recommendation for argon2id: 19 MiB, two passes, one lane. No less is taken.
-    pub const LEAST: Self = Self { memory: 19 * 1024, passes: 2 };
-
-    fn params(self) -> Result<Params, CredentialError> {
-        Params::new(self.memory, self.passes, 1, None).map_err(|error| CredentialError::Hash(error.to_string()))
-    }
-
-    /// A hash that nothing fits, but costs as much to find out.
-    #[must_use]
-    pub fn decoy(self, random: &[u8; 24]) -> String {
-        self.written(&random[..16], &[&random[..], &random[..8]].concat())
-    }
-
-    /// A hash in PHC's string format.
-    fn written(self, salt: &[u8], output: &[u8]) -> String {
-        let encode = |bytes: &[u8]| data_encoding::BASE64_NOPAD.encode(bytes);
-        let (salt, output) = (encode(salt), encode(output));
-        format!("$argon2id$v=19$m={},t={},p=1${salt}${output}", self.memory, self.passes)
-    }
-}
-
-impl Default for HashCost {
-    fn default() -> Self {
-        Self::LEAST
-    }
 }
 
 thread_local! {

@@ -414,8 +414,9 @@ impl LoginGate {
         let _ = self.hashing.submit((network(source), true), cost.memory, move || {
             let (store, name) = (Arc::clone(&me.store), name.as_str());
             // With the salt that it has: its other passwords have the same, and all are checked at the cost of one.
-            let salt = salt.or_else(|| Some(crate::config::random::<16>().ok()?.to_vec()));
-            let Some(hash) = salt.and_then(|salt| password.hash(cost, &salt).ok()) else { return };
+            // One of another program's has none that fits: then as nobody else has it, nor can guess it.
+            let own = || me.secret.digest("salt of a hash", &[name.as_bytes(), proved.as_bytes()])[..16].to_vec();
+            let Ok(hash) = password.hash(cost, &salt.unwrap_or_else(own)) else { return };
             let Ok(Some(Kept { identity, version })) = crate::store::wait(|done| store.identity(name, done)) else {
                 return;
             };
