@@ -172,24 +172,93 @@ fn systemd_is_told_when_the_host_serves_and_when_it_stops() {
     assert!(said().contains("STOPPING=1"));
 }
 
+/// Makes namespaces: as any user, where the system lets them, or else as root.
+fn unshare() -> Command {
+    let as_any = ["--user", "--map-root-user"];
+    let works = Command::new("unshare").args(as_any).arg("true").stderr(Stdio::null()).status();
+    let mut command = Command::new("unshare");
+    if works.is_ok_and(|status| status.success()) {
+        command.args(as_any);
+    }
+    command
+}
+
+/// The lines of the unit in the README, as `KEY=VALUE`.
+fn unit() -> Vec<(String, String)> {
+    let text = std::fs::read_to_string(system_tests::workspace().join("README.md")).expect("it is there");
+    let unit = text.split("```ini").nth(1).and_then(|rest| rest.split("```").next()).expect("it has a unit");
+    unit.lines()
+        .filter_map(|line| line.split_once('='))
+        .map(|(key, value)| (key.to_owned(), value.to_owned()))
+        .collect()
+}
+
+/// What systemd makes of the unit's directives, made with namespaces: this machine need not be run by systemd.
+#[test]
+fn the_readmes_unit_serves_under_its_own_restrictions() {
+    let unit = unit();
+    let value =
+        |key: &str| unit.iter().find(|(has, _)| has == key).map(|(_, value)| value.as_str()).unwrap_or_default();
+    for (key, expected) in [
+        ("Type", "notify"),
+        ("NoNewPrivileges", "yes"),
+        ("ProtectSystem", "strict"),
+        ("PrivateTmp", "yes"),
+        ("CapabilityBoundingSet", ""),
+    ] {
+        assert!(unit.iter().any(|(has, value)| has == key && value == expected), "{key}={expected} in {unit:?}");
+    }
+    // Where a unit's StateDirectory would be: not in /tmp, which it does not see.
+    let place = system_tests::target().join("unit");
+    std::fs::create_dir_all(&place).expect("a folder");
+    let state = tempfile::tempdir_in(&place).expect("a folder");
+    let home = state.path().join("credhost");
+    let make = |arguments: &[&str]| {
+        let done = Command::new(credhost()).arg("--home").arg(&home).args(arguments).output().expect("it runs");
+        assert!(done.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&done.stderr));
+    };
+    make(&["identity", "add", "alice", "--no-password"]);
+    make(&["tls", "init"]);
+    std::fs::copy(system_tests::build::library("todo"), home.join("plugins/libtodo.so")).expect("it can be copied");
+    let command = value("ExecStart");
+    let (_, arguments) = command.split_once("/var/lib/credhost").expect("it names the home");
+    let arguments = arguments.replace("0.0.0.0:8788", "127.0.0.1:0").replace("127.0.0.1:8787", "127.0.0.1:0");
+    let script = format!(
+        "mount --rbind / / && mount --bind {home} {home} && mount -t tmpfs none /tmp && \
+         mount -o remount,bind,ro / && exec setpriv --no-new-privs --bounding-set=-all \
+         {program} --home {home} {arguments} --listen 127.0.0.1:0",
+        home = home.display(),
+        program = credhost().display(),
+    );
+    let socket = home.join("notify.sock");
+    let systemd = UnixDatagram::bind(&socket).expect("a socket");
+    systemd.set_read_timeout(Some(PATIENCE)).expect("a limit");
+    let mut namespace = unshare();
+    namespace.args(["--mount", "sh", "-c", &script]).env("NOTIFY_SOCKET", &socket);
+    let mut host = namespace.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("unshare runs");
+    let mut bytes = [0; 4096];
+    let ready = systemd.recv(&mut bytes).map(|count| String::from_utf8_lossy(&bytes[..count]).into_owned());
+    let list = || {
+        let done = Command::new(credhost()).arg("--home").arg(&home).args(["service", "list"]).output();
+        String::from_utf8_lossy(&done.expect("it runs").stdout).into_owned()
+    };
+    let listed = list();
+    let id = rustix::process::Pid::from_raw(host.id().cast_signed()).expect("a number");
+    rustix::process::kill_process(id, rustix::process::Signal::TERM).expect("it can be told");
+    let mut log = String::new();
+    std::io::Read::read_to_string(&mut host.stderr.take().expect("it has an output"), &mut log).expect("text");
+    assert!(ready.as_ref().is_ok_and(|ready| ready.contains("READY=1")), "{ready:?} {log}");
+    assert!(listed.contains("serving"), "{listed} {log}");
+    assert!(host.wait().expect("it ends").success(), "{log}");
+}
+
 #[test]
 fn as_the_first_process_it_waits_for_orphans_and_hears_signals() {
     let home = scene();
     // A namespace of processes: a container has one. The sleeper's own parent ends at once.
     let script = "(sleep 0.2 & sleep 0.2 &) ; exec \"$@\"";
-    let mut command = Command::new("unshare");
-    command.args([
-        "--user",
-        "--map-root-user",
-        "--pid",
-        "--fork",
-        "--mount-proc",
-        "--kill-child",
-        "sh",
-        "-c",
-        script,
-        "sh",
-    ]);
+    let mut command = unshare();
+    command.args(["--pid", "--fork", "--mount-proc", "--kill-child", "sh", "-c", script, "sh"]);
     command.arg(credhost()).arg("--home").arg(home.path()).args(["run", "--listen", "127.0.0.1:0"]);
     let mut namespace =
         command.stdout(Stdio::null()).stderr(Stdio::piped()).process_group(0).spawn().expect("unshare runs");

@@ -46,7 +46,7 @@ struct Cli {
     #[arg(long, global = true, env = "CREDHOST_HOME", default_value = "credhost-home", value_name = "FOLDER")]
     home: PathBuf,
 
-    /// Print JSON, for programs.
+    /// Print JSON, for programs: one value; of `audit show` and `identity export`, one object a line. Times are in seconds since 1970.
     #[arg(long, global = true)]
     json: bool,
 
