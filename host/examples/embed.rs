@@ -5,16 +5,7 @@
 //! cargo run --example embed -- [ADDRESS]
 //! ```
 
-use std::sync::Arc;
-
-use credhost::cred::login::Login;
-use credhost::cred::{DefaultAuthorizer, Entropy, Identity, Key, MasterKey, Password};
-use credhost::listener::Endpoint;
-use credhost::multiservice::MultiService;
-use credhost::multiservice::context::HostContext;
-use credhost::multiservice::slot::Slot;
-use credhost::session::Limits;
-use credhost::store::MemoryStore;
+use credhost::embed::{Builder, Password};
 use plugin_api::prelude::*;
 
 /// Greets whoever has the key.
@@ -66,34 +57,15 @@ impl Echo {
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let address = std::env::args().nth(1).unwrap_or_else(|| "127.0.0.1:8787".to_owned());
 
-    let context = HostContext::new(Arc::new(MemoryStore::new()));
-    let services = MultiService::new("pb");
-    services.add(Slot::linked::<MyService>(&context).await?).await?;
-    services.add(Slot::linked::<AnotherService>(&context).await?).await?;
-
-    let mut random = [0; 96];
-    getrandom::fill(&mut random)?;
-    let (key, random) = random.split_first_chunk::<32>().ok_or("too little randomness")?;
-    let (salt, random) = random.split_first_chunk::<16>().ok_or("too little randomness")?;
-    let (nonce, random) = random.split_first_chunk::<24>().ok_or("too little randomness")?;
-    let (decoy, _) = random.split_first_chunk::<24>().ok_or("too little randomness")?;
-    let key = MasterKey::new(*key);
-    let authorizer = Arc::new(DefaultAuthorizer::new());
-    let mut alice = Identity::new("alice")?;
-    alice.set_password(&Password::new("alice-pw"), &key, &Entropy { salt: *salt, nonce: *nonce })?;
-    alice.keyring.add(Key::new("my service", "alice")?);
-    alice.keyring.add(Key::new("another service", "alice")?);
-    authorizer.add(alice)?;
-
-    for (name, why) in services.start().await {
-        eprintln!("{name}: {why}");
-    }
-    let root = Endpoint::new(Login::new(authorizer, key, decoy), Arc::clone(&services), context, Limits::default());
-    let door = root.listen(&address)?;
-    println!("serving on {}; alice's password is alice-pw", door.address());
+    let host = Builder::new()
+        .service::<MyService>()
+        .service::<AnotherService>()
+        .identity("alice", &Password::new("alice-pw"), &["my service", "another service"])
+        .serve(&address)
+        .await?;
+    println!("serving on {}; alice's password is alice-pw", host.address());
 
     tokio::signal::ctrl_c().await?;
-    door.close();
-    services.stop().await;
+    host.close().await;
     Ok(())
 }

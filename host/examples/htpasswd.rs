@@ -12,14 +12,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use credhost::cred::login::Login;
-use credhost::cred::{Answer, Authorizer, AuthorizerError, Identity, Key, MasterKey, Password, ProofBy};
-use credhost::listener::Endpoint;
-use credhost::multiservice::MultiService;
-use credhost::multiservice::context::HostContext;
-use credhost::multiservice::slot::Slot;
-use credhost::session::Limits;
-use credhost::store::MemoryStore;
+use credhost::embed::{Answer, Authorizer, AuthorizerError, Builder, Identity, Key, Password, ProofBy};
 use plugin_api::prelude::*;
 
 /// Greets whoever has the key.
@@ -91,24 +84,11 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let path = PathBuf::from(arguments.next().ok_or("usage: htpasswd FILE [ADDRESS]")?);
     let address = arguments.next().unwrap_or_else(|| "127.0.0.1:8787".to_owned());
 
-    let context = HostContext::new(Arc::new(MemoryStore::new()));
-    let services = MultiService::new("pb");
-    services.add(Slot::linked::<Greeters>(&context).await?).await?;
-    for (name, why) in services.start().await {
-        eprintln!("{name}: {why}");
-    }
-    let mut random = [0; 56];
-    getrandom::fill(&mut random)?;
-    let (key, random) = random.split_first_chunk::<32>().ok_or("too little randomness")?;
-    let decoy = random.first_chunk::<24>().ok_or("too little randomness")?;
-    let authorizer = Arc::new(Htpasswd { path, decoy: bcrypt::hash("", 5)? });
-    let login = Login::new(authorizer, MasterKey::new(*key), decoy);
-    let root = Endpoint::new(login, Arc::clone(&services), context, Limits::default());
-    let door = root.listen(&address)?;
-    println!("serving on {}", door.address());
+    let authorizer = Htpasswd { path, decoy: bcrypt::hash("", 5)? };
+    let host = Builder::new().service::<Greeters>().authorizer(authorizer).serve(&address).await?;
+    println!("serving on {}", host.address());
 
     tokio::signal::ctrl_c().await?;
-    door.close();
-    services.stop().await;
+    host.close().await;
     Ok(())
 }

@@ -5,11 +5,15 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::accounts::Accounts;
-use crate::config::{ConfigFile, Home, private};
+use crate::config::{ConfigFile, Home, Settings, private};
 use crate::control::{LibraryStatus, known};
 use crate::health;
+use crate::limits;
+use crate::listener::proxies;
 use crate::listener::tls::{self, Certificates};
 use crate::multiservice::ended::Unreleased;
+use crate::segments::Keep;
+use crate::session::Limits;
 use crate::show::many;
 use crate::store::now;
 
@@ -208,6 +212,38 @@ pub fn sections(home: &Home, libraries: Option<&[LibraryStatus]>) -> Vec<Finding
         .collect()
 }
 
+/// What can be read in the settings, and keeps a host from starting all the same.
+fn unusable(settings: &Settings) -> Vec<String> {
+    let mut wrong = Vec::new();
+    if let Err(error) = limits::of_host(Limits::default().refusal, &settings.limits) {
+        wrong.push(error.to_string());
+    }
+    if let Some(Err(error)) = settings.audit.keep.as_deref().map(Keep::parse) {
+        wrong.push(format!("[audit] keep: {error}"));
+    }
+    if let Err(error) = proxies(&settings.pb.proxies) {
+        wrong.push(error);
+    }
+    if let Some(name) = settings.pb.multiservice.as_ref().filter(|name| !settings.multiservice.contains_key(*name)) {
+        wrong.push(format!("[pb] multiservice = {name:?}: there is no [multiservice.{name}]"));
+    }
+    let more = settings.multiservice.iter().flat_map(|(name, section)| {
+        let addresses = [("listen", &section.listen), ("listen_tls", &section.listen_tls)];
+        addresses
+            .into_iter()
+            .filter_map(move |(key, address)| Some((format!("[multiservice.{name}] {key}"), address.as_ref()?)))
+    });
+    let own = [("[pb] listen", Some(&settings.pb.listen)), ("[pb] listen_tls", settings.pb.listen_tls.as_ref())];
+    let own = own.into_iter().filter_map(|(place, address)| Some((place.to_owned(), address?)));
+    for (place, address) in own.chain(more) {
+        let port = address.rsplit_once(':').and_then(|(host, port)| Some((host, port.parse::<u16>().ok()?)));
+        if port.is_none_or(|(host, _)| host.is_empty()) {
+            wrong.push(format!("{place} = {address:?} is not ADDRESS:PORT, such as \"127.0.0.1:8787\""));
+        }
+    }
+    wrong
+}
+
 fn settings(home: &Home, found: &mut Vec<Finding>) {
     // Opening it would make one.
     if !home.config().exists() {
@@ -217,6 +253,9 @@ fn settings(home: &Home, found: &mut Vec<Finding>) {
         Ok(settings) => settings,
         Err(error) => return found.push(finding("wrong", error.to_string(), Some("put credhost.toml right"))),
     };
+    for wrong in unusable(&settings) {
+        found.push(finding("wrong", wrong, Some("put credhost.toml right: the host does not start with it")));
+    }
     let (certificate, key) = home.certificates(&settings.tls);
     let wanted =
         settings.pb.listen_tls.is_some() || settings.multiservice.values().any(|section| section.listen_tls.is_some());

@@ -1,34 +1,58 @@
 //! A host for services that people log in to.
 //!
-//! The host owns an [`Authorizer`](cred::Authorizer), which stores [`Identities`](cred::Identity), and a
-//! [`MultiService`](multiservice::MultiService). Services are libraries in a folder, or linked into a program that
-//! embeds this one (`examples/embed.rs`). After log-in the host asks a service for a *perspective*: one identity's view
-//! onto it, whose methods the client calls. The network side is Twisted's Perspective Broker.
+//! The host owns an [`Authorizer`](embed::Authorizer), which stores [`Identities`](embed::Identity), and a `MultiService`. Services
+//! are libraries in a folder, or linked into a program of one's own: [`embed`] is for that. All else is the program
+//! `credhost`'s own, and hidden here.
+//!
+//! After log-in the host asks a service for a *perspective*: one identity's view onto it, whose methods the client calls. The network side is Twisted's Perspective Broker.
 //!
 //! It is Twisted.Cred as it was in 2005, in Rust. ARCHITECTURE.md has the rooms and what must always be true.
 
+#[doc(hidden)]
 pub mod accounts;
+#[doc(hidden)]
 pub mod config;
+#[doc(hidden)]
 pub mod control;
+#[doc(hidden)]
 pub mod cred;
+#[doc(hidden)]
 pub mod dev;
+#[doc(hidden)]
 pub mod doctor;
+pub mod embed;
 mod fingerprint;
+#[doc(hidden)]
 pub mod folder;
+#[doc(hidden)]
 pub mod health;
+#[doc(hidden)]
 pub mod limits;
+#[doc(hidden)]
 pub mod listener;
 // The host's one room with `unsafe`: the other side of the wall, and dlopen.
+#[doc(hidden)]
 #[allow(unsafe_code)]
 pub mod loader;
+#[doc(hidden)]
 pub mod login_gate;
+#[doc(hidden)]
 pub mod memory;
+#[doc(hidden)]
 pub mod multiservice;
+#[doc(hidden)]
 pub mod nearest;
+#[doc(hidden)]
 pub mod plain;
+#[doc(hidden)]
 pub mod segments;
+#[doc(hidden)]
 pub mod server;
+#[doc(hidden)]
 pub mod session;
+#[doc(hidden)]
 pub mod sessions;
+#[doc(hidden)]
 pub mod show;
+#[doc(hidden)]
 pub mod store;

@@ -7,7 +7,9 @@
 /// assert_eq!(credhost::nearest::nearest("mail", ["todo", "chat"]), None);
 /// ```
 pub fn nearest<T: AsRef<str>>(typed: &str, names: impl IntoIterator<Item = T>) -> Option<String> {
-    let most = (typed.chars().count() / 3).clamp(1, 4);
+    // Of one or two characters, any other of these is near.
+    let length = typed.chars().count();
+    let most = if length < 3 { 0 } else { (length / 3).clamp(1, 4) };
     let distance = |name: T| (strsim::damerau_levenshtein(&typed.to_lowercase(), &name.as_ref().to_lowercase()), name);
     let near = names.into_iter().filter(|name| name.as_ref().len().abs_diff(typed.len()) <= 4 * most).map(distance);
     let near = near.filter(|(distance, _)| *distance <= most);
@@ -33,6 +35,8 @@ mod tests {
             ("score", Some("scores")),
             ("gestbok", Some("guestbook")),
             ("x", None),
+            ("bo", None),
+            ("BOB", Some("bob")),
             ("carol", None),
             ("", None),
         ] {

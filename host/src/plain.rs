@@ -6,14 +6,22 @@ pub fn json(error: &serde_json::Error) -> String {
     let said = error.to_string();
     // It is a line of many: that it is the first of its own text says nothing.
     let what = said.rsplit_once(" at line ").map_or(said.as_str(), |(what, _)| what);
-    format!("column {}: {}", error.column(), words(what))
+    if error.is_eof() {
+        return format!("column {}: it ends there, and should go on", error.column());
+    }
+    // A text may be a secret that stands in the wrong place.
+    let what = match what.split_once("string \"").and_then(|(before, rest)| Some((before, rest.rsplit_once('"')?.1))) {
+        Some((before, after)) if what.starts_with("invalid ") => format!("{before}a text{after}"),
+        _ => what.to_owned(),
+    };
+    format!("column {}: {}", error.column(), words(&what))
 }
 
 /// The same with other words for types.
 ///
 /// ```
 /// let said = "invalid type: string \"two\", expected u64\n";
-/// assert_eq!(credhost::plain::words(said), "\"two\" stands where a whole number is expected\n");
+/// assert_eq!(credhost::plain::words(said), "\"two\" stands where a whole number from 0 on is expected\n");
 /// ```
 #[must_use]
 pub fn words(said: &str) -> String {
@@ -50,14 +58,17 @@ fn value(found: &str) -> String {
 /// What was expected.
 fn type_of(expected: &str) -> &str {
     match expected {
-        "u8" | "u16" | "u32" | "u64" | "usize" | "i8" | "i16" | "i32" | "i64" | "isize" => "a whole number",
+        "u8" => "a whole number from 0 to 255",
+        "u16" => "a whole number from 0 to 65535",
+        "u32" => "a whole number from 0 to 4294967295",
+        "u64" | "usize" => "a whole number from 0 on",
+        "i8" | "i16" | "i32" | "i64" | "isize" => "a whole number",
         "f32" | "f64" => "a number",
         "a string" | "string" | "a borrowed string" => "a text",
         "a boolean" => "true or false",
         "a sequence" => "a list",
         "a map" => "a table",
         expected if expected.starts_with("struct ") => "a table",
-        expected if expected.starts_with("data did not match") => "a number or a text",
         expected => expected,
     }
 }

@@ -10,8 +10,6 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use ipnet::IpNet;
-
 use self::retention::Retention;
 use crate::accounts::{AccountError, Accounts};
 use crate::config::{ConfigFile, Home, HomeError, Lock, Settings, random};
@@ -21,7 +19,7 @@ use crate::cred::{Authorizer, HashCost, Password};
 use crate::folder::{self, Folder, Group};
 use crate::limits;
 use crate::listener::tls::{Certificates, TlsError};
-use crate::listener::{Endpoint, Listener};
+use crate::listener::{Endpoint, Listener, proxies};
 use crate::loader::fault::LibraryFault;
 use crate::loader::vet::Vet;
 use crate::loader::watch::Watch;
@@ -140,7 +138,7 @@ impl Host {
         if let Some(weaker) = accounts.rules().weaker_than_standard() {
             tracing::warn!("{weaker}");
         }
-        let proxies = proxies(&settings.pb.proxies)?;
+        let proxies = proxies(&settings.pb.proxies).map_err(StartError::Section)?;
         let retention = Retention::of(&home, &settings.audit).map_err(StartError::Section)?;
         let wrong = |error: limits::LimitError| StartError::Section(error.to_string());
         let orphans = limits::of_host(std::time::Duration::ZERO, &settings.limits).map_err(wrong)?.orphans;
@@ -369,7 +367,7 @@ impl Host {
         let read = settings.map_err(|error| error.to_string()).and_then(|settings| {
             let retention = Retention::of(&self.home, &settings.audit)?;
             let limits = limits::of_host(before.refusal, &settings.limits).map_err(|error| error.to_string())?;
-            let proxies = proxies(&settings.pb.proxies).map_err(|error| error.to_string())?;
+            let proxies = proxies(&settings.pb.proxies)?;
             Ok((limits, retention, proxies))
         });
         let (limits, retention, proxies) = read.map_err(|error| {
@@ -500,16 +498,6 @@ fn erase(accounts: &Arc<Accounts>) {
     if let Err(error) = erasing {
         tracing::error!(%error, "what Twisted's own login needs could not be erased");
     }
-}
-
-/// The addresses and networks of proxies.
-fn proxies(named: &[String]) -> Result<Vec<IpNet>, StartError> {
-    let read = |text: &String| {
-        let address = text.parse::<std::net::IpAddr>().map(IpNet::from);
-        let wrong = format!("[pb] proxies: {text:?} is neither an address nor a network, such as \"192.168.7.0/24\"");
-        address.or_else(|_| text.parse()).map_err(|_| StartError::Section(wrong))
-    };
-    named.iter().map(read).collect()
 }
 
 fn listen(address: &str, plaintext: bool) -> Result<std::net::TcpListener, StartError> {

@@ -29,3 +29,10 @@ pub fn target() -> PathBuf {
     // target/debug/deps/test-1234
     own.ancestors().nth(3).expect("a test stands in target/PROFILE/deps").to_owned()
 }
+
+/// Says that a test does not run here, and why: past the capture of what tests print, so that it is always seen.
+pub fn skipped(why: &str) {
+    use std::io::Write;
+    // There is nowhere else to say it.
+    let _ = writeln!(std::io::stderr(), "SKIPPED: {why}");
+}

@@ -63,7 +63,7 @@ pub fn twisted(program: &str, arguments: &[&str]) -> String {
 /// When it fails, or Twisted 2.1.0 cannot be had though there is a python2.7.
 pub fn twisted_of_2005(program: &str, arguments: &[&str]) -> Option<String> {
     let Some(python) = python_2() else {
-        println!("SKIPPED: no python2.7 on this machine, which Twisted 2.1.0 needs");
+        crate::skipped("no python2.7 on this machine, which Twisted 2.1.0 needs");
         return None;
     };
     let folder = crate::target().join("python-2.7");

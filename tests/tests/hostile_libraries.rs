@@ -438,7 +438,7 @@ fn a_library_of_another_compiler_serves() {
     };
     let version = nightly(&["rustc", "--version"]).output();
     if !version.is_ok_and(|version| version.status.success()) {
-        println!("SKIPPED: no nightly toolchain on this machine, to be the other compiler");
+        system_tests::skipped("no nightly toolchain on this machine, to be the other compiler");
         return;
     }
     let built = built(nightly(&["cargo"]), "plugins-nightly");

@@ -128,7 +128,10 @@ fn what_a_file_is_must_be_seen_or_said_and_what_is_there_twice_is_refused() {
     for more in [&["--dry-run"][..], &[]] {
         let done = home.run_with(&[&["identity", "import", "-"], more].concat(), twice);
         let said = String::from_utf8_lossy(&done.stderr);
-        assert!(!done.status.success() && said.contains("a: it is there twice"), "{more:?}: {said}");
+        assert!(
+            !done.status.success() && said.contains("line 2: a: it is there twice; line 1 counts"),
+            "{more:?}: {said}"
+        );
     }
     let wrong = home.refused(&["identity", "import", "-"], "{\"name\": \"b\"}\n{\"name\": \"c\", \"keys\": 5}\n");
     assert!(wrong.contains("line 2: column 23: 5 stands where a list is expected"), "{wrong}");
@@ -137,4 +140,47 @@ fn what_a_file_is_must_be_seen_or_said_and_what_is_there_twice_is_refused() {
             .expect("one value");
     assert_eq!((json["added"].as_u64(), json["dry_run"].as_bool()), (Some(1), Some(true)), "{json}");
     assert!(home.refused(&["identity", "show", "d"], "").contains("no identity"));
+}
+
+#[test]
+fn a_dry_run_works_before_anything_is_there_and_lists_nobody_who_is_refused() {
+    let home = TestHome::new();
+    let file = "alice:$2y$05$c4WoMPo3SXsafkva.HHa6uXQZWr7oboPiC2bT/r7q1BB8I2s0BRqC\nbob:$apr1$r31.....$HqJZimcKQFAMYayBlzkrA/\n";
+    let done = home.run_with(&["identity", "import", "-", "--dry-run"], file);
+    let (said, why) = (String::from_utf8_lossy(&done.stdout), String::from_utf8_lossy(&done.stderr));
+    assert!(said.contains("line 1: alice: a bcrypt hash") && !said.contains("bob"), "{said}");
+    assert!(why.contains("line 2: bob: ") && why.contains("1 would be refused"), "{why}");
+    assert!(!home.path().exists(), "it leaves nothing behind");
+}
+
+#[test]
+fn who_is_replaced_by_a_file_of_passwords_keeps_all_else_and_stays_out() {
+    let home = TestHome::new();
+    home.make();
+    home.identity("alice", "old", &["todo"]);
+    home.run(&["token", "new", "alice", "--label", "ci"], "");
+    home.run(&["identity", "disable", "alice"], "");
+    let file = "alice:$2y$05$c4WoMPo3SXsafkva.HHa6uXQZWr7oboPiC2bT/r7q1BB8I2s0BRqC\n";
+    assert!(home.run(&["identity", "import", "-", "--replace"], file).contains("1 replaced"));
+    let shown = home.run(&["identity", "show", "alice"], "");
+    assert!(shown.contains("disabled") && shown.contains("todo/alice") && shown.contains("ci, since"), "{shown}");
+    assert_eq!(shown.matches("password").count(), 2, "its kind and its label, once: {shown}");
+    assert!(home.run(&["audit", "show", "--with", "alice"], "").contains("identity.replaced identity=alice"));
+}
+
+#[test]
+fn one_who_cannot_be_taken_takes_nobody_along() {
+    let home = TestHome::new();
+    home.make();
+    let file = format!("alice:alice-pw\nbob:{}\ncarol:carol-pw\n", "x".repeat(1100));
+    for more in [&["--dry-run"][..], &[]] {
+        let arguments = [&["identity", "import", "-", "--format", "filepassworddb", "--key", "tood"], more].concat();
+        let done = home.run_with(&arguments, &file);
+        let (said, why) = (String::from_utf8_lossy(&done.stdout), String::from_utf8_lossy(&done.stderr));
+        assert!(said.contains("2 added") || said.contains("2 would be added"), "{said}");
+        assert!(why.contains("line 2: bob: the password has more than 1024 bytes"), "{why}");
+        assert!(why.contains("no service \"tood\" is here"), "{why}");
+    }
+    let unseen = home.refused(&["identity", "import", "-", "--key", "to\u{200b}do"], "{\"name\": \"x\"}");
+    assert!(unseen.contains("not seen, U+200B"), "{unseen}");
 }

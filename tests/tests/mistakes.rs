@@ -97,10 +97,16 @@ fn a_level_of_the_log_that_is_none_is_said_and_the_log_goes_on() {
     for (asked, said) in [
         ("nonsense", "CREDHOST_LOG is not understood (\"nonsense\" is none of off, error"),
         ("inof", "did you mean \"info\"?"),
-        ("credhost=loud", "CREDHOST_LOG is not understood"),
+        ("credhost=loud", "CREDHOST_LOG is not understood (\"loud\" is none of off"),
+        ("crehdost=debug", "did you mean \"credhost\"?"),
+        ("9", "CREDHOST_LOG is not understood"),
+        (" info", "libtodo"),
+        ("pb=debug", "libtodo"),
+        ("debug ,jelly=warn", "libtodo"),
     ] {
         let home = TestHome::new();
         home.make();
+        std::fs::write(home.plugins().join("libtodo.so"), "no library").expect("it can be written");
         let host = home.start_with(&[], &[("CREDHOST_LOG", asked)]);
         let log = host.log();
         assert!(log.contains(said) && log.contains("serving Perspective Broker"), "{asked}: {log}");

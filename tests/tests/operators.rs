@@ -149,9 +149,37 @@ fn a_doctor_says_a_thing_once() {
     home.configure(|text| text.replace("shortest = 1", "shortest = \"one\""));
     let done = home.run_with(&["doctor"], "");
     let said = String::from_utf8_lossy(&done.stdout);
-    assert_eq!(said.matches("\"one\" stands where a whole number is expected").count(), 1, "{said}");
+    assert_eq!(said.matches("\"one\" stands where a whole number from 0 on is expected").count(), 1, "{said}");
     assert!(!said.contains("usize") && !said.contains("invalid type"), "{said}");
     assert!(String::from_utf8_lossy(&done.stderr).contains("one thing is to be put right"));
+}
+
+#[test]
+fn a_doctor_finds_what_keeps_a_host_from_starting() {
+    for (settings, said) in [
+        ("[audit]\nkeep = \"soon\"", "[audit] keep: "),
+        ("[limits]\nconnections = \"many\"", "[limits] connections"),
+        ("[limits]\nconections = 5", "is connections meant?"),
+        ("[limits]\nmemory = 1.5", "a limit is a whole number from 0 on"),
+        (
+            "[multiservice.games]\nlisten = \"127.0.0.1\"",
+            "[multiservice.games] listen = \"127.0.0.1\" is not ADDRESS:PORT",
+        ),
+    ] {
+        let home = scene();
+        home.configure(|text| format!("{text}\n{settings}\n"));
+        let done = home.run_with(&["doctor"], "");
+        let found = String::from_utf8_lossy(&done.stdout);
+        assert!(done.status.code() == Some(1) && found.contains(said), "{settings}: {found}");
+        assert!(
+            !home.run_with(&["run", "--listen", "127.0.0.1:0"], "").status.success(),
+            "{settings}: and it does not"
+        );
+    }
+    let home = scene();
+    home.configure(|text| text.replace("memory = 19456", "memory = 67108864"));
+    let refused = home.refused(&["run", "--listen", "127.0.0.1:0"], "");
+    assert!(refused.contains("is in KiB: 64 GiB for each password"), "{refused}");
 }
 
 #[test]

@@ -189,6 +189,7 @@ fn nothing_is_left_of_libraries_that_have_ended() {
 
         one_that_is_marked_as_never_to_be_unloaded_is_unloaded(&bench).await;
         a_thread_that_does_not_end_pins_its_library_and_is_named(&bench).await;
+        a_signal_handler_pins_its_library_and_is_named(&bench).await;
         a_service_that_does_not_come_back_is_condemned(&bench).await;
     });
 }
@@ -298,6 +299,20 @@ async fn a_thread_that_does_not_end_pins_its_library_and_is_named(bench: &Bench)
     assert!(why[0].contains("its thread ghost") && why[0].contains("still runs"), "{why:?}");
     assert_ne!(mapping::of(std::path::Path::new("/generations/")).ok(), Some(None), "it stays mapped");
     // Others come and go as before.
+    assert!(matches!(bench.cycle().await, UnloadOutcome::Retired { .. }));
+}
+
+/// Without its code, the process would end when the signal comes.
+async fn a_signal_handler_pins_its_library_and_is_named(bench: &Bench) {
+    let slot = bench.load("restless").await;
+    bench.attach(&slot).await;
+    bench.begin(&slot, "handle_signals");
+    assert_eq!(bench.heard().await, "answer");
+    let account = bench.services.remove(&slot).await;
+    bench.heard().await;
+    let UnloadOutcome::Pinned(why) = &account else { panic!("{account:?}") };
+    assert!(why[0].contains("it handles signal 12"), "{why:?}");
+    rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::USR2).expect("it can be sent");
     assert!(matches!(bench.cycle().await, UnloadOutcome::Retired { .. }));
 }
 

@@ -5,14 +5,14 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::{AccountError, Accounts};
-use crate::cred::{Credential, Identity, Name, NameOf, Password, ProofBy, TokenDigest, check_hash};
+use crate::cred::{Credential, CredentialError, Identity, Name, NameOf, Password, ProofBy, TokenDigest, check_hashes};
 use crate::store::audit::Event;
 use crate::store::{Record, StoreError, Write, now, wait};
 
 /// The most memory that checking an imported hash may take, in KiB: it is taken for each try of a password.
 pub(super) const MOST_MEMORY: u32 = 64 << 10;
 /// So many refusals are told one by one.
-const TOLD: usize = 20;
+const TOLD: usize = 1000;
 
 /// What became of an import.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -66,6 +66,9 @@ pub struct Import<'a> {
     pub passwords: &'a dyn Fn(&str) -> Option<Password>,
     /// Whether they are put in the place of those of the same names.
     pub replace: bool,
+    /// Whether the records say no more of them than a password and whether they are kept out: all else that they have here
+    /// stays then, and nobody is let in again who is disabled here.
+    pub only_passwords: bool,
     /// Whether it is only looked at what would come of it.
     pub dry_run: bool,
 }
@@ -80,7 +83,7 @@ impl<'a> Import<'a> {
     /// Adds these, as they were exported.
     #[must_use]
     pub fn of(records: &'a [Record]) -> Self {
-        Self { records, passwords: &|_| None, replace: false, dry_run: false }
+        Self { records, passwords: &|_| None, replace: false, only_passwords: false, dry_run: false }
     }
 }
 
@@ -100,7 +103,7 @@ impl Accounts {
     }
 
     fn try_import(&self, import: &Import<'_>) -> Result<Imported, AccountError> {
-        let Import { records, passwords, replace, dry_run } = *import;
+        let Import { records, passwords, replace, only_passwords, dry_run } = *import;
         let _sealing = self.sealing.read();
         let mut tokens = std::collections::HashSet::new();
         let mut done = Imported::default();
@@ -141,39 +144,52 @@ impl Accounts {
                     done.refuse(&name, "the name is taken; --replace puts it in the place of the one there is");
                     continue;
                 }
-                Some(kept) => {
-                    renumber(&mut identity, &kept.identity);
-                    done.replaced += 1;
-                }
-                None => done.added += 1,
+                Some(kept) if only_passwords => identity = with_passwords_of(&kept.identity, identity),
+                Some(kept) => renumber(&mut identity, &kept.identity),
+                None => {}
             }
             if let Some(password) = passwords(&name) {
                 checked.weak += u64::from(self.rules.check(&name, &password).is_err());
-                if !dry_run {
-                    let hash = self.hash(&password, identity.salt())?;
-                    let proof = self.password_proof(&name, &password, hash)?;
-                    identity.add(proof, "password", now(), None);
+                match self.imported_password(&name, &password, identity.salt(), dry_run) {
+                    Ok(Some(proof)) => {
+                        identity.add(proof, "password", now(), None);
+                    }
+                    Ok(None) => {}
+                    Err(AccountError::Credential(why)) => {
+                        done.refuse(&name, &why.to_string());
+                        continue;
+                    }
+                    Err(error) => return Err(error),
                 }
+            }
+            match kept {
+                Some(_) => done.replaced += 1,
+                None => done.added += 1,
             }
             done.add(checked);
             let identity = Arc::new(identity);
             if kept.is_some() {
                 told.push(Arc::clone(&identity));
+                writes.push(Write::Audit(self.event("identity.replaced", &name)));
             }
             writes.push(Write::Identity { identity, base: kept.map_or(0, |kept| kept.version) });
         }
         if writes.is_empty() || dry_run {
             return Ok(done);
         }
-        let name = |at: Option<&Write>| match at {
-            Some(Write::Identity { identity, .. }) => identity.name.to_string(),
-            _ => String::new(),
-        };
+        let imported: Vec<&Arc<Identity>> = writes
+            .iter()
+            .filter_map(|write| match write {
+                Write::Identity { identity, .. } => Some(identity),
+                _ => None,
+            })
+            .collect();
+        let name = |identity: Option<&&Arc<Identity>>| identity.map_or_else(String::new, |of| of.name.to_string());
         let event = Event::new("identity.imported")
             .with("by", self.by.clone())
-            .with("count", writes.len())
-            .with("first", name(writes.first()))
-            .with("last", name(writes.last()));
+            .with("count", imported.len())
+            .with("first", name(imported.first()))
+            .with("last", name(imported.last()));
         writes.push(Write::Audit(event));
         wait(|answer| self.store.commit(writes, answer))?;
         // Every identity was replaced by now, so every one is told, even if telling another fails.
@@ -203,12 +219,31 @@ impl Accounts {
         Ok(None)
     }
 
+    /// A password that came in the clear; nothing, where it is only looked at.
+    fn imported_password(
+        &self,
+        name: &str,
+        password: &Password,
+        salt: Option<Vec<u8>>,
+        dry_run: bool,
+    ) -> Result<Option<ProofBy>, AccountError> {
+        if password.bytes() > Password::LONGEST {
+            return Err(CredentialError::TooLong(Password::LONGEST).into());
+        }
+        if dry_run {
+            return Ok(None);
+        }
+        let hash = self.hash(password, salt)?;
+        self.password_proof(name, password, hash).map(Some)
+    }
+
     fn check(&self, identity: &mut Identity, done: &mut Imported) -> Result<(), String> {
         let name = identity.name.to_string();
         let mut unsealed = false;
+        let hashes: Vec<String> = identity.hashes(0).into_iter().map(|(_, hash)| hash).collect();
+        check_hashes(&hashes, MOST_MEMORY, self.cost).map_err(|error| error.to_string())?;
         for credential in &mut identity.credentials {
             if let ProofBy::Password { hash, verifier } = &mut credential.proof {
-                check_hash(hash, MOST_MEMORY, self.cost).map_err(|error| error.to_string())?;
                 done.bcrypt += u64::from(hash.starts_with("$2"));
                 if let Some(sealed) = verifier {
                     // Sealed anew: the part of the key that it was sealed under may be about to go.
@@ -224,6 +259,20 @@ impl Accounts {
         done.unsealed += u64::from(unsealed);
         Ok(())
     }
+}
+
+/// An identity with the passwords of another record, and with its keys as well.
+fn with_passwords_of(kept: &Identity, record: Identity) -> Identity {
+    let mut identity = kept.clone();
+    identity.enabled &= record.enabled;
+    identity.clear_passwords();
+    for credential in record.credentials {
+        identity.add(credential.proof, &credential.label, credential.created, credential.expires);
+    }
+    for key in record.keyring.keys() {
+        identity.keyring.add(key.clone());
+    }
+    identity
 }
 
 /// No number of a credential is used twice: who has logged in by one that is not there any more is known by its number.

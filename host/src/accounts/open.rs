@@ -9,7 +9,10 @@ use super::{AccountError, Accounts};
 use crate::config::{ConfigError, ConfigFile, Home, Settings, master_key, random};
 use crate::cred::{HashCost, MasterKey, PasswordRules, check_hash};
 use crate::store::audit::Event;
-use crate::store::{SqliteStore, Store, StoreError, Write, wait};
+use crate::store::{MemoryStore, SqliteStore, Store, StoreError, Write, wait};
+
+/// The most memory that hashing one password may take, in KiB.
+const DEAREST: u32 = 1 << 20;
 
 impl Accounts {
     /// Opens the identities of a home, in the store on its disk; makes its files where they are missing, and moves
@@ -24,6 +27,23 @@ impl Accounts {
         }
         let store = SqliteStore::open(&home.store(), &key, &random()?)?;
         Self::over(Arc::new(store), key, home, by)
+    }
+
+    /// Nobody, as in a home where nothing was ever stored; in memory, to see what would come of something.
+    #[must_use]
+    pub fn empty(home: &Home) -> Self {
+        Self {
+            store: Arc::new(MemoryStore::new()),
+            key: MasterKey::new([0; 32]),
+            rules: PasswordRules::default(),
+            cost: HashCost::default(),
+            stock: true,
+            changed: Arc::default(),
+            sealing: Arc::default(),
+            rotating: Arc::default(),
+            by: String::new(),
+            home: home.clone(),
+        }
     }
 
     /// The same of identities in any store. `key`: what the store's secret and the verifiers in it are sealed under.
@@ -45,6 +65,13 @@ impl Accounts {
                 "[password] memory and passes are less than OWASP's least for argon2id ({} KiB, {} passes)",
                 HashCost::LEAST.memory,
                 HashCost::LEAST.passes
+            )))?;
+        }
+        if cost.memory > DEAREST {
+            return Err(file.wrong(format!(
+                "[password] memory = {} is in KiB: {} GiB for each password that is checked; {DEAREST} (1 GiB) is the most",
+                cost.memory,
+                cost.memory >> 20
             )))?;
         }
         let mut blocked = HashSet::new();

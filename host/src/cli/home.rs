@@ -12,7 +12,7 @@ use zeroize::Zeroizing;
 
 use super::{CliError, warn};
 
-fn cli_error(failed: ControlFailure) -> CliError {
+pub(super) fn cli_error(failed: ControlFailure) -> CliError {
     CliError { error: failed.error, hint: failed.hint }
 }
 
@@ -164,8 +164,12 @@ pub(super) fn expiry(text: Option<&str>) -> Result<Option<u64>, CliError> {
 }
 
 fn no_time(text: &str, error: &humantime::DurationError) -> CliError {
-    CliError::new(format!("{text:?} is no time: {error}"))
-        .hint("write it as 90d, 12h, 1y, 2027-01-31 or 2027-01-31T12:00:00Z")
+    let is_date = text.len() > 4 && text.as_bytes()[..4].iter().all(u8::is_ascii_digit) && text.as_bytes()[4] == b'-';
+    let what = match is_date {
+        true => format!("{text:?} is no time: there is no such day after 1970, or it is not in UTC"),
+        false => format!("{text:?} is no time: {error}"),
+    };
+    CliError::new(what).hint("write it as 90d, 12h, 1y, 2027-01-31 or 2027-01-31T12:00:00Z")
 }
 
 /// "2h" ago, or a date: in milliseconds since 1970.

@@ -1,20 +1,21 @@
 //! `credhost identity import`
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::File;
 use std::io::{BufRead, BufReader, Cursor, Read};
 use std::path::PathBuf;
 
 use clap::Args;
-use credhost::accounts::Imported;
 use credhost::accounts::foreign::{Entry, Format, Person, Reader};
+use credhost::accounts::{Accounts, Imported};
 use credhost::config::Home;
-use credhost::control::{Request, Secret};
-use credhost::show;
+use credhost::control::{self, LibraryStatus, Request, Secret, known};
+use credhost::cred::{Name, NameOf};
 use credhost::store::Record;
-use serde_json::json;
+use credhost::{nearest, show};
+use serde_json::{Value, json};
 
-use super::home::{Progress, ask};
+use super::home::{Progress, ask, ask_running, cli_error};
 use super::{CliError, Output, say, warn};
 
 /// So many are handed over at once: all of them are written, or none.
@@ -67,20 +68,27 @@ struct Importing<'a> {
     all: Imported,
     passed: u64,
     chunk: Chunk,
-    /// Names that came; in a dry run alone, where nothing else knows that one comes twice.
-    names: HashSet<String>,
-    list: bool,
+    /// Names that came, each with its line.
+    names: HashMap<String, usize>,
+    /// Who would come in, and how: in a dry run, until the host has said that they do.
+    listed: Vec<(String, String)>,
+    only_passwords: bool,
 }
 
 impl Import {
     pub(super) fn run(self, home: &Home, output: Output) -> Result<(), CliError> {
         let (mut reader, size, format) = self.open()?;
+        for service in &self.keys {
+            Name::chosen(NameOf::Service, service)?;
+        }
         if !self.dry_run {
             home.make()?;
         }
-        let list = self.dry_run && !output.json;
-        let (all, chunk, names) = (Imported::default(), Chunk::default(), HashSet::new());
-        let mut importing = Importing { import: &self, home, all, passed: 0, chunk, names, list };
+        let (all, chunk, names) = (Imported::default(), Chunk::default(), HashMap::new());
+        let only_passwords = format.knows_passwords_only();
+        let mut importing =
+            Importing { import: &self, home, all, passed: 0, chunk, names, listed: Vec::new(), only_passwords };
+        importing.warn_of_keys();
         let mut progress = Progress::new();
         let mut entries = Reader::new(&mut reader, format);
         while let Some((line, entry)) = entries.next().transpose()? {
@@ -110,7 +118,11 @@ impl Import {
         let mut start = zeroize::Zeroizing::new(Vec::new());
         from.by_ref().take(LOOKED_AT as u64).read_to_end(&mut start)?;
         let text = String::from_utf8_lossy(&start);
-        let first = text.lines().find(|line| !line.trim().is_empty() && !line.starts_with('#')).unwrap_or("{");
+        let first = text
+            .trim_start_matches('\u{feff}')
+            .lines()
+            .find(|line| !line.trim().is_empty() && !line.starts_with('#'))
+            .unwrap_or("{");
         let format = Format::of(first).ok_or_else(|| {
             CliError::new(format!("{}: it cannot be seen what kind of file this is", self.file.display())).hint(
                 "--format json, htpasswd, filepassworddb, ldif or shadow says it; filepassworddb is Twisted's NAME:PASSWORD",
@@ -121,13 +133,26 @@ impl Import {
 }
 
 impl Importing<'_> {
+    /// A key to a service that is not here may be one to a service that is mistyped.
+    fn warn_of_keys(&self) {
+        let listed = ask_running(self.home, &Request::ServiceList {}).ok().flatten();
+        let libraries: Option<Vec<LibraryStatus>> = listed.and_then(|listed| serde_json::from_value(listed).ok());
+        let known = known::services(self.home, libraries.as_deref());
+        for service in self.import.keys.iter().filter(|service| !known.contains(*service)) {
+            let meant = nearest::meant(service, &known);
+            warn(&format!(
+                "credhost: warning: no service {service:?} is here: the keys wait until there is one{meant}"
+            ));
+        }
+    }
+
     fn take(&mut self, line: usize, entry: Entry) -> Result<(), CliError> {
         match entry {
             Entry::Person(person) => return self.person(line, *person),
             Entry::Passed(why) => {
                 self.passed += 1;
-                if self.list {
-                    say(&format!("line {line}: passed over: {}", show::line(&why)));
+                if self.import.dry_run {
+                    self.listed.push((String::new(), format!("line {line}: passed over: {}", show::line(&why))));
                 }
             }
             Entry::Wrong(why) => self.all.refuse(&format!("line {line}"), &why),
@@ -142,17 +167,23 @@ impl Importing<'_> {
                 record.keys.push(key);
             }
         }
-        if self.import.dry_run && !self.names.insert(record.name.clone()) {
-            self.all.refuse(&record.name, "it is there twice");
+        if let Some(first) = self.names.get(&record.name) {
+            self.all
+                .refuse(&format!("line {line}: {}", record.name), &format!("it is there twice; line {first} counts"));
             return Ok(());
         }
-        if self.list {
-            say(&format!("line {line}: {}", described(&record, password.is_some())));
-        }
+        self.names.insert(record.name.clone(), line);
         let bytes = serde_json::to_string(&record)?.len() + password.as_ref().map_or(0, |password| password.len());
-        if self.chunk.bytes + bytes > CHUNK_BYTES
-            || password.is_some() && self.chunk.passwords.contains_key(&record.name)
-        {
+        if bytes > CHUNK_BYTES {
+            let why = format!("it has more than {} MiB", CHUNK_BYTES >> 20);
+            self.all.refuse(&format!("line {line}: {}", record.name), &why);
+            return Ok(());
+        }
+        if self.import.dry_run {
+            let what = format!("line {line}: {}", described(&record, password.is_some()));
+            self.listed.push((record.name.clone(), what));
+        }
+        if self.chunk.bytes + bytes > CHUNK_BYTES {
             self.hand_over()?;
         }
         self.chunk.bytes += bytes;
@@ -165,17 +196,35 @@ impl Importing<'_> {
 
     fn hand_over(&mut self) -> Result<(), CliError> {
         let Chunk { records, passwords, .. } = std::mem::take(&mut self.chunk);
-        if !records.is_empty() {
-            let (replace, dry_run) = (self.import.replace, self.import.dry_run);
-            let answer = ask(self.home, &Request::IdentityImport { records, passwords, replace, dry_run })?;
-            self.all.add(serde_json::from_value(answer)?);
+        if records.is_empty() {
+            return Ok(());
         }
+        let (replace, only_passwords, dry_run) = (self.import.replace, self.only_passwords, self.import.dry_run);
+        let request = Request::IdentityImport { records, passwords, replace, only_passwords, dry_run };
+        let answer = if dry_run { look(self.home, &request)? } else { ask(self.home, &request)? };
+        let mut done: Imported = serde_json::from_value(answer)?;
+        let refused: HashSet<String> =
+            done.why.iter().filter_map(|why| why.split_once(": ")).map(|(name, _)| name.to_owned()).collect();
+        for why in &mut done.why {
+            // With the line that it stands in.
+            if let Some(line) = why.split_once(": ").and_then(|(name, _)| self.names.get(name)) {
+                *why = format!("line {line}: {why}");
+            }
+        }
+        self.listed.retain(|(name, _)| !refused.contains(name));
+        self.all.add(done);
         Ok(())
     }
 
     fn tell(self, output: Output) -> Result<(), CliError> {
         let mut told = serde_json::to_value(&self.all)?;
         told["passed"] = json!(self.passed);
+        if self.import.dry_run {
+            told["would"] = json!(self.listed.iter().map(|(_, what)| what).collect::<Vec<_>>());
+        }
+        if !output.json {
+            self.listed.iter().for_each(|(_, what)| say(what));
+        }
         told["dry_run"] = json!(self.import.dry_run);
         output.show(&told, || summary(&self.all, self.passed, self.import.dry_run));
         if self.all.refused == 0 {
@@ -183,6 +232,9 @@ impl Importing<'_> {
         }
         if !output.json {
             self.all.why.iter().for_each(|why| warn(&format!("  refused: {}", show::line(why))));
+            if let Some(more) = self.all.refused.checked_sub(self.all.why.len() as u64).filter(|more| *more > 0) {
+                warn(&format!("  and {more} more"));
+            }
         }
         let (count, dry) = (self.all.refused, self.import.dry_run);
         let were = match (count, dry) {
@@ -214,9 +266,21 @@ fn summary(all: &Imported, passed: u64, dry_run: bool) -> String {
     text
 }
 
+/// What would come of a dry run: where nothing was ever stored, of one into an empty store.
+fn look(home: &Home, request: &Request) -> Result<Value, CliError> {
+    if home.store().exists() || home.config().exists() || home.control().exists() {
+        return ask(home, request);
+    }
+    let accounts = Accounts::empty(home);
+    control::perform(request, &accounts, None, &mut |_, _| {}).map_err(cli_error)
+}
+
 /// Somebody who would come in.
 fn described(record: &Record, in_the_clear: bool) -> String {
-    let hash = |hash: &str| if hash.starts_with("$2") { "a bcrypt hash" } else { "an argon2id hash" };
+    let hash = |hash: &str| match hash.get(..2) {
+        Some("$2") => "a bcrypt hash",
+        _ => "an argon2id hash",
+    };
     let mut by: Vec<&str> =
         record.credentials.iter().filter_map(|credential| credential.password.as_deref().map(hash)).collect();
     by.extend(record.credentials.iter().filter(|credential| credential.pubkey.is_some()).map(|_| "a public key"));

@@ -73,19 +73,32 @@ const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
 /// Whose lines these are, in the host itself.
 const OURS: [&str; 4] = ["credhost", "pb", "jelly", "plugin_api"];
 
-/// Which lines the log has. A word that is no level would be taken for a module of which there is none: no line would be
-/// written.
+/// Which lines the log has. A word that is no level would be taken for a module of which there is none, and no line would
+/// be written.
 fn filter(text: &str) -> Result<EnvFilter, String> {
-    for word in text.split(',').map(str::trim).filter(|word| !word.contains(['=', '['])) {
-        let of = word.split("::").next().unwrap_or_default();
-        if !LEVELS.iter().any(|level| word.eq_ignore_ascii_case(level))
-            && word.parse::<u8>().is_err()
-            && !OURS.contains(&of)
-        {
-            return Err(format!("{word:?} is none of {}{}", LEVELS.join(", "), nearest::meant(word, LEVELS)));
+    let words: Vec<&str> = text.split(',').map(str::trim).filter(|word| !word.is_empty()).collect();
+    let is_level = |word: &str| LEVELS.iter().any(|level| word.eq_ignore_ascii_case(level));
+    for word in &words {
+        let of = word.split(['=', '[']).next().unwrap_or_default().trim();
+        let crate_of = of.split("::").next().unwrap_or_default();
+        let level = word.rsplit_once('=').map(|(_, level)| level.trim());
+        let wrong = match level {
+            // A field's value may be anything.
+            Some(_) if word.contains('[') => None,
+            Some(level) if !is_level(level) => Some((level, LEVELS.as_slice())),
+            _ if OURS.contains(&crate_of) || word.starts_with('[') => None,
+            Some(_) => Some((crate_of, OURS.as_slice())),
+            None if is_level(word) => None,
+            None => Some((*word, LEVELS.as_slice())),
+        };
+        if let Some((word, known)) = wrong {
+            return Err(format!("{word:?} is none of {}{}", known.join(", "), nearest::meant(word, known)));
         }
     }
-    text.parse().map_err(|error: tracing_subscriber::filter::ParseError| error.to_string())
+    // What is said of some lines silences no others.
+    let all =
+        if words.iter().any(|word| is_level(word)) { words.join(",") } else { format!("info,{}", words.join(",")) };
+    all.parse().map_err(|error: tracing_subscriber::filter::ParseError| error.to_string())
 }
 
 /// Starts the log; `CREDHOST_LOG` says which lines it has.

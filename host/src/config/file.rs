@@ -198,7 +198,10 @@ pub struct AuditSection {
 
 /// A value as it stands in `[limits]`.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[serde(untagged)]
+#[serde(
+    untagged,
+    expecting = "a limit is a whole number from 0 on, or one with its unit as a text: \"512 MiB\", \"30 s\""
+)]
 pub enum LimitValue {
     /// A number: bytes, seconds, how many.
     Number(u64),

@@ -33,7 +33,9 @@ impl From<AccountError> for ControlFailure {
                 Some("put the master.key back that the store was made with")
             }
             AccountError::Credential(_) => Some("[password] in credhost.toml has the rules"),
-            AccountError::Name(_) => Some("names have 1 to 255 bytes, no `/` and no control characters"),
+            AccountError::Name(_) => {
+                Some("names have 1 to 255 bytes, nothing unseen, no `/`, and spaces only one by one between words")
+            }
             AccountError::Label(_) => {
                 Some("labels have up to 255 bytes and no control characters; --label gives another")
             }

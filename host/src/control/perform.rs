@@ -88,7 +88,7 @@ pub fn perform(
             let page = accounts.page(after.as_deref(), (*limit).min(PAGE))?;
             json!(page.iter().map(|identity| Record::from(&**identity)).collect::<Vec<_>>())
         }
-        Request::IdentityImport { records, passwords, replace, dry_run } => {
+        Request::IdentityImport { records, passwords, replace, only_passwords, dry_run } => {
             // Each that is hashed takes its time.
             let hashed = std::cell::Cell::new(0);
             let progress = std::cell::RefCell::new(progress);
@@ -98,8 +98,8 @@ pub fn perform(
                 progress.borrow_mut()(hashed.get(), passwords.len() as u64);
                 Some(Password::new(&secret.0))
             };
-            let import = Import { records, passwords: &password, replace: *replace, dry_run: *dry_run };
-            json!(accounts.import(&import)?)
+            let (replace, only_passwords, dry_run) = (*replace, *only_passwords, *dry_run);
+            json!(accounts.import(&Import { records, passwords: &password, replace, only_passwords, dry_run })?)
         }
         Request::IdentityShow { name } => shown(&*accounts.get(name)?, host),
         Request::PubkeyAdd { name, line, label, expires } => {

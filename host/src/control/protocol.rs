@@ -74,6 +74,8 @@ pub enum Request {
         passwords: BTreeMap<String, Secret>,
         replace: bool,
         #[serde(default)]
+        only_passwords: bool,
+        #[serde(default)]
         dry_run: bool,
     },
     IdentityExport {

@@ -39,8 +39,12 @@ impl KeptHash {
     /// Takes a hash apart that can be checked here.
     pub(super) fn read(hash: &str) -> Result<Self, String> {
         if ["$2y$", "$2b$", "$2a$"].iter().any(|prefix| hash.starts_with(prefix)) {
-            let parts: bcrypt::HashParts = hash.parse().map_err(|error| format!("no bcrypt hash: {error}"))?;
-            return Ok(Self::Bcrypt(parts.get_cost()));
+            let parts: bcrypt::HashParts =
+                hash.parse().map_err(|_| "no bcrypt hash, which is $2y$COST$ and 53 characters more".to_owned())?;
+            return match parts.get_cost() {
+                cost @ 4..=31 => Ok(Self::Bcrypt(cost)),
+                cost => Err(format!("bcrypt at a cost of {cost}, which there is not")),
+            };
         }
         if !hash.starts_with("$argon2id$") {
             return Err(match kind(hash) {
@@ -122,22 +126,47 @@ fn work(memory: u32, passes: u32) -> u64 {
 /// assert!(error.to_string().contains("yescrypt"));
 /// ```
 pub fn check_hash(hash: &str, most: u32, own: HashCost) -> Result<(), CredentialError> {
-    match KeptHash::read(hash).map_err(CredentialError::Hash)? {
-        KeptHash::Bcrypt(cost) if cost > MOST_BCRYPT => {
-            let why = format!(
-                "bcrypt at a cost of {cost}; up to {MOST_BCRYPT} is taken, for its check must not take longer than a refusal"
-            );
-            Err(CredentialError::Hash(why))
-        }
-        KeptHash::Bcrypt(_) => Ok(()),
-        KeptHash::Argon2id(hash) => {
-            let (memory, passes, _) = hash.costs();
-            if memory > most || work(memory, passes) > MOST_WORK.max(work(own.memory, own.passes)) {
-                return Err(CredentialError::Hash(format!("checking it would take {memory} KiB and {passes} passes")));
+    check_hashes(&[hash.to_owned()], most, own)
+}
+
+/// The same of all hashes that one identity has: a login has them all checked, and takes as long as all together. Those of
+/// one salt and cost are checked at once.
+///
+/// # Errors
+/// As [`check_hash`], and when they are too many.
+pub fn check_hashes(hashes: &[String], most: u32, own: HashCost) -> Result<(), CredentialError> {
+    let (mut all, mut salts) = (0, Vec::new());
+    for hash in hashes {
+        all += match KeptHash::read(hash).map_err(CredentialError::Hash)? {
+            KeptHash::Bcrypt(cost) if cost > MOST_BCRYPT => {
+                let why = format!(
+                    "bcrypt at a cost of {cost}; up to {MOST_BCRYPT} is taken, for its check must not take longer than a refusal"
+                );
+                return Err(CredentialError::Hash(why));
             }
-            Ok(())
-        }
+            KeptHash::Bcrypt(cost) => MOST_WORK >> (MOST_BCRYPT - cost),
+            KeptHash::Argon2id(hash) => {
+                let (memory, passes, lanes) = hash.costs();
+                let work = work(memory, passes);
+                if memory > most.max(own.memory) || work > MOST_WORK.max(self::work(own.memory, own.passes)) {
+                    let why = format!("checking it would take {memory} KiB and {passes} passes");
+                    return Err(CredentialError::Hash(why));
+                }
+                let salt = (hash.salt, memory, passes, lanes, hash.output.len());
+                if salts.contains(&salt) {
+                    continue;
+                }
+                salts.push(salt);
+                work
+            }
+        };
     }
+    // A thousand that are cheap are as dear as one that is not.
+    if all > MOST_WORK.max(work(own.memory, own.passes)) {
+        let why = "checking all passwords of this identity would take longer than a refusal".to_owned();
+        return Err(CredentialError::Hash(why));
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -211,6 +240,20 @@ mod tests {
     }
 
     #[test]
+    fn many_hashes_of_one_identity_cost_no_more_than_one() {
+        let all = |hashes: &[String]| check_hashes(hashes, MEMORY, HashCost::LEAST);
+        let bcrypt = |cost| bcrypt::hash("x", 4).unwrap().replace("$04$", &format!("${cost:02}$"));
+        assert!(all(&[bcrypt(12)]).is_ok());
+        assert!(all(&[bcrypt(11), bcrypt(11)]).is_ok());
+        assert!(all(&[bcrypt(12), bcrypt(10)]).is_err());
+        let own = |salt: u8| Password::new("x").hash(HashCost { memory: 19 << 10, passes: 2 }, &[salt; 16]).unwrap();
+        assert!(all(&vec![own(1); 1000]).is_ok(), "of one salt they are checked at once");
+        assert!(all(&(0..9).map(own).collect::<Vec<_>>()).is_err());
+        let dear = HashCost { memory: 128 << 10, passes: 3 };
+        assert!(check_hash(&dear.decoy(&[1; 24]), MEMORY, dear).is_ok(), "a host takes what it has written itself");
+    }
+
+    #[test]
     fn what_is_not_taken_is_called_by_its_name() {
         let decoy = |memory, passes| HashCost { memory, passes }.decoy(&[1; 24]);
         assert!(check_hash(&decoy(19 << 10, 2), MEMORY, HashCost::LEAST).is_ok());
@@ -218,6 +261,7 @@ mod tests {
         for (hash, named) in [
             (decoy(1 << 20, 2).as_str(), "1048576 KiB and 2 passes"),
             (&decoy(64 << 10, 50), "65536 KiB and 50 passes"),
+            ("$2y$03$abcdefghijklmnopqrstuuCQZ6SgWMzrFWgBVb5nGbb5nSkj7z6Fu", "a cost of 3, which there is not"),
             ("$2y$13$abcdefghijklmnopqrstuuCQZ6SgWMzrFWgBVb5nGbb5nSkj7z6Fu", "cost of 13"),
             ("$apr1$r31.....$HqJZimcKQFAMYayBlzkrA/", "apr1"),
             ("{SHA}W6ph5Mm5Pz8GgiULbPgzG37mj9g=", "LDAP"),

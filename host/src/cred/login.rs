@@ -96,7 +96,8 @@ impl PasswordCheck {
 
     /// Checks. The same work is done for every name.
     pub fn run(self) -> Proof {
-        let matched = self.authorizer.matches(&self.password, &self.hashes);
+        // The same work for an empty one; but nobody is let in by nothing, whatever hash another program has made of it.
+        let matched = self.authorizer.matches(&self.password, &self.hashes).filter(|_| self.password.bytes() > 0);
         let identity = self.found?;
         let credential = matched.ok_or(Refusal::WrongPassword)?;
         Ok(Proven { identity, credential })
@@ -370,6 +371,21 @@ mod tests {
         assert_eq!(answer(&login, "nopass", ""), Err(Refusal::NoPassword));
         authorizer.update("alice", |alice| alice.enabled = false).unwrap();
         assert_eq!(answer(&login, "alice", "alice-pw"), Err(Refusal::Disabled));
+    }
+
+    #[test]
+    fn nobody_is_let_in_by_an_empty_password() {
+        let (authorizer, login) = login();
+        for hash in [Password::new("").hash(HashCost::LEAST, &[1; 16]).unwrap(), bcrypt::hash("", 4).unwrap()] {
+            authorizer
+                .update("alice", |alice| {
+                    alice.clear_passwords();
+                    alice.add(ProofBy::Password { hash: hash.clone(), verifier: None }, "password", 0, None);
+                })
+                .unwrap();
+            let check = block_on(login.password("alice", Password::new(""), 0)).unwrap();
+            assert_eq!(check.run(), Err(Refusal::WrongPassword), "{hash}");
+        }
     }
 
     #[test]

@@ -27,7 +27,7 @@ pub use cost::HashCost;
 pub use default_authorizer::DefaultAuthorizer;
 pub use error::{AuthorizerError, CredentialError, DuplicateIdentity, KeyNotFound, NoSuchIdentity, Refusal};
 pub use identity::{Credential, Identity, LabelError, ProofBy, check_label};
-pub use kept_hash::check_hash;
+pub use kept_hash::{check_hash, check_hashes};
 pub use keyring::{Key, Keyring};
 pub use name::{Name, NameError, NameOf};
 pub use password::{Entropy, Password, challenge_response, keep_memory};

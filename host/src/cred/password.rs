@@ -6,7 +6,7 @@ use argon2::{Algorithm, Argon2, Block, Version};
 use parking_lot::Mutex;
 use subtle::ConstantTimeEq;
 use unicode_normalization::UnicodeNormalization;
-use zeroize::{Zeroize, ZeroizeOnDrop};
+use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
 use super::cost::HashCost;
 use super::error::CredentialError;
@@ -72,6 +72,9 @@ fn with_kept<R>(kept: &mut Vec<Block>, most: usize, blocks: usize, work: impl Fn
 pub struct Password(String);
 
 impl Password {
+    /// The longest that is taken, in bytes.
+    pub const LONGEST: usize = LONGEST;
+
     /// A password as a person typed it.
     #[must_use]
     pub fn new(text: &str) -> Self {
@@ -143,42 +146,33 @@ impl Password {
                 _ => {}
             }
         }
-        let mut computed: Vec<(usize, Vec<u8>)> = Vec::new();
-        for (index, (id, hash)) in parsed.iter().enumerate() {
-            let same = |(other, output): &&(usize, Vec<u8>)| {
-                let other = &parsed[*other].1;
-                other.salt == hash.salt && other.costs() == hash.costs() && output.len() == hash.output.len()
-            };
-            let output = match computed.iter().find(same) {
-                Some((_, output)) => output.clone(),
-                None => {
-                    let argon2 = Argon2::new(Algorithm::Argon2id, Version::V0x13, hash.params.clone());
-                    let mut output = vec![0; hash.output.len()];
-                    let done = self.with_text(|text| {
-                        with_memory(hash.params.block_count(), |memory| {
-                            argon2.hash_password_into_with_memory(text.as_bytes(), &hash.salt, &mut output, memory)
-                        })
-                    });
-                    if done.is_err() {
-                        continue;
-                    }
-                    computed.push((index, output.clone()));
-                    output
-                }
-            };
-            if bool::from(output.ct_eq(&hash.output)) {
-                found = Some(*id);
-            }
+        for text in self.spellings() {
+            found = matching(&text, &parsed).or(found);
         }
         found
     }
 
-    /// As programs hash that use bcrypt: the first 72 bytes of what is typed, which keyboards make in NFC.
+    /// The text as it is hashed here; and as other programs may have hashed it, where that differs: in NFC, which is what
+    /// keyboards make, and as it came. How many there are says nothing of whose it is.
+    fn spellings(&self) -> Vec<Zeroizing<String>> {
+        let mut all: Vec<Zeroizing<String>> = vec![Zeroizing::new(self.0.nfkc().collect())];
+        for other in [Zeroizing::new(self.0.nfc().collect()), Zeroizing::new(self.0.clone())] {
+            if !all.contains(&other) {
+                all.push(other);
+            }
+        }
+        all
+    }
+
+    /// How many bytes it has, as it came.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.0.len()
+    }
+
+    /// As programs hash that use bcrypt: the first 72 bytes.
     fn matches_bcrypt(&self, hash: &str) -> bool {
-        let mut text: String = self.0.nfc().collect();
-        let matches = bcrypt::verify(&text, hash).unwrap_or(false);
-        text.zeroize();
-        matches
+        self.spellings().iter().any(|text| bcrypt::verify(text.as_str(), hash).unwrap_or(false))
     }
 
     /// How much memory checking these hashes takes, in KiB: one after the other.
@@ -212,6 +206,37 @@ impl Password {
             _ => None,
         }
     }
+}
+
+/// Which of these hashes is this text's.
+fn matching(text: &str, parsed: &[(u64, Argon2id)]) -> Option<u64> {
+    let mut computed: Vec<(usize, Vec<u8>)> = Vec::new();
+    let mut found = None;
+    for (index, (id, hash)) in parsed.iter().enumerate() {
+        let same = |(other, output): &&(usize, Vec<u8>)| {
+            let other = &parsed[*other].1;
+            other.salt == hash.salt && other.costs() == hash.costs() && output.len() == hash.output.len()
+        };
+        let output = match computed.iter().find(same) {
+            Some((_, output)) => output.clone(),
+            None => {
+                let argon2 = Argon2::new(Algorithm::Argon2id, Version::V0x13, hash.params.clone());
+                let mut output = vec![0; hash.output.len()];
+                let done = with_memory(hash.params.block_count(), |memory| {
+                    argon2.hash_password_into_with_memory(text.as_bytes(), &hash.salt, &mut output, memory)
+                });
+                if done.is_err() {
+                    continue;
+                }
+                computed.push((index, output.clone()));
+                output
+            }
+        };
+        if bool::from(output.ct_eq(&hash.output)) {
+            found = Some(*id);
+        }
+    }
+    found
 }
 
 impl std::fmt::Debug for Password {
@@ -278,6 +303,21 @@ mod tests {
     fn two_spellings_of_one_password_are_one() {
         let hash = Password::new("Zo\u{eb} ﬁrst").hash(HashCost::default(), &[1; 16]).unwrap();
         assert!(Password::new("Zoe\u{308} first").matches(&hash));
+    }
+
+    #[test]
+    fn what_other_programs_have_hashed_fits_as_it_was_typed() {
+        // Without NFKC, which makes 2 of ² and ss of nothing.
+        for typed in ["stra\u{df}e 20m\u{b2} \u{b5}", "\u{fb01}rst", "Zoe\u{308}"] {
+            let cost = HashCost::LEAST;
+            let mut output = [0; 32];
+            let argon2 = Argon2::new(Algorithm::Argon2id, Version::V0x13, cost.params().unwrap());
+            argon2.hash_password_into(typed.as_bytes(), &[1; 16], &mut output).unwrap();
+            let hash = cost.written(&[1; 16], &output);
+            assert!(Password::new(typed).matches(&hash), "{typed}");
+            assert!(!Password::new("wrong").matches(&hash), "{typed}");
+            assert!(Password::new(typed).matches(&bcrypt::hash(typed, 4).unwrap()), "{typed}");
+        }
     }
 
     #[test]

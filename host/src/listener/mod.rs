@@ -13,6 +13,7 @@ mod timers;
 pub mod tls;
 mod turns;
 
+pub use proxy::proxies;
 use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};

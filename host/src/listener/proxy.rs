@@ -1,6 +1,7 @@
 //! The PROXY protocol, versions 1 and 2: who passes on somebody's connection says first whose it is
 //! (<https://www.haproxy.org/download/3.2/doc/proxy-protocol.txt>).
 
+use ipnet::IpNet;
 use std::io;
 use std::net::SocketAddr;
 
@@ -57,6 +58,19 @@ async fn read(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<Option<Socket
         Ok(_) => Err(wrong("the PROXY header is longer than it says")),
         Err(error) => Err(wrong(&format!("the PROXY header cannot be read: {error}"))),
     }
+}
+
+/// The addresses and networks of proxies, as `[pb] proxies` names them.
+///
+/// # Errors
+/// Which is neither.
+pub fn proxies(named: &[String]) -> Result<Vec<IpNet>, String> {
+    let read = |text: &String| {
+        let address = text.parse::<std::net::IpAddr>().map(IpNet::from);
+        let wrong = format!("[pb] proxies: {text:?} is neither an address nor a network, such as \"192.168.7.0/24\"");
+        address.or_else(|_| text.parse()).map_err(|_| wrong)
+    };
+    named.iter().map(read).collect()
 }
 
 #[cfg(test)]

@@ -52,6 +52,8 @@ pub enum Holder {
     Thread(String),
     /// A thread-local of the library's on a thread that lives.
     ThreadLocal(String),
+    /// A signal that the library handles: its number.
+    Signal(i32),
 }
 
 impl std::fmt::Display for Holder {
@@ -59,6 +61,7 @@ impl std::fmt::Display for Holder {
         match self {
             Self::Thread(name) => write!(f, "its thread {name} still runs, which it has started"),
             Self::ThreadLocal(name) => write!(f, "the thread {name} holds a thread-local of it"),
+            Self::Signal(number) => write!(f, "it handles signal {number}, which may come at any time"),
         }
     }
 }
@@ -93,7 +96,23 @@ pub fn holders(code: &Range<usize>, main: i32) -> Vec<Holder> {
             holders.push(holder);
         }
     }
+    holders.extend(signals(code).into_iter().map(Holder::Signal));
     holders
+}
+
+/// The signals whose handler is in this range of addresses. Without its code, the process ends when one of them comes.
+fn signals(code: &Range<usize>) -> Vec<i32> {
+    let handles = |signal: &i32| {
+        let mut action = std::mem::MaybeUninit::<libc::sigaction>::zeroed();
+        // SAFETY: no new action is given, so nothing changes; the present one is written to where there is room for it. Where
+        // the call fails (the C library keeps some signals to itself) it is what it was: zeroed, which is a valid value.
+        let action = unsafe {
+            libc::sigaction(*signal, std::ptr::null(), action.as_mut_ptr());
+            action.assume_init()
+        };
+        code.contains(&action.sa_sigaction)
+    };
+    (1..=libc::SIGRTMAX()).filter(handles).collect()
 }
 
 /// Deletes the keys whose destructors are in this range: nobody will. Answers with how many there were.

@@ -409,6 +409,10 @@ impl LoginGate {
         let (me, id) = (Arc::clone(self), proven.credential);
         let name = proven.identity.name.to_string();
         let Some((_, proved)) = proven.identity.hashes(0).into_iter().find(|(of, _)| *of == id) else { return };
+        // Bcrypt has looked at the first 72 bytes alone: what else was typed may be anything.
+        if proved.starts_with("$2") && password.bytes() > 72 {
+            return;
+        }
         let salt = proven.identity.salt();
         // If there is no room now, the next login will do.
         let _ = self.hashing.submit((network(source), true), cost.memory, move || {

@@ -2,7 +2,16 @@
 
 use zeroize::Zeroizing;
 
-use super::Entry;
+use super::{DAY, Entry};
+use crate::store::Record;
+
+/// The classes of objects that people are. Others, as groups and the branches of the tree, are passed over.
+const PEOPLE: [&str; 5] = ["inetorgperson", "organizationalperson", "person", "posixaccount", "account"];
+/// Attributes that keep somebody out, whatever they say, or when they say so.
+const LOCKS: [(&str, Option<&str>); 3] =
+    [("pwdaccountlockedtime", None), ("nsaccountlock", Some("true")), ("logindisabled", Some("true"))];
+/// What `ldapsearch` writes at its end, as if it were an entry.
+const SEARCH: [&str; 3] = ["search", "result", "# search"];
 
 /// An entry of which some lines have come.
 #[derive(Default)]
@@ -11,10 +20,15 @@ pub struct Ldif {
     begun: Option<usize>,
     /// A line that may go on in the next.
     unfolded: Option<(usize, Zeroizing<String>)>,
-    dn: String,
-    uid: Option<String>,
+    dn: Option<String>,
+    uids: Vec<String>,
     passwords: Vec<Zeroizing<String>>,
     is_person: bool,
+    is_locked: bool,
+    /// The day from which on it is not taken.
+    expires: Option<u64>,
+    /// Whether all of it are the words that a search ends with.
+    is_of_search: bool,
     wrong: Option<String>,
 }
 
@@ -52,7 +66,11 @@ impl Ldif {
     pub fn end(&mut self) -> Option<(usize, Entry)> {
         self.unfold();
         let ended = std::mem::take(self);
-        Some((ended.begun?, ended.entry().unwrap_or_else(Entry::Wrong)))
+        let begun = ended.begun?;
+        if ended.is_of_search && ended.dn.is_none() && ended.wrong.is_none() {
+            return None;
+        }
+        Some((begun, ended.entry().unwrap_or_else(Entry::Wrong)))
     }
 
     fn refuse(&mut self, why: String) {
@@ -65,53 +83,86 @@ impl Ldif {
         if line.starts_with('#') || self.begun.is_none() && line.to_ascii_lowercase().starts_with("version:") {
             return;
         }
+        let first = self.begun.is_none();
         self.begun.get_or_insert(number);
-        let Some((attribute, value)) = line.split_once(':') else {
+        let Some((description, value)) = line.split_once(':').filter(|_| !line.starts_with(char::is_whitespace)) else {
             return self.refuse(format!("line {number} is not ATTRIBUTE: VALUE"));
         };
-        // Options, as of a language, make it no other attribute.
-        let attribute = attribute.split(';').next().unwrap_or_default().to_ascii_lowercase();
-        if !["dn", "uid", "userpassword", "objectclass", "changetype"].contains(&attribute.as_str()) {
+        let mut options = description.split(';');
+        let attribute = options.next().unwrap_or_default().to_ascii_lowercase();
+        self.is_of_search = (first || self.is_of_search) && SEARCH.contains(&attribute.as_str());
+        let known = ["dn", "uid", "userpassword", "objectclass", "changetype", "shadowexpire"];
+        if !known.contains(&attribute.as_str()) && !LOCKS.iter().any(|(lock, _)| *lock == attribute) {
             return;
         }
+        // As of a language, or of what was there before: what it says then is not what it says without.
+        if let Some(option) = options.next() {
+            return self
+                .refuse(format!("line {number}: {attribute} with the option {option:?}, which is not understood"));
+        }
         match read(value) {
-            Ok(value) => self.attribute(&attribute, value),
+            Ok(value) => self.attribute(number, &attribute, value),
             Err(why) => self.refuse(format!("line {number}: {attribute} {why}")),
         }
     }
 
-    fn attribute(&mut self, attribute: &str, value: Zeroizing<String>) {
+    fn attribute(&mut self, number: usize, attribute: &str, value: Zeroizing<String>) {
         match attribute {
-            "dn" => self.dn.clone_from(&value),
-            // The first names it, as in its dn.
-            "uid" if self.uid.is_none() => self.uid = Some(value.to_string()),
+            "dn" if self.dn.is_some() => {
+                self.refuse(format!("line {number}: another dn; an empty line must stand between two entries"));
+            }
+            "dn" if self.begun != Some(number) => self.refuse(format!("line {number}: an entry begins with its dn")),
+            "dn" => self.dn = Some(value.to_string()),
+            "uid" => self.uids.push(value.trim().to_owned()),
             "userpassword" => self.passwords.push(value),
-            "objectclass" => self.is_person |= value.eq_ignore_ascii_case("inetOrgPerson"),
+            "objectclass" => self.is_person |= PEOPLE.contains(&value.trim().to_ascii_lowercase().as_str()),
             "changetype" => self.refuse("a change (changetype); an export of all entries is taken".to_owned()),
-            _ => {}
+            "shadowexpire" => match value.trim().parse::<i64>() {
+                Ok(-1) => {}
+                Ok(day) if day > 0 => self.expires = Some(day.unsigned_abs().saturating_mul(DAY)),
+                _ => self.refuse(format!("line {number}: shadowExpire is no day after 1970, nor -1")),
+            },
+            lock => {
+                let says = value.trim().to_ascii_lowercase();
+                self.is_locked |=
+                    LOCKS.iter().any(|(name, word)| *name == lock && word.is_none_or(|word| word == says));
+            }
+        }
+    }
+
+    /// The name: its only uid, or the one that its dn begins with.
+    fn name(&self, dn: &str) -> Result<String, String> {
+        match self.uids.as_slice() {
+            [] => Err("it has no uid".to_owned()),
+            [one] => Ok(one.clone()),
+            several => {
+                let first = dn.split(',').next().unwrap_or_default();
+                let named = first.split_once('=').filter(|(attribute, _)| attribute.trim().eq_ignore_ascii_case("uid"));
+                let of_dn =
+                    named.and_then(|(_, name)| several.iter().find(|uid| uid.eq_ignore_ascii_case(name.trim())));
+                of_dn.cloned().ok_or_else(|| "it has several uids, and its dn begins with none of them".to_owned())
+            }
         }
     }
 
     fn entry(self) -> Result<Entry, String> {
-        let dn = self.dn;
-        let wrong = |why: String| Err(if dn.is_empty() { why } else { format!("{dn}: {why}") });
+        let dn = self.dn.clone().unwrap_or_default();
+        let wrong = |why: String| if dn.is_empty() { why } else { format!("{dn}: {why}") };
         if let Some(why) = self.wrong {
-            return wrong(why);
+            return Err(wrong(why));
         }
         if dn.is_empty() {
-            return wrong("an entry without its dn".to_owned());
+            return Err("an entry without its dn".to_owned());
         }
         if !self.is_person {
-            return Ok(Entry::Passed(format!("{dn} is no inetOrgPerson")));
+            return Ok(Entry::Passed(format!("{dn} is no person (inetOrgPerson, posixAccount …)")));
         }
-        let Some(uid) = self.uid else { return wrong("it has no uid".to_owned()) };
-        let mut record = crate::store::Record { name: uid.clone(), ..crate::store::Record::default() };
+        let name = self.name(&dn).map_err(wrong)?;
+        let mut record = Record { name: name.clone(), disabled: self.is_locked, ..Record::default() };
         for (number, password) in self.passwords.iter().enumerate() {
-            let hash = match hash(password) {
-                Ok(hash) => hash,
-                Err(why) => return wrong(why),
-            };
-            let mut hashed = Entry::hashed(&uid, hash).credentials.remove(0);
+            let hash = hash(password).map_err(wrong)?;
+            let mut hashed = Entry::hashed(&name, hash).credentials.remove(0);
+            hashed.expires = self.expires;
             if number > 0 {
                 hashed.label = format!("password {}", number + 1);
             }
@@ -134,8 +185,24 @@ fn read(value: &str) -> Result<Zeroizing<String>, String> {
     String::from_utf8(bytes.to_vec()).map(Zeroizing::new).map_err(|_| "is no text".to_owned())
 }
 
-/// The hash in a userPassword, without its scheme.
+/// The hash in a userPassword, without its scheme. What is in braces is told only where it is a scheme that there is.
 fn hash(password: &str) -> Result<&str, String> {
+    const OTHERS: [&str; 14] = [
+        "SSHA",
+        "SHA",
+        "SMD5",
+        "MD5",
+        "CRYPT",
+        "SSHA256",
+        "SSHA384",
+        "SSHA512",
+        "SHA256",
+        "SHA512",
+        "PBKDF2",
+        "PBKDF2-SHA256",
+        "PBKDF2-SHA512",
+        "SASL",
+    ];
     let Some((scheme, hash)) = password.strip_prefix('{').and_then(|rest| rest.split_once('}')) else {
         return Err("userPassword is in the clear; {ARGON2} and {BCRYPT} are taken".to_owned());
     };
@@ -143,6 +210,9 @@ fn hash(password: &str) -> Result<&str, String> {
         "ARGON2" | "BCRYPT" | "BLF-CRYPT" | "ARGON2ID" => Ok(hash),
         // Many servers keep bcrypt's there.
         "CRYPT" if hash.starts_with("$2") => Ok(hash),
-        _ => Err(format!("userPassword is {{{scheme}}}, which is not checked here; {{ARGON2}} and {{BCRYPT}} are")),
+        other if OTHERS.contains(&other) => {
+            Err(format!("userPassword is {{{other}}}, which is not checked here; {{ARGON2}} and {{BCRYPT}} are"))
+        }
+        _ => Err("userPassword is of no kind that is known; {ARGON2} and {BCRYPT} are taken".to_owned()),
     }
 }

@@ -2,7 +2,7 @@
 
 use zeroize::Zeroizing;
 
-use super::{Entry, Format};
+use super::{DAY, Entry, Format};
 use crate::plain;
 use crate::store::Record;
 
@@ -24,6 +24,9 @@ pub(super) fn entry(format: Format, line: &str) -> Option<Entry> {
 }
 
 fn json(line: &str) -> Result<Entry, String> {
+    if !line.trim_start().starts_with('{') {
+        return Err("it is no JSON object, which is {…}".to_owned());
+    }
     let record: Record = serde_json::from_str(line).map_err(|error| plain::json(&error))?;
     Ok(Entry::person(record, None))
 }
@@ -33,17 +36,19 @@ fn named<'a>(line: &'a str, form: &str) -> Result<(&'a str, &'a str), String> {
     if name.is_empty() { Err("it begins with no name".to_owned()) } else { Ok((name, rest)) }
 }
 
+/// Blanks around it do not count, as for Apache.
 fn htpasswd(line: &str) -> Result<Entry, String> {
-    let (name, hash) = named(line, "NAME:HASH")?;
+    let (name, hash) = named(line.trim(), "NAME:HASH")?;
     if hash.contains(':') {
         return Err("it has more fields than NAME:HASH".to_owned());
     }
     Ok(Entry::person(Entry::hashed(name, hash), None))
 }
 
-/// Source: `twisted.cred.checkers.FilePasswordDB`, which takes the first two fields and knows no comments.
+/// Source: `twisted.cred.checkers.FilePasswordDB`, which takes the first two fields, knows no comments, and drops blanks at
+/// the end of a line.
 fn file_password_db(line: &str) -> Result<Entry, String> {
-    let (name, rest) = named(line, "NAME:PASSWORD")?;
+    let (name, rest) = named(line.trim_end_matches(|c: char| c.is_ascii_whitespace()), "NAME:PASSWORD")?;
     let password = rest.split(':').next().unwrap_or_default();
     if password.is_empty() {
         return Err("it has no password".to_owned());
@@ -53,32 +58,45 @@ fn file_password_db(line: &str) -> Result<Entry, String> {
 }
 
 fn shadow(line: &str) -> Result<Entry, String> {
-    const DAY: u64 = 86_400;
     let fields: Vec<&str> = line.split(':').collect();
-    let [name, hash, .., _, expires, _] = fields.as_slice() else {
+    let [name, hash, changed, _, most, _, inactive, expires, _] = fields.as_slice() else {
         return Err(format!("it has {} fields; a line of shadow(5) has nine", fields.len()));
     };
-    if fields.len() != 9 {
-        return Err(format!("it has {} fields; a line of shadow(5) has nine", fields.len()));
-    }
     if fields[2..].iter().any(|field| !field.bytes().all(|byte| byte.is_ascii_digit())) {
         return Err("its last fields are not as shadow(5) has them".to_owned());
+    }
+    if name.is_empty() {
+        return Err("it begins with no name".to_owned());
     }
     // What is before the hash says that it may not be used: passwd -l.
     let (locked, hash) = (hash.starts_with('!'), hash.trim_start_matches('!'));
     match hash {
-        _ if name.is_empty() => return Err("it begins with no name".to_owned()),
         "" if !locked => {
             return Err(format!("{name} may log in without a password there, which nobody may here"));
         }
-        "" | "*" | "x" => return Ok(Entry::Passed(format!("{name} has no password"))),
+        "" => return Ok(Entry::Passed(format!("{name} has no password"))),
+        // A hash of any kind has a dollar, or is DES's.
+        _ if !hash.starts_with('$') && hash.len() != 13 => {
+            return Ok(Entry::Passed(format!("{name} has no password")));
+        }
         _ => {}
     }
+    let day = |field: &str| field.parse::<u64>().ok();
+    let today = crate::store::now() / DAY;
     let mut record = Entry::hashed(name, hash);
-    record.disabled = locked;
-    if !expires.is_empty() {
-        let day: u64 = expires.parse().map_err(|_| "its day of expiry is too large".to_owned())?;
-        record.credentials.iter_mut().for_each(|credential| credential.expires = Some(day.saturating_mul(DAY)));
+    // Whom Unix lets in no more: who must change the password first, and whose has been too old for too long.
+    let too_old = match (day(changed), day(most), day(inactive)) {
+        (Some(0), _, _) => true,
+        (Some(changed), Some(most), Some(inactive)) => changed.saturating_add(most).saturating_add(inactive) < today,
+        _ => false,
+    };
+    record.disabled = locked || too_old;
+    match (expires.is_empty(), day(expires)) {
+        (true, _) => {}
+        (_, Some(day)) if day > 0 => {
+            record.credentials.iter_mut().for_each(|credential| credential.expires = Some(day.saturating_mul(DAY)));
+        }
+        _ => return Err("its day of expiry is 0, which some take as never and others as 1970".to_owned()),
     }
     Ok(Entry::person(record, None))
 }

@@ -9,6 +9,7 @@ mod lines;
 
 use std::io::{self, BufRead, Read};
 
+use unicode_normalization::UnicodeNormalization;
 use zeroize::Zeroizing;
 
 pub use self::ldif::Ldif;
@@ -38,6 +39,12 @@ impl Format {
         ("ldif", Self::Ldif),
         ("shadow", Self::Shadow),
     ];
+
+    /// Whether it knows of nobody more than a password, and whether they are kept out.
+    #[must_use]
+    pub fn knows_passwords_only(self) -> bool {
+        self != Self::Json
+    }
 
     /// What the first line that says something is of. Passwords in the clear are never guessed at: a file of another kind
     /// would be taken for one.
@@ -77,7 +84,9 @@ pub enum Entry {
 }
 
 impl Entry {
-    fn person(record: Record, password: Option<Zeroizing<String>>) -> Self {
+    fn person(mut record: Record, password: Option<Zeroizing<String>>) -> Self {
+        // As names are kept: two spellings of one are one.
+        record.name = record.name.nfc().collect();
         Self::Person(Box::new(Person { record, password }))
     }
 
@@ -92,6 +101,9 @@ impl Entry {
         Record { name: name.to_owned(), credentials: vec![password], ..Record::default() }
     }
 }
+
+/// In seconds.
+const DAY: u64 = 86_400;
 
 /// The longest line that is read, in bytes: a picture in LDIF may be long.
 const LONGEST: u64 = 16 << 20;
@@ -129,7 +141,8 @@ impl<R: BufRead> Reader<R> {
         self.line += 1;
         self.read += count as u64;
         if count as u64 == LONGEST && bytes.last() != Some(&b'\n') {
-            return Err(io::Error::other(format!("line {} is longer than {} MiB", self.line, LONGEST >> 20)));
+            self.skip_line()?;
+            return Ok(Some(Err(format!("it is longer than {} MiB", LONGEST >> 20))));
         }
         let end = bytes.len() - bytes.iter().rev().take_while(|byte| matches!(byte, b'\n' | b'\r')).count();
         let text = std::str::from_utf8(&bytes[..end]);
@@ -138,6 +151,22 @@ impl<R: BufRead> Reader<R> {
             Ok(text) => Ok(Zeroizing::new(text.to_owned())),
             Err(error) => Err(format!("byte {} is no UTF-8", error.valid_up_to() + 1)),
         }))
+    }
+
+    /// Reads on to the end of a line, and keeps nothing of it.
+    fn skip_line(&mut self) -> io::Result<()> {
+        loop {
+            let buffer = self.from.fill_buf()?;
+            let (end, count) = match buffer.iter().position(|byte| *byte == b'\n') {
+                Some(at) => (true, at + 1),
+                None => (buffer.is_empty(), buffer.len()),
+            };
+            self.from.consume(count);
+            self.read += count as u64;
+            if end {
+                return Ok(());
+            }
+        }
     }
 
     fn entry(&mut self) -> io::Result<Option<(usize, Entry)>> {
@@ -237,7 +266,7 @@ mod tests {
 
     #[test]
     fn htpasswd_and_twisteds_file_have_a_name_and_one_thing_more() {
-        let text = format!("# people\n\nalice:{BCRYPT}\r\nbob\nbob:a:b\n:x\n");
+        let text = format!("# people\n\nalice:{BCRYPT} \r\nbob\nbob:a:b\n:x\n");
         assert_eq!(
             read(Format::Htpasswd, &text),
             [
@@ -247,7 +276,7 @@ mod tests {
                 "6: wrong: it begins with no name",
             ]
         );
-        let text = "alice:correct horse\nbob:a:b\ncarol:\n#dave:x\n";
+        let text = "alice:correct horse  \nbob:a:b\ncarol:\n#dave:x\n";
         assert_eq!(
             read(Format::FilePasswordDb, text),
             [
@@ -275,7 +304,9 @@ mod tests {
         let text = format!(
             "alice:{BCRYPT}:19000:0:99999:7:::\nbob:!{BCRYPT}:19000::::: :\ncarol:!{BCRYPT}:19000:0:99999:7:::\n\
              dave:{BCRYPT}:19000:0:99999:7::20000:\nroot:*:19000:0:99999:7:::\neve:!:1::::::\n\
-             mallory::1::::::\nshort:x\n"
+             mallory::1::::::\nshort:x\nmust:{BCRYPT}:0:0:99999:7:::\nold:{BCRYPT}:10000:0:90:7:30::\n\
+             late:{BCRYPT}:10000:0:90:7:::\nzero:{BCRYPT}:10000::::: 0:\nnil:{BCRYPT}:10000:::::0:\n\
+             sun:*LK*:10000::::::\nnp:NP:10000::::::\n"
         );
         assert_eq!(
             read(Format::Shadow, &text),
@@ -288,6 +319,13 @@ mod tests {
                 "6: passed: eve has no password",
                 "7: wrong: mallory may log in without a password there, which nobody may here",
                 "8: wrong: it has 2 fields; a line of shadow(5) has nine",
+                "9: must by $2y$05$ disabled",
+                "10: old by $2y$05$ disabled",
+                "11: late by $2y$05$",
+                "12: wrong: its last fields are not as shadow(5) has them",
+                "13: wrong: its day of expiry is 0, which some take as never and others as 1970",
+                "14: passed: sun has no password",
+                "15: passed: np has no password",
             ]
         );
     }
@@ -310,7 +348,7 @@ mod tests {
         assert_eq!(
             read(Format::Ldif, &text),
             [
-                "4: passed: dc=example,dc=org is no inetOrgPerson",
+                "4: passed: dc=example,dc=org is no person (inetOrgPerson, posixAccount …)",
                 "8: alice by $argon2",
                 "15: bob by $2y$05$",
                 "20: wrong: uid=carol,dc=example,dc=org: userPassword is {SSHA}, which is not checked here; {ARGON2} and {BCRYPT} are",
@@ -321,6 +359,55 @@ mod tests {
                 "41: wrong: uid=heidi,dc=example,dc=org: userPassword is in the clear; {ARGON2} and {BCRYPT} are taken",
             ]
         );
+    }
+
+    #[test]
+    fn an_entry_of_ldif_is_one_person_and_who_is_kept_out_there_is_kept_out_here() {
+        let person = |name: &str, more: &str| {
+            format!(
+                "dn: uid={name},dc=example\nobjectClass: inetOrgPerson \nuid: {name}\nuserPassword: {{BCRYPT}}{BCRYPT}\n{more}"
+            )
+        };
+        for (text, said) in [
+            (person("a", &person("b", "")), "1: wrong: uid=a,dc=example: line 5: another dn"),
+            (person("a", "pwdAccountLockedTime: 000001010000Z\n"), "1: a by $2y$05$ disabled"),
+            (person("a", "nsAccountLock: TRUE\n"), "1: a by $2y$05$ disabled"),
+            (person("a", "nsAccountLock: false\n"), "1: a by $2y$05$"),
+            (person("a", "shadowExpire: 20000\n"), "1: a by $2y$05$ until 1728000000"),
+            (person("a", "shadowExpire: -1\n"), "1: a by $2y$05$"),
+            (
+                person("a", "userPassword;vdcsn-5;deleted: x\n"),
+                "1: wrong: uid=a,dc=example: line 5: userpassword with the option",
+            ),
+            (person("a", "uid: other\n"), "1: a by $2y$05$"),
+            (person("a", "cn: x\n\ty\n"), "1: wrong: uid=a,dc=example: line 6 is not ATTRIBUTE: VALUE"),
+            (person("a", "userPassword: {mySecret}\n"), "1: wrong: uid=a,dc=example: userPassword is of no kind"),
+            (person("a", "\nsearch: 2\nresult: 0 Success\n"), "1: a by $2y$05$"),
+            ("uid: a\ndn: uid=a\n".to_owned(), "1: wrong: line 2: an entry begins with its dn"),
+        ] {
+            let read = read(Format::Ldif, &text);
+            assert!(read.len() == 1 && read[0].starts_with(said) && !read[0].contains("mySecret"), "{text}{read:#?}");
+        }
+    }
+
+    #[test]
+    fn secrets_that_stand_in_the_wrong_place_are_not_said() {
+        for line in ["{\"name\": \"a\", \"credentials\": \"hunter2hunter2\"}", "[\"a\", true]", "{\"hunter2\": 5}"] {
+            let said = read(Format::Json, line).concat();
+            assert!(said.contains("wrong") && (!said.contains("hunter2") || line.contains("{\"hunter2")), "{said}");
+        }
+    }
+
+    #[test]
+    fn names_are_read_as_they_are_kept() {
+        let read = read(Format::FilePasswordDb, "Zoe\u{308}:first password");
+        assert_eq!(read, ["1: Zo\u{eb} by password \"first password\""]);
+    }
+
+    #[test]
+    fn a_line_that_is_too_long_takes_no_other_along() {
+        let text = format!("a:{}\nb:{BCRYPT}\n", "x".repeat(17 << 20));
+        assert_eq!(read(Format::Htpasswd, &text), ["1: wrong: it is longer than 16 MiB", "2: b by $2y$05$"]);
     }
 
     proptest::proptest! {

@@ -1,0 +1,268 @@
+//! A host within a program of one's own: services that are linked in, identities of the program's, and a door.
+//!
+//! ```
+//! use credhost::embed::{Builder, Password};
+//! use plugin_api::prelude::*;
+//!
+//! #[derive(Default)]
+//! struct Greeters;
+//!
+//! /// Greets whoever has the key.
+//! #[service("greeter", save = "never")]
+//! impl Service for Greeters {
+//!     type Perspective = Greeter;
+//! }
+//!
+//! #[derive(Default)]
+//! struct Greeter;
+//!
+//! #[perspective]
+//! impl Greeter {
+//!     fn greet(&self, call: &Call) -> String {
+//!         format!("Hello, {}", call.attachment().identity())
+//!     }
+//! }
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let host = Builder::new()
+//!     .service::<Greeters>()
+//!     .identity("alice", &Password::new("alice-pw"), &["greeter"])
+//!     .serve("127.0.0.1:0")
+//!     .await?;
+//!
+//! let stream = tokio::net::TcpStream::connect(host.address()).await?;
+//! let client = pb::client::Client::new(stream).await?;
+//! let greeter = client.login("alice/greeter", "alice-pw", None).await?;
+//! assert_eq!(greeter.call("greet", &()).await?.read::<String>()?, "Hello, alice");
+//! host.close().await;
+//! # Ok(()) }
+//! ```
+//!
+//! Everything else of this crate is the program `credhost`, which may change as it likes.
+
+use std::io;
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::pin::Pin;
+use std::sync::Arc;
+
+use plugin_api::Service;
+
+use crate::cred::login::Login;
+use crate::listener::{Endpoint, Listener};
+use crate::loader::fault::LibraryFault;
+use crate::multiservice::context::HostContext;
+use crate::multiservice::slot::Slot;
+use crate::multiservice::{MultiService, NotAdded};
+
+pub use crate::cred::{
+    Answer, Authorizer, AuthorizerError, Credential, CredentialError, DefaultAuthorizer, DuplicateIdentity, Identity,
+    Key, Keyring, Name, NameError, Password, ProofBy, PublicKey,
+};
+pub use crate::session::Limits;
+pub use crate::store::{MemoryStore, Store};
+
+type Loading = Pin<Box<dyn Future<Output = Result<Arc<Slot>, LibraryFault>>>>;
+type Load = Box<dyn FnOnce(HostContext) -> Loading>;
+
+/// What a host is made of, until it serves.
+#[derive(Default)]
+pub struct Builder {
+    services: Vec<Load>,
+    people: Vec<(String, Password, Vec<String>)>,
+    authorizer: Option<Arc<dyn Authorizer>>,
+    store: Option<Arc<dyn Store>>,
+    limits: Limits,
+}
+
+impl std::fmt::Debug for Builder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Builder").field("services", &self.services.len()).finish_non_exhaustive()
+    }
+}
+
+/// Why a host does not serve.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum EmbedError {
+    /// A service cannot be made, or does not start.
+    #[error("the service {0} does not serve: {1}")]
+    Service(String, String),
+    /// Two services have one name.
+    #[error(transparent)]
+    Taken(#[from] NotAdded),
+    /// An identity, or a key of its, has a name that is none.
+    #[error(transparent)]
+    Name(#[from] NameError),
+    /// An identity is there twice.
+    #[error(transparent)]
+    Duplicate(#[from] DuplicateIdentity),
+    /// A password cannot be used.
+    #[error(transparent)]
+    Password(#[from] CredentialError),
+    /// [`Builder::identity`] and [`Builder::authorizer`] were both called: an authorizer has identities of its own.
+    #[error("there are identities and an authorizer, which has its own: one of the two")]
+    Both,
+    /// The address cannot be listened on, or the system has no randomness.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+}
+
+impl Builder {
+    /// A host without services, that knows nobody.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// One more service, which is linked into this program.
+    #[must_use]
+    pub fn service<S: Service>(mut self) -> Self {
+        self.services.push(Box::new(|context| Box::pin(async move { Slot::linked::<S>(&context).await })));
+        self
+    }
+
+    /// One more identity, with the key to its own perspective of each of these services.
+    #[must_use]
+    pub fn identity(mut self, name: &str, password: &Password, services: &[&str]) -> Self {
+        let services = services.iter().map(|service| (*service).to_owned()).collect();
+        self.people.push((name.to_owned(), password.clone(), services));
+        self
+    }
+
+    /// Who knows the identities, instead of those that [`Builder::identity`] names: a file, a database, a directory.
+    #[must_use]
+    pub fn authorizer(mut self, authorizer: impl Authorizer + 'static) -> Self {
+        self.authorizer = Some(Arc::new(authorizer));
+        self
+    }
+
+    /// Where the states of perspectives are kept, instead of in memory.
+    #[must_use]
+    pub fn store(mut self, store: Arc<dyn Store>) -> Self {
+        self.store = Some(store);
+        self
+    }
+
+    /// What clients may cost.
+    #[must_use]
+    pub fn limits(mut self, limits: Limits) -> Self {
+        self.limits = limits;
+        self
+    }
+
+    /// Starts the services, and serves Perspective Broker on this address, on threads of its own. Call it on a tokio
+    /// runtime, which the services need not share.
+    ///
+    /// # Errors
+    /// When a service does not start, an identity cannot be, or the address cannot be listened on. Nothing serves then.
+    pub async fn serve(self, address: impl ToSocketAddrs) -> Result<Host, EmbedError> {
+        let (key, decoy) = (crate::cred::MasterKey::new(random()?), random()?);
+        let authorizer = match self.authorizer {
+            Some(_) if !self.people.is_empty() => return Err(EmbedError::Both),
+            Some(authorizer) => authorizer,
+            None => Arc::new(authorizer(self.people, &key)?),
+        };
+        let context = HostContext::new(self.store.unwrap_or_else(|| Arc::new(MemoryStore::new())));
+        let services = MultiService::new("pb");
+        for load in self.services {
+            let loaded = load(context.clone()).await;
+            let slot = loaded.map_err(|why| EmbedError::Service("that is linked in".to_owned(), why.to_string()))?;
+            services.add(slot).await?;
+        }
+        if let Some((name, why)) = services.start().await.into_iter().next() {
+            services.stop().await;
+            return Err(EmbedError::Service(name, why.to_string()));
+        }
+        let root = Endpoint::new(Login::new(authorizer, key, &decoy), Arc::clone(&services), context, self.limits);
+        match root.listen(address) {
+            Ok(listener) => Ok(Host { services, listener }),
+            Err(error) => {
+                services.stop().await;
+                Err(error.into())
+            }
+        }
+    }
+}
+
+fn random<const N: usize>() -> io::Result<[u8; N]> {
+    let mut bytes = [0; N];
+    getrandom::fill(&mut bytes).map_err(io::Error::other)?;
+    Ok(bytes)
+}
+
+fn authorizer(
+    people: Vec<(String, Password, Vec<String>)>,
+    key: &crate::cred::MasterKey,
+) -> Result<DefaultAuthorizer, EmbedError> {
+    let authorizer = DefaultAuthorizer::new();
+    for (name, password, services) in people {
+        let mut identity = Identity::new(&name)?;
+        identity.set_password(&password, key, &crate::cred::Entropy { salt: random()?, nonce: random()? })?;
+        for service in services {
+            identity.keyring.add(Key::new(&service, &name)?);
+        }
+        authorizer.add(identity)?;
+    }
+    Ok(authorizer)
+}
+
+/// A host that serves.
+pub struct Host {
+    services: Arc<MultiService>,
+    listener: Listener,
+}
+
+impl std::fmt::Debug for Host {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Host").field("address", &self.address()).finish_non_exhaustive()
+    }
+}
+
+impl Host {
+    /// Where it serves: with port 0, the one that the system has chosen.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.listener.address()
+    }
+
+    /// Closes the door, lets calls end that are under way, and stops the services: what is to be saved is saved.
+    pub async fn close(self) {
+        self.listener.close();
+        self.services.stop().await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use plugin_api::prelude::*;
+
+    use super::*;
+
+    #[derive(Default)]
+    struct Room;
+
+    #[service("room", save = "never")]
+    impl Service for Room {
+        type Perspective = Guest;
+    }
+
+    #[derive(Default)]
+    struct Guest;
+
+    #[perspective]
+    impl Guest {}
+
+    #[tokio::test]
+    async fn what_cannot_be_is_said_and_nothing_serves() {
+        let password = Password::new("x");
+        let said = async |builder: Builder| builder.serve("127.0.0.1:0").await.unwrap_err().to_string();
+        assert!(said(Builder::new().service::<Room>().service::<Room>()).await.contains("room"));
+        assert!(said(Builder::new().identity("a/b", &password, &[])).await.contains("it has a `/`"));
+        let twice = Builder::new().identity("a", &password, &[]).identity("a", &password, &[]);
+        assert!(said(twice).await.contains("already an identity named a"));
+        let both = Builder::new().identity("a", &password, &[]).authorizer(DefaultAuthorizer::new());
+        assert!(said(both).await.contains("one of the two"));
+        assert!(Builder::new().serve("no.such.host.invalid:1").await.is_err());
+    }
+}
