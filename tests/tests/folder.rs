@@ -35,7 +35,7 @@ fn a_library_that_is_copied_in_serves_a_moment_later() {
     let list = host.home.run(&["service", "list"], "");
     assert!(list.contains("todo") && list.contains("libscores.so") && !list.contains("refused"), "{list}");
     let described = host.home.run(&["describe", "todo"], "");
-    assert!(described.contains("add(text: String) -> usize") && described.contains("Adds a task"), "{described}");
+    assert!(described.contains("add(text: text) -> int") && described.contains("Adds a task"), "{described}");
     let shown = host.home.run(&["service", "show", "todo"], "");
     assert!(shown.contains("serving") && shown.contains("plugin-api"), "{shown}");
 }

@@ -16,13 +16,21 @@ fn replaced(text: &str) -> String {
         (r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z", "<TIME>"),
         (r"127\.0\.0\.1:[1-9]\d*", "127.0.0.1:<PORT>"),
         (r"/[^\s]*/home\b", "<HOME>"),
+        (r"/[^\s]*/store.backup", "<FOLDER>/store.backup"),
         (r"\$argon2id\$[^\s]*", "<HASH>"),
         (r"credhost_[A-Za-z0-9_-]{20,}", "<TOKEN>"),
         (r"\b[0-9a-f]{64}\b", "<DIGEST>"),
-        (r"\d+(\.\d+)? ?(ms|MiB|KiB)\b", "<N> $2"),
+        (r"\d+(\.\d+)? ?ms\b", "<N> ms"),
+        (r"\d+(\.\d+)? ?[KMG]iB\b", "<SIZE>"),
         (r"\bfor \d+ days\b", "for <N> days"),
         (r"uid \d+", "uid <N>"),
         (r"plugin-api( +)\d+\.\d+\.\d+", "plugin-api${1}<VERSION>"),
+        // How many lines the trail has by then.
+        (r"(?m)^\d+ (<TIME>|<DIGEST>)", "<NUMBER> $1"),
+        (r"\d+ lines, all as", "<N> lines, all as"),
+        // What this machine allows.
+        (r"(?m)^connections +\d+ ", "connections <N> "),
+        (r"(?m)^warning +files and connections .*\n +raise .*\n", ""),
     ];
     let mut text = text.to_owned();
     for (rule, by) in rules {
@@ -46,7 +54,10 @@ impl Transcript {
         let output = home.run_with(&arguments, input);
         let (said, warned) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
         self.0 += &format!("\n$ credhost {}\n", replaced(line));
-        self.0 += &replaced(&said);
+        // Its columns are as wide as what this machine allows.
+        let columns = Regex::new(" {3,}").expect("a rule");
+        self.0 +=
+            &if line == "limits" { columns.replace_all(&replaced(&said), "  ").into_owned() } else { replaced(&said) };
         for line in replaced(&warned).lines() {
             self.0 += &format!("! {line}\n");
         }

@@ -88,7 +88,7 @@ impl Service {
                     let text = |key: &str| manifest[key].as_str().unwrap_or("?").to_owned();
                     let mut rows = vec![
                         vec!["service".to_owned(), text("service")],
-                        vec!["saved".to_owned(), text("save")],
+                        vec!["saved".to_owned(), saved(&text("save")).to_owned()],
                         vec!["plugin-api".to_owned(), text("api")],
                     ];
                     if let Some(library) = library {
@@ -126,6 +126,15 @@ impl Service {
             }
         }
         Ok(())
+    }
+}
+
+/// When perspectives are saved, in words.
+fn saved(save: &str) -> &'static str {
+    match save {
+        "call" => "after each call, before it is answered",
+        "detach" => "when the last client has gone",
+        _ => "never",
     }
 }
 

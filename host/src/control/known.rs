@@ -34,8 +34,10 @@ fn of_file(file: &str) -> Vec<String> {
 /// What to do where there is no service of a name.
 #[must_use]
 pub fn hint(name: &str, libraries: &[LibraryStatus]) -> String {
-    let named = libraries.iter().filter_map(|library| library.service.as_deref());
-    nearest(name, named).map_or_else(
+    let named = || libraries.iter().filter_map(|library| library.service.as_deref());
+    // It is there: something else is wrong.
+    let other = nearest(name, named()).filter(|_| named().all(|known| known != name));
+    other.map_or_else(
         || "`credhost service list` shows what there is".to_owned(),
         |name| format!("did you mean {name:?}?"),
     )

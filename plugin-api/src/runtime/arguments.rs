@@ -21,7 +21,8 @@ pub struct Arguments<'a> {
 impl<'a> Arguments<'a> {
     pub(crate) fn new(method: &'static Method, arguments: &'a [u8], keywords: &'a [u8], core: &Core) -> Result<Self> {
         let classes = core.classes.get();
-        let broken = |error: jelly::Error| Fault::arguments(format!("{method}: {error}"));
+        let shown = Called(method);
+        let broken = |error: jelly::Error| Fault::arguments(format!("{shown}: {error}"));
         let mut positional = Deserializer::new(arguments).with_classes(classes);
         let left = positional.sequence().map_err(broken)?;
         let mut named = Deserializer::new(keywords).with_classes(classes);
@@ -34,7 +35,7 @@ impl<'a> Arguments<'a> {
             keywords.push((name, value, false));
         }
         if left > method.parameters.len() {
-            return Err(Fault::arguments(format!("{method} takes {}, not {left}", count_of(method.parameters.len()))));
+            return Err(Fault::arguments(format!("{shown} takes {}, not {left}", count_of(method.parameters.len()))));
         }
         Ok(Self { method, positional, left, keywords, index: 0 })
     }
@@ -43,11 +44,11 @@ impl<'a> Arguments<'a> {
     /// of None (an `Option`).
     ///
     /// # Errors
-    /// When it is missing, given twice, or does not fit; with the method's signature.
+    /// When it is missing, given twice, or does not fit; with the method and its parameters.
     pub fn take<T: DeserializeOwned>(&mut self) -> Result<T> {
         const NONE: &[u8] = &[1, 0x80, 1, 0x87];
-        let method = self.method;
-        let name = method.parameters.get(self.index).map_or("?", |parameter| parameter.name);
+        let method = Called(self.method);
+        let name = self.method.parameters.get(self.index).map_or("?", |parameter| parameter.name);
         self.index += 1;
         let wrong = |error: jelly::Error| Fault::arguments(format!("{method}: argument {name}: {error}"));
         let keyword = self.keywords.iter_mut().find(|(found, ..)| *found == name);
@@ -74,9 +75,19 @@ impl<'a> Arguments<'a> {
     /// When a keyword is left that no parameter has the name of.
     pub fn end(&self) -> Result<()> {
         match self.keywords.iter().find(|(.., taken)| !taken) {
-            Some((name, ..)) => Err(Fault::arguments(format!("{}: there is no argument {name}", self.method))),
+            Some((name, ..)) => Err(Fault::arguments(format!("{}: there is no argument {name}", Called(self.method)))),
             None => Ok(()),
         }
+    }
+}
+
+/// A method as its callers see it: `add(text)`. Its types are Rust's, which says nothing to them.
+struct Called(&'static Method);
+
+impl std::fmt::Display for Called {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let names: Vec<&str> = self.0.parameters.iter().map(|parameter| parameter.name).collect();
+        write!(f, "{}({})", self.0.name, names.join(", "))
     }
 }
 
