@@ -97,7 +97,7 @@ fn a_host_that_is_told_to_stop_stops_cleanly() {
     assert_eq!(call(&host, "todo", &["add", "milk"]), "0");
     assert_eq!(host.terminate(), Some(0));
     assert!(!host.home.path().join("control.sock").exists());
-    let refused = host.home.refused(&["service", "list"], "");
+    let refused = host.home.refused(&["session", "list"], "");
     assert!(refused.contains("no host runs in this home") && refused.contains("credhost run"), "{refused}");
 }
 
