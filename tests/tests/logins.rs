@@ -123,7 +123,7 @@ fn without_the_stock_login_nothing_is_kept_for_it_and_what_there_was_is_erased()
     assert!(home.run(&["identity", "show", "alice"], "").contains("stock PB login"));
     home.configure(|text| text.replace("stock_login = true", "stock_login = false"));
     let mut host = home.start();
-    host.wait_for("was erased from 1 identities");
+    host.wait_for("was erased; identities that had it: 1");
     assert!(!host.home.run(&["identity", "show", "alice"], "").contains("stock PB login"));
     let exported = host.home.run(&["identity", "export"], "");
     assert!(exported.contains("$argon2id$") && !exported.contains("verifier"), "{exported}");
