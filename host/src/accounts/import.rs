@@ -26,7 +26,7 @@ pub struct Imported {
     /// How many have a password that the rules would not let a person choose.
     #[serde(default)]
     pub weak: u64,
-    /// How many have a bcrypt hash, which is made anew when they log in by their password.
+    /// How many have a bcrypt hash, which is replaced by an argon2id hash at their next login by password.
     #[serde(default)]
     pub bcrypt: u64,
     /// How many were refused.

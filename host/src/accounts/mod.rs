@@ -22,7 +22,7 @@ use crate::store::audit::Event;
 use crate::store::{Kept, OpenError, RecordError, Store, StoreAuthorizer, StoreError, Write, now, wait};
 use zeroize::Zeroizing;
 
-/// So many identities are looked at for the name that may have been meant: a million of them would take seconds.
+/// How many identities are searched for the nearest name. A million would take seconds.
 const LOOKED_AT: usize = 20_000;
 
 /// Who hears of changes to an identity: its name, and what it is now, if it is still there.

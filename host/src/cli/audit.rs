@@ -27,7 +27,7 @@ pub(super) enum Audit {
         /// Only what has this in it: an identity's name, "login.refused" …
         #[arg(long, value_name = "TEXT")]
         with: Option<String>,
-        /// Only the last so many.
+        /// Only the last COUNT lines.
         #[arg(long, value_name = "COUNT")]
         last: Option<usize>,
         /// Only what has happened since: "2h" ago, "2026-11-28", "2026-11-28T14:00:00Z".

@@ -77,7 +77,7 @@ impl Dev {
     }
 }
 
-/// So many states that cannot be read are named in a line.
+/// How many unreadable states one line names.
 const SHOWN: usize = 3;
 
 /// Tries all saved states of a service. Answers with how many there are, and with those that cannot be read: whose they

@@ -22,9 +22,9 @@ use super::{CliError, Output, say, warn};
 const CHUNK: usize = 2000;
 /// So many bytes of them, at most: a line of the control protocol has its limit.
 const CHUNK_BYTES: usize = 4 << 20;
-/// So many whose passwords are hashed at once: some seconds.
+/// The most passwords in one request: hashing them takes some seconds.
 const CHUNK_HASHED: usize = 100;
-/// So many bytes are looked at for what a file is.
+/// How many bytes of a file are read to find out its format.
 const LOOKED_AT: usize = 64 << 10;
 
 #[derive(Debug, Args)]
@@ -259,7 +259,7 @@ fn summary(all: &Imported, passed: u64, dry_run: bool) -> String {
     more(passed, "passed over: nobody who could log in");
     more(
         all.bcrypt,
-        "by a bcrypt hash, which is made anew when they log in by loginPassword; Twisted's own login needs a new password",
+        "with a bcrypt hash, which the next loginPassword replaces; Twisted's own login needs a new password",
     );
     more(all.weak, "with a password that [password] in credhost.toml would not let them choose");
     more(all.unsealed, "without what Twisted's own login needs: it was sealed under another master.key");

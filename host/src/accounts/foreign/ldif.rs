@@ -185,7 +185,7 @@ fn read(value: &str) -> Result<Zeroizing<String>, String> {
     String::from_utf8(bytes.to_vec()).map(Zeroizing::new).map_err(|_| "is no text".to_owned())
 }
 
-/// The hash in a userPassword, without its scheme. What is in braces is told only where it is a scheme that there is.
+/// The hash in a userPassword, without its scheme. The error names the scheme only if it is a known one: other text in braces may be a password.
 fn hash(password: &str) -> Result<&str, String> {
     const OTHERS: [&str; 14] = [
         "SSHA",

@@ -90,7 +90,7 @@ impl Entry {
         Self::Person(Box::new(Person { record, password }))
     }
 
-    /// Somebody who has this hash.
+    /// A record with this name and this password hash.
     fn hashed(name: &str, hash: &str) -> Record {
         let password = CredentialRecord {
             label: "password".to_owned(),
@@ -131,7 +131,7 @@ impl<R: BufRead> Reader<R> {
         self.read
     }
 
-    /// A line without its end; `None`: there is none left.
+    /// Reads the next line, without its line ending; `None` at the end of the file.
     fn next_line(&mut self) -> io::Result<Option<Result<Zeroizing<String>, String>>> {
         let mut bytes = Zeroizing::new(Vec::new());
         let count = Read::take(&mut self.from, LONGEST).read_until(b'\n', &mut bytes)?;

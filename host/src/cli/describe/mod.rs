@@ -1,7 +1,7 @@
 //! `credhost describe`
 
+mod clients;
 mod shape;
-mod stubs;
 
 use std::fmt::Write;
 
@@ -31,8 +31,8 @@ impl Describe {
     pub(super) fn run(self, home: &Home, output: Output) -> Result<(), CliError> {
         let manifest = self.manifest(home)?;
         match (self.python, self.rust) {
-            (true, _) => say(stubs::python(&manifest).trim_end()),
-            (_, true) => say(stubs::rust(&manifest).trim_end()),
+            (true, _) => say(clients::python(&manifest).trim_end()),
+            (_, true) => say(clients::rust(&manifest).trim_end()),
             _ => output.show(&serde_json::to_value(&manifest)?, || described(&manifest)),
         }
         Ok(())

@@ -1,6 +1,6 @@
 //! Clients that `credhost describe` writes: what they are like stands in `golden/transcripts`; they compile, and work.
 //!
-//! When a change of them is meant: `CREDHOST_WRITE=1 cargo test -p system-tests --test stubs`, and look at the difference.
+//! When a change of them is meant: `CREDHOST_WRITE=1 cargo test -p system-tests --test written_clients`, and look at the difference.
 
 #[path = "../golden/transcripts/todo_client.rs"]
 #[expect(unreachable_pub, reason = "it is written for a crate of its own")]
@@ -58,6 +58,6 @@ async fn the_client_for_rust_works() {
 #[test]
 fn the_client_for_twisted_works() {
     let host = scene();
-    let stub = workspace().join("tests/golden/transcripts/todo_client.py").display().to_string();
-    assert!(python::twisted("stub.py", &[&host.port(), &stub]).contains("the client works"));
+    let client = workspace().join("tests/golden/transcripts/todo_client.py").display().to_string();
+    assert!(python::twisted("written_client.py", &[&host.port(), &client]).contains("the client works"));
 }
