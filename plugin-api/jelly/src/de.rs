@@ -61,6 +61,31 @@ pub struct Deserializer<'de> {
     classes: Classes,
 }
 
+/// A cached object with its state: its type, its number, its state.
+struct WithState<'d, 'de> {
+    this: &'d mut Deserializer<'de>,
+    class: Option<&'de [u8]>,
+    left: u32,
+}
+
+impl<'de> SeqAccess<'de> for WithState<'_, 'de> {
+    type Error = Error;
+
+    fn next_element_seed<T: DeserializeSeed<'de>>(&mut self, seed: T) -> Result<Option<T::Value>> {
+        if let Some(class) = self.class.take() {
+            let class = std::str::from_utf8(class).map_err(|_| Error::NotUtf8)?;
+            return seed.deserialize(de::value::BorrowedStrDeserializer::new(class)).map(Some);
+        }
+        match self.left.checked_sub(1) {
+            None => Ok(None),
+            Some(left) => {
+                self.left = left;
+                seed.deserialize(&mut *self.this).map(Some)
+            }
+        }
+    }
+}
+
 /// A value's beginning: an atom whole, or a type whose elements follow.
 #[derive(Debug)]
 enum Head<'de> {
@@ -174,6 +199,12 @@ impl<'de> Deserializer<'de> {
             Head::Bytes(bytes) => std::str::from_utf8(bytes).map_err(|_| Error::NotUtf8),
             other => Err(unexpected("a text", &other)),
         }
+    }
+
+    /// The bytes that have not been read.
+    #[must_use]
+    pub fn rest(&self) -> &'de [u8] {
+        self.bytes.get(self.at..).unwrap_or_default()
     }
 
     /// Passes over the next value, whatever it is.
@@ -507,6 +538,11 @@ impl<'de> de::Deserializer<'de> for &mut Deserializer<'de> {
             name::REMOTE | name::LOCAL | name::CACHED => self.with_head(|_, head| match head {
                 Head::Handle(tag, number) if tag == name => visitor.visit_u64(number),
                 other => Err(unexpected("a reference", &other)),
+            }),
+            name::CACHE => self.with_head(|this, head| match head {
+                Head::Handle(tag, number) if tag == name::CACHED => visitor.visit_u64(number),
+                Head::Instance(class, 2) => visitor.visit_seq(WithState { this, class: Some(class), left: 2 }),
+                other => Err(unexpected("a cached object", &other)),
             }),
             name::VALUE => visitor.visit_byte_buf(self.alone()?),
             _ => visitor.visit_newtype_struct(self),

@@ -10,6 +10,7 @@
 //! * [`Value`] is for what has no type: an arena, so that sharing and cycles are kept and a deep value is dropped flat.
 //! * [`Scanner`] is the one pass that everything from a wire goes through first: it finds where an expression ends,
 //!   follows Jelly's grammar, charges the [`Limits`], and says where the true references are.
+//! * [`exceptions`] are Python's, by what they derive from.
 //! * [`token`] is Banana itself.
 //! * [`types`] are the values that Rust has no type for: [`Bytes`], [`Set`], dates, big integers.
 //!
@@ -17,6 +18,7 @@
 
 mod de;
 mod error;
+pub mod exceptions;
 mod scan;
 mod ser;
 pub mod token;

@@ -39,7 +39,7 @@ pub mod reference {
     /// `(cached n)`: a cached object of the writer's.
     pub const CACHED: &str = super::name::CACHED;
     /// `("type" n state)`: a cached object of the writer's, with its state. Around a tuple of the type's name as bytes
-    /// ([`super::Name`]), the number, and the state.
+    /// ([`super::Name`]), the number, and the state. Read: the same three, or the number alone of a `(cached n)`.
     pub const CACHE: &str = super::name::CACHE;
 }
 

@@ -396,6 +396,15 @@ impl<'a> ValueRef<'a> {
         }
     }
 
+    /// This part as a value of its own, with all that it shares.
+    #[must_use]
+    pub fn to_value(&self) -> Value {
+        let mut bytes = Vec::new();
+        self.value.write_part(self.index, &mut bytes, &mut 0, &mut Marks::of(self.value));
+        // It was written from a value: it is one.
+        Value::decode(&bytes).unwrap_or_else(|_| Value::none())
+    }
+
     /// Its elements: of a list, tuple or set; the state of an instance; nothing of others.
     pub fn items(&self) -> impl ExactSizeIterator<Item = ValueRef<'a>> + use<'a> {
         let value = self.value;

@@ -1,0 +1,120 @@
+//! Python's builtin exceptions, by what they derive from.
+//!
+//! Source: `builtins` of Python 3.11, and `exceptions` of Python 2.7 for the names that are gone.
+
+/// Each with its bases, the nearest first, `BaseException` last.
+const BUILTINS: &[(&str, &[&str])] = &[
+    ("ArithmeticError", &["Exception", "BaseException"]),
+    ("AssertionError", &["Exception", "BaseException"]),
+    ("AttributeError", &["Exception", "BaseException"]),
+    ("BaseException", &[]),
+    ("BaseExceptionGroup", &["BaseException"]),
+    ("BlockingIOError", &["OSError", "Exception", "BaseException"]),
+    ("BrokenPipeError", &["ConnectionError", "OSError", "Exception", "BaseException"]),
+    ("BufferError", &["Exception", "BaseException"]),
+    ("BytesWarning", &["Warning", "Exception", "BaseException"]),
+    ("ChildProcessError", &["OSError", "Exception", "BaseException"]),
+    ("ConnectionAbortedError", &["ConnectionError", "OSError", "Exception", "BaseException"]),
+    ("ConnectionError", &["OSError", "Exception", "BaseException"]),
+    ("ConnectionRefusedError", &["ConnectionError", "OSError", "Exception", "BaseException"]),
+    ("ConnectionResetError", &["ConnectionError", "OSError", "Exception", "BaseException"]),
+    ("DeprecationWarning", &["Warning", "Exception", "BaseException"]),
+    ("EOFError", &["Exception", "BaseException"]),
+    ("EncodingWarning", &["Warning", "Exception", "BaseException"]),
+    ("EnvironmentError", &["OSError", "Exception", "BaseException"]),
+    ("Exception", &["BaseException"]),
+    ("ExceptionGroup", &["BaseExceptionGroup", "Exception", "BaseException"]),
+    ("FileExistsError", &["OSError", "Exception", "BaseException"]),
+    ("FileNotFoundError", &["OSError", "Exception", "BaseException"]),
+    ("FloatingPointError", &["ArithmeticError", "Exception", "BaseException"]),
+    ("FutureWarning", &["Warning", "Exception", "BaseException"]),
+    ("GeneratorExit", &["BaseException"]),
+    ("IOError", &["OSError", "Exception", "BaseException"]),
+    ("ImportError", &["Exception", "BaseException"]),
+    ("ImportWarning", &["Warning", "Exception", "BaseException"]),
+    ("IndentationError", &["SyntaxError", "Exception", "BaseException"]),
+    ("IndexError", &["LookupError", "Exception", "BaseException"]),
+    ("InterruptedError", &["OSError", "Exception", "BaseException"]),
+    ("IsADirectoryError", &["OSError", "Exception", "BaseException"]),
+    ("KeyError", &["LookupError", "Exception", "BaseException"]),
+    ("KeyboardInterrupt", &["BaseException"]),
+    ("LookupError", &["Exception", "BaseException"]),
+    ("MemoryError", &["Exception", "BaseException"]),
+    ("ModuleNotFoundError", &["ImportError", "Exception", "BaseException"]),
+    ("NameError", &["Exception", "BaseException"]),
+    ("NotADirectoryError", &["OSError", "Exception", "BaseException"]),
+    ("NotImplementedError", &["RuntimeError", "Exception", "BaseException"]),
+    ("OSError", &["Exception", "BaseException"]),
+    ("OverflowError", &["ArithmeticError", "Exception", "BaseException"]),
+    ("PendingDeprecationWarning", &["Warning", "Exception", "BaseException"]),
+    ("PermissionError", &["OSError", "Exception", "BaseException"]),
+    ("ProcessLookupError", &["OSError", "Exception", "BaseException"]),
+    ("RecursionError", &["RuntimeError", "Exception", "BaseException"]),
+    ("ReferenceError", &["Exception", "BaseException"]),
+    ("ResourceWarning", &["Warning", "Exception", "BaseException"]),
+    ("RuntimeError", &["Exception", "BaseException"]),
+    ("RuntimeWarning", &["Warning", "Exception", "BaseException"]),
+    ("StandardError", &["Exception", "BaseException"]),
+    ("StopAsyncIteration", &["Exception", "BaseException"]),
+    ("StopIteration", &["Exception", "BaseException"]),
+    ("SyntaxError", &["Exception", "BaseException"]),
+    ("SyntaxWarning", &["Warning", "Exception", "BaseException"]),
+    ("SystemError", &["Exception", "BaseException"]),
+    ("SystemExit", &["BaseException"]),
+    ("TabError", &["IndentationError", "SyntaxError", "Exception", "BaseException"]),
+    ("TimeoutError", &["OSError", "Exception", "BaseException"]),
+    ("TypeError", &["Exception", "BaseException"]),
+    ("UnboundLocalError", &["NameError", "Exception", "BaseException"]),
+    ("UnicodeDecodeError", &["UnicodeError", "ValueError", "Exception", "BaseException"]),
+    ("UnicodeEncodeError", &["UnicodeError", "ValueError", "Exception", "BaseException"]),
+    ("UnicodeError", &["ValueError", "Exception", "BaseException"]),
+    ("UnicodeTranslateError", &["UnicodeError", "ValueError", "Exception", "BaseException"]),
+    ("UnicodeWarning", &["Warning", "Exception", "BaseException"]),
+    ("UserWarning", &["Warning", "Exception", "BaseException"]),
+    ("ValueError", &["Exception", "BaseException"]),
+    ("Warning", &["Exception", "BaseException"]),
+    ("ZeroDivisionError", &["ArithmeticError", "Exception", "BaseException"]),
+];
+
+/// What a builtin derives from, the nearest first, up to `BaseException`; `None`: there is no such builtin. A name may
+/// come with its module, of either era: `builtins.ValueError`, `exceptions.ValueError`.
+///
+/// ```
+/// use jelly::exceptions::bases;
+/// assert_eq!(bases("KeyError"), Some(&["LookupError", "Exception", "BaseException"][..]));
+/// assert_eq!(bases("exceptions.KeyError"), bases("KeyError"));
+/// assert_eq!(bases("todo.NoSuchTask"), None);
+/// ```
+#[must_use]
+pub fn bases(name: &str) -> Option<&'static [&'static str]> {
+    let name = bare(name);
+    let at = BUILTINS.binary_search_by(|(known, _)| (*known).cmp(name)).ok()?;
+    BUILTINS.get(at).map(|(_, bases)| *bases)
+}
+
+/// A name without the module of builtins, of either era.
+///
+/// ```
+/// assert_eq!(jelly::exceptions::bare("builtins.ValueError"), "ValueError");
+/// assert_eq!(jelly::exceptions::bare("todo.NoSuchTask"), "todo.NoSuchTask");
+/// ```
+#[must_use]
+pub fn bare(name: &str) -> &str {
+    name.strip_prefix("builtins.").or_else(|| name.strip_prefix("exceptions.")).unwrap_or(name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_is_in_order_and_whole() {
+        assert!(BUILTINS.is_sorted_by(|one, other| one.0 < other.0));
+        for (name, all) in BUILTINS {
+            for base in *all {
+                assert!(bases(base).is_some(), "{name} derives from {base}, which is not there");
+            }
+            assert!(*name == "BaseException" || all.last() == Some(&"BaseException"), "{name}");
+        }
+    }
+}
