@@ -180,15 +180,17 @@ impl Host {
         let mut groups = Vec::new();
         let mut more = Vec::new();
         for (name, section) in &settings.multiservice {
+            let rules =
+                section.rules().map_err(|wrong| StartError::Section(format!("[multiservice.{name}] {wrong}")))?;
             let group = MultiService::new(name.clone());
             // It has no services yet, whose names could be taken.
             let _ = services.add_collection(Arc::clone(&group));
             if let Some(address) = &section.listen {
                 let plaintext = options.plaintext || settings.pb.plaintext;
-                more.push((listen(address, plaintext)?, Arc::clone(&group), None));
+                more.push((listen(address, plaintext)?, Arc::clone(&group), None, rules.clone()));
             }
             if let Some(address) = &section.listen_tls {
-                more.push((listen(address, true)?, Arc::clone(&group), certificates.clone()));
+                more.push((listen(address, true)?, Arc::clone(&group), certificates.clone(), rules));
             }
             groups.push(Group { services: group, names: section.services.clone() });
         }
@@ -227,13 +229,19 @@ impl Host {
             endpoint.set_proxies(proxies.clone());
             Ok(endpoint)
         };
+        let rules = settings.pb.rules().map_err(|wrong| StartError::Section(format!("[pb] {wrong}")))?;
         let root = serve(served)?;
+        root.set_rules(rules.clone());
         let mut roots = Vec::new();
         if let Some(address) = tls_address {
-            roots.push((listen(address, true)?, serve(served)?, certificates.clone()));
+            let root = serve(served)?;
+            root.set_rules(rules);
+            roots.push((listen(address, true)?, root, certificates.clone()));
         }
-        for (listener, group, tls) in more {
-            roots.push((listener, serve(&group)?, tls));
+        for (listener, group, tls, rules) in more {
+            let root = serve(&group)?;
+            root.set_rules(rules);
+            roots.push((listener, root, tls));
         }
 
         let folder =

@@ -124,7 +124,8 @@ impl SessionEntry {
     /// Somebody has proven who they are: from now on it hears of what changes about them.
     pub fn enter(self: &Arc<Self>, identity: &str) {
         let mut about = self.about.lock();
-        if about.identities.is_empty() {
+        // Who has no name is counted among its source.
+        if !identity.is_empty() && about.identities.iter().all(|known| known.is_empty()) {
             self.mailbox.meter().log_in(identity);
         }
         if let Err(at) = about.identities.binary_search_by(|known| (**known).cmp(identity)) {
@@ -199,7 +200,7 @@ impl SessionEntry {
         let about = self.about.lock();
         SessionStatus {
             session: self.number,
-            identities: about.identities.iter().map(|name| name.to_string()).collect(),
+            identities: about.identities.iter().filter(|name| !name.is_empty()).map(|name| name.to_string()).collect(),
             peer: self.peer.clone(),
             tls: self.tls,
             since: self.since,

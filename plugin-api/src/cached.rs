@@ -9,8 +9,10 @@ use serde::ser::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::fault::{Fault, Result};
+use crate::handle::Handle;
 use crate::remote;
 use crate::runtime::core::{Core, Encoded};
+use crate::service::Callable;
 
 /// A type whose values clients may have a copy of.
 ///
@@ -32,6 +34,153 @@ use crate::runtime::core::{Core, Encoded};
 pub trait Cacheable: Serialize + 'static {
     /// The name by which clients know the type: "module.Class".
     const TYPE: &'static str;
+
+    /// A client has got its first copy: its state has just gone to it. Nothing, unless it is overridden.
+    ///
+    /// In Twisted: `getStateToCacheAndObserveFor`.
+    fn observed(&mut self, observer: &Observer) {
+        let _ = observer;
+    }
+
+    /// A client has let go of its last copy, or has gone. What [`Observer::call`] says here still reaches a copy that was let
+    /// go of. Nothing, unless it is overridden.
+    ///
+    /// In Twisted: `stoppedObserving`.
+    fn unobserved(&mut self, observer: &Observer) {
+        let _ = observer;
+    }
+}
+
+/// A client that has a copy of a cached object.
+///
+/// ```
+/// use plugin_api::prelude::*;
+/// use plugin_api::testing::TestHost;
+///
+/// #[derive(Serialize)]
+/// struct Board {
+///     score: u32,
+///     /// Who has a copy: it does not go to clients.
+///     #[serde(skip)]
+///     watched_by: Vec<Observer>,
+/// }
+///
+/// impl Cacheable for Board {
+///     const TYPE: &'static str = "game.Board";
+///
+///     fn observed(&mut self, observer: &Observer) {
+///         self.watched_by.push(observer.clone());
+///         // This copy alone is told: `observe_welcome(…)`.
+///         let _ = observer.call("welcome", (self.watched_by.len(),));
+///     }
+///
+///     fn unobserved(&mut self, observer: &Observer) {
+///         self.watched_by.retain(|other| other != observer);
+///     }
+/// }
+///
+/// struct Game {
+///     board: Cached<Board>,
+/// }
+///
+/// #[service("game", save = "never")]
+/// impl Service for Game {
+///     type Perspective = Player;
+///
+///     fn init(_: &Context<Self>, _: &Config) -> Result<Self> {
+///         Ok(Self { board: Cached::new(Board { score: 0, watched_by: Vec::new() }) })
+///     }
+/// }
+///
+/// #[derive(Default)]
+/// struct Player;
+///
+/// #[perspective]
+/// impl Player {
+///     fn board(&self, context: &Context<Game>) -> Result<Cached<Board>> {
+///         context.service()?.read(|game| game.board.clone())
+///     }
+///
+///     fn watchers(&self, context: &Context<Game>) -> Result<usize> {
+///         context.service()?.read(|game| game.board.read(|board| board.watched_by.len()))?
+///     }
+/// }
+///
+/// let host = TestHost::<Game>::start()?;
+/// let (alice, bob) = (host.attach("alice")?, host.attach("bob")?);
+/// alice.call::<Value>("board", ())?;
+/// bob.call::<Value>("board", ())?;
+/// assert_eq!(alice.call::<usize>("watchers", ())?, 2);
+/// assert_eq!(alice.updates().len(), 1, "each was welcomed alone");
+/// # Ok::<(), Fault>(())
+/// ```
+#[derive(Clone)]
+pub struct Observer {
+    core: Weak<Core>,
+    object: u64,
+    connection: u32,
+}
+
+impl Observer {
+    /// Calls `observe_{method}(*arguments)` of this client's copy alone.
+    ///
+    /// # Errors
+    /// When the arguments cannot be written, or the service has ended.
+    pub fn call<A: Serialize>(&self, method: &str, arguments: A) -> Result<()> {
+        let core = self.core.upgrade().ok_or_else(|| Fault::new("RuntimeError", "the service has ended"))?;
+        let arguments = remote::tuple(Some(&*core), &arguments)?;
+        core.update_one(self.connection, self.object, method, &arguments);
+        Ok(())
+    }
+
+    /// The perspective that this client is attached to; one of them, if it is attached to several of this type.
+    #[must_use]
+    pub fn perspective<P: Callable>(&self) -> Option<Handle<P>> {
+        self.core.upgrade()?.perspective_of(self.connection)
+    }
+}
+
+/// Whether both are the same client's copy of the same object.
+impl PartialEq for Observer {
+    fn eq(&self, other: &Self) -> bool {
+        (self.object, self.connection) == (other.object, other.connection)
+    }
+}
+
+impl Eq for Observer {}
+
+impl std::hash::Hash for Observer {
+    fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
+        (self.object, self.connection).hash(state);
+    }
+}
+
+impl std::fmt::Debug for Observer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Observer({}, {})", self.object, self.connection)
+    }
+}
+
+/// A cached object, whatever its type.
+pub(crate) trait Observed {
+    fn any(self: Rc<Self>) -> Rc<dyn Any>;
+    /// A client has got its first copy, or (`false`) has let go of its last.
+    fn watched(&self, core: &Rc<Core>, object: u64, connection: u32, begins: bool);
+}
+
+impl<T: Cacheable> Observed for CachedCell<T> {
+    fn any(self: Rc<Self>) -> Rc<dyn Any> {
+        self
+    }
+
+    fn watched(&self, core: &Rc<Core>, object: u64, connection: u32, begins: bool) {
+        let observer = Observer { core: Rc::downgrade(core), object, connection };
+        let Ok(mut value) = self.value.try_borrow_mut() else { return };
+        match begins {
+            true => value.observed(&observer),
+            false => value.unobserved(&observer),
+        }
+    }
 }
 
 /// An object of the service's own that clients get a copy of, and are told the changes of. Clones are the same object.
@@ -209,6 +358,15 @@ impl<T> Clone for Cached<T> {
     }
 }
 
+/// Whether both are the same object.
+impl<T> PartialEq for Cached<T> {
+    fn eq(&self, other: &Self) -> bool {
+        Rc::ptr_eq(&self.shared, &other.shared)
+    }
+}
+
+impl<T> Eq for Cached<T> {}
+
 impl<T> std::fmt::Debug for Cached<T> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Cached<{}>", std::any::type_name::<T>())
@@ -221,7 +379,7 @@ impl<T: Cacheable> Serialize for Cached<T> {
         let core = Core::current().ok_or_else(|| S::Error::custom("a cached object can be sent in calls only"))?;
         let _writing =
             Writing::begin(&self.shared.busy).ok_or_else(|| S::Error::custom("a cached object that holds itself"))?;
-        let object: Rc<dyn Any> = Rc::<CachedCell<T>>::clone(&self.shared);
+        let object: Rc<dyn Observed> = Rc::<CachedCell<T>>::clone(&self.shared);
         let number = core.export_cached(object, known).map_err(S::Error::custom)?;
         *self.shared.sent.borrow_mut() = Some((Rc::downgrade(&core), number));
         looks();

@@ -3,8 +3,13 @@
 use std::cell::Cell;
 use std::rc::Rc;
 
+use serde::de::DeserializeOwned;
+
 use crate::fault::{Fault, Result};
+use crate::handle::{Handle, View};
 use crate::remote::Remote;
+use crate::runtime::core::{Core, Object};
+use crate::service::Callable;
 
 /// The call being served. A method that wants it takes `call: Call` (async) or `call: &Call`.
 ///
@@ -47,14 +52,16 @@ pub struct Call {
 
 struct CallCell {
     attachment: Attachment,
+    /// The perspective of whoever calls, where the object knows it.
+    avatar: Option<Rc<dyn Object>>,
     gone: Cell<bool>,
     told: tokio::sync::Notify,
 }
 
 impl Call {
-    pub(crate) fn new(attachment: &Attachment) -> Self {
-        let attachment = attachment.clone();
-        Self { shared: Rc::new(CallCell { attachment, gone: Cell::new(false), told: tokio::sync::Notify::new() }) }
+    pub(crate) fn new(attachment: &Attachment, avatar: Option<Rc<dyn Object>>) -> Self {
+        let (attachment, gone, told) = (attachment.clone(), Cell::new(false), tokio::sync::Notify::new());
+        Self { shared: Rc::new(CallCell { attachment, avatar, gone, told }) }
     }
 
     pub(crate) fn set_gone(&self) {
@@ -71,6 +78,29 @@ impl Call {
             .attachment
             .mind()
             .ok_or_else(|| Fault::value("this needs a client that gives an object to call back"))
+    }
+
+    /// The perspective of whoever calls: a method of an object that several clients have learns by it who it serves.
+    ///
+    /// In Twisted: what a method `view_…` of a `pb.Viewable` gets as its first argument.
+    ///
+    /// # Errors
+    /// When the client has let go of it, or it is of another type.
+    pub fn perspective<P: Callable>(&self) -> Result<Handle<P>> {
+        let kept = || self.shared.avatar.clone();
+        kept()
+            .or_else(|| Core::current()?.avatar(self.attachment().id()))
+            .and_then(|avatar| avatar.any().downcast_ref::<Handle<P>>().cloned())
+            .ok_or_else(|| Fault::value("whoever calls has no such perspective any more"))
+    }
+
+    /// A reference to an object that is the caller's alone: whoever calls it, calls as this attachment, and two of one
+    /// client's identities have two of them.
+    ///
+    /// In Twisted: what becomes of a `pb.Viewable` that a perspective answers with (`pb.ViewPoint`).
+    #[must_use]
+    pub fn view<T: Callable>(&self, object: &Handle<T>) -> View {
+        View::new(object, self.attachment())
     }
 
     /// By which attachment it comes: whose it is.
@@ -155,8 +185,29 @@ struct AttachmentCell {
     perspective: String,
     identity: String,
     peer: String,
-    mind: Option<Remote>,
+    mind: Mind,
     reason: Reason,
+}
+
+/// What a client gave when it attached.
+pub(crate) enum Mind {
+    /// Nothing.
+    None,
+    /// An object, to be called back.
+    Object(Remote),
+    /// Any other value, in Jelly.
+    Value(Vec<u8>),
+}
+
+impl Mind {
+    /// As it crossed the wall: a handle or 0, and a value or nothing.
+    pub(crate) fn received(core: &Rc<Core>, attachment: u64, handle: u64, value: &[u8]) -> Self {
+        match handle {
+            0 if value.is_empty() => Self::None,
+            0 => Self::Value(value.to_vec()),
+            handle => Self::Object(Remote::received(core, handle, attachment)),
+        }
+    }
 }
 
 /// Why a client attaches.
@@ -180,14 +231,7 @@ pub enum Reason {
 }
 
 impl Attachment {
-    pub(crate) fn new(
-        id: u64,
-        perspective: &str,
-        identity: &str,
-        peer: &str,
-        mind: Option<Remote>,
-        reason: Reason,
-    ) -> Self {
+    pub(crate) fn new(id: u64, perspective: &str, identity: &str, peer: &str, mind: Mind, reason: Reason) -> Self {
         let (perspective, identity, peer) = (perspective.to_owned(), identity.to_owned(), peer.to_owned());
         Self { shared: Rc::new(AttachmentCell { id, perspective, identity, peer, mind, reason }) }
     }
@@ -225,7 +269,69 @@ impl Attachment {
     /// The object that the client gave, if it gave one.
     #[must_use]
     pub fn mind(&self) -> Option<&Remote> {
-        self.shared.mind.as_ref()
+        match &self.shared.mind {
+            Mind::Object(remote) => Some(remote),
+            Mind::None | Mind::Value(_) => None,
+        }
+    }
+
+    /// What the client gave that is no object: a text, a number, a dictionary, anything. `None` (an `Option`) if it gave
+    /// nothing.
+    ///
+    /// ```
+    /// use plugin_api::prelude::*;
+    /// use plugin_api::testing::TestHost;
+    ///
+    /// #[derive(Default)]
+    /// struct Room;
+    ///
+    /// #[service("room", save = "never")]
+    /// impl Service for Room {
+    ///     type Perspective = Guest;
+    ///
+    ///     fn attached(_: &Context<Self>, guest: Handle<Guest>, by: &Attachment) -> Result<Handle<Guest>> {
+    ///         let nick: Option<String> = by.mind_as()?;
+    ///         guest.write(|guest| guest.nick = nick.unwrap_or_else(|| by.identity().to_owned()))?;
+    ///         Ok(guest)
+    ///     }
+    /// }
+    ///
+    /// #[derive(Default)]
+    /// struct Guest {
+    ///     nick: String,
+    /// }
+    ///
+    /// #[perspective]
+    /// impl Guest {
+    ///     fn nick(&self) -> &str {
+    ///         &self.nick
+    ///     }
+    /// }
+    ///
+    /// let host = TestHost::<Room>::start()?;
+    /// let alice = host.attach_with_value("alice", &"ally")?;
+    /// assert_eq!(alice.call::<String>("nick", ())?, "ally");
+    /// assert_eq!(host.attach("bob")?.call::<String>("nick", ())?, "bob");
+    /// # Ok::<(), Fault>(())
+    /// ```
+    ///
+    /// # Errors
+    /// When it is of another type, or an object ([`Attachment::mind`]).
+    pub fn mind_as<T: DeserializeOwned>(&self) -> Result<T> {
+        const NONE: &[u8] = &[1, 0x80, 1, 0x87];
+        let value = match &self.shared.mind {
+            Mind::None => NONE,
+            Mind::Value(value) => value,
+            Mind::Object(_) => return Err(Fault::arguments("the client's mind is an object to call back, no value")),
+        };
+        jelly::from_slice(value).map_err(|error| Fault::arguments(format!("the client's mind: {error}")))
+    }
+
+    /// Whether nobody has logged in: the operator lets everybody in here, as `[pb] anonymous` or by a name of
+    /// `[pb.names]`. Its [`identity`](Attachment::identity) is empty.
+    #[must_use]
+    pub fn is_anonymous(&self) -> bool {
+        self.shared.identity.is_empty()
     }
 }
 

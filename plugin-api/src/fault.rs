@@ -1,12 +1,19 @@
 //! Errors that a client is meant to see.
 
+use std::panic::Location;
+
+use jelly::exceptions;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
 /// An error with the class name that clients trap it by.
 ///
 /// In Twisted: `failure.trap("todo.NoSuchTask")`, or `failure.trap(ValueError)` for a builtin. A class that is neither
 /// a builtin nor one of Twisted's counts as derived from `twisted.spread.pb.Error`.
 ///
 /// `?` makes one of any error (class `RuntimeError`, the error's own words): say something better where the client can
-/// do something about it.
+/// do something about it. A class of one's own, with fields and parents, is a type with
+/// [`#[derive(Fault)]`](derive@crate::Fault).
 ///
 /// ```
 /// use plugin_api::Fault;
@@ -14,23 +21,60 @@
 /// // Twisted: `failure.trap("todo.NoSuchTask")`.
 /// let fault = Fault::new("todo.NoSuchTask", "there is no task 7");
 /// assert_eq!((fault.class(), fault.message()), ("todo.NoSuchTask", "there is no task 7"));
+/// assert!(fault.is("twisted.spread.pb.Error"));
 ///
 /// // Any error by `?`.
 /// fn number(text: &str) -> plugin_api::Result<u32> {
 ///     Ok(text.parse::<u32>()?)
 /// }
 /// assert_eq!(number("seven").unwrap_err().class(), "RuntimeError");
+///
+/// // A builtin is under what it derives from.
+/// assert!(Fault::new("KeyError", "'milk'").is("LookupError"));
 /// ```
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone)]
 pub struct Fault {
     class: String,
     message: String,
     /// The author's mistake, not the client's: a panic.
     pub(crate) internal: bool,
+    /// Where it was made, in the author's code; none, if it came from elsewhere.
+    place: Option<&'static Location<'static>>,
+    detail: Option<Box<Detail>>,
 }
+
+/// What an error has beside its class and its words, as it crosses the wall.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Detail {
+    /// The classes that it is under, beside its own; nothing: what its class says.
+    pub parents: Vec<String>,
+    /// A dictionary in Jelly; empty: it has none.
+    pub fields: jelly::Bytes,
+    /// Whether it goes to clients as an instance of its class, which they must know.
+    pub whole: bool,
+    /// Where it was made, for a developer; empty: that is not known.
+    pub traceback: String,
+}
+
+impl PartialEq for Fault {
+    /// Whether a client could not tell them apart.
+    fn eq(&self, other: &Self) -> bool {
+        let told = |fault: &Self| {
+            let detail = fault.detail.as_deref();
+            let detail = detail.map(|detail| (detail.parents.clone(), detail.fields.clone(), detail.whole));
+            (fault.class.clone(), fault.message.clone(), fault.internal, detail.unwrap_or_default())
+        };
+        told(self) == told(other)
+    }
+}
+
+impl Eq for Fault {}
 
 /// The class of [`Fault::is_reloaded`].
 const RELOADED: &str = "credhost.Reloaded";
+/// What every error is under that is no builtin, unless its author says otherwise.
+const ERROR: &str = "twisted.spread.pb.Error";
 
 /// What a method of a perspective answers with when it can fail.
 pub type Result<T, E = Fault> = std::result::Result<T, E>;
@@ -38,26 +82,79 @@ pub type Result<T, E = Fault> = std::result::Result<T, E>;
 impl Fault {
     /// An error of this class: `todo.NoSuchTask`, or a Python builtin by its bare name.
     #[must_use]
+    #[track_caller]
     pub fn new(class: impl Into<String>, message: impl Into<String>) -> Self {
-        Self { class: class.into(), message: message.into(), internal: false }
+        let place = Some(Location::caller());
+        Self { class: class.into(), message: message.into(), internal: false, place, detail: None }
     }
 
     /// Python's ValueError: an argument of the right type that makes no sense.
     #[must_use]
+    #[track_caller]
     pub fn value(message: impl Into<String>) -> Self {
         Self::new("ValueError", message)
     }
 
     /// Python's TypeError: an argument of the wrong type.
     #[must_use]
+    #[track_caller]
     pub fn arguments(message: impl Into<String>) -> Self {
         Self::new("TypeError", message)
     }
 
     /// Twisted's refusal: the caller may not do this.
     #[must_use]
+    #[track_caller]
     pub fn unauthorized(message: impl Into<String>) -> Self {
         Self::new("twisted.cred.error.Unauthorized", message)
+    }
+
+    /// This error, with fields that the client can read: of a struct or a map. [`#[derive(Fault)]`](derive@crate::Fault)
+    /// uses it. What cannot be written (a reference, say) is left out.
+    ///
+    /// ```
+    /// # use plugin_api::Fault;
+    /// # use std::collections::HashMap;
+    /// let fault = Fault::new("shop.Full", "no room").with_fields(&HashMap::from([("left", 3)]));
+    /// // In Python: `failure.left`.
+    /// assert_eq!(fault.fields::<HashMap<String, u32>>()?["left"], 3);
+    /// # Ok::<(), Fault>(())
+    /// ```
+    #[must_use]
+    pub fn with_fields<T: Serialize + ?Sized>(mut self, fields: &T) -> Self {
+        if let Ok(fields) = jelly::to_vec(fields)
+            && jelly::Deserializer::new(&fields).dictionary().is_ok()
+        {
+            self.detail_mut().fields = jelly::Bytes(fields);
+        }
+        self
+    }
+
+    /// This error, under these classes and those that they derive from, the nearest first. Nothing is added to them but
+    /// Python's `Exception`.
+    ///
+    /// ```
+    /// # use plugin_api::Fault;
+    /// let fault = Fault::new("shop.NoSuchThing", "no milk").with_parents(["KeyError"]);
+    /// assert!(fault.is("KeyError") && fault.is("LookupError") && !fault.is("ValueError"));
+    /// ```
+    #[must_use]
+    pub fn with_parents<'p>(mut self, parents: impl IntoIterator<Item = &'p str>) -> Self {
+        self.detail_mut().parents = parents.into_iter().map(str::to_owned).collect();
+        self
+    }
+
+    /// This error, sent as an instance of its class with its fields, and not as a description of one: what Twisted does
+    /// with a `pb.Error` that is `Jellyable`. **A client that does not know the class loses its connection over it**; one
+    /// that does (`pb.setUnjellyableForClass`) has the instance itself as `failure.value`.
+    #[must_use]
+    pub fn as_instance(mut self) -> Self {
+        self.detail_mut().whole = true;
+        self
+    }
+
+    fn detail_mut(&mut self) -> &mut Detail {
+        self.detail.get_or_insert_default()
     }
 
     /// Another generation of the service has taken over while this code waited: what it would change is not its own any
@@ -77,6 +174,27 @@ impl Fault {
         Self { internal: true, ..Self::new("RuntimeError", format!("{what} failed inside the service")) }
     }
 
+    /// An error that comes from elsewhere, as it crossed the wall.
+    pub(crate) fn received(class: &str, message: &str, detail: &[u8]) -> Self {
+        let detail = if detail.is_empty() { None } else { jelly::from_slice(detail).ok().map(Box::new) };
+        Self { place: None, detail, ..Self::new(class, message) }
+    }
+
+    /// What it has beside its class and its words, to cross the wall; empty: nothing.
+    pub(crate) fn detail(&self, service: &str) -> Vec<u8> {
+        let mut detail = self.detail.as_deref().cloned().unwrap_or_default();
+        let panic = if self.internal { crate::logging::last_panic() } else { None };
+        let place = panic.or_else(|| {
+            self.place.filter(|_| !self.internal).map(|at| (at.file().to_owned(), at.line(), String::new()))
+        });
+        if let Some((file, line, said)) = place {
+            let words = if said.is_empty() { self.to_string() } else { format!("panicked: {said}") };
+            detail.traceback =
+                format!("Traceback (most recent call last):\n  File \"{file}\", line {line}, in {service}\n{words}\n");
+        }
+        if detail == Detail::default() { Vec::new() } else { jelly::to_vec(&detail).unwrap_or_default() }
+    }
+
     /// The class that clients trap it by.
     #[must_use]
     pub fn class(&self) -> &str {
@@ -87,6 +205,33 @@ impl Fault {
     #[must_use]
     pub fn message(&self) -> &str {
         &self.message
+    }
+
+    /// Whether it is of this class, or of one that derives from it: a builtin by its bare name, all others with their
+    /// module. Of a client's error, its whole ancestry is known.
+    #[must_use]
+    pub fn is(&self, class: &str) -> bool {
+        let wanted = exceptions::bare(class);
+        let under = |name: &str| {
+            exceptions::bare(name) == wanted || exceptions::bases(name).is_some_and(|bases| bases.contains(&wanted))
+        };
+        let parents = self.detail.as_deref().map_or(&[][..], |detail| &detail.parents);
+        let by_default = parents.is_empty() && exceptions::bases(&self.class).is_none();
+        under(&self.class)
+            || parents.iter().any(|parent| under(parent))
+            || matches!(wanted, "Exception" | "BaseException")
+            || by_default && wanted == ERROR
+    }
+
+    /// Its fields, as a struct or a map: those of a client's error, or of one that was made with some.
+    ///
+    /// # Errors
+    /// When it has none of this shape.
+    pub fn fields<T: DeserializeOwned>(&self) -> Result<T> {
+        const EMPTY: &[u8] = &[1, 0x80, 5, 0x87];
+        let fields = self.detail.as_deref().map_or(&[][..], |detail| &detail.fields.0);
+        let fields = if fields.is_empty() { EMPTY } else { fields };
+        jelly::from_slice(fields).map_err(|error| Fault::arguments(format!("the fields of {}: {error}", self.class)))
     }
 }
 
@@ -104,6 +249,7 @@ impl std::fmt::Display for Fault {
 
 /// Not an `Error` itself, so that `?` can make one of every error.
 impl<E: std::error::Error> From<E> for Fault {
+    #[track_caller]
     fn from(error: E) -> Self {
         Self::new("RuntimeError", error.to_string())
     }

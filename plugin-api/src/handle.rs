@@ -11,6 +11,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use crate::abi::frame::ToHost;
 use crate::fault::{Fault, Result};
 use crate::runtime::core::{Core, Object};
+use crate::runtime::incoming::{Incoming, Invoked};
 use crate::service::{Callable, Save};
 
 /// What a perspective's origin begins with.
@@ -36,7 +37,115 @@ pub(crate) const NAMED: &str = "object/";
 /// }
 /// assert!(made_anew("ticket").is_ok());
 /// ```
+#[derive(Clone)]
 pub struct AnyHandle(pub(crate) Rc<dyn Object>);
+
+impl Serialize for AnyHandle {
+    fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+        export(&self.0, self.0.address(), serializer)
+    }
+}
+
+/// A reference to an object that is one client's alone: from [`Call::view`](crate::Call::view).
+///
+/// ```
+/// use plugin_api::prelude::*;
+/// use plugin_api::testing::TestHost;
+///
+/// # #[derive(Default)]
+/// # struct Game;
+/// # #[service("game", save = "never")]
+/// # impl Service for Game {
+/// #     type Perspective = Player;
+/// # }
+/// /// One board for all.
+/// struct Board;
+///
+/// #[perspective]
+/// impl Board {
+///     /// Knows who moves.
+///     fn mover(&self, call: &Call) -> String {
+///         call.attachment().identity().to_owned()
+///     }
+/// }
+///
+/// #[derive(Default)]
+/// struct Player;
+///
+/// #[perspective]
+/// impl Player {
+///     fn board(&self, call: &Call) -> View {
+///         call.view(&Handle::new(Board))
+///     }
+/// }
+///
+/// let host = TestHost::<Game>::start()?;
+/// let alice = host.attach("alice")?;
+/// let board = alice.reference("board", ())?;
+/// assert_eq!(board.call::<String>("mover", ())?, "alice");
+/// # Ok::<(), Fault>(())
+/// ```
+#[derive(Clone)]
+pub struct View {
+    object: Rc<dyn Object>,
+    address: usize,
+    by: crate::call::Attachment,
+    /// The perspective by which it was handed out: kept, though the client may let go of it.
+    avatar: Option<Rc<dyn Object>>,
+}
+
+impl View {
+    pub(crate) fn new<T: Callable>(object: &Handle<T>, by: &crate::call::Attachment) -> Self {
+        let avatar = Core::current().and_then(|core| core.avatar(by.id()));
+        Self { object: Rc::new(object.clone()), address: object.address(), by: by.clone(), avatar }
+    }
+}
+
+impl Object for View {
+    fn invoke(&self, incoming: Incoming<'_>) -> Invoked {
+        self.object.invoke(Incoming { attachment: &self.by, avatar: self.avatar.as_ref(), ..incoming })
+    }
+
+    fn any(&self) -> &dyn std::any::Any {
+        self.object.any()
+    }
+
+    fn address(&self) -> usize {
+        self.address
+    }
+
+    fn seen_by(&self) -> u64 {
+        self.by.id()
+    }
+
+    fn origin(&self) -> Option<String> {
+        None
+    }
+}
+
+impl Serialize for View {
+    fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+        let object: Rc<dyn Object> = Rc::new(self.clone());
+        export(&object, self.address, serializer)
+    }
+}
+
+impl std::fmt::Debug for View {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "View({})", self.by.id())
+    }
+}
+
+/// A reference to an own object goes out.
+fn export<S: Serializer>(
+    object: &Rc<dyn Object>,
+    address: usize,
+    serializer: S,
+) -> std::result::Result<S::Ok, S::Error> {
+    let core = Core::current().ok_or_else(|| S::Error::custom("a reference can be sent in calls only"))?;
+    let id = core.export((address, object.seen_by()), || Rc::clone(object)).map_err(S::Error::custom)?;
+    serializer.serialize_newtype_struct(jelly::types::reference::REMOTE, &id)
+}
 
 impl<T: Callable> From<Handle<T>> for AnyHandle {
     fn from(handle: Handle<T>) -> Self {
@@ -412,6 +521,21 @@ impl<T> Clone for Handle<T> {
     }
 }
 
+/// Whether both are the same object.
+impl<T> PartialEq for Handle<T> {
+    fn eq(&self, other: &Self) -> bool {
+        self.is(other)
+    }
+}
+
+impl<T> Eq for Handle<T> {}
+
+impl<T> std::hash::Hash for Handle<T> {
+    fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
+        self.address().hash(state);
+    }
+}
+
 impl<T> std::fmt::Debug for Handle<T> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Handle<{}>", std::any::type_name::<T>())
@@ -421,7 +545,7 @@ impl<T> std::fmt::Debug for Handle<T> {
 impl<T: Callable> Serialize for Handle<T> {
     fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
         let core = Core::current().ok_or_else(|| S::Error::custom("a reference can be sent in calls only"))?;
-        let id = core.export(self).map_err(S::Error::custom)?;
+        let id = core.export((self.address(), 0), || Rc::new(self.clone())).map_err(S::Error::custom)?;
         serializer.serialize_newtype_struct(jelly::types::reference::REMOTE, &id)
     }
 }

@@ -48,6 +48,9 @@
 //!
 //! What it is not: the host. A service knows nothing of sockets, log-in or storage.
 
+// What the attributes write names the crate so, also here.
+extern crate self as plugin_api;
+
 // The one room of this crate with `unsafe`: the wall.
 #[allow(unsafe_code)]
 #[doc(hidden)]
@@ -57,31 +60,36 @@ mod call;
 mod context;
 mod data;
 mod fault;
+mod followed;
 mod handle;
 mod logging;
 pub mod manifest;
+mod paging;
 mod remote;
 mod runtime;
 mod service;
 pub mod testing;
 
-pub use cached::{Cacheable, Cached};
+pub use cached::{Cacheable, Cached, Observer};
 pub use call::{Attachment, Call, Reason};
 pub use context::{Config, Context, blocking};
 pub use data::{Data, Entry, Select, Selected, Transaction};
 pub use fault::{Fault, Result};
-pub use handle::{AnyHandle, Handle};
+pub use followed::{Follow, Followed};
+pub use handle::{AnyHandle, Handle, View};
 pub use jelly::types;
 pub use jelly::{BigInt, Bytes, Date, DateTime, Decimal, FrozenSet, Set, Time, TimeDelta, Value};
-pub use plugin_api_macros::{perspective, service};
+pub use jelly::{Node, RefKind, ValueRef};
+pub use paging::{PageCollector, Pages, page};
+pub use plugin_api_macros::{Fault, perspective, service};
 pub use remote::Remote;
 pub use service::{Callable, Save, Served, Service};
 
 /// All that a service usually needs.
 pub mod prelude {
     pub use crate::{
-        AnyHandle, Attachment, Cacheable, Cached, Call, Config, Context, Fault, Handle, Reason, Remote, Result, Save,
-        Select, Service, Value,
+        AnyHandle, Attachment, Cacheable, Cached, Call, Config, Context, Fault, Handle, Observer, Reason, Remote,
+        Result, Save, Select, Service, Value, View,
     };
     pub use crate::{perspective, service};
     pub use serde::{Deserialize, Serialize};

@@ -1,5 +1,6 @@
 //! What the library says, on its way to the host's log: events of `tracing`, and panics.
 
+use std::cell::Cell;
 use std::fmt::Write;
 use std::sync::OnceLock;
 
@@ -22,8 +23,20 @@ pub(crate) fn install(log: Log) {
     // Never symbolizes: a backtrace costs 35 MB and a quarter of a second, and pins the library.
     std::panic::set_hook(Box::new(|panic| {
         let place = panic.location().map_or_else(String::new, |at| format!(" at {}:{}", at.file(), at.line()));
+        let last = panic.location().map(|at| (at.file().to_owned(), at.line(), payload(panic.payload()).to_owned()));
+        LAST_PANIC.with(|kept| kept.replace(last));
         say(1, "panic", &format!("panicked{place}: {}", payload(panic.payload())));
     }));
+}
+
+thread_local! {
+    /// Where this thread has panicked last, and what that said.
+    static LAST_PANIC: Cell<Option<(String, u32, String)>> = const { Cell::new(None) };
+}
+
+/// Where this thread has panicked last, and what that said; once.
+pub(crate) fn last_panic() -> Option<(String, u32, String)> {
+    LAST_PANIC.with(Cell::take)
 }
 
 pub(crate) fn payload(payload: &(dyn std::any::Any + Send)) -> &str {

@@ -71,6 +71,11 @@ impl Remote {
         Self { shared, attachment }
     }
 
+    /// One that is being read.
+    pub(crate) fn arriving(shared: Rc<RemoteCell>, attachment: u64) -> Self {
+        Self { shared, attachment }
+    }
+
     fn target(&self) -> (u64, u64) {
         (self.shared.handle, self.attachment)
     }
@@ -125,6 +130,35 @@ impl Remote {
         Ok(())
     }
 
+    /// Whether its client has gone: it is attached to nothing of this service any more.
+    #[must_use]
+    pub fn is_gone(&self) -> bool {
+        !self.shared.core.is_attached(self.shared.handle)
+    }
+
+    /// Waits until its client has gone: for a task that looks after it.
+    ///
+    /// In Twisted: `notifyOnDisconnect`.
+    ///
+    /// ```
+    /// # use plugin_api::prelude::*;
+    /// # fn watch<S: Service>(context: &Context<S>, remote: Remote) {
+    /// context.spawn(async move {
+    ///     remote.gone().await;
+    ///     tracing::info!("one less");
+    /// });
+    /// # }
+    /// ```
+    pub async fn gone(&self) {
+        loop {
+            let told = self.shared.core.left.notified();
+            if self.is_gone() {
+                return;
+            }
+            told.await;
+        }
+    }
+
     /// Whether both are the same object of the same client.
     #[must_use]
     pub fn is(&self, other: &Self) -> bool {
@@ -174,6 +208,21 @@ impl Drop for RemoteCell {
     }
 }
 
+/// Whether both are the same object of the same client.
+impl PartialEq for Remote {
+    fn eq(&self, other: &Self) -> bool {
+        self.is(other)
+    }
+}
+
+impl Eq for Remote {}
+
+impl std::hash::Hash for Remote {
+    fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
+        self.shared.handle.hash(state);
+    }
+}
+
 impl std::fmt::Debug for Remote {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Remote({})", self.shared.handle)
@@ -192,10 +241,8 @@ impl Serialize for Remote {
 impl<'de> Deserialize<'de> for Remote {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
         let handle = number(deserializer, jelly::types::reference::REMOTE, "a reference to an object of the client's")?;
-        // The runtime holds what has come in with a call while its arguments are read.
-        let known = Core::current().and_then(|core| Some((core.known_remote(handle)?, core.read_by())));
-        known
-            .map(|(shared, attachment)| Self { shared, attachment })
+        Core::current()
+            .and_then(|core| core.arriving(handle))
             .ok_or_else(|| D::Error::custom("a reference can come in calls only"))
     }
 }

@@ -37,6 +37,8 @@
 //! The service runs on a thread of its own, as it does in a host; the test's thread plays the clients. A client's mind
 //! is called while the test waits for something: for an answer, or in [`TestHost::settle`].
 
+mod objects;
+
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::marker::PhantomData;
@@ -46,7 +48,7 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use jelly::Value;
+use jelly::{Classes, RefKind, Value};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::Notify;
@@ -56,6 +58,8 @@ use crate::fault::{Fault, Result};
 use crate::remote;
 use crate::runtime::{Sleep, Wall, run};
 use crate::service::Service;
+
+pub use self::objects::{TestCached, TestObject, TestRemote};
 
 /// A guard against a service that never answers.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -90,6 +94,8 @@ struct Known {
     perspective: String,
     identity: String,
     mind: u64,
+    /// A mind that is no object, in Jelly.
+    value: Vec<u8>,
 }
 
 #[derive(Default)]
@@ -107,6 +113,10 @@ struct State {
     data: BTreeMap<Vec<u8>, Vec<u8>>,
     data_version: u64,
     ended: HashSet<u64>,
+    /// How often clients' objects were sent, less how often they were given back.
+    sent: HashMap<u64, u64>,
+    /// How often the service's objects were handed out.
+    handed_out: u64,
 }
 
 #[derive(Default)]
@@ -298,7 +308,7 @@ impl<S: Service> TestHost<S> {
     /// # Errors
     /// What the service refuses with.
     pub fn attach(&self, name: &str) -> Result<TestClient<'_, S>> {
-        self.attach_as(name, name, None)
+        self.attach_as(name, name, None, Vec::new())
     }
 
     /// A client attaches with a mind: whatever the service calls of it, goes to `mind` by method and arguments.
@@ -310,17 +320,41 @@ impl<S: Service> TestHost<S> {
         name: &str,
         mind: impl FnMut(&str, Value) -> Result<Value> + 'static,
     ) -> Result<TestClient<'_, S>> {
-        self.attach_as(name, name, Some(Box::new(mind)))
+        self.attach_as(name, name, Some(Box::new(mind)), Vec::new())
     }
 
-    fn attach_as(&self, perspective: &str, identity: &str, mind: Option<Mind>) -> Result<TestClient<'_, S>> {
+    /// A client attaches with a mind that is no object, but a value
+    /// ([`Attachment::mind_as`](crate::Attachment::mind_as)).
+    ///
+    /// # Errors
+    /// What the service refuses with; when the value cannot be written.
+    pub fn attach_with_value(&self, name: &str, mind: &impl Serialize) -> Result<TestClient<'_, S>> {
+        self.attach_as(name, name, None, jelly::to_vec(mind)?)
+    }
+
+    /// A client attaches that has not logged in, to the perspective of this name
+    /// ([`Attachment::is_anonymous`](crate::Attachment::is_anonymous)).
+    ///
+    /// # Errors
+    /// What the service refuses with.
+    pub fn attach_anonymous(&self, name: &str) -> Result<TestClient<'_, S>> {
+        self.attach_as(name, "", None, Vec::new())
+    }
+
+    fn attach_as(
+        &self,
+        perspective: &str,
+        identity: &str,
+        mind: Option<Mind>,
+        value: Vec<u8>,
+    ) -> Result<TestClient<'_, S>> {
         // Each client is a connection of its own, whose number is the upper half.
         let attachment = self.number() << 32;
         let handle = if mind.is_some() { attachment | self.number() } else { 0 };
         if let Some(mind) = mind {
             self.state.borrow_mut().minds.insert(handle, mind);
         }
-        let known = Known { perspective: perspective.to_owned(), identity: identity.to_owned(), mind: handle };
+        let known = Known { perspective: perspective.to_owned(), identity: identity.to_owned(), mind: handle, value };
         self.state.borrow_mut().known.insert(attachment, known);
         if let Err(fault) = self.attach_now(attachment, false) {
             self.state.borrow_mut().known.remove(&attachment);
@@ -330,17 +364,18 @@ impl<S: Service> TestHost<S> {
     }
 
     fn attach_now(&self, attachment: u64, again: bool) -> Result<()> {
-        let Some((perspective, identity, mind)) = self
+        let Some((perspective, identity, mind, value)) = self
             .state
             .borrow()
             .known
             .get(&attachment)
-            .map(|known| (known.perspective.clone(), known.identity.clone(), known.mind))
+            .map(|known| (known.perspective.clone(), known.identity.clone(), known.mind, known.value.clone()))
         else {
             return Ok(());
         };
         let (perspective, identity) = (perspective.as_str(), identity.as_str());
-        self.send(&ToLibrary::Attach { attachment, perspective, identity, mind, peer: "a test", again });
+        let (peer, value) = ("a test", &*value);
+        self.send(&ToLibrary::Attach { attachment, perspective, identity, mind, peer, again, value });
         self.until(|state| {
             if state.attached.contains(&attachment) {
                 return Some(Ok(()));
@@ -374,6 +409,36 @@ impl<S: Service> TestHost<S> {
         self.end_all()?;
         let saved = std::mem::take(&mut self.state.borrow_mut().saved);
         Ok(saved.into_iter().filter_map(|(name, state)| Some((name, Value::decode(&state).ok()?))).collect())
+    }
+
+    /// Calls a perspective (object 0) or an object, by an attachment.
+    fn send_call(
+        &self,
+        (attachment, object): (u64, u64),
+        method: &str,
+        arguments: &impl Serialize,
+        keywords: &impl Serialize,
+    ) -> Result<TestCall<'_, S>> {
+        // Its upper half says whose it is.
+        let call = attachment | self.number();
+        let mut references = Vec::new();
+        // What is no tuple is told here.
+        let arguments = remote::tuple(None, arguments)?.bytes;
+        let mut written = Vec::new();
+        jelly::write_with(&mut written, &Value::decode(&arguments)?, Classes::Any, &mut references)?;
+        jelly::write_with(&mut written, keywords, Classes::Any, &mut references)?;
+        let keywords = jelly::to_vec(keywords)?;
+        let own = |kind| matches!(kind, RefKind::Remote | RefKind::Cache | RefKind::Cached);
+        let sent = references.into_iter().filter(|(kind, _)| own(*kind)).map(|(_, handle)| handle);
+        let mut handles = Vec::new();
+        for handle in sent {
+            *self.state.borrow_mut().sent.entry(handle).or_default() += 1;
+            handles.extend_from_slice(&handle.to_le_bytes());
+        }
+        let (arguments, keywords, handles) = (&*arguments, &*keywords, &*handles);
+        let answer = true;
+        self.send(&ToLibrary::Call { call, attachment, object, answer, method, arguments, keywords, handles });
+        Ok(TestCall { host: self, call })
     }
 
     fn number(&self) -> u64 {
@@ -470,11 +535,17 @@ impl<S: Service> TestHost<S> {
             ToHost::Attached { attachment } => {
                 state.attached.insert(attachment);
             }
-            ToHost::Answer { call, value, .. } => {
+            ToHost::Answer { call, value, objects } => {
+                state.handed_out += frame::numbers(objects).count() as u64;
                 state.answers.insert(call, Ok(value.to_vec()));
             }
-            ToHost::Failed { call, class, message, .. } => {
-                state.answers.insert(call, Err(Fault::new(class, message)));
+            ToHost::Failed { call, class, message, detail, .. } => {
+                state.answers.insert(call, Err(Fault::received(class, message, detail)));
+            }
+            ToHost::Release { handle, count } => {
+                if let Some(sent) = state.sent.get_mut(&handle) {
+                    *sent = sent.saturating_sub(count);
+                }
             }
             ToHost::Save { perspective, state: saved, .. } => {
                 state.saved.insert(perspective.to_owned(), saved.to_vec());
@@ -547,7 +618,8 @@ impl<S: Service> TestHost<S> {
                     _ if !answer => {}
                     Ok(value) => tell(&ToLibrary::Answer { call, value: &value.encode(), handles: &[] }),
                     Err(fault) => {
-                        tell(&ToLibrary::Failed { call, class: fault.class(), message: fault.message() });
+                        let (class, message, detail) = (fault.class(), fault.message(), &*fault.detail("the client"));
+                        tell(&ToLibrary::Failed { call, class, message, detail });
                     }
                 }
             }
@@ -628,20 +700,7 @@ impl<'h, S: Service> TestClient<'h, S> {
     }
 
     fn send(&self, method: &str, arguments: &impl Serialize, keywords: &impl Serialize) -> Result<TestCall<'h, S>> {
-        // Its upper half says whose it is.
-        let call = self.attachment | self.host.number();
-        let (arguments, keywords) = (remote::tuple(None, arguments)?.bytes, jelly::to_vec(keywords)?);
-        self.host.send(&ToLibrary::Call {
-            call,
-            attachment: self.attachment,
-            object: 0,
-            answer: true,
-            method,
-            arguments: &arguments,
-            keywords: &keywords,
-            handles: &[],
-        });
-        Ok(TestCall { host: self.host, call })
+        self.host.send_call((self.attachment, 0), method, arguments, keywords)
     }
 }
 

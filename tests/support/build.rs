@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 use std::sync::{Mutex, OnceLock};
 
 /// The sample services and the services for tests, which are all built at once.
-const LIBRARIES: [&str; 12] = [
+const LIBRARIES: [&str; 13] = [
     "todo",
     "scores",
     "chat",
@@ -19,6 +19,7 @@ const LIBRARIES: [&str; 12] = [
     "dependant",
     "ledger",
     "ledger-next",
+    "judge",
 ];
 
 /// What is built is built as this program was.

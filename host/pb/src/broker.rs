@@ -111,8 +111,13 @@ pub enum Event<'b, O> {
     },
     /// The peer has let go of its last reference to this object.
     Dropped(O),
-    /// The peer has let go of this object's state: it need not be told of changes any more.
-    Uncached(O),
+    /// The peer has let go of this object's state. It can be told of changes until [`Output::uncache`] has ended it.
+    Uncached {
+        /// The object, which is sent with its state again from now on.
+        object: O,
+        /// The number that the peer knows it by.
+        luid: u64,
+    },
     /// The peer did not understand one of our messages.
     DidNotUnderstand,
 }
@@ -292,13 +297,13 @@ impl Input {
                 Command::Decache(luid) => match output.tables.decache(luid) {
                     GivenBack::Unknown => return Err(PeerFault::UnknownReference("decache", luid)),
                     GivenBack::More => {}
-                    GivenBack::Last(object) => {
-                        output.about("uncache", luid);
-                        if let Some(object) = object {
+                    GivenBack::Last(object) => match object {
+                        None => output.uncache(luid),
+                        Some(object) => {
                             self.served += end;
-                            return Ok(Some(Event::Uncached(object)));
+                            return Ok(Some(Event::Uncached { object, luid }));
                         }
-                    }
+                    },
                 },
                 Command::Uncache(luid) => {
                     if !output.tables.forget(luid) {
@@ -497,6 +502,11 @@ impl<O: Clone + Eq + Hash> Output<O> {
     pub fn decache(&mut self, luid: u64) {
         self.tables.keep(luid);
         self.about("decache", luid);
+    }
+
+    /// Ends a cached object that the peer has let go of: its number names nothing any more.
+    pub fn uncache(&mut self, luid: u64) {
+        self.about("uncache", luid);
     }
 
     fn about(&mut self, command: &str, luid: u64) {

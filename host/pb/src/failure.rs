@@ -4,7 +4,7 @@
 //! of 2005 takes them, too. Builtin exceptions have another module name in each (`exceptions.ValueError`,
 //! `builtins.ValueError`); `parents`, which a client's `trap` looks in, names both.
 
-use jelly::{Value, ValueRef, token};
+use jelly::{Node, Value, ValueRef, exceptions, token};
 
 /// An error with the class name that clients trap it by.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -16,7 +16,12 @@ pub struct Failure {
     /// The classes by which it can be trapped, its own first.
     pub parents: Vec<String>,
     /// A traceback, where the sender gives one away.
-    pub traceback: Option<String>,
+    pub traceback: Option<Box<str>>,
+    /// Fields of its own, as a dictionary in Jelly; empty: it has none.
+    pub fields: Box<[u8]>,
+    /// Whether it goes as an instance of its class, and not as a description of one: a peer that does not know the class
+    /// ends its connection over it.
+    pub whole: bool,
 }
 
 impl std::fmt::Display for Failure {
@@ -26,25 +31,6 @@ impl std::fmt::Display for Failure {
 }
 
 impl std::error::Error for Failure {}
-
-/// Builtins by what they derive from, up to `Exception`.
-const BUILTINS: [(&str, &[&str]); 15] = [
-    ("ValueError", &[]),
-    ("TypeError", &[]),
-    ("AttributeError", &[]),
-    ("KeyError", &["LookupError"]),
-    ("IndexError", &["LookupError"]),
-    ("RuntimeError", &[]),
-    ("NotImplementedError", &["RuntimeError"]),
-    ("RecursionError", &["RuntimeError"]),
-    ("AssertionError", &[]),
-    ("PermissionError", &["OSError"]),
-    ("TimeoutError", &["OSError"]),
-    ("OverflowError", &["ArithmeticError"]),
-    ("UnicodeError", &["ValueError"]),
-    ("MemoryError", &[]),
-    ("Exception", &[]),
-];
 
 /// Twisted's classes that we send, by what they derive from.
 const TWISTED: [(&str, &[&str]); 10] = [
@@ -63,6 +49,9 @@ const TWISTED: [(&str, &[&str]); 10] = [
     ("twisted.python.failure.DefaultException", &["Exception"]),
 ];
 
+/// Twisted's class for errors that are meant for clients.
+const ERROR: &str = "twisted.spread.pb.Error";
+
 /// The longest text that an error carries, in bytes: far below what breaks a peer's connection.
 const LONGEST: usize = 16 << 10;
 
@@ -80,24 +69,42 @@ impl Failure {
     /// is taken for one derived from `twisted.spread.pb.Error`, Twisted's class for errors that are meant for clients.
     #[must_use]
     pub fn new(class: &str, value: impl Into<String>) -> Self {
-        let bare = class.strip_prefix("builtins.").or_else(|| class.strip_prefix("exceptions.")).unwrap_or(class);
         let mut parents = Vec::new();
-        let class = if let Some((name, bases)) = BUILTINS.iter().find(|(name, _)| *name == bare) {
-            push(&mut parents, name);
-            bases.iter().for_each(|base| push(&mut parents, base));
-            format!("builtins.{name}")
-        } else {
-            parents.push(class.to_owned());
-            match TWISTED.iter().find(|(name, _)| *name == class) {
-                Some((_, bases)) => bases.iter().for_each(|base| push(&mut parents, base)),
-                None if class == "twisted.spread.pb.Error" => {}
-                None => parents.push("twisted.spread.pb.Error".to_owned()),
+        let class = match exceptions::bases(class) {
+            Some(_) => {
+                under(&mut parents, class);
+                format!("builtins.{}", exceptions::bare(class))
             }
-            class.to_owned()
+            None => {
+                parents.push(class.to_owned());
+                match TWISTED.iter().find(|(name, _)| *name == class) {
+                    Some((_, bases)) => bases.iter().for_each(|base| under(&mut parents, base)),
+                    None if class == ERROR => {}
+                    None => parents.push(ERROR.to_owned()),
+                }
+                under(&mut parents, "Exception");
+                class.to_owned()
+            }
         };
-        push(&mut parents, "Exception");
-        parents.extend(["builtins.BaseException", "builtins.object"].map(str::to_owned));
-        Self { class, value: value.into(), parents, traceback: None }
+        parents.push("builtins.object".to_owned());
+        Self { class, value: value.into(), parents, traceback: None, fields: Box::default(), whole: false }
+    }
+
+    /// This failure, under these classes in place of what its class says: the nearest first, builtins by their bare names
+    /// or with their module, each with what it derives from.
+    #[must_use]
+    pub fn under<'p>(mut self, classes: impl IntoIterator<Item = &'p str>) -> Self {
+        self.parents = vec![self.class.clone()];
+        if exceptions::bases(&self.class).is_some() {
+            self.parents.clear();
+            under(&mut self.parents, &self.class);
+        }
+        classes.into_iter().for_each(|class| under(&mut self.parents, class));
+        under(&mut self.parents, "Exception");
+        if !self.parents.iter().any(|parent| parent == "builtins.object") {
+            self.parents.push("builtins.object".to_owned());
+        }
+        self
     }
 
     /// Whether a client's `trap(class)` would catch it.
@@ -108,9 +115,22 @@ impl Failure {
 
     /// Appends it as the Jelly that follows `(error id`.
     pub fn write(&self, out: &mut Vec<u8>) {
+        if self.whole {
+            token::list(out, 2);
+            token::bytes(out, self.class.as_bytes());
+            return match self.fields.is_empty() {
+                true => {
+                    token::list(out, 1);
+                    token::bytes(out, b"dictionary");
+                }
+                false => out.extend_from_slice(&self.fields),
+            };
+        }
+        // A dictionary's pairs stand behind the list's head and its tag.
+        let (more, pairs) = self.pairs().unwrap_or_default();
         token::list(out, 2);
         token::bytes(out, b"twisted.spread.pb.CopyableFailure");
-        token::list(out, 11);
+        token::list(out, 11 + more);
         token::bytes(out, b"dictionary");
         let key = |out: &mut Vec<u8>, key: &str| {
             token::list(out, 2);
@@ -136,7 +156,15 @@ impl Failure {
         key(out, "stack");
         list(out, &[]);
         key(out, "traceback");
-        text(out, self.traceback.as_deref().unwrap_or("Traceback unavailable\n"));
+        text(out, short(self.traceback.as_deref().unwrap_or("Traceback unavailable\n")));
+        out.extend_from_slice(pairs);
+    }
+
+    /// How many fields there are, and the Jelly of their pairs.
+    fn pairs(&self) -> Option<(usize, &[u8])> {
+        let mut reader = jelly::Deserializer::new(&self.fields);
+        let count = reader.dictionary().ok()?;
+        Some((count, reader.rest()))
     }
 
     /// Reads what follows `(error id` from a peer of either era: a failure, or an exception that was sent itself.
@@ -151,15 +179,16 @@ impl Failure {
         }
         let value = Value::decode(bytes)?;
         let root = value.root();
-        let jelly::Node::Instance(class) = root.node() else {
+        let Node::Instance(class) = root.node() else {
             return Err(jelly::Error::Unexpected { expected: "a failure", found: value.to_string() });
         };
         let Some(state) = root.items().next() else {
-            return Ok(Self::new(class, ""));
+            return Ok(Self { whole: true, ..Self::new(class, "") });
         };
         let field = |name: &str| state.get(name).and_then(|found: ValueRef<'_>| found.as_text()).unwrap_or_default();
         if class != "twisted.spread.pb.CopyableFailure" && class != "twisted.spread.pb.CopiedFailure" {
-            return Ok(Self::new(class, field("value")));
+            let fields = fields(state, |_| true);
+            return Ok(Self { fields, whole: true, ..Self::new(class, field("value")) });
         }
         let parents = state.get("parents").map(|parents| {
             parents.items().filter_map(|parent| parent.as_text().map(str::to_owned)).collect::<Vec<_>>()
@@ -169,28 +198,77 @@ impl Failure {
             class: field("type").to_owned(),
             value: field("value").to_owned(),
             parents: parents.unwrap_or_default(),
-            traceback: (!traceback.is_empty() && traceback != "Traceback unavailable\n").then(|| traceback.to_owned()),
+            traceback: (!traceback.is_empty() && traceback != "Traceback unavailable\n").then(|| traceback.into()),
+            fields: fields(state, |name| !OWN.contains(&name)),
+            whole: false,
         })
     }
 }
 
-fn push(parents: &mut Vec<String>, name: &str) {
-    if name.contains('.') {
-        parents.push(name.to_owned());
-        return;
-    }
-    let both = |parents: &mut Vec<String>, name: &str| {
-        for module in ["builtins", "exceptions"] {
-            let full = format!("{module}.{name}");
-            if !parents.contains(&full) {
-                parents.push(full);
-            }
+/// The entries that every failure has.
+const OWN: [&str; 13] = [
+    "type",
+    "value",
+    "parents",
+    "traceback",
+    "tb",
+    "frames",
+    "stack",
+    "count",
+    "unsafeTracebacks",
+    "captureVars",
+    "pickled",
+    "_frames",
+    "_withoutTraceback",
+];
+
+/// Those of a dictionary's entries whose names are wanted, as a dictionary in Jelly; empty: there are none. References, and
+/// what holds one, are left out: nobody would count them. So is what is too much for a field.
+fn fields(state: ValueRef<'_>, wanted: impl Fn(&str) -> bool) -> Box<[u8]> {
+    /// So many entries are looked at, and so many values in all of them.
+    const MOST: usize = 64;
+    const VALUES: usize = 4096;
+    let mut left = VALUES;
+    let pairs: Vec<(Value, Value)> = state
+        .pairs()
+        .take(MOST)
+        .filter_map(|(name, value)| {
+            let name = name.as_text().filter(|name| wanted(name))?;
+            is_plain(value, &mut left).then(|| (Value::from(name), value.to_value()))
+        })
+        .collect();
+    if pairs.is_empty() { Box::default() } else { Value::dictionary(pairs).encode().into() }
+}
+
+/// Whether no reference is in a value, nor an instance; it is looked at as far as `left` reaches.
+fn is_plain(value: ValueRef<'_>, left: &mut usize) -> bool {
+    *left = left.saturating_sub(1);
+    *left > 0
+        && !matches!(value.node(), Node::Reference(..) | Node::Refused(_) | Node::Instance(_))
+        && value.items().all(|item| is_plain(item, left))
+        && value.pairs().all(|(key, value)| is_plain(key, left) && is_plain(value, left))
+}
+
+/// Adds a class and what it derives from; a builtin under the names of both eras.
+fn under(parents: &mut Vec<String>, class: &str) {
+    let mut push = |name: String| {
+        if !parents.contains(&name) {
+            parents.push(name);
         }
     };
-    both(parents, name);
-    if name == "Exception" {
-        // Python 2 has a class between.
-        parents.push("exceptions.StandardError".to_owned());
+    let Some(bases) = exceptions::bases(class) else { return push(class.to_owned()) };
+    for name in std::iter::once(&exceptions::bare(class)).chain(bases) {
+        if *name == "BaseException" {
+            push("builtins.BaseException".to_owned());
+            continue;
+        }
+        for module in ["builtins", "exceptions"] {
+            push(format!("{module}.{name}"));
+        }
+        if *name == "Exception" {
+            // Python 2 has a class between.
+            push("exceptions.StandardError".to_owned());
+        }
     }
 }
 

@@ -220,8 +220,8 @@ impl<O: Clone + Eq + Hash> Tables<O> {
         self.caches.less(luid)
     }
 
-    /// A cached object of the peer's has come in.
-    pub(crate) fn keep(&mut self, luid: u64) {
+    /// A cached object of the peer's has come in. More than the limit are as much of a fault as too many references.
+    pub fn keep(&mut self, luid: u64) {
         if self.kept.len() >= self.limit {
             self.violations += 1;
         } else {

@@ -10,7 +10,7 @@ use serde::Deserialize;
 use toml_edit::{DocumentMut, Item};
 
 use super::private::{HomeError, private};
-use crate::cred::{HashCost, Identity, Key, NameError, PasswordRules, ProofBy, Sealed};
+use crate::cred::{HashCost, Identity, Key, ListenerRules, NameError, PasswordRules, ProofBy, RuleError, Sealed};
 use crate::plain;
 
 /// What a new file says.
@@ -32,6 +32,15 @@ stock_login = true
 # Proxies that pass on others' connections, and say whose they are (PROXY protocol, version 1 or 2). What comes from these
 # addresses has to begin with that.
 # proxies = [\"10.0.0.5\", \"192.168.7.0/24\"]
+# The service that Twisted's login(\"alice\") leads to: alice's perspective of it. Without it, to an avatar, whose attach names one.
+# default_service = \"todo\"
+# What everybody gets who logs in without a name (loginAnonymous).
+# anonymous = \"board/guest\"
+# Whether errors tell clients where in a service's code they were made: for developers.
+# tracebacks = true
+# What everybody can call without a login, by name; root is what getRootObject() answers with.
+# [pb.names]
+# root = \"board/guest\"
 
 [password]
 # The fewest characters of a new password.
@@ -112,6 +121,15 @@ pub struct PbSection {
     pub stock_login: bool,
     /// The `[multiservice.NAME]` that is served here; all services, if none is named.
     pub multiservice: Option<String>,
+    /// "service/perspective" that clients get by `loginAnonymous`.
+    pub anonymous: Option<String>,
+    /// The service that Twisted's `login(name)` leads to, where the name names none.
+    pub default_service: Option<String>,
+    /// "service/perspective" each, that everybody can call by name without a login; `root` is what `getRootObject` answers
+    /// with.
+    pub names: BTreeMap<String, String>,
+    /// Whether errors tell clients where in a service's code they were made.
+    pub tracebacks: bool,
 }
 
 impl Default for PbSection {
@@ -124,6 +142,10 @@ impl Default for PbSection {
             proxies: Vec::new(),
             stock_login: true,
             multiservice: None,
+            anonymous: None,
+            default_service: None,
+            names: BTreeMap::new(),
+            tracebacks: false,
         }
     }
 }
@@ -138,6 +160,36 @@ pub struct MultiServiceSection {
     pub listen: Option<String>,
     /// The same over TLS.
     pub listen_tls: Option<String>,
+    /// As in `[pb]`.
+    pub anonymous: Option<String>,
+    /// As in `[pb]`.
+    pub default_service: Option<String>,
+    /// As in `[pb]`.
+    pub names: BTreeMap<String, String>,
+    /// As in `[pb]`.
+    pub tracebacks: bool,
+}
+
+impl PbSection {
+    /// What listeners of `[pb]` give beside keys.
+    ///
+    /// # Errors
+    /// What of it cannot be.
+    pub fn rules(&self) -> Result<ListenerRules, RuleError> {
+        let Self { anonymous, default_service, names, tracebacks, .. } = self;
+        ListenerRules::read(anonymous.as_deref(), default_service.as_deref(), names, *tracebacks)
+    }
+}
+
+impl MultiServiceSection {
+    /// What its own listeners give beside keys.
+    ///
+    /// # Errors
+    /// What of it cannot be.
+    pub fn rules(&self) -> Result<ListenerRules, RuleError> {
+        let Self { anonymous, default_service, names, tracebacks, .. } = self;
+        ListenerRules::read(anonymous.as_deref(), default_service.as_deref(), names, *tracebacks)
+    }
 }
 
 /// `[password]`

@@ -13,6 +13,7 @@ mod error;
 mod identity;
 mod kept_hash;
 mod keyring;
+mod listener_rules;
 pub mod login;
 mod name;
 mod password;
@@ -29,6 +30,7 @@ pub use error::{AuthorizerError, CredentialError, DuplicateIdentity, KeyNotFound
 pub use identity::{Credential, Identity, LabelError, ProofBy, check_label};
 pub use kept_hash::{check_hash, check_hashes};
 pub use keyring::{Key, Keyring};
+pub use listener_rules::{ListenerRules, RuleError};
 pub use name::{Name, NameError, NameOf};
 pub use password::{Entropy, Password, challenge_response, keep_memory};
 pub use public_key::{PublicKey, to_be_signed};

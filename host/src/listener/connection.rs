@@ -79,8 +79,8 @@ impl Driver {
         };
         let entry = SessionEntry::new(&shared.sessions, number, &peer, tls, store::now(), Arc::clone(mailbox));
         let backends = Arc::clone(&shared.services) as Arc<dyn Backends>;
-        let context =
-            SessionContext { number, peer: peer.clone(), backends, entry, meter: Arc::clone(mailbox.meter()) };
+        let (meter, rules) = (Arc::clone(mailbox.meter()), Arc::clone(&shared.rules.read()));
+        let context = SessionContext { number, peer: peer.clone(), backends, entry, meter, rules };
         let session = Box::new(Session::new(context, limits, policy, seed));
         let (from, mailbox) = (Source { address, peer }, Arc::clone(mailbox));
         let (shared, known, answers) = (Arc::clone(shared), !admitted.place.stranger, Answers::default());

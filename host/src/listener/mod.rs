@@ -26,8 +26,8 @@ use tokio::sync::{Mutex as AsyncMutex, mpsc, watch};
 use tokio::task::LocalSet;
 
 use self::tls::Certificates;
-use crate::cred::StoreSecret;
 use crate::cred::login::Login;
+use crate::cred::{ListenerRules, StoreSecret};
 use crate::health;
 use crate::login_gate::{LoginGate, LoginRules, network};
 use crate::multiservice::MultiService;
@@ -113,6 +113,8 @@ struct EndpointState {
     sources: Mutex<Sources>,
     /// Who passes on others' connections, and says whose they are.
     proxies: RwLock<Vec<IpNet>>,
+    /// What it gives beside keys.
+    rules: RwLock<Arc<ListenerRules>>,
 }
 
 impl std::fmt::Debug for Endpoint {
@@ -145,13 +147,19 @@ impl Endpoint {
         (gate, sessions): (Arc<LoginGate>, Arc<Sessions>),
     ) -> Self {
         let (sources, limits) = (Mutex::default(), RwLock::new(Arc::new(limits)));
-        let proxies = RwLock::default();
-        Self { shared: Arc::new(EndpointState { login, services, context, limits, gate, sessions, sources, proxies }) }
+        let (proxies, rules) = (RwLock::default(), RwLock::default());
+        let shared = EndpointState { login, services, context, limits, gate, sessions, sources, proxies, rules };
+        Self { shared: Arc::new(shared) }
     }
 
     /// Other limits from now on: for connections that are to come, and for how many there may be.
     pub fn set_limits(&self, limits: Limits) {
         *self.shared.limits.write() = Arc::new(limits);
+    }
+
+    /// What it gives beside keys: to connections that are to come.
+    pub fn set_rules(&self, rules: ListenerRules) {
+        *self.shared.rules.write() = Arc::new(rules);
     }
 
     /// Connections from these addresses come by a proxy: they begin with a header that says whose they are.

@@ -378,7 +378,7 @@ fn try_out(copy: &Path, mut out: std::fs::File) -> io::Result<()> {
                 ToHost::Write { request, .. } => generation.send(&ToLibrary::Committed { request }),
                 ToHost::Call { call, answer: true, .. } => {
                     let (class, message) = ("twisted.spread.pb.PBConnectionLost", "there are no clients yet");
-                    generation.send(&ToLibrary::Failed { call, class, message });
+                    generation.send(&ToLibrary::Failed { call, class, message, detail: &[] });
                 }
                 ToHost::Refused { message } => say(&Said::Refused(match words.error.lock().take() {
                     Some(error) => format!("{message} ({error})"),

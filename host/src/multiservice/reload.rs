@@ -284,7 +284,7 @@ impl Slot {
         let mut delivery = Delivery::new(&self.context.router);
         for call in numbers(calls) {
             let mut failed = Vec::new();
-            ToHost::Failed { call, class, message, fault: false }.write(&mut failed);
+            ToHost::Failed { call, class, message, fault: false, detail: &[] }.write(&mut failed);
             delivery.deliver(call, tag, &failed, Weight::Must);
         }
     }

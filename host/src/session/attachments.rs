@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::numbers::{AttachmentKind, AttachmentNo, Table};
+use super::numbers::{AttachmentKind, AttachmentNo, MindValue, Table};
 use crate::cred::Key;
 use crate::multiservice::{Backend, SlotNo};
 
@@ -20,8 +20,8 @@ pub(crate) enum Era {
 pub(crate) enum Phase {
     /// The service was asked; its answer is the answer to this call of the client's.
     Asked {
-        /// The client's number for it.
-        request: u64,
+        /// The client's number for it; `None`: nobody waits for it alone.
+        request: Option<u64>,
     },
     /// The client has the perspective.
     Attached,
@@ -49,6 +49,8 @@ pub(crate) struct Attached {
     pub(crate) key: Key,
     /// The client's object that came with it, as the service knows it; 0: none did.
     pub(crate) mind: u64,
+    /// What came with it that is no object.
+    pub(crate) value: Option<MindValue>,
     /// Calls by it: under way, parked, and the service's own of what came by it.
     calls: usize,
 }
@@ -111,7 +113,7 @@ impl Attachments {
     /// The client's numbers for attachments that no service has answered yet.
     pub(crate) fn waiting(&self) -> impl Iterator<Item = u64> {
         self.all.iter().filter_map(|(_, attached)| match attached.phase {
-            Phase::Asked { request } => Some(request),
+            Phase::Asked { request } => request,
             _ => None,
         })
     }
@@ -141,9 +143,9 @@ impl Attachments {
     }
 
     /// The client's object that came with it, as the service knows it.
-    pub(crate) fn set_mind(&mut self, no: AttachmentNo, handle: u64) {
+    pub(crate) fn set_mind(&mut self, no: AttachmentNo, handle: u64, value: Option<MindValue>) {
         if let Some(attached) = self.all.get_mut(no) {
-            attached.mind = handle;
+            (attached.mind, attached.value) = (handle, value);
         }
     }
 
@@ -164,7 +166,7 @@ impl Attachments {
         match attached.phase {
             Phase::Asked { request } => {
                 attached.phase = Phase::Attached;
-                Some(request)
+                request
             }
             Phase::Attached | Phase::LetGo | Phase::Forgotten => None,
         }
@@ -262,11 +264,11 @@ impl Attached {
     pub(crate) fn asked(
         backend: Arc<dyn Backend>,
         era: Era,
-        request: u64,
+        request: Option<u64>,
         (identity, credential): (Arc<str>, u64),
         key: Key,
     ) -> Self {
         let (slot, phase) = (backend.number(), Phase::Asked { request });
-        Self { backend, slot, era, phase, identity, credential, key, mind: 0, calls: 0 }
+        Self { backend, slot, era, phase, identity, credential, key, mind: 0, value: None, calls: 0 }
     }
 }

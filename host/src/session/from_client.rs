@@ -1,18 +1,25 @@
 //! What the client says: calls of perspectives, objects and log-in, answers to services' calls, references given back.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use jelly::Defect;
+use jelly::{Defect, exceptions};
 use pb::{Call, Exported, Failure, Jelly, Target};
+use plugin_api::abi::Detail;
 use plugin_api::abi::frame::ToLibrary;
 
 use super::calls::{InFlight, Outgoing, Parked, Words};
 use super::login::{self, Mind, Now};
-use super::numbers::{AttachmentNo, LoginNo, Object, Provenance};
-use super::references::{Route, give_back, revoked};
+use super::numbers::{AttachmentNo, CallNo, LoginNo, Object, Provenance};
+use super::references::{Route, coming, give_back, revoked};
 use super::values::defective;
-use super::{Owners, PeerLimits};
+use super::{Leaving, Owners, PeerLimits};
 use crate::multiservice::{Backend, SlotNo};
+
+/// Jelly's empty tuple.
+const NO_ARGUMENTS: &[u8] = &[1, 0x80, 11, 0x87];
+/// Jelly's empty dictionary.
+const NO_KEYWORDS: &[u8] = &[1, 0x80, 5, 0x87];
 
 /// Whom a call is for.
 enum Callee {
@@ -26,11 +33,16 @@ impl Owners {
         if self.raised { &self.limits.after } else { &self.limits.before }
     }
 
-    fn target(&self, call: &Call<'_>) -> Callee {
+    fn target(&mut self, call: &Call<'_>) -> Callee {
         let invalid = || Callee::Nobody(Failure::new("twisted.spread.pb.Error", "Invalid Object ID"));
         match call.target {
-            Target::Name("root") => Callee::Login(None),
-            Target::Name(_) => invalid(),
+            Target::Name("root") if login::is_word(call.method) => Callee::Login(None),
+            Target::Name(name) => match self.named(name) {
+                Some(Ok(no)) => Callee::Service(no, 0),
+                Some(Err(failure)) => Callee::Nobody(failure),
+                None if name == "root" => Callee::Login(None),
+                None => invalid(),
+            },
             Target::Luid(luid) => match self.output.tables.exported(luid) {
                 Exported::Unknown | Exported::Live(Object::Cached { .. }) => invalid(),
                 Exported::Revoked => Callee::Nobody(revoked()),
@@ -59,8 +71,14 @@ impl Owners {
         }
     }
 
-    /// No cached object of a client's is observed; one that was given back may not know it yet.
+    /// A client tells of a change to a cached object of its own: whoever follows it is called. One that was given back may not
+    /// know it yet.
     pub(super) fn cache_called(&mut self, call: &Call<'_>) {
+        if let Target::Luid(luid) = call.target
+            && let Some((no, attachment)) = self.references.follower(luid)
+        {
+            return self.call_service(attachment, no.on(self.context.number), call);
+        }
         self.give_back_all(call);
         if !call.answer {
             return;
@@ -120,6 +138,7 @@ impl Owners {
             self.references.inbound(tables, &route, &call.keywords, out, &mut handles);
             middle
         });
+        coming(references()).into_iter().for_each(|luid| self.output.tables.keep(luid));
         if begins {
             self.begin_call(&backend, in_flight, object, words.parts(), &handles);
             return;
@@ -152,14 +171,16 @@ impl Owners {
             return Err(defective(defect));
         }
         let attached = self.attachments.get(attachment).ok_or_else(revoked)?;
-        for reference in call.arguments.references().iter().chain(call.keywords.references()) {
-            self.check_inbound(attached.slot, reference)?;
+        let all = || call.arguments.references().iter().chain(call.keywords.references());
+        let states = coming(all());
+        for reference in all() {
+            self.check_inbound(attached.slot, reference, &states)?;
         }
         Ok(Arc::clone(&attached.backend))
     }
 
-    fn check_inbound(&self, slot: SlotNo, reference: &jelly::Reference) -> Result<(), Failure> {
-        self.references.check_inbound(&self.output.tables, slot, reference, self.attachments.places())
+    fn check_inbound(&self, slot: SlotNo, reference: &jelly::Reference, coming: &BTreeSet<u64>) -> Result<(), Failure> {
+        self.references.check_inbound(&self.output.tables, slot, reference, self.attachments.places(), coming)
     }
 
     fn begin_call(
@@ -169,7 +190,7 @@ impl Owners {
         object: u64,
         (method, arguments, keywords): (&str, &[u8], &[u8]),
         handles: &[u64],
-    ) {
+    ) -> CallNo {
         let connection = self.context.number;
         let attachment = call.attachment.on(connection);
         let no = self.calls.begin(call);
@@ -188,6 +209,7 @@ impl Owners {
             handles: handles_of,
         };
         self.outbox.call(backend, no, handles, &frame);
+        no
     }
 
     /// Calls that waited, as far as others have ended.
@@ -209,18 +231,21 @@ impl Owners {
         };
         let slot = outgoing.backend.number();
         let checked = defect.map_or(Ok(()), |defect| Err(defective(defect)));
-        let checked = checked.and_then(|()| value.references().iter().try_for_each(|of| self.check_inbound(slot, of)));
+        let all = value.references();
+        let states = coming(all.iter());
+        let checked = checked.and_then(|()| all.iter().try_for_each(|of| self.check_inbound(slot, of, &states)));
         match checked {
             Err(failure) => {
                 give_back(&mut self.output, value.references().iter());
                 let message = format!("the client's answer: {}", failure.value);
-                self.fail_outgoing(&outgoing, &failure.class, &message);
+                self.fail_outgoing(&outgoing, &failure.class, &message, &[]);
             }
             Ok(()) => {
                 let (mut translated, mut handles) = (Vec::new(), Vec::new());
                 let by = Provenance::by(outgoing.attachment);
                 let route = Route { connection: self.context.number, slot, by: &by };
                 self.references.inbound(&self.output.tables, &route, &value, &mut translated, &mut handles);
+                states.into_iter().for_each(|luid| self.output.tables.keep(luid));
                 let list: Vec<u8> = handles.iter().flat_map(|handle| handle.to_le_bytes()).collect();
                 let frame = ToLibrary::Answer { call: outgoing.call, value: &translated, handles: &list };
                 self.outbox.answer(&outgoing.backend, outgoing.generation, &handles, &frame);
@@ -238,13 +263,47 @@ impl Owners {
             None => Failure::read(failure.bytes())
                 .unwrap_or_else(|error| Failure::new("twisted.spread.pb.Error", error.to_string())),
         };
-        self.fail_outgoing(&outgoing, &failure.class, &failure.value);
+        let Failure { class, value, parents, fields, .. } = failure;
+        // Python's own are known by their bare names.
+        let own = exceptions::bare(&class) != class;
+        let parents = if own { Vec::new() } else { parents.into_iter().filter(|parent| *parent != class).collect() };
+        let detail = Detail { parents, fields: jelly::Bytes(fields.into()), ..Detail::default() };
+        let detail = if detail == Detail::default() { Vec::new() } else { jelly::to_vec(&detail).unwrap_or_default() };
+        self.fail_outgoing(&outgoing, &class, &value, &detail);
         self.call_ended(outgoing.attachment);
     }
 
-    pub(super) fn fail_outgoing(&mut self, outgoing: &Outgoing, class: &str, message: &str) {
-        let frame = ToLibrary::Failed { call: outgoing.call, class, message };
+    pub(super) fn fail_outgoing(&mut self, outgoing: &Outgoing, class: &str, message: &str, detail: &[u8]) {
+        let frame = ToLibrary::Failed { call: outgoing.call, class, message, detail };
         self.outbox.answer(&outgoing.backend, outgoing.generation, &[], &frame);
+    }
+
+    /// The client has let go of its copy of a service's object. Its service hears of it, and may say a last word to the copy;
+    /// a call of an object that is not there any more tells when it has.
+    pub(super) fn uncached(&mut self, object: Object, luid: u64) {
+        let by = self.references.given(&object).cloned();
+        let released = self.references.dropped(&object);
+        let attachment = by.as_ref().and_then(Provenance::first);
+        let place = attachment.and_then(|no| Some((no, Arc::clone(&self.attachments.get(no)?.backend))));
+        let (Some(by), Some((attachment, backend)), Object::Cached { slot, object: number }) = (by, place, &object)
+        else {
+            self.output.uncache(luid);
+            return self.released(released);
+        };
+        self.attachments.call_began(attachment);
+        let number = *number;
+        let call = InFlight { slot: *slot, attachment, request: luid, answer: false };
+        self.released(released);
+        let until = self.begin_call(&backend, call, number, ("", NO_ARGUMENTS, NO_KEYWORDS), &[]);
+        self.leaving.push(Leaving { object, luid, by, until });
+    }
+
+    /// A call has ended that wants no answer: it may be the host's own.
+    pub(super) fn heard(&mut self, no: CallNo) {
+        if let Some(at) = self.leaving.iter().position(|leaving| leaving.until == no) {
+            let Leaving { luid, .. } = self.leaving.swap_remove(at);
+            self.output.uncache(luid);
+        }
     }
 
     /// The client has given its last reference to something of ours back.

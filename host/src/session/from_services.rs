@@ -2,6 +2,7 @@
 //! them.
 
 use pb::{Failure, Jelly, Target};
+use plugin_api::abi::Detail;
 use plugin_api::abi::frame::{self, ToHost, ToLibrary};
 
 use super::Owners;
@@ -11,6 +12,21 @@ use super::numbers::{AttachmentNo, CallNo, HandleNo, Object, Provenance};
 use super::outbox::Bounced;
 use super::references::{Released, Route, dead, reference, revoked};
 use crate::multiservice::SlotNo;
+
+/// A service's error, as its client is told it.
+fn failed(class: &str, message: &str, detail: &[u8]) -> Failure {
+    let mut failure = Failure::new(class, message);
+    if !detail.is_empty()
+        && let Ok(Detail { parents, fields, whole, traceback }) = jelly::from_slice::<Detail>(detail)
+    {
+        if !parents.is_empty() {
+            failure = failure.under(parents.iter().map(String::as_str));
+        }
+        (failure.fields, failure.whole) = (fields.0.into(), whole);
+        failure.traceback = (!traceback.is_empty()).then(|| traceback.into());
+    }
+    failure
+}
 
 /// What a service calls of the client's.
 struct CalledObject {
@@ -26,16 +42,22 @@ impl Owners {
         let connection = self.context.number;
         match frame {
             ToHost::Answer { call, value, objects } => self.service_answered(slot, call, value, objects),
-            ToHost::Failed { call: number, class, message, .. } => {
-                let failure = Failure::new(class, message);
+            ToHost::Failed { call: number, class, message, detail, .. } => {
+                let mut failure = failed(class, message, detail);
+                if !self.context.rules.tracebacks {
+                    failure.traceback = None;
+                }
                 if let Some(no) = AttachmentNo::of(number, connection) {
                     // It is refused, or the code that replaced what it was attached to does not take it.
                     if self.attachments.at(no, slot).is_some() {
                         self.end(&Scope::Attachment(no), &failure);
                     }
-                } else if let Some(call) = CallNo::of(number, connection).and_then(|no| self.calls.ended(no, slot)) {
-                    if call.answer {
-                        self.output.fail(call.request, &failure);
+                } else if let Some(no) = CallNo::of(number, connection)
+                    && let Some(call) = self.calls.ended(no, slot)
+                {
+                    match call.answer {
+                        true => self.output.fail(call.request, &failure),
+                        false => self.heard(no),
                     }
                     self.call_ended(call.attachment);
                 }
@@ -144,7 +166,8 @@ impl Owners {
             Err(failure) => {
                 self.give_back_objects(target.slot, frame::numbers(values.2));
                 if answer {
-                    let frame = ToLibrary::Failed { call, class: &failure.class, message: &failure.value };
+                    let (class, message) = (failure.class.as_str(), failure.value.as_str());
+                    let frame = ToLibrary::Failed { call, class, message, detail: &[] };
                     self.outbox.answer(&backend, target.generation, &[], &frame);
                 }
             }
@@ -187,7 +210,9 @@ impl Owners {
     ) {
         let cached = Object::Cached { slot, object };
         let by = self.references.given(&cached).cloned();
-        let (Some(luid), Some(by)) = (self.output.tables.cached_as(&cached), by) else {
+        let left = || self.leaving.iter().find(|of| of.object == cached).map(|of| (of.luid, of.by.clone()));
+        let known = self.output.tables.cached_as(&cached).zip(by).or_else(left);
+        let Some((luid, by)) = known else {
             return self.give_back_objects(slot, frame::numbers(objects));
         };
         let route = Route { connection: self.context.number, slot, by: &by };
@@ -274,8 +299,9 @@ impl Owners {
                 // The service will not give back what it was never given.
                 handles.iter().for_each(|handle| self.release(slot, *handle, 1));
                 if let Some(call) = self.calls.ended(no, slot) {
-                    if call.answer {
-                        self.output.fail(call.request, failure);
+                    match call.answer {
+                        true => self.output.fail(call.request, failure),
+                        false => self.heard(no),
                     }
                     self.call_ended(call.attachment);
                 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use pb::Failure;
 use plugin_api::abi::frame::ToLibrary;
 
-use super::attachments::{Attached, Phase, Scope};
+use super::attachments::{Attached, Era, Phase, Scope};
 use super::calls::Ended;
 use super::login::{Attach, Mind, Outcome, Step};
 use super::numbers::{AttachmentNo, HandleNo, Object, Provenance};
@@ -64,7 +64,7 @@ impl Owners {
                     Some(Mind::Sent(luid)) => Some(luid),
                     _ => None,
                 };
-                if let Err(failure) = self.attach(attach, request) {
+                if let Err(failure) = self.attach(attach, Some(request)) {
                     if let Some(luid) = sent {
                         self.output.release(luid, 1);
                     }
@@ -75,8 +75,8 @@ impl Owners {
     }
 
     /// Asks a service to attach this client. Its answer becomes the answer to `request`.
-    fn attach(&mut self, attach: Attach, request: u64) -> Result<(), Failure> {
-        let Attach { identity, credential, key, era, mind } = attach;
+    fn attach(&mut self, attach: Attach, request: Option<u64>) -> Result<AttachmentNo, Failure> {
+        let Attach { identity, credential, key, era, mind, value } = attach;
         let service = key.service.as_str();
         let backend = self.context.backends.backend(service);
         let backend = backend.ok_or_else(|| Failure::new("KeyError", format!("'{service}'")))?;
@@ -93,6 +93,10 @@ impl Owners {
         checked.map_err(|error| Failure::new("twisted.spread.pb.Error", error))?;
         let (slot, connection) = (backend.number(), self.context.number);
         let attached = Attached::asked(Arc::clone(&backend), era, request, (identity, credential), key);
+        if attached.identity.is_empty() {
+            // Whoever has logged in was listed before.
+            self.context.entry.enter("");
+        }
         self.context.entry.attached(&attached.listed());
         let (perspective, identity) = (attached.key.perspective.to_string(), Arc::clone(&attached.identity));
         let no = self.attachments.begin(attached);
@@ -103,14 +107,32 @@ impl Owners {
             Some(Mind::Sent(luid)) => self.references.hold(&route, luid, false).on(connection),
             Some(Mind::Kept(luid)) => self.references.hold(&route, luid, true).on(connection),
         };
-        self.attachments.set_mind(no, mind);
+        self.attachments.set_mind(no, mind, value.clone());
+        let value = value.as_deref().unwrap_or_default();
         let (attachment, peer) = (no.on(connection), self.context.peer.as_str());
         let (perspective, identity) = (perspective.as_str(), &*identity);
-        let frame = |again| ToLibrary::Attach { attachment, perspective, identity, mind, peer, again };
+        let frame = |again| ToLibrary::Attach { attachment, perspective, identity, mind, peer, again, value };
         let mut again = Vec::new();
         frame(true).write(&mut again);
         self.outbox.attach(&backend, (no, attachment), mind, &frame(false), again);
-        Ok(())
+        Ok(no)
+    }
+
+    /// The attachment by which this client calls what everybody can call by a name; `None`: nothing has it.
+    pub(super) fn named(&mut self, name: &str) -> Option<Result<AttachmentNo, Failure>> {
+        let key = self.context.rules.names.get(name)?.clone();
+        if let Some(no) = self.named.get(name).filter(|no| self.attachments.get(**no).is_some()) {
+            return Some(Ok(*no));
+        }
+        // It lasts as long as the connection: nobody holds it, who could let go of it.
+        let (identity, era) = ("".into(), Era::Old);
+        let attach = Attach { identity, credential: 0, key, era, mind: None, value: None };
+        let attached = self.attach(attach, None);
+        if let Ok(no) = &attached {
+            self.logged_in = true;
+            self.named.insert(name.to_owned(), *no);
+        }
+        Some(attached)
     }
 
     /// The client gives a perspective back: what came by it lives on.
@@ -213,7 +235,7 @@ impl Owners {
         }
         let mut ended = self.calls.end(&numbers);
         let asked = gone.iter().filter_map(|(_, attached)| match attached.phase {
-            Phase::Asked { request } => Some(request),
+            Phase::Asked { request } => request,
             _ => None,
         });
         ended.owed.extend(asked);
@@ -222,6 +244,7 @@ impl Owners {
         if !matches!(scope, Scope::Connection) {
             ended.owed.iter().for_each(|request| self.output.fail(*request, why));
         }
+        ended.begun.iter().for_each(|(_, no)| self.heard(*no));
         if let Scope::Slot(slot) = scope {
             self.references.forget_slot(&mut self.output, *slot);
         } else {
@@ -271,7 +294,7 @@ impl Owners {
             self.release(*slot, *handle, 1);
         }
         for outgoing in &ended.outgoing {
-            self.fail_outgoing(outgoing, &why.class, &why.value);
+            self.fail_outgoing(outgoing, &why.class, &why.value, &[]);
         }
         let released = self.references.forget(&mut self.output, gone);
         self.released(released);
@@ -282,6 +305,7 @@ impl Owners {
 fn linger(context: &SessionContext, attachment: u64, attached: &Attached, mind: u64) -> Vec<u8> {
     let (perspective, identity) = (attached.key.perspective.as_str(), &*attached.identity);
     let mut frame = Vec::new();
-    ToLibrary::Linger { attachment, perspective, identity, mind, peer: &context.peer }.write(&mut frame);
+    let (peer, value) = (context.peer.as_str(), attached.value.as_deref().unwrap_or_default());
+    ToLibrary::Linger { attachment, perspective, identity, mind, peer, value }.write(&mut frame);
     frame
 }

@@ -30,6 +30,7 @@ mod values;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -40,10 +41,11 @@ use self::attachments::{Attachments, Scope};
 use self::calls::Calls;
 pub use self::limits::{Limits, PeerLimits};
 use self::login::{Found, Login, Now, Policy, Question, QuestionNo, Refused};
-use self::numbers::Object;
+use self::numbers::{AttachmentNo, CallNo, Object, Provenance};
 use self::outbox::Outbox;
 use self::references::References;
 use self::values::Values;
+use crate::cred::ListenerRules;
 use crate::memory::{Held, Meter};
 use crate::multiservice::{Backends, Lane, SlotNo};
 use crate::sessions::{Acknowledgement, Notice, SessionEntry};
@@ -77,6 +79,8 @@ pub(crate) struct SessionContext {
     pub(crate) entry: Arc<SessionEntry>,
     /// What is kept for it.
     pub(crate) meter: Arc<Meter>,
+    /// What its listener gives beside keys.
+    pub(crate) rules: Arc<ListenerRules>,
 }
 
 /// One connection: see the module's page.
@@ -85,6 +89,16 @@ pub(crate) struct Session {
     owners: Owners,
     /// Who waits for the end of this connection.
     cuts: Vec<Acknowledgement>,
+}
+
+/// A copy of a service's cached object that the client has let go of. Until the service has said its last word to it, the
+/// client still knows it.
+struct Leaving {
+    object: Object,
+    luid: u64,
+    by: Provenance,
+    /// The host's own call of the service, behind the news: when it has ended, the service has heard.
+    until: CallNo,
 }
 
 /// All but what comes in, so that an event can be looked at while it is served.
@@ -96,6 +110,10 @@ struct Owners {
     references: References,
     outbox: Outbox,
     values: Values,
+    /// Copies that the client has let go of, and their services have not heard of it yet.
+    leaving: Vec<Leaving>,
+    /// What everybody can call by name, as far as this client has called it.
+    named: BTreeMap<String, AttachmentNo>,
     context: SessionContext,
     limits: Arc<Limits>,
     /// Somebody has logged in: limits are those of peers that have.
@@ -112,12 +130,14 @@ impl Session {
         let broker = pb::Broker::new(Role::Server, limits.before.jelly, limits.before.references);
         let owners = Owners {
             output: broker.output,
-            login: Login::new(policy, seed),
+            login: Login::new(policy, Arc::clone(&context.rules), seed),
             attachments: Attachments::default(),
             calls: Calls::default(),
             references: References::default(),
             outbox: Outbox::new(Lane { connection: context.number, meter: Arc::clone(&context.meter) }),
             values: Values::new(limits.after.jelly),
+            leaving: Vec::new(),
+            named: BTreeMap::new(),
             context,
             limits,
             raised: false,
@@ -184,7 +204,8 @@ impl Session {
                 Some(Event::CacheCall(call)) => owners.cache_called(&call),
                 Some(Event::Answer { request, value, defect }) => owners.client_answered(request, value, defect),
                 Some(Event::Error { request, failure, defect }) => owners.client_failed(request, failure, defect),
-                Some(Event::Dropped(object) | Event::Uncached(object)) => owners.dropped(object),
+                Some(Event::Dropped(object)) => owners.dropped(object),
+                Some(Event::Uncached { object, luid }) => owners.uncached(object, luid),
                 Some(_) => {}
             }
         }

@@ -5,7 +5,7 @@
 //! client that gives a perspective back keeps what it got by it (Twisted's rule), and what came by two keys survives the
 //! loss of one. A reference that is dead gives back what it counted for, on both sides.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use jelly::{RefKind, Reference};
 use pb::{Exported, Failure, Jelly, Output, Tables, Translated};
@@ -16,6 +16,9 @@ use crate::multiservice::SlotNo;
 
 /// A value that names what is not its sender's to name.
 const FOREIGN: &str = "a reference to something that is not this service's";
+
+/// A cached object that came without its state.
+const ELSEWHERE: &str = "a cached object of the client's whose state another service has, or nobody";
 
 pub(super) fn insecure(what: &str) -> Failure {
     Failure::new("twisted.spread.jelly.InsecureJelly", what)
@@ -34,6 +37,8 @@ pub(super) fn revoked() -> Failure {
 struct Held {
     slot: SlotNo,
     luid: u64,
+    /// Whether it is a cached object, whose state the service has.
+    cached: bool,
     /// How often the client sent it: each is given back.
     count: u64,
     /// How often the service was given it without the client having sent it once more: by an avatar that keeps its mind,
@@ -83,6 +88,8 @@ pub(crate) struct Released {
 pub(crate) struct References {
     held: Table<HandleKind, Held>,
     held_by: HashMap<(SlotNo, u64), HandleNo>,
+    /// Cached objects of the client's, by its numbers. One service has each: its state is sent once.
+    copies: HashMap<u64, HandleNo>,
     given: BTreeMap<Object, Given>,
     minds: BTreeMap<u64, KeptMind>,
     /// Of which things of the client's each attachment is a provenance, and of which of services'.
@@ -92,13 +99,14 @@ pub(crate) struct References {
 
 impl References {
     /// What keeps a reference in a client's value from going to this service. `at` says where an attachment is whose
-    /// perspective the client has.
+    /// perspective the client has; `coming` are the cached objects of the client's whose states come with it.
     pub(crate) fn check_inbound(
         &self,
         tables: &Tables<Object>,
         slot: SlotNo,
         reference: &Reference,
         at: impl Fn(AttachmentNo) -> Option<SlotNo>,
+        coming: &BTreeSet<u64>,
     ) -> Result<(), Failure> {
         let Some(luid) = reference.luid else {
             // `(local "root")` has no number, and Twisted makes None of what it does not know.
@@ -117,7 +125,15 @@ impl References {
             RefKind::Remote => Ok(()),
             RefKind::Local => mine(tables.exported(luid)),
             RefKind::Lcache => mine(tables.cached(luid)),
-            RefKind::Cached | RefKind::Cache => Err(insecure("a cached object of the client's: services take none")),
+            // Another service may have it: its state is not sent a second time.
+            RefKind::Cache => match self.copy(luid) {
+                Some(held) if held.slot != slot => Err(insecure(ELSEWHERE)),
+                _ => Ok(()),
+            },
+            RefKind::Cached => {
+                let known = self.copy(luid).is_some_and(|held| held.slot == slot);
+                if known || coming.contains(&luid) { Ok(()) } else { Err(insecure(ELSEWHERE)) }
+            }
         }
     }
 
@@ -134,6 +150,11 @@ impl References {
         let translated = value.translate(into, |reference| {
             let Some(luid) = reference.luid else { return Ok::<_, std::convert::Infallible>(Translated::None) };
             Ok(match (reference.kind, tables.exported(luid), tables.cached(luid)) {
+                (RefKind::Cache | RefKind::Cached, ..) => {
+                    let handle = self.hold_copy(route, luid).on(route.connection);
+                    handles.push(handle);
+                    Translated::Number(handle)
+                }
                 (RefKind::Remote, ..) => {
                     let handle = self.hold(route, luid, false).on(route.connection);
                     handles.push(handle);
@@ -162,7 +183,7 @@ impl References {
         let no = match self.held_by.get(&(slot, luid)) {
             Some(no) => *no,
             None => {
-                let no = self.held.insert(Held { slot, luid, count: 0, retained: 0, by });
+                let no = self.held.insert(Held { slot, luid, cached: false, count: 0, retained: 0, by });
                 self.held_by.insert((slot, luid), no);
                 no
             }
@@ -173,6 +194,35 @@ impl References {
             self.held_uses.begin(held.by.join(route.by));
         }
         no
+    }
+
+    /// The number by which a service knows a cached object of the client's, which was sent once more.
+    fn hold_copy(&mut self, route: &Route<'_>, luid: u64) -> HandleNo {
+        let slot = route.slot;
+        let no = match self.copies.get(&luid) {
+            Some(no) => *no,
+            None => {
+                let by = Provenance::default();
+                let no = self.held.insert(Held { slot, luid, cached: true, count: 0, retained: 0, by });
+                self.copies.insert(luid, no);
+                no
+            }
+        };
+        if let Some(held) = self.held.get_mut(no) {
+            held.count += 1;
+            self.held_uses.begin(held.by.join(route.by));
+        }
+        no
+    }
+
+    fn copy(&self, luid: u64) -> Option<&Held> {
+        self.copies.get(&luid).and_then(|no| self.held.get(*no))
+    }
+
+    /// Who follows a cached object of the client's: its service's number for it, and by which attachment that has it.
+    pub(crate) fn follower(&self, luid: u64) -> Option<(HandleNo, AttachmentNo)> {
+        let no = *self.copies.get(&luid)?;
+        Some((no, self.held.get(no)?.by.first()?))
     }
 
     /// What a service calls, when it calls this handle: the client's luid, and by which attachments the call goes. It says
@@ -187,7 +237,8 @@ impl References {
         by: Option<AttachmentNo>,
     ) -> Result<(u64, Provenance), Failure> {
         let gone = || dead("the client's object is not there any more");
-        let held = no.and_then(|no| self.held.get(no)).filter(|held| held.slot == slot).ok_or_else(gone)?;
+        let held =
+            no.and_then(|no| self.held.get(no)).filter(|held| held.slot == slot && !held.cached).ok_or_else(gone)?;
         match by {
             None => Ok((held.luid, held.by.clone())),
             Some(by) if held.by.has(by) => Ok((held.luid, Provenance::by(by))),
@@ -236,8 +287,15 @@ impl References {
                 // The client's own object, on its way home.
                 let no = HandleNo::of(number, route.connection);
                 let held = no.and_then(|no| self.held.get(no)).filter(|held| held.slot == slot);
-                let luid = held.ok_or_else(|| insecure(FOREIGN))?.luid;
-                Ok((Translated::As(RefKind::Local, luid), None))
+                let held = held.ok_or_else(|| insecure(FOREIGN))?;
+                let kind = if held.cached { RefKind::Lcache } else { RefKind::Local };
+                Ok((Translated::As(kind, held.luid), None))
+            }
+            // A copy of the client's own object, on its way home inside an untyped value.
+            RefKind::Cache | RefKind::Cached if !own => {
+                let no = HandleNo::of(number, route.connection);
+                let held = no.and_then(|no| self.held.get(no)).filter(|held| held.slot == slot && held.cached);
+                Ok((Translated::As(RefKind::Lcache, held.ok_or_else(|| insecure(FOREIGN))?.luid), None))
             }
             RefKind::Cache => {
                 let object = Object::Cached { slot, object: number };
@@ -302,13 +360,13 @@ impl References {
         held.retained -= retained;
         let count = (count - retained).min(held.count);
         held.count -= count;
-        let (luid, left) = (held.luid, held.count + held.retained);
-        output.release(luid, count);
+        let (luid, cached, left) = (held.luid, held.cached, held.count + held.retained);
+        give_back_one(output, luid, cached, count);
         let mut released = Released::default();
         if left == 0
             && let Some(held) = self.held.remove(no)
         {
-            self.held_by.remove(&(slot, luid));
+            self.unname(&held);
             self.held_uses.end(held.by.iter());
             released.attachments.extend(held.by.iter());
         }
@@ -349,7 +407,7 @@ impl References {
     fn settle_mind(&mut self, output: &mut Output<Object>, luid: u64) {
         let Some(kept) = self.minds.get(&luid).filter(|kept| kept.avatars == 0) else { return };
         let count = kept.count;
-        if !self.held.iter().any(|(_, held)| held.luid == luid) {
+        if !self.held.iter().any(|(_, held)| held.luid == luid && !held.cached) {
             self.minds.remove(&luid);
             output.release(luid, count);
         }
@@ -404,10 +462,18 @@ impl References {
     fn let_go_of(&mut self, output: &mut Output<Object>, handles: Vec<HandleNo>) {
         for no in handles {
             let Some(held) = self.held.remove(no) else { continue };
-            self.held_by.remove(&(held.slot, held.luid));
+            self.unname(&held);
             self.held_uses.end(held.by.iter());
-            output.release(held.luid, held.count);
+            give_back_one(output, held.luid, held.cached, held.count);
             self.settle_mind(output, held.luid);
+        }
+    }
+
+    /// Its numbers lead nowhere from now on.
+    fn unname(&mut self, held: &Held) {
+        match held.cached {
+            true => drop(self.copies.remove(&held.luid)),
+            false => drop(self.held_by.remove(&(held.slot, held.luid))),
         }
     }
 
@@ -443,6 +509,19 @@ fn revoke(tables: &mut Tables<Object>, object: &Object) -> Option<(SlotNo, u64)>
         }
         Object::Login(_) | Object::Perspective(_) => None,
     }
+}
+
+/// Gives an object of the client's back, so many times.
+fn give_back_one(output: &mut Output<Object>, luid: u64, cached: bool, count: u64) {
+    match cached {
+        true => (0..count).for_each(|_| output.decache(luid)),
+        false => output.release(luid, count),
+    }
+}
+
+/// The cached objects of the client's whose states come with a value.
+pub(crate) fn coming<'r>(references: impl Iterator<Item = &'r Reference>) -> BTreeSet<u64> {
+    references.filter(|of| of.kind == RefKind::Cache).filter_map(|of| of.luid).collect()
 }
 
 /// Gives back what has come with a value that nobody takes: the client counts each of them as sent.

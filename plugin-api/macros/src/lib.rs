@@ -3,6 +3,7 @@
 //! What they write is plain code against `plugin_api::__private`; what they refuse, they refuse in the words of the
 //! person who wrote it.
 
+mod fault;
 mod perspective;
 mod service;
 
@@ -13,13 +14,46 @@ use proc_macro::TokenStream;
 /// * `fn look(&self, …)` and `fn change(&mut self, …)` run to their end at once, one at a time.
 /// * `async fn wait(me: Handle<Self>, …)` may wait; it uses `me.read(…)` and `me.write(…)` in between.
 /// * Arguments are owned types that serde can read; an `Option` may be absent. A parameter `&Call` (`Call` in an async
-///   method) or `&Context<Service>` is filled in and is no argument.
+///   method), `&Context<Service>` or, in a plain method, `&Handle<Self>` (the object's own handle) is filled in and is no
+///   argument.
+/// * `#[method("getSimple")]` before a method is the name by which clients call it.
+/// * `#[rest] more: Vec<T>` takes the positional arguments that are left (Python's `*more`), `#[rest] named: HashMap<String,
+///   T>` the keywords (Python's `**named`).
 /// * A method answers with a type that serde can write, or a `Result` of one.
 ///
 /// Doc comments become the manifest, which `credhost describe` shows.
 #[proc_macro_attribute]
 pub fn perspective(attribute: TokenStream, item: TokenStream) -> TokenStream {
     perspective::expand(attribute.into(), item.into()).unwrap_or_else(syn::Error::into_compile_error).into()
+}
+
+/// Makes a struct an error that clients trap by its class, and whose fields they can read.
+///
+/// * `#[fault(class = "shop.Full")]` is its class; a Python builtin's name makes it one of those.
+/// * `message = "only {left} are left"` is what it says, with its fields; without, it says nothing.
+/// * `parents = ["LookupError", "shop.Error"]` are the classes that it is under, beside its own, the nearest first; without,
+///   Twisted's `pb.Error`.
+/// * `instance` sends it as an instance of its class: only for clients that know it (see `Fault::as_instance`).
+///
+/// The struct must be `Serialize`. `Err(Full { left: 3 }.into())` answers with it, and `Err(Full { left: 3 })?` as well. In
+/// Twisted: `failure.trap("shop.Full")`, then `failure.left`.
+///
+/// ```
+/// use plugin_api::prelude::*;
+///
+/// #[derive(Serialize, Fault)]
+/// #[fault(class = "shop.Full", message = "only {left} are left", parents = ["shop.Error", "LookupError"])]
+/// struct Full {
+///     left: u32,
+/// }
+///
+/// let fault = Fault::from(Full { left: 3 });
+/// assert_eq!((fault.class(), fault.message()), ("shop.Full", "only 3 are left"));
+/// assert!(fault.is("shop.Error") && fault.is("LookupError"));
+/// ```
+#[proc_macro_derive(Fault, attributes(fault))]
+pub fn fault(item: TokenStream) -> TokenStream {
+    fault::expand(item.into()).unwrap_or_else(syn::Error::into_compile_error).into()
 }
 
 /// Makes an `impl Service for …` block complete: `#[service("name")]`.

@@ -3,13 +3,13 @@
 use proc_macro2::TokenStream;
 use quote::{format_ident, quote, quote_spanned};
 use syn::spanned::Spanned;
-use syn::{Error, FnArg, GenericArgument, ImplItem, ItemImpl, Pat, PathArguments, Result, ReturnType, Type};
+use syn::{Error, FnArg, GenericArgument, ImplItem, ItemImpl, LitStr, Pat, PathArguments, Result, ReturnType, Type};
 
 pub(crate) fn expand(attribute: TokenStream, item: TokenStream) -> Result<TokenStream> {
     if !attribute.is_empty() {
         return Err(Error::new(attribute.span(), "#[perspective] takes nothing: write #[perspective]"));
     }
-    let block: ItemImpl = syn::parse2(item)
+    let mut block: ItemImpl = syn::parse2(item)
         .map_err(|error| Error::new(error.span(), format!("#[perspective] stands before an `impl` block: {error}")))?;
     if let Some(of) = &block.trait_ {
         let message = "#[perspective] stands before an `impl` block of the type itself, not of a trait";
@@ -21,9 +21,9 @@ pub(crate) fn expand(attribute: TokenStream, item: TokenStream) -> Result<TokenS
     let me = &block.self_ty;
     let mut errors: Option<Error> = None;
     let mut methods = Vec::new();
-    for item in &block.items {
+    for item in &mut block.items {
         let method = match item {
-            ImplItem::Fn(method) => Method::of(method, methods.len()),
+            ImplItem::Fn(method) => Words::take(method).and_then(|words| Method::of(method, &words, methods.len())),
             other => Err(Error::new(
                 other.span(),
                 "a #[perspective] block has methods only; put this in another `impl` block",
@@ -39,6 +39,11 @@ pub(crate) fn expand(attribute: TokenStream, item: TokenStream) -> Result<TokenS
     }
     if let Some(errors) = errors {
         return Err(errors);
+    }
+    for (index, method) in methods.iter().enumerate() {
+        if methods[..index].iter().any(|other| other.name == method.name) {
+            return Err(Error::new(method.at, format!("two methods are called {}", method.name)));
+        }
     }
     let name = crate::shown(me);
     let doc = crate::doc(&block.attrs);
@@ -65,7 +70,44 @@ pub(crate) fn expand(attribute: TokenStream, item: TokenStream) -> Result<TokenS
     })
 }
 
+/// What attributes of ours say of a method. They are taken off: they are nobody else's.
+struct Words {
+    /// By what name clients call it: `#[method("getSimple")]`.
+    name: Option<LitStr>,
+    /// Which parameters take all that is left: `#[rest]`.
+    rest: Vec<usize>,
+}
+
+impl Words {
+    fn take(method: &mut syn::ImplItemFn) -> Result<Self> {
+        let mut words = Self { name: None, rest: Vec::new() };
+        let (own, others) = std::mem::take(&mut method.attrs).into_iter().partition(|of| of.path().is_ident("method"));
+        method.attrs = others;
+        let own: Vec<syn::Attribute> = own;
+        for attribute in own {
+            let name: LitStr = attribute.parse_args().map_err(|error| {
+                Error::new(error.span(), "write #[method(\"name\")]: the name by which clients call it")
+            })?;
+            if name.value().is_empty() {
+                return Err(Error::new(name.span(), "a method has a name"));
+            }
+            words.name = Some(name);
+        }
+        for (index, input) in method.sig.inputs.iter_mut().enumerate() {
+            let FnArg::Typed(argument) = input else { continue };
+            let before = argument.attrs.len();
+            argument.attrs.retain(|of| !of.path().is_ident("rest"));
+            if argument.attrs.len() < before {
+                words.rest.push(index);
+            }
+        }
+        Ok(words)
+    }
+}
+
 struct Method {
+    name: String,
+    at: proc_macro2::Span,
     manifest: TokenStream,
     arm: TokenStream,
 }
@@ -78,7 +120,7 @@ enum Receiver {
 }
 
 impl Method {
-    fn of(method: &syn::ImplItemFn, index: usize) -> Result<Self> {
+    fn of(method: &syn::ImplItemFn, words: &Words, index: usize) -> Result<Self> {
         let signature = &method.sig;
         let refuse = |at: proc_macro2::Span, message: &str| Err(Error::new(at, message));
         if !signature.generics.params.is_empty() {
@@ -92,12 +134,12 @@ impl Method {
         let mut passed = Vec::new();
         let mut before = Vec::new();
         let mut wants_call = false;
-        for input in inputs {
+        for (place, input) in inputs.enumerate() {
             let FnArg::Typed(argument) = input else { continue };
             let Pat::Ident(pattern) = &*argument.pat else {
                 return refuse(argument.pat.span(), "an argument needs a name: clients may give it by that");
             };
-            let name = pattern.ident.to_string();
+            let name = plain_name(&pattern.ident);
             let local = format_ident!("argument_{}", pattern.ident);
             match special(&argument.ty) {
                 Some(Special::Call { borrowed }) => {
@@ -124,6 +166,19 @@ impl Method {
                     });
                     passed.push(if borrowed { quote!(&#local) } else { quote!(#local.clone()) });
                 }
+                Some(Special::Me) if receiver == Receiver::Handle => {
+                    return refuse(argument.ty.span(), "an async method has it already: `me`, its first parameter");
+                }
+                Some(Special::Me) => passed.push(quote!(me)),
+                // The receiver is the first.
+                None if words.rest.contains(&(place + 1)) => {
+                    let (star, take) = rest(&argument.ty);
+                    let (kind, shown) = (&argument.ty, crate::shown(&argument.ty));
+                    let name = format!("{star}{name}");
+                    parameters.push(quote!(::plugin_api::__private::Parameter { name: #name, r#type: #shown }));
+                    takes.push(quote_spanned!(kind.span()=> let #local: #kind = arguments.#take::<#kind>()?;));
+                    passed.push(quote!(#local));
+                }
                 None => {
                     if let Type::Reference(reference) = &*argument.ty {
                         let message =
@@ -139,8 +194,8 @@ impl Method {
                 }
             }
         }
-        let name = signature.ident.to_string();
-        let name = name.trim_start_matches("r#");
+        let name = words.name.as_ref().map_or_else(|| plain_name(&signature.ident), LitStr::value);
+        let at = words.name.as_ref().map_or_else(|| signature.ident.span(), LitStr::span);
         let ident = &signature.ident;
         let doc = crate::doc(&method.attrs);
         let (returns, fallible) = match &signature.output {
@@ -192,8 +247,20 @@ impl Method {
                 }
             }
         };
-        Ok(Self { manifest, arm: quote!(#name => { #call #(#before)* #body }) })
+        Ok(Self { arm: quote!(#name => { #call #(#before)* #body }), name, at, manifest })
     }
+}
+
+/// As clients spell it: `r#type` is `type`.
+fn plain_name(ident: &syn::Ident) -> String {
+    ident.to_string().trim_start_matches("r#").to_owned()
+}
+
+/// What a parameter takes that takes all that is left: a `Vec` the positional arguments, all else the keywords.
+fn rest(kind: &Type) -> (&'static str, syn::Ident) {
+    let positional = last(kind).is_some_and(|segment| segment.ident == "Vec");
+    let (star, take) = if positional { ("*", "rest") } else { ("**", "keywords") };
+    (star, syn::Ident::new(take, kind.span()))
 }
 
 fn receiver(first: Option<&FnArg>, waits: bool, signature: &syn::Signature) -> Result<Receiver> {
@@ -261,8 +328,15 @@ fn is_result(kind: &Type) -> bool {
 }
 
 enum Special {
-    Call { borrowed: bool },
-    Context { service: Box<Type>, borrowed: bool },
+    /// The object's own handle.
+    Me,
+    Call {
+        borrowed: bool,
+    },
+    Context {
+        service: Box<Type>,
+        borrowed: bool,
+    },
 }
 
 fn special(kind: &Type) -> Option<Special> {
@@ -271,6 +345,9 @@ fn special(kind: &Type) -> Option<Special> {
         other => (other, false),
     };
     let segment = last(inner)?;
+    if borrowed && is_handle_of_self(inner) {
+        return Some(Special::Me);
+    }
     if segment.ident == "Call" {
         return Some(Special::Call { borrowed });
     }

@@ -57,11 +57,13 @@ macro_rules! frames {
     (@type $l:lifetime flag) => { bool };
     (@type $l:lifetime text) => { &$l str };
     (@type $l:lifetime bytes) => { &$l [u8] };
+    (@type $l:lifetime later) => { &$l [u8] };
     (@type $l:lifetime maybe) => { Option<&$l [u8]> };
     (@write $out:ident number $field:ident) => { $out.extend_from_slice(&$field.to_le_bytes()) };
     (@write $out:ident flag $field:ident) => { $out.push(u8::from(*$field)) };
     (@write $out:ident text $field:ident) => { put($out, $field.as_bytes()) };
     (@write $out:ident bytes $field:ident) => { put($out, $field) };
+    (@write $out:ident later $field:ident) => { put($out, $field) };
     (@write $out:ident maybe $field:ident) => {{
         $out.push(u8::from($field.is_some()));
         put($out, $field.unwrap_or_default());
@@ -70,6 +72,8 @@ macro_rules! frames {
     (@read $in:ident flag) => { take(&mut $in, 1)? != [0] };
     (@read $in:ident text) => { std::str::from_utf8(get(&mut $in)?).ok()? };
     (@read $in:ident bytes) => { get(&mut $in)? };
+    // A field that came with a later version: who wrote the frame may not know it.
+    (@read $in:ident later) => { if $in.is_empty() { &[] } else { get(&mut $in)? } };
     (@read $in:ident maybe) => {{
         let some = take(&mut $in, 1)? != [0];
         let bytes = get(&mut $in)?;
@@ -147,6 +151,8 @@ frames! {
             /// Whether it was attached to the generation before this one, and does not know of the change. A refusal
             /// then ends the attachment.
             again: flag,
+            /// The client's mind, in Jelly, where it is no object but a value; empty: it is not.
+            value: later,
         }
         /// The attachment has ended, and everything that came by it: no call comes by it any more.
         4 Detach {
@@ -189,6 +195,8 @@ frames! {
             class: text,
             /// What it says.
             message: text,
+            /// What else is known of it, in Jelly: see `Detail`. Empty: nothing.
+            detail: later,
         }
         /// The client that made this call has gone.
         8 Gone {
@@ -295,6 +303,8 @@ frames! {
             mind: number,
             /// Where the client is, for a person to read.
             peer: text,
+            /// The client's mind, as in `Attach`.
+            value: later,
         }
         /// What the attachment came by was taken away. Calls by it that have not begun do not begin any more, also those
         /// that come behind this frame; a `Detach` follows them. An older library passes over this, and serves them.
@@ -347,6 +357,8 @@ frames! {
             message: text,
             /// Whether it is the library's fault (a panic): the operator hears of it.
             fault: flag,
+            /// What else is known of it, as in the host's `Failed`.
+            detail: later,
         }
         /// A call of a client's object.
         8 Call {
@@ -563,7 +575,7 @@ mod tests {
     #[test]
     fn no_truncation_and_no_flipped_byte_is_more_than_an_end() {
         let mut bytes = Vec::new();
-        ToHost::Failed { call: 1, class: "a", message: "b", fault: true }.write(&mut bytes);
+        ToHost::Failed { call: 1, class: "a", message: "b", fault: true, detail: &[] }.write(&mut bytes);
         for end in 0..bytes.len() {
             assert_eq!(ToHost::read(&mut &bytes[..end]), None);
         }

@@ -13,3 +13,5 @@ pub mod frame;
 #[cfg(feature = "host")]
 pub mod import;
 pub mod types;
+
+pub use crate::fault::Detail;

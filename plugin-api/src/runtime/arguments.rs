@@ -1,7 +1,8 @@
 //! A call's arguments, straight from their bytes into the author's types.
 
 use jelly::Deserializer;
-use serde::de::DeserializeOwned;
+use serde::de::value::{MapAccessDeserializer, SeqAccessDeserializer};
+use serde::de::{DeserializeOwned, DeserializeSeed, IntoDeserializer, MapAccess, SeqAccess};
 
 use super::core::Core;
 use crate::fault::{Fault, Result};
@@ -34,8 +35,10 @@ impl<'a> Arguments<'a> {
             named.skip().map_err(broken)?;
             keywords.push((name, value, false));
         }
-        if left > method.parameters.len() {
-            return Err(Fault::arguments(format!("{shown} takes {}, not {left}", count_of(method.parameters.len()))));
+        let fixed = method.parameters.iter().filter(|parameter| !parameter.name.starts_with('*')).count();
+        let takes_more = method.parameters.iter().any(|parameter| is_rest(parameter.name));
+        if left > fixed && !takes_more {
+            return Err(Fault::arguments(format!("{shown} takes {}, not {left}", count_of(fixed))));
         }
         Ok(Self { method, positional, left, keywords, index: 0 })
     }
@@ -69,6 +72,30 @@ impl<'a> Arguments<'a> {
         }
     }
 
+    /// All positional arguments that are left: `#[rest] more: Vec<T>`, Python's `*more`.
+    ///
+    /// # Errors
+    /// When one does not fit.
+    pub fn rest<T: DeserializeOwned>(&mut self) -> Result<T> {
+        let method = Called(self.method);
+        self.index += 1;
+        T::deserialize(SeqAccessDeserializer::new(Positional(self)))
+            .map_err(|error| Fault::arguments(format!("{method}: {error}")))
+    }
+
+    /// All keyword arguments that no parameter before it has the name of: `#[rest] named: HashMap<String, T>`, Python's
+    /// `**named`.
+    ///
+    /// # Errors
+    /// When one does not fit.
+    pub fn keywords<T: DeserializeOwned>(&mut self) -> Result<T> {
+        let method = Called(self.method);
+        self.index += 1;
+        let named = Named { arguments: self, at: 0 };
+        T::deserialize(MapAccessDeserializer::new(named))
+            .map_err(|error| Fault::arguments(format!("{method}: {error}")))
+    }
+
     /// All parameters are taken.
     ///
     /// # Errors
@@ -78,6 +105,60 @@ impl<'a> Arguments<'a> {
             Some((name, ..)) => Err(Fault::arguments(format!("{}: there is no argument {name}", Called(self.method)))),
             None => Ok(()),
         }
+    }
+}
+
+/// A parameter that takes the positional arguments that are left.
+fn is_rest(name: &str) -> bool {
+    name.starts_with('*') && !name.starts_with("**")
+}
+
+/// The positional arguments that are left.
+struct Positional<'r, 'a>(&'r mut Arguments<'a>);
+
+impl<'de> SeqAccess<'de> for Positional<'_, 'de> {
+    type Error = jelly::Error;
+
+    fn next_element_seed<T: DeserializeSeed<'de>>(&mut self, seed: T) -> jelly::Result<Option<T::Value>> {
+        match self.0.left.checked_sub(1) {
+            None => Ok(None),
+            Some(left) => {
+                self.0.left = left;
+                seed.deserialize(&mut self.0.positional).map(Some)
+            }
+        }
+    }
+
+    fn size_hint(&self) -> Option<usize> {
+        Some(self.0.left)
+    }
+}
+
+/// The keyword arguments that are left.
+struct Named<'r, 'a> {
+    arguments: &'r mut Arguments<'a>,
+    at: usize,
+}
+
+impl<'de> MapAccess<'de> for Named<'_, 'de> {
+    type Error = jelly::Error;
+
+    fn next_key_seed<K: DeserializeSeed<'de>>(&mut self, seed: K) -> jelly::Result<Option<K::Value>> {
+        while let Some((name, _, taken)) = self.arguments.keywords.get(self.at) {
+            if !taken {
+                let name: &str = name;
+                return seed.deserialize(name.into_deserializer()).map(Some);
+            }
+            self.at += 1;
+        }
+        Ok(None)
+    }
+
+    fn next_value_seed<V: DeserializeSeed<'de>>(&mut self, seed: V) -> jelly::Result<V::Value> {
+        let (_, value, taken) = &mut self.arguments.keywords[self.at];
+        *taken = true;
+        self.at += 1;
+        seed.deserialize(value)
     }
 }
 

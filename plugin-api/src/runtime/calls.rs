@@ -7,7 +7,7 @@ use std::task::Poll;
 
 use super::core::{Core, Encoded};
 use super::incoming::{Incoming, Invoked};
-use super::{Attaching, Runtime, Suspended, dead, failed, settle};
+use super::{Attaching, Runtime, Suspended, dead, settle};
 use crate::abi::frame::ToHost;
 use crate::call::Call;
 use crate::context::Context;
@@ -45,10 +45,25 @@ impl<S: Service> Runtime<S> {
                 None => Invoked::Done(Err(dead())),
                 Some((perspective, attachment)) => {
                     let (answer, objects) = (&mut *buffer, &mut objects);
-                    let incoming = Incoming { method, arguments, keywords, attachment, context, core, answer, objects };
+                    // What everybody can call is an object as well: nobody has logged in to it.
+                    let object_called = object != 0 || attachment.is_anonymous();
+                    let incoming = Incoming {
+                        method,
+                        arguments,
+                        keywords,
+                        attachment,
+                        avatar: None,
+                        object: object_called,
+                        context,
+                        core,
+                        answer,
+                        objects,
+                    };
                     core.reading(attachment.id(), || match (object, perspective) {
                         (0, Some(perspective)) => S::Perspective::invoke(perspective, incoming),
                         (0, None) => Invoked::Done(Err(dead())),
+                        // A client tells of a change to an object of its own.
+                        (object, _) if object >> 32 != 0 => incoming.observe(core.followed(object)),
                         _ => core
                             .object(object)
                             .map_or_else(|| Invoked::Done(Err(dead())), |object| object.invoke(incoming)),
@@ -71,7 +86,7 @@ impl<S: Service> Runtime<S> {
                     match done {
                         Err(fault) if answer => {
                             core.tells_of(call);
-                            core.push(&failed(call, &fault));
+                            core.fail(call, &fault);
                         }
                         Err(fault) => tracing::debug!(method, %fault, "a call that wants no answer failed"),
                         Ok(()) => {}
@@ -105,7 +120,7 @@ impl<S: Service> Runtime<S> {
                     me.core.push(&ToHost::Answer { call, value: &value, objects: &objects });
                 }
                 Ok(encoded) => me.core.take_back(&encoded.objects),
-                Err(fault) if answer => me.core.push(&failed(call, &fault)),
+                Err(fault) if answer => me.core.fail(call, &fault),
                 Err(_) => {}
             }
         });
@@ -130,7 +145,7 @@ impl Drop for PendingAnswer {
             return;
         }
         if self.answer {
-            self.core.push(&failed(self.call, &Fault::reloaded()));
+            self.core.fail(self.call, &Fault::reloaded());
         }
         // The main loop may be waiting for the last.
         self.core.written.notify_one();

@@ -13,7 +13,9 @@ use tokio::sync::{Notify, oneshot};
 use super::Wall;
 use super::incoming::{Incoming, Invoked};
 use crate::abi::frame::{self, ToHost};
+use crate::cached::Observed;
 use crate::fault::{Fault, Result};
+use crate::followed::AnyFollowed;
 use crate::handle::Handle;
 use crate::remote::{self, Remote};
 use crate::service::Callable;
@@ -28,6 +30,10 @@ pub(crate) trait Object {
     fn invoke(&self, incoming: Incoming<'_>) -> Invoked;
     fn any(&self) -> &dyn Any;
     fn address(&self) -> usize;
+    /// Which attachment alone has it so; 0: it is the same for all.
+    fn seen_by(&self) -> u64 {
+        0
+    }
     /// By what it can be made anew, if it can.
     fn origin(&self) -> Option<String>;
 }
@@ -55,17 +61,22 @@ impl<T: Callable> Object for Handle<T> {
 struct Holders(HashMap<u32, u64>);
 
 impl Holders {
-    fn more(&mut self, connection: u32) {
-        *self.0.entry(connection).or_default() += 1;
+    /// True: it had none before.
+    fn more(&mut self, connection: u32) -> bool {
+        let has = self.0.entry(connection).or_default();
+        *has += 1;
+        *has == 1
     }
 
-    fn less(&mut self, connection: u32, count: u64) {
-        if let Some(has) = self.0.get_mut(&connection) {
-            *has = has.saturating_sub(count);
-            if *has == 0 {
-                self.0.remove(&connection);
-            }
+    /// True: it had some, and has none any more.
+    fn less(&mut self, connection: u32, count: u64) -> bool {
+        let Some(has) = self.0.get_mut(&connection) else { return false };
+        *has = has.saturating_sub(count);
+        if *has > 0 {
+            return false;
         }
+        self.0.remove(&connection);
+        true
     }
 }
 
@@ -79,12 +90,23 @@ enum Own {
     /// An object whose methods they call.
     Object(Rc<dyn Object>),
     /// One whose state they have a copy of.
-    Cached(Rc<dyn Any>, Holders),
+    Cached(Rc<dyn Observed>, Holders),
 }
+
+/// A client has begun, or ceased, to observe a cached object.
+struct Watch {
+    cached: Rc<dyn Observed>,
+    object: u64,
+    connection: u32,
+    begins: bool,
+}
+
+/// Where an object is, and which attachment alone has it so (0: all have).
+type Place = (usize, u64);
 
 struct Exported {
     own: Own,
-    address: usize,
+    place: Place,
     count: u64,
 }
 
@@ -123,6 +145,8 @@ pub(crate) struct Reply {
 
 pub(crate) struct Core {
     pub(crate) wall: Box<dyn Wall>,
+    /// The service's name.
+    pub(crate) service: Cell<&'static str>,
     /// Frames that have not been handed to the host yet.
     out: RefCell<Vec<u8>>,
     /// Told when a task has written frames while the main loop slept.
@@ -137,14 +161,20 @@ pub(crate) struct Core {
     pub(crate) starting: Cell<bool>,
     waiting: RefCell<HashMap<u64, Waiting>>,
     objects: RefCell<HashMap<u64, Exported>>,
-    addresses: RefCell<HashMap<usize, u64>>,
+    /// Cached objects that are to be told who observes them.
+    watches: RefCell<Vec<Watch>>,
+    places: RefCell<HashMap<Place, u64>>,
     remotes: RefCell<HashMap<u64, Weak<remote::RemoteCell>>>,
+    /// Copies of clients' objects, by their handles.
+    followed: RefCell<HashMap<u64, Weak<dyn AnyFollowed>>>,
     /// The perspectives that clients have, by attachment: one that comes back as an argument.
     avatars: RefCell<HashMap<u64, Rc<dyn Object>>>,
     /// By which attachment the values come that are being read just now; 0: by none.
     reading: Cell<u64>,
     /// Which classes untyped values may have instances of.
     pub(crate) classes: Cell<Classes>,
+    /// Told when an attachment has ended.
+    pub(crate) left: Notify,
     /// All attachments, each connection's side by side: one of them names it.
     attached: RefCell<BTreeSet<u64>>,
     scratch: RefCell<Vec<u8>>,
@@ -160,6 +190,7 @@ impl Core {
     pub(crate) fn new(wall: Box<dyn Wall>) -> Rc<Self> {
         Rc::new(Self {
             wall,
+            service: Cell::new(""),
             out: RefCell::default(),
             written: Notify::new(),
             next: Cell::new(0),
@@ -168,17 +199,26 @@ impl Core {
             starting: Cell::new(false),
             waiting: RefCell::default(),
             objects: RefCell::default(),
-            addresses: RefCell::default(),
+            watches: RefCell::default(),
+            places: RefCell::default(),
             remotes: RefCell::default(),
+            followed: RefCell::default(),
             avatars: RefCell::default(),
             reading: Cell::new(0),
             classes: Cell::new(Classes::Any),
+            left: Notify::new(),
             attached: RefCell::default(),
             scratch: RefCell::default(),
             looked: RefCell::default(),
             quota: Cell::new(u64::MAX),
             data_turn: Arc::default(),
         })
+    }
+
+    /// Says that a call, or an attachment, has failed.
+    pub(crate) fn fail(&self, call: u64, fault: &Fault) {
+        let (class, message, detail) = (fault.class(), fault.message(), &*fault.detail(self.service.get()));
+        self.push(&ToHost::Failed { call, class, message, fault: fault.internal, detail });
     }
 
     pub(crate) fn current() -> Option<Rc<Self>> {
@@ -228,8 +268,29 @@ impl Core {
         }
         let mut all = self.objects.borrow_mut();
         for object in frame::numbers(objects) {
-            if let Some(Exported { own: Own::Cached(_, holders), .. }) = all.get_mut(&object) {
-                holders.more(to);
+            if let Some(Exported { own: Own::Cached(cached, holders), .. }) = all.get_mut(&object)
+                && holders.more(to)
+            {
+                self.watch(cached, object, to, true);
+            }
+        }
+    }
+
+    /// A client has got its first copy of a cached object, or has let go of its last: the object is told when nothing of
+    /// the author's runs.
+    fn watch(&self, cached: &Rc<dyn Observed>, object: u64, connection: u32, begins: bool) {
+        self.watches.borrow_mut().push(Watch { cached: Rc::clone(cached), object, connection, begins });
+        self.written.notify_one();
+    }
+
+    /// Tells cached objects who has come and gone.
+    pub(crate) fn tell_watched(self: &Rc<Self>) {
+        while !self.watches.borrow().is_empty() {
+            for Watch { cached, object, connection, begins } in self.watches.take() {
+                let told = || cached.watched(self, object, connection, begins);
+                if std::panic::catch_unwind(std::panic::AssertUnwindSafe(told)).is_err() {
+                    tracing::error!("a cached object panicked when it was told who observes it");
+                }
             }
         }
     }
@@ -467,20 +528,19 @@ impl Core {
     }
 
     /// The number of an object that goes out to a client once more.
-    pub(crate) fn export<T: Callable>(&self, handle: &Handle<T>) -> Result<u64> {
+    pub(crate) fn export(&self, place: Place, object: impl FnOnce() -> Rc<dyn Object>) -> Result<u64> {
         if self.retired.get() {
             return Err(Fault::reloaded());
         }
-        let address = handle.address();
-        if let Some(&id) = self.addresses.borrow().get(&address)
+        if let Some(&id) = self.places.borrow().get(&place)
             && let Some(exported) = self.objects.borrow_mut().get_mut(&id)
         {
             exported.count += 1;
             return Ok(id);
         }
         let id = self.object_number().ok_or_else(|| Fault::new("RuntimeError", "too many objects were handed out"))?;
-        self.objects.borrow_mut().insert(id, Exported { own: Own::Object(Rc::new(handle.clone())), address, count: 1 });
-        self.addresses.borrow_mut().insert(address, id);
+        self.objects.borrow_mut().insert(id, Exported { own: Own::Object(object()), place, count: 1 });
+        self.places.borrow_mut().insert(place, id);
         Ok(id)
     }
 
@@ -499,16 +559,16 @@ impl Core {
 
     /// An object of an earlier generation's was made anew: clients have had it all the time.
     pub(crate) fn adopt(&self, id: u64, count: u64, object: Rc<dyn Object>) {
-        let address = object.address();
-        self.objects.borrow_mut().insert(id, Exported { own: Own::Object(object), address, count });
-        self.addresses.borrow_mut().insert(address, id);
+        let place = (object.address(), object.seen_by());
+        self.objects.borrow_mut().insert(id, Exported { own: Own::Object(object), place, count });
+        self.places.borrow_mut().insert(place, id);
     }
 
     /// Another generation serves: it has the objects that clients know, and tells them of changes.
     pub(crate) fn retire(&self) {
         self.retired.set(true);
         let objects = std::mem::take(&mut *self.objects.borrow_mut());
-        self.addresses.borrow_mut().clear();
+        self.places.borrow_mut().clear();
         self.attached.borrow_mut().clear();
         let avatars = std::mem::take(&mut *self.avatars.borrow_mut());
         drop((objects, avatars));
@@ -523,9 +583,13 @@ impl Core {
 
     /// An own object that a client has sent back: one that was handed out, or the perspective of an attachment.
     pub(crate) fn own<T: 'static>(&self, id: u64) -> Option<Handle<T>> {
-        let avatar = || self.avatars.borrow().get(&id).cloned();
-        let object = if id >> 32 == 0 { self.object(id) } else { avatar() };
+        let object = if id >> 32 == 0 { self.object(id) } else { self.avatar(id) };
         object?.any().downcast_ref::<Handle<T>>().cloned()
+    }
+
+    /// The perspective that a client has, by this attachment.
+    pub(crate) fn avatar(&self, attachment: u64) -> Option<Rc<dyn Object>> {
+        self.avatars.borrow().get(&attachment).cloned()
     }
 
     /// A client has a perspective, by this attachment.
@@ -541,8 +605,11 @@ impl Core {
 
     /// A connection has given back references to an own object; `had` is a number of its own.
     pub(crate) fn given_back(&self, id: u64, count: u64, had: u64) {
-        if let Some(Exported { own: Own::Cached(_, holders), .. }) = self.objects.borrow_mut().get_mut(&id) {
-            holders.less(connection(had), count);
+        if let Some(Exported { own: Own::Cached(cached, holders), .. }) = self.objects.borrow_mut().get_mut(&id)
+            && holders.less(connection(had), count)
+        {
+            // It lives until it has been told.
+            self.watch(cached, id, connection(had), false);
         }
         self.dropped(id, count);
     }
@@ -557,10 +624,10 @@ impl Core {
             // Dropping the object may run code of the author's, which may come back here.
             drop(objects);
             if let Some(gone) = gone {
-                let mut addresses = self.addresses.borrow_mut();
+                let mut places = self.places.borrow_mut();
                 // Two numbers may be one object that was made anew.
-                if addresses.get(&gone.address) == Some(&id) {
-                    addresses.remove(&gone.address);
+                if places.get(&gone.place) == Some(&id) {
+                    places.remove(&gone.place);
                 }
             }
         }
@@ -587,13 +654,29 @@ impl Core {
         frame::numbers(handles).map(|handle| Remote::received(self, handle, attachment)).collect()
     }
 
+    /// A client's object in what is being read just now: the runtime holds what has come in with a call meanwhile.
+    pub(crate) fn arriving(&self, handle: u64) -> Option<Remote> {
+        Some(Remote::arriving(self.known_remote(handle)?, self.read_by()))
+    }
+
+    /// A copy of a client's object is here from now on.
+    pub(crate) fn follow(&self, handle: u64, copy: Weak<dyn AnyFollowed>) {
+        self.followed.borrow_mut().insert(handle, copy);
+    }
+
+    /// The copy of a client's object, if somebody has it.
+    pub(crate) fn followed(&self, handle: u64) -> Option<Rc<dyn AnyFollowed>> {
+        self.followed.borrow().get(&handle).and_then(Weak::upgrade)
+    }
+
     pub(crate) fn forget_remote(&self, handle: u64) {
         self.remotes.borrow_mut().remove(&handle);
+        self.followed.borrow_mut().remove(&handle);
     }
 
     /// The number of a cached object that goes out once more; `known` is the one that it had before. It lives for as
     /// long as clients have it.
-    pub(crate) fn export_cached(&self, object: Rc<dyn Any>, known: Option<u64>) -> Result<u64> {
+    pub(crate) fn export_cached(&self, object: Rc<dyn Observed>, known: Option<u64>) -> Result<u64> {
         if self.retired.get() {
             return Err(Fault::reloaded());
         }
@@ -605,13 +688,13 @@ impl Core {
             .ok_or_else(|| Fault::new("RuntimeError", "too many objects were handed out"))?;
         self.objects
             .borrow_mut()
-            .insert(number, Exported { own: Own::Cached(object, Holders::default()), address: 0, count: 1 });
+            .insert(number, Exported { own: Own::Cached(object, Holders::default()), place: (0, 0), count: 1 });
         Ok(number)
     }
 
     pub(crate) fn cached(&self, number: u64) -> Option<Rc<dyn Any>> {
         match &self.objects.borrow().get(&number)?.own {
-            Own::Cached(object, _) => Some(Rc::clone(object)),
+            Own::Cached(object, _) => Some(Rc::clone(object).any()),
             Own::Object(_) => None,
         }
     }
@@ -624,6 +707,13 @@ impl Core {
     /// A client has gone from an attachment.
     pub(crate) fn disconnected(&self, attachment: u64) {
         self.attached.borrow_mut().remove(&attachment);
+        self.left.notify_waiters();
+    }
+
+    /// Whether this connection is attached to anything here.
+    pub(crate) fn is_attached(&self, number: u64) -> bool {
+        let least = u64::from(connection(number)) << 32;
+        self.attached.borrow().range(least..=least | u64::from(u32::MAX)).next().is_some()
     }
 
     /// Tells those of a change who have the object, by any of their attachments. Each gets its own count of the objects in the
@@ -654,13 +744,28 @@ impl Core {
         }
     }
 
+    /// Tells one client alone of a change of a cached object that it has, or had just now.
+    pub(crate) fn update_one(&self, connection: u32, object: u64, method: &str, arguments: &Encoded) {
+        const NO_KEYWORDS: &[u8] = &[1, 0x80, 5, 0x87];
+        let (objects, arguments, keywords) = (arguments.objects.as_slice(), arguments.bytes.as_slice(), NO_KEYWORDS);
+        let attachment = u64::from(connection) << 32;
+        self.push(&ToHost::Update { attachment, object, method, arguments, keywords, objects });
+    }
+
+    /// The perspective of this type that a connection is attached to, if it is to one.
+    pub(crate) fn perspective_of<T: 'static>(&self, connection: u32) -> Option<Handle<T>> {
+        let least = u64::from(connection) << 32;
+        let all: Vec<u64> = self.attached.borrow().range(least..=least | u64::from(u32::MAX)).copied().collect();
+        all.into_iter().find_map(|attachment| self.own(attachment))
+    }
+
     /// Drops everything that was handed out, and everybody who waits.
     pub(crate) fn clear(&self) {
         let objects = std::mem::take(&mut *self.objects.borrow_mut());
-        self.addresses.borrow_mut().clear();
+        self.places.borrow_mut().clear();
         let waiting = std::mem::take(&mut *self.waiting.borrow_mut());
         let avatars = std::mem::take(&mut *self.avatars.borrow_mut());
-        drop((objects, waiting, avatars));
+        drop((objects, waiting, avatars, self.watches.take()));
     }
 }
 

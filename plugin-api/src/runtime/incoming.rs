@@ -2,14 +2,17 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
+use std::rc::Rc;
 
+use jelly::Value;
 use serde::Serialize;
 
 use super::arguments::Arguments;
-use super::core::{Core, Encoded};
+use super::core::{Core, Encoded, Object};
 use crate::call::{Attachment, Call};
 use crate::context::Context;
 use crate::fault::{Fault, Result};
+use crate::followed::AnyFollowed;
 use crate::handle::Handle;
 use crate::manifest::Method;
 use crate::service::{Callable, Service};
@@ -28,6 +31,10 @@ pub struct Incoming<'a> {
     pub(crate) arguments: &'a [u8],
     pub(crate) keywords: &'a [u8],
     pub(crate) attachment: &'a Attachment,
+    /// The perspective of whoever calls, where the object knows it.
+    pub(crate) avatar: Option<&'a Rc<dyn Object>>,
+    /// Whether it is for an object, and not for a perspective.
+    pub(crate) object: bool,
     /// The service's context, whose type the perspective knows.
     pub(crate) context: &'a dyn std::any::Any,
     pub(crate) core: &'a Core,
@@ -79,8 +86,10 @@ impl<'a> Incoming<'a> {
     #[must_use]
     pub fn no_such_method<T: Callable>(self) -> Invoked {
         let known: Vec<&str> = T::METHODS.iter().map(|method| method.name).collect();
+        // As Twisted has it: of a Referenceable its own class, which derives from the one that an Avatar's has.
+        let class = if self.object { "twisted.spread.flavors.NoSuchMethod" } else { "AttributeError" };
         Invoked::Done(Err(Fault::new(
-            "AttributeError",
+            class,
             format!("{} has no method {}; it has {}", T::NAME, self.method, known.join(", ")),
         )))
     }
@@ -88,7 +97,7 @@ impl<'a> Incoming<'a> {
     /// The call, for a method that wants to know about it.
     #[must_use]
     pub fn call(&self) -> Call {
-        Call::new(self.attachment)
+        Call::new(self.attachment, self.avatar.cloned())
     }
 
     /// The service's context, for a method that wants it.
@@ -130,6 +139,18 @@ impl<'a> Incoming<'a> {
             contained(method, || me.write(|this| run(this, &mut arguments, &mut sink)))?
         });
         Invoked::Done(done)
+    }
+
+    /// A client's object has changed that a copy is here of.
+    pub(crate) fn observe(self, copy: Option<Rc<dyn AnyFollowed>>) -> Invoked {
+        let Self { method, arguments, core, answer, objects, .. } = self;
+        let told = || {
+            let copy = copy.ok_or_else(super::dead)?;
+            let arguments: Value = jelly::from_slice_with(arguments, core.classes.get())?;
+            copy.observe(method, arguments)?;
+            Sink { core, answer, objects }.value(&())
+        };
+        Invoked::Done(catch_unwind(AssertUnwindSafe(told)).unwrap_or_else(|_| Err(Fault::panicked("observe"))))
     }
 
     /// Begins a method that may wait.

@@ -31,7 +31,7 @@ use self::cache::PerspectiveCache;
 use self::core::{Core, Reply};
 use self::orphans::Orphans;
 use crate::abi::frame::{ToHost, ToLibrary};
-use crate::call::{Attachment, Call, Reason};
+use crate::call::{Attachment, Call, Mind, Reason};
 use crate::context::{Config, Context};
 use crate::fault::{Fault, Result};
 use crate::handle::{Handle, Saver};
@@ -200,6 +200,7 @@ enum Leaving {
 impl<S: Service> Runtime<S> {
     fn new(core: &Rc<Core>) -> Rc<Self> {
         core.classes.set(Classes::Only(S::COPYABLES));
+        core.service.set(S::NAME);
         let runtime = Rc::new(Self {
             core: Rc::clone(core),
             me: RefCell::default(),
@@ -240,6 +241,7 @@ impl<S: Service> Runtime<S> {
         let mut kept = Vec::new();
         let mut busy = 0u32;
         loop {
+            core.tell_watched();
             core.flush();
             // What waits for a perspective to be loaded is of this generation, and is begun before.
             if self.freezing.get().is_some() && !self.is_attaching() {
@@ -282,6 +284,7 @@ impl<S: Service> Runtime<S> {
                 if catch_unwind(AssertUnwindSafe(|| self.serve_one(frame, &context))).is_err() {
                     tracing::error!("a panic outside of any call");
                 }
+                core.tell_watched();
                 // Large answers are the host's to keep, and to bound.
                 core.flush_large();
                 if self.stopping.get() {
@@ -311,7 +314,7 @@ impl<S: Service> Runtime<S> {
                 let received = core.received(handles, attachment);
                 if self.revoked.borrow().contains(&attachment) {
                     if answer {
-                        core.push(&failed(call, &dead()));
+                        core.fail(call, &dead());
                     }
                     return;
                 }
@@ -330,7 +333,9 @@ impl<S: Service> Runtime<S> {
                     Reply { bytes: value.to_vec(), some: true, version: 0, _remotes: core.received(handles, 0) };
                 core.answered(call, Ok(reply));
             }
-            ToLibrary::Failed { call, class, message } => core.answered(call, Err(Fault::new(class, message))),
+            ToLibrary::Failed { call, class, message, detail } => {
+                core.answered(call, Err(Fault::received(class, message, detail)));
+            }
             ToLibrary::Loaded { request, state, version } => {
                 let bytes = state.unwrap_or_default().to_vec();
                 core.answered(request, Ok(Reply { bytes, some: state.is_some(), version, ..Reply::default() }));
@@ -343,8 +348,8 @@ impl<S: Service> Runtime<S> {
             ToLibrary::NotLoaded { request, message } => {
                 core.answered(request, Err(Fault::new("RuntimeError", message)));
             }
-            ToLibrary::Attach { attachment, perspective, identity, mind, peer, again } => {
-                let mind = (mind != 0).then(|| Remote::received(core, mind, attachment));
+            ToLibrary::Attach { attachment, perspective, identity, mind, peer, again, value } => {
+                let mind = Mind::received(core, attachment, mind, value);
                 let reason = if again { Reason::Reload } else { Reason::Login };
                 let attachment = Attachment::new(attachment, perspective, identity, peer, mind, reason);
                 self.attach(attachment);
@@ -355,8 +360,8 @@ impl<S: Service> Runtime<S> {
             }
             ToLibrary::Revoke { attachment } => self.revoke(attachment),
             ToLibrary::LetGo { attachment } => self.detach(attachment, Leaving::LetsGo),
-            ToLibrary::Linger { attachment, perspective, identity, mind, peer } => {
-                let mind = (mind != 0).then(|| Remote::received(core, mind, attachment));
+            ToLibrary::Linger { attachment, perspective, identity, mind, peer, value } => {
+                let mind = Mind::received(core, attachment, mind, value);
                 core.connected(attachment);
                 let known = Attachment::new(attachment, perspective, identity, peer, mind, Reason::Reload);
                 self.attachments.borrow_mut().insert(attachment, Attaching::LetGo(known));
@@ -470,7 +475,7 @@ impl<S: Service> Runtime<S> {
             while let Some(frame) = ToLibrary::read(&mut rest) {
                 match frame {
                     ToLibrary::Call { call: number, .. } | ToLibrary::Attach { attachment: number, .. } => {
-                        core.push(&failed(number, &dead()));
+                        core.fail(number, &dead());
                     }
                     frame => {
                         let _ = catch_unwind(AssertUnwindSafe(|| self.serve_one(frame, context)));
@@ -582,10 +587,6 @@ fn manifest<S: Service>() -> Manifest {
         perspective_doc: S::Perspective::DOC.to_owned(),
         methods: S::Perspective::METHODS.iter().map(Into::into).collect(),
     }
-}
-
-fn failed(call: u64, fault: &Fault) -> ToHost<'_> {
-    ToHost::Failed { call, class: fault.class(), message: fault.message(), fault: fault.internal }
 }
 
 fn dead() -> Fault {

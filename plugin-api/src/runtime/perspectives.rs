@@ -7,7 +7,7 @@ use std::rc::Rc;
 use tokio::sync::oneshot;
 
 use super::calls::poll_once;
-use super::{Attaching, Leaving, Runtime, contained, dead, failed};
+use super::{Attaching, Leaving, Runtime, contained, dead};
 use crate::abi::frame::{ToHost, ToLibrary};
 use crate::call::Attachment;
 use crate::fault::{Fault, Result};
@@ -123,10 +123,10 @@ impl<S: Service> Runtime<S> {
                     for (bytes, _) in calls {
                         if let Some(ToLibrary::Call { call, answer: true, .. }) = ToLibrary::read(&mut bytes.as_slice())
                         {
-                            me.core.push(&failed(call, &fault));
+                            me.core.fail(call, &fault);
                         }
                     }
-                    me.core.push(&failed(id, &fault));
+                    me.core.fail(id, &fault);
                 }
             }
         });
@@ -198,7 +198,7 @@ impl<S: Service> Runtime<S> {
         };
         for (bytes, received) in waiting {
             if let Some(ToLibrary::Call { call, answer: true, .. }) = ToLibrary::read(&mut bytes.as_slice()) {
-                self.core.push(&failed(call, &dead()));
+                self.core.fail(call, &dead());
             }
             drop(received);
         }

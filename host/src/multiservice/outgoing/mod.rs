@@ -176,7 +176,7 @@ impl Outgoing {
             ToHost::Call { call, handle, answer, objects, .. } => {
                 self.give_back(handle, objects);
                 if answer {
-                    self.send(&ToLibrary::Failed { call, class: "credhost.Reloaded", message });
+                    self.send(&ToLibrary::Failed { call, class: "credhost.Reloaded", message, detail: &[] });
                 }
             }
             ToHost::Update { attachment, objects, .. } => self.give_back(attachment, objects),
@@ -267,7 +267,7 @@ impl Outgoing {
                         Delivered::Over => ("MemoryError", "the client does not read: too much waits for it"),
                         _ => ("twisted.spread.pb.PBConnectionLost", "the client has gone"),
                     };
-                    self.send(&ToLibrary::Failed { call: *call, class, message });
+                    self.send(&ToLibrary::Failed { call: *call, class, message, detail: &[] });
                 }
             }
             ToHost::Release { handle, .. } | ToHost::Forget { handle, .. } => {
@@ -335,7 +335,7 @@ impl Outgoing {
             "the answer has {size} bytes, and too much waits for this client already: read answers, and ask again"
         );
         let mut failed = Vec::new();
-        ToHost::Failed { call, class: "MemoryError", message: &message, fault: false }.write(&mut failed);
+        ToHost::Failed { call, class: "MemoryError", message: &message, fault: false, detail: &[] }.write(&mut failed);
         delivery.deliver(call, self.tag(), &failed, Weight::Must);
     }
 
@@ -476,14 +476,14 @@ impl Outgoing {
                 self.give_back(call, objects);
                 let mut failed = Vec::new();
                 let (class, message) = ("RuntimeError", "the change could not be saved, and is undone");
-                ToHost::Failed { call, class, message, fault: false }.write(&mut failed);
+                ToHost::Failed { call, class, message, fault: false, detail: &[] }.write(&mut failed);
                 delivery.deliver(call, self.tag(), &failed, Weight::Must);
             }
             ToHost::Call { call, handle, answer, objects, .. } => {
                 self.give_back(handle, objects);
                 if answer {
                     let (class, message) = ("RuntimeError", "a change before it could not be saved");
-                    self.send(&ToLibrary::Failed { call, class, message });
+                    self.send(&ToLibrary::Failed { call, class, message, detail: &[] });
                 }
             }
             // What was to be told of has not come to pass.

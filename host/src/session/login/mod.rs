@@ -4,6 +4,7 @@
 //! |---|---|---|---|
 //! | old | `username(name)` | `respond(proof)`: a wrapper, or None | `attach(service, perspective, mind)` |
 //! | new | `login(name)` | `respond(proof, mind)`: the perspective that the name asks for, or an avatar | `attach(service, perspective=None, mind=None)`, `keys()`, `identity()` |
+//! | new | `loginAnonymous(mind)`, where the listener's [`ListenerRules`] have it: a perspective | | |
 //! | ours | `loginPassword(name, password, mind=None)`, over TLS or on one machine | | as new |
 //! | ours | `loginKey(name, key, mind=None)`: something to sign, and a challenger | `respond(signature)` | as new |
 //! | ours | `loginToken(token, mind=None)`: an avatar | | as new |
@@ -20,6 +21,7 @@ mod pending;
 mod resume;
 mod words;
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use blake2::{Blake2s256, Digest};
@@ -27,12 +29,13 @@ use pb::{Call, Failure, Tables};
 use unicode_normalization::UnicodeNormalization;
 use zeroize::Zeroizing;
 
-use self::arguments::Arguments;
+use self::arguments::{Arguments, Given};
 use self::pending::{Asked, Changed, Pending, Then};
 pub(crate) use self::words::{Attach, Found, Mind, Now, Outcome, Policy, Proof, Question, QuestionNo, Refused, Step};
 use super::attachments::{Era, Scope};
-use super::numbers::{LoginKind, LoginNo, Object, Table};
+use super::numbers::{LoginKind, LoginNo, MindValue, Object, Table};
 use super::references::{insecure, reference, revoked};
+use crate::cred::ListenerRules;
 use crate::cred::login::{Challenge, KeyChallenge, Wanted};
 use crate::cred::{Identity, Password, PublicKey, Refusal, Token};
 
@@ -51,7 +54,7 @@ enum LoginObject {
     /// Waits for a signature. It may be answered more than once.
     Signer(Box<Signer>),
     /// An identity that has logged in, by name: its keys are looked at anew for each attach.
-    Avatar { name: String, era: Era, mind: Option<u64>, credential: u64 },
+    Avatar { name: String, era: Era, mind: Option<u64>, value: Option<MindValue>, credential: u64 },
 }
 
 /// Boxed: what stays is the avatar, which is smaller.
@@ -64,7 +67,7 @@ struct Challenger {
 struct Signer {
     challenge: KeyChallenge,
     wanted: Wanted,
-    mind: Option<u64>,
+    mind: Given,
 }
 
 /// A refusal that leaves when its time has come.
@@ -81,6 +84,7 @@ const NONE: &[u8] = &[1, 0x80, 1, 0x87];
 /// See the module's page.
 pub(crate) struct Login {
     policy: Policy,
+    rules: Arc<ListenerRules>,
     randomness: Randomness,
     /// Boxed: most connections have one or two.
     objects: Table<LoginKind, Box<LoginObject>>,
@@ -125,12 +129,19 @@ fn unhandled(what: &str) -> Failure {
     Failure::new("twisted.cred.error.UnhandledCredentials", what)
 }
 
+/// Whether the root has a method of this name, whatever else a listener has by that name.
+#[must_use]
+pub(crate) fn is_word(method: &str) -> bool {
+    matches!(method, "username" | "login" | "loginPassword" | "loginKey" | "loginToken" | "loginAnonymous")
+}
+
 impl Login {
     /// Logins of one connection. `seed` is random: challenges are made of it.
     #[must_use]
-    pub(crate) fn new(policy: Policy, seed: [u8; 32]) -> Self {
+    pub(crate) fn new(policy: Policy, rules: Arc<ListenerRules>, seed: [u8; 32]) -> Self {
         Self {
             policy,
+            rules,
             randomness: Randomness { seed: Zeroizing::new(seed), drawn: 0 },
             objects: Table::default(),
             pending: Vec::new(),
@@ -166,7 +177,10 @@ impl Login {
         now: Now,
         outcome: &mut Outcome,
     ) -> Result<Step, Failure> {
-        let needs_answer = matches!(call.method, "attach" | "respond" | "loginPassword" | "loginKey" | "loginToken");
+        let needs_answer = matches!(
+            call.method,
+            "attach" | "respond" | "loginPassword" | "loginKey" | "loginToken" | "loginAnonymous"
+        );
         if !call.answer && needs_answer {
             // Nobody would get the reference that it is about.
             return Err(Failure::new("ValueError", "an answer to this must be wanted"));
@@ -191,7 +205,7 @@ impl Login {
             "loginPassword" => self.password(arguments, call, now, outcome),
             "loginKey" => self.key(tables, arguments, outcome),
             "loginToken" => self.token(arguments, call, now, outcome),
-            "loginAnonymous" => Err(unhandled("nobody may log in here without a name")),
+            "loginAnonymous" => self.anonymous(arguments, outcome),
             other => Err(no_such_method(other)),
         }
     }
@@ -208,9 +222,9 @@ impl Login {
             (Some(LoginObject::Challenger(challenger)), "respond") => {
                 let Challenger { challenge, era, wanted } = &**challenger;
                 let (challenge, era, wanted) = (challenge.clone(), *era, wanted.clone());
-                let mind = if era == Era::New { arguments.mind(1, "mind")? } else { None };
+                let mind = if era == Era::New { arguments.mind(1, "mind")? } else { Given::default() };
                 let proof = Proof::Stock(challenge, arguments.bytes(0, "response")?);
-                outcome.kept = mind;
+                outcome.kept = mind.luid;
                 Ok(self.prove(Asked::new(call, era, wanted, mind, now), proof))
             }
             (Some(LoginObject::Signer(signer)), "respond") => {
@@ -218,22 +232,26 @@ impl Login {
                 let (challenge, wanted) = (challenge.clone(), wanted.clone());
                 let proof = Proof::Key(challenge, arguments.bytes(0, "signature")?);
                 // It was sent once, and is the first login's that tries.
-                let mind = mind.take();
+                let mind = std::mem::take(mind);
                 Ok(self.prove(Asked::new(call, Era::New, wanted, mind, now), proof))
             }
-            (Some(LoginObject::Avatar { name, era, mind, credential }), "attach") => {
+            (Some(LoginObject::Avatar { name, era, mind, value, credential }), "attach") => {
                 let (name, era, kept, credential) = (name.clone(), *era, *mind, *credential);
+                let own = value.clone();
                 let service = arguments.text(0, "service")?;
                 let perspective = match era {
                     Era::Old => Some(arguments.text(1, "perspective")?),
                     Era::New => arguments.optional_text(1, "perspective")?,
                 };
-                let sent = arguments.mind(2, "mind")?;
+                let Given { luid: sent, value } = arguments.mind(2, "mind")?;
                 outcome.kept = sent;
+                // What comes now, or else what came with the login.
+                let kept = kept.filter(|_| sent.is_none() && value.is_none());
+                let value = value.or_else(|| own.filter(|_| sent.is_none()));
                 let mind = sent.map(Mind::Sent).or(kept.map(Mind::Kept));
-                outcome.borrows = kept.filter(|_| sent.is_none());
+                outcome.borrows = kept;
                 let question = Question::Identity(name.clone());
-                let then = Then::Attach { name, credential, era, service, perspective, mind };
+                let then = Then::Attach { name, credential, era, service, perspective, mind, value };
                 Ok(self.ask(call.request, call.answer, then, question))
             }
             (Some(LoginObject::Avatar { name, era: Era::New, .. }), "identity") => {
@@ -306,7 +324,11 @@ impl Login {
         }
         let wanted = match era {
             Era::Old => Wanted { identity: name.nfc().collect(), perspective: None },
-            Era::New => Wanted::parse(name),
+            Era::New => {
+                let wanted = Wanted::parse(name);
+                let of_default = || self.rules.default_service.as_ref().map(|service| (service.to_string(), None));
+                Wanted { perspective: wanted.perspective.or_else(of_default), identity: wanted.identity }
+            }
         };
         let mut random = [0; 16];
         random.copy_from_slice(&self.randomness.draw()[..16]);
@@ -332,10 +354,10 @@ impl Login {
         let password = Zeroizing::new(arguments.text(1, "password")?);
         let mind = arguments.mind(2, "mind")?;
         if self.pending.iter().filter(|(_, pending)| pending.checks).count() >= CHECKS {
-            let asked = Asked::new(call, Era::New, wanted, None, now);
+            let asked = Asked::new(call, Era::New, wanted, Given::default(), now);
             return Ok(self.delay(&asked, Some(not_checked(Refusal::Busy))));
         }
-        outcome.kept = mind;
+        outcome.kept = mind.luid;
         let proof = Proof::Password(wanted.identity.clone(), Password::new(&password));
         Ok(self.prove(Asked::new(call, Era::New, wanted, mind, now), proof))
     }
@@ -359,8 +381,8 @@ impl Login {
         let mind = arguments.mind(2, "mind")?;
         let challenge = KeyChallenge::new(&wanted.identity, key, &self.randomness.draw());
         let bytes = challenge.bytes().to_vec();
+        outcome.kept = mind.luid;
         let luid = self.export(tables, LoginObject::Signer(Box::new(Signer { challenge, wanted, mind })))?;
-        outcome.kept = mind;
         Ok(Step::Answer(with_reference(&bytes, luid)))
     }
 
@@ -377,8 +399,20 @@ impl Login {
         let token = Token::received(&Zeroizing::new(arguments.text(0, "token")?));
         let wanted = Wanted { identity: String::new(), perspective: None };
         let mind = arguments.mind(1, "mind")?;
-        outcome.kept = mind;
+        outcome.kept = mind.luid;
         Ok(self.prove(Asked::new(call, Era::New, wanted, mind, now), Proof::Token(token)))
+    }
+
+    /// Whoever it is: where the operator lets everybody in.
+    fn anonymous(&mut self, arguments: &Arguments, outcome: &mut Outcome) -> Result<Step, Failure> {
+        let Some(key) = self.rules.anonymous.clone() else {
+            return Err(unhandled("nobody may log in here without a name"));
+        };
+        let Given { luid, value } = arguments.mind(0, "mind")?;
+        outcome.kept = luid;
+        outcome.logged_in = true;
+        let (mind, identity) = (luid.map(Mind::Sent), "".into());
+        Ok(Step::Attach(Attach { identity, credential: 0, key, era: Era::New, mind, value }))
     }
 
     fn export(&mut self, tables: &mut Tables<Object>, object: LoginObject) -> Result<u64, Failure> {
@@ -393,7 +427,7 @@ impl Login {
     pub(crate) fn dropped(&mut self, no: LoginNo) -> Option<Mind> {
         match *self.objects.remove(no)? {
             LoginObject::Challenger(_) => None,
-            LoginObject::Signer(signer) => signer.mind.map(Mind::Sent),
+            LoginObject::Signer(signer) => signer.mind.luid.map(Mind::Sent),
             LoginObject::Avatar { mind, .. } => mind.map(Mind::Kept),
         }
     }

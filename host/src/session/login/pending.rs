@@ -5,6 +5,8 @@ use std::time::Instant;
 use pb::Call;
 
 use super::super::attachments::Era;
+use super::super::numbers::MindValue;
+use super::arguments::Given;
 use super::words::{Mind, Now};
 use crate::cred::login::Wanted;
 
@@ -15,6 +17,7 @@ pub(super) struct Asked {
     pub(super) era: Era,
     pub(super) wanted: Wanted,
     pub(super) mind: Option<u64>,
+    pub(super) value: Option<MindValue>,
     pub(super) came: Instant,
 }
 
@@ -44,9 +47,24 @@ pub(super) enum Changed {
 /// How a call goes on when its question is answered.
 pub(super) enum Then {
     Prove(Asked),
-    LogIn { asked: Asked, name: String, credential: u64 },
-    Attach { name: String, credential: u64, era: Era, service: String, perspective: Option<String>, mind: Option<Mind> },
-    Keys { name: String, credential: u64 },
+    LogIn {
+        asked: Asked,
+        name: String,
+        credential: u64,
+    },
+    Attach {
+        name: String,
+        credential: u64,
+        era: Era,
+        service: String,
+        perspective: Option<String>,
+        mind: Option<Mind>,
+        value: Option<MindValue>,
+    },
+    Keys {
+        name: String,
+        credential: u64,
+    },
 }
 
 impl Then {
@@ -87,7 +105,8 @@ impl Then {
 }
 
 impl Asked {
-    pub(super) fn new(call: &Call<'_>, era: Era, wanted: Wanted, mind: Option<u64>, now: Now) -> Self {
-        Self { request: call.request, answer: call.answer, era, wanted, mind, came: now.instant }
+    pub(super) fn new(call: &Call<'_>, era: Era, wanted: Wanted, mind: Given, now: Now) -> Self {
+        let Given { luid: mind, value } = mind;
+        Self { request: call.request, answer: call.answer, era, wanted, mind, value, came: now.instant }
     }
 }

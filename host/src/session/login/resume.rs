@@ -108,7 +108,7 @@ impl Login {
             outcome.refused = Some(Refused { identity: name, asked: "login".to_owned(), why });
             return self.delay(&asked, Some(unauthorized()));
         };
-        let Asked { era, wanted, mind, .. } = asked;
+        let Asked { era, wanted, mind, value, .. } = asked;
         if let Some((service, perspective)) = &wanted.perspective {
             return match find_key(&identity, service, perspective.as_deref(), &mut outcome.refused) {
                 Err(failure) => {
@@ -119,11 +119,11 @@ impl Login {
                     outcome.logged_in = true;
                     outcome.given_back = None;
                     let mind = mind.map(Mind::Sent);
-                    Step::Attach(Attach { identity: name.into(), credential, key, era, mind })
+                    Step::Attach(Attach { identity: name.into(), credential, key, era, mind, value })
                 }
             };
         }
-        match self.export(tables, LoginObject::Avatar { name, era, mind, credential }) {
+        match self.export(tables, LoginObject::Avatar { name, era, mind, value, credential }) {
             Err(failure) => Step::Fail(failure),
             Ok(luid) => {
                 outcome.logged_in = true;
@@ -140,12 +140,12 @@ impl Login {
 /// An avatar's call of `attach` goes on.
 fn attach(then: Then, identity: Option<Arc<Identity>>, now: Now, outcome: &mut Outcome) -> Step {
     let sent = then.mind();
-    let Then::Attach { name, credential, era, service, perspective, mind } = then else { return Step::Wait };
+    let Then::Attach { name, credential, era, service, perspective, mind, value } = then else { return Step::Wait };
     // What came by a credential lasts as long as that does.
     let identity = identity.filter(|identity| identity.takes(credential, now.unix)).ok_or_else(unauthorized);
     let key = identity.and_then(|identity| find_key(&identity, &service, perspective.as_deref(), &mut outcome.refused));
     match key {
-        Ok(key) => Step::Attach(Attach { identity: name.into(), credential, key, era, mind }),
+        Ok(key) => Step::Attach(Attach { identity: name.into(), credential, key, era, mind, value }),
         Err(failure) => {
             outcome.given_back = sent;
             Step::Fail(failure)

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use pb::Failure;
 
 use super::super::attachments::Era;
+use super::super::numbers::MindValue;
 use crate::cred::login::{Challenge, KeyChallenge};
 use crate::cred::{Identity, Key, Password, Refusal, Token};
 
@@ -102,6 +103,8 @@ pub(crate) struct Attach {
     pub(crate) era: Era,
     /// The object to call back.
     pub(crate) mind: Option<Mind>,
+    /// What it gave that is no object.
+    pub(crate) value: Option<MindValue>,
 }
 
 /// What a call of log-in's comes to.

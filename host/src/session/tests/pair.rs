@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use jelly::{Node, RefKind, Value, token};
@@ -75,6 +76,10 @@ pub(super) struct Service {
     attached: Mutex<BTreeMap<u64, Vec<u8>>>,
     /// Own objects that were handed out, and not given back: each with how often.
     pub(super) out: Mutex<BTreeMap<u64, u64>>,
+    /// The host's own calls, which tell when it has heard something: every service answers them with an error.
+    heard: Mutex<Vec<u64>>,
+    /// It takes its time to answer those.
+    pub(super) deaf: AtomicBool,
 }
 
 impl Service {
@@ -84,6 +89,10 @@ impl Service {
                 ToLibrary::Attach { attachment, mind, .. } => Told::Attach { attachment, mind },
                 ToLibrary::Detach { attachment } => Told::Detach(attachment),
                 ToLibrary::LetGo { attachment } => Told::LetGo(attachment),
+                ToLibrary::Call { call, method: "", .. } => {
+                    self.heard.lock().push(call);
+                    continue;
+                }
                 ToLibrary::Call { call, attachment, object, method, handles, arguments, .. } => Told::Call {
                     call,
                     attachment,
@@ -247,7 +256,14 @@ impl Pair {
         let entry = SessionEntry::new(&sessions, CONNECTION, "here", false, 0, mailbox);
         let backends = Arc::clone(&services) as Arc<dyn Backends>;
         let meter = Arc::default();
-        let context = SessionContext { number: CONNECTION, peer: "here".to_owned(), backends, entry, meter };
+        let context = SessionContext {
+            number: CONNECTION,
+            peer: "here".to_owned(),
+            backends,
+            entry,
+            meter,
+            rules: Arc::default(),
+        };
         let policy = Policy { stock: true, private: true, refusal: limits.refusal };
         let mut identities = BTreeMap::new();
         for name in ["alice", "bob"] {
@@ -297,6 +313,8 @@ impl Pair {
             session.refuse_due(now);
             let demands = session.demands();
             session.submit();
+            self.acknowledge();
+            let session = self.session();
             let came = std::mem::take(session.output());
             self.client.receive(&came);
             self.listen();
@@ -313,6 +331,20 @@ impl Pair {
             }
             if quiet {
                 return;
+            }
+        }
+    }
+
+    /// Services have heard what they were told.
+    pub(super) fn acknowledge(&mut self) {
+        let services: Vec<(&str, Vec<u64>)> = (self.services.0.iter())
+            .filter(|(_, service)| !service.deaf.load(Ordering::Relaxed))
+            .map(|(name, service)| (*name, std::mem::take(&mut *service.heard.lock())))
+            .collect();
+        for (name, calls) in services {
+            for call in calls {
+                let (class, message) = ("twisted.spread.pb.DeadReferenceError", "");
+                self.says_as(1, name, &ToHost::Failed { call, class, message, fault: false, detail: &[] });
             }
         }
     }
@@ -366,6 +398,11 @@ impl Pair {
                     Heard::Update { luid, method: call.method.to_owned(), luids: luids(&call.arguments) }
                 }
                 Event::Dropped(object) => Heard::Dropped(object),
+                Event::Uncached { luid, .. } => {
+                    // The client's own object, which nobody follows any more.
+                    output.uncache(luid);
+                    continue;
+                }
                 _ => continue,
             });
         }

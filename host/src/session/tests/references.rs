@@ -128,7 +128,7 @@ fn what_is_not_its_senders_to_name_does_not_go_through() {
 }
 
 #[test]
-fn an_unknown_cached_number_costs_nothing_and_a_cacheable_of_the_clients_is_given_back() {
+fn an_unknown_cached_number_costs_nothing() {
     let (mut pair, _, perspective) = attached();
     let before = pair.session().output().len();
     pair.call(Target::Luid(perspective), "m", &references(b"cached", &[99]));
@@ -138,15 +138,112 @@ fn an_unknown_cached_number_costs_nothing_and_a_cacheable_of_the_clients_is_give
     pair.session().serve(now).unwrap();
     let out = pair.session().output()[before..].to_vec();
     assert!(!out.windows(7).any(|window| window == b"decache"), "no word of 99 goes back");
-    pair.turn();
-    // One that comes with its state is ended by the client's own broker.
+}
+
+/// A tuple of one cached object of the client's, with its state the first time.
+fn own_cached(pair: &mut Pair, object: char) -> (u64, Vec<u8>) {
     let mut arguments = Vec::new();
     token::list(&mut arguments, 2);
     token::bytes(&mut arguments, b"tuple");
-    let (luid, _) = pair.client.output.tables.cache(&'c').unwrap();
-    arguments.extend_from_slice(&cache(luid, &[]));
-    assert_eq!(arrives(&mut pair, perspective, &arguments), Err(INSECURE.to_owned()));
+    let (luid, first) = pair.client.output.tables.cache(&object).unwrap();
+    match first {
+        true => arguments.extend_from_slice(&cache(luid, &[])),
+        false => {
+            token::list(&mut arguments, 2);
+            token::bytes(&mut arguments, b"cached");
+            token::uint(&mut arguments, luid);
+        }
+    }
+    (luid, arguments)
+}
+
+#[test]
+fn a_cacheable_of_the_clients_is_followed_comes_home_and_is_given_back_as_often_as_it_came() {
+    let (mut pair, attachment, perspective) = attached();
+    let (luid, first) = own_cached(&mut pair, 'c');
+    let (call, arguments, handles) = arrives(&mut pair, perspective, &first).unwrap();
+    assert_eq!(handles.len(), 1);
+    assert!(arguments.windows(8).any(|window| window == b"board.Bo"), "its state comes with it");
+    answer(&mut pair, call, &references(b"local", &handles), &[]);
+    let home = pair.heard.iter().find_map(|heard| match heard {
+        Heard::Answer { value, .. } => Some(value.encode()),
+        _ => None,
+    });
+    assert_eq!(home, Some(references(b"lcache", &[luid])));
+    // Once more, without its state: the same object.
+    let (_, second) = own_cached(&mut pair, 'c');
+    let (call, arguments, again) = arrives(&mut pair, perspective, &second).unwrap();
+    assert_eq!((again.as_slice(), arguments), (handles.as_slice(), references(b"cached", &handles)));
+    answer(&mut pair, call, &references(b"remote", &[]), &[]);
+    // It changes: who follows it is called, by the attachment that it came by.
+    let empty = [1, 0x80, 11, 0x87];
+    let nothing = pb::Jelly::new(&empty, &[], 0, 4);
+    let keywords = [1, 0x80, 5, 0x87];
+    let none = pb::Jelly::new(&keywords, &[], 0, 4);
+    let never = |_: &mut pb::Tables<char>, _: &jelly::Reference| Err::<pb::Translated, ()>(());
+    pair.client.output.update_translated(luid, "moved", &nothing, &none, never).unwrap();
+    pair.turn();
+    let told = pair.told("board");
+    let observed = told.iter().find_map(|told| match told {
+        Told::Call { attachment, object, method, .. } => Some((*attachment, *object, method.clone())),
+        _ => None,
+    });
+    assert_eq!(observed, Some((attachment, handles[0], "moved".to_owned())));
+    // It came twice, and is given back twice.
+    pair.says("board", &ToHost::Release { handle: handles[0], count: 1 });
+    assert_eq!(pair.client.output.tables.held().1, 1);
+    pair.says("board", &ToHost::Release { handle: handles[0], count: 1 });
     assert_eq!(pair.client.output.tables.held().1, 0);
+}
+
+#[test]
+fn a_cacheable_of_the_clients_is_one_services() {
+    let (mut pair, _, perspective) = attached();
+    let (_, first) = own_cached(&mut pair, 'c');
+    let (_, _, handles) = arrives(&mut pair, perspective, &first).unwrap();
+    let avatar = pair.login("alice", None);
+    let (_, mail) = pair.attach(avatar, "mail", "alice", None);
+    let (_, second) = own_cached(&mut pair, 'c');
+    let refused = match pair.begin("mail", mail, &second) {
+        (request, None) => pair.error(request),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(refused, INSECURE, "its state is not sent a second time");
+    // What it does not take is given back to the client; what the other has, stays.
+    assert_eq!(pair.client.output.tables.held().1, 1);
+    pair.says("board", &ToHost::Release { handle: handles[0], count: 1 });
+    assert_eq!(pair.client.output.tables.held().1, 0);
+}
+
+#[test]
+fn the_last_word_to_a_copy_comes_before_its_end() {
+    let (mut pair, attachment, perspective) = attached();
+    let (call, _, _) = arrives(&mut pair, perspective, &references(b"remote", &[])).unwrap();
+    answer(&mut pair, call, &cache(7, &[]), &[7]);
+    let luid = pair.heard.iter().find_map(|heard| match heard {
+        Heard::Answer { luids, .. } => luids.first().copied(),
+        _ => None,
+    });
+    let luid = luid.expect("it was sent");
+    pair.service("board").deaf.store(true, std::sync::atomic::Ordering::Relaxed);
+    pair.client.output.decache(luid);
+    pair.turn();
+    assert!(pair.client.output.tables.keeps(luid), "nobody has told the client yet that it is over");
+    let (arguments, keywords) = (&[1, 0x80, 11, 0x87][..], &[1, 0x80, 5, 0x87][..]);
+    let last = ToHost::Update { attachment, object: 7, method: "end", arguments, keywords, objects: &[] };
+    pair.says("board", &last);
+    assert!(
+        pair.heard
+            .iter()
+            .any(|heard| matches!(heard, Heard::Update { luid: of, method, .. } if *of == luid && method == "end"))
+    );
+    pair.service("board").deaf.store(false, std::sync::atomic::Ordering::Relaxed);
+    pair.turn();
+    pair.turn();
+    assert!(!pair.client.output.tables.keeps(luid));
+    pair.heard.clear();
+    pair.says("board", &last);
+    assert!(pair.heard.is_empty(), "what comes later reaches nobody");
 }
 
 /// Whatever becomes of a value, its objects are given back as often as they were counted.

@@ -1,0 +1,107 @@
+//! `#[derive(Fault)]`.
+
+use proc_macro2::TokenStream;
+use quote::quote;
+use syn::punctuated::Punctuated;
+use syn::spanned::Spanned;
+use syn::{Data, DeriveInput, Error, Fields, LitStr, Result, Token};
+
+/// What every failure has already: a field of such a name would take its place.
+const TAKEN: [&str; 12] = [
+    "type",
+    "value",
+    "parents",
+    "traceback",
+    "tb",
+    "frames",
+    "stack",
+    "count",
+    "unsafeTracebacks",
+    "captureVars",
+    "pickled",
+    "_frames",
+];
+
+struct Attribute {
+    class: LitStr,
+    message: Option<LitStr>,
+    parents: Vec<LitStr>,
+    instance: bool,
+}
+
+impl Attribute {
+    fn read(input: &DeriveInput) -> Result<Self> {
+        const USAGE: &str = "write #[fault(class = \"module.Class\")]; message = \"…\", parents = [\"…\"] and instance \
+                             may follow";
+        let (mut class, mut message, mut parents, mut instance) = (None, None, Vec::new(), false);
+        for attribute in input.attrs.iter().filter(|attribute| attribute.path().is_ident("fault")) {
+            attribute.parse_nested_meta(|meta| {
+                if meta.path.is_ident("class") {
+                    class = Some(meta.value()?.parse::<LitStr>()?);
+                } else if meta.path.is_ident("message") {
+                    message = Some(meta.value()?.parse::<LitStr>()?);
+                } else if meta.path.is_ident("parents") {
+                    let value = meta.value()?;
+                    let list;
+                    syn::bracketed!(list in value);
+                    parents = Punctuated::<LitStr, Token![,]>::parse_terminated(&list)?.into_iter().collect();
+                } else if meta.path.is_ident("instance") {
+                    instance = true;
+                } else {
+                    return Err(meta.error(USAGE));
+                }
+                Ok(())
+            })?;
+        }
+        let class: LitStr = class.ok_or_else(|| Error::new(input.ident.span(), USAGE))?;
+        if instance && !class.value().contains('.') {
+            return Err(Error::new(class.span(), "an instance is of a class with its module: \"module.Class\""));
+        }
+        Ok(Self { class, message, parents, instance })
+    }
+}
+
+pub(crate) fn expand(item: TokenStream) -> Result<TokenStream> {
+    let input: DeriveInput = syn::parse2(item)?;
+    let Attribute { class, message, parents, instance } = Attribute::read(&input)?;
+    let Data::Struct(data) = &input.data else {
+        return Err(Error::new(input.ident.span(), "a fault is a struct: one class, one type"));
+    };
+    let names: Vec<_> = match &data.fields {
+        Fields::Named(fields) => fields.named.iter().filter_map(|field| field.ident.as_ref()).collect(),
+        Fields::Unit => Vec::new(),
+        Fields::Unnamed(fields) => {
+            return Err(Error::new(fields.span(), "the fields of a fault have names: clients read them by these"));
+        }
+    };
+    if !instance && let Some(taken) = names.iter().find(|name| TAKEN.iter().any(|of| *name == of)) {
+        return Err(Error::new(taken.span(), format!("every failure has a {taken} already: call it otherwise")));
+    }
+    let me = &input.ident;
+    let (impl_generics, type_generics, bounds) = input.generics.split_for_impl();
+    let message = message.map_or_else(
+        || quote!(::std::string::String::new()),
+        |message| {
+            quote! {{
+                #[allow(unused_variables)]
+                let #me { #(#names),* } = &fault;
+                ::std::format!(#message)
+            }}
+        },
+    );
+    let parents = (!parents.is_empty()).then(|| quote!(let made = made.with_parents([#(#parents),*]);));
+    let fields = (!names.is_empty()).then(|| quote!(let made = made.with_fields(&fault);));
+    let whole = instance.then(|| quote!(let made = made.as_instance();));
+    Ok(quote! {
+        impl #impl_generics ::core::convert::From<#me #type_generics> for ::plugin_api::Fault #bounds {
+            #[track_caller]
+            fn from(fault: #me #type_generics) -> Self {
+                let made = ::plugin_api::Fault::new(#class, #message);
+                #parents
+                #fields
+                #whole
+                made
+            }
+        }
+    })
+}

@@ -1,0 +1,273 @@
+//! What a test's clients hold and give: references to a service's objects, objects of their own.
+
+use serde::de::DeserializeOwned;
+use serde::ser::Error as _;
+use serde::{Serialize, Serializer};
+
+use super::{Mind, TestCall, TestClient, TestHost};
+use crate::abi::frame::ToLibrary;
+use crate::fault::{Fault, Result};
+use crate::service::Service;
+use crate::{Node, RefKind, Value, ValueRef};
+
+/// A reference to an object of the service's that a client holds. Dropped, the client has let go of it.
+///
+/// As an argument of a call, it goes home: the service gets the object itself.
+///
+/// ```
+/// use plugin_api::prelude::*;
+/// use plugin_api::testing::TestHost;
+///
+/// # #[derive(Default)]
+/// # struct Desk;
+/// # #[service("desk", save = "never")]
+/// # impl Service for Desk {
+/// #     type Perspective = View_;
+/// # }
+/// struct Ticket(u32);
+///
+/// #[perspective]
+/// impl Ticket {
+///     fn number(&self) -> u32 {
+///         self.0
+///     }
+/// }
+///
+/// #[derive(Default)]
+/// struct View_;
+///
+/// #[perspective]
+/// impl View_ {
+///     fn ticket(&self) -> Handle<Ticket> {
+///         Handle::new(Ticket(7))
+///     }
+///
+///     fn read(&self, ticket: Handle<Ticket>) -> Result<u32> {
+///         ticket.read(|ticket| ticket.0)
+///     }
+/// }
+///
+/// let host = TestHost::<Desk>::start()?;
+/// let alice = host.attach("alice")?;
+/// let ticket = alice.reference("ticket", ())?;
+/// assert_eq!(ticket.call::<u32>("number", ())?, 7);
+/// assert_eq!(alice.call::<u32>("read", (&ticket,))?, 7);
+/// # Ok::<(), Fault>(())
+/// ```
+pub struct TestObject<'h, S: Service> {
+    host: &'h TestHost<S>,
+    attachment: u64,
+    number: u64,
+}
+
+/// An object of a test client's own, other than its mind: give it as an argument.
+///
+/// ```
+/// use plugin_api::prelude::*;
+/// use plugin_api::testing::TestHost;
+///
+/// # #[derive(Default)]
+/// # struct Radio;
+/// # #[service("radio", save = "never")]
+/// # impl Service for Radio {
+/// #     type Perspective = Listener;
+/// # }
+/// #[derive(Default)]
+/// struct Listener {
+///     observers: Vec<Remote>,
+/// }
+///
+/// #[perspective]
+/// impl Listener {
+///     fn observe(&mut self, observer: Remote) {
+///         self.observers.push(observer);
+///     }
+///
+///     fn unobserve(&mut self, observer: Remote) -> bool {
+///         let before = self.observers.len();
+///         self.observers.retain(|of| *of != observer);
+///         self.observers.len() < before
+///     }
+///
+///     fn play(&self, song: String) -> Result<()> {
+///         self.observers.iter().try_for_each(|observer| observer.notify("song", (&song,)))
+///     }
+/// }
+///
+/// let host = TestHost::<Radio>::start()?;
+/// let alice = host.attach("alice")?;
+/// let (said, heard) = std::sync::mpsc::channel();
+/// let observer = alice.give(move |method, _| Ok(said.send(method.to_owned()).map(|()| Value::none())?));
+/// alice.call::<()>("observe", (&observer,))?;
+/// alice.call::<()>("play", ("waltz",))?;
+/// assert_eq!(heard.try_recv()?, "song");
+/// assert!(alice.call::<bool>("unobserve", (&observer,))?);
+/// assert!(host.was_let_go(&observer)?, "the service holds it no more");
+/// # Ok::<(), Fault>(())
+/// ```
+#[derive(Debug)]
+pub struct TestRemote {
+    handle: u64,
+}
+
+/// A cacheable object of a test client's own: give it as an argument. Its state goes with it the first time.
+///
+/// See [`Followed`](crate::Followed).
+#[derive(Debug)]
+pub struct TestCached {
+    handle: u64,
+    class: String,
+    state: Value,
+    sent: std::cell::Cell<bool>,
+}
+
+impl Serialize for TestCached {
+    fn serialize<Z: Serializer>(&self, serializer: Z) -> std::result::Result<Z::Ok, Z::Error> {
+        if self.sent.replace(true) {
+            return serializer.serialize_newtype_struct(jelly::types::reference::CACHED, &self.handle);
+        }
+        let whole = (jelly::types::Name(&self.class), self.handle, &self.state);
+        serializer.serialize_newtype_struct(jelly::types::reference::CACHE, &whole)
+    }
+}
+
+impl<'h, S: Service> TestObject<'h, S> {
+    /// Calls a method of it; `arguments` is a tuple.
+    ///
+    /// # Errors
+    /// What a client would be told.
+    pub fn call<R: DeserializeOwned>(&self, method: &str, arguments: impl Serialize) -> Result<R> {
+        self.begin(method, arguments)?.wait()
+    }
+
+    /// Begins a call, to be waited for later.
+    ///
+    /// # Errors
+    /// When the arguments cannot be written.
+    pub fn begin(&self, method: &str, arguments: impl Serialize) -> Result<TestCall<'h, S>> {
+        let target = (self.attachment, self.number);
+        self.host.send_call(target, method, &arguments, &std::collections::HashMap::<String, u8>::new())
+    }
+
+    /// Whether both are references to the same object.
+    #[must_use]
+    pub fn is(&self, other: &Self) -> bool {
+        self.number == other.number
+    }
+}
+
+impl<S: Service> Serialize for TestObject<'_, S> {
+    fn serialize<Z: Serializer>(&self, serializer: Z) -> std::result::Result<Z::Ok, Z::Error> {
+        serializer.serialize_newtype_struct(jelly::types::reference::LOCAL, &self.number)
+    }
+}
+
+impl<S: Service> Drop for TestObject<'_, S> {
+    fn drop(&mut self) {
+        if let Ok(mut state) = self.host.state.try_borrow_mut() {
+            state.handed_out = state.handed_out.saturating_sub(1);
+        }
+        self.host.send(&ToLibrary::Dropped { object: self.number, count: 1, had: self.attachment });
+    }
+}
+
+impl<S: Service> std::fmt::Debug for TestObject<'_, S> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "TestObject({})", self.number)
+    }
+}
+
+impl Serialize for TestRemote {
+    fn serialize<Z: Serializer>(&self, serializer: Z) -> std::result::Result<Z::Ok, Z::Error> {
+        if self.handle == 0 {
+            return Err(Z::Error::custom("an object of nobody's"));
+        }
+        serializer.serialize_newtype_struct(jelly::types::reference::REMOTE, &self.handle)
+    }
+}
+
+impl<'h, S: Service> TestClient<'h, S> {
+    /// Calls a method that answers with a reference.
+    ///
+    /// # Errors
+    /// What a client would be told; a TypeError, when the answer is something else.
+    pub fn reference(&self, method: &str, arguments: impl Serialize) -> Result<TestObject<'h, S>> {
+        let mut all = self.references(method, arguments)?;
+        match all.len() {
+            1 => Ok(all.remove(0)),
+            many => Err(Fault::arguments(format!("the answer has {many} references, not one"))),
+        }
+    }
+
+    /// Calls a method whose answer has references; all of them, in order.
+    ///
+    /// # Errors
+    /// What a client would be told.
+    pub fn references(&self, method: &str, arguments: impl Serialize) -> Result<Vec<TestObject<'h, S>>> {
+        let answer: Value = self.call(method, arguments)?;
+        let mut found = Vec::new();
+        collect(answer.root(), &mut found);
+        let of = |number| TestObject { host: self.host, attachment: self.attachment, number };
+        Ok(found.into_iter().map(of).collect())
+    }
+
+    /// Makes a cacheable object of this client's own, of this class and state (a struct or a map).
+    ///
+    /// # Errors
+    /// When the state cannot be written.
+    pub fn give_cached(&self, class: &str, state: &impl Serialize) -> Result<TestCached> {
+        let handle = self.attachment | self.host.number();
+        let (class, state) = (class.to_owned(), Value::from_typed(state)?);
+        Ok(TestCached { handle, class, state, sent: std::cell::Cell::new(false) })
+    }
+
+    /// Tells the service of a change to a cacheable object that it has a copy of; `arguments` is a tuple.
+    ///
+    /// # Errors
+    /// What the client would be told.
+    pub fn tell(&self, cached: &TestCached, method: &str, arguments: impl Serialize) -> Result<()> {
+        let target = (self.attachment, cached.handle);
+        self.host.send_call(target, method, &arguments, &std::collections::HashMap::<String, u8>::new())?.wait()
+    }
+
+    /// Makes an object of this client's own: whatever the service calls of it goes to `object`, by method and arguments,
+    /// while the test waits for something.
+    #[must_use]
+    pub fn give(&self, object: impl FnMut(&str, Value) -> Result<Value> + 'static) -> TestRemote {
+        let handle = self.attachment | self.host.number();
+        let object: Mind = Box::new(object);
+        self.host.state.borrow_mut().minds.insert(handle, object);
+        TestRemote { handle }
+    }
+}
+
+impl<S: Service> TestHost<S> {
+    /// Whether the service holds no reference to an object any more that a client gave it.
+    ///
+    /// # Errors
+    /// When the service has ended.
+    pub fn was_let_go(&self, object: &TestRemote) -> Result<bool> {
+        self.settle()?;
+        Ok(self.state.borrow().sent.get(&object.handle).is_none_or(|count| *count == 0))
+    }
+
+    /// How many references to the service's objects clients hold, by what the service has counted as handed out.
+    ///
+    /// # Errors
+    /// When the service has ended.
+    pub fn handed_out(&self) -> Result<u64> {
+        self.settle()?;
+        Ok(self.state.borrow().handed_out)
+    }
+}
+
+fn collect(value: ValueRef<'_>, found: &mut Vec<u64>) {
+    if let Node::Reference(RefKind::Remote, Some(number)) = value.node() {
+        found.push(number);
+    }
+    value.items().for_each(|item| collect(item, found));
+    for (key, value) in value.pairs() {
+        collect(key, found);
+        collect(value, found);
+    }
+}
