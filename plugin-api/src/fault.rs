@@ -177,7 +177,7 @@ impl Fault {
     /// An error that comes from elsewhere, as it crossed the wall.
     pub(crate) fn received(class: &str, message: &str, detail: &[u8]) -> Self {
         let detail = if detail.is_empty() { None } else { jelly::from_slice(detail).ok().map(Box::new) };
-        Self { place: None, detail, ..Self::new(class, message) }
+        Self { place: None, detail, ..Self::new(exceptions::bare(class), message) }
     }
 
     /// What it has beside its class and its words, to cross the wall; empty: nothing.

@@ -196,6 +196,18 @@ impl TestHost {
         self.address
     }
 
+    /// The most memory that the host has had resident, in bytes.
+    ///
+    /// # Panics
+    /// When it does not run.
+    #[must_use]
+    pub fn peak_memory(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("it runs");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("it has memory");
+        let kilobytes: u64 = line.trim().trim_end_matches(" kB").trim().parse().expect("a number");
+        kilobytes * 1024
+    }
+
     #[must_use]
     pub fn port(&self) -> String {
         self.address.port().to_string()

@@ -87,7 +87,7 @@ async def seed(reactor, port):
     assert await mine.callRemote("callme", mind) == ["pong", (1,), {"k": "v"}]
     assert await mine.callRemote("giveback", mind) is mind
     assert await mine.callRemote("echo", [mind, {"k": mind}]) == [mind, {"k": mind}]
-    assert await mine.callRemote("trapme", mind) == "builtins.ValueError"
+    assert await mine.callRemote("trapme", mind) == "ValueError"
     thing = await mine.callRemote("thing")
     assert await thing.callRemote("touch") == 1
     assert await (await mine.callRemote("thing")).callRemote("touch") == 2

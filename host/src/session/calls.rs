@@ -28,6 +28,8 @@ pub(crate) struct InFlight {
     pub(crate) request: u64,
     /// Whether the client wants an answer.
     pub(crate) answer: bool,
+    /// How many bytes its arguments have.
+    pub(crate) size: usize,
 }
 
 /// A call's method, arguments and keywords as the service reads them, one behind the other in one buffer.
@@ -108,8 +110,12 @@ pub(crate) struct Ended {
 /// All calls of a connection.
 pub(crate) struct Calls {
     in_flight: Table<CallKind, InFlight>,
-    parked: VecDeque<Parked>,
+    in_flight_bytes: usize,
+    /// Each with how many had waited when it came, itself included.
+    parked: VecDeque<(u64, Parked)>,
     parked_bytes: usize,
+    /// How many have waited so far.
+    waited: u64,
     /// How large an answer is likely to be, in bytes: quick to rise, slow to fall.
     answer_size: usize,
     /// By the broker's number.
@@ -122,8 +128,10 @@ impl Default for Calls {
     fn default() -> Self {
         Self {
             in_flight: Table::default(),
+            in_flight_bytes: 0,
             parked: VecDeque::new(),
             parked_bytes: 0,
+            waited: 0,
             answer_size: FIRST_ANSWER,
             outgoing: BTreeMap::new(),
             by_call: BTreeMap::new(),
@@ -144,11 +152,18 @@ impl Calls {
     /// Whether a call that comes now begins at once, and not behind others that wait.
     #[must_use]
     pub(crate) fn admits(&self, unread: usize, limits: &PeerLimits) -> bool {
-        self.parked.is_empty() && self.in_flight.len() < self.window(unread, limits)
+        self.parked.is_empty() && self.has_room(unread, limits)
+    }
+
+    /// Whether one more may be under way: by their number, and by what their arguments have.
+    fn has_room(&self, unread: usize, limits: &PeerLimits) -> bool {
+        let under_way = self.in_flight.len();
+        under_way < self.window(unread, limits) && (under_way < LEAST_CALLS || self.in_flight_bytes <= limits.parked)
     }
 
     /// A call begins; its number from now on.
     pub(crate) fn begin(&mut self, call: InFlight) -> CallNo {
+        self.in_flight_bytes += call.size;
         self.in_flight.insert(call)
     }
 
@@ -161,16 +176,17 @@ impl Calls {
             return Err(Box::new(parked));
         }
         self.parked_bytes += parked.size();
-        self.parked.push_back(parked);
+        self.waited += 1;
+        self.parked.push_back((self.waited, parked));
         Ok(())
     }
 
     /// The next that waits, if there is room for it.
     pub(crate) fn unpark(&mut self, unread: usize, limits: &PeerLimits) -> Option<Parked> {
-        if self.parked.is_empty() || self.in_flight.len() >= self.window(unread, limits) {
+        if self.parked.is_empty() || !self.has_room(unread, limits) {
             return None;
         }
-        let parked = self.parked.pop_front()?;
+        let (_, parked) = self.parked.pop_front()?;
         self.parked_bytes -= parked.size();
         Some(parked)
     }
@@ -180,7 +196,9 @@ impl Calls {
         if self.in_flight.get(no)?.slot != slot {
             return None;
         }
-        self.in_flight.remove(no)
+        let call = self.in_flight.remove(no)?;
+        self.in_flight_bytes -= call.size;
+        Some(call)
     }
 
     /// An answer had this size, in bytes.
@@ -219,11 +237,12 @@ impl Calls {
         for (no, call) in self.in_flight.take(|_, call| is_gone(call.attachment)) {
             ended.owed.extend(call.answer.then_some(call.request));
             ended.begun.push((call.slot, no));
+            self.in_flight_bytes -= call.size;
         }
         let (parked, stay): (VecDeque<_>, VecDeque<_>) =
-            std::mem::take(&mut self.parked).into_iter().partition(|parked| is_gone(parked.call.attachment));
+            std::mem::take(&mut self.parked).into_iter().partition(|(_, parked)| is_gone(parked.call.attachment));
         self.parked = stay;
-        for parked in parked {
+        for (_, parked) in parked {
             self.parked_bytes -= parked.size();
             ended.owed.extend(parked.call.answer.then_some(parked.call.request));
             ended.handles.extend(parked.handles.iter().map(|handle| (parked.call.slot, *handle)));
@@ -244,7 +263,29 @@ impl Calls {
     /// The client's calls that are owed an answer, by its numbers.
     pub(crate) fn owed(&self) -> impl Iterator<Item = u64> {
         let begun = self.in_flight.iter().map(|(_, call)| call);
-        begun.chain(self.parked.iter().map(|parked| &parked.call)).filter(|call| call.answer).map(|call| call.request)
+        begun
+            .chain(self.parked.iter().map(|(_, parked)| &parked.call))
+            .filter(|call| call.answer)
+            .map(|call| call.request)
+    }
+
+    /// How many have waited so far: what the client says now comes behind all of them.
+    #[must_use]
+    pub(crate) fn waited(&self) -> u64 {
+        self.waited
+    }
+
+    /// Whether of the first so many that have waited none waits any more.
+    #[must_use]
+    pub(crate) fn has_begun(&self, waited: u64) -> bool {
+        self.parked.front().is_none_or(|(place, _)| *place > waited)
+    }
+
+    /// Whether so much waits for room that no more is to be read. While a service waits for an answer of this client's, it
+    /// is: the answer may be behind the calls.
+    #[must_use]
+    pub(crate) fn is_crowded(&self, limits: &PeerLimits) -> bool {
+        self.parked_bytes > limits.parked / 2 && self.outgoing.is_empty()
     }
 
     /// Whether any wait for room.
@@ -276,7 +317,7 @@ mod tests {
     }
 
     fn call(attachment: AttachmentNo, request: u64) -> InFlight {
-        InFlight { slot: SlotNo(1), attachment, request, answer: true }
+        InFlight { slot: SlotNo(1), attachment, request, answer: true, size: 0 }
     }
 
     fn parked(attachment: AttachmentNo, request: u64, size: usize) -> Parked {

@@ -96,6 +96,9 @@ impl Owners {
     }
 
     fn call_login(&mut self, object: Option<LoginNo>, call: &Call<'_>, now: Now) {
+        if object.is_none() && call.method == "username" {
+            self.values.set_old();
+        }
         let outcome = self.login.call(&mut self.output.tables, object, call, now);
         // The client counts each reference as sent; log-in keeps one at most.
         let mut kept = outcome.kept;
@@ -120,7 +123,8 @@ impl Owners {
             }
         };
         let slot = backend.number();
-        let in_flight = InFlight { slot, attachment, request: call.request, answer: call.answer };
+        let size = call.arguments.bytes().len() + call.keywords.bytes().len();
+        let in_flight = InFlight { slot, attachment, request: call.request, answer: call.answer, size };
         let begins = self.calls.admits(self.output.bytes.len(), self.limits());
         self.attachments.call_began(attachment);
         if begins && references().next().is_none() {
@@ -221,6 +225,7 @@ impl Owners {
             let Some(attached) = self.attachments.get(call.attachment) else { continue };
             let backend = Arc::clone(&attached.backend);
             self.begin_call(&backend, call, object, words.parts(), &handles);
+            self.deliver_late();
         }
     }
 
@@ -292,7 +297,7 @@ impl Owners {
         };
         self.attachments.call_began(attachment);
         let number = *number;
-        let call = InFlight { slot: *slot, attachment, request: luid, answer: false };
+        let call = InFlight { slot: *slot, attachment, request: luid, answer: false, size: 0 };
         self.released(released);
         let until = self.begin_call(&backend, call, number, ("", NO_ARGUMENTS, NO_KEYWORDS), &[]);
         self.leaving.push(Leaving { object, luid, by, until });

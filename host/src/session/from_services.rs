@@ -5,12 +5,12 @@ use pb::{Failure, Jelly, Target};
 use plugin_api::abi::Detail;
 use plugin_api::abi::frame::{self, ToHost, ToLibrary};
 
-use super::Owners;
 use super::attachments::Scope;
 use super::calls::{InFlight, Outgoing};
 use super::numbers::{AttachmentNo, CallNo, HandleNo, Object, Provenance};
 use super::outbox::Bounced;
 use super::references::{Released, Route, dead, reference, revoked};
+use super::{Late, Owners};
 use crate::multiservice::SlotNo;
 
 /// A service's error, as its client is told it.
@@ -266,11 +266,8 @@ impl Owners {
     }
 
     pub(super) fn released(&mut self, released: Released) {
-        let had = u64::from(self.context.number) << 32;
         for (slot, object, count) in released.objects {
-            if let Some(backend) = self.outbox.backend(slot) {
-                self.outbox.notify(&backend, &ToLibrary::Dropped { object, count, had }, None);
-            }
+            self.say_late(Late::Dropped { slot, object, count });
         }
         for no in released.attachments {
             self.end_if_over(no);

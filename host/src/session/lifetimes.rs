@@ -11,7 +11,7 @@ use super::calls::Ended;
 use super::login::{Attach, Mind, Outcome, Step};
 use super::numbers::{AttachmentNo, HandleNo, Object, Provenance};
 use super::references::{Route, revoked};
-use super::{Demand, Owners, SessionContext};
+use super::{Demand, Late, Owners, SessionContext};
 use crate::cred::Identity;
 use crate::memory::Held;
 use crate::multiservice::{AttachmentChange, SlotNo};
@@ -138,11 +138,39 @@ impl Owners {
     /// The client gives a perspective back: what came by it lives on.
     pub(super) fn let_go(&mut self, no: AttachmentNo) {
         let Some(attached) = self.attachments.let_go(no) else { return };
-        let number = no.on(self.context.number);
-        let change = AttachmentChange::LetGo(number, linger(&self.context, number, attached, attached.mind));
-        self.outbox.notify(&attached.backend, &ToLibrary::LetGo { attachment: number }, Some(change));
         self.context.entry.detached(&attached.listed());
+        self.say_late(Late::LetGo(no));
         self.end_if_over(no);
+    }
+
+    /// A service is to hear this behind all calls that the client has made so far: at once, unless some of them wait.
+    pub(super) fn say_late(&mut self, late: Late) {
+        self.late.push_back((self.calls.waited(), late));
+        self.deliver_late();
+    }
+
+    /// Says what no call waits before any more.
+    pub(super) fn deliver_late(&mut self) {
+        while let Some((_, late)) = self.late.pop_front_if(|(waited, _)| self.calls.has_begun(*waited)) {
+            match late {
+                Late::Dropped { slot, object, count } => {
+                    let had = u64::from(self.context.number) << 32;
+                    if let Some(backend) = self.outbox.backend(slot) {
+                        self.outbox.notify(&backend, &ToLibrary::Dropped { object, count, had }, None);
+                    }
+                }
+                Late::LetGo(no) => {
+                    // It may have ended meanwhile.
+                    let Some(attached) = self.attachments.get(no).filter(|attached| attached.is_let_go()) else {
+                        continue;
+                    };
+                    let number = no.on(self.context.number);
+                    let change =
+                        AttachmentChange::LetGo(number, linger(&self.context, number, attached, attached.mind));
+                    self.outbox.notify(&attached.backend, &ToLibrary::LetGo { attachment: number }, Some(change));
+                }
+            }
+        }
     }
 
     /// An identity is this now, or is no more: what it may not have any longer ends.
@@ -234,6 +262,8 @@ impl Owners {
             self.revoke(&gone);
         }
         let mut ended = self.calls.end(&numbers);
+        // Before what ends them.
+        self.deliver_late();
         let asked = gone.iter().filter_map(|(_, attached)| match attached.phase {
             Phase::Asked { request } => request,
             _ => None,

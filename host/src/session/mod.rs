@@ -30,7 +30,7 @@ mod values;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -101,6 +101,14 @@ struct Leaving {
     until: CallNo,
 }
 
+/// What a service hears of what the client holds: behind the calls that the client made before, some of which may wait.
+enum Late {
+    /// References to an object of the service's were given back, so many.
+    Dropped { slot: SlotNo, object: u64, count: u64 },
+    /// A perspective was let go of.
+    LetGo(AttachmentNo),
+}
+
 /// All but what comes in, so that an event can be looked at while it is served.
 struct Owners {
     output: Output<Object>,
@@ -112,6 +120,8 @@ struct Owners {
     values: Values,
     /// Copies that the client has let go of, and their services have not heard of it yet.
     leaving: Vec<Leaving>,
+    /// What services are to hear behind calls that wait.
+    late: VecDeque<(u64, Late)>,
     /// What everybody can call by name, as far as this client has called it.
     named: BTreeMap<String, AttachmentNo>,
     context: SessionContext,
@@ -137,6 +147,7 @@ impl Session {
             outbox: Outbox::new(Lane { connection: context.number, meter: Arc::clone(&context.meter) }),
             values: Values::new(limits.after.jelly),
             leaving: Vec::new(),
+            late: VecDeque::new(),
             named: BTreeMap::new(),
             context,
             limits,
@@ -194,7 +205,7 @@ impl Session {
     pub(crate) fn serve(&mut self, now: Now) -> Result<(), Violation> {
         loop {
             self.raise_limits();
-            if self.owners.login.is_full() {
+            if self.is_waiting() {
                 return Ok(());
             }
             let Self { input, owners, .. } = self;
@@ -322,10 +333,10 @@ impl Session {
         self.owners.limits()
     }
 
-    /// Whether log-in is to be answered before more is read.
+    /// Whether log-in is to be answered, or calls that wait are to begin, before more is read.
     #[must_use]
     pub(crate) fn is_waiting(&self) -> bool {
-        self.owners.login.is_full()
+        self.owners.login.is_full() || self.owners.calls.is_crowded(self.owners.limits())
     }
 
     /// Whether calls wait for others to end, or for answers to be read.

@@ -17,6 +17,8 @@ pub(super) fn defective(defect: &Defect) -> Failure {
 /// Scanners that are used again and again, while there is something to scan.
 pub(super) struct Values {
     limits: Limits,
+    /// Whether the client is a Twisted of 2005.
+    old: bool,
     scanners: Option<Box<Scanners>>,
 }
 
@@ -26,15 +28,20 @@ struct Scanners {
 }
 
 impl Scanners {
-    fn new(limits: Limits) -> Box<Self> {
-        let scanner = || Scanner::new(Shape::Value, limits);
+    fn new(limits: Limits, old: bool) -> Box<Self> {
+        let scanner = || Scanner::new(Shape::Value, limits).for_twisted_of_2005(old);
         Box::new(Self { value: scanner(), keywords: scanner() })
     }
 }
 
 impl Values {
     pub(super) fn new(limits: Limits) -> Self {
-        Self { limits, scanners: None }
+        Self { limits, old: false, scanners: None }
+    }
+
+    /// The client has said a word that only a Twisted of 2005 says: it is sent nothing that it could not read.
+    pub(super) fn set_old(&mut self) {
+        (self.old, self.scanners) = (true, None);
     }
 
     /// Gives the scanners back: nothing has come for a while.
@@ -47,7 +54,7 @@ impl Values {
     /// # Errors
     /// Why no client can be sent it.
     pub(super) fn answer(&mut self, value: &[u8]) -> Result<&[Reference], Failure> {
-        let scanners = self.scanners.get_or_insert_with(|| Scanners::new(self.limits));
+        let scanners = self.scanners.get_or_insert_with(|| Scanners::new(self.limits, self.old));
         if let Err(why) = whole(scanners.value.scan(value), value.len()) {
             self.scanners = None;
             return Err(Failure::new("twisted.spread.pb.Error", format!("the service's answer cannot be sent: {why}")));
@@ -64,7 +71,7 @@ impl Values {
         arguments: &'v [u8],
         keywords: &'v [u8],
     ) -> Result<(Jelly<'v>, Jelly<'v>), Failure> {
-        let mut scanners = self.scanners.take().unwrap_or_else(|| Scanners::new(self.limits));
+        let mut scanners = self.scanners.take().unwrap_or_else(|| Scanners::new(self.limits, self.old));
         let checked = whole(scanners.value.scan(arguments), arguments.len())
             .and_then(|()| whole(scanners.keywords.scan(keywords), keywords.len()));
         if let Err(why) = checked {

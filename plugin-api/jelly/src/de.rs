@@ -377,6 +377,8 @@ impl<'de> Deserializer<'de> {
             Head::List(_, length) => self.list(length, visitor),
             Head::Decimal => self.list(2, visitor),
             Head::Dictionary(length) => self.pairs(length, visitor),
+            // A copyable that may be one of several: told apart by what it has.
+            Head::Instance(_, 1) => de::Deserializer::deserialize_map(self, visitor),
             Head::Handle(..) | Head::Instance(..) | Head::Shared(..) => Err(unexpected("a plain value", &head)),
         }
     }
@@ -618,7 +620,12 @@ impl<'de> de::Deserializer<'de> for &mut Deserializer<'de> {
             }
             Head::Dictionary(1) => {
                 this.pair()?;
-                visitor.visit_enum(Variant { de: this })
+                visitor.visit_enum(Variant { de: this, class: None })
+            }
+            // A copyable: each of its classes is a variant.
+            Head::Instance(class, 1) => {
+                let class = std::str::from_utf8(class).map_err(|_| Error::NotUtf8)?;
+                visitor.visit_enum(Variant { de: this, class: Some(class) })
             }
             other => Err(unexpected("a variant", &other)),
         })
@@ -683,6 +690,8 @@ impl<'de> MapAccess<'de> for &mut Elements<'_, 'de> {
 
 struct Variant<'a, 'de> {
     de: &'a mut Deserializer<'de>,
+    /// Its name, where that has been read.
+    class: Option<&'de str>,
 }
 
 impl<'de> EnumAccess<'de> for Variant<'_, 'de> {
@@ -690,7 +699,10 @@ impl<'de> EnumAccess<'de> for Variant<'_, 'de> {
     type Variant = Self;
 
     fn variant_seed<V: DeserializeSeed<'de>>(self, seed: V) -> Result<(V::Value, Self)> {
-        let value = seed.deserialize(&mut *self.de)?;
+        let value = match self.class {
+            Some(class) => seed.deserialize(de::value::BorrowedStrDeserializer::<Error>::new(class))?,
+            None => seed.deserialize(&mut *self.de)?,
+        };
         Ok((value, self))
     }
 }

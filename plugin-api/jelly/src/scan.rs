@@ -111,6 +111,9 @@ pub enum Defect {
     /// An instance of a class that its receiver has not named.
     #[error("an instance of {0}, a class that this service does not name as copyable")]
     UnnamedClass(String),
+    /// A type that Twisted of 2005 does not know: it ends its connection over one.
+    #[error("a {0}, which a Twisted as old as this client's does not know")]
+    TooNew(String),
     /// Tokens that are not Banana, where the framing was known otherwise.
     #[error(transparent)]
     Banana(BananaError),
@@ -243,6 +246,8 @@ pub struct Scanner {
     shape: Shape,
     limits: Limits,
     classes: Classes,
+    /// Whether types that came after 2005 are a defect.
+    old: bool,
     at: usize,
     stack: Vec<Frame>,
     /// After a defect: the tokens still to come, whatever they mean.
@@ -267,6 +272,7 @@ impl Scanner {
             shape,
             limits,
             classes: Classes::Any,
+            old: false,
             at: 0,
             stack: Vec::new(),
             pending: 0,
@@ -286,6 +292,13 @@ impl Scanner {
     #[must_use]
     pub fn with_classes(self, classes: Classes) -> Self {
         Self { classes, ..self }
+    }
+
+    /// The same scanner, for values on their way to a Twisted of 2005 (2.1.0), if `old`: sets, frozensets and decimals, which
+    /// it does not know, are a defect.
+    #[must_use]
+    pub fn for_twisted_of_2005(self, old: bool) -> Self {
+        Self { old, ..self }
     }
 
     /// Changes the limits, from the next token on (a peer has logged in).
@@ -416,6 +429,9 @@ impl Scanner {
                 let Token::Bytes(name) = token else {
                     return Err(Defect::Untagged);
                 };
+                if self.old && matches!(name, b"set" | b"frozenset" | b"decimal") {
+                    return Err(Defect::TooNew(shown(name)));
+                }
                 frame.kind = kind_of(name, frame.left)?;
                 if frame.kind == Kind::Instance && !self.classes.has(name) {
                     return Err(Defect::UnnamedClass(shown(name)));

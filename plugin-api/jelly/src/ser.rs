@@ -332,6 +332,10 @@ impl<'a> ser::Serializer for &'a mut Serializer<'_> {
         variant: &'static str,
         value: &T,
     ) -> Result<()> {
+        if variant.contains('.') {
+            self.tagged(variant, 1);
+            return value.serialize(self);
+        }
         self.tagged("dictionary", 1);
         self.pair(variant);
         value.serialize(self)
@@ -385,8 +389,12 @@ impl<'a> ser::Serializer for &'a mut Serializer<'_> {
         variant: &'static str,
         length: usize,
     ) -> Result<Compound<'a>> {
-        self.tagged("dictionary", 1);
-        self.pair(variant);
+        if variant.contains('.') {
+            self.tagged(variant, 1);
+        } else {
+            self.tagged("dictionary", 1);
+            self.pair(variant);
+        }
         Ok(self.begin("dictionary", Some(length)))
     }
 
