@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 use std::sync::{Mutex, OnceLock};
 
 /// The sample services and the services for tests, which are all built at once.
-const LIBRARIES: [&str; 14] = [
+const LIBRARIES: [&str; 15] = [
     "todo",
     "scores",
     "chat",
@@ -21,6 +21,7 @@ const LIBRARIES: [&str; 14] = [
     "ledger-next",
     "judge",
     "exchange",
+    "buildmaster",
 ];
 
 /// What is built is built as this program was.

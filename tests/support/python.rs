@@ -9,6 +9,8 @@ use rustix::fs::{FlockOperation, flock};
 
 /// Today's Twisted, with what it needs for TLS and for SSH keys.
 const TWISTED: &str = "Twisted[tls,conch]==26.10.0";
+/// A product that speaks Perspective Broker.
+const BUILDBOT: &str = "buildbot-worker==4.3.0";
 
 /// A Python with today's Twisted, set up under the target directory by the first test that wants it.
 ///
@@ -17,35 +19,47 @@ const TWISTED: &str = "Twisted[tls,conch]==26.10.0";
 #[must_use]
 pub fn python() -> PathBuf {
     static READY: OnceLock<PathBuf> = OnceLock::new();
-    READY
-        .get_or_init(|| {
-            let folder = crate::target().join("python");
-            std::fs::create_dir_all(&folder).expect("the folder for Python can be made");
-            // Several test programs may want it at once.
-            let lock = File::create(folder.join("lock")).expect("the lock can be made");
-            flock(&lock, FlockOperation::LockExclusive).expect("the lock can be taken");
-            let (environment, ready) = (folder.join("environment"), folder.join(format!("{TWISTED}.ready")));
-            let python = environment.join("bin/python");
-            if !ready.exists() {
-                set_up(&environment, &python);
-                File::create(ready).expect("the mark can be made");
-            }
-            python
-        })
-        .clone()
+    READY.get_or_init(|| environment("python", TWISTED)).clone()
 }
 
-fn set_up(environment: &Path, python: &Path) {
+/// The folder of the programs of buildbot's worker, of a version that is named here: set up as [`python`].
+///
+/// # Panics
+/// As [`python`].
+#[must_use]
+pub fn buildbot() -> PathBuf {
+    static READY: OnceLock<PathBuf> = OnceLock::new();
+    let python = READY.get_or_init(|| environment("buildbot", BUILDBOT));
+    python.parent().expect("it is in a folder").to_owned()
+}
+
+/// A Python with a package from PyPI, in a folder of this name under the target directory.
+fn environment(name: &str, package: &str) -> PathBuf {
+    let folder = crate::target().join(name);
+    std::fs::create_dir_all(&folder).expect("the folder for Python can be made");
+    // Several test programs may want it at once.
+    let lock = File::create(folder.join("lock")).expect("the lock can be made");
+    flock(&lock, FlockOperation::LockExclusive).expect("the lock can be taken");
+    let (environment, ready) = (folder.join("environment"), folder.join(format!("{package}.ready")));
+    let python = environment.join("bin/python");
+    if !ready.exists() {
+        set_up(&environment, &python, package);
+        File::create(ready).expect("the mark can be made");
+    }
+    python
+}
+
+fn set_up(environment: &Path, python: &Path, package: &str) {
     let made = Command::new("python3").args(["-m", "venv", "--clear"]).arg(environment).output();
     let made =
         made.unwrap_or_else(|error| panic!("these tests need python3 (3.9 or newer), which does not run: {error}"));
     let said = String::from_utf8_lossy(&made.stdout).into_owned();
     assert!(made.status.success(), "python3 cannot make an environment; install python3-venv: {said}");
     let installed = Command::new(python)
-        .args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", TWISTED])
+        .args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", package])
         .status()
         .expect("pip runs");
-    assert!(installed.success(), "{TWISTED} cannot be installed from PyPI; pip says why above");
+    assert!(installed.success(), "{package} cannot be installed from PyPI; pip says why above");
 }
 
 /// Runs one of `tests/twisted`'s programs, which asserts for itself; answers with what it prints.
