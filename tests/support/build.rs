@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 use std::sync::{Mutex, OnceLock};
 
 /// The sample services and the services for tests, which are all built at once.
-const LIBRARIES: [&str; 15] = [
+const LIBRARIES: [&str; 17] = [
     "todo",
     "scores",
     "chat",
@@ -22,6 +22,8 @@ const LIBRARIES: [&str; 15] = [
     "judge",
     "exchange",
     "buildmaster",
+    "howto",
+    "ponds",
 ];
 
 /// What is built is built as this program was.

@@ -76,6 +76,61 @@ pub fn twisted(program: &str, arguments: &[&str]) -> String {
 /// # Panics
 /// When it fails, or Twisted 2.1.0 cannot be had though there is a python2.7.
 pub fn twisted_of_2005(program: &str, arguments: &[&str]) -> Option<String> {
+    let (python, path) = of_2005()?;
+    Some(run(&python, &[("PYTHONPATH", path)], program, arguments))
+}
+
+/// A Python 2.7 that finds Twisted 2.1.0; `None`, and a word about it, where this machine has none.
+///
+/// # Panics
+/// As [`twisted_of_2005`].
+#[must_use]
+pub fn python_of_2005() -> Option<Command> {
+    let (python, path) = of_2005()?;
+    let mut command = Command::new(python);
+    command.env("PYTHONPATH", path);
+    Some(command)
+}
+
+/// The listings of Perspective Broker in Twisted's how-to, from its source archive on PyPI.
+///
+/// # Panics
+/// When it cannot be had.
+#[must_use]
+pub fn listings() -> PathBuf {
+    let python = python();
+    let folder = crate::target().join("python");
+    let lock = File::create(folder.join("lock")).expect("the lock can be made");
+    flock(&lock, FlockOperation::LockExclusive).expect("the lock can be taken");
+    let (source, ready) = (folder.join("twisted-26.10.0"), folder.join("source.ready"));
+    if !ready.exists() {
+        let mut pip = Command::new(&python);
+        pip.args(["-m", "pip", "--quiet", "--disable-pip-version-check", "download", "--no-deps"]);
+        pip.args(["--no-binary", ":all:", "Twisted==26.10.0"]).current_dir(&folder).stdout(Stdio::null());
+        assert!(pip.status().is_ok_and(|status| status.success()), "Twisted's source archive cannot be had from PyPI");
+        unpack(&folder, "twisted-26.10.0.tar.gz");
+        File::create(ready).expect("the mark can be made");
+    }
+    source.join("docs/core/howto/listings/pb")
+}
+
+/// The same of 2005: once [`python_of_2005`] has been asked for.
+#[must_use]
+pub fn listings_of_2005() -> PathBuf {
+    crate::target().join("python-2.7/Twisted-2.1.0/doc/howto/listings/pb")
+}
+
+fn unpack(folder: &Path, archive: &str) {
+    let unpacked = Command::new("python3")
+        .args(["-c", "import sys, tarfile; tarfile.open(sys.argv[1]).extractall('.')", archive])
+        .current_dir(folder)
+        .stderr(Stdio::null())
+        .status();
+    assert!(unpacked.is_ok_and(|status| status.success()), "{archive} cannot be had from PyPI, or not be unpacked");
+}
+
+/// A python2.7, and where it finds Twisted 2.1.0.
+fn of_2005() -> Option<(PathBuf, String)> {
     let Some(python) = python_2() else {
         crate::skipped("no python2.7 on this machine, which Twisted 2.1.0 needs");
         return None;
@@ -96,16 +151,10 @@ pub fn twisted_of_2005(program: &str, arguments: &[&str]) -> Option<String> {
         assert!(pip(&["install", "--target", "packages", "zope.interface<5"]), "zope.interface cannot be installed");
         File::create(packages.join("zope/__init__.py")).expect("the package can be marked");
         let _ = pip(&["download", "--no-deps", "--no-binary", ":all:", "Twisted==2.1.0"]);
-        let unpacked = Command::new("python3")
-            .args(["-c", "import tarfile; tarfile.open('Twisted-2.1.0.tar.bz2').extractall('.')"])
-            .current_dir(&folder)
-            .status();
-        assert!(unpacked.is_ok_and(|status| status.success()), "Twisted 2.1.0's archive cannot be had from PyPI");
+        unpack(&folder, "Twisted-2.1.0.tar.bz2");
         File::create(ready).expect("the mark can be made");
     }
-    drop(lock);
-    let path = format!("{}:{}", source.display(), packages.display());
-    Some(run(&python, &[("PYTHONPATH", path)], program, arguments))
+    Some((python, format!("{}:{}", source.display(), packages.display())))
 }
 
 fn python_2() -> Option<PathBuf> {
