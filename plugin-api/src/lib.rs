@@ -41,7 +41,7 @@
 //! * [`Cached`] is an object that clients get a copy of, and are told the changes of.
 //! * [`Remote`] is an object of the client's; [`Context`] is what the service knows of its surroundings.
 //! * [`Data`] is what the service keeps beside the states: an ordered space of keys, with transactions.
-//! * [`Fault`] is an error with the class name that clients trap it by.
+//! * [`Fault`](struct@Fault) is an error with the class name that clients trap it by.
 //! * [`testing`] runs a service in a unit test, without a host.
 //!
 //! The guide, from an empty folder to a served service, is `GUIDE.md` beside this crate.

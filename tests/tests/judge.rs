@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use serde::Deserialize;
 use system_tests::host::{TestHome, TestHost};
-use system_tests::python::twisted;
+use system_tests::python::{twisted, twisted_of_2005};
 
 /// What became of one test.
 #[derive(Debug, Deserialize)]
@@ -85,6 +85,22 @@ fn twisteds_own_tests_pass() {
     }
     assert!(failed.is_empty(), "{failed:?}");
     assert_eq!((passed.len(), not.len()), (56, 3), "as many as this Twisted has");
+}
+
+/// The same of 2005, where there is a python2.7.
+#[test]
+fn the_tests_of_2005_pass() {
+    let host = host(true, false, false);
+    let Some(said) = twisted_of_2005("judge_2005.py", &[&host.port()]) else { return };
+    let verdicts: Vec<Verdict> = said.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+    let (passed, failed) = (of(&verdicts, "passed"), of(&verdicts, "failed"));
+    let not = of(&verdicts, "does not apply");
+    println!("Twisted 2.1.0: {} passed, {} failed, {} do not apply", passed.len(), failed.len(), not.len());
+    for verdict in verdicts.iter().filter(|verdict| verdict.result != "passed") {
+        println!("{} {}: {}", verdict.test, verdict.result, verdict.why.as_deref().unwrap_or_default());
+    }
+    assert!(failed.is_empty(), "{failed:?}");
+    assert_eq!((passed.len(), not.len()), (14, 3), "as many as this Twisted has");
 }
 
 /// The judge sees it where a service answers wrongly: the control.
