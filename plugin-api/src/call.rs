@@ -324,7 +324,8 @@ impl Attachment {
             Mind::Value(value) => value,
             Mind::Object(_) => return Err(Fault::arguments("the client's mind is an object to call back, no value")),
         };
-        jelly::from_slice(value).map_err(|error| Fault::arguments(format!("the client's mind: {error}")))
+        let classes = Core::current().map_or(jelly::Classes::Any, |core| core.classes.get());
+        jelly::from_slice_with(value, classes).map_err(|error| Fault::arguments(format!("the client's mind: {error}")))
     }
 
     /// Whether nobody has logged in: the operator lets everybody in here, as `[pb] anonymous` or by a name of

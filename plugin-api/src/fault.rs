@@ -2,9 +2,11 @@
 
 use std::panic::Location;
 
-use jelly::exceptions;
+use jelly::{Classes, exceptions};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+
+use crate::runtime::core::Core;
 
 /// An error with the class name that clients trap it by.
 ///
@@ -110,7 +112,8 @@ impl Fault {
     }
 
     /// This error, with fields that the client can read: of a struct or a map. [`#[derive(Fault)]`](derive@crate::Fault)
-    /// uses it. What cannot be written (a reference, say) is left out.
+    /// uses it. They
+    /// have names, and no references: other fields, and those of a name that every failure has (`value`, say), are not sent.
     ///
     /// ```
     /// # use plugin_api::Fault;
@@ -122,10 +125,16 @@ impl Fault {
     /// ```
     #[must_use]
     pub fn with_fields<T: Serialize + ?Sized>(mut self, fields: &T) -> Self {
-        if let Ok(fields) = jelly::to_vec(fields)
-            && jelly::Deserializer::new(&fields).dictionary().is_ok()
-        {
-            self.detail_mut().fields = jelly::Bytes(fields);
+        let (mut bytes, mut references) = (Vec::new(), Vec::new());
+        let written = jelly::write_with(&mut bytes, fields, Classes::Any, &mut references);
+        // An object of the service's own was counted as handed out when it was written.
+        if let Some(core) = Core::current() {
+            let own = references.iter().filter(|(_, number)| number >> 32 == 0);
+            own.for_each(|(_, number)| core.dropped(*number, 1));
+        }
+        let mut reader = jelly::Deserializer::new(&bytes);
+        if written.is_ok() && references.is_empty() && reader.dictionary().is_ok() {
+            self.detail_mut().fields = jelly::Bytes(bytes);
         }
         self
     }

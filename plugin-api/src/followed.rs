@@ -91,13 +91,13 @@ pub trait Follow: DeserializeOwned + 'static {
 /// ```
 pub struct Followed<T> {
     shared: Rc<FollowedCell<T>>,
+    /// The client's object, which counts how often it came.
+    remote: Remote,
 }
 
 struct FollowedCell<T> {
     value: RefCell<T>,
     changed: Notify,
-    /// The client's object, which counts how often it came.
-    remote: Remote,
 }
 
 /// A copy, whatever its type.
@@ -144,20 +144,20 @@ impl<T: Follow> Followed<T> {
     /// Whether its client has gone: the copy changes no more.
     #[must_use]
     pub fn is_gone(&self) -> bool {
-        self.shared.remote.is_gone()
+        self.remote.is_gone()
     }
 }
 
 impl<T> Clone for Followed<T> {
     fn clone(&self) -> Self {
-        Self { shared: Rc::clone(&self.shared) }
+        Self { shared: Rc::clone(&self.shared), remote: self.remote.clone() }
     }
 }
 
 /// Whether both are copies of the same object.
 impl<T> PartialEq for Followed<T> {
     fn eq(&self, other: &Self) -> bool {
-        self.shared.remote == other.shared.remote
+        self.remote == other.remote
     }
 }
 
@@ -174,7 +174,7 @@ impl<T> Serialize for Followed<T> {
         if Core::current().is_none() {
             return Err(S::Error::custom("a client's object can be sent in calls only"));
         }
-        self.shared.remote.serialize(serializer)
+        self.remote.serialize(serializer)
     }
 }
 
@@ -191,8 +191,10 @@ impl<'de, T: Follow> Deserialize<'de> for Followed<T> {
             /// One that has come before.
             fn visit_u64<E: serde::de::Error>(self, handle: u64) -> std::result::Result<Followed<T>, E> {
                 Core::current()
-                    .and_then(|core| core.followed(handle)?.any().downcast::<FollowedCell<T>>().ok())
-                    .map(|shared| Followed { shared })
+                    .and_then(|core| {
+                        let shared = core.followed(handle)?.any().downcast::<FollowedCell<T>>().ok()?;
+                        Some(Followed { shared, remote: core.arriving(handle)? })
+                    })
                     .ok_or_else(|| E::custom("a cached object of the client's that is not there any more"))
             }
 
@@ -208,11 +210,10 @@ impl<'de, T: Follow> Deserialize<'de> for Followed<T> {
                 let core =
                     Core::current().ok_or_else(|| A::Error::custom("a client's object can come in calls only"))?;
                 let remote = core.arriving(handle).ok_or_else(short)?;
-                let cell = FollowedCell { value: RefCell::new(value), changed: Notify::new(), remote };
-                let shared = Rc::new(cell);
-                let weak: std::rc::Weak<dyn AnyFollowed> = Rc::<FollowedCell<T>>::downgrade(&shared);
-                core.follow(handle, weak);
-                Ok(Followed { shared })
+                let shared = Rc::new(FollowedCell { value: RefCell::new(value), changed: Notify::new() });
+                // Kept until the client has ended it: it may send it once more, without its state.
+                core.follow(handle, Rc::<FollowedCell<T>>::clone(&shared));
+                Ok(Followed { shared, remote })
             }
         }
         deserializer.deserialize_newtype_struct(jelly::types::reference::CACHE, Of(PhantomData))

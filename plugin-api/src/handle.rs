@@ -103,6 +103,10 @@ impl View {
 
 impl Object for View {
     fn invoke(&self, incoming: Incoming<'_>) -> Invoked {
+        // Whoever it is the view of may have been sent away, and another client may have it.
+        if !incoming.core.has(self.by.id()) {
+            return Invoked::Done(Err(crate::runtime::dead()));
+        }
         self.object.invoke(Incoming { attachment: &self.by, avatar: self.avatar.as_ref(), ..incoming })
     }
 

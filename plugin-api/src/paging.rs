@@ -55,12 +55,12 @@ const LARGEST: usize = 640 << 10;
 /// ```
 ///
 /// # Errors
-/// When the reader fails, or the client: it has gone, say. The collector is not told then: Twisted's has no word for it.
-///
-/// # Panics
-/// When `size` is 0, or more than 655,360 bytes: no peer reads that.
+/// When the reader fails, or the client: it has gone, say. The collector is not told then: Twisted's has no word for it. When
+/// `size` is 0, or more than 655,360 bytes: no peer reads that.
 pub async fn page(collector: &Remote, mut reader: impl AsyncRead + Unpin, size: usize) -> Result<u64> {
-    assert!((1..=LARGEST).contains(&size), "a page has 1 to {LARGEST} bytes, not {size}");
+    if !(1..=LARGEST).contains(&size) {
+        return Err(Fault::value(format!("a page has 1 to {LARGEST} bytes, not {size}")));
+    }
     let mut total = 0;
     let mut waiting: VecDeque<Pin<Box<dyn Future<Output = Result<()>>>>> = VecDeque::new();
     loop {

@@ -113,6 +113,8 @@ struct State {
     data: BTreeMap<Vec<u8>, Vec<u8>>,
     data_version: u64,
     ended: HashSet<u64>,
+    /// Clients' cacheable objects, and whether the service has their states.
+    copies: HashMap<u64, std::rc::Rc<Cell<bool>>>,
     /// How often clients' objects were sent, less how often they were given back.
     sent: HashMap<u64, u64>,
     /// How often the service's objects were handed out.
@@ -543,8 +545,17 @@ impl<S: Service> TestHost<S> {
                 state.answers.insert(call, Err(Fault::received(class, message, detail)));
             }
             ToHost::Release { handle, count } => {
-                if let Some(sent) = state.sent.get_mut(&handle) {
+                let left = state.sent.get_mut(&handle).map(|sent| {
                     *sent = sent.saturating_sub(count);
+                    *sent
+                });
+                // As a client does: what nobody has a copy of any more is ended.
+                if left == Some(0)
+                    && let Some(has) = state.copies.get(&handle)
+                {
+                    has.set(false);
+                    drop(state);
+                    tell(&ToLibrary::Uncached { handle });
                 }
             }
             ToHost::Save { perspective, state: saved, .. } => {

@@ -118,6 +118,9 @@ pub enum Event<'b, O> {
         /// The number that the peer knows it by.
         luid: u64,
     },
+    /// The peer has ended this cached object of its own: we have let go of it before, and it is not sent without its state any
+    /// more.
+    Ended(u64),
     /// The peer did not understand one of our messages.
     DidNotUnderstand,
 }
@@ -309,6 +312,8 @@ impl Input {
                     if !output.tables.forget(luid) {
                         return Err(PeerFault::UnknownReference("uncache", luid));
                     }
+                    self.served += end;
+                    return Ok(Some(Event::Ended(luid)));
                 }
                 Command::Unknown => {
                     let command = message.raw(0).unwrap_or_default().to_vec();

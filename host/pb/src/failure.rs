@@ -52,6 +52,10 @@ const TWISTED: [(&str, &[&str]); 10] = [
 /// Twisted's class for errors that are meant for clients.
 const ERROR: &str = "twisted.spread.pb.Error";
 
+/// So many classes are looked at that a failure is under, and so long is the name of one.
+const MOST_PARENTS: usize = 64;
+const LONGEST_NAME: usize = 512;
+
 /// The longest text that an error carries, in bytes: far below what breaks a peer's connection.
 const LONGEST: usize = 16 << 10;
 
@@ -94,12 +98,14 @@ impl Failure {
     /// or with their module, each with what it derives from.
     #[must_use]
     pub fn under<'p>(mut self, classes: impl IntoIterator<Item = &'p str>) -> Self {
+        // A class has a few; more are of somebody who wants others to have work.
         self.parents = vec![self.class.clone()];
         if exceptions::bases(&self.class).is_some() {
             self.parents.clear();
             under(&mut self.parents, &self.class);
         }
-        classes.into_iter().for_each(|class| under(&mut self.parents, class));
+        let classes = classes.into_iter().filter(|class| class.len() <= LONGEST_NAME);
+        classes.take(MOST_PARENTS).for_each(|class| under(&mut self.parents, class));
         under(&mut self.parents, "Exception");
         if !self.parents.iter().any(|parent| parent == "builtins.object") {
             self.parents.push("builtins.object".to_owned());
@@ -160,11 +166,18 @@ impl Failure {
         out.extend_from_slice(pairs);
     }
 
-    /// How many fields there are, and the Jelly of their pairs.
+    /// How many fields there are, and the Jelly of their pairs; `None`: they are none that a failure can have.
     fn pairs(&self) -> Option<(usize, &[u8])> {
         let mut reader = jelly::Deserializer::new(&self.fields);
         let count = reader.dictionary().ok()?;
-        Some((count, reader.rest()))
+        let pairs = reader.rest();
+        for _ in 0..count {
+            if OWN.contains(&reader.key().ok()?) {
+                return None;
+            }
+            reader.skip().ok()?;
+        }
+        Some((count, pairs))
     }
 
     /// Reads what follows `(error id` from a peer of either era: a failure, or an exception that was sent itself.
@@ -187,11 +200,12 @@ impl Failure {
         };
         let field = |name: &str| state.get(name).and_then(|found: ValueRef<'_>| found.as_text()).unwrap_or_default();
         if class != "twisted.spread.pb.CopyableFailure" && class != "twisted.spread.pb.CopiedFailure" {
-            let fields = fields(state, |_| true);
+            let fields = fields(state, |name| !OWN.contains(&name));
             return Ok(Self { fields, whole: true, ..Self::new(class, field("value")) });
         }
         let parents = state.get("parents").map(|parents| {
-            parents.items().filter_map(|parent| parent.as_text().map(str::to_owned)).collect::<Vec<_>>()
+            let names = parents.items().filter_map(|parent| parent.as_text()).filter(|name| name.len() <= LONGEST_NAME);
+            names.take(MOST_PARENTS).map(str::to_owned).collect::<Vec<_>>()
         });
         let traceback = field("traceback");
         Ok(Self {
@@ -311,5 +325,30 @@ mod tests {
         let mut bytes = Vec::new();
         failure.write(&mut bytes);
         assert_eq!(Failure::read(&bytes), Ok(failure));
+    }
+
+    #[test]
+    fn what_a_peer_says_of_ancestry_and_fields_is_bounded() {
+        let many: Vec<String> = (0..10_000).map(|number| format!("a.C{number}")).collect();
+        let failure = Failure::new("a.C", "").under(many.iter().map(String::as_str));
+        assert!(failure.parents.len() < 2 * MOST_PARENTS);
+        let mut written = Vec::new();
+        Failure { parents: many, ..failure }.write(&mut written);
+        assert_eq!(Failure::read(&written).unwrap().parents.len(), MOST_PARENTS);
+    }
+
+    #[test]
+    fn no_field_takes_the_place_of_what_every_failure_has() {
+        let fields = Value::dictionary([(Value::from("type"), Value::from(3)), (Value::from("left"), Value::from(4))]);
+        let failure = Failure { fields: fields.encode().into(), ..Failure::new("a.C", "text") };
+        let mut written = Vec::new();
+        failure.write(&mut written);
+        let read = Failure::read(&written).unwrap();
+        assert_eq!((read.class.as_str(), read.fields.len()), ("a.C", 0), "not one of them is sent");
+        // An exception that was sent itself: what it calls as a failure does is not passed on.
+        let mut sent = Vec::new();
+        Failure { whole: true, ..failure }.write(&mut sent);
+        let read = Failure::read(&sent).unwrap();
+        assert_eq!(read.fields, Value::dictionary([(Value::from("left"), Value::from(4))]).encode().into());
     }
 }

@@ -375,43 +375,71 @@ fn arguments(texts: &[String]) -> Result<(Value, Keywords), CliError> {
     Ok((Value::tuple(positional), keywords))
 }
 
-/// An answer as JSON: bytes and dates as texts, tuples and sets as lists, keys as texts. An answer that contains
-/// itself ends in an ellipsis: JSON cannot say it.
+/// An answer as JSON, exactly: what JSON has no word for is an object whose one key begins with `$`.
+///
+/// | Python | JSON |
+/// |---|---|
+/// | `bytes` | `{"$bytes": "aGk="}`, in base64 |
+/// | `tuple`, `set`, `frozenset` | `{"$tuple": [1, 2]}` and so on |
+/// | an `int` beyond 64 bits; `nan`, `inf` | `{"$int": "12…"}`; `{"$float": "nan"}` |
+/// | dates and times, `Decimal` | `{"$datetime": "2020 1 2 3 4 5 6"}`, as Jelly has them; `{"$decimal": "-125e-2"}` |
+/// | a dictionary with keys that are no texts, or begin with `$` | `{"$dict": [[key, value]]}` |
+/// | an instance | `{"$class": "shop.Card", "state": {…}}` |
+/// | a reference | `{"$reference": 5}` |
+/// | a value that contains itself, where it comes again | `{"$cycle": true}` |
 fn json(value: ValueRef<'_>) -> serde_json::Value {
     json_within(value, jelly::Limits::default().depth)
+}
+
+/// An object of one key.
+fn only(key: &str, value: impl Into<serde_json::Value>) -> serde_json::Value {
+    serde_json::Value::Object(std::iter::once((key.to_owned(), value.into())).collect())
 }
 
 fn json_within(value: ValueRef<'_>, depth: usize) -> serde_json::Value {
     use serde_json::Value as Json;
     let Some(depth) = depth.checked_sub(1) else {
-        return "…".into();
+        return only("$cycle", true);
     };
+    let items = || -> Json { value.items().map(|item| json_within(item, depth)).collect() };
     match value.node() {
         Node::None => Json::Null,
         Node::Bool(value) => value.into(),
         Node::Int(value) => value.into(),
-        Node::Float(value) => value.into(),
+        Node::Float(value) if value.is_finite() => value.into(),
+        Node::Float(value) => only("$float", value.to_string().to_lowercase()),
         Node::Text(value) => value.into(),
-        Node::Bytes(value) => String::from_utf8_lossy(value).into(),
-        Node::List | Node::Tuple | Node::Set | Node::FrozenSet => {
-            value.items().map(|item| json_within(item, depth)).collect()
+        Node::Bytes(value) => only("$bytes", data_encoding::BASE64.encode(value)),
+        Node::List => items(),
+        Node::Tuple => only("$tuple", items()),
+        Node::Set => only("$set", items()),
+        Node::FrozenSet => only("$frozenset", items()),
+        Node::Dictionary => dictionary(value, depth),
+        Node::Instance(class) => {
+            let state = value.items().next().map_or(Json::Null, |state| json_within(state, depth));
+            Json::Object([("$class".to_owned(), class.into()), ("state".to_owned(), state)].into_iter().collect())
         }
-        Node::Dictionary => {
-            let key = |key: ValueRef<'_>| match json_within(key, depth) {
-                Json::String(text) => text,
-                other => other.to_string(),
-            };
-            Json::Object(value.pairs().map(|(name, value)| (key(name), json_within(value, depth))).collect())
-        }
-        Node::Instance(_) => value.items().next().map_or(Json::Null, |state| json_within(state, depth)),
-        Node::BigInt(value) => value.to_string().into(),
-        Node::DateTime(value) => value.to_string().into(),
-        Node::Date(value) => value.to_string().into(),
-        Node::Time(value) => value.to_string().into(),
-        Node::TimeDelta(value) => value.to_string().into(),
-        Node::Decimal(value) => format!("{}e{}", value.digits, value.exponent).into(),
-        other => format!("{other:?}").into(),
+        Node::BigInt(value) => only("$int", value.to_string()),
+        Node::DateTime(value) => only("$datetime", value.to_string()),
+        Node::Date(value) => only("$date", value.to_string()),
+        Node::Time(value) => only("$time", value.to_string()),
+        Node::TimeDelta(value) => only("$timedelta", value.to_string()),
+        Node::Decimal(value) => only("$decimal", format!("{}e{}", value.digits, value.exponent)),
+        Node::Reference(_, luid) => only("$reference", luid),
+        other => only("$other", format!("{other:?}")),
     }
+}
+
+fn dictionary(value: ValueRef<'_>, depth: usize) -> serde_json::Value {
+    use serde_json::Value as Json;
+    let plain = |key: ValueRef<'_>| matches!(key.node(), Node::Text(text) if !text.starts_with('$'));
+    if value.pairs().all(|(key, _)| plain(key)) {
+        let pairs =
+            value.pairs().map(|(key, value)| (key.as_text().unwrap_or_default().to_owned(), json_within(value, depth)));
+        return Json::Object(pairs.collect());
+    }
+    let pairs = value.pairs().map(|(key, value)| Json::Array(vec![json_within(key, depth), json_within(value, depth)]));
+    only("$dict", pairs.collect::<Vec<_>>())
 }
 
 #[cfg(test)]
@@ -464,6 +492,33 @@ mod tests {
         ];
         for text in exact {
             assert!(arguments(&[text.to_owned()]).is_ok(), "{text}");
+        }
+    }
+
+    #[test]
+    fn answers_are_json_exactly() {
+        let decoded = |value: &Value| json(value.root()).to_string();
+        let text = |text: &str| Value::from(text);
+        let cases = [
+            (Value::none(), "null"),
+            (Value::from(5), "5"),
+            (Value::from(f64::NAN), r#"{"$float":"nan"}"#),
+            (Value::from(f64::NEG_INFINITY), r#"{"$float":"-inf"}"#),
+            (text("h\u{e9}"), "\"h\u{e9}\""),
+            (Value::from(&b"hi\xff"[..]), r#"{"$bytes":"aGn/"}"#),
+            (Value::list([Value::from(1)]), "[1]"),
+            (Value::tuple([Value::from(1), text("x")]), r#"{"$tuple":[1,"x"]}"#),
+            (Value::set([Value::from(1)]), r#"{"$set":[1]}"#),
+            (Value::dictionary([(text("k"), Value::from(1))]), r#"{"k":1}"#),
+            (Value::dictionary([(Value::from(1), text("v"))]), r#"{"$dict":[[1,"v"]]}"#),
+            (Value::dictionary([(text("$set"), text("v"))]), r#"{"$dict":[["$set","v"]]}"#),
+            (
+                Value::try_from("1000000000000000000000".parse::<jelly::BigInt>().unwrap()).unwrap(),
+                r#"{"$int":"1000000000000000000000"}"#,
+            ),
+        ];
+        for (value, expected) in cases {
+            assert_eq!(decoded(&value), expected);
         }
     }
 }

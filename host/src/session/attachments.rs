@@ -126,6 +126,16 @@ impl Attachments {
         if self.all.len() < limit { Ok(()) } else { Err(TooMany(limit)) }
     }
 
+    /// How many bytes minds have that are no objects: each is kept here, for a replacement of the service, and in it.
+    pub(crate) fn mind_bytes(&self) -> usize {
+        self.all.iter().filter_map(|(_, attached)| attached.value.as_ref()).map(|value| 3 * value.len()).sum()
+    }
+
+    /// How many there are of clients that have not logged in.
+    pub(crate) fn anonymous(&self) -> usize {
+        self.all.iter().filter(|(_, attached)| attached.identity.is_empty()).count()
+    }
+
     /// How many there are.
     pub(crate) fn len(&self) -> usize {
         self.all.len()
@@ -160,13 +170,13 @@ impl Attachments {
         |no| self.get(no).filter(|attached| attached.phase == Phase::Attached).map(|attached| attached.slot)
     }
 
-    /// The service has answered; the client's call that asked, if it was still asked for.
-    pub(crate) fn answered(&mut self, no: AttachmentNo, slot: SlotNo) -> Option<u64> {
+    /// The service has answered, if it was still asked: the client's call that waits for it, if one does.
+    pub(crate) fn answered(&mut self, no: AttachmentNo, slot: SlotNo) -> Option<Option<u64>> {
         let attached = self.all.get_mut(no).filter(|attached| attached.slot == slot)?;
         match attached.phase {
             Phase::Asked { request } => {
                 attached.phase = Phase::Attached;
-                request
+                Some(request)
             }
             Phase::Attached | Phase::LetGo | Phase::Forgotten => None,
         }

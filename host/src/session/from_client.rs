@@ -13,7 +13,7 @@ use super::login::{self, Mind, Now};
 use super::numbers::{AttachmentNo, CallNo, LoginNo, Object, Provenance};
 use super::references::{Route, coming, give_back, revoked};
 use super::values::defective;
-use super::{Leaving, Owners, PeerLimits};
+use super::{Late, Leaving, Owners, PeerLimits};
 use crate::multiservice::{Backend, SlotNo};
 
 /// Jelly's empty tuple.
@@ -88,6 +88,16 @@ impl Owners {
             Target::Luid(luid) => self.output.fail(call.request, &Failure::new("KeyError", luid.to_string())),
             Target::Name(name) => self.output.fail(call.request, &Failure::new("KeyError", name)),
         }
+    }
+
+    /// The client has ended a cached object of its own.
+    pub(super) fn client_ended(&mut self, luid: u64) {
+        let Some((slot, no, attachments)) = self.references.ended(luid) else { return };
+        if let Some(backend) = self.outbox.backend(slot) {
+            let handle = no.on(self.context.number);
+            self.outbox.notify(&backend, &ToLibrary::Uncached { handle }, None);
+        }
+        attachments.into_iter().for_each(|no| self.end_if_over(no));
     }
 
     /// Nobody takes what has come with a call.
@@ -289,23 +299,37 @@ impl Owners {
         let by = self.references.given(&object).cloned();
         let released = self.references.dropped(&object);
         let attachment = by.as_ref().and_then(Provenance::first);
-        let place = attachment.and_then(|no| Some((no, Arc::clone(&self.attachments.get(no)?.backend))));
-        let (Some(by), Some((attachment, backend)), Object::Cached { slot, object: number }) = (by, place, &object)
-        else {
+        let attachment = attachment.filter(|no| self.attachments.get(*no).is_some());
+        let (Some(by), Some(attachment), Object::Cached { object: number, .. }) = (by, attachment, &object) else {
             self.output.uncache(luid);
             return self.released(released);
         };
         self.attachments.call_began(attachment);
         let number = *number;
-        let call = InFlight { slot: *slot, attachment, request: luid, answer: false, size: 0 };
+        self.leaving.push(Leaving { object, luid, by, until: None });
         self.released(released);
-        let until = self.begin_call(&backend, call, number, ("", NO_ARGUMENTS, NO_KEYWORDS), &[]);
-        self.leaving.push(Leaving { object, luid, by, until });
+        self.say_late(Late::Uncached { attachment, object: number, luid });
+    }
+
+    /// Calls an object that the service has no more, behind the news of that: its answer tells that it has heard.
+    pub(super) fn ask_if_heard(&mut self, attachment: AttachmentNo, object: u64, luid: u64) {
+        let Some(at) = self.leaving.iter().position(|leaving| leaving.luid == luid) else { return };
+        let Some(attached) = self.attachments.get(attachment) else {
+            // It has ended, and with it whatever was to be said.
+            self.leaving.swap_remove(at);
+            return self.output.uncache(luid);
+        };
+        let (slot, backend) = (attached.slot, Arc::clone(&attached.backend));
+        let call = InFlight { slot, attachment, request: luid, answer: false, size: 0 };
+        let until = self.begin_call(&backend, call, object, ("", NO_ARGUMENTS, NO_KEYWORDS), &[]);
+        if let Some(leaving) = self.leaving.get_mut(at) {
+            leaving.until = Some(until);
+        }
     }
 
     /// A call has ended that wants no answer: it may be the host's own.
     pub(super) fn heard(&mut self, no: CallNo) {
-        if let Some(at) = self.leaving.iter().position(|leaving| leaving.until == no) {
+        if let Some(at) = self.leaving.iter().position(|leaving| leaving.until == Some(no)) {
             let Leaving { luid, .. } = self.leaving.swap_remove(at);
             self.output.uncache(luid);
         }

@@ -1,6 +1,7 @@
 //! What services say: answers, attachments, calls of the client's objects, updates of cached ones, and what does not reach
 //! them.
 
+use jelly::exceptions;
 use pb::{Failure, Jelly, Target};
 use plugin_api::abi::Detail;
 use plugin_api::abi::frame::{self, ToHost, ToLibrary};
@@ -47,6 +48,7 @@ impl Owners {
                 if !self.context.rules.tracebacks {
                     failure.traceback = None;
                 }
+                self.check_fields(&mut failure);
                 if let Some(no) = AttachmentNo::of(number, connection) {
                     // It is refused, or the code that replaced what it was attached to does not take it.
                     if self.attachments.at(no, slot).is_some() {
@@ -94,6 +96,21 @@ impl Owners {
                 self.update(slot, object, method, (arguments, keywords, objects));
             }
             _ => {}
+        }
+    }
+
+    /// The fields of a service's error are values as any other that goes to a client: what it could not read, and references,
+    /// which nobody counts here, are left out. An instance is of a class with a module of its own.
+    fn check_fields(&mut self, failure: &mut Failure) {
+        const MOST: usize = 64 << 10;
+        let own = exceptions::bases(&failure.class).is_none() && failure.class.contains('.');
+        failure.whole &= own;
+        if failure.fields.is_empty() {
+            return;
+        }
+        let good = failure.fields.len() <= MOST && matches!(self.values.answer(&failure.fields), Ok([]));
+        if !good {
+            (failure.fields, failure.whole) = (Box::default(), false);
         }
     }
 
@@ -234,6 +251,9 @@ impl Owners {
     /// A service has attached the client.
     fn attached(&mut self, slot: SlotNo, no: AttachmentNo) {
         let Some(request) = self.attachments.answered(no, slot) else { return };
+        // Also who has no name: now that a service has taken them.
+        self.logged_in = true;
+        let Some(request) = request else { return };
         match self.output.tables.export(&Object::Perspective(no)) {
             Ok(luid) => {
                 let mut value = Vec::new();

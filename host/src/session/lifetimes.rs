@@ -11,7 +11,7 @@ use super::calls::Ended;
 use super::login::{Attach, Mind, Outcome, Step};
 use super::numbers::{AttachmentNo, HandleNo, Object, Provenance};
 use super::references::{Route, revoked};
-use super::{Demand, Late, Owners, SessionContext};
+use super::{ANONYMOUS, Demand, Late, Owners, SessionContext};
 use crate::cred::Identity;
 use crate::memory::Held;
 use crate::multiservice::{AttachmentChange, SlotNo};
@@ -83,6 +83,10 @@ impl Owners {
         // Whoever is attached has logged in.
         let of_identity = self.context.meter.may_hold(Held::Attachments, self.limits.identity_attachments);
         let checked = self.attachments.check_limit(self.limits.after.attachments).map_err(|error| error.to_string());
+        let checked = checked.and_then(|()| match identity.is_empty() && self.attachments.anonymous() >= ANONYMOUS {
+            false => Ok(()),
+            true => Err(format!("a connection without a login has {ANONYMOUS} attachments at most")),
+        });
         let checked = checked.and_then(|()| match self.attachments.len() < of_identity {
             true => Ok(()),
             false => Err(format!(
@@ -108,6 +112,7 @@ impl Owners {
             Some(Mind::Kept(luid)) => self.references.hold(&route, luid, true).on(connection),
         };
         self.attachments.set_mind(no, mind, value.clone());
+        self.minds = self.attachments.mind_bytes();
         let value = value.as_deref().unwrap_or_default();
         let (attachment, peer) = (no.on(connection), self.context.peer.as_str());
         let (perspective, identity) = (perspective.as_str(), &*identity);
@@ -129,7 +134,6 @@ impl Owners {
         let attach = Attach { identity, credential: 0, key, era, mind: None, value: None };
         let attached = self.attach(attach, None);
         if let Ok(no) = &attached {
-            self.logged_in = true;
             self.named.insert(name.to_owned(), *no);
         }
         Some(attached)
@@ -169,6 +173,7 @@ impl Owners {
                         AttachmentChange::LetGo(number, linger(&self.context, number, attached, attached.mind));
                     self.outbox.notify(&attached.backend, &ToLibrary::LetGo { attachment: number }, Some(change));
                 }
+                Late::Uncached { attachment, object, luid } => self.ask_if_heard(attachment, object, luid),
             }
         }
     }
@@ -258,6 +263,10 @@ impl Owners {
         let gone = self.attachments.take(scope);
         let mut numbers: Vec<AttachmentNo> = gone.iter().map(|(no, _)| *no).collect();
         numbers.sort_unstable();
+        let nameless = gone.iter().any(|(_, attached)| attached.identity.is_empty());
+        for leaving in &mut self.leaving {
+            leaving.by.leave(&numbers);
+        }
         if matches!(scope, Scope::Key(..) | Scope::Credential(..) | Scope::Identity(_)) {
             self.revoke(&gone);
         }
@@ -293,6 +302,11 @@ impl Owners {
         }
         if let Scope::Slot(slot) = scope {
             self.outbox.forget(*slot);
+        }
+        self.minds = self.attachments.mind_bytes();
+        if nameless {
+            self.unlist_if_left("");
+            self.logged_in = self.login.any() || self.attachments.any(None);
         }
     }
 

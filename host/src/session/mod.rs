@@ -97,9 +97,13 @@ struct Leaving {
     object: Object,
     luid: u64,
     by: Provenance,
-    /// The host's own call of the service, behind the news: when it has ended, the service has heard.
-    until: CallNo,
+    /// The host's own call of the service, behind the news: when it has ended, the service has heard. `None`: it has not
+    /// begun.
+    until: Option<CallNo>,
 }
+
+/// So many attachments may a connection have that has not logged in.
+const ANONYMOUS: usize = 16;
 
 /// What a service hears of what the client holds: behind the calls that the client made before, some of which may wait.
 enum Late {
@@ -107,6 +111,8 @@ enum Late {
     Dropped { slot: SlotNo, object: u64, count: u64 },
     /// A perspective was let go of.
     LetGo(AttachmentNo),
+    /// The client knows its copy of an object by this number until the service has heard that it has let go of it.
+    Uncached { attachment: AttachmentNo, object: u64, luid: u64 },
 }
 
 /// All but what comes in, so that an event can be looked at while it is served.
@@ -118,6 +124,8 @@ struct Owners {
     references: References,
     outbox: Outbox,
     values: Values,
+    /// What minds take that are no objects, in bytes.
+    minds: usize,
     /// Copies that the client has let go of, and their services have not heard of it yet.
     leaving: Vec<Leaving>,
     /// What services are to hear behind calls that wait.
@@ -146,6 +154,7 @@ impl Session {
             references: References::default(),
             outbox: Outbox::new(Lane { connection: context.number, meter: Arc::clone(&context.meter) }),
             values: Values::new(limits.after.jelly),
+            minds: 0,
             leaving: Vec::new(),
             late: VecDeque::new(),
             named: BTreeMap::new(),
@@ -170,7 +179,7 @@ impl Session {
 
     /// What is kept of what the client has sent, in bytes.
     pub(crate) fn kept(&mut self) -> usize {
-        self.input.buffer().capacity() + self.owners.calls.parked_bytes()
+        self.input.buffer().capacity() + self.owners.calls.parked_bytes() + self.owners.minds
     }
 
     /// Gives back room that nothing is in: nothing has come or gone for a while.
@@ -217,6 +226,7 @@ impl Session {
                 Some(Event::Error { request, failure, defect }) => owners.client_failed(request, failure, defect),
                 Some(Event::Dropped(object)) => owners.dropped(object),
                 Some(Event::Uncached { object, luid }) => owners.uncached(object, luid),
+                Some(Event::Ended(luid)) => owners.client_ended(luid),
                 Some(_) => {}
             }
         }

@@ -95,6 +95,8 @@ pub(crate) struct References {
     /// Of which things of the client's each attachment is a provenance, and of which of services'.
     held_uses: Uses,
     given_uses: Uses,
+    /// The same of cached objects of the client's: changes of them come by these attachments.
+    copied_uses: Uses,
 }
 
 impl References {
@@ -210,9 +212,17 @@ impl References {
         };
         if let Some(held) = self.held.get_mut(no) {
             held.count += 1;
-            self.held_uses.begin(held.by.join(route.by));
+            self.copied_uses.begin(held.by.join(route.by));
         }
         no
+    }
+
+    /// The client has ended a cached object of its own; whose it was, and by what number that service knew it.
+    pub(crate) fn ended(&mut self, luid: u64) -> Option<(SlotNo, HandleNo, Vec<AttachmentNo>)> {
+        let no = self.copies.remove(&luid)?;
+        let held = self.held.remove(no)?;
+        self.copied_uses.end(held.by.iter());
+        Some((held.slot, no, held.by.iter().collect()))
     }
 
     fn copy(&self, luid: u64) -> Option<&Held> {
@@ -363,7 +373,9 @@ impl References {
         let (luid, cached, left) = (held.luid, held.cached, held.count + held.retained);
         give_back_one(output, luid, cached, count);
         let mut released = Released::default();
+        // The client may send a cached one once more without its state, until it has ended it.
         if left == 0
+            && !cached
             && let Some(held) = self.held.remove(no)
         {
             self.unname(&held);
@@ -438,6 +450,7 @@ impl References {
         }
         self.held_uses.forget(gone);
         self.given_uses.forget(gone);
+        self.copied_uses.forget(gone);
         self.let_go_of(output, orphans);
         Released { objects, attachments: Vec::new() }
     }
@@ -463,7 +476,10 @@ impl References {
         for no in handles {
             let Some(held) = self.held.remove(no) else { continue };
             self.unname(&held);
-            self.held_uses.end(held.by.iter());
+            match held.cached {
+                true => self.copied_uses.end(held.by.iter()),
+                false => self.held_uses.end(held.by.iter()),
+            }
             give_back_one(output, held.luid, held.cached, held.count);
             self.settle_mind(output, held.luid);
         }
@@ -480,13 +496,14 @@ impl References {
     /// Whether something came by this attachment that still lives.
     #[must_use]
     pub(crate) fn uses(&self, no: AttachmentNo) -> bool {
-        self.held_uses.has(no) || self.given_uses.has(no)
+        self.held_uses.has(no) || self.given_uses.has(no) || self.copied_uses.has(no)
     }
 
-    /// Whether the client has something of the service's that came by this attachment.
+    /// Whether calls may still come by this attachment: of something of the service's that the client has, or of a copy that the
+    /// service has.
     #[must_use]
     pub(crate) fn gives(&self, no: AttachmentNo) -> bool {
-        self.given_uses.has(no)
+        self.given_uses.has(no) || self.copied_uses.has(no)
     }
 
     /// How many of the client's objects services have, how many of theirs the client has, and how many minds avatars keep.

@@ -172,7 +172,7 @@ impl Method {
                 Some(Special::Me) => passed.push(quote!(me)),
                 // The receiver is the first.
                 None if words.rest.contains(&(place + 1)) => {
-                    let (star, take) = rest(&argument.ty);
+                    let (star, take) = rest(&argument.ty)?;
                     let (kind, shown) = (&argument.ty, crate::shown(&argument.ty));
                     let name = format!("{star}{name}");
                     parameters.push(quote!(::plugin_api::__private::Parameter { name: #name, r#type: #shown }));
@@ -256,11 +256,17 @@ fn plain_name(ident: &syn::Ident) -> String {
     ident.to_string().trim_start_matches("r#").to_owned()
 }
 
-/// What a parameter takes that takes all that is left: a `Vec` the positional arguments, all else the keywords.
-fn rest(kind: &Type) -> (&'static str, syn::Ident) {
-    let positional = last(kind).is_some_and(|segment| segment.ident == "Vec");
-    let (star, take) = if positional { ("*", "rest") } else { ("**", "keywords") };
-    (star, syn::Ident::new(take, kind.span()))
+/// What a parameter takes that takes all that is left: a `Vec` the positional arguments, a map the keywords.
+fn rest(kind: &Type) -> Result<(&'static str, syn::Ident)> {
+    let (star, take) = match last(kind).map(|segment| segment.ident.to_string()).as_deref() {
+        Some("Vec") => ("*", "rest"),
+        Some("HashMap" | "BTreeMap") => ("**", "keywords"),
+        _ => {
+            let message = "#[rest] is a Vec<T>, for positional arguments, or a HashMap<String, T> or BTreeMap<String, T>, for keywords";
+            return Err(Error::new(kind.span(), message));
+        }
+    };
+    Ok((star, syn::Ident::new(take, kind.span())))
 }
 
 fn receiver(first: Option<&FnArg>, waits: bool, signature: &syn::Signature) -> Result<Receiver> {

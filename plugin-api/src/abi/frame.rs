@@ -312,6 +312,12 @@ frames! {
             /// Which.
             attachment: number,
         }
+        /// A client has ended a cached object of its own, of which it was told that nobody has a copy any more: its handle names
+        /// nothing from now on. Until then the client may send it once more without its state.
+        25 Uncached {
+            /// The client's object.
+            handle: number,
+        }
     }
 }
 

@@ -76,8 +76,14 @@ impl<S: Service> Runtime<S> {
                     core.push(&ToHost::Answer { call, value: buffer, objects: &objects });
                 }
                 Invoked::Later(future, about) => {
-                    let identity =
-                        target.as_ref().map_or_else(|| "".into(), |(_, attachment)| attachment.identity().into());
+                    // Who has no name shares none of another's.
+                    let identity = target.as_ref().map_or_else(
+                        || "".into(),
+                        |(_, by)| match by.is_anonymous() {
+                            true => format!("/{}", by.id() >> 32).into(),
+                            false => by.identity().into(),
+                        },
+                    );
                     self.later((call, answer), future, about, identity);
                 }
                 Invoked::Done(done) => {

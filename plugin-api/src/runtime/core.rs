@@ -2,7 +2,7 @@
 
 use std::any::Any;
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 
@@ -166,7 +166,7 @@ pub(crate) struct Core {
     places: RefCell<HashMap<Place, u64>>,
     remotes: RefCell<HashMap<u64, Weak<remote::RemoteCell>>>,
     /// Copies of clients' objects, by their handles.
-    followed: RefCell<HashMap<u64, Weak<dyn AnyFollowed>>>,
+    followed: RefCell<BTreeMap<u64, Rc<dyn AnyFollowed>>>,
     /// The perspectives that clients have, by attachment: one that comes back as an argument.
     avatars: RefCell<HashMap<u64, Rc<dyn Object>>>,
     /// By which attachment the values come that are being read just now; 0: by none.
@@ -660,18 +660,24 @@ impl Core {
     }
 
     /// A copy of a client's object is here from now on.
-    pub(crate) fn follow(&self, handle: u64, copy: Weak<dyn AnyFollowed>) {
-        self.followed.borrow_mut().insert(handle, copy);
+    pub(crate) fn follow(&self, handle: u64, copy: Rc<dyn AnyFollowed>) {
+        let before = self.followed.borrow_mut().insert(handle, copy);
+        drop(before);
+    }
+
+    /// The client has ended an object of its own.
+    pub(crate) fn unfollow(&self, handle: u64) {
+        let gone = self.followed.borrow_mut().remove(&handle);
+        drop(gone);
     }
 
     /// The copy of a client's object, if somebody has it.
     pub(crate) fn followed(&self, handle: u64) -> Option<Rc<dyn AnyFollowed>> {
-        self.followed.borrow().get(&handle).and_then(Weak::upgrade)
+        self.followed.borrow().get(&handle).cloned()
     }
 
     pub(crate) fn forget_remote(&self, handle: u64) {
         self.remotes.borrow_mut().remove(&handle);
-        self.followed.borrow_mut().remove(&handle);
     }
 
     /// The number of a cached object that goes out once more; `known` is the one that it had before. It lives for as
@@ -708,6 +714,21 @@ impl Core {
     pub(crate) fn disconnected(&self, attachment: u64) {
         self.attached.borrow_mut().remove(&attachment);
         self.left.notify_waiters();
+        if !self.is_attached(attachment) {
+            // Copies of a client's objects end with its connection.
+            let least = u64::from(connection(attachment)) << 32;
+            let mut followed = self.followed.borrow_mut();
+            let gone: Vec<u64> =
+                followed.range(least..=least | u64::from(u32::MAX)).map(|(handle, _)| *handle).collect();
+            let gone: Vec<_> = gone.into_iter().filter_map(|handle| followed.remove(&handle)).collect();
+            drop(followed);
+            drop(gone);
+        }
+    }
+
+    /// Whether this attachment lasts: also one whose perspective was let go of.
+    pub(crate) fn has(&self, attachment: u64) -> bool {
+        self.attached.borrow().contains(&attachment)
     }
 
     /// Whether this connection is attached to anything here.
@@ -765,7 +786,7 @@ impl Core {
         self.places.borrow_mut().clear();
         let waiting = std::mem::take(&mut *self.waiting.borrow_mut());
         let avatars = std::mem::take(&mut *self.avatars.borrow_mut());
-        drop((objects, waiting, avatars, self.watches.take()));
+        drop((objects, waiting, avatars, self.watches.take(), self.followed.take()));
     }
 }
 

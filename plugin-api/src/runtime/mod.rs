@@ -366,6 +366,7 @@ impl<S: Service> Runtime<S> {
                 let known = Attachment::new(attachment, perspective, identity, peer, mind, Reason::Reload);
                 self.attachments.borrow_mut().insert(attachment, Attaching::LetGo(known));
             }
+            ToLibrary::Uncached { handle } => core.unfollow(handle),
             ToLibrary::Gone { call } => {
                 self.client_has_gone(call);
             }
@@ -589,7 +590,7 @@ fn manifest<S: Service>() -> Manifest {
     }
 }
 
-fn dead() -> Fault {
+pub(crate) fn dead() -> Fault {
     Fault::new("twisted.spread.pb.DeadReferenceError", "the object is not there any more")
 }
 

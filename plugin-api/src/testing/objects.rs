@@ -118,7 +118,8 @@ pub struct TestCached {
     handle: u64,
     class: String,
     state: Value,
-    sent: std::cell::Cell<bool>,
+    /// Whether the service has its state; not any more, once it has let go of it.
+    sent: std::rc::Rc<std::cell::Cell<bool>>,
 }
 
 impl Serialize for TestCached {
@@ -218,7 +219,9 @@ impl<'h, S: Service> TestClient<'h, S> {
     pub fn give_cached(&self, class: &str, state: &impl Serialize) -> Result<TestCached> {
         let handle = self.attachment | self.host.number();
         let (class, state) = (class.to_owned(), Value::from_typed(state)?);
-        Ok(TestCached { handle, class, state, sent: std::cell::Cell::new(false) })
+        let sent = std::rc::Rc::new(std::cell::Cell::new(false));
+        self.host.state.borrow_mut().copies.insert(handle, std::rc::Rc::clone(&sent));
+        Ok(TestCached { handle, class, state, sent })
     }
 
     /// Tells the service of a change to a cacheable object that it has a copy of; `arguments` is a tuple.

@@ -26,6 +26,7 @@ fn drain(broker: &mut Broker<char>) -> Result<Vec<String>, PeerFault> {
             Event::Dropped(object) => format!("dropped {object}"),
             Event::DidNotUnderstand => "did not understand".to_owned(),
             Event::Uncached { object, luid } => format!("uncached {object} {luid}"),
+            Event::Ended(luid) => format!("ended {luid}"),
         });
     }
     Ok(seen)
@@ -138,7 +139,11 @@ fn a_cached_object_goes_out_once_is_told_of_and_is_ended_by_its_last_decache() {
     assert_eq!(pair.at_server().unwrap(), ["uncached b 1"]);
     pair.server.output.update_translated(1, "end", &nothing(TUPLE), &nothing(DICTIONARY), never).unwrap();
     pair.server.output.uncache(1);
-    assert_eq!(pair.at_client().unwrap(), ["cachecall Luid(1) end"], "a last word, and its end is confirmed");
+    assert_eq!(
+        pair.at_client().unwrap(),
+        ["cachecall Luid(1) end", "ended 1"],
+        "a last word, and its end is confirmed"
+    );
     assert!(!pair.client.output.tables.keeps(1));
     assert_eq!(pair.server.output.tables.cache(&'b'), Ok((3, true)));
 }

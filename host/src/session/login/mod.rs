@@ -410,7 +410,6 @@ impl Login {
         };
         let Given { luid, value } = arguments.mind(0, "mind")?;
         outcome.kept = luid;
-        outcome.logged_in = true;
         let (mind, identity) = (luid.map(Mind::Sent), "".into());
         Ok(Step::Attach(Attach { identity, credential: 0, key, era: Era::New, mind, value }))
     }

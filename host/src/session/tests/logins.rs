@@ -1,5 +1,6 @@
 //! Log-in: what each word comes to, when refusals leave, and what happens to who is looked up while they change.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use jelly::{Node, Value};
@@ -8,7 +9,7 @@ use plugin_api::abi::frame::ToHost;
 
 use super::super::login::{Found, Proof, Question};
 use super::pair::{DEAD, Heard, Pair, Told, luid, references};
-use crate::cred::Key;
+use crate::cred::{Key, ListenerRules};
 
 fn text(values: &[&str]) -> Vec<u8> {
     Value::tuple(values.iter().map(|value| Value::from(*value))).encode()
@@ -349,4 +350,52 @@ fn a_proof_of_who_was_removed_is_not_that_of_who_has_the_name_now() {
             assert!(pair.sessions.list().is_empty());
         }
     }
+}
+
+/// Who has no name is somebody once a service has taken them, and not before; and nobody when the last has gone.
+#[test]
+fn who_has_no_name_counts_once_a_service_has_taken_them() {
+    let rules = ListenerRules {
+        anonymous: Some(Key::new("board", "guest").unwrap()),
+        names: BTreeMap::from([("shop".to_owned(), Key::new("mail", "shop").unwrap())]),
+        ..ListenerRules::default()
+    };
+    let mut pair = Pair::with_rules(rules);
+    let request = root(&mut pair, "loginAnonymous", &text(&[]));
+    assert!(!pair.session().logged_in(), "nobody has taken them yet");
+    let (attachment, perspective) = pair.attached("board", request);
+    assert!(pair.session().logged_in());
+    assert_eq!(pair.begin("board", perspective, &text(&["x"])).1.is_some(), true);
+    pair.says("board", &ToHost::End { attachment });
+    assert!(!pair.session().logged_in(), "they are gone");
+    // By a name: the call waits for nothing, and what refuses it answers it.
+    let request = pair.call(Target::Name("shop"), "m", &text(&["x"]));
+    pair.turn();
+    let told = pair.told("mail");
+    let asked = told.iter().find_map(|told| match told {
+        Told::Attach { attachment, .. } => Some(*attachment),
+        _ => None,
+    });
+    let attachment = asked.expect("it is attached at its first call");
+    assert!(told.iter().any(|told| matches!(told, Told::Call { attachment: by, .. } if *by == attachment)));
+    let (class, message) = ("mail.Closed", "closed");
+    pair.says("mail", &ToHost::Failed { call: attachment, class, message, fault: false, detail: &[] });
+    assert_eq!(pair.error(request), "mail.Closed");
+    assert!(!pair.session().logged_in());
+    let request = pair.call(Target::Name("nothing"), "m", &text(&[]));
+    pair.turn();
+    assert_eq!(pair.error(request), "twisted.spread.pb.Error");
+}
+
+/// A connection that nobody has logged in by has a few attachments, whatever others may have.
+#[test]
+fn without_a_name_there_are_few_attachments() {
+    let rules = ListenerRules { anonymous: Some(Key::new("board", "guest").unwrap()), ..ListenerRules::default() };
+    let mut pair = Pair::with_rules(rules);
+    for _ in 0..16 {
+        let request = root(&mut pair, "loginAnonymous", &text(&[]));
+        pair.attached("board", request);
+    }
+    let request = root(&mut pair, "loginAnonymous", &text(&[]));
+    assert_eq!(pair.error(request), "twisted.spread.pb.Error");
 }

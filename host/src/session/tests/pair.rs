@@ -13,7 +13,7 @@ use plugin_api::abi::frame::{self, ToHost, ToLibrary};
 
 use super::super::login::{Found, Now, Policy, Proof, Question};
 use super::super::{Demand, Limits, Refused, Session, SessionContext};
-use crate::cred::{Identity, Key, ProofBy, Refusal};
+use crate::cred::{Identity, Key, ListenerRules, ProofBy, Refusal};
 use crate::multiservice::router::Mailbox;
 use crate::multiservice::{AttachmentChange, Backend, Backends, Lane, LibraryFault, SlotNo};
 use crate::sessions::{SessionEntry, Sessions};
@@ -249,6 +249,14 @@ impl Pair {
     }
 
     pub(super) fn with(limits: Limits) -> Self {
+        Self::made(limits, ListenerRules::default())
+    }
+
+    pub(super) fn with_rules(rules: ListenerRules) -> Self {
+        Self::made(Limits { refusal: Duration::from_millis(250), ..Limits::default() }, rules)
+    }
+
+    fn made(limits: Limits, rules: ListenerRules) -> Self {
         let service = |number| Arc::new(Service { number, ..Service::default() });
         let services = Arc::new(Services(BTreeMap::from([("board", service(1)), ("mail", service(2))])));
         let sessions = Sessions::new();
@@ -262,7 +270,7 @@ impl Pair {
             backends,
             entry,
             meter,
-            rules: Arc::default(),
+            rules: Arc::new(rules),
         };
         let policy = Policy { stock: true, private: true, refusal: limits.refusal };
         let mut identities = BTreeMap::new();

@@ -194,6 +194,25 @@ fn a_cacheable_of_the_clients_is_followed_comes_home_and_is_given_back_as_often_
     assert_eq!(pair.client.output.tables.held().1, 1);
     pair.says("board", &ToHost::Release { handle: handles[0], count: 1 });
     assert_eq!(pair.client.output.tables.held().1, 0);
+    // The client has ended it: the service is told, and it comes with its state the next time.
+    assert!(pair.told("board").iter().any(|told| matches!(told, Told::Other(what) if what.contains("Uncached"))));
+    let (_, anew) = own_cached(&mut pair, 'c');
+    let (_, arguments, _) = arrives(&mut pair, perspective, &anew).unwrap();
+    assert!(arguments.windows(8).any(|window| window == b"board.Bo"), "its state comes with it");
+}
+
+/// What the client sends before it has heard that nobody has its object any more, it sends without the state.
+#[test]
+fn a_cacheable_that_is_being_given_back_can_come_once_more() {
+    let (mut pair, _, perspective) = attached();
+    let (_, first) = own_cached(&mut pair, 'c');
+    let (_, _, handles) = arrives(&mut pair, perspective, &first).unwrap();
+    pair.says_as(1, "board", &ToHost::Release { handle: handles[0], count: 1 });
+    let (_, second) = own_cached(&mut pair, 'c');
+    let (_, arguments, again) = arrives(&mut pair, perspective, &second).unwrap();
+    assert_eq!((again.as_slice(), arguments), (handles.as_slice(), references(b"cached", &handles)));
+    pair.says("board", &ToHost::Release { handle: handles[0], count: 1 });
+    assert_eq!(pair.client.output.tables.held().1, 0);
 }
 
 #[test]
