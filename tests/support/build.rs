@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 use std::sync::{Mutex, OnceLock};
 
 /// The sample services and the services for tests, which are all built at once.
-const LIBRARIES: [&str; 17] = [
+const LIBRARIES: [&str; 18] = [
     "todo",
     "scores",
     "chat",
@@ -24,6 +24,7 @@ const LIBRARIES: [&str; 17] = [
     "buildmaster",
     "howto",
     "ponds",
+    "talk",
 ];
 
 /// What is built is built as this program was.
