@@ -118,7 +118,18 @@ fn answers_are_json_on_request() {
     assert_eq!(call(&["add", "2", "b=5"]), "7");
     assert_eq!(call(&["add", "-2"]), "-1");
     assert_eq!(call(&["echo", r#"{"a": [1, null, "x"]}"#]), r#"{"a":[1,null,"x"]}"#);
-    assert_eq!(call(&["note"]), r#"{"text":"hi","tags":["a","b"]}"#);
+    assert_eq!(call(&["note"]), r#"{"$class":"golden.Note","state":{"text":"hi","tags":["a","b"]}}"#);
+    let types = call(&["types"]);
+    for exactly in [
+        r#""bytes":{"$bytes":"Ynl0ZXM="}"#,
+        r#""tuple":{"$tuple":[1,2]}"#,
+        r#""set":{"$set":[1]}"#,
+        r#""big":{"$int":"-1000000000000000000000000000000"}"#,
+        r#""date":{"$date":"2020 1 2"}"#,
+        r#""decimal":{"$decimal":"-125e-2"}"#,
+    ] {
+        assert!(types.contains(exactly), "{exactly} in {types}");
+    }
 }
 
 #[test]

@@ -399,15 +399,21 @@ async fn drive<S: AsyncRead + AsyncWrite>(
     };
     let mut ready = Some(ready);
     let mut buffer = vec![0; 64 << 10];
+    // What is being written, and how much of it has gone; what comes meanwhile is read, or both ends would wait.
+    let (mut going, mut gone, mut flushed) = (Vec::new(), 0, true);
     let why = loop {
-        let output = &mut driver.broker.output.bytes;
-        if !output.is_empty() {
-            let bytes = std::mem::take(output);
-            if let Err(error) = writer.write_all(&bytes).await {
-                break error.to_string();
-            }
+        if gone == going.len() {
+            going.clear();
+            gone = 0;
+            std::mem::swap(&mut going, &mut driver.broker.output.bytes);
         }
         tokio::select! {
+            written = push(&mut writer, &going[gone..]), if gone < going.len() || !flushed => match written {
+                Ok(None) => flushed = true,
+                Ok(Some(0)) => break "the host takes nothing any more".to_owned(),
+                Ok(Some(count)) => (gone, flushed) = (gone + count, false),
+                Err(error) => break error.to_string(),
+            },
             read = reader.read(&mut buffer) => match read {
                 Ok(0) => break "the host closed it".to_owned(),
                 Ok(count) => driver.broker.receive(&buffer[..count]),
@@ -435,6 +441,14 @@ async fn drive<S: AsyncRead + AsyncWrite>(
         let _ = waiting.send(Err(Error::Lost(why.clone())));
     }
     let _: io::Result<()> = writer.shutdown().await;
+}
+
+/// Writes some of it, or sees to it that what was written goes (`None`). Given up, it can be begun once more.
+async fn push(writer: &mut (impl AsyncWrite + Unpin), bytes: &[u8]) -> io::Result<Option<usize>> {
+    if bytes.is_empty() {
+        return writer.flush().await.map(|()| None);
+    }
+    writer.write(bytes).await.map(Some)
 }
 
 impl Driver {
