@@ -1,6 +1,6 @@
 //! What is named here, for who may have mistyped a name.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::protocol::LibraryStatus;
 use crate::config::{Home, Settings};
@@ -50,12 +50,36 @@ pub fn sections_of_none(settings: &Settings, known: &BTreeSet<String>) -> Vec<St
     let members = settings.multiservice.iter().flat_map(|(collection, section)| {
         section.services.iter().map(move |name| (format!("[multiservice.{collection}] services = [{name:?}]"), name))
     });
-    let strange = own.chain(members).filter(|(_, name)| !known.contains(*name));
+    let pb = &settings.pb;
+    let listeners =
+        std::iter::once(("[pb]".to_owned(), opened(pb.anonymous.as_deref(), pb.default_service.as_deref(), &pb.names)));
+    let others = settings.multiservice.iter().map(|(name, section)| {
+        let opened = opened(section.anonymous.as_deref(), section.default_service.as_deref(), &section.names);
+        (format!("[multiservice.{name}]"), opened)
+    });
+    let rules = listeners.chain(others).flat_map(|(section, opened)| {
+        opened.into_iter().map(move |(setting, service)| (format!("{section} {setting}"), service))
+    });
+    let strange = own.chain(members).map(|(section, name)| (section, name.clone())).chain(rules);
     strange
+        .filter(|(_, name)| !known.contains(name))
         .map(|(section, name)| {
-            format!("{section} in credhost.toml: no service here has this name{}", meant(name, known))
+            format!("{section} in credhost.toml: no service here has this name{}", meant(&name, known))
         })
         .collect()
+}
+
+/// The services that a listener's rules name, each with the setting that does.
+fn opened(
+    anonymous: Option<&str>,
+    default_service: Option<&str>,
+    names: &BTreeMap<String, String>,
+) -> Vec<(String, String)> {
+    let service = |path: &str| path.split('/').next().unwrap_or_default().to_owned();
+    let anonymous = anonymous.map(|path| (format!("anonymous = {path:?}"), service(path)));
+    let default_service = default_service.map(|name| (format!("default_service = {name:?}"), name.to_owned()));
+    let names = names.iter().map(|(name, path)| (format!("names.{name} = {path:?}"), service(path)));
+    anonymous.into_iter().chain(default_service).chain(names).collect()
 }
 
 #[cfg(test)]
@@ -64,8 +88,8 @@ mod tests {
 
     #[test]
     fn sections_of_services_that_are_not_here_are_named_with_what_was_meant() {
-        let text =
-            "[service.tood]\nx = 1\n[service.todo]\nx = 1\n[multiservice.games]\nservices = [\"scoers\", \"todo\"]\n";
+        let text = "[pb]\ndefault_service = \"todo\"\nanonymous = \"scors/guest\"\n[pb.names]\nroot = \"todo/root\"\n\
+                    [service.tood]\nx = 1\n[service.todo]\nx = 1\n[multiservice.games]\nservices = [\"scoers\", \"todo\"]\n";
         let settings: Settings = toml_edit::de::from_str(text).unwrap();
         let known = ["todo", "scores"].map(str::to_owned).into();
         let said = sections_of_none(&settings, &known);
@@ -74,6 +98,7 @@ mod tests {
             [
                 "[service.tood] in credhost.toml: no service here has this name; did you mean \"todo\"?",
                 "[multiservice.games] services = [\"scoers\"] in credhost.toml: no service here has this name; did you mean \"scores\"?",
+                "[pb] anonymous = \"scors/guest\" in credhost.toml: no service here has this name; did you mean \"scores\"?",
             ]
         );
     }
