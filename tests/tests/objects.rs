@@ -28,7 +28,7 @@ fn twisted_exchanges_every_kind_of_object() {
 /// Pages go through in both directions while the host's memory stays as it is.
 #[test]
 fn pages_cost_no_memory() {
-    const SIZE: u64 = 256 << 20;
+    const SIZE: u64 = 128 << 20;
     let host = host("default_service = \"exchange\"", "");
     let before = host.peak_memory();
     // 1 GiB: `CREDHOST_PAGES=1073741824`.

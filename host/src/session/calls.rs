@@ -14,6 +14,8 @@ const FIRST_ANSWER: usize = 64 << 10;
 const WINDOW: usize = 4 << 20;
 /// No answer is taken to be smaller than this, in bytes.
 const SMALLEST_ANSWER: usize = 4 << 10;
+/// After so many windows (of 20 ms each) in which no call ended, more is read though much waits.
+const QUIET: u32 = 250;
 /// A client always has this many calls under way, however large its answers.
 const LEAST_CALLS: usize = 4;
 
@@ -116,6 +118,8 @@ pub(crate) struct Calls {
     parked_bytes: usize,
     /// How many have waited so far.
     waited: u64,
+    /// For how many windows no call has ended, though some wait.
+    quiet: u32,
     /// How large an answer is likely to be, in bytes: quick to rise, slow to fall.
     answer_size: usize,
     /// By the broker's number.
@@ -132,6 +136,7 @@ impl Default for Calls {
             parked: VecDeque::new(),
             parked_bytes: 0,
             waited: 0,
+            quiet: 0,
             answer_size: FIRST_ANSWER,
             outgoing: BTreeMap::new(),
             by_call: BTreeMap::new(),
@@ -172,7 +177,10 @@ impl Calls {
     /// # Errors
     /// When more would wait than may: the call itself, which does not.
     pub(crate) fn park(&mut self, parked: Parked, limits: &PeerLimits) -> Result<(), Box<Parked>> {
-        if self.parked_bytes + parked.size() > limits.parked {
+        // Who wants no answer would not hear of a refusal: one such call goes over the limit, and no more are read.
+        let fits = self.parked_bytes + parked.size() <= limits.parked;
+        let last = !parked.call.answer && self.outgoing.is_empty() && self.parked_bytes <= limits.parked;
+        if !fits && !last {
             return Err(Box::new(parked));
         }
         self.parked_bytes += parked.size();
@@ -198,6 +206,7 @@ impl Calls {
         }
         let call = self.in_flight.remove(no)?;
         self.in_flight_bytes -= call.size;
+        self.quiet = 0;
         Some(call)
     }
 
@@ -208,6 +217,7 @@ impl Calls {
 
     /// Nothing was answered for a while: how large answers were says nothing of those to come.
     pub(crate) fn reset_window(&mut self) {
+        self.quiet = if self.parked.is_empty() { 0 } else { self.quiet.saturating_add(1) };
         self.answer_size = SMALLEST_ANSWER;
     }
 
@@ -282,10 +292,11 @@ impl Calls {
     }
 
     /// Whether so much waits for room that no more is to be read. While a service waits for an answer of this client's, it
-    /// is: the answer may be behind the calls.
+    /// is: the answer may be behind the calls. Nor is that so for long while no call ends: what is more than may wait is refused then.
     #[must_use]
     pub(crate) fn is_crowded(&self, limits: &PeerLimits) -> bool {
-        self.parked_bytes > limits.parked / 2 && self.outgoing.is_empty()
+        let full = self.parked_bytes > limits.parked;
+        self.outgoing.is_empty() && (full || self.parked_bytes > limits.parked / 2 && self.quiet < QUIET)
     }
 
     /// Whether any wait for room.
@@ -368,6 +379,31 @@ mod tests {
         calls.reset_window();
         assert_eq!(calls.window(0, &limits), 6);
         assert_eq!(calls.window(limits.unread + 1, &limits), 0);
+    }
+
+    #[test]
+    fn while_much_waits_no_more_is_read_and_what_wants_no_answer_is_never_refused() {
+        let (mut calls, limits) = (Calls::default(), limits());
+        let by = Table::<AttachmentKind, ()>::default().insert(());
+        let begun = calls.begin(call(by, 0));
+        let room = limits.parked - 2 * parked(by, 0, 0).size();
+        calls.park(parked(by, 1, room / 2), &limits).unwrap();
+        assert!(!calls.is_crowded(&limits));
+        calls.park(parked(by, 2, room / 2), &limits).unwrap();
+        assert!(calls.is_crowded(&limits), "half of the room is taken");
+        (0..QUIET).for_each(|_| calls.reset_window());
+        assert!(!calls.is_crowded(&limits), "nothing ends: it is not waited for");
+        assert!(calls.park(parked(by, 3, 500), &limits).is_err(), "who asks is told");
+        let mut silent = parked(by, 4, 500);
+        silent.call.answer = false;
+        calls.park(silent, &limits).unwrap();
+        assert!(calls.is_crowded(&limits), "and then no more is read");
+        let mut silent = parked(by, 5, 500);
+        silent.call.answer = false;
+        assert!(calls.park(silent, &limits).is_err(), "one is over the limit");
+        calls.ended(begun, SlotNo(1));
+        while calls.unpark(0, &limits).is_some() {}
+        assert!(!calls.is_crowded(&limits));
     }
 
     #[test]

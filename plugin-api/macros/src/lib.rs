@@ -38,7 +38,7 @@ pub fn perspective(attribute: TokenStream, item: TokenStream) -> TokenStream {
 /// The struct must be `Serialize`. `Err(Full { left: 3 }.into())` answers with it, and `Err(Full { left: 3 })?` as well. In
 /// Twisted: `failure.trap("shop.Full")`, then `failure.left`.
 ///
-/// ```
+/// ```ignore
 /// use plugin_api::prelude::*;
 ///
 /// #[derive(Serialize, Fault)]

@@ -365,7 +365,7 @@ fn who_has_no_name_counts_once_a_service_has_taken_them() {
     assert!(!pair.session().logged_in(), "nobody has taken them yet");
     let (attachment, perspective) = pair.attached("board", request);
     assert!(pair.session().logged_in());
-    assert_eq!(pair.begin("board", perspective, &text(&["x"])).1.is_some(), true);
+    assert!(pair.begin("board", perspective, &text(&["x"])).1.is_some());
     pair.says("board", &ToHost::End { attachment });
     assert!(!pair.session().logged_in(), "they are gone");
     // By a name: the call waits for nothing, and what refuses it answers it.
