@@ -9,6 +9,40 @@ use system_tests::host::TestHost;
 /// A guard against hanging, not a measure.
 const PATIENCE: Duration = Duration::from_secs(25);
 
+/// What was asked for before the last handle was dropped still goes out.
+#[test]
+fn a_call_that_wants_no_answer_goes_out_though_nobody_uses_the_client_any_more() {
+    let host = TestHost::with(&["my-service", "another-service"]);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let counted = runtime.block_on(async {
+        let login = || async {
+            let stream = tokio::net::TcpStream::connect(host.address()).await.expect("the door is open");
+            let client = Client::new(stream).await.expect("it speaks PB");
+            client.login("alice/my service", "alice-pw", None).await.expect("alice may")
+        };
+        for _ in 0..20 {
+            let mine = login().await;
+            mine.notify("bump", &()).expect("it can be written");
+            drop(mine);
+        }
+        // The host sees the last of them a moment later.
+        let last = login().await;
+        tokio::time::timeout(PATIENCE, async {
+            let mut own = 0;
+            loop {
+                let count: u64 = last.call("bump", &()).await.expect("it answers").read().expect("a number");
+                own += 1;
+                if count - own == 20 {
+                    return count - own;
+                }
+            }
+        })
+        .await
+        .expect("all have come")
+    });
+    assert_eq!(counted, 20);
+}
+
 /// What comes is read while what goes is written: neither end waits for the other, which would be cut off after 30 seconds.
 #[test]
 fn large_arguments_and_large_answers_pass_each_other() {

@@ -401,11 +401,16 @@ async fn drive<S: AsyncRead + AsyncWrite>(
     let mut buffer = vec![0; 64 << 10];
     // What is being written, and how much of it has gone; what comes meanwhile is read, or both ends would wait.
     let (mut going, mut gone, mut flushed) = (Vec::new(), 0, true);
+    let mut unused = false;
     let why = loop {
         if gone == going.len() {
             going.clear();
             gone = 0;
             std::mem::swap(&mut going, &mut driver.broker.output.bytes);
+        }
+        // What was asked for before still goes out.
+        if unused && going.is_empty() && flushed {
+            break "nobody uses it any more".to_owned();
         }
         tokio::select! {
             written = push(&mut writer, &going[gone..]), if gone < going.len() || !flushed => match written {
@@ -419,9 +424,9 @@ async fn drive<S: AsyncRead + AsyncWrite>(
                 Ok(count) => driver.broker.receive(&buffer[..count]),
                 Err(error) => break error.to_string(),
             },
-            command = commands.recv(), if ready.is_none() => match command {
+            command = commands.recv(), if ready.is_none() && !unused => match command {
                 Some(command) => driver.command(command),
-                None => break "nobody uses it any more".to_owned(),
+                None => unused = true,
             },
         }
         // Whatever else was asked for goes out in the same write.

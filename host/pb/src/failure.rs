@@ -52,7 +52,7 @@ const TWISTED: [(&str, &[&str]); 10] = [
 /// Twisted's class for errors that are meant for clients.
 const ERROR: &str = "twisted.spread.pb.Error";
 
-/// So many classes are looked at that a failure is under, and so long is the name of one.
+/// The largest number of parent classes that a failure keeps, and the longest class name, in bytes.
 const MOST_PARENTS: usize = 64;
 const LONGEST_NAME: usize = 512;
 
@@ -239,7 +239,7 @@ const OWN: [&str; 13] = [
 /// Those of a dictionary's entries whose names are wanted, as a dictionary in Jelly; empty: there are none. References, and
 /// what holds one, are left out: nobody would count them. So is what is too much for a field.
 fn fields(state: ValueRef<'_>, wanted: impl Fn(&str) -> bool) -> Box<[u8]> {
-    /// So many entries are looked at, and so many values in all of them.
+    /// The largest number of fields that are read, and of values in all of them.
     const MOST: usize = 64;
     const VALUES: usize = 4096;
     let mut left = VALUES;

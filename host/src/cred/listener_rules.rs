@@ -7,7 +7,7 @@ use super::{Key, Name, NameError, NameOf};
 /// The rules of one listener: the operator's word, from `[pb]` or `[multiservice.NAME]`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ListenerRules {
-    /// What `loginAnonymous` leads to; nobody may log in without a name, if there is none.
+    /// The perspective that `loginAnonymous` attaches to. Without it, anonymous logins are refused.
     pub anonymous: Option<Key>,
     /// The service whose perspective `login(name)` leads to, where the name names none. Without it, such a login leads to
     /// an avatar.

@@ -107,6 +107,10 @@ pub(crate) struct TooMany(pub usize);
 pub(crate) struct Attachments {
     /// Boxed: most connections have one.
     all: Table<AttachmentKind, Box<Attached>>,
+    /// How many bytes minds have that are no objects.
+    minds: usize,
+    /// How many are of clients that have not logged in.
+    anonymous: usize,
 }
 
 impl Attachments {
@@ -128,12 +132,12 @@ impl Attachments {
 
     /// How many bytes minds have that are no objects: each is kept here, for a replacement of the service, and in it.
     pub(crate) fn mind_bytes(&self) -> usize {
-        self.all.iter().filter_map(|(_, attached)| attached.value.as_ref()).map(|value| 3 * value.len()).sum()
+        3 * self.minds
     }
 
     /// How many there are of clients that have not logged in.
     pub(crate) fn anonymous(&self) -> usize {
-        self.all.iter().filter(|(_, attached)| attached.identity.is_empty()).count()
+        self.anonymous
     }
 
     /// How many there are.
@@ -143,6 +147,7 @@ impl Attachments {
 
     /// One more, which the service is asked for.
     pub(crate) fn begin(&mut self, attached: Attached) -> AttachmentNo {
+        self.anonymous += usize::from(attached.identity.is_empty());
         self.all.insert(Box::new(attached))
     }
 
@@ -155,6 +160,7 @@ impl Attachments {
     /// The client's object that came with it, as the service knows it.
     pub(crate) fn set_mind(&mut self, no: AttachmentNo, handle: u64, value: Option<MindValue>) {
         if let Some(attached) = self.all.get_mut(no) {
+            self.minds += value.as_ref().map_or(0, |value| value.len());
             (attached.mind, attached.value) = (handle, value);
         }
     }
@@ -223,13 +229,18 @@ impl Attachments {
 
     /// Takes out what is to end, the oldest first.
     pub(crate) fn take(&mut self, scope: &Scope<'_>) -> Vec<(AttachmentNo, Attached)> {
-        match scope {
+        let gone: Vec<(AttachmentNo, Attached)> = match scope {
             Scope::Attachment(no) => self.all.remove(*no).map(|attached| (*no, *attached)).into_iter().collect(),
             scope => {
                 let all = self.all.take(|no, attached| scope.covers(no, attached));
                 all.into_iter().map(|(no, attached)| (no, *attached)).collect()
             }
+        };
+        for (_, attached) in &gone {
+            self.minds -= attached.value.as_ref().map_or(0, |value| value.len());
+            self.anonymous -= usize::from(attached.identity.is_empty());
         }
+        gone
     }
 
     /// The keys and credentials that an identity is attached by: what is to be looked at when it changes.

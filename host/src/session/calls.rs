@@ -14,7 +14,7 @@ const FIRST_ANSWER: usize = 64 << 10;
 const WINDOW: usize = 4 << 20;
 /// No answer is taken to be smaller than this, in bytes.
 const SMALLEST_ANSWER: usize = 4 << 10;
-/// After so many windows (of 20 ms each) in which no call ended, more is read though much waits.
+/// The number of windows (20 ms each) without a finished call after which reading resumes although many calls wait.
 const QUIET: u32 = 250;
 /// A client always has this many calls under way, however large its answers.
 const LEAST_CALLS: usize = 4;
@@ -118,7 +118,7 @@ pub(crate) struct Calls {
     parked_bytes: usize,
     /// How many have waited so far.
     waited: u64,
-    /// For how many windows no call has ended, though some wait.
+    /// The number of windows in a row in which no call ended while others waited.
     quiet: u32,
     /// How large an answer is likely to be, in bytes: quick to rise, slow to fall.
     answer_size: usize,
@@ -285,7 +285,7 @@ impl Calls {
         self.waited
     }
 
-    /// Whether of the first so many that have waited none waits any more.
+    /// Whether none of the first `waited` calls is still waiting.
     #[must_use]
     pub(crate) fn has_begun(&self, waited: u64) -> bool {
         self.parked.front().is_none_or(|(place, _)| *place > waited)

@@ -186,6 +186,7 @@ impl Owners {
         }
         let attached = self.attachments.get(attachment).ok_or_else(revoked)?;
         let all = || call.arguments.references().iter().chain(call.keywords.references());
+        self.references.check_copies(all())?;
         let states = coming(all());
         for reference in all() {
             self.check_inbound(attached.slot, reference, &states)?;
@@ -237,6 +238,8 @@ impl Owners {
             self.begin_call(&backend, call, object, words.parts(), &handles);
             self.deliver_late();
         }
+        // Calls of what has ended were passed over.
+        self.deliver_late();
     }
 
     /// The client has answered a service's call.
@@ -248,6 +251,7 @@ impl Owners {
         let checked = defect.map_or(Ok(()), |defect| Err(defective(defect)));
         let all = value.references();
         let states = coming(all.iter());
+        let checked = checked.and_then(|()| self.references.check_copies(all.iter()));
         let checked = checked.and_then(|()| all.iter().try_for_each(|of| self.check_inbound(slot, of, &states)));
         match checked {
             Err(failure) => {

@@ -14,7 +14,7 @@ use super::references::{Released, Route, dead, reference, revoked};
 use super::{Late, Owners};
 use crate::multiservice::SlotNo;
 
-/// A service's error, as its client is told it.
+/// The failure that a client receives for a service's error.
 fn failed(class: &str, message: &str, detail: &[u8]) -> Failure {
     let mut failure = Failure::new(class, message);
     if !detail.is_empty()
@@ -103,7 +103,10 @@ impl Owners {
     /// which nobody counts here, are left out. An instance is of a class with a module of its own.
     fn check_fields(&mut self, failure: &mut Failure) {
         const MOST: usize = 64 << 10;
-        let own = exceptions::bases(&failure.class).is_none() && failure.class.contains('.');
+        const LONGEST_CLASS: usize = 512;
+        let own = exceptions::bases(&failure.class).is_none()
+            && failure.class.contains('.')
+            && failure.class.len() <= LONGEST_CLASS;
         failure.whole &= own;
         if failure.fields.is_empty() {
             return;
@@ -251,7 +254,7 @@ impl Owners {
     /// A service has attached the client.
     fn attached(&mut self, slot: SlotNo, no: AttachmentNo) {
         let Some(request) = self.attachments.answered(no, slot) else { return };
-        // Also who has no name: now that a service has taken them.
+        // Anonymous clients count as logged in once a service has accepted them.
         self.logged_in = true;
         let Some(request) = request else { return };
         match self.output.tables.export(&Object::Perspective(no)) {

@@ -112,7 +112,6 @@ impl Owners {
             Some(Mind::Kept(luid)) => self.references.hold(&route, luid, true).on(connection),
         };
         self.attachments.set_mind(no, mind, value.clone());
-        self.minds = self.attachments.mind_bytes();
         let value = value.as_deref().unwrap_or_default();
         let (attachment, peer) = (no.on(connection), self.context.peer.as_str());
         let (perspective, identity) = (perspective.as_str(), &*identity);
@@ -164,8 +163,8 @@ impl Owners {
                     }
                 }
                 Late::LetGo(no) => {
-                    // It may have ended meanwhile.
-                    let Some(attached) = self.attachments.get(no).filter(|attached| attached.is_let_go()) else {
+                    // It may have ended meanwhile, or the service was told that nothing of it is left.
+                    let Some(attached) = self.attachments.get(no).filter(|of| of.phase == Phase::LetGo) else {
                         continue;
                     };
                     let number = no.on(self.context.number);
@@ -303,7 +302,6 @@ impl Owners {
         if let Scope::Slot(slot) = scope {
             self.outbox.forget(*slot);
         }
-        self.minds = self.attachments.mind_bytes();
         if nameless {
             self.unlist_if_left("");
             self.logged_in = self.login.any() || self.attachments.any(None);

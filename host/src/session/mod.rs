@@ -102,12 +102,12 @@ struct Leaving {
     until: Option<CallNo>,
 }
 
-/// So many attachments may a connection have that has not logged in.
+/// The largest number of attachments of a connection without a login.
 const ANONYMOUS: usize = 16;
 
 /// What a service hears of what the client holds: behind the calls that the client made before, some of which may wait.
 enum Late {
-    /// References to an object of the service's were given back, so many.
+    /// The client gave back `count` references to a service's object.
     Dropped { slot: SlotNo, object: u64, count: u64 },
     /// A perspective was let go of.
     LetGo(AttachmentNo),
@@ -124,8 +124,6 @@ struct Owners {
     references: References,
     outbox: Outbox,
     values: Values,
-    /// What minds take that are no objects, in bytes.
-    minds: usize,
     /// Copies that the client has let go of, and their services have not heard of it yet.
     leaving: Vec<Leaving>,
     /// What services are to hear behind calls that wait.
@@ -154,7 +152,6 @@ impl Session {
             references: References::default(),
             outbox: Outbox::new(Lane { connection: context.number, meter: Arc::clone(&context.meter) }),
             values: Values::new(limits.after.jelly),
-            minds: 0,
             leaving: Vec::new(),
             late: VecDeque::new(),
             named: BTreeMap::new(),
@@ -179,7 +176,10 @@ impl Session {
 
     /// What is kept of what the client has sent, in bytes.
     pub(crate) fn kept(&mut self) -> usize {
-        self.input.buffer().capacity() + self.owners.calls.parked_bytes() + self.owners.minds
+        self.input.buffer().capacity()
+            + self.owners.calls.parked_bytes()
+            + self.owners.attachments.mind_bytes()
+            + self.owners.references.copied_bytes()
     }
 
     /// Gives back room that nothing is in: nothing has come or gone for a while.

@@ -17,6 +17,8 @@ use crate::multiservice::SlotNo;
 /// A value that names what is not its sender's to name.
 const FOREIGN: &str = "a reference to something that is not this service's";
 
+/// The most bytes of state that the cached objects of one client have.
+const MOST_COPIED: usize = 16 << 20;
 /// A cached object that came without its state.
 const ELSEWHERE: &str = "a cached object of the client's whose state another service has, or nobody";
 
@@ -39,6 +41,8 @@ struct Held {
     luid: u64,
     /// Whether it is a cached object, whose state the service has.
     cached: bool,
+    /// How many bytes that state had when it came.
+    state: usize,
     /// How often the client sent it: each is given back.
     count: u64,
     /// How often the service was given it without the client having sent it once more: by an avatar that keeps its mind,
@@ -90,6 +94,8 @@ pub(crate) struct References {
     held_by: HashMap<(SlotNo, u64), HandleNo>,
     /// Cached objects of the client's, by its numbers. One service has each: its state is sent once.
     copies: HashMap<u64, HandleNo>,
+    /// What the states of all of them had, in bytes.
+    copied: usize,
     given: BTreeMap<Object, Given>,
     minds: BTreeMap<u64, KeptMind>,
     /// Of which things of the client's each attachment is a provenance, and of which of services'.
@@ -153,7 +159,8 @@ impl References {
             let Some(luid) = reference.luid else { return Ok::<_, std::convert::Infallible>(Translated::None) };
             Ok(match (reference.kind, tables.exported(luid), tables.cached(luid)) {
                 (RefKind::Cache | RefKind::Cached, ..) => {
-                    let handle = self.hold_copy(route, luid).on(route.connection);
+                    let state = reference.close - reference.open;
+                    let handle = self.hold_copy(route, luid, state).on(route.connection);
                     handles.push(handle);
                     Translated::Number(handle)
                 }
@@ -185,7 +192,7 @@ impl References {
         let no = match self.held_by.get(&(slot, luid)) {
             Some(no) => *no,
             None => {
-                let no = self.held.insert(Held { slot, luid, cached: false, count: 0, retained: 0, by });
+                let no = self.held.insert(Held { slot, luid, cached: false, state: 0, count: 0, retained: 0, by });
                 self.held_by.insert((slot, luid), no);
                 no
             }
@@ -199,14 +206,15 @@ impl References {
     }
 
     /// The number by which a service knows a cached object of the client's, which was sent once more.
-    fn hold_copy(&mut self, route: &Route<'_>, luid: u64) -> HandleNo {
+    fn hold_copy(&mut self, route: &Route<'_>, luid: u64, state: usize) -> HandleNo {
         let slot = route.slot;
         let no = match self.copies.get(&luid) {
             Some(no) => *no,
             None => {
                 let by = Provenance::default();
-                let no = self.held.insert(Held { slot, luid, cached: true, count: 0, retained: 0, by });
+                let no = self.held.insert(Held { slot, luid, cached: true, state, count: 0, retained: 0, by });
                 self.copies.insert(luid, no);
+                self.copied += state;
                 no
             }
         };
@@ -221,8 +229,30 @@ impl References {
     pub(crate) fn ended(&mut self, luid: u64) -> Option<(SlotNo, HandleNo, Vec<AttachmentNo>)> {
         let no = self.copies.remove(&luid)?;
         let held = self.held.remove(no)?;
+        self.copied -= held.state;
         self.copied_uses.end(held.by.iter());
         Some((held.slot, no, held.by.iter().collect()))
+    }
+
+    /// Whether the states that come with a value may be kept, beside those that are.
+    ///
+    /// # Errors
+    /// When they are too many bytes: a service keeps each until the client has ended it.
+    pub(crate) fn check_copies<'r>(&self, coming: impl Iterator<Item = &'r Reference>) -> Result<(), Failure> {
+        let states = coming.filter(|of| of.kind == RefKind::Cache).map(|of| of.close - of.open);
+        match self.copied.saturating_add(states.sum()) <= MOST_COPIED {
+            true => Ok(()),
+            false => {
+                let message =
+                    format!("the cached objects of this connection have more than {MOST_COPIED} bytes of state");
+                Err(Failure::new("MemoryError", message))
+            }
+        }
+    }
+
+    /// What the states of the client's cached objects take, in bytes.
+    pub(crate) fn copied_bytes(&self) -> usize {
+        self.copied
     }
 
     fn copy(&self, luid: u64) -> Option<&Held> {
@@ -488,7 +518,10 @@ impl References {
     /// Its numbers lead nowhere from now on.
     fn unname(&mut self, held: &Held) {
         match held.cached {
-            true => drop(self.copies.remove(&held.luid)),
+            true => {
+                self.copies.remove(&held.luid);
+                self.copied -= held.state;
+            }
             false => drop(self.held_by.remove(&(held.slot, held.luid))),
         }
     }
@@ -528,7 +561,7 @@ fn revoke(tables: &mut Tables<Object>, object: &Object) -> Option<(SlotNo, u64)>
     }
 }
 
-/// Gives an object of the client's back, so many times.
+/// Returns `count` references to a client's object.
 fn give_back_one(output: &mut Output<Object>, luid: u64, cached: bool, count: u64) {
     match cached {
         true => (0..count).for_each(|_| output.decache(luid)),

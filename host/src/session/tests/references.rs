@@ -215,6 +215,34 @@ fn a_cacheable_that_is_being_given_back_can_come_once_more() {
     assert_eq!(pair.client.output.tables.held().1, 0);
 }
 
+/// A service keeps the state of each until the client has ended it: so all of them together have a bound.
+#[test]
+fn the_states_of_a_clients_cacheables_are_bounded_in_all() {
+    let (mut pair, _, perspective) = attached();
+    pair.turn();
+    let mut came = Vec::new();
+    for object in ['a', 'b', 'c'] {
+        let (luid, _) = pair.client.output.tables.cache(&object).unwrap();
+        let mut arguments = Vec::new();
+        token::list(&mut arguments, 2);
+        token::bytes(&mut arguments, b"tuple");
+        token::list(&mut arguments, 3);
+        token::bytes(&mut arguments, b"board.Board");
+        token::uint(&mut arguments, luid);
+        token::list(&mut arguments, 13);
+        token::bytes(&mut arguments, b"list");
+        (0..12).for_each(|_| token::bytes(&mut arguments, &vec![0; 600_000]));
+        came.push(arrives(&mut pair, perspective, &arguments));
+    }
+    assert_eq!(came[2].as_ref().unwrap_err(), "builtins.MemoryError");
+    assert_eq!(pair.client.output.tables.held().1, 2, "what was refused was given back");
+    // One is ended: there is room again.
+    let (_, _, handles) = came[0].as_ref().unwrap();
+    pair.says("board", &ToHost::Release { handle: handles[0], count: 1 });
+    assert_eq!(pair.client.output.tables.held().1, 1);
+    assert!(pair.session().owners.references.copied_bytes() < 8 << 20);
+}
+
 #[test]
 fn a_cacheable_of_the_clients_is_one_services() {
     let (mut pair, _, perspective) = attached();
