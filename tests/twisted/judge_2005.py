@@ -6,7 +6,10 @@ Its runner does not run on Python 2.7: each test is a method, which is called.
 """
 import gc
 import json
+import os
+import shutil
 import sys
+import tempfile
 import traceback
 from StringIO import StringIO
 
@@ -85,6 +88,16 @@ def run(kind, name):
 
 def main():
     replace()
+    # Tests write files where they run.
+    folder = tempfile.mkdtemp()
+    os.chdir(folder)
+    try:
+        everything()
+    finally:
+        shutil.rmtree(folder)
+
+
+def everything():
     for kind in (test_pb.BrokerTestCase, test_pb.PagingTestCase, test_pb.NewStyleTestCase):
         for name in sorted(name for name in dir(kind) if name.startswith("test")):
             run(kind, name)
