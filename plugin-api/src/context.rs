@@ -11,6 +11,7 @@ use serde::de::{DeserializeOwned, Deserializer, IgnoredAny};
 use crate::abi::frame::ToHost;
 use crate::call::Attachment;
 use crate::data::Data;
+use crate::doors::{self, Authorizer, Door, Listener};
 use crate::fault::{Fault, Result};
 use crate::handle::Handle;
 use crate::runtime::Runtime;
@@ -119,6 +120,94 @@ impl<S: Service> Context<S> {
     #[must_use]
     pub fn vetting(&self) -> bool {
         self.runtime.upgrade().is_some_and(|runtime| runtime.vetting.get())
+    }
+
+    /// Serves the streams of a listener by a protocol of the service's own: see [`Door`]. The operator gives the listener its
+    /// address (`[service.NAME.listen]` in credhost.toml); without one, nobody comes.
+    ///
+    /// # Errors
+    /// When the service has ended.
+    pub fn serve<D: Door<Service = S>>(&self, listener: &str) -> Result<()> {
+        let core = Rc::clone(self.runtime()?.core());
+        doors::serve::<D>(&core, self.clone(), listener);
+        Ok(())
+    }
+
+    /// Takes the streams of a listener, as plain streams of tokio's: for libraries that want one. They are not carried over
+    /// when the code is replaced: what serves them is spawned by [`Context::spawn_for`], and goes on until it ends, or the
+    /// operator's grace for code that was replaced is over.
+    ///
+    /// # Errors
+    /// When the service has ended.
+    ///
+    /// ```
+    /// use plugin_api::prelude::*;
+    /// use plugin_api::testing::TestHost;
+    /// use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    ///
+    /// #[derive(Default)]
+    /// struct Upper;
+    ///
+    /// #[service("upper", save = "never")]
+    /// impl Service for Upper {
+    ///     type Perspective = Nobody;
+    ///
+    ///     async fn start(_me: Handle<Self>, context: Context<Self>) -> Result<()> {
+    ///         let mut streams = context.listen("text")?;
+    ///         context.clone().spawn(async move {
+    ///             while let Some(mut stream) = streams.accept().await {
+    ///                 context.spawn_for(async move {
+    ///                     let mut text = Vec::new();
+    ///                     if stream.read_to_end(&mut text).await.is_ok() {
+    ///                         // The client may have gone.
+    ///                         let _ = stream.write_all(&text.to_ascii_uppercase()).await;
+    ///                     }
+    ///                 });
+    ///             }
+    ///         });
+    ///         Ok(())
+    ///     }
+    /// }
+    ///
+    /// # #[derive(Default)]
+    /// # struct Nobody;
+    /// # #[perspective]
+    /// # impl Nobody {}
+    /// let host = TestHost::<Upper>::start()?;
+    /// let mut client = host.connect("text")?;
+    /// client.send("hello\n")?;
+    /// client.finish()?;
+    /// assert_eq!(client.line()?, "HELLO");
+    /// # Ok::<(), Fault>(())
+    /// ```
+    pub fn listen(&self, listener: &str) -> Result<Listener> {
+        Ok(Listener::new(self.runtime()?.core(), listener, false))
+    }
+
+    /// As [`Context::listen`], where nobody needs to log in: no stream is closed because nobody has.
+    ///
+    /// # Errors
+    /// When the service has ended.
+    pub fn listen_public(&self, listener: &str) -> Result<Listener> {
+        Ok(Listener::new(self.runtime()?.core(), listener, true))
+    }
+
+    /// Runs a task that serves a stream: unlike one of [`Context::spawn`], it goes on in code that was replaced, until the
+    /// operator's grace is over.
+    pub fn spawn_for(&self, task: impl Future<Output = ()> + 'static) {
+        tokio::task::spawn_local(task);
+    }
+
+    /// Waits until other code serves in place of this: time for tasks of [`Context::spawn_for`] to come to an end.
+    pub async fn replaced(&self) {
+        let Some(core) = self.runtime.upgrade().map(|runtime| Rc::clone(runtime.core())) else { return };
+        core.doors.replaced().await;
+    }
+
+    /// Who says who somebody is: for doors of the service's own.
+    #[must_use]
+    pub fn authorizer(&self) -> Authorizer {
+        Authorizer::new(self.runtime.upgrade().map(|runtime| Rc::clone(runtime.core())).as_deref())
     }
 
     /// Runs a task beside the calls, on the service's own thread. It ends with the service, and with its being replaced:

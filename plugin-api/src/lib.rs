@@ -41,12 +41,13 @@
 //! * [`Cached`] is an object that clients get a copy of, and are told the changes of.
 //! * [`Remote`] is an object of the client's; [`Context`] is what the service knows of its surroundings.
 //! * [`Data`] is what the service keeps beside the states: an ordered space of keys, with transactions.
+//! * [`Door`] is a protocol of the service's own, [`Listener`] gives streams, [`Authorizer`] says who is at the other end.
 //! * [`Fault`](struct@Fault) is an error with the class name that clients trap it by.
 //! * [`testing`] runs a service in a unit test, without a host.
 //!
 //! The guide, from an empty folder to a served service, is `GUIDE.md` beside this crate.
 //!
-//! What it is not: the host. A service knows nothing of sockets, log-in or storage.
+//! What it is not: the host. A service opens no sockets, and keeps neither identities nor files.
 
 // What the attributes write names the crate so, also here.
 extern crate self as plugin_api;
@@ -59,6 +60,7 @@ mod cached;
 mod call;
 mod context;
 mod data;
+mod doors;
 mod fault;
 mod followed;
 mod handle;
@@ -73,7 +75,9 @@ pub mod testing;
 pub use cached::{Cacheable, Cached, Observer};
 pub use call::{Attachment, Call, Reason};
 pub use context::{Config, Context, blocking};
+pub use bytes::BytesMut;
 pub use data::{Data, Entry, Select, Selected, Transaction};
+pub use doors::{Authorizer, Caller, Door, Listener, Login, Peer, Refused, Stream, Transport};
 pub use fault::{Fault, Result};
 pub use followed::{Follow, Followed};
 pub use handle::{AnyHandle, Handle, View};

@@ -37,6 +37,7 @@
 //! The service runs on a thread of its own, as it does in a host; the test's thread plays the clients. A client's mind
 //! is called while the test waits for something: for an answer, or in [`TestHost::settle`].
 
+mod doors;
 mod objects;
 
 use std::cell::{Cell, RefCell};
@@ -59,6 +60,7 @@ use crate::remote;
 use crate::runtime::{Sleep, Wall, run};
 use crate::service::Service;
 
+pub use self::doors::TestStream;
 pub use self::objects::{TestCached, TestObject, TestRemote};
 
 /// A guard against a service that never answers.
@@ -119,6 +121,9 @@ struct State {
     sent: HashMap<u64, u64>,
     /// How often the service's objects were handed out.
     handed_out: u64,
+    doors: doors::Doors,
+    /// Streams that come from code that was replaced already.
+    late: Vec<u64>,
 }
 
 #[derive(Default)]
@@ -289,6 +294,7 @@ impl<S: Service> TestHost<S> {
             self.send(&ToLibrary::Stop {});
             let _ = self.stage(self.serving(), "stopped");
             self.generations.borrow_mut().pop();
+            self.keep_carried();
             self.send_to(old, &ToLibrary::Thaw {});
             return Err(fault);
         }
@@ -301,6 +307,7 @@ impl<S: Service> TestHost<S> {
                 refused = refused.or(Some(fault));
             }
         }
+        self.hand_on();
         self.send_to(old, &ToLibrary::Retire {});
         refused.map_or(Ok(()), Err)
     }
@@ -522,6 +529,9 @@ impl<S: Service> TestHost<S> {
     fn serve(&self, from: usize, frame: ToHost<'_>) {
         let mut state = self.state.borrow_mut();
         let tell = |frame: &ToLibrary<'_>| self.send_to(from, frame);
+        if self.serve_doors(&mut state, from, &frame) {
+            return;
+        }
         match frame {
             ToHost::Initialised {} => state.lifecycle.push((from, Ok("initialised"))),
             ToHost::Started {} => state.lifecycle.push((from, Ok("started"))),

@@ -318,6 +318,65 @@ frames! {
             /// The client's object.
             handle: number,
         }
+        /// A stream has come by one of the service's listeners: by a new connection, or from the generation before this one.
+        26 Stream {
+            /// Its number from now on. Ended by `Closed`.
+            stream: number,
+            /// The listener's name.
+            listener: text,
+            /// Its descriptor: the host's, and open until `Closed`. The library makes one of its own of it.
+            descriptor: number,
+            /// Whether that is a socket of TCP's; if not, it is one of Unix's.
+            tcp: flag,
+            /// Where the client is, for a person to read.
+            peer: text,
+            /// Whether the client speaks TLS.
+            tls: flag,
+            /// The name that the client asked for by TLS; empty: none.
+            asked: text,
+            /// What the generation before this one had of it: see `Carry`.
+            state: maybe,
+            /// The login that the stream belongs to, or 0; its identity, and its perspectives (a list in Jelly).
+            login: number,
+            /// The identity's name.
+            identity: text,
+            /// The perspectives' names: a list in Jelly.
+            perspectives: bytes,
+        }
+        /// The answer to `Authenticate`: right.
+        27 LoggedIn {
+            /// The library's number for it.
+            request: number,
+            /// The login's number from now on. Ended by `LogOut`.
+            login: number,
+            /// The identity's name.
+            identity: text,
+            /// The names of its perspectives on this service: a list in Jelly.
+            perspectives: bytes,
+        }
+        /// The answer to `Authenticate`, or to `StartTls`: refused.
+        28 NotLoggedIn {
+            /// The library's number for it.
+            request: number,
+            /// What whoever asked may be told.
+            message: text,
+            /// In how many seconds the next try is looked at; 0: at once.
+            wait: number,
+        }
+        /// What the login came by was taken away. Its streams are closed already.
+        29 LoginEnded {
+            /// Which.
+            login: number,
+        }
+        /// The answer to `StartTls`: from here on, this is the stream.
+        30 Secured {
+            /// The library's number for it.
+            request: number,
+            /// The stream's new descriptor, of a Unix socket, as in `Stream`.
+            descriptor: number,
+            /// The name that the client asked for; empty: none.
+            asked: text,
+        }
     }
 }
 
@@ -507,6 +566,56 @@ frames! {
             perspective: maybe,
             /// Whether it tells of the service's own state, too.
             service: flag,
+        }
+        /// The service takes the streams of this listener.
+        25 Listen {
+            /// Its name, as in the configuration.
+            listener: text,
+            /// Whether nobody needs to log in there.
+            public: flag,
+        }
+        /// The library has let go of a stream.
+        26 Closed {
+            /// Which.
+            stream: number,
+        }
+        /// What the next generation is to go on with: as part of standing still, or from one that is replaced already. The library
+        /// lets go of the stream when it is told to `Retire`; after that, with these words.
+        27 Carry {
+            /// The stream.
+            stream: number,
+            /// Whatever the library wants to be handed again.
+            state: bytes,
+        }
+        /// Is this right? The one frame of its batch. Answered by `LoggedIn` or `NotLoggedIn`.
+        28 Authenticate {
+            /// To be handed back.
+            request: number,
+            /// The stream that it came by, which belongs to the login from then on.
+            stream: number,
+            /// What proves it: 1 is a password, 2 a token.
+            kind: number,
+            /// The name; empty where the proof says whose it is.
+            name: text,
+            /// The proof.
+            secret: bytes,
+        }
+        /// A login is over: nobody in the library has it any more.
+        29 LogOut {
+            /// Which.
+            login: number,
+        }
+        /// The client is about to speak TLS: the host does, from here on. Answered by `Secured` or `NotLoggedIn`.
+        30 StartTls {
+            /// To be handed back.
+            request: number,
+            /// The stream.
+            stream: number,
+        }
+        /// What was said before this is committed? Answered by `Committed` or `NotLoaded`.
+        31 Sync {
+            /// To be handed back.
+            request: number,
         }
         /// Never said by a library: the host's own word to a connection. A client's object that one generation has was
         /// handed to the next one, too.

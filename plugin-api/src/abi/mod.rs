@@ -8,6 +8,7 @@
 //! The api's `unsafe` lives here: [`export`] is the library's side, `import` (feature `host`) the host's.
 
 pub mod arena;
+pub(crate) mod descriptor;
 pub mod export;
 pub mod frame;
 #[cfg(feature = "host")]

@@ -14,6 +14,7 @@ use super::Wall;
 use super::incoming::{Incoming, Invoked};
 use crate::abi::frame::{self, ToHost};
 use crate::cached::Observed;
+use crate::doors::{self, Login};
 use crate::fault::{Fault, Result};
 use crate::followed::AnyFollowed;
 use crate::handle::Handle;
@@ -139,6 +140,8 @@ pub(crate) struct Reply {
     pub(crate) some: bool,
     /// The version of what was asked for.
     pub(crate) version: u64,
+    /// Somebody who has logged in.
+    pub(crate) login: Option<Login>,
     /// What came with it: held until it is read.
     pub(crate) _remotes: Vec<Remote>,
 }
@@ -184,6 +187,21 @@ pub(crate) struct Core {
     pub(crate) quota: Cell<u64>,
     /// One transaction at a time has the service's data.
     pub(crate) data_turn: Arc<tokio::sync::Mutex<()>>,
+    /// Doors of the service's own.
+    pub(crate) doors: doors::Table,
+    commits: Commits,
+}
+
+/// How many states were given to the host to commit, and how far that is known to have come.
+#[derive(Default)]
+struct Commits {
+    given: Cell<u64>,
+    /// So many are to be told of.
+    asked: Cell<u64>,
+    done: Cell<u64>,
+    /// How often a commit has failed.
+    failed: Cell<u64>,
+    told: Notify,
 }
 
 impl Core {
@@ -212,6 +230,8 @@ impl Core {
             looked: RefCell::default(),
             quota: Cell::new(u64::MAX),
             data_turn: Arc::default(),
+            doors: doors::Table::default(),
+            commits: Commits::default(),
         })
     }
 
@@ -252,6 +272,7 @@ impl Core {
             ToHost::Answer { call: to, objects, .. }
             | ToHost::Call { handle: to, objects, .. }
             | ToHost::Update { attachment: to, objects, .. } => self.gone_out(connection(*to), objects),
+            ToHost::Save { .. } => self.commits.given.set(self.commits.given.get() + 1),
             _ => {}
         }
         let mut out = self.out.borrow_mut();
@@ -440,6 +461,52 @@ impl Core {
         })
     }
 
+    /// A question to the host: its number, and the answer.
+    pub(crate) fn ask(self: &Rc<Self>) -> (u64, impl Future<Output = Result<Reply>> + use<>) {
+        self.wait(0)
+    }
+
+    /// Whether all that was saved so far is known to be committed.
+    pub(crate) fn is_committed(&self) -> bool {
+        self.commits.done.get() >= self.commits.given.get()
+    }
+
+    /// Waits until all that was saved so far is committed.
+    ///
+    /// # Errors
+    /// When it could not be: it is undone.
+    pub(crate) async fn committed(self: &Rc<Self>) -> Result<()> {
+        let (given, failed) = (self.commits.given.get(), self.commits.failed.get());
+        while self.commits.done.get() < given {
+            if self.commits.asked.get() < given {
+                self.commits.asked.set(given);
+                let (request, answer) = self.wait(0);
+                self.push(&ToHost::Sync { request });
+                let core = Rc::downgrade(self);
+                tokio::task::spawn_local(async move {
+                    let answer = answer.await;
+                    let Some(core) = core.upgrade() else { return };
+                    core.commits.failed.set(core.commits.failed.get() + u64::from(answer.is_err()));
+                    core.commits.done.set(core.commits.done.get().max(given));
+                    core.commits.told.notify_waiters();
+                });
+            }
+            self.commits.told.notified().await;
+        }
+        if self.commits.failed.get() == failed {
+            return Ok(());
+        }
+        Err(Fault::new("RuntimeError", "a change could not be saved, and is undone"))
+    }
+
+    /// Says something with a secret in it to the host, at once: of that no copy is kept here.
+    pub(crate) fn push_secret(&self, frame: &ToHost<'_>) {
+        self.flush();
+        let mut bytes = zeroize::Zeroizing::new(Vec::with_capacity(1024));
+        frame.write(&mut bytes);
+        self.wall.push(&bytes);
+    }
+
     /// Calls a client's object, which came by an attachment. `arguments` are a tuple and a dictionary, one behind the
     /// other; the dictionary begins at `keywords`.
     pub(crate) fn call(
@@ -572,6 +639,7 @@ impl Core {
         self.attached.borrow_mut().clear();
         let avatars = std::mem::take(&mut *self.avatars.borrow_mut());
         drop((objects, avatars));
+        self.doors.retire();
     }
 
     pub(crate) fn object(&self, id: u64) -> Option<Rc<dyn Object>> {
@@ -787,6 +855,7 @@ impl Core {
         let waiting = std::mem::take(&mut *self.waiting.borrow_mut());
         let avatars = std::mem::take(&mut *self.avatars.borrow_mut());
         drop((objects, waiting, avatars, self.watches.take(), self.followed.take()));
+        self.doors.clear();
     }
 }
 

@@ -9,7 +9,7 @@ use crate::service::Service;
 impl<S: Service> Runtime<S> {
     /// Whether another generation serves, and no call is left to end.
     pub(super) fn is_done(&self) -> bool {
-        self.core.retired.get() && self.suspended.borrow().is_empty()
+        self.core.retired.get() && self.suspended.borrow().is_empty() && self.core.doors.open() == 0
     }
 
     pub(super) fn is_attaching(&self) -> bool {
@@ -33,6 +33,7 @@ impl<S: Service> Runtime<S> {
             core.push(&ToHost::Refused { message: &message });
             return core.flush();
         }
+        core.doors.freeze(core);
         let calls: Vec<u8> = self.suspended.borrow().keys().flat_map(|call| call.to_le_bytes()).collect();
         let (objects, numbers) = (core.heirlooms(), core.numbered.get());
         core.push(&ToHost::Frozen { request, calls: &calls, objects: &objects, numbers, states });

@@ -33,6 +33,7 @@ use self::orphans::Orphans;
 use crate::abi::frame::{ToHost, ToLibrary};
 use crate::call::{Attachment, Call, Mind, Reason};
 use crate::context::{Config, Context};
+use crate::doors::{self, Arrived};
 use crate::fault::{Fault, Result};
 use crate::handle::{Handle, Saver};
 use crate::manifest::Manifest;
@@ -234,6 +235,7 @@ impl<S: Service> Runtime<S> {
     async fn serve(&self) {
         let core = &self.core;
         core.push(&ToHost::Manifest { manifest: &jelly::to_vec(&manifest::<S>()).unwrap_or_default() });
+        tokio::task::spawn_local(doors::tend(Rc::downgrade(core)));
         let sleep = core.wall.sleep();
         let context = self.context();
         let mut batch = Vec::new();
@@ -329,9 +331,8 @@ impl<S: Service> Runtime<S> {
                 self.call(context, call, attachment, object, answer, method, arguments, keywords);
             }
             ToLibrary::Answer { call, value, handles } => {
-                let reply =
-                    Reply { bytes: value.to_vec(), some: true, version: 0, _remotes: core.received(handles, 0) };
-                core.answered(call, Ok(reply));
+                let (bytes, remotes) = (value.to_vec(), core.received(handles, 0));
+                core.answered(call, Ok(Reply { bytes, some: true, _remotes: remotes, ..Reply::default() }));
             }
             ToLibrary::Failed { call, class, message, detail } => {
                 core.answered(call, Err(Fault::received(class, message, detail)));
@@ -369,6 +370,46 @@ impl<S: Service> Runtime<S> {
             ToLibrary::Uncached { handle } => core.unfollow(handle),
             ToLibrary::Gone { call } => {
                 self.client_has_gone(call);
+            }
+            ToLibrary::Stream {
+                stream,
+                listener,
+                descriptor,
+                tcp,
+                peer,
+                tls,
+                asked,
+                state,
+                login,
+                identity,
+                perspectives,
+            } => core.doors.arrived(
+                core,
+                &Arrived {
+                    stream,
+                    listener,
+                    descriptor,
+                    tcp,
+                    peer,
+                    tls,
+                    asked,
+                    state,
+                    login,
+                    identity,
+                    perspectives,
+                },
+            ),
+            ToLibrary::LoggedIn { request, login, identity, perspectives } => {
+                let login = Some(core.doors.logged_in(login, identity, perspectives));
+                core.answered(request, Ok(Reply { login, ..Reply::default() }));
+            }
+            ToLibrary::NotLoggedIn { request, message, wait } => {
+                let fault = Fault::new("twisted.cred.error.Unauthorized", message);
+                core.answered(request, Err(fault.with_fields(&doors::Wait { wait })));
+            }
+            ToLibrary::LoginEnded { login } => core.doors.login_ended(login),
+            ToLibrary::Secured { request, descriptor, asked } => {
+                core.answered(request, Ok(doors::secured(descriptor, asked)));
             }
             ToLibrary::Dropped { object, count, had } => core.given_back(object, count, had),
             ToLibrary::Revert { perspective, state, version } => {

@@ -1,0 +1,18 @@
+//! Descriptors of the host's: numbers in frames, of which a library makes descriptors of its own.
+
+use std::io;
+use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
+
+/// A descriptor of one's own for what the host has under this number.
+///
+/// # Errors
+/// When it is none, or the process has none left.
+pub(crate) fn duplicate(number: u64) -> io::Result<OwnedFd> {
+    let raw = RawFd::try_from(number).ok().filter(|raw| *raw >= 0);
+    let raw = raw.ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;
+    // SAFETY: the number comes from the host's frame `Stream` or `Secured`: the host keeps that descriptor open until it reads
+    // `Closed` from this library, which is said after the duplicate was made, or until this library's thread has ended. It is
+    // borrowed for this one call, which only duplicates it.
+    let borrowed = unsafe { BorrowedFd::borrow_raw(raw) };
+    borrowed.try_clone_to_owned()
+}

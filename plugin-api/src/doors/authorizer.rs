@@ -1,0 +1,268 @@
+//! Who is at the other end: asked of the host, which keeps the identities.
+
+use std::rc::Rc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
+
+use tokio::sync::{Notify, oneshot};
+use zeroize::Zeroizing;
+
+use super::stream::sealed;
+use super::table::Posts;
+use crate::abi::frame::ToHost;
+use crate::runtime::core::{Core, Reply};
+
+/// Proofs of who somebody is, checked by the host: with the throttle, the time of a refusal, and the line in the audit trail
+/// that every login has, whatever door it comes by. From [`Context::authorizer`](crate::Context::authorizer).
+///
+/// In the original: `twisted.cred.authorizer`, "the authorizer for some number of non-PB services".
+///
+/// ```
+/// use plugin_api::prelude::*;
+/// use plugin_api::testing::TestHost;
+/// use plugin_api::{BytesMut, Door, Transport};
+///
+/// #[derive(Default)]
+/// struct Vault;
+///
+/// #[service("vault", save = "never")]
+/// impl Service for Vault {
+///     type Perspective = Nobody;
+///
+///     async fn start(_me: Handle<Self>, context: Context<Self>) -> Result<()> {
+///         context.serve::<Knock>("knock")
+///     }
+/// }
+///
+/// /// `name password`, once.
+/// struct Knock;
+///
+/// impl Door for Knock {
+///     type Service = Vault;
+///
+///     fn opened(_: &Context<Vault>, _: &Transport) -> Result<Self> {
+///         Ok(Self)
+///     }
+///
+///     async fn received(&mut self, context: &Context<Vault>, transport: &Transport, input: &mut BytesMut) -> Result<()> {
+///         let line = String::from_utf8_lossy(&input.split()).into_owned();
+///         let (name, password) = line.trim_end().split_once(' ').unwrap_or_default();
+///         match context.authorizer().password(transport, name, password).await {
+///             Ok(login) => transport.write(format!("good day {}\n", login.identity()).as_bytes()),
+///             Err(refused) => transport.write(format!("{refused}\n").as_bytes()),
+///         }
+///         Ok(())
+///     }
+/// }
+///
+/// # #[derive(Default)]
+/// # struct Nobody;
+/// # #[perspective]
+/// # impl Nobody {}
+/// let host = TestHost::<Vault>::start()?;
+/// host.identity("alice", "correct horse", &["alice"]);
+/// let mut client = host.connect("knock")?;
+/// client.send("alice wrong\n")?;
+/// assert_eq!(client.line()?, "wrong name or password");
+/// client.send("alice correct horse\n")?;
+/// assert_eq!(client.line()?, "good day alice");
+/// // What is taken away is gone at once.
+/// host.revoke("alice");
+/// assert!(client.line().is_err());
+/// # Ok::<(), Fault>(())
+/// ```
+#[derive(Debug, Clone)]
+pub struct Authorizer {
+    posts: Option<Posts>,
+}
+
+/// Why somebody is not let in: no more of it than they may know.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refused {
+    message: String,
+    wait: u64,
+}
+
+impl std::fmt::Display for Refused {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for Refused {}
+
+impl Refused {
+    pub(crate) fn new(message: impl Into<String>, wait: u64) -> Self {
+        Self { message: message.into(), wait }
+    }
+
+    /// What the client may be told.
+    #[must_use]
+    pub fn message(&self) -> &str {
+        &self.message
+    }
+
+    /// In how many seconds the next try is looked at; 0: at once.
+    #[must_use]
+    pub fn wait(&self) -> u64 {
+        self.wait
+    }
+}
+
+/// What a question to the host came to, of what can go to other threads.
+pub(super) struct Answered {
+    pub(super) login: Option<Login>,
+    /// A descriptor of the host's, and a name.
+    pub(super) descriptor: u64,
+    pub(super) name: Vec<u8>,
+}
+
+/// What became of a question to the host.
+type Asked = Result<Answered, Refused>;
+
+fn ended() -> Refused {
+    Refused::new("the service is ending", 0)
+}
+
+/// Asks the host something, from whatever thread.
+pub(super) async fn asked(posts: &Posts, ask: impl FnOnce(&Core, u64) + Send + 'static) -> Asked {
+    let (done, answer) = oneshot::channel();
+    let posted = posts.send(Box::new(move |core: &Rc<Core>| {
+        let (request, answer) = core.ask();
+        ask(core, request);
+        tokio::task::spawn_local(async move {
+            let answer = answer.await;
+            let answered = |reply: Reply| Answered { login: reply.login, descriptor: reply.version, name: reply.bytes };
+            // Who asked may have given up.
+            let _ = done.send(answer.map(answered).map_err(|fault| {
+                Refused::new(fault.message(), fault.fields::<Wait>().map_or(0, |wait| wait.wait))
+            }));
+        });
+    }));
+    if posted.is_err() {
+        return Err(ended());
+    }
+    answer.await.unwrap_or_else(|_| Err(ended()))
+}
+
+/// How a refusal crosses to who asked.
+#[derive(serde::Serialize, serde::Deserialize)]
+pub(crate) struct Wait {
+    pub(crate) wait: u64,
+}
+
+impl Authorizer {
+    pub(crate) fn new(core: Option<&Core>) -> Self {
+        Self { posts: core.map(|core| core.doors.posts()) }
+    }
+
+    /// By a password, or by a token in its place. From then on the stream belongs to the login: when that is taken away, the
+    /// host closes it.
+    ///
+    /// # Errors
+    /// When it is wrong, or is not looked at: it came in the clear where others can listen, or too many have failed.
+    pub async fn password(
+        &self,
+        from: &impl super::Caller,
+        name: impl Into<String>,
+        password: impl Into<String>,
+    ) -> Result<Login, Refused> {
+        self.prove(from, 1, name.into(), Zeroizing::new(password.into())).await
+    }
+
+    /// By a token, which says whose it is.
+    ///
+    /// # Errors
+    /// As [`Authorizer::password`].
+    pub async fn token(&self, from: &impl super::Caller, token: impl Into<String>) -> Result<Login, Refused> {
+        self.prove(from, 2, String::new(), Zeroizing::new(token.into())).await
+    }
+
+    async fn prove(
+        &self,
+        from: &impl super::Caller,
+        kind: u64,
+        name: String,
+        secret: Zeroizing<String>,
+    ) -> Result<Login, Refused> {
+        let cell = sealed::Caller::cell(from);
+        let posts = self.posts.as_ref().ok_or_else(ended)?;
+        let stream = cell.number;
+        let answer = asked(posts, move |core, request| {
+            core.push_secret(&ToHost::Authenticate { request, stream, kind, name: &name, secret: secret.as_bytes() });
+        })
+        .await?;
+        let login = answer.login.ok_or_else(ended)?;
+        cell.set_login(Arc::clone(&login.0));
+        Ok(login)
+    }
+}
+
+/// Somebody who has logged in. Clones are the same login; it is over when the last is dropped, and its streams are closed.
+#[derive(Debug, Clone)]
+pub struct Login(pub(super) Arc<LoginCell>);
+
+#[derive(Debug)]
+pub(super) struct LoginCell {
+    number: u64,
+    identity: String,
+    perspectives: Vec<String>,
+    ended: AtomicBool,
+    told: Notify,
+    posts: Posts,
+    carried: AtomicBool,
+}
+
+impl LoginCell {
+    pub(super) fn new(number: u64, identity: &str, perspectives: Vec<String>, posts: Posts) -> Arc<Self> {
+        let (ended, carried) = (AtomicBool::new(false), AtomicBool::new(false));
+        Arc::new(Self { number, identity: identity.to_owned(), perspectives, ended, told: Notify::new(), posts, carried })
+    }
+
+    /// What it came by was taken away.
+    pub(super) fn end(&self) {
+        self.ended.store(true, Ordering::Relaxed);
+        self.told.notify_waiters();
+    }
+
+    /// Other code has it now.
+    pub(super) fn carry(&self) {
+        self.carried.store(true, Ordering::Relaxed);
+    }
+}
+
+impl Drop for LoginCell {
+    fn drop(&mut self) {
+        let (number, carried) = (self.number, *self.carried.get_mut());
+        // The service may have ended: the host knows then.
+        let _ = self.posts.send(Box::new(move |core| core.doors.logged_out(core, number, !carried)));
+    }
+}
+
+impl Login {
+    /// The identity's name.
+    #[must_use]
+    pub fn identity(&self) -> &str {
+        &self.0.identity
+    }
+
+    /// The names of its perspectives on this service: those that it has keys for. There is at least one.
+    #[must_use]
+    pub fn perspectives(&self) -> &[String] {
+        &self.0.perspectives
+    }
+
+    /// Whether what it came by was taken away: the identity, the credential, or its keys for this service.
+    #[must_use]
+    pub fn is_ended(&self) -> bool {
+        self.0.ended.load(Ordering::Relaxed)
+    }
+
+    /// Waits until what it came by was taken away.
+    pub async fn ended(&self) {
+        let told = self.0.told.notified();
+        if !self.is_ended() {
+            told.await;
+        }
+    }
+}

@@ -1,0 +1,309 @@
+//! Streams, as tokio has them.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context as Poller, Poll, ready};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpStream, UnixStream};
+use tokio::sync::{mpsc, oneshot};
+
+use super::authorizer::{Login, LoginCell, asked};
+use super::table::Posts;
+use crate::abi::descriptor;
+use crate::abi::frame::ToHost;
+use crate::fault::{Fault, Result};
+use crate::runtime::core::{Core, Reply};
+
+/// Who is at the other end of a stream.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Peer {
+    listener: String,
+    address: String,
+    tls: bool,
+    asked: String,
+}
+
+impl Peer {
+    pub(super) fn new(listener: &str, address: &str, tls: bool, asked: &str) -> Self {
+        Self { listener: listener.to_owned(), address: address.to_owned(), tls, asked: asked.to_owned() }
+    }
+
+    /// By which of the service's listeners it came.
+    #[must_use]
+    pub fn listener(&self) -> &str {
+        &self.listener
+    }
+
+    /// Where it is, for a person to read: `127.0.0.1:50022`.
+    #[must_use]
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// Whether it speaks TLS.
+    #[must_use]
+    pub fn is_tls(&self) -> bool {
+        self.tls
+    }
+
+    /// The name of a host that the client asked for by TLS (SNI).
+    #[must_use]
+    pub fn asked_for(&self) -> Option<&str> {
+        Some(self.asked.as_str()).filter(|name| !name.is_empty())
+    }
+}
+
+/// A socket of one of two kinds.
+#[derive(Debug)]
+pub(super) enum Socket {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+}
+
+/// The same call, whichever it is.
+macro_rules! either {
+    ($socket:expr, $one:ident => $call:expr) => {
+        match $socket {
+            Socket::Tcp($one) => $call,
+            Socket::Unix($one) => $call,
+        }
+    };
+}
+
+impl Socket {
+    pub(super) fn new(own: OwnedFd, tcp: bool) -> io::Result<Self> {
+        Ok(if tcp {
+            let socket = std::net::TcpStream::from(own);
+            socket.set_nonblocking(true)?;
+            Self::Tcp(TcpStream::from_std(socket)?)
+        } else {
+            let socket = std::os::unix::net::UnixStream::from(own);
+            socket.set_nonblocking(true)?;
+            Self::Unix(UnixStream::from_std(socket)?)
+        })
+    }
+
+    pub(super) async fn readable(&self) -> io::Result<()> {
+        either!(self, socket => socket.readable().await)
+    }
+
+    pub(super) async fn writable(&self) -> io::Result<()> {
+        either!(self, socket => socket.writable().await)
+    }
+
+    pub(super) fn try_read_buf(&self, buffer: &mut bytes::BytesMut) -> io::Result<usize> {
+        either!(self, socket => socket.try_read_buf(buffer))
+    }
+
+    pub(super) fn try_write(&self, bytes: &[u8]) -> io::Result<usize> {
+        either!(self, socket => socket.try_write(bytes))
+    }
+}
+
+/// What a stream is to the host, wherever its bytes are moved. Dropped, it is closed.
+#[derive(Debug)]
+#[expect(unreachable_pub, reason = "a hidden trait of this crate's own names it")]
+pub struct StreamCell {
+    pub(super) number: u64,
+    peer: Mutex<Peer>,
+    login: Mutex<Option<Arc<LoginCell>>>,
+    posts: Posts,
+    /// It has been handed on to other code.
+    carried: AtomicBool,
+}
+
+impl StreamCell {
+    pub(super) fn new(number: u64, peer: Peer, posts: Posts) -> Arc<Self> {
+        let (peer, login, carried) = (Mutex::new(peer), Mutex::default(), AtomicBool::new(false));
+        Arc::new(Self { number, peer, login, posts, carried })
+    }
+
+    pub(super) fn peer(&self) -> Peer {
+        self.peer.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(super) fn login(&self) -> Option<Login> {
+        self.login.lock().unwrap_or_else(PoisonError::into_inner).clone().map(Login)
+    }
+
+    pub(super) fn set_login(&self, login: Arc<LoginCell>) {
+        let before = self.login.lock().unwrap_or_else(PoisonError::into_inner).replace(login);
+        drop(before);
+    }
+
+    /// It has been handed on: its end here is nobody's business.
+    pub(super) fn carry(&self) {
+        self.carried.store(true, Ordering::Relaxed);
+        if let Some(login) = &*self.login.lock().unwrap_or_else(PoisonError::into_inner) {
+            login.carry();
+        }
+    }
+
+    /// Has the host speak TLS from here on; answers with the socket to go on with.
+    pub(super) async fn start_tls(&self) -> Result<Socket> {
+        let stream = self.number;
+        let secured = asked(&self.posts, move |core, request| core.push(&ToHost::StartTls { request, stream })).await;
+        let secured = secured.map_err(|refused| Fault::new("RuntimeError", refused.message().to_owned()))?;
+        let own = descriptor::duplicate(secured.descriptor)?;
+        let name = String::from_utf8_lossy(&secured.name).into_owned();
+        let mut peer = self.peer.lock().unwrap_or_else(PoisonError::into_inner);
+        (peer.tls, peer.asked) = (true, name);
+        Ok(Socket::new(own, false)?)
+    }
+}
+
+impl Drop for StreamCell {
+    fn drop(&mut self) {
+        let (number, carried) = (self.number, *self.carried.get_mut());
+        // The service may have ended: the host knows then.
+        let _ = self.posts.send(Box::new(move |core| core.doors.gone(core, number, !carried)));
+    }
+}
+
+/// What came by a stream: who tries to log in by it.
+pub trait Caller: sealed::Caller {}
+
+impl Caller for Stream {}
+impl Caller for super::Transport {}
+
+pub(super) mod sealed {
+    use std::sync::Arc;
+
+    /// What has a stream.
+    pub trait Caller {
+        #[doc(hidden)]
+        fn cell(&self) -> Arc<super::StreamCell>;
+    }
+
+    impl Caller for super::Stream {
+        fn cell(&self) -> Arc<super::StreamCell> {
+            Arc::clone(&self.cell)
+        }
+    }
+
+    impl Caller for crate::doors::Transport {
+        fn cell(&self) -> Arc<super::StreamCell> {
+            self.stream()
+        }
+    }
+}
+
+/// A connection, as a plain stream of tokio's. Dropped, it is closed.
+///
+/// What is written leaves when every change of the service's states before it is committed: so a client is told of nothing
+/// that could be lost. It may be moved to other threads; what is written there waits for nothing.
+#[derive(Debug)]
+pub struct Stream {
+    socket: Socket,
+    pub(super) cell: Arc<StreamCell>,
+    committing: Option<oneshot::Receiver<Result<()>>>,
+}
+
+impl Stream {
+    pub(super) fn new(socket: Socket, cell: Arc<StreamCell>) -> Self {
+        Self { socket, cell, committing: None }
+    }
+
+    /// Who is at the other end.
+    #[must_use]
+    pub fn peer(&self) -> Peer {
+        self.cell.peer()
+    }
+
+    /// Who has logged in by it.
+    #[must_use]
+    pub fn login(&self) -> Option<Login> {
+        self.cell.login()
+    }
+
+    /// The client is about to speak TLS: has the host do so, with the operator's certificate, and goes on in the clear inside.
+    /// What was read before must have been all that the client sent in the clear: more of it is a fault, or an attack, and the
+    /// connection must end.
+    ///
+    /// # Errors
+    /// When the operator has given no certificate, or the client does not speak TLS.
+    pub async fn start_tls(mut self) -> Result<Self> {
+        self.socket = self.cell.start_tls().await?;
+        Ok(self)
+    }
+
+    /// Whether every change before is committed.
+    fn poll_committed(&mut self, poll: &mut Poller<'_>) -> Poll<io::Result<()>> {
+        if self.committing.is_none() {
+            match Core::current() {
+                Some(core) if !core.is_committed() => {
+                    let (done, committed) = oneshot::channel();
+                    tokio::task::spawn_local(async move {
+                        // Who writes may have gone.
+                        let _ = done.send(core.committed().await);
+                    });
+                    self.committing = Some(committed);
+                }
+                _ => return Poll::Ready(Ok(())),
+            }
+        }
+        let Some(committing) = &mut self.committing else { return Poll::Ready(Ok(())) };
+        let committed = ready!(Pin::new(committing).poll(poll));
+        self.committing = None;
+        Poll::Ready(match committed {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(fault)) => Err(io::Error::other(fault.to_string())),
+            Err(_) => Err(io::ErrorKind::BrokenPipe.into()),
+        })
+    }
+}
+
+impl AsyncRead for Stream {
+    fn poll_read(mut self: Pin<&mut Self>, poll: &mut Poller<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        either!(&mut self.socket, socket => Pin::new(socket).poll_read(poll, buffer))
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(mut self: Pin<&mut Self>, poll: &mut Poller<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        ready!(self.poll_committed(poll))?;
+        either!(&mut self.socket, socket => Pin::new(socket).poll_write(poll, bytes))
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, poll: &mut Poller<'_>) -> Poll<io::Result<()>> {
+        either!(&mut self.socket, socket => Pin::new(socket).poll_flush(poll))
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, poll: &mut Poller<'_>) -> Poll<io::Result<()>> {
+        ready!(self.poll_committed(poll))?;
+        either!(&mut self.socket, socket => Pin::new(socket).poll_shutdown(poll))
+    }
+}
+
+/// Streams that come by one of the service's listeners: from [`Context::listen`](crate::Context::listen).
+#[derive(Debug)]
+pub struct Listener {
+    streams: mpsc::UnboundedReceiver<Stream>,
+}
+
+impl Listener {
+    pub(crate) fn new(core: &Core, listener: &str, public: bool) -> Self {
+        // The host bounds how many there are.
+        let (come, streams) = mpsc::unbounded_channel();
+        let taker = move |taken: super::table::Taken| {
+            // Who listens may have ceased to: then it is closed.
+            let _ = come.send(Stream::new(taken.socket, taken.cell));
+        };
+        core.doors.listen(core, listener, public, std::rc::Rc::new(taker));
+        Self { streams }
+    }
+
+    /// The next stream. `None`: the service has been replaced, and other code takes them.
+    pub async fn accept(&mut self) -> Option<Stream> {
+        self.streams.recv().await
+    }
+}
+
+/// What `StartTls` is answered with, as a reply.
+pub(crate) fn secured(descriptor: u64, asked: &str) -> Reply {
+    Reply { bytes: asked.as_bytes().to_vec(), some: true, version: descriptor, ..Reply::default() }
+}

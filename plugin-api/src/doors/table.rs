@@ -1,0 +1,241 @@
+//! What a generation knows of its doors, without their types.
+
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, HashMap};
+use std::rc::{Rc, Weak};
+use std::sync::Arc;
+
+use tokio::sync::{Notify, mpsc};
+
+use super::authorizer::{Login, LoginCell};
+use super::stream::{Peer, Socket, StreamCell};
+use crate::abi::descriptor;
+use crate::abi::frame::ToHost;
+use crate::runtime::core::Core;
+
+/// Something to be done on the service's own thread.
+pub(super) type Post = Box<dyn FnOnce(&Rc<Core>) + Send>;
+
+/// The way there, from wherever a stream has got to.
+pub(super) type Posts = mpsc::UnboundedSender<Post>;
+
+/// A stream, as the host tells of it.
+pub(crate) struct Arrived<'f> {
+    pub(crate) stream: u64,
+    pub(crate) listener: &'f str,
+    pub(crate) descriptor: u64,
+    pub(crate) tcp: bool,
+    pub(crate) peer: &'f str,
+    pub(crate) tls: bool,
+    pub(crate) asked: &'f str,
+    pub(crate) state: Option<&'f [u8]>,
+    pub(crate) login: u64,
+    pub(crate) identity: &'f str,
+    pub(crate) perspectives: &'f [u8],
+}
+
+/// A stream that is to be served, with what the code before had of it.
+pub(super) struct Taken {
+    pub(super) socket: Socket,
+    pub(super) cell: Arc<StreamCell>,
+    pub(super) state: Option<Vec<u8>>,
+}
+
+/// Who serves a listener's streams.
+pub(super) type Taker = Rc<dyn Fn(Taken)>;
+
+/// A connection that a door drives.
+pub(super) trait Carried {
+    /// What the next generation is to be handed; none, if it stays with this code. It is at rest from then on, until the code is
+    /// told how it goes on.
+    fn freeze(&self) -> Option<Vec<u8>>;
+    /// It has been handed on: nothing more is done with it here, and nobody is told.
+    fn forget(&self);
+}
+
+/// What a generation knows of its doors.
+pub(crate) struct Table {
+    posts: Posts,
+    posted: RefCell<Option<mpsc::UnboundedReceiver<Post>>>,
+    takers: RefCell<HashMap<String, Taker>>,
+    driven: RefCell<BTreeMap<u64, Rc<dyn Carried>>>,
+    /// Those of them that were made bytes of.
+    frozen: RefCell<Vec<u64>>,
+    /// How many streams are here.
+    open: Cell<usize>,
+    /// Bytes that wait for clients, of all doors.
+    unread: Cell<usize>,
+    logins: RefCell<HashMap<u64, std::sync::Weak<LoginCell>>>,
+    /// Told when other code serves.
+    replaced: Notify,
+}
+
+impl Default for Table {
+    fn default() -> Self {
+        let (posts, posted) = mpsc::unbounded_channel();
+        Self {
+            posts,
+            posted: RefCell::new(Some(posted)),
+            takers: RefCell::default(),
+            driven: RefCell::default(),
+            frozen: RefCell::default(),
+            open: Cell::new(0),
+            unread: Cell::new(0),
+            logins: RefCell::default(),
+            replaced: Notify::new(),
+        }
+    }
+}
+
+/// Does what is posted, for as long as the service lives.
+pub(crate) async fn tend(core: Weak<Core>) {
+    let Some(mut posted) = core.upgrade().and_then(|core| core.doors.posted.borrow_mut().take()) else { return };
+    while let Some(post) = posted.recv().await {
+        let Some(core) = core.upgrade() else { return };
+        post(&core);
+    }
+}
+
+impl Table {
+    pub(super) fn posts(&self) -> Posts {
+        self.posts.clone()
+    }
+
+    /// Streams of this listener go there from now on.
+    pub(super) fn listen(&self, core: &Core, listener: &str, public: bool, taker: Taker) {
+        self.takers.borrow_mut().insert(listener.to_owned(), taker);
+        core.push(&ToHost::Listen { listener, public });
+    }
+
+    /// A stream has come.
+    pub(crate) fn arrived(&self, core: &Rc<Core>, arrived: &Arrived<'_>) {
+        let taker = self.takers.borrow().get(arrived.listener).cloned();
+        let socket = descriptor::duplicate(arrived.descriptor).and_then(|own| Socket::new(own, arrived.tcp));
+        let (taker, socket) = match (taker, socket) {
+            (Some(taker), Ok(socket)) if !core.retired.get() => (taker, socket),
+            (_, socket) => {
+                if let Err(error) = socket {
+                    tracing::error!(%error, "a connection cannot be taken");
+                }
+                return core.push(&ToHost::Closed { stream: arrived.stream });
+            }
+        };
+        let peer = Peer::new(arrived.listener, arrived.peer, arrived.tls, arrived.asked);
+        let cell = StreamCell::new(arrived.stream, peer, self.posts());
+        if arrived.login != 0 {
+            cell.set_login(self.login(arrived.login, arrived.identity, arrived.perspectives));
+        }
+        self.open.set(self.open.get() + 1);
+        taker(Taken { socket, cell, state: arrived.state.map(<[u8]>::to_vec) });
+    }
+
+    /// A stream is not here any more; `said`: the host is to hear of it.
+    pub(super) fn gone(&self, core: &Core, stream: u64, said: bool) {
+        self.open.set(self.open.get().saturating_sub(1));
+        let gone = self.driven.borrow_mut().remove(&stream);
+        drop(gone);
+        if said {
+            core.push(&ToHost::Closed { stream });
+        }
+        // One that was replaced may have waited for just this.
+        core.written.notify_one();
+    }
+
+    pub(super) fn drives(&self, stream: u64, driven: Rc<dyn Carried>) {
+        self.driven.borrow_mut().insert(stream, driven);
+    }
+
+    /// More, or less, waits for clients.
+    pub(super) fn count_unread(&self, more: usize, less: usize) {
+        self.unread.set(self.unread.get().saturating_add(more).saturating_sub(less));
+    }
+
+    pub(super) fn unread(&self) -> usize {
+        self.unread.get()
+    }
+
+    /// A door drives it no more.
+    pub(super) fn leave(&self, stream: u64) {
+        let left = self.driven.borrow_mut().remove(&stream);
+        drop(left);
+    }
+
+    /// Waits until other code serves.
+    pub(crate) async fn replaced(&self) {
+        self.replaced.notified().await;
+    }
+
+    /// How many streams are here.
+    pub(crate) fn open(&self) -> usize {
+        self.open.get()
+    }
+
+    /// Says what the next generation is to go on with.
+    pub(crate) fn freeze(&self, core: &Core) {
+        let driven: Vec<(u64, Rc<dyn Carried>)> =
+            self.driven.borrow().iter().map(|(stream, driven)| (*stream, Rc::clone(driven))).collect();
+        let mut frozen = Vec::new();
+        for (stream, driven) in driven {
+            if let Some(state) = driven.freeze() {
+                core.push(&ToHost::Carry { stream, state: &state });
+                frozen.push(stream);
+            }
+        }
+        self.frozen.replace(frozen);
+    }
+
+    /// Other code serves: it has what was frozen.
+    pub(crate) fn retire(&self) {
+        self.takers.take();
+        for stream in self.frozen.take() {
+            let driven = self.driven.borrow_mut().remove(&stream);
+            if let Some(driven) = driven {
+                driven.forget();
+            }
+        }
+        self.replaced.notify_waiters();
+    }
+
+    /// The service ends: nothing comes any more.
+    pub(crate) fn clear(&self) {
+        let all = (self.takers.take(), self.driven.take());
+        drop(all);
+    }
+
+    /// A login, as the host tells of it.
+    pub(super) fn login(&self, login: u64, identity: &str, perspectives: &[u8]) -> Arc<LoginCell> {
+        let mut logins = self.logins.borrow_mut();
+        if let Some(known) = logins.get(&login).and_then(std::sync::Weak::upgrade) {
+            return known;
+        }
+        let names = jelly::from_slice::<Vec<String>>(perspectives).unwrap_or_default();
+        let cell = LoginCell::new(login, identity, names, self.posts());
+        logins.insert(login, Arc::downgrade(&cell));
+        cell
+    }
+
+    /// Nobody here has a login any more; `said`: the host is to hear of it.
+    pub(super) fn logged_out(&self, core: &Core, login: u64, said: bool) {
+        // It may have come once more meanwhile.
+        let gone = self.logins.borrow().get(&login).is_some_and(|cell| cell.strong_count() == 0);
+        if gone {
+            self.logins.borrow_mut().remove(&login);
+            if said && !core.retired.get() {
+                core.push(&ToHost::LogOut { login });
+            }
+        }
+    }
+
+    /// Somebody has logged in.
+    pub(crate) fn logged_in(&self, login: u64, identity: &str, perspectives: &[u8]) -> Login {
+        Login(self.login(login, identity, perspectives))
+    }
+
+    /// What a login came by was taken away.
+    pub(crate) fn login_ended(&self, login: u64) {
+        let cell = self.logins.borrow().get(&login).and_then(std::sync::Weak::upgrade);
+        if let Some(cell) = cell {
+            cell.end();
+        }
+    }
+}

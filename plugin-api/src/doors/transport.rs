@@ -1,0 +1,247 @@
+//! The way out of a connection that a [`Door`](super::Door) drives.
+
+use std::cell::{Cell, RefCell};
+use std::rc::{Rc, Weak};
+use std::sync::Arc;
+
+use bytes::{Buf, BytesMut};
+use tokio::sync::Notify;
+
+use super::authorizer::Login;
+use super::stream::{Peer, Socket, StreamCell};
+use crate::fault::{Fault, Result};
+use crate::runtime::core::Core;
+
+/// While more than this waits for all clients of a service's doors, each may have [`LITTLE`] alone.
+const MUCH: usize = 64 << 20;
+/// What each client may have waiting when there is [`MUCH`] for all.
+const LITTLE: usize = 16 << 10;
+
+/// How far a connection's end has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Ending {
+    /// It lives.
+    No,
+    /// It ends when what was written has gone.
+    Flushing,
+    /// It has ended.
+    Over,
+}
+
+/// The way out of a connection: what is written is kept, and leaves when the client reads it, and when every change of the
+/// service's states before it is committed. Clones are the same connection.
+///
+/// In Twisted: `transport` of a `Protocol`.
+#[derive(Clone)]
+pub struct Transport(Rc<Way>);
+
+pub(super) struct Way {
+    cell: Arc<StreamCell>,
+    core: Weak<Core>,
+    socket: RefCell<Rc<Socket>>,
+    output: RefCell<BytesMut>,
+    /// The most that may wait.
+    most: usize,
+    ending: Cell<Ending>,
+    /// Told when there is something to write, or it is to end.
+    work: Notify,
+    /// Told when all is written, and when it ends.
+    flushed: Notify,
+    /// Told when it ends.
+    ended: Notify,
+}
+
+impl Drop for Way {
+    fn drop(&mut self) {
+        if let Some(core) = self.core.upgrade() {
+            core.doors.count_unread(0, self.output.get_mut().len());
+        }
+    }
+}
+
+impl std::fmt::Debug for Transport {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Transport({})", self.0.cell.peer().address())
+    }
+}
+
+impl PartialEq for Transport {
+    /// Whether they are of one connection.
+    fn eq(&self, other: &Self) -> bool {
+        Rc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl Eq for Transport {}
+
+impl Transport {
+    pub(super) fn new(core: &Rc<Core>, socket: Socket, cell: Arc<StreamCell>, most: usize) -> Self {
+        Self(Rc::new(Way {
+            cell,
+            core: Rc::downgrade(core),
+            socket: RefCell::new(Rc::new(socket)),
+            output: RefCell::default(),
+            most,
+            ending: Cell::new(Ending::No),
+            work: Notify::new(),
+            flushed: Notify::new(),
+            ended: Notify::new(),
+        }))
+    }
+
+    /// Writes something. A client that does not read what it is sent is let go: nothing is waited for.
+    pub fn write(&self, bytes: &[u8]) {
+        if self.0.ending.get() != Ending::No {
+            return;
+        }
+        let (Some(core), before) = (self.0.core.upgrade(), self.0.output.borrow().len()) else { return };
+        let most = if core.doors.unread() > MUCH { LITTLE.min(self.0.most) } else { self.0.most };
+        if before.saturating_add(bytes.len()) > most {
+            tracing::debug!(peer = self.0.cell.peer().address(), "a client does not read what it is sent: let go");
+            return self.end();
+        }
+        core.doors.count_unread(bytes.len(), 0);
+        self.0.output.borrow_mut().extend_from_slice(bytes);
+        self.0.work.notify_one();
+    }
+
+    /// Ends the connection, when what was written has left.
+    pub fn close(&self) {
+        if self.0.ending.get() == Ending::No {
+            self.0.ending.set(Ending::Flushing);
+            self.0.work.notify_one();
+            self.0.ended.notify_waiters();
+        }
+    }
+
+    /// Whether it has ended, or is about to.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        self.0.ending.get() != Ending::No
+    }
+
+    /// Who is at the other end.
+    #[must_use]
+    pub fn peer(&self) -> Peer {
+        self.0.cell.peer()
+    }
+
+    /// Who has logged in by it.
+    #[must_use]
+    pub fn login(&self) -> Option<Login> {
+        self.0.cell.login()
+    }
+
+    /// Has the host speak TLS from here on, when all that was written has left: within [`received`](super::Door::received), which
+    /// has taken the client's word for it out of its input. If there is more in that, it must end the connection: whoever sent
+    /// it spoke in the clear, and wanted it to look as if it had come by TLS.
+    ///
+    /// # Errors
+    /// When the operator has given no certificate, or the client does not speak TLS.
+    pub async fn start_tls(&self) -> Result<()> {
+        while !self.0.output.borrow().is_empty() {
+            if self.0.ending.get() == Ending::Over {
+                return Err(Fault::new("twisted.spread.pb.PBConnectionLost", "the client has gone"));
+            }
+            self.0.flushed.notified().await;
+        }
+        let socket = Rc::new(self.0.cell.start_tls().await?);
+        self.0.socket.replace(socket);
+        Ok(())
+    }
+
+    pub(super) fn stream(&self) -> Arc<StreamCell> {
+        Arc::clone(&self.0.cell)
+    }
+
+    pub(super) fn socket(&self) -> Rc<Socket> {
+        Rc::clone(&self.0.socket.borrow())
+    }
+
+    pub(super) fn ending(&self) -> Ending {
+        self.0.ending.get()
+    }
+
+    /// It ends now, whatever was written.
+    pub(super) fn end(&self) {
+        if self.0.ending.replace(Ending::Over) != Ending::Over {
+            self.0.work.notify_one();
+            self.0.flushed.notify_waiters();
+            self.0.ended.notify_waiters();
+        }
+    }
+
+    /// What was written, and has not left.
+    pub(super) fn unsent(&self) -> Vec<u8> {
+        self.0.output.borrow().to_vec()
+    }
+
+    /// Waits until it ends, or is to.
+    pub(super) async fn until_ended(&self) {
+        let ended = self.0.ended.notified();
+        if self.0.ending.get() == Ending::No {
+            ended.await;
+        }
+    }
+
+    /// Waits until it has ended.
+    pub(super) async fn until_over(&self) {
+        loop {
+            let told = self.0.flushed.notified();
+            if self.0.ending.get() == Ending::Over {
+                return;
+            }
+            told.await;
+        }
+    }
+
+    /// Writes to the client for as long as there is one; ends the connection when it was to end and all has left.
+    pub(super) async fn pump(&self) {
+        loop {
+            let work = self.0.work.notified();
+            let empty = self.0.output.borrow().is_empty();
+            match (empty, self.0.ending.get()) {
+                (_, Ending::Over) => return,
+                (true, Ending::Flushing) => return self.end(),
+                (true, Ending::No) => {}
+                (false, _) => {
+                    if self.write_some().await.is_err() {
+                        return self.end();
+                    }
+                    continue;
+                }
+            }
+            work.await;
+        }
+    }
+
+    async fn write_some(&self) -> std::io::Result<()> {
+        // Gone with the service.
+        let Some(core) = self.0.core.upgrade() else { return Err(std::io::ErrorKind::BrokenPipe.into()) };
+        if !core.is_committed() {
+            core.committed().await.map_err(|fault| std::io::Error::other(fault.to_string()))?;
+        }
+        let socket = self.socket();
+        drop(core);
+        let stalled = tokio::time::timeout(super::drive::STALLED, socket.writable()).await;
+        stalled.map_err(|_| std::io::Error::from(std::io::ErrorKind::TimedOut))??;
+        let mut output = self.0.output.borrow_mut();
+        match socket.try_write(&output) {
+            Ok(sent) => {
+                output.advance(sent);
+                if output.is_empty() {
+                    // A connection at rest keeps nothing.
+                    *output = BytesMut::new();
+                    self.0.flushed.notify_waiters();
+                }
+                drop(output);
+                if let Some(core) = self.0.core.upgrade() {
+                    core.doors.count_unread(0, sent);
+                }
+                Ok(())
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+}

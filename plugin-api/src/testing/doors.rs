@@ -1,0 +1,253 @@
+//! Clients of a service's own doors, and the identities that they log in as.
+
+use std::collections::HashMap;
+use std::io::{Read, Write};
+use std::net::Shutdown;
+use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixStream;
+use std::sync::mpsc::RecvTimeoutError;
+use std::time::{Duration, Instant};
+
+use super::{PATIENCE, State, TestHost};
+use crate::abi::frame::{ToHost, ToLibrary};
+use crate::fault::{Fault, Result};
+use crate::service::Service;
+
+/// How long a client waits for bytes before it looks what the service has said.
+const TURN: Duration = Duration::from_millis(2);
+
+/// What a test's host knows of doors.
+#[derive(Default)]
+pub(super) struct Doors {
+    streams: HashMap<u64, Opened>,
+    logins: HashMap<u64, LoggedIn>,
+    identities: HashMap<String, Account>,
+}
+
+struct Opened {
+    listener: String,
+    /// The service's end: it makes a descriptor of its own of it.
+    theirs: UnixStream,
+    login: u64,
+    carried: Option<Vec<u8>>,
+}
+
+struct LoggedIn {
+    identity: String,
+    perspectives: Vec<u8>,
+}
+
+struct Account {
+    password: String,
+    perspectives: Vec<String>,
+}
+
+impl Doors {
+    fn of(&self, login: u64) -> (String, Vec<u8>) {
+        self.logins.get(&login).map(|of| (of.identity.clone(), of.perspectives.clone())).unwrap_or_default()
+    }
+
+    /// Whether a name and a password, or a token, are right: whose they are, and the names of their perspectives.
+    fn check(&self, kind: u64, name: &str, secret: &str) -> Option<(String, Vec<u8>)> {
+        let (name, account) = match kind {
+            1 => self.identities.get_key_value(name).filter(|(_, account)| account.password == secret)?,
+            _ => self.identities.iter().find(|(_, account)| account.password == secret)?,
+        };
+        Some((name.clone(), jelly::to_vec(&account.perspectives).unwrap_or_default()))
+    }
+}
+
+impl<S: Service> TestHost<S> {
+    /// An identity that clients of the service's doors can log in as: its name, its password (which is its token, too), and its
+    /// perspectives on this service.
+    pub fn identity(&self, name: &str, password: &str, perspectives: &[&str]) {
+        let perspectives = perspectives.iter().map(|name| (*name).to_owned()).collect();
+        let account = Account { password: password.to_owned(), perspectives };
+        self.state.borrow_mut().doors.identities.insert(name.to_owned(), account);
+    }
+
+    /// Takes an identity away, as an operator does who disables it: its streams are closed, and its logins end.
+    pub fn revoke(&self, name: &str) {
+        let mut ended = Vec::new();
+        {
+            let doors = &mut self.state.borrow_mut().doors;
+            doors.identities.remove(name);
+            ended.extend(doors.logins.iter().filter(|(_, of)| of.identity == name).map(|(login, _)| *login));
+            for stream in doors.streams.values().filter(|stream| ended.contains(&stream.login)) {
+                // It may have gone.
+                let _ = stream.theirs.shutdown(Shutdown::Both);
+            }
+            ended.iter().for_each(|login| drop(doors.logins.remove(login)));
+        }
+        ended.into_iter().for_each(|login| self.send(&ToLibrary::LoginEnded { login }));
+    }
+
+    /// A client comes by one of the service's listeners.
+    ///
+    /// # Errors
+    /// When the machine has no descriptor left.
+    pub fn connect(&self, listener: &str) -> Result<TestStream<'_, S>> {
+        let (own, theirs) = UnixStream::pair()?;
+        own.set_read_timeout(Some(TURN))?;
+        let stream = self.number();
+        let opened = Opened { listener: listener.to_owned(), theirs, login: 0, carried: None };
+        self.state.borrow_mut().doors.streams.insert(stream, opened);
+        self.hand_over(stream);
+        Ok(TestStream { host: self, own, read: Vec::new() })
+    }
+
+    /// Hands a stream to the generation that serves.
+    fn hand_over(&self, stream: u64) {
+        let mut state = self.state.borrow_mut();
+        let Some(opened) = state.doors.streams.get_mut(&stream) else { return };
+        let (listener, login) = (opened.listener.clone(), opened.login);
+        let (carried, descriptor) = (opened.carried.take(), opened.theirs.as_raw_fd());
+        let (identity, perspectives) = state.doors.of(login);
+        drop(state);
+        self.send(&ToLibrary::Stream {
+            stream,
+            listener: &listener,
+            descriptor: u64::try_from(descriptor).unwrap_or(u64::MAX),
+            tcp: false,
+            peer: "a test",
+            tls: false,
+            asked: "",
+            state: carried.as_deref(),
+            login,
+            identity: &identity,
+            perspectives: &perspectives,
+        });
+    }
+
+    /// Hands on what the code before has carried.
+    pub(super) fn hand_on(&self) {
+        let carried: Vec<u64> = {
+            let state = self.state.borrow();
+            let all = state.doors.streams.iter();
+            all.filter(|(_, stream)| stream.carried.is_some()).map(|(number, _)| *number).collect()
+        };
+        carried.into_iter().for_each(|stream| self.hand_over(stream));
+    }
+
+    /// It goes on where it is.
+    pub(super) fn keep_carried(&self) {
+        self.state.borrow_mut().doors.streams.values_mut().for_each(|stream| stream.carried = None);
+    }
+
+    /// Serves what the service says of its doors; false: it is of something else.
+    pub(super) fn serve_doors(&self, state: &mut State, from: usize, frame: &ToHost<'_>) -> bool {
+        let tell = |frame: &ToLibrary<'_>| self.send_to(from, frame);
+        match *frame {
+            ToHost::Closed { stream } => drop(state.doors.streams.remove(&stream)),
+            ToHost::Carry { stream, state: carried } => {
+                let served = from == self.serving();
+                if let Some(opened) = state.doors.streams.get_mut(&stream) {
+                    opened.carried = Some(carried.to_vec());
+                }
+                // From code that was replaced already.
+                state.late.extend((!served).then_some(stream));
+            }
+            ToHost::Authenticate { request, stream, kind, name, secret } => {
+                let secret = String::from_utf8_lossy(secret);
+                let Some((identity, perspectives)) = state.doors.check(kind, name, &secret) else {
+                    tell(&ToLibrary::NotLoggedIn { request, message: "wrong name or password", wait: 0 });
+                    return true;
+                };
+                state.next += 1;
+                let login = state.next;
+                tell(&ToLibrary::LoggedIn { request, login, identity: &identity, perspectives: &perspectives });
+                state.doors.logins.insert(login, LoggedIn { identity, perspectives });
+                if let Some(opened) = state.doors.streams.get_mut(&stream) {
+                    opened.login = login;
+                }
+            }
+            ToHost::LogOut { login } => drop(state.doors.logins.remove(&login)),
+            ToHost::StartTls { request, .. } => {
+                tell(&ToLibrary::NotLoggedIn { request, message: "a test has no certificate", wait: 0 });
+            }
+            ToHost::Sync { request } => tell(&ToLibrary::Committed { request }),
+            ToHost::Listen { .. } => {}
+            _ => return false,
+        }
+        true
+    }
+}
+
+/// A client that has come by a listener. Dropped, it goes.
+pub struct TestStream<'h, S: Service> {
+    host: &'h TestHost<S>,
+    own: UnixStream,
+    read: Vec<u8>,
+}
+
+impl<S: Service> std::fmt::Debug for TestStream<'_, S> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("TestStream")
+    }
+}
+
+impl<S: Service> TestStream<'_, S> {
+    /// Sends bytes.
+    ///
+    /// # Errors
+    /// When the service has closed it.
+    pub fn send(&mut self, bytes: impl AsRef<[u8]>) -> Result<()> {
+        Ok(self.own.write_all(bytes.as_ref())?)
+    }
+
+    /// Says that nothing more will be sent.
+    ///
+    /// # Errors
+    /// When the service has closed it.
+    pub fn finish(&mut self) -> Result<()> {
+        Ok(self.own.shutdown(Shutdown::Write)?)
+    }
+
+    /// The next line, without its end.
+    ///
+    /// # Errors
+    /// When the service closes it before, or does not answer; when it is no UTF-8.
+    pub fn line(&mut self) -> Result<String> {
+        let began = Instant::now();
+        loop {
+            if let Some(end) = self.read.iter().position(|byte| *byte == b'\n') {
+                let line: Vec<u8> = self.read.drain(..=end).collect();
+                let line = String::from_utf8(line)?;
+                return Ok(line.trim_end_matches(['\r', '\n']).to_owned());
+            }
+            if began.elapsed() > PATIENCE {
+                return Err(Fault::new("TimeoutError", "the service does not answer"));
+            }
+            let mut some = [0; 4096];
+            match self.own.read(&mut some) {
+                Ok(0) => return Err(Fault::new("EOFError", "the service has closed the stream")),
+                Ok(count) => self.read.extend_from_slice(&some[..count]),
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => self.host.look()?,
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+}
+
+impl<S: Service> TestHost<S> {
+    /// Serves what the service has said, without waiting for more.
+    fn look(&self) -> Result<()> {
+        loop {
+            match self.frames.recv_timeout(Duration::ZERO) {
+                Ok((from, frames)) => {
+                    let mut rest = frames.as_slice();
+                    while let Some(frame) = ToHost::read(&mut rest) {
+                        self.serve(from, frame);
+                    }
+                }
+                Err(RecvTimeoutError::Timeout) => break,
+                Err(RecvTimeoutError::Disconnected) => {
+                    return Err(Fault::new("RuntimeError", "the service has ended"));
+                }
+            }
+        }
+        let late = std::mem::take(&mut self.state.borrow_mut().late);
+        late.into_iter().for_each(|stream| self.hand_over(stream));
+        Ok(())
+    }
+}
