@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 
-use crate::config::{ConfigFile, Home, Settings};
+use crate::config::{self, ConfigFile, Home, Settings};
 use crate::control::LibraryStatus;
 use crate::fingerprint::Fingerprint;
 use crate::loader::fault::LibraryFault;
@@ -139,7 +139,7 @@ pub struct Folder {
 /// # Errors
 /// Which cannot be.
 pub fn sections(settings: &Settings) -> Result<Sections, LibraryFault> {
-    let section = |(name, table): (&String, &serde_json::Map<_, _>)| match jelly::to_vec(table) {
+    let section = |(name, table): (&String, &serde_json::Map<_, _>)| match jelly::to_vec(&config::own(table)) {
         Ok(bytes) => Ok((name.clone(), jelly::Bytes(bytes))),
         Err(error) => {
             let why = format!("[service.{name}] in credhost.toml cannot be handed to it: {error}");

@@ -20,6 +20,8 @@ pub mod cred;
 pub mod dev;
 #[doc(hidden)]
 pub mod doctor;
+#[doc(hidden)]
+pub mod doors;
 pub mod embed;
 mod fingerprint;
 #[doc(hidden)]

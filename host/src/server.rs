@@ -12,9 +12,10 @@ use std::sync::Arc;
 
 use self::retention::Retention;
 use crate::accounts::{AccountError, Accounts};
-use crate::config::{ConfigFile, Home, HomeError, Lock, Settings, random};
+use crate::config::{self, ConfigFile, Home, HomeError, ListenerSettings, Lock, Settings, random};
 use crate::control::{self, ControlFailure, LibraryStatus, known};
 use crate::cred::login::Login;
+use crate::doors::{Doors, Surroundings};
 use crate::cred::{Authorizer, HashCost, Password};
 use crate::folder::{self, Folder, Group};
 use crate::limits;
@@ -111,6 +112,8 @@ pub struct Host {
     listeners: OnceCell<Vec<Listener>>,
     certificates: Option<Arc<Certificates>>,
     endpoints: Vec<Endpoint>,
+    /// Services' own doors.
+    doors: Arc<Doors>,
     memory: Arc<Budget>,
     limits: Cell<Limits>,
     retention: RefCell<Option<Retention>>,
@@ -142,7 +145,7 @@ impl Host {
         let retention = Retention::of(&home, &settings.audit).map_err(StartError::Section)?;
         let wrong = |error: limits::LimitError| StartError::Section(error.to_string());
         let orphans = limits::of_host(std::time::Duration::ZERO, &settings.limits).map_err(wrong)?.orphans;
-        let context = HostContext {
+        let mut context = HostContext {
             orphans,
             quota: settings.state.largest,
             grace: std::time::Duration::from_secs(settings.plugins.grace),
@@ -159,7 +162,8 @@ impl Host {
         let listener = listen(address, options.plaintext || settings.pb.plaintext)?;
         let authorizer: Arc<dyn Authorizer> = Arc::new(accounts.authorizer());
         let tls_address = options.listen_tls.as_ref().or(settings.pb.listen_tls.as_ref());
-        let certificates = certificates(&home, &settings, tls_address.is_some())?;
+        let of_services = config::listeners(&settings).map_err(StartError::Section)?;
+        let certificates = certificates(&home, &settings, &of_services, tls_address.is_some())?;
         let gate = LoginGate::new(
             Arc::clone(&context.store),
             accounts.secret().clone(),
@@ -221,6 +225,21 @@ impl Host {
         let refusal = Limits::default().refusal.max(measured.await.unwrap_or_default());
         let limits = limits::of_host(refusal, &settings.limits).map_err(wrong)?;
         context.memory.set_limit(limits.memory);
+        let doors = Doors::new(
+            Surroundings {
+                services: Arc::clone(&services) as Arc<_>,
+                login: Login::with_cost(Arc::clone(&authorizer), accounts.key().clone(), &random()?, accounts.cost()),
+                gate: Arc::clone(&gate),
+                sessions: Arc::clone(&sessions),
+                router: Arc::clone(&context.router),
+                memory: Arc::clone(&context.memory),
+                certificates: certificates.clone(),
+                limits,
+            },
+            of_services,
+        )
+        .map_err(StartError::Section)?;
+        context.doors = Arc::clone(&doors) as Arc<_>;
         let serve = |served: &Arc<MultiService>| -> Result<Endpoint, StartError> {
             let (key, cost) = (accounts.key().clone(), accounts.cost());
             let login = Login::with_cost(Arc::clone(&authorizer), key, &random()?, cost);
@@ -248,7 +267,7 @@ impl Host {
             Folder::new(&home, Arc::clone(&services), groups, context.clone(), sections, vet, options.debuggable)?;
         let mut watch = Watch::new(&home.plugins(), options.poll);
         roots.insert(0, (listener, root, None));
-        let (endpoints, doors): (Vec<_>, Vec<_>) =
+        let (endpoints, listening): (Vec<_>, Vec<_>) =
             roots.into_iter().map(|(listener, root, tls)| (root, (listener, tls))).unzip();
         let memory = Arc::clone(&context.memory);
         let socket = control::listen(&home.control())?;
@@ -263,6 +282,7 @@ impl Host {
             listeners: OnceCell::new(),
             certificates,
             endpoints,
+            doors,
             memory,
             limits: Cell::new(limits),
             retention: RefCell::new(retention),
@@ -270,7 +290,7 @@ impl Host {
             under_way: control::UnderWay::default(),
         });
         host.load(socket, &mut watch).await;
-        host.open(doors)?;
+        host.open(listening)?;
         Ok((host, watch))
     }
 
@@ -299,10 +319,10 @@ impl Host {
     }
 
     /// Opens the doors.
-    fn open(&self, doors: Vec<(TcpListener, Option<Arc<Certificates>>)>) -> Result<(), StartError> {
+    fn open(&self, listening: Vec<(TcpListener, Option<Arc<Certificates>>)>) -> Result<(), StartError> {
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
         let mut open: Vec<Listener> = Vec::new();
-        for (endpoint, (listener, tls)) in self.endpoints.iter().zip(doors) {
+        for (endpoint, (listener, tls)) in self.endpoints.iter().zip(listening) {
             let over = if tls.is_some() { " over TLS" } else { "" };
             let listener = endpoint.listen_on(listener, threads, tls)?;
             if !open.is_empty() {
@@ -310,6 +330,7 @@ impl Host {
             }
             open.push(listener);
         }
+        self.doors.open()?;
         // Nobody else sets it.
         let _ = self.listeners.set(open);
         self.accounts.store().keep_room();
@@ -356,6 +377,7 @@ impl Host {
         self.gate.flush(true);
         let serving: Vec<String> = self.services.services().iter().map(|service| service.name().to_string()).collect();
         self.services.stop().await;
+        self.doors.close();
         for service in serving {
             self.accounts.note(Event::new("service.stopped").with("service", service).with("library", "the host ends"));
         }
@@ -388,6 +410,7 @@ impl Host {
             endpoint.set_limits(limits);
             endpoint.set_proxies(proxies.clone());
         });
+        self.doors.set_limits(limits);
         self.limits.set(limits);
         let changed = limits::SETTINGS.iter().filter(|setting| (setting.get)(&before) != (setting.get)(&limits));
         let changed: Vec<String> = changed
@@ -482,8 +505,14 @@ impl Host {
 }
 
 /// The certificates that doors over TLS need.
-fn certificates(home: &Home, settings: &Settings, pb: bool) -> Result<Option<Arc<Certificates>>, StartError> {
-    let needed = pb || settings.multiservice.values().any(|section| section.listen_tls.is_some());
+fn certificates(
+    home: &Home,
+    settings: &Settings,
+    of_services: &[ListenerSettings],
+    pb: bool,
+) -> Result<Option<Arc<Certificates>>, StartError> {
+    let of_services = of_services.iter().any(|listener| listener.tls || listener.starttls);
+    let needed = pb || of_services || settings.multiservice.values().any(|section| section.listen_tls.is_some());
     if !needed {
         return Ok(None);
     }

@@ -3,6 +3,7 @@
 mod file;
 mod home;
 mod key;
+mod listen;
 mod private;
 
 pub use file::{
@@ -10,5 +11,6 @@ pub use file::{
     TlsSection,
 };
 pub use home::{Home, Lock};
+pub use listen::{Address, ListenerSettings, listeners, own};
 pub use key::{entropy, existing_key, master_key, random, write_key};
 pub use private::{HomeError, private};

@@ -82,7 +82,7 @@ impl Driver {
         let (meter, rules) = (Arc::clone(mailbox.meter()), Arc::clone(&shared.rules.read()));
         let context = SessionContext { number, peer: peer.clone(), backends, entry, meter, rules };
         let session = Box::new(Session::new(context, limits, policy, seed));
-        let (from, mailbox) = (Source { address, peer }, Arc::clone(mailbox));
+        let (from, mailbox) = (Source { address, peer, door: None }, Arc::clone(mailbox));
         let (shared, known, answers) = (Arc::clone(shared), !admitted.place.stranger, Answers::default());
         Ok(Self { session, shared, from, known, answers, mailbox, sent: 0 })
     }

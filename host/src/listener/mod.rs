@@ -8,13 +8,14 @@
 mod connection;
 mod end;
 mod proxy;
+pub(crate) mod sources;
 mod stream;
 mod timers;
 pub mod tls;
 mod turns;
 
 pub use proxy::proxies;
-use std::collections::HashMap;
+pub(crate) use stream::keep_alive;
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
@@ -25,6 +26,7 @@ use parking_lot::{Mutex, RwLock};
 use tokio::sync::{Mutex as AsyncMutex, mpsc, watch};
 use tokio::task::LocalSet;
 
+use self::sources::{Most, Place, Sources};
 use self::tls::Certificates;
 use crate::cred::login::Login;
 use crate::cred::{ListenerRules, StoreSecret};
@@ -43,64 +45,6 @@ const BUDGET: u32 = 128 << 10;
 #[derive(Clone)]
 pub struct Endpoint {
     shared: Arc<EndpointState>,
-}
-
-/// How many connections there are, and from where.
-#[derive(Default)]
-struct Sources {
-    all: usize,
-    /// Of sources that nobody had logged in from when they came.
-    strangers: usize,
-    by_source: HashMap<IpAddr, usize>,
-}
-
-/// A connection's place among all.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Place {
-    /// Where it comes from; none is known yet of one that comes by a proxy.
-    source: Option<IpAddr>,
-    /// Whether it is counted among strangers.
-    stranger: bool,
-}
-
-impl Sources {
-    /// Counts one more, if there is room: strangers leave a quarter of it to those who belong here.
-    fn enter(&mut self, place: Place, limits: &Limits) -> bool {
-        let strangers = limits.connections - limits.connections / 4;
-        if self.all >= limits.connections || place.stranger && self.strangers >= strangers {
-            return false;
-        }
-        if !self.count_source(place.source, limits) {
-            return false;
-        }
-        self.all += 1;
-        self.strangers += usize::from(place.stranger);
-        true
-    }
-
-    /// Where it comes from is known now.
-    fn count_source(&mut self, source: Option<IpAddr>, limits: &Limits) -> bool {
-        let Some(source) = source else { return true };
-        let count = self.by_source.get(&source).copied().unwrap_or(0);
-        if count >= limits.per_source {
-            return false;
-        }
-        self.by_source.insert(source, count + 1);
-        true
-    }
-
-    fn leave(&mut self, place: Place) {
-        self.all -= 1;
-        self.strangers -= usize::from(place.stranger);
-        if let Some(source) = place.source
-            && let Some(count) = self.by_source.get_mut(&source)
-        {
-            *count -= 1;
-            if *count == 0 {
-                self.by_source.remove(&source);
-            }
-        }
-    }
 }
 
 struct EndpointState {
@@ -170,7 +114,7 @@ impl Endpoint {
     /// How many connections there are.
     #[must_use]
     pub fn connections(&self) -> usize {
-        self.shared.sources.lock().all
+        self.shared.sources.lock().all()
     }
 
     /// What stands before every login.
@@ -392,7 +336,7 @@ impl Admitted {
     /// A proxy has said whose it is; false: there are too many of theirs.
     fn comes_from(&mut self, source: SocketAddr) -> bool {
         let of = Some(network(source.ip()));
-        let counted = self.shared.sources.lock().count_source(of, &self.shared.limits());
+        let counted = self.shared.sources.lock().count_source(of, self.shared.most());
         if counted {
             (self.source, self.place.source) = (source, of);
         }
@@ -411,47 +355,17 @@ impl EndpointState {
         Arc::clone(&self.limits.read())
     }
 
+    fn most(&self) -> Most {
+        let limits = self.limits();
+        Most { connections: limits.connections, per_source: limits.per_source }
+    }
+
     fn admit(&self, address: IpAddr) -> Option<Place> {
         let canonical = address.to_canonical();
         let proxied = self.proxies.read().iter().any(|proxy| proxy.contains(&canonical));
         // A proxy is named by the operator: it belongs here.
         let stranger = !proxied && !self.gate.is_known(address);
         let place = Place { source: (!proxied).then(|| network(address)), stranger };
-        self.sources.lock().enter(place, &self.limits()).then_some(place)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn strangers_leave_places_to_those_who_belong_here_and_a_source_has_its_share() {
-        let limits = Limits { connections: 8, per_source: 3, ..Limits::default() };
-        let mut sources = Sources::default();
-        let from = |last: u8, stranger| Place { source: Some(IpAddr::from([10, 0, 0, last])), stranger };
-        let let_in = (0..20).filter(|last| sources.enter(from(*last, true), &limits)).count();
-        assert_eq!(let_in, 6);
-        assert!(sources.enter(from(100, false), &limits) && sources.enter(from(100, false), &limits));
-        assert!(!sources.enter(from(101, false), &limits), "there are no more places at all");
-        sources.leave(from(0, true));
-        assert!(sources.enter(from(100, false), &limits));
-        sources.leave(from(1, true));
-        assert!(!sources.enter(from(100, false), &limits), "three of one source");
-        (2..6).for_each(|last| sources.leave(from(last, true)));
-        (0..3).for_each(|_| sources.leave(from(100, false)));
-        assert_eq!((sources.all, sources.strangers, sources.by_source.len()), (0, 0, 0));
-    }
-
-    #[test]
-    fn whose_a_connection_is_that_comes_by_a_proxy_is_counted_once_it_is_known() {
-        let limits = Limits { connections: 8, per_source: 1, ..Limits::default() };
-        let (mut sources, client) = (Sources::default(), Some(IpAddr::from([10, 0, 0, 1])));
-        let unknown = Place { source: None, stranger: false };
-        assert!(sources.enter(unknown, &limits) && sources.enter(unknown, &limits));
-        assert!(sources.count_source(client, &limits) && !sources.count_source(client, &limits));
-        sources.leave(Place { source: client, ..unknown });
-        sources.leave(unknown);
-        assert_eq!((sources.all, sources.by_source.len()), (0, 0));
+        self.sources.lock().enter(place, self.most()).then_some(place)
     }
 }

@@ -1,6 +1,7 @@
 //! A client's socket, with TLS on it or without: read and written as far as it goes, without waiting.
 
 use std::io::{self, Read, Write};
+use std::os::fd::AsFd;
 use std::time::Duration;
 
 use rustix::net::sockopt;
@@ -41,6 +42,16 @@ impl Write for Raw<'_> {
     }
 }
 
+/// See [`Stream::set_keepalive`].
+pub(crate) fn keep_alive(socket: impl AsFd) -> io::Result<()> {
+    let socket = socket.as_fd();
+    sockopt::set_socket_keepalive(socket, true)?;
+    sockopt::set_tcp_keepidle(socket, Duration::from_secs(60))?;
+    sockopt::set_tcp_keepintvl(socket, Duration::from_secs(15))?;
+    sockopt::set_tcp_keepcnt(socket, 4)?;
+    Ok(())
+}
+
 impl Stream {
     pub(super) fn tls(socket: TcpStream, connection: ServerConnection) -> Self {
         Self::Tls(Box::new(Tls { socket, connection }))
@@ -59,12 +70,7 @@ impl Stream {
 
     /// Notices a peer that is not there any more, though it has not said goodbye: after two minutes of silence.
     pub(super) fn set_keepalive(&self) -> io::Result<()> {
-        let socket = self.socket();
-        sockopt::set_socket_keepalive(socket, true)?;
-        sockopt::set_tcp_keepidle(socket, Duration::from_secs(60))?;
-        sockopt::set_tcp_keepintvl(socket, Duration::from_secs(15))?;
-        sockopt::set_tcp_keepcnt(socket, 4)?;
-        Ok(())
+        keep_alive(self.socket())
     }
 
     /// Waits until something can be tried.

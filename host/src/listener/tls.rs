@@ -112,6 +112,11 @@ impl Certificates {
         Ok(true)
     }
 
+    /// What a connection of TLS is accepted with.
+    pub(crate) fn config(&self) -> Arc<ServerConfig> {
+        Arc::clone(&self.config)
+    }
+
     pub(super) fn accept(&self) -> Result<ServerConnection, rustls::Error> {
         ServerConnection::new(Arc::clone(&self.config))
     }

@@ -88,6 +88,22 @@ pub(crate) struct Source {
     pub(crate) address: SocketAddr,
     /// The same, for a person to read.
     pub(crate) peer: String,
+    /// By which door of a service's own, if by one: "chat:irc".
+    pub(crate) door: Option<Arc<str>>,
+}
+
+impl Source {
+    /// With the door that it came by.
+    fn event(&self, what: &'static str) -> Event {
+        door(Event::new(what).with("peer", self.peer.as_str()), self.door.as_deref())
+    }
+}
+
+fn door(event: Event, door: Option<&str>) -> Event {
+    match door {
+        Some(door) => event.with("door", door),
+        None => event,
+    }
 }
 
 /// A try that is being checked.
@@ -97,6 +113,7 @@ struct Trying {
     name: String,
     source: IpAddr,
     peer: String,
+    door: Option<Arc<str>>,
     how: &'static str,
 }
 
@@ -181,7 +198,7 @@ impl LoginGate {
             // Guesses at tokens are counted by their source: there is no name.
             Proof::Token(token) => (data_encoding::HEXLOWER.encode(&token.digest()), "token"),
         };
-        let trying = match self.begin(&name, from.address.ip(), &from.peer, how).await? {
+        let trying = match self.begin(&name, from, how).await? {
             Ok(trying) => trying,
             Err(refusal) => return Ok(Found::NotChecked(refusal)),
         };
@@ -236,7 +253,7 @@ impl LoginGate {
     /// Somebody who has proven who they are is refused all the same: for the trail.
     pub(crate) fn note_refused(&self, from: &Source, refused: &Refused) {
         let Refused { identity, asked, why } = refused;
-        let event = Event::new("refused").with("identity", identity.as_str()).with("peer", from.peer.as_str());
+        let event = from.event("refused").with("identity", identity.as_str());
         let of = ["refused", identity, &network(from.address.ip()).to_string(), why];
         self.trail.note_summed(&of, asked, event.with("asked", asked.as_str()).with("why", *why), self.now());
     }
@@ -275,15 +292,18 @@ impl LoginGate {
     async fn begin(
         &self,
         name: &str,
-        source: IpAddr,
-        peer: &str,
+        from: &Source,
         how: &'static str,
     ) -> Result<Result<Trying, Refusal>, AuthorizerError> {
+        let (source, peer) = (from.address.ip(), from.peer.as_str());
         let (of_name, of_source) = (self.name_digest(name), self.source_digest(source));
         let known = ask(|done| self.store.is_known_source(name, &of_source, done)).await?;
         let begun = self.throttle.lock().begin(of_name, of_source, known, self.now());
         Ok(match begun {
-            Ok(attempt) => Ok(Trying { attempt, name: name.to_owned(), source, peer: peer.to_owned(), how }),
+            Ok(attempt) => {
+                let (name, peer, door) = (name.to_owned(), peer.to_owned(), from.door.clone());
+                Ok(Trying { attempt, name, source, peer, door, how })
+            }
             Err(denied) => {
                 let refusal = match denied {
                     Denied::Wait(wait) => Refusal::Wait(wait.div_ceil(1000)),
@@ -297,7 +317,7 @@ impl LoginGate {
                     Refusal::Locked => "locked: too many failed logins; `credhost identity unlock`",
                     _ => "too many failed logins: not looked at",
                 };
-                let event = Event::new("login.refused").with("identity", shown).with("peer", peer);
+                let event = from.event("login.refused").with("identity", shown);
                 let of = ["throttle", &network(source).to_string(), why];
                 self.trail.note_summed(&of, name, event.with("how", how).with("why", why), self.now());
                 Err(refusal)
@@ -322,7 +342,8 @@ impl LoginGate {
         let event = Event::new("login")
             .with("identity", name)
             .with("peer", trying.peer.as_str())
-            .with("how", trying.how)
+            .with("how", trying.how);
+        let event = door(event, trying.door.as_deref())
             .with("credential", label.map_or("?", |credential| credential.label.as_str()));
         let at = now();
         // Also of one that is known: those that are not used for long make room.
@@ -367,8 +388,8 @@ impl LoginGate {
         let event = Event::new("login.refused")
             .with("identity", name)
             .with("peer", trying.peer.as_str())
-            .with("how", trying.how)
-            .with("why", refusal.to_string());
+            .with("how", trying.how);
+        let event = door(event, trying.door.as_deref()).with("why", refusal.to_string());
         let of = ["failed", &network(trying.source).to_string(), &refusal.to_string()];
         writes.extend(self.trail.note(&of, &trying.name, event, self.now()).map(Write::Audit));
         self.trail.write(writes);

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::doorkeeper::{Doorkeeper, NoDoors};
 use super::ended::Ended;
 use super::router::Router;
 use crate::memory::{self, Budget};
@@ -31,6 +32,8 @@ pub struct HostContext {
     pub ended: Arc<Ended>,
     /// What clients may make the host keep.
     pub memory: Arc<Budget>,
+    /// Who keeps services' own doors.
+    pub doors: Arc<dyn Doorkeeper>,
 }
 
 /// How many bytes a saved state may have, if nothing else is said.
@@ -47,8 +50,8 @@ impl HostContext {
     #[must_use]
     pub fn new(store: Arc<dyn Store>) -> Self {
         let (router, memory) = (Router::new(), Budget::new(memory::available() / 2));
-        let orphans = ORPHANS;
-        Self { store, router, quota: QUOTA, orphans, grace: GRACE, patience: PATIENCE, ended: Arc::default(), memory }
+        let (orphans, ended, doors) = (ORPHANS, Arc::default(), Arc::new(NoDoors));
+        Self { store, router, quota: QUOTA, orphans, grace: GRACE, patience: PATIENCE, ended, memory, doors }
     }
 }
 

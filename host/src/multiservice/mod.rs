@@ -9,6 +9,7 @@
 mod backend;
 pub mod context;
 mod current;
+mod doorkeeper;
 pub mod ended;
 mod instance;
 mod outgoing;
@@ -20,6 +21,7 @@ mod sync;
 pub use backend::{Backend, Backends};
 pub use context::SlotNo;
 pub use current::AttachmentChange;
+pub use doorkeeper::{Doorkeeper, NoDoors, Speaker};
 
 use std::sync::Arc;
 

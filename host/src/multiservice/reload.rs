@@ -186,6 +186,7 @@ impl Slot {
                     old.revoke(revoked, false);
                     waited.iter().for_each(|(lane, frames)| old.generation.push_anyway(lane, frames));
                 });
+                self.context.doors.stays(self.number);
                 return Err(why);
             }
         };
@@ -237,6 +238,7 @@ impl Slot {
             for (_, frame) in attached {
                 new.generation.push_host(frame);
             }
+            new.generation.push_host(&self.context.doors.handed_on(self.number));
             new.revoke(revoked, false);
             for (lane, mut frames) in waited.iter().map(|(lane, frames)| (lane, frames.as_slice())) {
                 new.generation.push_anyway(lane, frames);
@@ -248,6 +250,7 @@ impl Slot {
                 }
             }
         });
+        self.context.doors.serves(self.number);
         old.outgoing.retire();
         old.generation.send(&ToLibrary::Retire {});
         counts

@@ -147,6 +147,7 @@ impl Slot {
         match started.await {
             Ok(()) => {
                 *self.state.lock() = ServiceState::Serving;
+                self.context.doors.serves(self.number);
                 Ok(())
             }
             Err(why) => {

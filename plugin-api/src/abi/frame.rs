@@ -617,6 +617,11 @@ frames! {
             /// To be handed back.
             request: number,
         }
+        /// The library has made a descriptor of its own of a stream's, and serves it.
+        32 Taken {
+            /// Which.
+            stream: number,
+        }
         /// Never said by a library: the host's own word to a connection. A client's object that one generation has was
         /// handed to the next one, too.
         255 Retained {

@@ -106,7 +106,6 @@ impl Socket {
 
 /// What a stream is to the host, wherever its bytes are moved. Dropped, it is closed.
 #[derive(Debug)]
-#[expect(unreachable_pub, reason = "a hidden trait of this crate's own names it")]
 pub struct StreamCell {
     pub(super) number: u64,
     peer: Mutex<Peer>,

@@ -120,6 +120,7 @@ impl Table {
                 return core.push(&ToHost::Closed { stream: arrived.stream });
             }
         };
+        core.push(&ToHost::Taken { stream: arrived.stream });
         let peer = Peer::new(arrived.listener, arrived.peer, arrived.tls, arrived.asked);
         let cell = StreamCell::new(arrived.stream, peer, self.posts());
         if arrived.login != 0 {

@@ -166,7 +166,7 @@ impl<S: Service> TestHost<S> {
                 tell(&ToLibrary::NotLoggedIn { request, message: "a test has no certificate", wait: 0 });
             }
             ToHost::Sync { request } => tell(&ToLibrary::Committed { request }),
-            ToHost::Listen { .. } => {}
+            ToHost::Listen { .. } | ToHost::Taken { .. } => {}
             _ => return false,
         }
         true

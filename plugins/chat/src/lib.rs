@@ -1,28 +1,48 @@
-//! A room to talk in: the model for a service that calls its clients.
+//! A room to talk in, with two doors: the model for a service that calls its clients, and for one that has a door of its own.
 //!
-//! Each client gives an object of its own when it attaches (its *mind*), with the methods `heard(who, text)`,
-//! `came(who)` and `went(who)`. Nothing is saved: who is present is known as long as they are.
+//! By Perspective Broker each client gives an object when it attaches (its *mind*), with the methods `heard(who, text)`,
+//! `told(who, text)`, `came(who)` and `went(who)`. By IRC (`irc`) the room is `#chat`. Whoever is here by several doors, or
+//! several times, is one person. Nothing is saved: who is present is known as long as they are; connections of IRC are handed
+//! on to code that replaces this.
 
+mod irc;
+mod message;
+mod session;
+
+use std::collections::BTreeSet;
+
+use plugin_api::Transport;
 use plugin_api::prelude::*;
+
+use self::irc::{Irc, Window};
+use self::message::nick;
+use self::session::ROOM;
 
 plugin_api::export!(Chat);
 
 /// Who is present.
 #[derive(Default)]
 struct Chat {
+    /// By Perspective Broker.
     present: Vec<Attachment>,
+    /// By IRC.
+    windows: Vec<Window>,
 }
 
-/// A room to talk in, for clients that give an object with heard(who, text), came(who) and went(who).
+/// A room to talk in: for clients of IRC, and for those that give an object with heard(who, text), came(who) and went(who).
 #[service("chat", save = "never")]
 impl Service for Chat {
     type Perspective = Guest;
+
+    async fn start(_me: Handle<Self>, context: Context<Self>) -> Result<()> {
+        context.serve::<Irc>("irc")
+    }
 
     fn attached(context: &Context<Self>, guest: Handle<Guest>, attachment: &Attachment) -> Result<Handle<Guest>> {
         context.service()?.write(|chat| {
             // Whoever was here before the code was replaced has not come just now.
             if attachment.reason() == Reason::Login {
-                chat.tell("came", (attachment.perspective(),));
+                chat.comes(attachment.perspective(), None);
             }
             chat.present.push(attachment.clone());
         })?;
@@ -34,7 +54,7 @@ impl Service for Chat {
         // Nobody writes to the service further up: the host calls this by itself.
         let _ = service.write(|chat| {
             chat.present.retain(|other| other.id() != attachment.id());
-            chat.tell("went", (attachment.perspective(),));
+            chat.goes(attachment.perspective(), &format!("PART {ROOM} :gone"));
         });
     }
 }
@@ -44,6 +64,98 @@ impl Chat {
     fn tell<A: Serialize>(&self, method: &str, arguments: A) -> usize {
         let minds = self.present.iter().filter_map(Attachment::mind);
         minds.filter(|mind| mind.notify(method, &arguments).is_ok()).count()
+    }
+
+    /// The windows in the room.
+    fn joined(&self) -> impl Iterator<Item = &Window> {
+        self.windows.iter().filter(|window| window.joined)
+    }
+
+    /// Who is in the room.
+    fn names(&self) -> BTreeSet<String> {
+        let present = self.present.iter().map(|guest| guest.perspective().to_owned());
+        present.chain(self.joined().map(|window| window.who.clone())).collect()
+    }
+
+    /// Who is here at all.
+    fn people(&self) -> BTreeSet<String> {
+        let present = self.present.iter().map(|guest| guest.perspective().to_owned());
+        present.chain(self.windows.iter().map(|window| window.who.clone())).collect()
+    }
+
+    /// Somebody comes into the room. Those who are there already hear of it, if it is the first time.
+    fn comes(&self, who: &str, by: Option<&Transport>) {
+        if self.names().contains(who) {
+            return;
+        }
+        self.tell("came", (who,));
+        for window in self.joined().filter(|window| by.is_none_or(|by| window.transport != *by)) {
+            window.moved(who, &format!("JOIN {ROOM}"));
+        }
+    }
+
+    /// Somebody has gone out; those who are left hear of it, if it was the last of them.
+    fn goes(&self, who: &str, word: &str) {
+        if self.names().contains(who) {
+            return;
+        }
+        self.tell("went", (who,));
+        self.joined().for_each(|window| window.moved(who, word));
+    }
+
+    /// Somebody says something to the room; answers with how many by Perspective Broker are told.
+    fn say(&self, who: &str, text: &str, notice: bool, by: Option<&Transport>) -> usize {
+        for window in self.joined().filter(|window| window.echo || by.is_none_or(|by| window.transport != *by)) {
+            window.heard(who, ROOM, text, notice);
+        }
+        self.tell("heard", (who, text))
+    }
+
+    /// Somebody says something to somebody; false: they are not here.
+    fn whisper(&self, who: &str, to: &str, text: &str, notice: bool) -> bool {
+        let is = |name: &str| name == to || nick(name).eq_ignore_ascii_case(to);
+        let windows: Vec<&Window> = self.windows.iter().filter(|window| is(&window.who)).collect();
+        windows.iter().for_each(|window| window.heard(who, &nick(&window.who), text, notice));
+        let guests = self.present.iter().filter(|guest| is(guest.perspective()));
+        let minds = guests.filter_map(Attachment::mind).filter(|mind| mind.notify("told", (who, text)).is_ok()).count();
+        minds > 0 || !windows.is_empty()
+    }
+
+    /// A window says something; false: whom it is for is not here.
+    fn spoken(&self, by: &Transport, to: &str, text: &str, notice: bool) -> bool {
+        let Some(window) = self.windows.iter().find(|window| window.transport == *by) else { return true };
+        if to.eq_ignore_ascii_case(ROOM) {
+            self.say(&window.who, text, notice, Some(by));
+            return true;
+        }
+        self.whisper(&window.who, to, text, notice)
+    }
+
+    /// A window comes into the room.
+    fn join(&mut self, by: &Transport) {
+        let Some(at) = self.windows.iter().position(|window| window.transport == *by) else { return };
+        let who = self.windows[at].who.clone();
+        self.comes(&who, Some(by));
+        self.windows[at].joined = true;
+        self.windows[at].moved(&who, &format!("JOIN {ROOM}"));
+    }
+
+    /// A window leaves the room.
+    fn part(&mut self, by: &Transport, why: &str) {
+        let Some(at) = self.windows.iter().position(|window| window.transport == *by) else { return };
+        let (who, word) = (self.windows[at].who.clone(), format!("PART {ROOM} :{why}"));
+        self.windows[at].joined = false;
+        self.windows[at].moved(&who, &word);
+        self.goes(&who, &word);
+    }
+
+    /// A window has gone.
+    fn leave(&mut self, by: &Transport, word: &str) {
+        let Some(at) = self.windows.iter().position(|window| window.transport == *by) else { return };
+        let gone = self.windows.swap_remove(at);
+        if gone.joined {
+            self.goes(&gone.who, word);
+        }
     }
 }
 
@@ -56,7 +168,7 @@ struct Guest;
 impl Guest {
     /// Says something to everybody, oneself included; answers with how many are told.
     fn say(&self, context: &Context<Chat>, call: &Call, text: String) -> Result<usize> {
-        context.service()?.read(|chat| chat.tell("heard", (call.attachment().perspective(), text)))
+        context.service()?.read(|chat| chat.say(call.attachment().perspective(), &text, false, None))
     }
 
     /// Says something to one guest, and answers with what their client answers.
@@ -69,9 +181,15 @@ impl Guest {
         mind.call("heard", (call.attachment().perspective(), text)).await
     }
 
-    /// Who is present.
+    /// Says something to one person, by whatever doors they are here.
+    fn tell(&self, context: &Context<Chat>, call: &Call, who: String, text: String) -> Result<()> {
+        let told = context.service()?.read(|chat| chat.whisper(call.attachment().perspective(), &who, &text, false))?;
+        told.then_some(()).ok_or_else(|| Fault::new("chat.NotPresent", format!("{who} is not here")))
+    }
+
+    /// Who is present, each once.
     fn present(&self, context: &Context<Chat>) -> Result<Vec<String>> {
-        context.service()?.read(|chat| chat.present.iter().map(|guest| guest.perspective().to_owned()).collect())
+        context.service()?.read(|chat| chat.names().into_iter().collect())
     }
 }
 

@@ -1,6 +1,6 @@
 use std::sync::mpsc::{Receiver, channel};
 
-use plugin_api::testing::TestHost;
+use plugin_api::testing::{TestHost, TestStream};
 
 use super::*;
 
@@ -35,6 +35,98 @@ fn one_guest_can_be_asked() {
     let bob = host.attach("bob").unwrap();
     assert_eq!(bob.call::<String>("ask", ("alice", "there?")).unwrap(), "I hear you");
     assert_eq!(bob.call::<String>("ask", ("carol", "there?")).unwrap_err().class(), "chat.NotPresent");
+}
+
+/// A client of IRC that has come into the room.
+fn irc<'h>(host: &'h TestHost<Chat>, name: &str) -> TestStream<'h, Chat> {
+    let mut client = host.connect("irc").unwrap();
+    client.send(format!("PASS {name}-secret\r\nNICK {name}\r\nUSER {name} 0 * :{name}\r\nJOIN #chat\r\n")).unwrap();
+    until(&mut client, " 366 ");
+    client
+}
+
+/// Reads up to a line that has this in it.
+fn until(client: &mut TestStream<'_, Chat>, wanted: &str) -> String {
+    loop {
+        let line = client.line().unwrap();
+        if line.contains(wanted) {
+            return line;
+        }
+    }
+}
+
+fn with_identities() -> TestHost<Chat> {
+    let host = TestHost::<Chat>::start().unwrap();
+    for name in ["alice", "bob"] {
+        host.identity(name, &format!("{name}-secret"), &[name]);
+    }
+    host
+}
+
+#[test]
+fn one_room_has_two_doors() {
+    let host = with_identities();
+    let (mind, heard) = ear();
+    let bob = host.attach_with("bob", mind).unwrap();
+    let mut alice = irc(&host, "alice");
+    host.settle().unwrap();
+    assert_eq!(heard.try_iter().collect::<Vec<_>>(), ["came(\"alice\",)"]);
+    alice.send("PRIVMSG #chat :hello\r\nPRIVMSG bob :psst\r\nPRIVMSG carol :psst\r\n").unwrap();
+    until(&mut alice, " 401 alice carol ");
+    host.settle().unwrap();
+    assert_eq!(heard.try_iter().collect::<Vec<_>>(), ["heard(\"alice\", \"hello\")", "told(\"alice\", \"psst\")"]);
+    bob.call::<usize>("say", ("two\nlines",)).unwrap();
+    assert_eq!(alice.line().unwrap(), ":bob!bob@credhost PRIVMSG #chat :two");
+    assert_eq!(alice.line().unwrap(), ":bob!bob@credhost PRIVMSG #chat :lines");
+    bob.call::<()>("tell", ("alice", "psst")).unwrap();
+    assert_eq!(alice.line().unwrap(), ":bob!bob@credhost PRIVMSG alice :psst");
+    assert_eq!(bob.call::<Vec<String>>("present", ()).unwrap(), ["alice", "bob"]);
+    alice.send("QUIT :bye\r\n").unwrap();
+    assert_eq!(alice.line().unwrap(), "ERROR :bye");
+    assert!(alice.line().is_err());
+    host.settle().unwrap();
+    host.settle().unwrap();
+    assert_eq!(heard.try_iter().last().as_deref(), Some("went(\"alice\",)"));
+}
+
+#[test]
+fn whoever_is_here_twice_comes_and_goes_once() {
+    let host = with_identities();
+    let mut bob = irc(&host, "bob");
+    let (alice, mut window) = (host.attach("alice").unwrap(), irc(&host, "alice"));
+    assert_eq!(bob.line().unwrap(), ":alice!alice@credhost JOIN #chat");
+    window.send("PRIVMSG #chat :by one\r\n").unwrap();
+    assert_eq!(bob.line().unwrap(), ":alice!alice@credhost PRIVMSG #chat :by one");
+    drop(alice);
+    host.settle().unwrap();
+    window.send("PART #chat :bye\r\n").unwrap();
+    assert_eq!(bob.line().unwrap(), ":alice!alice@credhost PART #chat :bye");
+}
+
+#[test]
+fn windows_stay_when_the_code_is_replaced() {
+    let host = with_identities();
+    let (mut alice, mut bob) = (irc(&host, "alice"), irc(&host, "bob"));
+    until(&mut alice, "bob@credhost JOIN");
+    for turn in 0..3 {
+        bob.send(format!("PRIVMSG #chat :{turn} ")).unwrap();
+        host.reload().unwrap();
+        bob.send("is whole\r\n").unwrap();
+        assert_eq!(alice.line().unwrap(), format!(":bob!bob@credhost PRIVMSG #chat :{turn} is whole"));
+    }
+    host.revoke("bob");
+    assert!(bob.line().is_err());
+    assert_eq!(alice.line().unwrap(), ":bob!bob@credhost QUIT :gone");
+}
+
+#[test]
+fn a_wrong_password_is_told_and_ends_it() {
+    let host = with_identities();
+    let mut client = host.connect("irc").unwrap();
+    client.send("PASS wrong\r\nNICK alice\r\nUSER a 0 * :a\r\n").unwrap();
+    assert_eq!(client.line().unwrap(), ":credhost 904 * :wrong name or password");
+    until(&mut client, "ERROR :wrong name or password");
+    assert!(client.line().is_err());
 }
 
 #[test]

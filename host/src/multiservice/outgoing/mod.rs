@@ -18,6 +18,7 @@ use self::commits::{CommitQueue, Effect, Phase};
 use self::replay::Replay;
 use self::report::Report;
 use super::context::{HostContext, SlotNo};
+use super::doorkeeper::{Doorkeeper, Speaker};
 use super::router::{Delivered, Delivery, Router, Weight};
 use crate::loader::gate::Outlet;
 use crate::loader::generation::Generation;
@@ -55,6 +56,7 @@ pub(super) struct Outgoing {
     lifecycle: mpsc::UnboundedSender<Lifecycle>,
     router: Arc<Router>,
     store: Arc<dyn Store>,
+    doors: Arc<dyn Doorkeeper>,
     /// The most bytes that a saved state may have.
     quota: usize,
     me: Weak<Self>,
@@ -91,6 +93,7 @@ impl Outgoing {
             lifecycle,
             router: Arc::clone(&context.router),
             store: Arc::clone(&context.store),
+            doors: Arc::clone(&context.doors),
             quota: context.quota,
             me: Weak::clone(me),
         });
@@ -124,8 +127,12 @@ impl Outgoing {
 
     /// The generation has ended: its clients hear of it, once.
     pub(super) fn over(&self) {
-        if self.advance(Phase::ended) == Phase::Serving {
+        let before = self.advance(Phase::ended);
+        if before == Phase::Serving {
             self.broadcast_end();
+        }
+        if !before.is_over() {
+            self.doors.ended(self.slot, self.number, before == Phase::Serving);
         }
     }
 
@@ -227,6 +234,11 @@ impl Outgoing {
         self.name.get().map_or("?", String::as_str)
     }
 
+    fn speaker(&self) -> Speaker<'_> {
+        let retired = self.phase() == Phase::Retired;
+        Speaker { slot: self.slot, generation: self.number, service: self.name(), retired }
+    }
+
     fn send(&self, frame: &ToLibrary<'_>) {
         if let Some(generation) = self.generation.get().and_then(Weak::upgrade) {
             generation.send(frame);
@@ -303,9 +315,9 @@ impl Outgoing {
                 self.over();
                 self.reached(Lifecycle::Stopped);
             }
-            // Saves are taken out before.
-            // A newer library may say more.
-            _ => {}
+            ToHost::Sync { request } => self.send(&ToLibrary::Committed { request: *request }),
+            // Saves are taken out before. Of its doors; a newer library may say more.
+            _ => self.doors.said(self.speaker(), frame),
         }
     }
 
@@ -486,6 +498,10 @@ impl Outgoing {
                     self.send(&ToLibrary::Failed { call, class, message, detail: &[] });
                 }
             }
+            ToHost::Sync { request } => {
+                let message = "a change before it could not be saved";
+                self.send(&ToLibrary::NotLoaded { request, message });
+            }
             // What was to be told of has not come to pass.
             ToHost::Update { attachment, objects, .. } => self.give_back(attachment, objects),
             ToHost::Frozen { .. } => {
@@ -535,6 +551,10 @@ fn each(mut frames: &[u8], mut do_it: impl FnMut(&ToHost<'_>, &[u8])) {
 
 impl Outlet for Outgoing {
     fn frames(&self, frames: &[u8]) {
+        // A secret comes alone, waits for nothing, and is kept nowhere.
+        if let Some(secret @ ToHost::Authenticate { .. }) = ToHost::read(&mut &*frames) {
+            return self.doors.said(self.speaker(), &secret);
+        }
         let mut queue = self.queue.lock();
         let phase = self.phase();
         if phase.is_over() {

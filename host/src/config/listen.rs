@@ -1,0 +1,210 @@
+//! `[service.NAME.listen]`: where services' own doors listen.
+
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::Deserialize;
+
+use super::Settings;
+
+/// What of a service's section is the host's.
+const LISTEN: &str = "listen";
+
+/// Where something listens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Address {
+    /// On these addresses, whichever can be had.
+    Tcp(Vec<SocketAddr>),
+    /// On a Unix socket, a file of its own.
+    Unix(PathBuf),
+    /// On a socket that systemd has opened: by its `FileDescriptorName=`.
+    Systemd(String),
+}
+
+/// One listener of a service's.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ListenerSettings {
+    /// The service's name.
+    pub service: String,
+    /// The listener's own.
+    pub name: String,
+    /// Where it listens.
+    pub address: Address,
+    /// The same, as it is written in credhost.toml.
+    pub shown: String,
+    /// Whether all that comes by it is TLS.
+    pub tls: bool,
+    /// Whether a client can go over to TLS where the service's protocol has a word for it.
+    pub starttls: bool,
+    /// Whether it may be in the clear where others can listen.
+    pub plaintext: bool,
+    /// The most connections.
+    pub connections: usize,
+    /// The most of one address.
+    pub per_source: usize,
+    /// How long a login may take.
+    pub login: Duration,
+}
+
+/// A listener, as it stands in the file.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Section {
+    address: String,
+    tls: bool,
+    starttls: bool,
+    plaintext: bool,
+    connections: usize,
+    per_source: usize,
+    login: String,
+}
+
+impl Default for Section {
+    fn default() -> Self {
+        Self {
+            address: String::new(),
+            tls: false,
+            starttls: false,
+            plaintext: false,
+            connections: 1000,
+            per_source: 64,
+            login: "30 s".to_owned(),
+        }
+    }
+}
+
+/// The service's own section: without what is the host's.
+#[must_use]
+pub fn own(section: &serde_json::Map<String, serde_json::Value>) -> serde_json::Map<String, serde_json::Value> {
+    let hosts = |(key, value): &(&String, &serde_json::Value)| key.as_str() == LISTEN && value.is_object();
+    section.iter().filter(|pair| !hosts(pair)).map(|(key, value)| (key.clone(), value.clone())).collect()
+}
+
+/// All listeners of services'.
+///
+/// # Errors
+/// What of one cannot be, with its place.
+pub fn listeners(settings: &Settings) -> Result<Vec<ListenerSettings>, String> {
+    let mut all: Vec<ListenerSettings> = Vec::new();
+    for (service, section) in &settings.service {
+        let Some(serde_json::Value::Object(listen)) = section.get(LISTEN) else { continue };
+        let tls = |key: &str| listen.get(key).and_then(serde_json::Value::as_bool);
+        let (over, start) = (tls("tls").unwrap_or(false), tls("starttls").unwrap_or(false));
+        // What is said of all of a service's listeners, beside their names.
+        let of_all = |key: &str, value: &serde_json::Value| matches!(key, "tls" | "starttls") && value.is_boolean();
+        for (name, value) in listen.iter().filter(|(key, value)| !of_all(key, value)) {
+            let at = |why: &str| format!("[service.{service}.listen] {name}: {why}");
+            let section = match value {
+                serde_json::Value::String(address) => {
+                    Section { address: address.clone(), tls: over, starttls: start, ..Section::default() }
+                }
+                serde_json::Value::Object(_) => {
+                    let mut section: Section =
+                        serde_json::from_value(value.clone()).map_err(|error| at(&crate::plain::words(&error.to_string())))?;
+                    (section.tls, section.starttls) = (section.tls || over, section.starttls || start);
+                    section
+                }
+                _ => return Err(at("expected an address, such as \"127.0.0.1:6667\", or a table with one")),
+            };
+            let read = section.read(service, name).map_err(|why| at(&why))?;
+            if let Some(other) = all.iter().find(|other| other.address == read.address) {
+                let (service, name) = (&other.service, &other.name);
+                return Err(at(&format!("{:?} is the address of [service.{service}.listen] {name}, too", read.shown)));
+            }
+            all.push(read);
+        }
+    }
+    Ok(all)
+}
+
+impl Section {
+    fn read(self, service: &str, name: &str) -> Result<ListenerSettings, String> {
+        let Self { address: shown, tls, starttls, plaintext, connections, per_source, login } = self;
+        let login = humantime::parse_duration(&login).map_err(|error| format!("login = {login:?}: {error}"))?;
+        if tls && starttls {
+            return Err("tls and starttls are one or the other: all that comes is TLS, or it becomes so".to_owned());
+        }
+        if connections == 0 || per_source == 0 {
+            return Err("connections and per_source begin at 1".to_owned());
+        }
+        let address = match shown.split_once(':') {
+            Some(("unix", path)) if path.starts_with('/') => Address::Unix(PathBuf::from(path)),
+            Some(("unix", _)) => return Err(format!("{shown:?}: a Unix socket needs its whole path: \"unix:/run/…\"")),
+            Some(("systemd", "")) | None => {
+                return Err(format!(
+                    "{shown:?} is no address: \"127.0.0.1:6667\", \"unix:/run/chat.sock\" or \"systemd:NAME\""
+                ));
+            }
+            Some(("systemd", name)) => Address::Systemd(name.to_owned()),
+            Some(_) => {
+                let found = shown.to_socket_addrs().map_err(|error| format!("{shown:?}: {error}"))?;
+                Address::Tcp(found.collect())
+            }
+        };
+        let clear = !tls && !starttls && !plaintext;
+        if let Address::Tcp(found) = &address
+            && let Some(open) = found.iter().find(|found| !found.ip().is_loopback())
+            && clear
+        {
+            return Err(format!(
+                "{open} can be reached by others, and they could listen: set tls = true or starttls = true \
+                 (`credhost tls init` makes certificates), or insist with plaintext = true"
+            ));
+        }
+        let (service, name) = (service.to_owned(), name.to_owned());
+        Ok(ListenerSettings { service, name, address, shown, tls, starttls, plaintext, connections, per_source, login })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(text: &str) -> Result<Vec<ListenerSettings>, String> {
+        listeners(&toml_edit::de::from_str(text).unwrap())
+    }
+
+    #[test]
+    fn a_listener_is_an_address_or_a_table_with_one() {
+        let all = read(
+            "[service.chat]\ntitle = \"x\"\n[service.chat.listen]\nirc = \"127.0.0.1:6667\"\n\
+             ircs = { address = \"0.0.0.0:6697\", tls = true, connections = 5, login = \"1 min\" }\n\
+             local = \"unix:/run/chat.sock\"\nother = \"systemd:chat\"\n",
+        )
+        .unwrap();
+        let of = |name: &str| all.iter().find(|one| one.name == name).unwrap().clone();
+        assert_eq!(of("irc").address, Address::Tcp(vec!["127.0.0.1:6667".parse().unwrap()]));
+        assert_eq!((of("ircs").tls, of("ircs").connections, of("ircs").login.as_secs()), (true, 5, 60));
+        assert_eq!(of("local").address, Address::Unix("/run/chat.sock".into()));
+        assert_eq!(of("other").address, Address::Systemd("chat".to_owned()));
+    }
+
+    #[test]
+    fn what_cannot_be_is_said_with_its_place() {
+        let all = [
+            ("irc = 6667", "expected an address"),
+            ("irc = \"6667\"", "is no address"),
+            ("irc = \"unix:chat.sock\"", "whole path"),
+            ("irc = \"0.0.0.0:6667\"", "can be reached by others"),
+            ("irc = \"systemd:\"", "is no address"),
+            ("irc = { address = \"127.0.0.1:1\", tls = true, starttls = true }", "one or the other"),
+            ("irc = { address = \"127.0.0.1:1\", conections = 1 }", "conections"),
+            ("irc = { address = \"127.0.0.1:1\", connections = 0 }", "begin at 1"),
+            ("irc = { address = \"127.0.0.1:1\", login = \"soon\" }", "login"),
+            ("irc = \"127.0.0.1:1\"\nother = \"127.0.0.1:1\"", "is the address of [service.chat.listen] irc"),
+        ];
+        for (line, wanted) in all {
+            let said = read(&format!("[service.chat.listen]\n{line}\n")).unwrap_err();
+            assert!(said.contains("[service.chat.listen]") && said.contains(wanted), "{line}: {said}");
+        }
+    }
+
+    #[test]
+    fn a_service_is_handed_what_is_its_own() {
+        let settings: Settings =
+            toml_edit::de::from_str("[service.a]\nx = 1\n[service.a.listen]\nirc = \"127.0.0.1:1\"\n[service.b]\nlisten = \"own\"\n").unwrap();
+        assert_eq!(own(&settings.service["a"]).keys().collect::<Vec<_>>(), ["x"]);
+        assert_eq!(own(&settings.service["b"]).len(), 1, "a text of that name is the service's own");
+    }
+}

@@ -1,0 +1,267 @@
+//! A listener: its socket, and who waits by it.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::net::{TcpListener, UnixListener};
+
+use super::held::Held;
+use super::{Doors, ListenerStatus, attend};
+use crate::config::{Address, ListenerSettings};
+use crate::listener::sources::{Most, Place, Sources};
+use crate::login_gate::network;
+use crate::memory::{AccountKey, Meter};
+use crate::multiservice::SlotNo;
+use crate::sessions::SessionEntry;
+use crate::store;
+
+/// How many streams wait by a listener for a service to take them.
+const HELD: usize = 256;
+
+/// A listener that is open for as long as the host lives.
+pub(super) struct Listening {
+    pub(super) settings: ListenerSettings,
+    socket: Bound,
+    sources: Mutex<Sources>,
+    waiting: Mutex<Waiting>,
+}
+
+pub(super) enum Bound {
+    Tcp(std::net::TcpListener),
+    Unix(std::os::unix::net::UnixListener),
+}
+
+/// The same, as tokio has it.
+pub(super) enum Socket {
+    Tcp(TcpListener),
+    Unix(UnixListener),
+}
+
+#[derive(Default)]
+struct Waiting {
+    /// Who takes them.
+    taken: Option<SlotNo>,
+    /// Whether nobody needs to log in.
+    public: bool,
+    held: Vec<u32>,
+}
+
+impl Listening {
+    pub(super) fn open(settings: ListenerSettings) -> Result<Arc<Self>, String> {
+        let at = |why: &dyn std::fmt::Display| {
+            format!("[service.{}.listen] {}: cannot listen on {}: {why}", settings.service, settings.name, settings.shown)
+        };
+        let socket = match &settings.address {
+            Address::Tcp(found) => {
+                let listener = std::net::TcpListener::bind(found.as_slice()).map_err(|error| at(&error))?;
+                // As many as the system lets wait: the library's own number is small.
+                rustix::net::listen(&listener, i32::MAX).map_err(|error| at(&error))?;
+                Bound::Tcp(listener)
+            }
+            Address::Unix(path) => Bound::Unix(bind_unix(path).map_err(|error| at(&error))?),
+            Address::Systemd(name) => systemd(name).map_err(|why| at(&why))?,
+        };
+        let (sources, waiting) = (Mutex::default(), Mutex::default());
+        Ok(Arc::new(Self { settings, socket, sources, waiting }))
+    }
+
+    /// Its socket, for a task that accepts.
+    pub(super) fn socket(&self) -> std::io::Result<Bound> {
+        Ok(match &self.socket {
+            Bound::Tcp(listener) => {
+                listener.set_nonblocking(true)?;
+                Bound::Tcp(listener.try_clone()?)
+            }
+            Bound::Unix(listener) => {
+                listener.set_nonblocking(true)?;
+                Bound::Unix(listener.try_clone()?)
+            }
+        })
+    }
+
+    /// Where it listens, as it has come to be: a port of 0 is another then.
+    pub(super) fn address(&self) -> String {
+        match &self.socket {
+            Bound::Tcp(listener) => listener.local_addr().map_or_else(|_| String::new(), |address| address.to_string()),
+            Bound::Unix(_) => self.settings.shown.clone(),
+        }
+    }
+
+    pub(super) fn is(&self, service: &str, name: &str) -> bool {
+        self.settings.service == service && self.settings.name == name
+    }
+
+    /// Who takes its streams.
+    pub(super) fn taken(&self) -> Option<SlotNo> {
+        self.waiting.lock().taken
+    }
+
+    pub(super) fn is_public(&self) -> bool {
+        self.waiting.lock().public
+    }
+
+    pub(super) fn take(&self, slot: SlotNo, public: bool) {
+        let mut waiting = self.waiting.lock();
+        (waiting.taken, waiting.public) = (Some(slot), public);
+    }
+
+    /// This slot takes them no more.
+    pub(super) fn give_up(&self, slot: SlotNo) {
+        self.waiting.lock().taken.take_if(|taken| *taken == slot);
+    }
+
+    /// One waits; beyond some, the first that came is let go by its own time.
+    pub(super) fn hold(&self, number: u32) {
+        self.waiting.lock().held.push(number);
+    }
+
+    pub(super) fn take_held(&self) -> Vec<u32> {
+        std::mem::take(&mut self.waiting.lock().held)
+    }
+
+    /// It has gone while it waited.
+    pub(super) fn forget(&self, held: &Held) {
+        self.waiting.lock().held.retain(|number| *number != held.number);
+        self.sources.lock().leave(held.place);
+    }
+
+    pub(super) fn status(&self) -> ListenerStatus {
+        let waiting = self.waiting.lock();
+        let tls = match (self.settings.tls, self.settings.starttls) {
+            (true, _) => "tls",
+            (_, true) => "starttls",
+            _ => "",
+        };
+        ListenerStatus {
+            service: self.settings.service.clone(),
+            name: self.settings.name.clone(),
+            address: Some(self.address()),
+            tls: tls.to_owned(),
+            connections: self.sources.lock().all(),
+            held: waiting.held.len(),
+            taken: waiting.taken.is_some(),
+        }
+    }
+
+    /// A place for one more, if there is one.
+    fn admit(&self, source: IpAddr, known: bool) -> Option<Place> {
+        let waiting = self.waiting.lock();
+        if waiting.taken.is_none() && waiting.held.len() >= HELD {
+            return None;
+        }
+        drop(waiting);
+        let place = Place { source: Some(network(source)), stranger: !known };
+        let most = Most { connections: self.settings.connections, per_source: self.settings.per_source };
+        self.sources.lock().enter(place, most).then_some(place)
+    }
+}
+
+/// A Unix socket in a file. One that a host before this one has left is put out of the way; one that is served is not.
+fn bind_unix(path: &Path) -> std::io::Result<std::os::unix::net::UnixListener> {
+    use std::os::unix::net::{UnixListener, UnixStream};
+    let left = std::fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket());
+    if left && UnixStream::connect(path).is_err() {
+        std::fs::remove_file(path)?;
+    }
+    let listener = UnixListener::bind(path)?;
+    // Who may come in is said by the folder that it is in.
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o666))?;
+    Ok(listener)
+}
+
+/// A socket that systemd has opened.
+fn systemd(name: &str) -> Result<Bound, String> {
+    let names = std::env::var("LISTEN_FDNAMES").map_err(|_| "systemd has given no sockets (LISTEN_FDNAMES)".to_owned())?;
+    let Some(index) = names.split(':').position(|one| one == name) else {
+        return Err(format!("systemd has given no socket of this name, but {names:?}; see FileDescriptorName="));
+    };
+    let mut given = listenfd::ListenFd::from_env();
+    match given.take_tcp_listener(index) {
+        Ok(Some(listener)) => return Ok(Bound::Tcp(listener)),
+        Ok(None) => return Err("systemd has given no such socket".to_owned()),
+        Err(_) => {}
+    }
+    match given.take_unix_listener(index) {
+        Ok(Some(listener)) => Ok(Bound::Unix(listener)),
+        Ok(None) => Err("systemd has given no such socket".to_owned()),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+impl Bound {
+    fn listen(self) -> std::io::Result<Socket> {
+        Ok(match self {
+            Self::Tcp(listener) => Socket::Tcp(TcpListener::from_std(listener)?),
+            Self::Unix(listener) => Socket::Unix(UnixListener::from_std(listener)?),
+        })
+    }
+}
+
+impl Socket {
+    /// The next connection: its descriptor, and where it comes from.
+    async fn accept(&self) -> std::io::Result<(OwnedFd, Option<SocketAddr>)> {
+        match self {
+            Self::Tcp(listener) => {
+                let (stream, source) = listener.accept().await?;
+                stream.set_nodelay(true)?;
+                let stream = stream.into_std()?;
+                crate::listener::keep_alive(&stream)?;
+                Ok((stream.into(), Some(source)))
+            }
+            Self::Unix(listener) => Ok((listener.accept().await?.0.into_std()?.into(), None)),
+        }
+    }
+}
+
+/// Takes connections in, for as long as the host lives.
+pub(super) async fn accept(doors: Arc<Doors>, listening: Arc<Listening>, socket: Bound) {
+    let socket = match socket.listen() {
+        Ok(socket) => socket,
+        Err(error) => return tracing::error!(%error, "a service's door cannot be opened"),
+    };
+    loop {
+        match socket.accept().await {
+            Ok((client, source)) => come(&doors, &listening, client, source),
+            Err(error) => {
+                // Out of descriptors, most likely: what is connected goes on; look again in a while.
+                tracing::warn!(%error, "a connection cannot be accepted");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+}
+
+/// A connection has come.
+fn come(doors: &Arc<Doors>, listening: &Arc<Listening>, client: OwnedFd, source: Option<SocketAddr>) {
+    let around = &doors.around;
+    let address = source.unwrap_or(SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0));
+    let known = source.is_none() || around.gate.is_known(address.ip());
+    let Some(place) = listening.admit(address.ip(), known) else {
+        return tracing::debug!(%address, listener = listening.settings.name, "too many connections");
+    };
+    let account = around.memory.account(AccountKey::Source(network(address.ip())));
+    let meter = Arc::new(Meter::new(account, usize::MAX));
+    if !meter.admits(attend::COST) {
+        listening.sources.lock().leave(place);
+        return tracing::debug!(%address, "no memory for one more connection");
+    }
+    let (number, mailbox) = around.router.connect(meter);
+    let peer = source.map_or_else(|| format!("unix:{}", listening.settings.name), |source| source.to_string());
+    let tls = listening.settings.tls;
+    let entry =
+        SessionEntry::new(&around.sessions, number, &peer, tls, store::now(), Arc::clone(&mailbox));
+    let (of, tcp) = (Arc::clone(listening), source.is_some());
+    let held = Held::new(number, of, address, peer, place, mailbox, entry, (client, tcp));
+    doors.streams.lock().insert(number, Arc::clone(&held));
+    let doors = Arc::clone(doors);
+    tokio::spawn(async move {
+        attend::attend(&doors, &held).await;
+        held.listening.forget(&held);
+        doors.forget(&held);
+    });
+}

@@ -1,0 +1,399 @@
+//! Services' own doors: listeners that are opened once, the streams that come by them, and who logs in by these.
+//!
+//! A stream's bytes go from the socket to the service, and not through the host, but for TLS; the host keeps a descriptor of
+//! its own, by which it ends the stream when what the login came by is taken away. While no generation takes streams they
+//! are held, a few, for a while.
+
+mod attend;
+mod held;
+mod listening;
+mod logins;
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
+
+use parking_lot::{Mutex, RwLock};
+use plugin_api::abi::frame::{ToHost, ToLibrary};
+use serde::{Deserialize, Serialize};
+
+use self::held::Held;
+use self::listening::Listening;
+use crate::config::ListenerSettings;
+use crate::cred::login::Login;
+use crate::listener::tls::Certificates;
+use crate::login_gate::LoginGate;
+use crate::memory::Budget;
+use crate::multiservice::router::Router;
+use crate::multiservice::{Backend, Backends, Doorkeeper, Lane, SlotNo, Speaker};
+use crate::session::Limits;
+use crate::sessions::Sessions;
+
+/// What doors need of their host.
+pub struct Surroundings {
+    /// The services, by name.
+    pub services: Arc<dyn Backends>,
+    /// Who says who somebody is.
+    pub login: Login,
+    /// What stands before every login.
+    pub gate: Arc<LoginGate>,
+    /// Who is logged in.
+    pub sessions: Arc<Sessions>,
+    /// Where connections are: a stream is one.
+    pub router: Arc<Router>,
+    /// What clients may make the host keep.
+    pub memory: Arc<Budget>,
+    /// What TLS is spoken with, if it is.
+    pub certificates: Option<Arc<Certificates>>,
+    /// How long a refusal takes.
+    pub limits: Limits,
+}
+
+impl std::fmt::Debug for Surroundings {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Surroundings")
+    }
+}
+
+/// All doors of a host's services.
+pub struct Doors {
+    around: Surroundings,
+    limits: RwLock<Limits>,
+    lane: Lane,
+    listeners: Vec<Arc<Listening>>,
+    streams: Mutex<HashMap<u32, Arc<Held>>>,
+    /// Which stream a login came by.
+    logins: Mutex<HashMap<u64, u32>>,
+    next_login: AtomicU64,
+    /// Listeners that services take, and that have no address.
+    wanting: Mutex<BTreeSet<(String, String)>>,
+    /// Moves bytes of TLS, and watches streams.
+    threads: Mutex<Option<tokio::runtime::Runtime>>,
+    me: Weak<Self>,
+}
+
+impl std::fmt::Debug for Doors {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Doors").field("listeners", &self.listeners.len()).finish_non_exhaustive()
+    }
+}
+
+/// A listener, for the operator to see.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ListenerStatus {
+    /// The service's name.
+    pub service: String,
+    /// The listener's own.
+    pub name: String,
+    /// Where it listens; none: credhost.toml says nothing of it.
+    pub address: Option<String>,
+    /// "tls", "starttls", or nothing.
+    pub tls: String,
+    /// How many connections there are.
+    pub connections: usize,
+    /// How many of them wait for the service.
+    pub held: usize,
+    /// Whether a service takes them.
+    pub taken: bool,
+}
+
+impl Doors {
+    /// Doors that are not open yet.
+    ///
+    /// # Errors
+    /// When a listener cannot be opened, with its place in credhost.toml; when the machine has no threads.
+    pub fn new(around: Surroundings, settings: Vec<ListenerSettings>) -> Result<Arc<Self>, String> {
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        let mut builder = tokio::runtime::Builder::new_multi_thread();
+        let runtime = builder.worker_threads(threads).thread_name("door").enable_all().build();
+        let runtime = runtime.map_err(|error| format!("no threads for services' doors: {error}"))?;
+        let listeners: Result<Vec<_>, String> = settings.into_iter().map(Listening::open).collect();
+        let (listeners, limits) = (listeners?, RwLock::new(around.limits));
+        Ok(Arc::new_cyclic(|me| Self {
+            around,
+            limits,
+            lane: Lane::unbounded(0),
+            listeners,
+            streams: Mutex::default(),
+            logins: Mutex::default(),
+            next_login: AtomicU64::new(1),
+            wanting: Mutex::default(),
+            threads: Mutex::new(Some(runtime)),
+            me: Weak::clone(me),
+        }))
+    }
+
+    /// Opens them: connections are taken in from now on.
+    ///
+    /// # Errors
+    /// When a socket cannot be used.
+    pub fn open(&self) -> std::io::Result<()> {
+        for listening in &self.listeners {
+            let socket = listening.socket()?;
+            let (Some(me), listening) = (self.me.upgrade(), Arc::clone(listening)) else { continue };
+            tracing::info!(
+                service = listening.settings.service,
+                "serving {} on {}",
+                listening.settings.name,
+                listening.address()
+            );
+            self.spawn(async move { listening::accept(me, listening, socket).await });
+        }
+        Ok(())
+    }
+
+    /// Other limits from now on.
+    pub fn set_limits(&self, limits: Limits) {
+        *self.limits.write() = limits;
+    }
+
+    /// Closes them: nobody comes in, and who is connected is let go.
+    pub fn close(&self) {
+        if let Some(threads) = self.threads.lock().take() {
+            threads.shutdown_background();
+        }
+        let streams = std::mem::take(&mut *self.streams.lock());
+        for held in streams.into_values() {
+            held.cut();
+            self.forget(&held);
+        }
+    }
+
+    /// All listeners.
+    #[must_use]
+    pub fn status(&self) -> Vec<ListenerStatus> {
+        let open = self.listeners.iter().map(|listening| listening.status());
+        let wanting = self.wanting.lock();
+        let wanting = wanting.iter().map(|(service, name)| ListenerStatus {
+            service: service.clone(),
+            name: name.clone(),
+            address: None,
+            tls: String::new(),
+            connections: 0,
+            held: 0,
+            taken: true,
+        });
+        open.chain(wanting).collect()
+    }
+
+    fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        // Once they are closed, nothing begins any more.
+        if let Some(threads) = &*self.threads.lock() {
+            threads.spawn(task);
+        }
+    }
+
+    /// The service of this name, if it is this slot that serves it.
+    fn backend(&self, service: &str, slot: SlotNo) -> Option<Arc<dyn Backend>> {
+        self.around.services.backend(service).filter(|backend| backend.number() == slot)
+    }
+
+    /// Tells whatever generation serves; false: none does.
+    fn tell(&self, service: &str, slot: SlotNo, frame: &ToLibrary<'_>) -> bool {
+        let Some(backend) = self.backend(service, slot) else { return false };
+        let mut bytes = Vec::new();
+        frame.write(&mut bytes);
+        backend.submit(&self.lane, &bytes, &mut Vec::new(), 0).is_ok()
+    }
+
+    /// Answers the generation that asked.
+    fn answer(&self, asker: &Asker, frame: &ToLibrary<'_>) {
+        let Some(backend) = self.backend(&asker.service, asker.slot) else { return };
+        let mut bytes = Vec::new();
+        frame.write(&mut bytes);
+        // It may have ended.
+        let _ = backend.answer(&self.lane, asker.generation, &bytes);
+    }
+
+    /// Hands a stream to the service that takes it; it is held, if none does.
+    fn offer(&self, held: &Arc<Held>) {
+        let service = &held.listening.settings.service;
+        let taken = held.listening.taken();
+        let offered = taken.is_some_and(|slot| {
+            held.offered(slot);
+            held.with_frame(|frame| self.tell(service, slot, &frame))
+        });
+        if !offered {
+            held.listening.hold(held.number);
+        }
+    }
+
+    /// What waits for this slot is handed to it.
+    fn offer_held(&self, slot: SlotNo) {
+        for listening in self.listeners.iter().filter(|listening| listening.taken() == Some(slot)) {
+            for number in listening.take_held() {
+                let held = self.streams.lock().get(&number).cloned();
+                if let Some(held) = held {
+                    self.offer(&held);
+                }
+            }
+        }
+    }
+
+    fn stream(&self, number: u64) -> Option<Arc<Held>> {
+        let number = u32::try_from(number).ok()?;
+        self.streams.lock().get(&number).cloned()
+    }
+
+    /// The stream of this number, if it is this service's.
+    fn stream_of(&self, from: Speaker<'_>, number: u64) -> Option<Arc<Held>> {
+        self.stream(number).filter(|held| held.listening.settings.service == from.service)
+    }
+
+    /// It has ended.
+    fn forget(&self, held: &Held) {
+        self.streams.lock().remove(&held.number);
+        if let Some(login) = held.end() {
+            self.logins.lock().remove(&login.number);
+            let (slot, service) = (held.slot(), &held.listening.settings.service);
+            if let Some(slot) = slot {
+                self.login_ended(service, slot, login.number);
+            }
+        }
+        self.around.router.disconnect(held.number);
+    }
+
+    /// The service is told that what a login came by is gone, in whatever code it has it.
+    fn login_ended(&self, service: &str, slot: SlotNo, login: u64) {
+        let frame = ToLibrary::LoginEnded { login };
+        self.tell(service, slot, &frame);
+        if let Some(backend) = self.backend(service, slot) {
+            backend.notify_retired(&frame);
+        }
+    }
+
+    fn listen(&self, from: Speaker<'_>, listener: &str, public: bool) {
+        let found = self.listeners.iter().find(|listening| listening.is(from.service, listener));
+        let Some(listening) = found else {
+            tracing::debug!(
+                service = from.service,
+                "the service has a listener {listener}, and [service.{}.listen] in credhost.toml gives it no address",
+                from.service
+            );
+            self.wanting.lock().insert((from.service.to_owned(), listener.to_owned()));
+            return;
+        };
+        listening.take(from.slot, public);
+        self.offer_held(from.slot);
+    }
+
+    /// Code has carried a stream: it is handed on with the others, or at once if other code serves already.
+    fn carry(&self, from: Speaker<'_>, held: &Arc<Held>, state: &[u8]) {
+        held.carry(state.to_vec());
+        if from.retired {
+            self.offer(held);
+        }
+    }
+}
+
+impl Drop for Doors {
+    fn drop(&mut self) {
+        if let Some(threads) = self.threads.get_mut().take() {
+            threads.shutdown_background();
+        }
+    }
+}
+
+/// Which generation asks, to be answered later.
+#[derive(Debug, Clone)]
+struct Asker {
+    slot: SlotNo,
+    generation: u32,
+    service: String,
+    request: u64,
+}
+
+impl Asker {
+    fn new(from: Speaker<'_>, request: u64) -> Self {
+        Self { slot: from.slot, generation: from.generation, service: from.service.to_owned(), request }
+    }
+}
+
+impl Doorkeeper for Doors {
+    fn said(&self, from: Speaker<'_>, frame: &ToHost<'_>) {
+        match *frame {
+            ToHost::Listen { listener, public } => self.listen(from, listener, public),
+            ToHost::Taken { stream } => {
+                if let Some(held) = self.stream_of(from, stream) {
+                    held.taken_by(from.generation);
+                }
+            }
+            ToHost::Closed { stream } => {
+                if let Some(held) = self.stream_of(from, stream) {
+                    held.close();
+                }
+            }
+            ToHost::Carry { stream, state } => {
+                if let Some(held) = self.stream_of(from, stream) {
+                    self.carry(from, &held, state);
+                }
+            }
+            ToHost::Authenticate { request, stream, kind, name, secret } => {
+                self.authenticate(Asker::new(from, request), self.stream_of(from, stream), kind, name, secret);
+            }
+            ToHost::LogOut { login } => self.log_out(from, login),
+            ToHost::StartTls { request, stream } => {
+                let asker = Asker::new(from, request);
+                match self.stream_of(from, stream) {
+                    Some(held) if held.listening.settings.starttls => held.start_tls(asker),
+                    _ => {
+                        let message = "the operator has not set starttls = true for this listener";
+                        self.answer(&asker, &ToLibrary::NotLoggedIn { request, message, wait: 0 });
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn serves(&self, slot: SlotNo) {
+        self.offer_held(slot);
+    }
+
+    fn handed_on(&self, slot: SlotNo) -> Vec<u8> {
+        let carried: Vec<Arc<Held>> = {
+            let streams = self.streams.lock();
+            streams.values().filter(|held| held.is_carried(slot)).cloned().collect()
+        };
+        let mut frames = Vec::new();
+        for held in carried {
+            held.with_frame(|frame| {
+                frame.write(&mut frames);
+                true
+            });
+        }
+        frames
+    }
+
+    fn stays(&self, slot: SlotNo) {
+        self.streams.lock().values().filter(|held| held.is_carried(slot)).for_each(|held| held.stays());
+    }
+
+    fn ended(&self, slot: SlotNo, generation: u32, serving: bool) {
+        let of: Vec<Arc<Held>> = {
+            let streams = self.streams.lock();
+            streams.values().filter(|held| held.slot() == Some(slot)).cloned().collect()
+        };
+        for held in of {
+            // What it has not looked at waits for whatever comes next, but for what only it had.
+            if held.is_left_by(generation, serving) {
+                held.close();
+            } else if serving && held.returns() {
+                held.listening.hold(held.number);
+            }
+        }
+        if serving {
+            self.listeners.iter().for_each(|listening| listening.give_up(slot));
+            if let Some(listening) = self.listeners.first() {
+                // Whoever lists listeners without an address sees those of services that are there.
+                let service = &listening.settings.service;
+                self.wanting.lock().retain(|(of, _)| of != service);
+            }
+        }
+    }
+}
+
+/// A login's number, which no other has had.
+fn next(counter: &AtomicU64) -> u64 {
+    counter.fetch_add(1, Ordering::Relaxed)
+}

@@ -1,0 +1,58 @@
+//! What a slot needs of whoever keeps services' doors.
+
+use plugin_api::abi::frame::ToHost;
+
+use super::context::SlotNo;
+
+/// Which generation says something.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Speaker<'s> {
+    /// Its slot.
+    pub slot: SlotNo,
+    /// Its number.
+    pub generation: u32,
+    /// The service's name.
+    pub service: &'s str,
+    /// Whether its successor serves already.
+    pub retired: bool,
+}
+
+/// Who keeps the streams of services' own doors, and knows who logs in by them.
+pub trait Doorkeeper: Send + Sync {
+    /// A generation says something of its doors. Must not wait: it is said on the service's own thread.
+    fn said(&self, from: Speaker<'_>, frame: &ToHost<'_>);
+
+    /// A generation of this slot serves from now on: streams can be handed to it.
+    fn serves(&self, slot: SlotNo);
+
+    /// Another generation is about to serve: frames that hand it what the one before has carried.
+    fn handed_on(&self, slot: SlotNo) -> Vec<u8>;
+
+    /// Nothing has come of the replacement: what was carried stays where it is.
+    fn stays(&self, slot: SlotNo);
+
+    /// A generation has ended. `serving`: none serves in its place.
+    fn ended(&self, slot: SlotNo, generation: u32, serving: bool);
+}
+
+/// For hosts whose services have no doors of their own.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct NoDoors;
+
+impl Doorkeeper for NoDoors {
+    fn said(&self, from: Speaker<'_>, frame: &ToHost<'_>) {
+        if let ToHost::Listen { listener, .. } = frame {
+            tracing::debug!(service = from.service, listener, "this host has no doors for services");
+        }
+    }
+
+    fn serves(&self, _: SlotNo) {}
+
+    fn handed_on(&self, _: SlotNo) -> Vec<u8> {
+        Vec::new()
+    }
+
+    fn stays(&self, _: SlotNo) {}
+
+    fn ended(&self, _: SlotNo, _: u32, _: bool) {}
+}

@@ -1,0 +1,206 @@
+//! The room's door for IRC (RFC 2812, as far as its clients use it; IRCv3's SASL). What is said by it is in `message`, what
+//! follows from it in `session`.
+
+use plugin_api::prelude::*;
+use plugin_api::{BytesMut, Door, Transport};
+
+use crate::Chat;
+use crate::message::{Message, line, lines, nick};
+use crate::session::{Act, ROOM, SERVER, Session};
+
+/// One client.
+pub(crate) struct Irc(Session);
+
+/// A client in the room, or about to come in.
+pub(crate) struct Window {
+    /// The perspective's name.
+    pub(crate) who: String,
+    pub(crate) joined: bool,
+    /// Whether it is sent what it says itself.
+    pub(crate) echo: bool,
+    pub(crate) transport: Transport,
+}
+
+impl Window {
+    /// Somebody has said something, to the room or to this one's.
+    pub(crate) fn heard(&self, who: &str, to: &str, text: &str, notice: bool) {
+        let word = if notice { "NOTICE" } else { "PRIVMSG" };
+        let head = format!(":{0}!{0}@{SERVER} {word} {to} :", nick(who));
+        lines(&head, text).iter().for_each(|line| self.transport.write(line.as_bytes()));
+    }
+
+    /// Somebody has come into the room, or gone.
+    pub(crate) fn moved(&self, who: &str, word: &str) {
+        self.transport.write(line(&format!(":{0}!{0}@{SERVER} {word}", nick(who))).as_bytes());
+    }
+}
+
+impl Door for Irc {
+    type Service = Chat;
+
+    const LONGEST: usize = 8 << 10;
+
+    fn opened(_: &Context<Chat>, _: &Transport) -> Result<Self> {
+        Ok(Self(Session::default()))
+    }
+
+    async fn received(&mut self, context: &Context<Chat>, transport: &Transport, input: &mut BytesMut) -> Result<()> {
+        while let Some(end) = input.iter().position(|byte| *byte == b'\n').filter(|_| !transport.is_closed()) {
+            let taken = zeroize::Zeroizing::new(input.split_to(end + 1).to_vec());
+            let text = zeroize::Zeroizing::new(String::from_utf8_lossy(&taken).into_owned());
+            let Some(message) = Message::read(text.trim_end_matches(['\r', '\n'])) else { continue };
+            let mut acts = self.0.line(&message, transport.peer().is_tls());
+            while !acts.is_empty() {
+                let mut more = Vec::new();
+                for act in acts {
+                    more.extend(self.act(act, context, transport, input).await?);
+                }
+                acts = more;
+            }
+        }
+        Ok(())
+    }
+
+    fn idle(&mut self, _: &Context<Chat>, transport: &Transport) -> Result<()> {
+        match self.0.idle() {
+            Act::Say(line) => transport.write(line.as_bytes()),
+            _ => transport.close(),
+        }
+        Ok(())
+    }
+
+    fn closed(self, context: &Context<Chat>, transport: &Transport) {
+        if let Ok(chat) = context.service() {
+            // Nobody writes to the service further up: this is called by itself.
+            let _ = chat.write(|chat| chat.leave(transport, "QUIT :gone"));
+        }
+    }
+
+    fn freeze(&self) -> Result<Vec<u8>> {
+        if !self.0.rests() {
+            return Err(Fault::value("it is logging in"));
+        }
+        serde_json::to_vec(&self.0).map_err(Into::into)
+    }
+
+    fn thaw(context: &Context<Chat>, transport: &Transport, state: &[u8]) -> Result<Self> {
+        let session: Session = serde_json::from_slice(state)?;
+        if session.is_in() {
+            let login = transport.login().ok_or_else(|| Fault::unauthorized("the login is gone"))?;
+            let who = perspective(&login)?;
+            let window = Window { who, joined: session.joined, echo: session.echo, transport: transport.clone() };
+            context.service()?.write(|chat| chat.windows.push(window))?;
+        }
+        Ok(Self(session))
+    }
+}
+
+/// Which perspective a login is of: the one that has the identity's name, or the first.
+fn perspective(login: &plugin_api::Login) -> Result<String> {
+    let all = login.perspectives();
+    let own = all.iter().find(|name| *name == login.identity()).or_else(|| all.first());
+    own.cloned().ok_or_else(|| Fault::unauthorized("there is no key for this service"))
+}
+
+impl Irc {
+    /// Does what a line leads to; what that leads to is next.
+    async fn act(
+        &mut self,
+        act: Act,
+        context: &Context<Chat>,
+        transport: &Transport,
+        input: &BytesMut,
+    ) -> Result<Vec<Act>> {
+        let own = self.0.nick().to_owned();
+        let numeric = |number: u16, text: &str| {
+            transport.write(line(&format!(":{SERVER} {number:03} {own} {text}")).as_bytes());
+        };
+        match act {
+            Act::Say(line) => transport.write(line.as_bytes()),
+            Act::LogIn(name, password) => {
+                return Ok(match context.authorizer().password(transport, name, password.as_str()).await {
+                    Ok(login) => self.0.logged_in(&nick(&perspective(&login)?)),
+                    Err(refused) => self.0.refused(refused.message(), refused.wait()),
+                });
+            }
+            Act::Welcome => {
+                let login = transport.login().ok_or_else(|| Fault::unauthorized("the login is gone"))?;
+                let (who, echo) = (perspective(&login)?, self.0.echo);
+                let window = Window { who, joined: false, echo, transport: transport.clone() };
+                context.service()?.write(|chat| chat.windows.push(window))?;
+                numeric(1, &format!(":welcome to the chat, {own}"));
+                numeric(2, &format!(":this is {SERVER}"));
+                numeric(3, ":it is one room, with many doors");
+                numeric(4, &format!("{SERVER} 1 i nt"));
+                numeric(5, "CASEMAPPING=ascii CHANTYPES=# NICKLEN=64 CHANMODES=,,,nt :are supported by this server");
+                numeric(422, ":there is no message of the day");
+                // Whoever asked for another name is told the own one.
+                transport.write(line(&format!(":{own}!{own}@{SERVER} NICK :{own}")).as_bytes());
+            }
+            Act::Join => {
+                context.service()?.write(|chat| chat.join(transport))?;
+                numeric(332, &format!("{ROOM} :one room, many doors"));
+                return Ok(vec![Act::Names]);
+            }
+            Act::Part(why) => context.service()?.write(|chat| chat.part(transport, &why))?,
+            Act::Speak { to, text, notice } => {
+                let reached = context.service()?.read(|chat| chat.spoken(transport, &to, &text, notice))?;
+                if !reached && !notice {
+                    numeric(401, &format!("{to} :nobody of this name is here"));
+                }
+            }
+            Act::Names => {
+                let names: Vec<String> = context.service()?.read(Chat::names)?.iter().map(|name| nick(name)).collect();
+                let head = format!(":{SERVER} 353 {own} = {ROOM} :");
+                lines(&head, &names.join(" ")).iter().for_each(|line| transport.write(line.as_bytes()));
+                numeric(366, &format!("{ROOM} :are here"));
+            }
+            Act::Who => {
+                for name in context.service()?.read(Chat::names)? {
+                    numeric(352, &format!("{ROOM} {0} {SERVER} {SERVER} {0} H :0 {0}", nick(&name)));
+                }
+                numeric(315, &format!("{ROOM} :are here"));
+            }
+            Act::Whois(who) => self.whois(&who, context, numeric)?,
+            Act::IsOn(names) => {
+                let here = context.service()?.read(Chat::people)?;
+                let here = |name: &&String| here.iter().any(|one| nick(one).eq_ignore_ascii_case(name));
+                let on: Vec<String> = names.iter().filter(here).cloned().collect();
+                numeric(303, &format!(":{}", on.join(" ")));
+            }
+            Act::Secure => self.secure(transport, input, numeric).await?,
+            Act::Quit(why) => {
+                transport.write(line(&format!("ERROR :{why}")).as_bytes());
+                transport.close();
+            }
+        }
+        Ok(Vec::new())
+    }
+
+    fn whois(&self, who: &str, context: &Context<Chat>, numeric: impl Fn(u16, &str)) -> Result<()> {
+        let found = context.service()?.read(|chat| {
+            let person = chat.people().into_iter().find(|one| nick(one).eq_ignore_ascii_case(who));
+            person.map(|person| (chat.names().contains(&person), nick(&person)))
+        })?;
+        match found {
+            None => numeric(401, &format!("{who} :nobody of this name is here")),
+            Some((in_room, name)) => {
+                numeric(311, &format!("{name} {name} {SERVER} * :{name}"));
+                if in_room {
+                    numeric(319, &format!("{name} :{ROOM}"));
+                }
+            }
+        }
+        numeric(318, &format!("{who} :that is all"));
+        Ok(())
+    }
+
+    async fn secure(&self, transport: &Transport, input: &BytesMut, numeric: impl Fn(u16, &str)) -> Result<()> {
+        if !input.is_empty() {
+            // Sent in the clear, to look as if it had come by TLS.
+            return Err(Fault::value("there is more behind STARTTLS"));
+        }
+        numeric(670, ":go on with TLS");
+        transport.start_tls().await
+    }
+}
