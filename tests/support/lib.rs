@@ -7,6 +7,7 @@ pub mod build;
 pub mod embedded;
 pub mod host;
 pub mod jelly_bytes;
+pub mod lines;
 pub mod python;
 pub mod wire;
 

@@ -93,7 +93,13 @@ pub fn listeners(settings: &Settings) -> Result<Vec<ListenerSettings>, String> {
         let (over, start) = (tls("tls").unwrap_or(false), tls("starttls").unwrap_or(false));
         // What is said of all of a service's listeners, beside their names.
         let of_all = |key: &str, value: &serde_json::Value| matches!(key, "tls" | "starttls") && value.is_boolean();
-        for (name, value) in listen.iter().filter(|(key, value)| !of_all(key, value)) {
+        let named = listen.iter().filter(|(key, value)| !of_all(key, value));
+        // One listener has one address, or several.
+        let each = named.flat_map(|(name, value)| match value {
+            serde_json::Value::Array(values) => values.iter().map(|value| (name, value)).collect(),
+            value => vec![(name, value)],
+        });
+        for (name, value) in each {
             let at = |why: &str| format!("[service.{service}.listen] {name}: {why}");
             let section = match value {
                 serde_json::Value::String(address) => {
@@ -105,10 +111,11 @@ pub fn listeners(settings: &Settings) -> Result<Vec<ListenerSettings>, String> {
                     (section.tls, section.starttls) = (section.tls || over, section.starttls || start);
                     section
                 }
-                _ => return Err(at("expected an address, such as \"127.0.0.1:6667\", or a table with one")),
+                _ => return Err(at("expected an address, such as \"127.0.0.1:6667\", a table with one, or a list of such")),
             };
             let read = section.read(service, name).map_err(|why| at(&why))?;
-            if let Some(other) = all.iter().find(|other| other.address == read.address) {
+            let own_port = matches!(&read.address, Address::Tcp(found) if found.iter().all(|one| one.port() == 0));
+            if let Some(other) = all.iter().find(|other| other.address == read.address && !own_port) {
                 let (service, name) = (&other.service, &other.name);
                 return Err(at(&format!("{:?} is the address of [service.{service}.listen] {name}, too", read.shown)));
             }
@@ -178,6 +185,15 @@ mod tests {
         assert_eq!((of("ircs").tls, of("ircs").connections, of("ircs").login.as_secs()), (true, 5, 60));
         assert_eq!(of("local").address, Address::Unix("/run/chat.sock".into()));
         assert_eq!(of("other").address, Address::Systemd("chat".to_owned()));
+    }
+
+    #[test]
+    fn a_listener_may_have_several_addresses() {
+        let all = read(
+            "[service.chat.listen]\nirc = [\"127.0.0.1:6667\", { address = \"0.0.0.0:6697\", tls = true }]\n",
+        )
+        .unwrap();
+        assert_eq!(all.iter().map(|one| (one.name.as_str(), one.tls)).collect::<Vec<_>>(), [("irc", false), ("irc", true)]);
     }
 
     #[test]

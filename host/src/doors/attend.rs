@@ -114,6 +114,8 @@ pub(super) async fn attend(doors: &Arc<Doors>, held: &Arc<Held>) {
                 relay = None;
                 held.let_go();
             }
+            // It may have come just in time.
+            Step::Late if logged_in_or_taken(held, login.is_some(), untaken.is_some()) => {}
             Step::Late => {
                 tracing::debug!(peer = held.peer, door = held.door(), "a connection is let go: its time is up");
                 held.cut();
@@ -128,6 +130,11 @@ pub(super) async fn attend(doors: &Arc<Doors>, held: &Arc<Held>) {
     while !held.is_closing() && (held.is_offered() || held.is_taken() && began.elapsed() < LAST) {
         let _ = tokio::time::timeout(LAST, held.told.notified()).await;
     }
+}
+
+/// Whether what was waited for has come meanwhile.
+fn logged_in_or_taken(held: &Held, login: bool, untaken: bool) -> bool {
+    (!login || held.login().is_some()) && (!untaken || held.is_taken())
 }
 
 async fn until(due: Option<Instant>) {

@@ -157,6 +157,7 @@ impl Held {
             tcp: state.tcp,
             peer: &self.peer,
             tls: state.tls,
+            starttls: self.listening.settings.starttls,
             asked: &state.asked,
             state: state.carried.as_deref(),
             login,

@@ -109,6 +109,7 @@ impl Doors {
         let admitted = self.admit(held, &from, (&name, credential), removals).await;
         match &admitted {
             Ok(login) => {
+                held.told.notify_one();
                 let number = login.number;
                 self.logins.lock().insert(number, held.number);
                 held.entry.attached(&held.door());

@@ -103,12 +103,12 @@ impl Doors {
     /// # Errors
     /// When a listener cannot be opened, with its place in credhost.toml; when the machine has no threads.
     pub fn new(around: Surroundings, settings: Vec<ListenerSettings>) -> Result<Arc<Self>, String> {
+        let (listeners, limits) = (settings.into_iter().map(Listening::open).collect::<Result<_, _>>()?, around.limits);
+        let limits = RwLock::new(limits);
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
         let mut builder = tokio::runtime::Builder::new_multi_thread();
         let runtime = builder.worker_threads(threads).thread_name("door").enable_all().build();
         let runtime = runtime.map_err(|error| format!("no threads for services' doors: {error}"))?;
-        let listeners: Result<Vec<_>, String> = settings.into_iter().map(Listening::open).collect();
-        let (listeners, limits) = (listeners?, RwLock::new(around.limits));
         Ok(Arc::new_cyclic(|me| Self {
             around,
             limits,
@@ -131,12 +131,13 @@ impl Doors {
         for listening in &self.listeners {
             let socket = listening.socket()?;
             let (Some(me), listening) = (self.me.upgrade(), Arc::clone(listening)) else { continue };
-            tracing::info!(
-                service = listening.settings.service,
-                "serving {} on {}",
-                listening.settings.name,
-                listening.address()
-            );
+            let settings = &listening.settings;
+            let how = match (settings.tls, settings.starttls) {
+                (true, _) => " over TLS",
+                (_, true) => " with STARTTLS",
+                _ => "",
+            };
+            tracing::info!(service = settings.service, "serving {}{how} on {}", settings.name, listening.address());
             self.spawn(async move { listening::accept(me, listening, socket).await });
         }
         Ok(())
@@ -263,17 +264,16 @@ impl Doors {
     }
 
     fn listen(&self, from: Speaker<'_>, listener: &str, public: bool) {
-        let found = self.listeners.iter().find(|listening| listening.is(from.service, listener));
-        let Some(listening) = found else {
+        let mut found = self.listeners.iter().filter(|listening| listening.is(from.service, listener)).peekable();
+        if found.peek().is_none() {
             tracing::debug!(
                 service = from.service,
                 "the service has a listener {listener}, and [service.{}.listen] in credhost.toml gives it no address",
                 from.service
             );
             self.wanting.lock().insert((from.service.to_owned(), listener.to_owned()));
-            return;
-        };
-        listening.take(from.slot, public);
+        }
+        found.for_each(|listening| listening.take(from.slot, public));
         self.offer_held(from.slot);
     }
 
@@ -346,8 +346,23 @@ impl Doorkeeper for Doors {
         }
     }
 
-    fn serves(&self, slot: SlotNo) {
+    fn serves(&self, slot: SlotNo, service: &str) {
         self.offer_held(slot);
+        let own = |listening: &&Arc<Listening>| listening.settings.service == service;
+        let (taken, others): (Vec<_>, Vec<_>) =
+            self.listeners.iter().filter(own).partition(|listening| listening.taken() == Some(slot));
+        let wanting = self.wanting.lock();
+        let wanting = wanting.iter().filter(|(of, _)| of == service).map(|(_, name)| name.as_str());
+        let known: BTreeSet<&str> =
+            taken.iter().map(|listening| listening.settings.name.as_str()).chain(wanting).collect();
+        for other in others {
+            let (name, known) = (&other.settings.name, known.iter().copied().collect::<Vec<_>>().join(", "));
+            let known = if known.is_empty() { "none at all".to_owned() } else { known };
+            tracing::warn!(
+                "[service.{service}.listen] {name}: the service takes no listener of this name, but {known}; whoever comes by it \
+                 waits in vain"
+            );
+        }
     }
 
     fn handed_on(&self, slot: SlotNo) -> Vec<u8> {
@@ -369,7 +384,7 @@ impl Doorkeeper for Doors {
         self.streams.lock().values().filter(|held| held.is_carried(slot)).for_each(|held| held.stays());
     }
 
-    fn ended(&self, slot: SlotNo, generation: u32, serving: bool) {
+    fn ended(&self, slot: SlotNo, service: &str, generation: u32, serving: bool) {
         let of: Vec<Arc<Held>> = {
             let streams = self.streams.lock();
             streams.values().filter(|held| held.slot() == Some(slot)).cloned().collect()
@@ -384,11 +399,7 @@ impl Doorkeeper for Doors {
         }
         if serving {
             self.listeners.iter().for_each(|listening| listening.give_up(slot));
-            if let Some(listening) = self.listeners.first() {
-                // Whoever lists listeners without an address sees those of services that are there.
-                let service = &listening.settings.service;
-                self.wanting.lock().retain(|(of, _)| of != service);
-            }
+            self.wanting.lock().retain(|(of, _)| of != service);
         }
     }
 }

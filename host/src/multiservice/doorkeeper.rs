@@ -23,7 +23,7 @@ pub trait Doorkeeper: Send + Sync {
     fn said(&self, from: Speaker<'_>, frame: &ToHost<'_>);
 
     /// A generation of this slot serves from now on: streams can be handed to it.
-    fn serves(&self, slot: SlotNo);
+    fn serves(&self, slot: SlotNo, service: &str);
 
     /// Another generation is about to serve: frames that hand it what the one before has carried.
     fn handed_on(&self, slot: SlotNo) -> Vec<u8>;
@@ -32,7 +32,7 @@ pub trait Doorkeeper: Send + Sync {
     fn stays(&self, slot: SlotNo);
 
     /// A generation has ended. `serving`: none serves in its place.
-    fn ended(&self, slot: SlotNo, generation: u32, serving: bool);
+    fn ended(&self, slot: SlotNo, service: &str, generation: u32, serving: bool);
 }
 
 /// For hosts whose services have no doors of their own.
@@ -46,7 +46,7 @@ impl Doorkeeper for NoDoors {
         }
     }
 
-    fn serves(&self, _: SlotNo) {}
+    fn serves(&self, _: SlotNo, _: &str) {}
 
     fn handed_on(&self, _: SlotNo) -> Vec<u8> {
         Vec::new()
@@ -54,5 +54,5 @@ impl Doorkeeper for NoDoors {
 
     fn stays(&self, _: SlotNo) {}
 
-    fn ended(&self, _: SlotNo, _: u32, _: bool) {}
+    fn ended(&self, _: SlotNo, _: &str, _: u32, _: bool) {}
 }

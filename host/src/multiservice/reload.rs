@@ -250,7 +250,7 @@ impl Slot {
                 }
             }
         });
-        self.context.doors.serves(self.number);
+        self.context.doors.serves(self.number, self.name.as_str());
         old.outgoing.retire();
         old.generation.send(&ToLibrary::Retire {});
         counts

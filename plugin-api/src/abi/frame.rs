@@ -332,6 +332,8 @@ frames! {
             peer: text,
             /// Whether the client speaks TLS.
             tls: flag,
+            /// Whether it may go over to TLS by `StartTls`.
+            starttls: flag,
             /// The name that the client asked for by TLS; empty: none.
             asked: text,
             /// What the generation before this one had of it: see `Carry`.

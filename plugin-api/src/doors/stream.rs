@@ -12,7 +12,7 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::{mpsc, oneshot};
 
 use super::authorizer::{Login, LoginCell, asked};
-use super::table::Posts;
+use super::table::{Arrived, Posts};
 use crate::abi::descriptor;
 use crate::abi::frame::ToHost;
 use crate::fault::{Fault, Result};
@@ -24,12 +24,15 @@ pub struct Peer {
     listener: String,
     address: String,
     tls: bool,
+    starttls: bool,
     asked: String,
 }
 
 impl Peer {
-    pub(super) fn new(listener: &str, address: &str, tls: bool, asked: &str) -> Self {
-        Self { listener: listener.to_owned(), address: address.to_owned(), tls, asked: asked.to_owned() }
+    pub(super) fn new(arrived: &Arrived<'_>) -> Self {
+        let Arrived { listener, peer, tls, starttls, asked, .. } = arrived;
+        let (listener, address, asked) = ((*listener).to_owned(), (*peer).to_owned(), (*asked).to_owned());
+        Self { listener, address, tls: *tls, starttls: *starttls, asked }
     }
 
     /// By which of the service's listeners it came.
@@ -48,6 +51,13 @@ impl Peer {
     #[must_use]
     pub fn is_tls(&self) -> bool {
         self.tls
+    }
+
+    /// Whether the operator lets clients of this listener go over to TLS ([`Transport::start_tls`](crate::Transport::start_tls)),
+    /// and this one has not yet.
+    #[must_use]
+    pub fn can_start_tls(&self) -> bool {
+        self.starttls && !self.tls
     }
 
     /// The name of a host that the client asked for by TLS (SNI).

@@ -27,6 +27,7 @@ pub(crate) struct Arrived<'f> {
     pub(crate) tcp: bool,
     pub(crate) peer: &'f str,
     pub(crate) tls: bool,
+    pub(crate) starttls: bool,
     pub(crate) asked: &'f str,
     pub(crate) state: Option<&'f [u8]>,
     pub(crate) login: u64,
@@ -121,7 +122,7 @@ impl Table {
             }
         };
         core.push(&ToHost::Taken { stream: arrived.stream });
-        let peer = Peer::new(arrived.listener, arrived.peer, arrived.tls, arrived.asked);
+        let peer = Peer::new(arrived);
         let cell = StreamCell::new(arrived.stream, peer, self.posts());
         if arrived.login != 0 {
             cell.set_login(self.login(arrived.login, arrived.identity, arrived.perspectives));

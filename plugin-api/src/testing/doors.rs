@@ -111,6 +111,7 @@ impl<S: Service> TestHost<S> {
             tcp: false,
             peer: "a test",
             tls: false,
+            starttls: false,
             asked: "",
             state: carried.as_deref(),
             login,

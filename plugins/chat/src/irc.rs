@@ -49,7 +49,7 @@ impl Door for Irc {
             let taken = zeroize::Zeroizing::new(input.split_to(end + 1).to_vec());
             let text = zeroize::Zeroizing::new(String::from_utf8_lossy(&taken).into_owned());
             let Some(message) = Message::read(text.trim_end_matches(['\r', '\n'])) else { continue };
-            let mut acts = self.0.line(&message, transport.peer().is_tls());
+            let mut acts = self.0.line(&message, transport.peer().can_start_tls());
             while !acts.is_empty() {
                 let mut more = Vec::new();
                 for act in acts {

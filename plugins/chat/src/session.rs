@@ -102,15 +102,15 @@ impl Session {
     }
 
     /// Its line.
-    pub(crate) fn line(&mut self, message: &Message, tls: bool) -> Vec<Act> {
+    pub(crate) fn line(&mut self, message: &Message, can_start_tls: bool) -> Vec<Act> {
         self.pinged = false;
         match message.command.as_str() {
             "PING" => vec![say(&format!(":{SERVER} PONG {SERVER} :{}", message.parameter(0).unwrap_or_default()))],
             "PONG" => Vec::new(),
             "QUIT" => vec![Act::Quit(message.parameter(0).unwrap_or("gone").to_owned())],
             "CAP" => self.capabilities(message),
-            "STARTTLS" if tls => vec![numeric(691, self.nick(), ":it is TLS already")],
             "STARTTLS" if self.welcomed => vec![numeric(691, self.nick(), ":too late")],
+            "STARTTLS" if !can_start_tls => vec![numeric(691, self.nick(), ":there is no TLS to go over to here")],
             "STARTTLS" => vec![Act::Secure],
             "AUTHENTICATE" => self.authenticate(message),
             _ if self.welcomed => self.inside(message),

@@ -132,7 +132,7 @@ impl Outgoing {
             self.broadcast_end();
         }
         if !before.is_over() {
-            self.doors.ended(self.slot, self.number, before == Phase::Serving);
+            self.doors.ended(self.slot, self.name(), self.number, before == Phase::Serving);
         }
     }
 

@@ -1,0 +1,316 @@
+//! Services' own doors: one account for everything. The chat, by IRC and by Perspective Broker.
+
+use std::io::Read;
+use std::net::SocketAddr;
+use std::sync::mpsc::{Receiver, channel};
+use std::time::{Duration, Instant};
+
+use pb::client::{Client, Remote, Reply};
+use system_tests::build;
+use system_tests::host::{TestHome, TestHost, put};
+use system_tests::lines::Lines;
+use tokio::net::TcpStream;
+
+const PASSWORD: &str = "ottern-quirk-velvet-93-lamp";
+
+/// A home whose chat has a door, with these settings of its own.
+fn home(listen: &str) -> TestHome {
+    let home = TestHome::new();
+    home.make();
+    home.configure(|text| format!("{text}\n[service.chat.listen]\n{listen}\n"));
+    for name in ["alice", "bob"] {
+        home.identity(name, PASSWORD, &["chat", "todo"]);
+    }
+    home
+}
+
+/// A host whose chat has a door on a port of its own.
+fn host() -> (TestHost, SocketAddr) {
+    let home = home("irc = \"127.0.0.1:0\"");
+    home.install("chat");
+    open(home)
+}
+
+fn open(home: TestHome) -> (TestHost, SocketAddr) {
+    let mut host = home.start();
+    let address = door(&mut host, "irc on ");
+    (host, address)
+}
+
+/// Where a listener is.
+fn door(host: &mut TestHost, name: &str) -> SocketAddr {
+    let line = host.wait_for(&format!("serving {name}"));
+    let address = line.split_whitespace().find_map(|word| word.parse().ok());
+    address.unwrap_or_else(|| panic!("there is an address in {line}"))
+}
+
+/// Somebody who is in the chat by Perspective Broker, with an object that hears.
+async fn guest(host: &TestHost, name: &str) -> (Client, Remote, Receiver<String>) {
+    let client = Client::new(TcpStream::connect(host.address()).await.expect("the door is open")).await.expect("PB");
+    let (said, heard) = channel();
+    let ear = client.register(move |method: &str, arguments: jelly::Value, _: jelly::Value| -> Reply {
+        // Nobody may listen any more.
+        let _ = said.send(format!("{method}{arguments}"));
+        Box::pin(async { Ok(jelly::Value::none()) })
+    });
+    let avatar = client.login_password(name, PASSWORD, Some(ear)).await.expect("the password is right");
+    let guest = avatar.call("attach", &("chat",)).await.expect("there is a key").remote().expect("a reference");
+    (client, guest, heard)
+}
+
+fn replace(host: &TestHost) {
+    let library = build::library("chat");
+    let (next, to) = (host.home.plugins().join(".next"), host.home.plugins().join("libchat.so"));
+    put(&library, &next);
+    // The same code; another file.
+    let mut bytes = std::fs::read(&next).expect("it is there");
+    bytes.extend_from_slice(&Instant::now().elapsed().as_nanos().to_le_bytes());
+    std::fs::write(&next, bytes).expect("it can be written");
+    std::fs::rename(next, to).expect("it can be put in place");
+    host.home.run(&["service", "reload", "chat"], "");
+}
+
+#[tokio::test]
+async fn one_room_by_irc_and_by_perspective_broker() {
+    let (host, irc) = host();
+    let (_client, bob, heard) = guest(&host, "bob").await;
+    let mut alice = Lines::irc(irc, "alice", PASSWORD);
+    alice.send("PRIVMSG #chat :hello");
+    alice.send("PING x");
+    alice.until("PONG");
+    assert!(bob.call("say", &("good day",)).await.is_ok());
+    assert_eq!(alice.line(), ":bob!bob@credhost PRIVMSG #chat :good day");
+    let heard: Vec<String> = (0..2).map(|_| heard.recv_timeout(Duration::from_secs(30)).expect("it is heard")).collect();
+    assert_eq!(heard, ["came(\"alice\",)", "heard(\"alice\", \"hello\")"]);
+    let listed = host.home.run(&["session", "list"], "");
+    assert!(listed.contains("chat:irc") && listed.contains("alice"), "{listed}");
+}
+
+#[test]
+fn windows_stay_while_the_code_is_replaced() {
+    let (host, irc) = host();
+    let (mut alice, mut bob) = (Lines::irc(irc, "alice", PASSWORD), Lines::irc(irc, "bob", PASSWORD));
+    alice.until("bob@credhost JOIN");
+    for turn in 0..5 {
+        replace(&host);
+        bob.send(&format!("PRIVMSG #chat :{turn}"));
+        assert_eq!(alice.line(), format!(":bob!bob@credhost PRIVMSG #chat :{turn}"));
+    }
+    let shown = host.home.run(&["service", "show", "chat"], "");
+    assert!(shown.contains("generation") && !shown.contains("LOST"), "{shown}");
+}
+
+#[test]
+fn what_is_taken_away_is_gone_at_once_and_the_trail_has_the_door() {
+    let take: [(&str, &[&str], &str); 4] = [
+        ("disabled", &["identity", "disable", "alice"], ""),
+        ("key", &["key", "remove", "alice", "chat"], ""),
+        ("password", &["identity", "password", "alice", "--password-stdin"], "another-quirk-velvet-93-lamp"),
+        ("cut", &["session", "cut", "alice"], ""),
+    ];
+    for (what, command, input) in take {
+        let (host, irc) = host();
+        let (mut alice, mut bob) = (Lines::irc(irc, "alice", PASSWORD), Lines::irc(irc, "bob", PASSWORD));
+        host.home.run(command, input);
+        // It is told by now: what comes is the end.
+        assert!(alice.rest().iter().all(|line| line.contains("bob")), "{what}");
+        bob.until("alice@credhost QUIT");
+        bob.send("PING still here");
+        bob.until("PONG");
+        let trail = host.home.run(&["audit", "show"], "");
+        assert!(trail.contains("login identity=alice") && trail.contains("door=chat:irc"), "{what}: {trail}");
+    }
+}
+
+#[test]
+fn whoever_comes_while_nothing_serves_is_held_until_something_does() {
+    let home = home("irc = \"127.0.0.1:0\"");
+    let (host, irc) = open(home);
+    let mut alice = Lines::connect(irc);
+    alice.send(&format!("PASS :{PASSWORD}\r\nNICK alice\r\nUSER a 0 * :a"));
+    host.home.install("chat");
+    alice.until(" 001 alice ");
+    host.home.run(&["service", "stop", "chat"], "");
+    // A service that stops lets go of its clients.
+    alice.rest();
+    let mut bob = Lines::connect(irc);
+    bob.send(&format!("PASS :{PASSWORD}\r\nNICK bob\r\nUSER a 0 * :a"));
+    host.home.run(&["service", "start", "chat"], "");
+    bob.until(" 001 bob ");
+}
+
+#[test]
+fn wrong_passwords_of_all_doors_count_together() {
+    let (host, irc) = host();
+    let wrong = || {
+        let mut client = Lines::connect(irc);
+        client.send("PASS :wrong\r\nNICK alice\r\nUSER a 0 * :a");
+        client.until("ERROR")
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let by_pb = || {
+        runtime.block_on(async {
+            let socket = TcpStream::connect(host.address()).await.expect("the door is open");
+            let client = Client::new(socket).await.expect("it speaks PB");
+            format!("{:?}", client.login_password("alice", "wrong", None).await.expect_err("it is wrong"))
+        })
+    };
+    let mut said = Vec::new();
+    for turn in 0..12 {
+        said.push(if turn % 2 == 0 { wrong() } else { by_pb() });
+        if said.iter().any(|line| line.contains("too many failed logins")) {
+            break;
+        }
+    }
+    assert!(said.iter().any(|line| line.contains("too many failed logins")), "{said:#?}");
+    let trail = host.home.run(&["audit", "show"], "");
+    let refused = |line: &&str| line.contains("login.refused") && line.contains("alice");
+    let all: Vec<&str> = trail.lines().filter(refused).collect();
+    assert!(all.iter().any(|line| line.contains("door=chat:irc") && line.contains("wrong password")), "{trail}");
+    assert!(all.iter().any(|line| !line.contains("door=")), "{trail}");
+}
+
+#[test]
+fn who_has_no_key_is_told_so_and_does_not_come_in() {
+    let (host, irc) = host();
+    host.home.identity("carol", PASSWORD, &["todo"]);
+    for (name, password, why) in [
+        ("carol", PASSWORD, "no key for this service"),
+        ("carol", "wrong", "wrong name or password"),
+        ("nobody at all", PASSWORD, "wrong name or password"),
+    ] {
+        let mut client = Lines::connect(irc);
+        client.send(&format!("PASS :{name}:{password}\r\nNICK x\r\nUSER a 0 * :a"));
+        assert_eq!(client.until("ERROR"), format!("ERROR :{why}"));
+        assert_eq!(client.next_line(), None);
+    }
+    assert!(host.home.run(&["session", "list"], "").contains("nobody"), "nobody is logged in");
+    let trail = host.home.run(&["audit", "show"], "");
+    assert!(trail.lines().any(|line| line.contains("refused identity=carol") && line.contains("door=chat:irc")), "{trail}");
+    assert!(!trail.contains("nobody at all"), "{trail}");
+}
+
+#[test]
+fn a_door_has_its_own_limits() {
+    let home = home("irc = { address = \"127.0.0.1:0\", per_source = 3, login = \"1 s\" }");
+    home.install("chat");
+    let (_host, irc) = open(home);
+    let alice = Lines::irc(irc, "alice", PASSWORD);
+    let (mut silent, mut other) = (Lines::connect(irc), Lines::connect(irc));
+    // It is taken, and served.
+    other.send("PING x");
+    other.until("PONG");
+    assert_eq!(Lines::connect(irc).next_line(), None, "three of one source");
+    assert_eq!((silent.next_line(), other.next_line()), (None, None), "nobody has logged in by them");
+    let mut alice = alice;
+    alice.send("PING x");
+    alice.until("PONG");
+}
+
+#[test]
+fn a_door_speaks_tls_from_the_beginning_or_later() {
+    let home = home(
+        "irc = [\"127.0.0.1:0\", { address = \"127.0.0.1:0\", tls = true }, { address = \"127.0.0.1:0\", starttls = true }]",
+    );
+    home.install("chat");
+    home.run(&["tls", "init"], "");
+    let authority = std::fs::read(home.path().join("tls/ca.pem")).expect("it was made");
+    let mut host = home.start();
+    let [clear, ircs, later] = ["irc on ", "irc over TLS on ", "irc with STARTTLS on "].map(|name| door(&mut host, name));
+    let mut alice = Lines::over(tls(&authority, Lines::socket(ircs)));
+    alice.join("alice", PASSWORD);
+    let mut socket = Lines::socket(later);
+    std::io::Write::write_all(&mut socket, b"STARTTLS\r\n").expect("it is sent");
+    let mut answer = [0; 64];
+    let count = socket.read(&mut answer).expect("it is answered");
+    assert!(answer[..count].starts_with(b":credhost 670 "), "{}", String::from_utf8_lossy(&answer));
+    let mut bob = Lines::over(tls(&authority, socket));
+    bob.join("bob", PASSWORD);
+    alice.until("bob@credhost JOIN");
+    let mut refused = Lines::connect(clear);
+    refused.send("STARTTLS");
+    refused.until(" 691 ");
+    assert!(host.home.run(&["session", "list"], "").lines().filter(|line| line.contains("chat:irc")).count() >= 1);
+    // It is inside of TLS that they are carried over.
+    replace(&host);
+    bob.send("PRIVMSG #chat :still here");
+    alice.until("PRIVMSG #chat :still here");
+    host.home.run(&["identity", "disable", "bob"], "");
+    assert!(bob.rest().len() < 3);
+    alice.until("bob@credhost QUIT");
+}
+
+#[test]
+fn what_is_sent_behind_starttls_in_the_clear_ends_it() {
+    let home = home("irc = { address = \"127.0.0.1:0\", starttls = true }");
+    home.install("chat");
+    home.run(&["tls", "init"], "");
+    let mut host = home.start();
+    let later = door(&mut host, "irc with STARTTLS on ");
+    let mut client = Lines::connect(later);
+    client.send("STARTTLS\r\nPASS :x");
+    assert_eq!(client.next_line(), None);
+}
+
+/// TLS with a host whose authority this is.
+fn tls(authority: &[u8], socket: std::net::TcpStream) -> impl std::io::Read + std::io::Write + Send + 'static {
+    use rustls::pki_types::CertificateDer;
+    use rustls::pki_types::pem::PemObject;
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_slice(authority).expect("a certificate")).expect("it is one");
+    let provider = std::sync::Arc::new(rustls::crypto::ring::default_provider());
+    let config = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+    let config = config.expect("ring has them").with_root_certificates(roots).with_no_client_auth();
+    let name = "localhost".try_into().expect("a name");
+    let connection = rustls::ClientConnection::new(std::sync::Arc::new(config), name).expect("it begins");
+    rustls::StreamOwned::new(connection, socket)
+}
+
+#[test]
+fn after_a_kill_everybody_comes_in_again() {
+    let (mut host, irc) = host();
+    let mut alice = Lines::irc(irc, "alice", PASSWORD);
+    host.kill();
+    assert_eq!(alice.rest().len(), 0);
+    let home = host.into_home();
+    home.configure(|text| text.replace("\"127.0.0.1:0\"", &format!("\"{irc}\"")));
+    let (_host, again) = open(home);
+    assert_eq!(again, irc);
+    let mut alice = Lines::irc(again, "alice", PASSWORD);
+    alice.send("PING x");
+    alice.until("PONG");
+}
+
+#[test]
+fn a_unix_socket_is_a_door_and_what_a_host_has_left_is_put_out_of_the_way() {
+    let home = home("irc = \"127.0.0.1:0\"");
+    let path = home.path().join("chat.sock");
+    home.configure(|text| text.replace("\"127.0.0.1:0\"", &format!("\"unix:{}\"", path.display())));
+    home.install("chat");
+    let mut host = home.start();
+    for _ in 0..2 {
+        host.wait_for("serving irc on ");
+        let mut alice = Lines::over(std::os::unix::net::UnixStream::connect(&path).expect("somebody listens"));
+        alice.join("alice", PASSWORD);
+        host.kill();
+        host = host.into_home().start();
+    }
+}
+
+#[test]
+fn what_cannot_be_in_the_configuration_is_said_with_its_place() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = taken.local_addr().expect("it has one");
+    let taken = format!("irc = \"{address}\"");
+    for (listen, wanted) in [
+        ("irc = 6667", "[service.chat.listen] irc: expected an address"),
+        ("irc = \"0.0.0.0:0\"", "can be reached by others"),
+        ("irc = \"systemd:chat\"", "systemd has given no sockets"),
+        ("irc = { address = \"127.0.0.1:0\", tls = true }", "credhost tls init"),
+        (taken.as_str(), "[service.chat.listen] irc: cannot listen on"),
+    ] {
+        let home = home(listen);
+        let said = home.refused(&["run", "--listen", "127.0.0.1:0"], "");
+        assert!(said.contains(wanted), "{listen}: {said}");
+    }
+}
