@@ -77,6 +77,10 @@ pub fn services(libraries: &[LibraryStatus], held: &[Unreleased]) -> Vec<Finding
                 Some("put the library in the folder that is to serve"),
             ));
         }
+        for listener in library.listeners.iter().filter(|listener| !listener.taken && library.state == "serving") {
+            let what = format!("{name} takes no listener {}: whoever comes by it waits in vain", listener.name);
+            found.push(finding("warning", what, Some("`credhost service show NAME` shows those that it takes")));
+        }
         if !library.unreadable.is_empty() {
             let what = format!(
                 "{name} cannot read {}, whose owners are kept out",

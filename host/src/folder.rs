@@ -547,6 +547,7 @@ fn status(path: &Path, entry: &Entry) -> LibraryStatus {
                 retiring: slot.retiring(),
                 unreadable: slot.unreadable(),
                 reloaded: reloaded.clone(),
+                listeners: Vec::new(),
             }
         }
     }

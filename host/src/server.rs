@@ -15,8 +15,8 @@ use crate::accounts::{AccountError, Accounts};
 use crate::config::{self, ConfigFile, Home, HomeError, ListenerSettings, Lock, Settings, random};
 use crate::control::{self, ControlFailure, LibraryStatus, known};
 use crate::cred::login::Login;
-use crate::doors::{Doors, Surroundings};
 use crate::cred::{Authorizer, HashCost, Password};
+use crate::doors::{Doors, Surroundings};
 use crate::folder::{self, Folder, Group};
 use crate::limits;
 use crate::listener::tls::{Certificates, TlsError};
@@ -500,7 +500,12 @@ impl Host {
     /// What became of the files in the folder of services.
     #[must_use]
     pub fn libraries(&self) -> Vec<LibraryStatus> {
-        self.folder.libraries()
+        let (mut libraries, mut listeners) = (self.folder.libraries(), self.doors.status());
+        for library in &mut libraries {
+            let own = listeners.extract_if(.., |listener| Some(&listener.service) == library.service.as_ref());
+            library.listeners = own.collect();
+        }
+        libraries
     }
 }
 

@@ -72,10 +72,10 @@ mod runtime;
 mod service;
 pub mod testing;
 
+pub use bytes::BytesMut;
 pub use cached::{Cacheable, Cached, Observer};
 pub use call::{Attachment, Call, Reason};
 pub use context::{Config, Context, blocking};
-pub use bytes::BytesMut;
 pub use data::{Data, Entry, Select, Selected, Transaction};
 pub use doors::{Authorizer, Caller, Door, Listener, Login, Peer, Refused, Stream, Transport};
 pub use fault::{Fault, Result};

@@ -153,7 +153,9 @@ fn cargo(arguments: &[&str], target: &Path) -> Vec<(String, PathBuf)> {
     cargo.env_remove("RUSTFLAGS").env_remove("CARGO_ENCODED_RUSTFLAGS");
     // Nor whose test this is: what a build script has looked at would be built anew each time.
     let own = |name: &str| name == "OUT_DIR" || name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_");
-    std::env::vars().filter(|(name, _)| own(name)).for_each(|(name, _)| drop(cargo.env_remove(name)));
+    for (name, _) in std::env::vars().filter(|(name, _)| own(name)) {
+        cargo.env_remove(name);
+    }
     let output = cargo.stderr(Stdio::inherit()).output().expect("cargo runs");
     assert!(output.status.success(), "cargo {} failed; see above", arguments.join(" "));
     let mut artifacts = Vec::new();

@@ -4,6 +4,7 @@
 #![allow(missing_docs, reason = "helpers of tests, named for what they do")]
 
 pub mod build;
+pub mod debian;
 pub mod embedded;
 pub mod host;
 pub mod jelly_bytes;

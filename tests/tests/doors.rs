@@ -80,7 +80,8 @@ async fn one_room_by_irc_and_by_perspective_broker() {
     alice.until("PONG");
     assert!(bob.call("say", &("good day",)).await.is_ok());
     assert_eq!(alice.line(), ":bob!bob@credhost PRIVMSG #chat :good day");
-    let heard: Vec<String> = (0..2).map(|_| heard.recv_timeout(Duration::from_secs(30)).expect("it is heard")).collect();
+    let heard: Vec<String> =
+        (0..2).map(|_| heard.recv_timeout(Duration::from_secs(30)).expect("it is heard")).collect();
     assert_eq!(heard, ["came(\"alice\",)", "heard(\"alice\", \"hello\")"]);
     let listed = host.home.run(&["session", "list"], "");
     assert!(listed.contains("chat:irc") && listed.contains("alice"), "{listed}");
@@ -98,6 +99,7 @@ fn windows_stay_while_the_code_is_replaced() {
     }
     let shown = host.home.run(&["service", "show", "chat"], "");
     assert!(shown.contains("generation") && !shown.contains("LOST"), "{shown}");
+    assert!(shown.contains(&format!("irc on {irc}, 2 connections")), "{shown}");
 }
 
 #[test]
@@ -186,7 +188,10 @@ fn who_has_no_key_is_told_so_and_does_not_come_in() {
     }
     assert!(host.home.run(&["session", "list"], "").contains("nobody"), "nobody is logged in");
     let trail = host.home.run(&["audit", "show"], "");
-    assert!(trail.lines().any(|line| line.contains("refused identity=carol") && line.contains("door=chat:irc")), "{trail}");
+    assert!(
+        trail.lines().any(|line| line.contains("refused identity=carol") && line.contains("door=chat:irc")),
+        "{trail}"
+    );
     assert!(!trail.contains("nobody at all"), "{trail}");
 }
 
@@ -216,7 +221,8 @@ fn a_door_speaks_tls_from_the_beginning_or_later() {
     home.run(&["tls", "init"], "");
     let authority = std::fs::read(home.path().join("tls/ca.pem")).expect("it was made");
     let mut host = home.start();
-    let [clear, ircs, later] = ["irc on ", "irc over TLS on ", "irc with STARTTLS on "].map(|name| door(&mut host, name));
+    let [clear, ircs, later] =
+        ["irc on ", "irc over TLS on ", "irc with STARTTLS on "].map(|name| door(&mut host, name));
     let mut alice = Lines::over(tls(&authority, Lines::socket(ircs)));
     alice.join("alice", PASSWORD);
     let mut socket = Lines::socket(later);

@@ -7,6 +7,7 @@ use clap::Subcommand;
 use credhost::config::Home;
 use credhost::control::{LibraryStatus, Request};
 use credhost::dev::states::Trial;
+use credhost::doors::ListenerStatus;
 use credhost::multiservice::reload::Reloaded;
 use credhost::show;
 
@@ -98,6 +99,7 @@ impl Service {
                         rows.push(vec!["panics".to_owned(), library.faults.to_string()]);
                         rows.push(vec!["clients".to_owned(), library.attached.to_string()]);
                         rows.push(vec!["generation".to_owned(), library.generation.to_string()]);
+                        rows.extend(library.listeners.iter().map(|one| vec!["listener".to_owned(), listener(one)]));
                         rows.extend(
                             library.reloaded.map(|reloaded| vec!["last reload".to_owned(), reloaded.to_string()]),
                         );
@@ -127,6 +129,24 @@ impl Service {
         }
         Ok(())
     }
+}
+
+/// One of its doors, in words.
+fn listener(one: &ListenerStatus) -> String {
+    let (name, service) = (&one.name, &one.service);
+    let Some(address) = &one.address else {
+        return format!(
+            "{name}: it has no address; [service.{service}.listen] {name} = \"127.0.0.1:PORT\" gives it one"
+        );
+    };
+    let tls = match one.tls.as_str() {
+        "tls" => " over TLS",
+        "starttls" => " with STARTTLS",
+        _ => "",
+    };
+    let connections = show::many(one.connections, "connection", "connections");
+    let taken = if one.taken { String::new() } else { "; the service does not take them".to_owned() };
+    format!("{name}{tls} on {address}, {connections}{taken}")
 }
 
 /// When perspectives are saved, in words.

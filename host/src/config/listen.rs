@@ -106,12 +106,16 @@ pub fn listeners(settings: &Settings) -> Result<Vec<ListenerSettings>, String> {
                     Section { address: address.clone(), tls: over, starttls: start, ..Section::default() }
                 }
                 serde_json::Value::Object(_) => {
-                    let mut section: Section =
-                        serde_json::from_value(value.clone()).map_err(|error| at(&crate::plain::words(&error.to_string())))?;
+                    let mut section: Section = serde_json::from_value(value.clone())
+                        .map_err(|error| at(&crate::plain::words(&error.to_string())))?;
                     (section.tls, section.starttls) = (section.tls || over, section.starttls || start);
                     section
                 }
-                _ => return Err(at("expected an address, such as \"127.0.0.1:6667\", a table with one, or a list of such")),
+                _ => {
+                    return Err(at(
+                        "expected an address, such as \"127.0.0.1:6667\", a table with one, or a list of such",
+                    ));
+                }
             };
             let read = section.read(service, name).map_err(|why| at(&why))?;
             let own_port = matches!(&read.address, Address::Tcp(found) if found.iter().all(|one| one.port() == 0));
@@ -189,11 +193,13 @@ mod tests {
 
     #[test]
     fn a_listener_may_have_several_addresses() {
-        let all = read(
-            "[service.chat.listen]\nirc = [\"127.0.0.1:6667\", { address = \"0.0.0.0:6697\", tls = true }]\n",
-        )
-        .unwrap();
-        assert_eq!(all.iter().map(|one| (one.name.as_str(), one.tls)).collect::<Vec<_>>(), [("irc", false), ("irc", true)]);
+        let all =
+            read("[service.chat.listen]\nirc = [\"127.0.0.1:6667\", { address = \"0.0.0.0:6697\", tls = true }]\n")
+                .unwrap();
+        assert_eq!(
+            all.iter().map(|one| (one.name.as_str(), one.tls)).collect::<Vec<_>>(),
+            [("irc", false), ("irc", true)]
+        );
     }
 
     #[test]
@@ -218,8 +224,10 @@ mod tests {
 
     #[test]
     fn a_service_is_handed_what_is_its_own() {
-        let settings: Settings =
-            toml_edit::de::from_str("[service.a]\nx = 1\n[service.a.listen]\nirc = \"127.0.0.1:1\"\n[service.b]\nlisten = \"own\"\n").unwrap();
+        let settings: Settings = toml_edit::de::from_str(
+            "[service.a]\nx = 1\n[service.a.listen]\nirc = \"127.0.0.1:1\"\n[service.b]\nlisten = \"own\"\n",
+        )
+        .unwrap();
         assert_eq!(own(&settings.service["a"]).keys().collect::<Vec<_>>(), ["x"]);
         assert_eq!(own(&settings.service["b"]).len(), 1, "a text of that name is the service's own");
     }

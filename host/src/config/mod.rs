@@ -11,6 +11,6 @@ pub use file::{
     TlsSection,
 };
 pub use home::{Home, Lock};
-pub use listen::{Address, ListenerSettings, listeners, own};
 pub use key::{entropy, existing_key, master_key, random, write_key};
+pub use listen::{Address, ListenerSettings, listeners, own};
 pub use private::{HomeError, private};

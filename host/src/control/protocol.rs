@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use crate::doors::ListenerStatus;
 use crate::multiservice::reload::Reloaded;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use zeroize::Zeroizing;
@@ -223,4 +224,7 @@ pub struct LibraryStatus {
     /// How the last replacement went.
     #[serde(default)]
     pub reloaded: Option<Reloaded>,
+    /// Its own doors.
+    #[serde(default)]
+    pub listeners: Vec<ListenerStatus>,
 }

@@ -1,6 +1,7 @@
 //! What the host does for a stream while a service serves it: TLS, deadlines, and its end.
 
 use std::io;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream as StdUnix;
 use std::pin::Pin;
@@ -14,13 +15,17 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio::time::Instant;
 use tokio_rustls::TlsAcceptor;
 
-use super::held::Held;
-use super::{Asker, Doors};
-use crate::memory::Kept;
-use crate::sessions::Notice;
+use super::Doors;
+use super::held::{Asker, Held};
+use super::listening::Listening;
+use super::logins::still;
+use crate::login_gate::network;
+use crate::memory::{AccountKey, Kept, Meter};
+use crate::sessions::{Notice, SessionEntry};
+use crate::store;
 
 /// What is counted for a stream, in bytes: its descriptors, its entries, its task.
-pub(super) const COST: usize = 8 << 10;
+const COST: usize = 8 << 10;
 /// What is counted for one inside of TLS.
 const TLS_COST: usize = 64 << 10;
 /// How long a client may take for TLS's greeting.
@@ -66,7 +71,7 @@ enum Step {
 }
 
 /// Attends to a stream to its end.
-pub(super) async fn attend(doors: &Arc<Doors>, held: &Arc<Held>) {
+async fn attend(doors: &Arc<Doors>, held: &Arc<Held>) {
     held.mailbox.meter().add(Kept::Input, COST);
     let mut relay = None;
     if held.listening.settings.tls {
@@ -213,6 +218,35 @@ async fn start_tls(doors: &Doors, held: &Held, asker: Asker) -> Option<Relay> {
 }
 
 impl Doors {
+    /// A connection has come.
+    pub(super) fn come(self: &Arc<Self>, listening: &Arc<Listening>, client: OwnedFd, source: Option<SocketAddr>) {
+        let around = &self.around;
+        let address = source.unwrap_or(SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0));
+        let known = source.is_none() || around.gate.is_known(address.ip());
+        let Some(place) = listening.admit(address.ip(), known) else {
+            return tracing::debug!(%address, listener = listening.settings.name, "too many connections");
+        };
+        let account = around.memory.account(AccountKey::Source(network(address.ip())));
+        let meter = Arc::new(Meter::new(account, usize::MAX));
+        if !meter.admits(COST) {
+            listening.leave(place);
+            return tracing::debug!(%address, "no memory for one more connection");
+        }
+        let (number, mailbox) = around.router.connect(meter);
+        let peer = source.map_or_else(|| format!("unix:{}", listening.settings.name), |source| source.to_string());
+        let tls = listening.settings.tls;
+        let entry = SessionEntry::new(&around.sessions, number, &peer, tls, store::now(), Arc::clone(&mailbox));
+        let (of, tcp) = (Arc::clone(listening), source.is_some());
+        let held = Held::new(number, of, address, peer, place, mailbox, entry, (client, tcp));
+        self.streams.lock().insert(number, Arc::clone(&held));
+        let doors = Arc::clone(self);
+        self.spawn(async move {
+            attend(&doors, &held).await;
+            held.listening.forget(held.number, held.place);
+            doors.forget(&held);
+        });
+    }
+
     /// Does what a stream was told; true: it has ended by that.
     fn notices(&self, held: &Arc<Held>) -> bool {
         let mut over = false;
@@ -227,7 +261,7 @@ impl Doors {
                     held.changed();
                     let Some(login) = held.login().filter(|login| login.identity == name) else { continue };
                     let service = &held.listening.settings.service;
-                    if !identity.is_some_and(|identity| super::logins::still(&identity, &login, service)) {
+                    if !identity.is_some_and(|identity| still(&identity, &login, service)) {
                         tracing::debug!(peer = held.peer, name, "what a login came by was taken away");
                         held.cut();
                         over = true;

@@ -9,11 +9,10 @@ use plugin_api::abi::frame::ToLibrary;
 use rustix::net::Shutdown;
 use tokio::sync::Notify;
 
-use super::Asker;
 use super::listening::Listening;
 use crate::listener::sources::Place;
-use crate::multiservice::SlotNo;
 use crate::multiservice::router::Mailbox;
+use crate::multiservice::{SlotNo, Speaker};
 use crate::sessions::SessionEntry;
 
 /// Who has logged in by a stream.
@@ -23,6 +22,21 @@ pub(super) struct LoggedIn {
     pub(super) identity: String,
     pub(super) credential: u64,
     pub(super) perspectives: Vec<String>,
+}
+
+/// Which generation asks, to be answered later.
+#[derive(Debug, Clone)]
+pub(super) struct Asker {
+    pub(super) slot: SlotNo,
+    pub(super) generation: u32,
+    pub(super) service: String,
+    pub(super) request: u64,
+}
+
+impl Asker {
+    pub(super) fn new(from: Speaker<'_>, request: u64) -> Self {
+        Self { slot: from.slot, generation: from.generation, service: from.service.to_owned(), request }
+    }
 }
 
 /// Whose turn it is with a stream.

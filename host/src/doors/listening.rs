@@ -1,6 +1,6 @@
 //! A listener: its socket, and who waits by it.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::Path;
@@ -8,20 +8,35 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
 use tokio::net::{TcpListener, UnixListener};
 
-use super::held::Held;
-use super::{Doors, ListenerStatus, attend};
 use crate::config::{Address, ListenerSettings};
 use crate::listener::sources::{Most, Place, Sources};
 use crate::login_gate::network;
-use crate::memory::{AccountKey, Meter};
 use crate::multiservice::SlotNo;
-use crate::sessions::SessionEntry;
-use crate::store;
 
 /// How many streams wait by a listener for a service to take them.
 const HELD: usize = 256;
+
+/// A listener, for the operator to see.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ListenerStatus {
+    /// The service's name.
+    pub service: String,
+    /// The listener's own.
+    pub name: String,
+    /// Where it listens; none: credhost.toml says nothing of it.
+    pub address: Option<String>,
+    /// "tls", "starttls", or nothing.
+    pub tls: String,
+    /// How many connections there are.
+    pub connections: usize,
+    /// How many of them wait for the service.
+    pub held: usize,
+    /// Whether a service takes them.
+    pub taken: bool,
+}
 
 /// A listener that is open for as long as the host lives.
 pub(super) struct Listening {
@@ -54,7 +69,10 @@ struct Waiting {
 impl Listening {
     pub(super) fn open(settings: ListenerSettings) -> Result<Arc<Self>, String> {
         let at = |why: &dyn std::fmt::Display| {
-            format!("[service.{}.listen] {}: cannot listen on {}: {why}", settings.service, settings.name, settings.shown)
+            format!(
+                "[service.{}.listen] {}: cannot listen on {}: {why}",
+                settings.service, settings.name, settings.shown
+            )
         };
         let socket = match &settings.address {
             Address::Tcp(found) => {
@@ -125,9 +143,14 @@ impl Listening {
     }
 
     /// It has gone while it waited.
-    pub(super) fn forget(&self, held: &Held) {
-        self.waiting.lock().held.retain(|number| *number != held.number);
-        self.sources.lock().leave(held.place);
+    pub(super) fn forget(&self, number: u32, place: Place) {
+        self.waiting.lock().held.retain(|waits| *waits != number);
+        self.leave(place);
+    }
+
+    /// A place is free again.
+    pub(super) fn leave(&self, place: Place) {
+        self.sources.lock().leave(place);
     }
 
     pub(super) fn status(&self) -> ListenerStatus {
@@ -149,7 +172,7 @@ impl Listening {
     }
 
     /// A place for one more, if there is one.
-    fn admit(&self, source: IpAddr, known: bool) -> Option<Place> {
+    pub(super) fn admit(&self, source: IpAddr, known: bool) -> Option<Place> {
         let waiting = self.waiting.lock();
         if waiting.taken.is_none() && waiting.held.len() >= HELD {
             return None;
@@ -176,7 +199,8 @@ fn bind_unix(path: &Path) -> std::io::Result<std::os::unix::net::UnixListener> {
 
 /// A socket that systemd has opened.
 fn systemd(name: &str) -> Result<Bound, String> {
-    let names = std::env::var("LISTEN_FDNAMES").map_err(|_| "systemd has given no sockets (LISTEN_FDNAMES)".to_owned())?;
+    let names =
+        std::env::var("LISTEN_FDNAMES").map_err(|_| "systemd has given no sockets (LISTEN_FDNAMES)".to_owned())?;
     let Some(index) = names.split(':').position(|one| one == name) else {
         return Err(format!("systemd has given no socket of this name, but {names:?}; see FileDescriptorName="));
     };
@@ -218,15 +242,15 @@ impl Socket {
     }
 }
 
-/// Takes connections in, for as long as the host lives.
-pub(super) async fn accept(doors: Arc<Doors>, listening: Arc<Listening>, socket: Bound) {
+/// Takes connections in, for as long as the host lives: each with where it comes from, if that is an address.
+pub(super) async fn accept(socket: Bound, come: impl Fn(OwnedFd, Option<SocketAddr>)) {
     let socket = match socket.listen() {
         Ok(socket) => socket,
         Err(error) => return tracing::error!(%error, "a service's door cannot be opened"),
     };
     loop {
         match socket.accept().await {
-            Ok((client, source)) => come(&doors, &listening, client, source),
+            Ok((client, source)) => come(client, source),
             Err(error) => {
                 // Out of descriptors, most likely: what is connected goes on; look again in a while.
                 tracing::warn!(%error, "a connection cannot be accepted");
@@ -234,34 +258,4 @@ pub(super) async fn accept(doors: Arc<Doors>, listening: Arc<Listening>, socket:
             }
         }
     }
-}
-
-/// A connection has come.
-fn come(doors: &Arc<Doors>, listening: &Arc<Listening>, client: OwnedFd, source: Option<SocketAddr>) {
-    let around = &doors.around;
-    let address = source.unwrap_or(SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0));
-    let known = source.is_none() || around.gate.is_known(address.ip());
-    let Some(place) = listening.admit(address.ip(), known) else {
-        return tracing::debug!(%address, listener = listening.settings.name, "too many connections");
-    };
-    let account = around.memory.account(AccountKey::Source(network(address.ip())));
-    let meter = Arc::new(Meter::new(account, usize::MAX));
-    if !meter.admits(attend::COST) {
-        listening.sources.lock().leave(place);
-        return tracing::debug!(%address, "no memory for one more connection");
-    }
-    let (number, mailbox) = around.router.connect(meter);
-    let peer = source.map_or_else(|| format!("unix:{}", listening.settings.name), |source| source.to_string());
-    let tls = listening.settings.tls;
-    let entry =
-        SessionEntry::new(&around.sessions, number, &peer, tls, store::now(), Arc::clone(&mailbox));
-    let (of, tcp) = (Arc::clone(listening), source.is_some());
-    let held = Held::new(number, of, address, peer, place, mailbox, entry, (client, tcp));
-    doors.streams.lock().insert(number, Arc::clone(&held));
-    let doors = Arc::clone(doors);
-    tokio::spawn(async move {
-        attend::attend(&doors, &held).await;
-        held.listening.forget(&held);
-        doors.forget(&held);
-    });
 }

@@ -1,12 +1,13 @@
 //! Who logs in by a stream: the same gate as for PB, the same time for a refusal, the same line in the trail.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use plugin_api::abi::frame::ToLibrary;
 
-use super::held::{Held, LoggedIn};
-use super::{Asker, Doors, next};
+use super::Doors;
+use super::held::{Asker, Held, LoggedIn};
 use crate::cred::{Identity, Password, Refusal, Token};
 use crate::login_gate::Source;
 use crate::multiservice::Speaker;
@@ -156,7 +157,7 @@ impl Doors {
                 around.gate.note_refused(from, &Refused { identity: name.to_owned(), asked, why: "no such key" });
                 return Err("no key for this service".into());
             }
-            let (number, identity) = (next(&self.next_login), name.to_owned());
+            let (number, identity) = (self.next_login.fetch_add(1, Ordering::Relaxed), name.to_owned());
             let login = LoggedIn { number, identity, credential, perspectives };
             if let Ok(before) = held.log_in(login.clone(), changes) {
                 if let Some(before) = before {

@@ -10,14 +10,14 @@ mod listening;
 mod logins;
 
 use std::collections::{BTreeSet, HashMap};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Weak};
 
 use parking_lot::{Mutex, RwLock};
 use plugin_api::abi::frame::{ToHost, ToLibrary};
-use serde::{Deserialize, Serialize};
 
-use self::held::Held;
+use self::held::{Asker, Held};
+pub use self::listening::ListenerStatus;
 use self::listening::Listening;
 use crate::config::ListenerSettings;
 use crate::cred::login::Login;
@@ -78,25 +78,6 @@ impl std::fmt::Debug for Doors {
     }
 }
 
-/// A listener, for the operator to see.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ListenerStatus {
-    /// The service's name.
-    pub service: String,
-    /// The listener's own.
-    pub name: String,
-    /// Where it listens; none: credhost.toml says nothing of it.
-    pub address: Option<String>,
-    /// "tls", "starttls", or nothing.
-    pub tls: String,
-    /// How many connections there are.
-    pub connections: usize,
-    /// How many of them wait for the service.
-    pub held: usize,
-    /// Whether a service takes them.
-    pub taken: bool,
-}
-
 impl Doors {
     /// Doors that are not open yet.
     ///
@@ -138,7 +119,10 @@ impl Doors {
                 _ => "",
             };
             tracing::info!(service = settings.service, "serving {}{how} on {}", settings.name, listening.address());
-            self.spawn(async move { listening::accept(me, listening, socket).await });
+            self.spawn(async move {
+                let of = Arc::clone(&listening);
+                listening::accept(socket, move |client, source| me.come(&of, client, source)).await;
+            });
         }
         Ok(())
     }
@@ -294,21 +278,6 @@ impl Drop for Doors {
     }
 }
 
-/// Which generation asks, to be answered later.
-#[derive(Debug, Clone)]
-struct Asker {
-    slot: SlotNo,
-    generation: u32,
-    service: String,
-    request: u64,
-}
-
-impl Asker {
-    fn new(from: Speaker<'_>, request: u64) -> Self {
-        Self { slot: from.slot, generation: from.generation, service: from.service.to_owned(), request }
-    }
-}
-
 impl Doorkeeper for Doors {
     fn said(&self, from: Speaker<'_>, frame: &ToHost<'_>) {
         match *frame {
@@ -402,9 +371,4 @@ impl Doorkeeper for Doors {
             self.wanting.lock().retain(|(of, _)| of != service);
         }
     }
-}
-
-/// A login's number, which no other has had.
-fn next(counter: &AtomicU64) -> u64 {
-    counter.fetch_add(1, Ordering::Relaxed)
 }

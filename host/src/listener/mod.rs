@@ -15,11 +15,11 @@ pub mod tls;
 mod turns;
 
 pub use proxy::proxies;
-pub(crate) use stream::keep_alive;
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::thread::JoinHandle;
+pub(crate) use stream::keep_alive;
 
 use ipnet::IpNet;
 use parking_lot::{Mutex, RwLock};

@@ -339,10 +339,8 @@ impl LoginGate {
         let pardoned = self.throttle.lock().succeeded(trying.attempt);
         let name = proven.identity.name.as_str();
         let label = proven.identity.credentials.iter().find(|credential| credential.id == proven.credential);
-        let event = Event::new("login")
-            .with("identity", name)
-            .with("peer", trying.peer.as_str())
-            .with("how", trying.how);
+        let event =
+            Event::new("login").with("identity", name).with("peer", trying.peer.as_str()).with("how", trying.how);
         let event = door(event, trying.door.as_deref())
             .with("credential", label.map_or("?", |credential| credential.label.as_str()));
         let at = now();

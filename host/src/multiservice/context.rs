@@ -6,12 +6,9 @@ use std::time::Duration;
 use super::doorkeeper::{Doorkeeper, NoDoors};
 use super::ended::Ended;
 use super::router::Router;
+pub use super::slot_no::SlotNo;
 use crate::memory::{self, Budget};
 use crate::store::Store;
-
-/// A slot's number: no other of this process has had it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct SlotNo(pub u32);
 
 /// What services share: where states are kept, and where connections are.
 #[derive(Clone)]

@@ -2,7 +2,7 @@
 
 use plugin_api::abi::frame::ToHost;
 
-use super::context::SlotNo;
+use super::slot_no::SlotNo;
 
 /// Which generation says something.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -16,6 +16,7 @@ mod outgoing;
 pub mod reload;
 pub mod router;
 pub mod slot;
+mod slot_no;
 mod sync;
 
 pub use backend::{Backend, Backends};

@@ -43,7 +43,8 @@ impl Host {
             return done;
         }
         if let Request::Limits {} = &request {
-            let connections = self.endpoints.iter().map(Endpoint::connections).sum();
+            let of_services: usize = self.doors.status().iter().map(|listener| listener.connections).sum();
+            let connections = self.endpoints.iter().map(Endpoint::connections).sum::<usize>() + of_services;
             let used = limits::InUse { memory: self.memory.used(), connections };
             let most: Vec<_> = self.memory.largest().into_iter().filter(|(_, used)| *used > 0).collect();
             let most: Vec<(String, usize)> = most.into_iter().map(|(key, used)| (key.to_string(), used)).collect();

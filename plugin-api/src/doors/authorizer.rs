@@ -1,8 +1,8 @@
 //! Who is at the other end: asked of the host, which keeps the identities.
 
 use std::rc::Rc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use tokio::sync::{Notify, oneshot};
 use zeroize::Zeroizing;
@@ -134,9 +134,10 @@ pub(super) async fn asked(posts: &Posts, ask: impl FnOnce(&Core, u64) + Send + '
             let answer = answer.await;
             let answered = |reply: Reply| Answered { login: reply.login, descriptor: reply.version, name: reply.bytes };
             // Who asked may have given up.
-            let _ = done.send(answer.map(answered).map_err(|fault| {
-                Refused::new(fault.message(), fault.fields::<Wait>().map_or(0, |wait| wait.wait))
-            }));
+            let _ =
+                done.send(answer.map(answered).map_err(|fault| {
+                    Refused::new(fault.message(), fault.fields::<Wait>().map_or(0, |wait| wait.wait))
+                }));
         });
     }));
     if posted.is_err() {
@@ -216,7 +217,15 @@ pub(super) struct LoginCell {
 impl LoginCell {
     pub(super) fn new(number: u64, identity: &str, perspectives: Vec<String>, posts: Posts) -> Arc<Self> {
         let (ended, carried) = (AtomicBool::new(false), AtomicBool::new(false));
-        Arc::new(Self { number, identity: identity.to_owned(), perspectives, ended, told: Notify::new(), posts, carried })
+        Arc::new(Self {
+            number,
+            identity: identity.to_owned(),
+            perspectives,
+            ended,
+            told: Notify::new(),
+            posts,
+            carried,
+        })
     }
 
     /// What it came by was taken away.

@@ -246,8 +246,7 @@ impl<D: Door> Carried for Line<D> {
         let door = self.door.borrow();
         let frozen = contained(|| door.as_ref().map_or_else(|| Err(Fault::value("it is busy")), Door::freeze)).ok()?;
         let (input, output) = (self.input.borrow().to_vec(), self.transport.unsent());
-        let resting =
-            Resting { door: jelly::Bytes(frozen), input: jelly::Bytes(input), output: jelly::Bytes(output) };
+        let resting = Resting { door: jelly::Bytes(frozen), input: jelly::Bytes(input), output: jelly::Bytes(output) };
         jelly::to_vec(&resting).ok()
     }
 

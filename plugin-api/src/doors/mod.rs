@@ -19,11 +19,11 @@ use crate::context::Context;
 use crate::fault::{Fault, Result};
 use crate::service::Service;
 
-pub use self::authorizer::{Authorizer, Login, Refused};
-pub use self::stream::{Caller, Listener, Peer, Stream};
 pub(crate) use self::authorizer::Wait;
+pub use self::authorizer::{Authorizer, Login, Refused};
 pub(crate) use self::drive::serve;
 pub(crate) use self::stream::secured;
+pub use self::stream::{Caller, Listener, Peer, Stream};
 pub(crate) use self::table::{Arrived, Table, tend};
 pub use self::transport::Transport;
 

@@ -90,7 +90,8 @@ pub(crate) fn lines(head: &str, text: &str) -> Vec<String> {
 
 /// What a name is called in IRC, where a nickname has no blanks and no marks.
 pub(crate) fn nick(name: &str) -> String {
-    let odd = |c: char| c.is_whitespace() || c.is_control() || matches!(c, ',' | '*' | '?' | '!' | '@' | ':' | '.' | '/');
+    let odd =
+        |c: char| c.is_whitespace() || c.is_control() || matches!(c, ',' | '*' | '?' | '!' | '@' | ':' | '.' | '/');
     let nick: String = name.chars().map(|c| if odd(c) { '_' } else { c }).collect();
     if nick.starts_with(['#', '&', '+', '$', '~', '%']) || nick.is_empty() { format!("_{nick}") } else { nick }
 }
@@ -118,7 +119,11 @@ mod tests {
             ("", "", &[]),
         ];
         for (line, command, parameters) in rows {
-            assert_eq!(read(line), (command.to_owned(), parameters.iter().map(|one| (*one).to_owned()).collect()), "{line}");
+            assert_eq!(
+                read(line),
+                (command.to_owned(), parameters.iter().map(|one| (*one).to_owned()).collect()),
+                "{line}"
+            );
         }
         assert_eq!(read(&format!("A{}", " b".repeat(40))).1.len(), PARAMETERS);
     }

@@ -434,7 +434,9 @@ mod tests {
         told(&mut session, "CAP LS 302");
         for turn in 1..=3 {
             told(&mut session, "AUTHENTICATE PLAIN");
-            assert!(told(&mut session, "AUTHENTICATE eA==").iter().any(|act| matches!(act, Act::Quit(_))) == (turn == 3));
+            assert!(
+                told(&mut session, "AUTHENTICATE eA==").iter().any(|act| matches!(act, Act::Quit(_))) == (turn == 3)
+            );
         }
     }
 
