@@ -26,6 +26,12 @@ impl Token {
         Self(text.to_owned())
     }
 
+    /// Whether a text is one, by its looks: no password that is taken for one would stand long.
+    #[must_use]
+    pub fn looks_like(text: &str) -> bool {
+        text.len() == MARK.len() + 52 && text.starts_with(MARK)
+    }
+
     /// To be shown once, to who asked for it.
     #[must_use]
     pub fn reveal(&self) -> &str {

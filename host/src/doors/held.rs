@@ -154,17 +154,18 @@ impl Held {
         state.service.as_ref().and_then(|end| u64::try_from(end.as_raw_fd()).ok()).unwrap_or(u64::MAX)
     }
 
-    /// The frame that tells a generation of it, while nothing changes about it.
-    pub(super) fn with_frame(&self, tell: impl FnOnce(ToLibrary<'_>) -> bool) -> bool {
+    /// The frame that tells a generation of it, and the login that it tells of; none: there is nothing to tell of any more.
+    pub(super) fn frame(&self) -> Option<(Vec<u8>, Option<u64>)> {
         let state = self.state.lock();
-        let Some(service) = &state.service else { return true };
+        let service = state.service.as_ref()?;
         let (login, identity, perspectives) = match &state.login {
             Some(login) => {
                 (login.number, login.identity.as_str(), jelly::to_vec(&login.perspectives).unwrap_or_default())
             }
             None => (0, "", Vec::new()),
         };
-        tell(ToLibrary::Stream {
+        let mut bytes = Vec::new();
+        let frame = ToLibrary::Stream {
             stream: u64::from(self.number),
             listener: &self.listening.settings.name,
             descriptor: u64::try_from(service.as_raw_fd()).unwrap_or(u64::MAX),
@@ -177,7 +178,9 @@ impl Held {
             login,
             identity,
             perspectives: &perspectives,
-        })
+        };
+        frame.write(&mut bytes);
+        Some((bytes, (login != 0).then_some(login)))
     }
 
     pub(super) fn slot(&self) -> Option<SlotNo> {

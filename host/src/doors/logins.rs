@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use plugin_api::abi::frame::ToLibrary;
+use unicode_normalization::UnicodeNormalization;
 
 use super::Doors;
 use super::held::{Asker, Held, LoggedIn};
@@ -54,26 +55,29 @@ impl Doors {
     /// A service asks whether a proof is right.
     pub(super) fn authenticate(&self, asker: Asker, held: Option<Arc<Held>>, kind: u64, name: &str, secret: &[u8]) {
         let request = asker.request;
-        let refuse = |message: &str| self.answer(&asker, &ToLibrary::NotLoggedIn { request, message, wait: 0 });
-        let Some(held) = held else { return refuse("the client has gone") };
+        let Some(held) = held else { return self.refuse(asker, "the client has gone") };
         let rules = self.around.gate.rules();
         let near = held.source.ip().to_canonical().is_loopback() && rules.loopback_is_private;
         if !(held.is_tls() || near) {
-            return refuse("passwords and tokens are not taken in the clear: use TLS");
+            return self.refuse(asker, "passwords and tokens are not taken in the clear: use TLS");
         }
         let proof = match (kind, std::str::from_utf8(secret)) {
+            // Programs that know of passwords alone give a token in its place.
+            (1, Ok(token)) if Token::looks_like(token) => Proof::Token(Token::received(token)),
             (1, Ok(password)) => Proof::Password(name.to_owned(), Password::new(password)),
             (2, Ok(token)) => Proof::Token(Token::received(token)),
             // A password is a text.
             _ => Proof::Password(name.to_owned(), Password::new("")),
         };
         if !held.begins_asking() {
-            return refuse("one login at a time");
+            return self.refuse(asker, "one login at a time");
         }
         let Some(me) = self.me.upgrade() else { return };
+        // Where no name is given the token says whose it is.
+        let named = Some(name.nfc().collect::<String>()).filter(|name| !name.is_empty());
         self.spawn(async move {
             let came = Instant::now();
-            let answered = me.log_in(&asker, &held, proof).await;
+            let answered = me.log_in(&held, proof, named).await;
             if answered.is_err() {
                 // Every refusal leaves when the most expensive to find out has been found out for long.
                 let leaves = came + me.limits.read().refusal;
@@ -93,7 +97,7 @@ impl Doors {
         });
     }
 
-    async fn log_in(&self, asker: &Asker, held: &Arc<Held>, proof: Proof) -> Result<LoggedIn, Denied> {
+    async fn log_in(&self, held: &Arc<Held>, proof: Proof, named: Option<String>) -> Result<LoggedIn, Denied> {
         let around = &self.around;
         let (address, peer, door) = (held.source, held.peer.clone(), Some(held.door().into()));
         let from = Source { address, peer, door };
@@ -104,6 +108,11 @@ impl Doors {
             Found::Broken => return Err("logins cannot be looked at just now; try again".into()),
             Found::Wrong | Found::Identity(_) => return Err(WRONG.into()),
         };
+        if let Some(asked) = named.filter(|named| *named != name) {
+            let why = "a token that is somebody else's";
+            around.gate.note_refused(&from, &Refused { identity: name, asked, why });
+            return Err(WRONG.into());
+        }
         let before = held.login().map(|login| login.identity);
         // From now on it hears of what changes; what has changed before shows when the identity is looked up once more.
         held.entry.enter(&name);
@@ -126,7 +135,6 @@ impl Doors {
             Err(_) if before.as_ref() != Some(&name) => held.entry.left(&name),
             Err(_) => {}
         }
-        tracing::debug!(service = asker.service, peer = held.peer, "a login by {}", held.door());
         admitted
     }
 

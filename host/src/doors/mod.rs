@@ -175,10 +175,25 @@ impl Doors {
 
     /// Tells whatever generation serves; false: none does.
     fn tell(&self, service: &str, slot: SlotNo, frame: &ToLibrary<'_>) -> bool {
-        let Some(backend) = self.backend(service, slot) else { return false };
         let mut bytes = Vec::new();
         frame.write(&mut bytes);
-        backend.submit(&self.lane, &bytes, &mut Vec::new(), 0).is_ok()
+        self.tell_bytes(service, slot, &bytes)
+    }
+
+    fn tell_bytes(&self, service: &str, slot: SlotNo, frames: &[u8]) -> bool {
+        let backend = self.backend(service, slot);
+        backend.is_some_and(|backend| backend.submit(&self.lane, frames, &mut Vec::new(), 0).is_ok())
+    }
+
+    /// Does something that a service waits for, or that is handed to it: never on a service's own thread, which says things
+    /// while its slot may be locked.
+    fn later(&self, act: impl FnOnce(&Arc<Self>) + Send + 'static) {
+        let me = self.me.upgrade();
+        self.spawn(async move {
+            if let Some(me) = me {
+                act(&me);
+            }
+        });
     }
 
     /// Answers the generation that asked.
@@ -196,7 +211,13 @@ impl Doors {
         let taken = held.listening.taken();
         let offered = taken.is_some_and(|slot| {
             held.offered(slot);
-            held.with_frame(|frame| self.tell(service, slot, &frame))
+            let Some((frame, login)) = held.frame() else { return true };
+            let told = self.tell_bytes(service, slot, &frame);
+            // What was taken away while it was being told of.
+            if let Some(login) = login.filter(|login| held.login().is_none_or(|has| has.number != *login)) {
+                self.login_ended(service, slot, login);
+            }
+            told
         });
         if !offered {
             held.listening.hold(held.number);
@@ -213,6 +234,12 @@ impl Doors {
                 }
             }
         }
+    }
+
+    /// Says no to a question.
+    fn refuse(&self, asker: Asker, message: &'static str) {
+        let request = asker.request;
+        self.later(move |me| me.answer(&asker, &ToLibrary::NotLoggedIn { request, message, wait: 0 }));
     }
 
     fn stream(&self, number: u64) -> Option<Arc<Held>> {
@@ -258,14 +285,16 @@ impl Doors {
             self.wanting.lock().insert((from.service.to_owned(), listener.to_owned()));
         }
         found.for_each(|listening| listening.take(from.slot, public));
-        self.offer_held(from.slot);
+        let slot = from.slot;
+        self.later(move |me| me.offer_held(slot));
     }
 
     /// Code has carried a stream: it is handed on with the others, or at once if other code serves already.
     fn carry(&self, from: Speaker<'_>, held: &Arc<Held>, state: &[u8]) {
         held.carry(state.to_vec());
         if from.retired {
-            self.offer(held);
+            let held = Arc::clone(held);
+            self.later(move |me| me.offer(&held));
         }
     }
 }
@@ -306,8 +335,7 @@ impl Doorkeeper for Doors {
                 match self.stream_of(from, stream) {
                     Some(held) if held.listening.settings.starttls => held.start_tls(asker),
                     _ => {
-                        let message = "the operator has not set starttls = true for this listener";
-                        self.answer(&asker, &ToLibrary::NotLoggedIn { request, message, wait: 0 });
+                        self.refuse(asker, "the operator has not set starttls = true for this listener");
                     }
                 }
             }
@@ -341,10 +369,9 @@ impl Doorkeeper for Doors {
         };
         let mut frames = Vec::new();
         for held in carried {
-            held.with_frame(|frame| {
-                frame.write(&mut frames);
-                true
-            });
+            if let Some((frame, _)) = held.frame() {
+                frames.extend_from_slice(&frame);
+            }
         }
         frames
     }
