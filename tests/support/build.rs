@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 use std::sync::{Mutex, OnceLock};
 
 /// The sample services and the services for tests, which are all built at once.
-const LIBRARIES: [&str; 18] = [
+const LIBRARIES: [&str; 19] = [
     "todo",
     "scores",
     "chat",
@@ -25,6 +25,7 @@ const LIBRARIES: [&str; 18] = [
     "howto",
     "ponds",
     "talk",
+    "lines",
 ];
 
 /// What is built is built as this program was.

@@ -64,6 +64,21 @@ impl Lines {
         io.write_all(format!("{line}\r\n").as_bytes()).and_then(|()| io.flush()).expect("it can be sent");
     }
 
+    /// Sends what is no whole line.
+    ///
+    /// # Panics
+    /// When it cannot be sent.
+    pub fn write(&mut self, text: &str) {
+        let io = self.0.get_mut();
+        io.write_all(text.as_bytes()).and_then(|()| io.flush()).expect("it can be sent");
+    }
+
+    /// Sends a line, if there is still somebody.
+    pub fn try_send(&mut self, line: &str) -> bool {
+        let io = self.0.get_mut();
+        io.write_all(format!("{line}\r\n").as_bytes()).and_then(|()| io.flush()).is_ok()
+    }
+
     /// The next line; none: it has ended.
     ///
     /// # Panics

@@ -303,6 +303,147 @@ fn a_unix_socket_is_a_door_and_what_a_host_has_left_is_put_out_of_the_way() {
     }
 }
 
+/// A host with the service that is told what to do; where `lines` is, and `raw`.
+fn told() -> (TestHost, SocketAddr, SocketAddr) {
+    let home = TestHome::new();
+    home.make();
+    home.configure(|text| format!("{text}\n[service.lines.listen]\nlines = \"127.0.0.1:0\"\nraw = \"127.0.0.1:0\"\n"));
+    home.identity("alice", PASSWORD, &["lines/one", "lines/two"]);
+    home.install("lines");
+    let mut host = home.start();
+    let (lines, raw) = (door(&mut host, "lines on "), door(&mut host, "raw on "));
+    (host, lines, raw)
+}
+
+#[test]
+fn what_a_door_has_told_is_there_after_a_kill() {
+    for turn in 0..3 {
+        let (mut host, lines, _) = told();
+        let told = std::sync::Arc::new(std::sync::atomic::AtomicU64::new(0));
+        let clients: Vec<_> = (0..4)
+            .map(|_| {
+                let told = std::sync::Arc::clone(&told);
+                std::thread::spawn(move || {
+                    let mut client = Lines::connect(lines);
+                    let mut sent = 0_u64;
+                    while client.try_send("add") {
+                        let Some(line) = client.next_line() else { break };
+                        let sum = line.rsplit(' ').next().and_then(|sum| sum.parse().ok()).expect("a sum");
+                        told.fetch_max(sum, std::sync::atomic::Ordering::Relaxed);
+                        sent += 1;
+                    }
+                    sent
+                })
+            })
+            .collect();
+        while told.load(std::sync::atomic::Ordering::Relaxed) < 20 + turn * 7 {
+            std::thread::yield_now();
+        }
+        host.kill();
+        let sent: u64 = clients.into_iter().map(|client| client.join().expect("it ends")).sum();
+        let told = told.load(std::sync::atomic::Ordering::Relaxed);
+        let mut host = host.into_home().start();
+        let mut client = Lines::connect(door(&mut host, "lines on "));
+        client.send("add");
+        let sum: u64 = client.line().rsplit(' ').next().and_then(|sum| sum.parse().ok()).expect("a sum");
+        // Four were under way.
+        assert!(sum > told && sum <= sent + 5, "{told} were told of, {sent} were answered, and {sum} are there");
+    }
+}
+
+#[test]
+fn who_is_busy_when_the_code_is_replaced_is_carried_over_when_it_is_done() {
+    let (host, lines, raw) = told();
+    let mut busy: Vec<Lines> = (0..3).map(|_| Lines::connect(lines)).collect();
+    let mut stays = Lines::connect(lines);
+    stays.send("stay");
+    assert_eq!(stays.line(), "1: it stays");
+    for client in &mut busy {
+        client.write("hello\nslow 500\nadd\nhalf");
+        assert_eq!(client.line(), "1: hello");
+    }
+    let mut waits = Lines::connect(raw);
+    waits.write("wait\nhello\n");
+    host.home.run(&["service", "reload", "lines"], "");
+    for client in &mut busy {
+        client.send(" a line");
+        assert!(client.line().starts_with("2: slow "), "nothing is lost");
+        assert!(client.line().starts_with("3: "));
+        assert_eq!(client.line(), "4: half a line");
+    }
+    let mut last = Lines::connect(lines);
+    last.send("add");
+    assert_eq!(last.line(), "1: 7", "nothing is done twice");
+    assert_eq!((waits.line(), waits.line()), ("replaced: wait".to_owned(), "hello".to_owned()));
+    // It stays with its code until the grace is over.
+    stays.send("still here");
+    assert_eq!(stays.line(), "2: still here");
+    assert_eq!(stays.next_line(), None);
+}
+
+#[test]
+fn what_goes_wrong_in_a_door_ends_that_connection_alone() {
+    let (mut host, lines, _) = told();
+    let mut other = Lines::connect(lines);
+    for (told, answered) in [
+        ("panic\n", None),
+        ("fail\n", None),
+        ("close\nadd\n", Some("bye")),
+        (&*"x".repeat(2000), None),
+        ("flood 100000\n", None),
+    ] {
+        let mut client = Lines::connect(lines);
+        client.write(told);
+        assert_eq!(client.rest(), answered.into_iter().collect::<Vec<_>>(), "{}", &told[..told.len().min(20)]);
+    }
+    other.send("add");
+    assert_eq!(other.line(), "1: 1");
+    host.wait_for("a connection has ended by a fault of the service's");
+    // Who reads gets all, however much that is in all.
+    for turn in 2..30 {
+        other.send("flood 50000");
+        assert_eq!(other.line().len(), format!("{turn}: ").len() + 50_000);
+    }
+}
+
+#[test]
+fn a_client_that_sends_and_does_not_read_is_let_go_and_keeps_nobody() {
+    let (host, lines, _) = told();
+    let mut deaf = Lines::socket(lines);
+    deaf.set_write_timeout(Some(Duration::from_secs(60))).expect("it has a timeout");
+    let began = Instant::now();
+    while std::io::Write::write_all(&mut deaf, &b"flood 60000\n".repeat(100)).is_ok() {
+        assert!(began.elapsed() < Duration::from_secs(60), "it is let go");
+    }
+    let mut other = Lines::connect(lines);
+    other.send("add");
+    assert_eq!(other.line(), "1: 1");
+    assert!(host.peak_memory() < 512 << 20);
+}
+
+#[test]
+fn a_login_goes_with_its_connection_and_tells_its_keys() {
+    let (host, lines, _) = told();
+    let mut alice = Lines::connect(lines);
+    alice.send(&format!("who\r\nlogin alice wrong\r\nlogin alice {PASSWORD}\r\nwho"));
+    assert_eq!(alice.line(), "1: nobody");
+    assert_eq!(alice.line(), "2: wrong name or password");
+    assert_eq!(alice.line(), "3: alice has one two");
+    assert_eq!(alice.line(), "4: alice");
+    host.home.run(&["service", "reload", "lines"], "");
+    alice.send("who");
+    assert_eq!(alice.line(), "5: alice");
+    let token = host.home.run(&["token", "new", "alice"], "");
+    let token = token.split_whitespace().find(|word| word.starts_with("credhost_")).expect("a token");
+    let mut other = Lines::connect(lines);
+    other.send(&format!("login bob {token}\r\nlogin alice {token}"));
+    assert_eq!(other.line(), "1: wrong name or password", "the token is somebody else's");
+    assert_eq!(other.line(), "2: alice has one two");
+    // One of two keys: what it had told of is not so any more.
+    host.home.run(&["key", "remove", "alice", "lines", "two"], "");
+    assert_eq!((alice.next_line(), other.next_line()), (None, None));
+}
+
 #[test]
 fn what_cannot_be_in_the_configuration_is_said_with_its_place() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
