@@ -48,12 +48,15 @@ use std::sync::Arc;
 
 use plugin_api::Service;
 
+use crate::config::ListenerSettings;
 use crate::cred::login::Login;
+use crate::doors::{Doors, Surroundings};
 use crate::listener::{Endpoint, Listener};
 use crate::loader::fault::LibraryFault;
 use crate::multiservice::context::HostContext;
 use crate::multiservice::slot::Slot;
 use crate::multiservice::{MultiService, NotAdded};
+use crate::sessions::Sessions;
 
 pub use crate::cred::{
     Answer, Authorizer, AuthorizerError, Credential, CredentialError, DefaultAuthorizer, DuplicateIdentity, Identity,
@@ -73,6 +76,7 @@ pub struct Builder {
     authorizer: Option<Arc<dyn Authorizer>>,
     store: Option<Arc<dyn Store>>,
     limits: Limits,
+    listeners: Vec<(String, String, String)>,
 }
 
 impl std::fmt::Debug for Builder {
@@ -103,6 +107,9 @@ pub enum EmbedError {
     /// [`Builder::identity`] and [`Builder::authorizer`] were both called: an authorizer has identities of its own.
     #[error("there are identities and an authorizer, which has its own: one of the two")]
     Both,
+    /// A service's own door cannot be opened.
+    #[error("{0}")]
+    Listener(String),
     /// The address cannot be listened on, or the system has no randomness.
     #[error(transparent)]
     Io(#[from] io::Error),
@@ -151,6 +158,14 @@ impl Builder {
         self
     }
 
+    /// An address for a service's own door, by the name that the service has for it: `127.0.0.1:6667`, or
+    /// `unix:/run/chat.sock`.
+    #[must_use]
+    pub fn listen(mut self, service: &str, listener: &str, address: &str) -> Self {
+        self.listeners.push((service.to_owned(), listener.to_owned(), address.to_owned()));
+        self
+    }
+
     /// Starts the services, and serves Perspective Broker on this address, on threads of its own. Call it on a tokio
     /// runtime, which the services need not share.
     ///
@@ -163,8 +178,26 @@ impl Builder {
             Some(authorizer) => authorizer,
             None => Arc::new(authorizer(self.people, &key)?),
         };
-        let context = HostContext::new(self.store.unwrap_or_else(|| Arc::new(MemoryStore::new())));
+        let mut context = HostContext::new(self.store.unwrap_or_else(|| Arc::new(MemoryStore::new())));
         let services = MultiService::new("pb");
+        let login = Login::new(authorizer, key, &decoy);
+        let (gate, sessions) = (Endpoint::gate_before(&login, &context), Sessions::new());
+        let read = |(service, name, address): &(String, String, String)| {
+            ListenerSettings::at(service, name, address).map_err(EmbedError::Listener)
+        };
+        let listeners = self.listeners.iter().map(read).collect::<Result<Vec<_>, _>>()?;
+        let around = Surroundings {
+            services: Arc::clone(&services) as Arc<_>,
+            login: login.clone(),
+            gate: Arc::clone(&gate),
+            sessions: Arc::clone(&sessions),
+            router: Arc::clone(&context.router),
+            memory: Arc::clone(&context.memory),
+            certificates: None,
+            limits: self.limits,
+        };
+        let doors = Doors::new(around, listeners).map_err(EmbedError::Listener)?;
+        context.doors = Arc::clone(&doors) as Arc<_>;
         for load in self.services {
             let loaded = load(context.clone()).await;
             let slot = loaded.map_err(|why| EmbedError::Service("that is linked in".to_owned(), why.to_string()))?;
@@ -174,9 +207,10 @@ impl Builder {
             services.stop().await;
             return Err(EmbedError::Service(name, why.to_string()));
         }
-        let root = Endpoint::new(Login::new(authorizer, key, &decoy), Arc::clone(&services), context, self.limits);
-        match root.listen(address) {
-            Ok(listener) => Ok(Host { services, listener }),
+        let before = (gate, sessions);
+        let root = Endpoint::with_gate(login, Arc::clone(&services), context, self.limits, before);
+        match doors.open().and_then(|()| root.listen(address)) {
+            Ok(listener) => Ok(Host { services, listener, doors }),
             Err(error) => {
                 services.stop().await;
                 Err(error.into())
@@ -211,6 +245,7 @@ fn authorizer(
 pub struct Host {
     services: Arc<MultiService>,
     listener: Listener,
+    doors: Arc<Doors>,
 }
 
 impl std::fmt::Debug for Host {
@@ -226,10 +261,19 @@ impl Host {
         self.listener.address()
     }
 
+    /// Where one of a service's own doors is, if it was given an address of TCP's.
+    #[must_use]
+    pub fn door(&self, service: &str, listener: &str) -> Option<SocketAddr> {
+        let all = self.doors.status();
+        let own = all.into_iter().filter(|one| one.service == service && one.name == listener);
+        own.filter_map(|one| one.address?.parse().ok()).next()
+    }
+
     /// Closes the door, lets calls end that are under way, and stops the services: what is to be saved is saved.
     pub async fn close(self) {
         self.listener.close();
         self.services.stop().await;
+        self.doors.close();
     }
 }
 
@@ -263,6 +307,7 @@ mod tests {
         assert!(said(twice).await.contains("already an identity named a"));
         let both = Builder::new().identity("a", &password, &[]).authorizer(DefaultAuthorizer::new());
         assert!(said(both).await.contains("one of the two"));
+        assert!(said(Builder::new().listen("room", "irc", "6667")).await.contains("is no address"));
         assert!(Builder::new().serve("no.such.host.invalid:1").await.is_err());
     }
 }

@@ -4,8 +4,10 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use credhost::config::ListenerSettings;
 use credhost::cred::login::Login;
 use credhost::cred::{Authorizer, DefaultAuthorizer, Entropy, Identity, Key, MasterKey, Password};
+use credhost::doors::{Doors, Surroundings};
 use credhost::listener::{Endpoint, Listener};
 use credhost::login_gate::LoginGate;
 use credhost::memory::Budget;
@@ -17,6 +19,7 @@ use credhost::sessions::Sessions;
 use credhost::store::MemoryStore;
 use jelly::{Limits as JellyLimits, Scanner, Shape, Value, token};
 use plugin_api::prelude::*;
+use plugin_api::{BytesMut, Door, Transport};
 
 use crate::wire::{Wire, call};
 
@@ -29,6 +32,10 @@ struct Trial;
 impl Service for Trial {
     type Perspective = Trier;
 
+    async fn start(_me: Handle<Self>, context: Context<Self>) -> Result<()> {
+        context.serve::<Knock>("knock")
+    }
+
     fn attached(context: &Context<Self>, trier: Handle<Trier>, by: &Attachment) -> Result<Handle<Trier>> {
         let _ = context;
         let name = by.perspective().to_owned();
@@ -40,6 +47,30 @@ impl Service for Trial {
         let name = by.perspective().to_owned();
         // Nobody writes to it further up.
         let _ = trier.write(|trier| trier.log.push(format!("detached {name}")));
+    }
+}
+
+/// A door of its own: each line is a name and a password; the answer says whether they are right.
+struct Knock;
+
+impl Door for Knock {
+    type Service = Trial;
+
+    fn opened(_: &Context<Trial>, _: &Transport) -> Result<Self> {
+        Ok(Self)
+    }
+
+    async fn received(&mut self, context: &Context<Trial>, transport: &Transport, input: &mut BytesMut) -> Result<()> {
+        while let Some(end) = input.iter().position(|byte| *byte == b'\n') {
+            let line = String::from_utf8_lossy(&input.split_to(end + 1)).into_owned();
+            let (name, password) = line.trim_end().split_once(' ').unwrap_or_default();
+            let said = match context.authorizer().password(transport, name, password).await {
+                Ok(login) => login.identity().to_owned(),
+                Err(refused) => refused.to_string(),
+            };
+            transport.write(format!("{said}\n").as_bytes());
+        }
+        Ok(())
     }
 }
 
@@ -147,6 +178,7 @@ pub struct Embedded {
     memory: Arc<Budget>,
     listener: Listener,
     root: Endpoint,
+    doors: Arc<Doors>,
     pub services: Arc<MultiService>,
 }
 
@@ -178,17 +210,42 @@ impl Embedded {
     #[must_use]
     pub fn with(limits: Limits, authorizer: Arc<dyn Authorizer>, key: &MasterKey) -> Self {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-        let context = HostContext { orphans: limits.orphans, ..HostContext::new(Arc::new(MemoryStore::new())) };
+        let mut context = HostContext { orphans: limits.orphans, ..HostContext::new(Arc::new(MemoryStore::new())) };
         let services = MultiService::new("pb");
+        let login = Login::new(authorizer, key.clone(), &[4; 24]);
+        let (gate, sessions) = (Endpoint::gate_before(&login, &context), Sessions::new());
+        let around = Surroundings {
+            services: Arc::clone(&services) as Arc<_>,
+            login: login.clone(),
+            gate: Arc::clone(&gate),
+            sessions: Arc::clone(&sessions),
+            router: Arc::clone(&context.router),
+            memory: Arc::clone(&context.memory),
+            certificates: None,
+            limits,
+        };
+        let knock = ListenerSettings::at("trial", "knock", "127.0.0.1:0").expect("an address");
+        let doors = Doors::new(around, vec![knock]).expect("they open");
+        context.doors = Arc::clone(&doors) as Arc<_>;
         runtime.block_on(async {
             let trial = Slot::linked::<Trial>(&context).await.expect("the service loads");
             services.add(trial).await.expect("its name is free");
             assert_eq!(services.start().await, []);
         });
-        let login = Login::new(authorizer, key.clone(), &[4; 24]);
+        doors.open().expect("they open");
         let memory = Arc::clone(&context.memory);
-        let root = Endpoint::new(login, Arc::clone(&services), context, limits);
-        Self { memory, listener: root.listen("127.0.0.1:0").expect("a port"), root, services }
+        let root = Endpoint::with_gate(login, Arc::clone(&services), context, limits, (gate, sessions));
+        Self { memory, listener: root.listen("127.0.0.1:0").expect("a port"), root, doors, services }
+    }
+
+    /// Where the service's own door is.
+    ///
+    /// # Panics
+    /// When there is none.
+    #[must_use]
+    pub fn door(&self) -> SocketAddr {
+        let address = self.doors.status().pop().and_then(|door| door.address).expect("it is open");
+        address.parse().expect("an address")
     }
 
     /// What stands before its logins.

@@ -444,6 +444,23 @@ fn a_login_goes_with_its_connection_and_tells_its_keys() {
     assert_eq!((alice.next_line(), other.next_line()), (None, None));
 }
 
+/// As systemd starts it: with sockets that it has opened, by name.
+#[test]
+fn sockets_that_systemd_has_opened_are_doors() {
+    let socket = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let irc = socket.local_addr().expect("it has one");
+    let home = home("irc = \"systemd:chat\"");
+    home.install("chat");
+    let run = "exec 3<&0; LISTEN_PID=$$ LISTEN_FDS=1 LISTEN_FDNAMES=chat exec \"$0\" --home \"$1\" run --listen 127.0.0.1:0";
+    let mut command = std::process::Command::new("sh");
+    command.args(["-c", run]).arg(build::credhost()).arg(home.path());
+    let mut host = command.stdin(std::os::fd::OwnedFd::from(socket)).spawn().expect("it runs");
+    let mut alice = Lines::irc(irc, "alice", PASSWORD);
+    alice.send("PING x");
+    alice.until("PONG");
+    host.kill().and_then(|()| host.wait()).expect("it ends");
+}
+
 #[test]
 fn what_cannot_be_in_the_configuration_is_said_with_its_place() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");

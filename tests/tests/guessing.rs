@@ -9,6 +9,7 @@ use credhost::cred::{Answer, Authorizer, DefaultAuthorizer, Identity, MasterKey,
 use credhost::session::Limits;
 use pb::client::{Client, Error};
 use system_tests::embedded::Embedded;
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt};
 use tokio::net::TcpSocket;
 
 /// What a name can be.
@@ -42,10 +43,14 @@ fn people(count: usize, key: &MasterKey) -> DefaultAuthorizer {
 
 /// A connection from an address of its own: of all of 127.0.0.0/8, which are this machine.
 async fn connect(address: SocketAddr, source: u32) -> Client {
+    Client::new(socket(address, source).await).await.expect("it speaks PB")
+}
+
+async fn socket(address: SocketAddr, source: u32) -> tokio::net::TcpStream {
     let socket = TcpSocket::new_v4().expect("a socket");
     let from = Ipv4Addr::from(u32::from(Ipv4Addr::new(127, 1, 0, 0)) + source);
     socket.bind((from, 0).into()).expect("the address is this machine's");
-    Client::new(socket.connect(address).await.expect("the door is open")).await.expect("it speaks PB")
+    socket.connect(address).await.expect("the door is open")
 }
 
 fn run<R>(test: impl Future<Output = R>) -> R {
@@ -58,12 +63,47 @@ enum Words {
     Stock,
     Password,
     Throttled,
+    /// By a service's own door.
+    Door,
+}
+
+/// Who guesses.
+enum Guesser {
+    Pb(Client),
+    Door(tokio::io::BufReader<tokio::net::TcpStream>),
+}
+
+impl Guesser {
+    async fn come(host: [SocketAddr; 2], source: u32, words: Words) -> Self {
+        if matches!(words, Words::Door) {
+            let mut door = Self::Door(tokio::io::BufReader::new(socket(host[1], source).await));
+            // The service has it.
+            door.fail("", words).await;
+            return door;
+        }
+        let client = connect(host[0], source).await;
+        // The first call of a connection is slower than others.
+        let _ = client.root().call("nonsense", &()).await;
+        Self::Pb(client)
+    }
+
+    async fn fail(&mut self, name: &str, words: Words) -> String {
+        match self {
+            Self::Pb(client) => fail(client, name, words).await,
+            Self::Door(door) => {
+                let mut answer = String::new();
+                door.write_all(format!("{name} wrong\n").as_bytes()).await.expect("it is sent");
+                door.read_line(&mut answer).await.expect("it is answered");
+                answer
+            }
+        }
+    }
 }
 
 async fn fail(client: &Client, name: &str, words: Words) -> String {
     let tried = match words {
         Words::Stock | Words::Throttled => client.login(name, "wrong", None).await,
-        Words::Password => client.login_password(name, "wrong", None).await,
+        Words::Password | Words::Door => client.login_password(name, "wrong", None).await,
     };
     match tried {
         Err(Error::Failure(failure)) => format!("{failure:?}"),
@@ -74,7 +114,7 @@ async fn fail(client: &Client, name: &str, words: Words) -> String {
 /// Milliseconds that each kind of name takes, in tries that are interleaved, each of another name.
 fn measure(host: &Embedded, words: Words, tries: usize) -> [Vec<f64>; 4] {
     const WORKERS: usize = 8;
-    let address = host.address();
+    let addresses = [host.address(), host.door()];
     run(async {
         let mut workers = Vec::new();
         for worker in 0..WORKERS {
@@ -84,20 +124,18 @@ fn measure(host: &Embedded, words: Words, tries: usize) -> [Vec<f64>; 4] {
                 let mut dice = worker as u32 + 1;
                 for round in (worker..tries).step_by(WORKERS) {
                     // A source may fail some times before it has to wait: another for each round.
-                    let client = connect(address, (round + 1) as u32).await;
-                    // The first call of a connection is slower than others.
-                    let _ = client.root().call("nonsense", &()).await;
+                    let mut guesser = Guesser::come(addresses, (round + 1) as u32, words).await;
                     dice = dice.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
                     for turn in 0..4 {
                         let kind = (turn + (dice >> 30) as usize) % 4;
                         let name = format!("{}{round}", KINDS[kind]);
-                        if matches!(words, Words::Throttled) {
-                            let guess = || fail(&client, &name, words);
+                        if let (Words::Throttled, Guesser::Pb(client)) = (words, &guesser) {
+                            let guess = || fail(client, &name, words);
                             let looked_at = tokio::join!(guess(), guess(), guess());
                             assert!(looked_at.2.contains("UnauthorizedLogin"), "{looked_at:?}");
                         }
                         let began = Instant::now();
-                        answers.insert(fail(&client, &name, words).await);
+                        answers.insert(guesser.fail(&name, words).await);
                         times[kind].push(began.elapsed().as_secs_f64() * 1000.0);
                     }
                 }
@@ -157,6 +195,7 @@ fn no_kind_of_name_can_be_told_from_another_by_answer_or_time() {
         (Words::Stock, tries("CREDHOST_TRIES", 1200), 25),
         (Words::Throttled, tries("CREDHOST_TRIES", 300), 25),
         (Words::Password, tries("CREDHOST_HASHED", 96), 300),
+        (Words::Door, tries("CREDHOST_HASHED", 96), 300),
     ] {
         let limits = Limits { refusal: Duration::from_millis(refusal), ..Limits::default() };
         let host = Embedded::with(limits, Arc::new(people(tries, &key)), &key);

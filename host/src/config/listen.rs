@@ -47,6 +47,16 @@ pub struct ListenerSettings {
     pub login: Duration,
 }
 
+impl ListenerSettings {
+    /// A listener of a service at this address, written as in credhost.toml.
+    ///
+    /// # Errors
+    /// When that is none.
+    pub fn at(service: &str, name: &str, address: &str) -> Result<Self, String> {
+        Section { address: address.to_owned(), ..Section::default() }.read(service, name)
+    }
+}
+
 /// A listener, as it stands in the file.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]

@@ -71,14 +71,20 @@ impl Endpoint {
     /// A root through which `login`'s identities reach these services.
     #[must_use]
     pub fn new(login: Login, services: Arc<MultiService>, context: HostContext, limits: Limits) -> Self {
+        let gate = Self::gate_before(&login, &context);
+        Self::with_gate(login, services, context, limits, (gate, Sessions::new()))
+    }
+
+    /// A gate of its own, as [`Endpoint::new`] has it.
+    #[must_use]
+    pub fn gate_before(login: &Login, context: &HostContext) -> Arc<LoginGate> {
         let mut secret = [0; 32];
         if let Err(error) = getrandom::fill(&mut secret) {
             // It keeps names apart, no secrets.
             tracing::warn!(%error, "no randomness for the throttle");
         }
         let store = Arc::clone(&context.store);
-        let gate = LoginGate::new(store, StoreSecret::new(secret), login.cost(), BUDGET, LoginRules::default());
-        Self::with_gate(login, services, context, limits, (gate, Sessions::new()))
+        LoginGate::new(store, StoreSecret::new(secret), login.cost(), BUDGET, LoginRules::default())
     }
 
     /// The same behind a gate that stands before other listeners, too, and with the sessions of all of them.
