@@ -213,6 +213,37 @@ fn a_door_has_its_own_limits() {
 }
 
 #[test]
+fn who_is_silent_for_too_long_is_let_go_where_the_operator_says_so() {
+    let home = home(
+        "irc = [{ address = \"127.0.0.1:0\", idle = \"1 s\" }, { address = \"127.0.0.1:0\", tls = true, idle = \"1 s\" }]",
+    );
+    home.install("chat");
+    home.run(&["tls", "init"], "");
+    let authority = std::fs::read(home.path().join("tls/ca.pem")).expect("it was made");
+    let mut host = home.start();
+    let [clear, ircs] = ["irc on ", "irc over TLS on "].map(|name| door(&mut host, name));
+    let mut silent = [Lines::connect(clear), Lines::over(tls(&authority, Lines::socket(ircs)))];
+    silent.iter_mut().for_each(|client| client.join("alice", PASSWORD));
+    let mut talks = Lines::irc(clear, "bob", PASSWORD);
+    let (over, ends) = channel();
+    let waiting = std::thread::spawn(move || {
+        silent.iter_mut().for_each(|client| drop(client.rest()));
+        over.send(())
+    });
+    // It is not by its own time that it is let go.
+    while ends.try_recv().is_err() {
+        talks.send("PING x");
+        talks.until("PONG");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    waiting.join().expect("it ends").expect("somebody waits");
+    // They go on inside of what watches them.
+    replace(&host);
+    talks.send("PING x");
+    talks.until("PONG");
+}
+
+#[test]
 fn a_door_speaks_tls_from_the_beginning_or_later() {
     let home = home(
         "irc = [\"127.0.0.1:0\", { address = \"127.0.0.1:0\", tls = true }, { address = \"127.0.0.1:0\", starttls = true }]",
@@ -451,7 +482,8 @@ fn sockets_that_systemd_has_opened_are_doors() {
     let irc = socket.local_addr().expect("it has one");
     let home = home("irc = \"systemd:chat\"");
     home.install("chat");
-    let run = "exec 3<&0; LISTEN_PID=$$ LISTEN_FDS=1 LISTEN_FDNAMES=chat exec \"$0\" --home \"$1\" run --listen 127.0.0.1:0";
+    let run =
+        "exec 3<&0; LISTEN_PID=$$ LISTEN_FDS=1 LISTEN_FDNAMES=chat exec \"$0\" --home \"$1\" run --listen 127.0.0.1:0";
     let mut command = std::process::Command::new("sh");
     command.args(["-c", run]).arg(build::credhost()).arg(home.path());
     let mut host = command.stdin(std::os::fd::OwnedFd::from(socket)).spawn().expect("it runs");

@@ -45,6 +45,8 @@ pub struct ListenerSettings {
     pub per_source: usize,
     /// How long a login may take.
     pub login: Duration,
+    /// After how long without a byte from the client a connection is closed, if ever.
+    pub idle: Option<Duration>,
 }
 
 impl ListenerSettings {
@@ -68,6 +70,7 @@ struct Section {
     connections: usize,
     per_source: usize,
     login: String,
+    idle: Option<String>,
 }
 
 impl Default for Section {
@@ -80,6 +83,7 @@ impl Default for Section {
             connections: 1000,
             per_source: 64,
             login: "30 s".to_owned(),
+            idle: None,
         }
     }
 }
@@ -141,8 +145,15 @@ pub fn listeners(settings: &Settings) -> Result<Vec<ListenerSettings>, String> {
 
 impl Section {
     fn read(self, service: &str, name: &str) -> Result<ListenerSettings, String> {
-        let Self { address: shown, tls, starttls, plaintext, connections, per_source, login } = self;
-        let login = humantime::parse_duration(&login).map_err(|error| format!("login = {login:?}: {error}"))?;
+        let Self { address: shown, tls, starttls, plaintext, connections, per_source, login, idle } = self;
+        let time = |name: &str, text: &str| {
+            humantime::parse_duration(text).map_err(|error| format!("{name} = {text:?}: {error}; a time is \"30 s\""))
+        };
+        let login = time("login", &login)?;
+        let idle = idle.map(|text| time("idle", &text)).transpose()?;
+        if starttls && idle.is_some() {
+            return Err("idle is for listeners that are TLS from the beginning, or never: starttls has none".to_owned());
+        }
         if tls && starttls {
             return Err("tls and starttls are one or the other: all that comes is TLS, or it becomes so".to_owned());
         }
@@ -174,7 +185,19 @@ impl Section {
             ));
         }
         let (service, name) = (service.to_owned(), name.to_owned());
-        Ok(ListenerSettings { service, name, address, shown, tls, starttls, plaintext, connections, per_source, login })
+        Ok(ListenerSettings {
+            service,
+            name,
+            address,
+            shown,
+            tls,
+            starttls,
+            plaintext,
+            connections,
+            per_source,
+            login,
+            idle,
+        })
     }
 }
 
@@ -224,6 +247,7 @@ mod tests {
             ("irc = { address = \"127.0.0.1:1\", conections = 1 }", "conections"),
             ("irc = { address = \"127.0.0.1:1\", connections = 0 }", "begin at 1"),
             ("irc = { address = \"127.0.0.1:1\", login = \"soon\" }", "login"),
+            ("irc = { address = \"127.0.0.1:1\", idle = \"1 min\", starttls = true }", "idle is for"),
             ("irc = \"127.0.0.1:1\"\nother = \"127.0.0.1:1\"", "is the address of [service.chat.listen] irc"),
         ];
         for (line, wanted) in all {

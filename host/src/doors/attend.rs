@@ -6,12 +6,14 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream as StdUnix;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use plugin_api::abi::frame::ToLibrary;
 use rustix::net::Shutdown;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
+use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_rustls::TlsAcceptor;
 
@@ -26,8 +28,8 @@ use crate::store;
 
 /// What is counted for a stream, in bytes: its descriptors, its entries, its task.
 const COST: usize = 8 << 10;
-/// What is counted for one inside of TLS.
-const TLS_COST: usize = 64 << 10;
+/// What is counted for one whose bytes the host moves.
+const RELAYED: usize = 64 << 10;
 /// How long a client may take for TLS's greeting.
 const GREETING: Duration = Duration::from_secs(10);
 /// How long a stream is held that no service takes.
@@ -41,8 +43,71 @@ const LINGER: Duration = Duration::from_secs(2);
 trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
 
-/// Moves the bytes of one stream in and out of TLS.
+/// Moves the bytes of one stream in and out of TLS, or past a watch.
 type Relay = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// A client's stream, and when the last byte came.
+struct Watched<T> {
+    inner: T,
+    heard: watch::Sender<Instant>,
+}
+
+impl<T: AsyncRead + Unpin> AsyncRead for Watched<T> {
+    fn poll_read(mut self: Pin<&mut Self>, poll: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        let read = Pin::new(&mut self.inner).poll_read(poll, buffer);
+        if buffer.filled().len() > before {
+            self.heard.send_replace(Instant::now());
+        }
+        read
+    }
+}
+
+impl<T: AsyncWrite + Unpin> AsyncWrite for Watched<T> {
+    fn poll_write(mut self: Pin<&mut Self>, poll: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.inner).poll_write(poll, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, poll: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_flush(poll)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, poll: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_shutdown(poll)
+    }
+}
+
+/// Has the host move a stream's bytes, and ends it when none has come from the client for so long.
+fn relay<T: AsyncRead + AsyncWrite + Send + Unpin + 'static>(
+    held: &Held,
+    client: T,
+    asked: Option<&str>,
+) -> io::Result<Relay> {
+    let (own, theirs) = StdUnix::pair()?;
+    own.set_nonblocking(true)?;
+    let mut own = UnixStream::from_std(own)?;
+    held.relayed(theirs.into(), asked);
+    held.mailbox.meter().add(Kept::Input, RELAYED);
+    let (heard, mut hears) = watch::channel(Instant::now());
+    let (mut client, idle) = (Watched { inner: client, heard }, held.listening.settings.idle);
+    Ok(Box::pin(async move {
+        let silence = async {
+            let Some(idle) = idle else { return std::future::pending().await };
+            loop {
+                let by = *hears.borrow_and_update() + idle;
+                tokio::time::sleep_until(by).await;
+                if *hears.borrow() + idle <= Instant::now() {
+                    return;
+                }
+            }
+        };
+        tokio::select! {
+            // However it ends, it has ended.
+            _ = tokio::io::copy_bidirectional(&mut client, &mut own) => {}
+            () = silence => {}
+        }
+    }))
+}
 
 /// The socket, for tokio.
 fn open(client: &OwnedFd, tcp: bool) -> io::Result<Box<dyn Io>> {
@@ -78,6 +143,13 @@ async fn attend(doors: &Arc<Doors>, held: &Arc<Held>) {
         match secure(doors, held).await {
             Ok(secured) => relay = Some(secured),
             Err(error) => return tracing::debug!(peer = held.peer, %error, "TLS has not come about"),
+        }
+    }
+    if relay.is_none() && held.listening.settings.idle.is_some() {
+        let watched = open(&held.client(), held.is_tcp()).and_then(|client| self::relay(held, client, None));
+        match watched {
+            Ok(watched) => relay = Some(watched),
+            Err(error) => return tracing::warn!(%error, "a connection cannot be watched"),
         }
     }
     doors.offer(held);
@@ -117,6 +189,7 @@ async fn attend(doors: &Arc<Doors>, held: &Arc<Held>) {
             Step::Relayed => {
                 // The service sees its end, and says so.
                 relay = None;
+                held.cut();
                 held.let_go();
             }
             // It may have come just in time.
@@ -182,17 +255,9 @@ async fn secure(doors: &Doors, held: &Held) -> io::Result<Relay> {
     let certificates = doors.around.certificates.as_ref().ok_or_else(|| io::Error::other("no certificate"))?;
     let socket = open(&held.client(), held.is_tcp())?;
     let acceptor = TlsAcceptor::from(certificates.config());
-    let mut tls = tokio::time::timeout(GREETING, acceptor.accept(socket)).await??;
+    let tls = tokio::time::timeout(GREETING, acceptor.accept(socket)).await??;
     let asked = tls.get_ref().1.server_name().unwrap_or_default().to_owned();
-    let (own, theirs) = StdUnix::pair()?;
-    own.set_nonblocking(true)?;
-    let mut own = UnixStream::from_std(own)?;
-    held.secured(theirs.into(), &asked);
-    held.mailbox.meter().add(Kept::Input, TLS_COST);
-    Ok(Box::pin(async move {
-        // However it ends, it has ended.
-        let _ = tokio::io::copy_bidirectional(&mut tls, &mut own).await;
-    }))
+    relay(held, tls, Some(&asked))
 }
 
 /// The service wants TLS from here on.

@@ -126,12 +126,13 @@ impl Held {
         Arc::clone(&self.state.lock().client)
     }
 
-    /// It is inside of TLS now: this is the inner end.
-    pub(super) fn secured(&self, inner: OwnedFd, asked: &str) {
+    /// The host moves its bytes from now on, in TLS or because it watches them: this is the inner end. `asked`: the name that
+    /// the client asked for by TLS.
+    pub(super) fn relayed(&self, inner: OwnedFd, asked: Option<&str>) {
         let mut state = self.state.lock();
         state.service = Some(Arc::new(inner));
-        (state.tcp, state.tls) = (false, true);
-        asked.clone_into(&mut state.asked);
+        (state.tcp, state.tls) = (false, asked.is_some());
+        asked.unwrap_or_default().clone_into(&mut state.asked);
     }
 
     /// Whether the client's end is a socket of TCP's.
