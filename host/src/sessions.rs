@@ -38,7 +38,7 @@ struct Removed {
 pub struct SessionEntry {
     number: u32,
     peer: String,
-    tls: bool,
+    tls: AtomicBool,
     /// Since when it is in the list, in seconds since 1970.
     since: u64,
     mailbox: Arc<Mailbox>,
@@ -106,7 +106,7 @@ impl SessionEntry {
         Arc::new(Self {
             number,
             peer: peer.to_owned(),
-            tls,
+            tls: AtomicBool::new(tls),
             since,
             mailbox,
             sessions: Arc::clone(sessions),
@@ -114,6 +114,11 @@ impl SessionEntry {
             notified: AtomicBool::new(false),
             notices: Mutex::default(),
         })
+    }
+
+    /// It speaks TLS from now on.
+    pub fn speaks_tls(&self) {
+        self.tls.store(true, Ordering::Relaxed);
     }
 
     /// What it was told since it was asked last.
@@ -202,7 +207,7 @@ impl SessionEntry {
             session: self.number,
             identities: about.identities.iter().filter(|name| !name.is_empty()).map(|name| name.to_string()).collect(),
             peer: self.peer.clone(),
-            tls: self.tls,
+            tls: self.tls.load(Ordering::Relaxed),
             since: self.since,
             perspectives: about.perspectives.iter().map(|(name, _)| name.to_string()).collect(),
         }

@@ -72,12 +72,11 @@ mod runtime;
 mod service;
 pub mod testing;
 
-pub use bytes::BytesMut;
 pub use cached::{Cacheable, Cached, Observer};
 pub use call::{Attachment, Call, Reason};
 pub use context::{Config, Context, blocking};
 pub use data::{Data, Entry, Select, Selected, Transaction};
-pub use doors::{Authorizer, Caller, Door, Listener, Login, Peer, Refused, Stream, Transport};
+pub use doors::{Authorizer, Caller, Door, Input, Listener, Login, Peer, Refused, Stream, Transport};
 pub use fault::{Fault, Result};
 pub use followed::{Follow, Followed};
 pub use handle::{AnyHandle, Handle, View};
@@ -88,6 +87,7 @@ pub use paging::{PageCollector, Pages, page};
 pub use plugin_api_macros::{Fault, perspective, service};
 pub use remote::Remote;
 pub use service::{Callable, Save, Served, Service};
+pub use zeroize::Zeroizing;
 
 /// All that a service usually needs.
 pub mod prelude {

@@ -19,7 +19,7 @@ use credhost::sessions::Sessions;
 use credhost::store::MemoryStore;
 use jelly::{Limits as JellyLimits, Scanner, Shape, Value, token};
 use plugin_api::prelude::*;
-use plugin_api::{BytesMut, Door, Transport};
+use plugin_api::{Door, Input, Transport};
 
 use crate::wire::{Wire, call};
 
@@ -60,10 +60,9 @@ impl Door for Knock {
         Ok(Self)
     }
 
-    async fn received(&mut self, context: &Context<Trial>, transport: &Transport, input: &mut BytesMut) -> Result<()> {
-        while let Some(end) = input.iter().position(|byte| *byte == b'\n') {
-            let line = String::from_utf8_lossy(&input.split_to(end + 1)).into_owned();
-            let (name, password) = line.trim_end().split_once(' ').unwrap_or_default();
+    async fn received(&mut self, context: &Context<Trial>, transport: &Transport, input: &mut Input) -> Result<()> {
+        while let Some(line) = input.line() {
+            let (name, password) = line.split_once(' ').unwrap_or_default();
             let said = match context.authorizer().password(transport, name, password).await {
                 Ok(login) => login.identity().to_owned(),
                 Err(refused) => refused.to_string(),

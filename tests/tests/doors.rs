@@ -127,6 +127,8 @@ fn what_is_taken_away_is_gone_at_once_and_the_trail_has_the_door() {
 #[test]
 fn whoever_comes_while_nothing_serves_is_held_until_something_does() {
     let home = home("irc = \"127.0.0.1:0\"");
+    // It takes longer to build than anybody is held.
+    let _ = build::library("chat");
     let (host, irc) = open(home);
     let mut alice = Lines::connect(irc);
     alice.send(&format!("PASS :{PASSWORD}\r\nNICK alice\r\nUSER a 0 * :a"));
@@ -179,10 +181,10 @@ fn who_has_no_key_is_told_so_and_does_not_come_in() {
     for (name, password, why) in [
         ("carol", PASSWORD, "no key for this service"),
         ("carol", "wrong", "wrong name or password"),
-        ("nobody at all", PASSWORD, "wrong name or password"),
+        ("nobody-at-all", PASSWORD, "wrong name or password"),
     ] {
         let mut client = Lines::connect(irc);
-        client.send(&format!("PASS :{name}:{password}\r\nNICK x\r\nUSER a 0 * :a"));
+        client.send(&format!("PASS :{name}:{password}\r\nNICK x\r\nUSER {name} 0 * :a"));
         assert_eq!(client.until("ERROR"), format!("ERROR :{why}"));
         assert_eq!(client.next_line(), None);
     }
@@ -192,7 +194,7 @@ fn who_has_no_key_is_told_so_and_does_not_come_in() {
         trail.lines().any(|line| line.contains("refused identity=carol") && line.contains("door=chat:irc")),
         "{trail}"
     );
-    assert!(!trail.contains("nobody at all"), "{trail}");
+    assert!(!trail.contains("nobody-at-all"), "{trail}");
 }
 
 #[test]
@@ -473,6 +475,214 @@ fn a_login_goes_with_its_connection_and_tells_its_keys() {
     // One of two keys: what it had told of is not so any more.
     host.home.run(&["key", "remove", "alice", "lines", "two"], "");
     assert_eq!((alice.next_line(), other.next_line()), (None, None));
+}
+
+/// How many descriptors a host has.
+fn descriptors(host: &TestHost) -> usize {
+    std::fs::read_dir(format!("/proc/{}/fd", host.id())).expect("it runs").count()
+}
+
+/// Waits until a host has no more descriptors than this.
+fn settles(host: &TestHost, most: usize, what: &str) {
+    let began = Instant::now();
+    while descriptors(host) > most {
+        if began.elapsed() > Duration::from_secs(60) {
+            let all = std::fs::read_dir(format!("/proc/{}/fd", host.id())).expect("it runs").flatten();
+            let all: Vec<_> = all.filter_map(|one| std::fs::read_link(one.path()).ok()).collect();
+            panic!("{what}: {} descriptors stay, of {most}: {all:?}", all.len());
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Closes a socket so that the other end hears of an error.
+fn reset(socket: &std::net::TcpStream) {
+    rustix::net::sockopt::set_socket_linger(socket, Some(Duration::ZERO)).expect("it lingers not");
+}
+
+#[test]
+fn whoever_vanishes_at_whatever_step_leaves_nothing_behind() {
+    let home = home(
+        "irc = [{ address = \"127.0.0.1:0\", per_source = 1000 }, \
+         { address = \"127.0.0.1:0\", tls = true, per_source = 1000 }, \
+         { address = \"127.0.0.1:0\", starttls = true, per_source = 1000 }]",
+    );
+    home.install("chat");
+    home.run(&["tls", "init"], "");
+    let authority = std::fs::read(home.path().join("tls/ca.pem")).expect("it was made");
+    let mut host = home.start();
+    let [clear, ircs, later] =
+        ["irc on ", "irc over TLS on ", "irc with STARTTLS on "].map(|name| door(&mut host, name));
+    let before = {
+        // Threads and files that are there once somebody has logged in.
+        let mut alice = Lines::over(tls(&authority, Lines::socket(ircs)));
+        alice.join("alice", PASSWORD);
+        drop(alice);
+        host.home.run(&["service", "reload", "chat"], "");
+        std::thread::sleep(Duration::from_millis(500));
+        descriptors(&host)
+    };
+    let vanish = |step: usize, served: bool| {
+        let plain = Lines::socket([clear, ircs, later][step % 3]);
+        reset(&plain);
+        match step % 6 {
+            0 => Lines::over(plain).write("PASS :x\r\nNI"),
+            // In the middle of TLS's greeting.
+            1 => Lines::over(plain).write("\u{16}\u{3}\u{1}\u{2}"),
+            2 => Lines::over(plain).write("STARTTLS\r\n"),
+            3 => Lines::over(plain).write(&format!("PASS :{PASSWORD}\r\nNICK alice\r\nUSER a 0 * :a\r\n")),
+            4 => drop(Lines::over(tls(&authority, plain)).try_send("CAP LS")),
+            _ => {
+                let mut client = Lines::connect(later);
+                client.send("STARTTLS");
+                if served {
+                    client.until(" 670 ");
+                }
+            }
+        }
+    };
+    for round in 0..4 {
+        let visitors: Vec<_> = (0..4).collect();
+        std::thread::scope(|scope| {
+            for visitor in visitors {
+                scope.spawn(move || (0..60).for_each(|step| vanish(step + visitor, round < 2)));
+            }
+            match round {
+                0 => {}
+                1 => (0..5).for_each(|_| drop(host.home.run(&["service", "reload", "chat"], ""))),
+                // Nobody serves for a while.
+                2 => drop(host.home.run(&["service", "stop", "chat"], "")),
+                _ => drop(host.home.run(&["service", "start", "chat"], "")),
+            }
+        });
+    }
+    // A few for what the store reads with, whenever it first does.
+    settles(&host, before + 4, "after they have gone");
+    let mut alice = Lines::irc(clear, "alice", PASSWORD);
+    alice.send("PING x");
+    alice.until("PONG");
+    assert!(!host.log().contains("cannot be taken"), "each descriptor was its own");
+    assert!(!host.log().contains("a panic"));
+}
+
+#[test]
+fn a_connection_that_comes_while_the_service_stops_is_served_once() {
+    let (host, irc) = host();
+    let before = descriptors(&host);
+    for _ in 0..3 {
+        let mut waiting: Vec<Lines> = std::thread::scope(|scope| {
+            let coming = scope.spawn(|| {
+                (0..40)
+                    .map(|_| {
+                        std::thread::sleep(Duration::from_millis(5));
+                        Lines::connect(irc)
+                    })
+                    .collect()
+            });
+            host.home.run(&["service", "stop", "chat"], "");
+            coming.join().expect("they come")
+        });
+        host.home.run(&["service", "start", "chat"], "");
+        let mut served = 0;
+        for client in &mut waiting {
+            // Those that came before it had stopped are let go.
+            if client.try_send("PING x") && client.next_line().is_some() {
+                served += 1;
+            }
+        }
+        // The host's own, and the service's.
+        settles(&host, before + 2 * served + 2, "while they are served");
+    }
+}
+
+#[test]
+fn no_word_of_whoever_was_disabled_comes_through_after_the_command() {
+    let (host, irc) = host();
+    let mut bob = Lines::irc(irc, "bob", PASSWORD);
+    let talking: Vec<_> = (0..5)
+        .map(|_| {
+            let mut alice = Lines::irc(irc, "alice", PASSWORD);
+            std::thread::spawn(move || {
+                while alice.try_send(&"PRIVMSG #chat :on and on\r\n".repeat(20)) {
+                    std::thread::sleep(Duration::from_millis(10));
+                }
+            })
+        })
+        .collect();
+    for _ in 0..200 {
+        bob.until("on and on");
+    }
+    host.home.run(&["identity", "disable", "alice"], "");
+    bob.send("PING over");
+    bob.until("PONG");
+    bob.send("PING again");
+    let mut after = Vec::new();
+    while let Some(line) = bob.next_line().filter(|line| !line.contains("again")) {
+        after.push(line);
+    }
+    assert!(after.iter().all(|line| !line.contains("on and on")), "{} lines, as {:?}", after.len(), after.first());
+    talking.into_iter().for_each(|alice| alice.join().expect("it ends"));
+}
+
+#[test]
+fn whoever_logs_in_while_the_code_is_replaced_comes_in() {
+    let (host, irc) = host();
+    for _ in 0..4 {
+        let mut coming: Vec<Lines> = (0..3).map(|_| Lines::connect(irc)).collect();
+        let who = [("nobody", "wrong"), ("alice", PASSWORD), ("bob", PASSWORD)];
+        for ((name, password), client) in who.into_iter().zip(&mut coming) {
+            client.send(&format!("PASS :{password}\r\nNICK {name}\r\nUSER {name} 0 * :a\r\nJOIN #chat\r\nPING in"));
+        }
+        host.home.run(&["service", "reload", "chat"], "");
+        let refused = coming[0].rest();
+        assert_eq!(refused.iter().filter(|line| line.contains(" 904 ")).count(), 1, "told once: {refused:?}");
+        for client in &mut coming[1..] {
+            client.until(" 001 ");
+            client.until(" 366 ");
+            client.until("PONG credhost :in");
+        }
+    }
+}
+
+#[test]
+fn old_code_is_let_go_of_though_windows_stay() {
+    let home = home("irc = \"127.0.0.1:0\"");
+    home.configure(|text| text.replace("grace = 10", "grace = 3600"));
+    home.install("chat");
+    let (host, irc) = open(home);
+    let mut alice = Lines::irc(irc, "alice", PASSWORD);
+    for _ in 0..3 {
+        host.home.run(&["service", "reload", "chat"], "");
+    }
+    let began = Instant::now();
+    while host.home.run(&["service", "show", "chat"], "").contains("old code") {
+        assert!(began.elapsed() < Duration::from_secs(60), "it stays");
+    }
+    alice.send("QUIT :bye");
+    assert_eq!(alice.rest(), ["ERROR :bye"]);
+}
+
+#[test]
+fn who_reads_is_not_let_go_because_somebody_talks_much() {
+    let (_host, irc) = host();
+    let mut bob = Lines::irc(irc, "bob", PASSWORD);
+    let mut alice = Lines::irc(irc, "alice", PASSWORD);
+    let talking = std::thread::spawn(move || {
+        for turn in 0..100 {
+            let text: String =
+                (0..100).map(|line| format!("PRIVMSG #chat :{turn}.{line} {}\r\n", "x".repeat(300))).collect();
+            alice.write(&text);
+        }
+        alice
+    });
+    for turn in 0..100 {
+        for line in 0..100 {
+            assert!(bob.until("PRIVMSG").contains(&format!(":{turn}.{line} ")), "each, in order");
+        }
+    }
+    let mut alice = talking.join().expect("it ends");
+    alice.send(&format!("PRIVMSG {} :x", ["bob"; 5].join(",")));
+    alice.until(" 407 ");
 }
 
 /// As systemd starts it: with sockets that it has opened, by name.

@@ -146,11 +146,15 @@ pub fn listeners(settings: &Settings) -> Result<Vec<ListenerSettings>, String> {
 impl Section {
     fn read(self, service: &str, name: &str) -> Result<ListenerSettings, String> {
         let Self { address: shown, tls, starttls, plaintext, connections, per_source, login, idle } = self;
-        let time = |name: &str, text: &str| {
-            humantime::parse_duration(text).map_err(|error| format!("{name} = {text:?}: {error}; a time is \"30 s\""))
+        let time = |name: &str, text: &str, most: u64| {
+            let time = humantime::parse_duration(text);
+            let time = time.map_err(|error| format!("{name} = {text:?}: {error}; a time is \"30 s\""))?;
+            let fits = (1..=most).contains(&time.as_secs());
+            let longest = humantime::format_duration(Duration::from_secs(most));
+            fits.then_some(time).ok_or_else(|| format!("{name} = {text:?}: it may be from 1s to {longest}"))
         };
-        let login = time("login", &login)?;
-        let idle = idle.map(|text| time("idle", &text)).transpose()?;
+        let login = time("login", &login, 3600)?;
+        let idle = idle.map(|text| time("idle", &text, 30 * 24 * 3600)).transpose()?;
         if starttls && idle.is_some() {
             return Err("idle is for listeners that are TLS from the beginning, or never: starttls has none".to_owned());
         }
@@ -247,6 +251,8 @@ mod tests {
             ("irc = { address = \"127.0.0.1:1\", conections = 1 }", "conections"),
             ("irc = { address = \"127.0.0.1:1\", connections = 0 }", "begin at 1"),
             ("irc = { address = \"127.0.0.1:1\", login = \"soon\" }", "login"),
+            ("irc = { address = \"127.0.0.1:1\", login = \"0 s\" }", "from 1s to 1h"),
+            ("irc = { address = \"127.0.0.1:1\", login = \"500000000 years\" }", "from 1s to 1h"),
             ("irc = { address = \"127.0.0.1:1\", idle = \"1 min\", starttls = true }", "idle is for"),
             ("irc = \"127.0.0.1:1\"\nother = \"127.0.0.1:1\"", "is the address of [service.chat.listen] irc"),
         ];

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use plugin_api::abi::frame::ToLibrary;
 use rustix::net::Shutdown;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -26,6 +26,8 @@ use crate::memory::{AccountKey, Kept, Meter};
 use crate::sessions::{Notice, SessionEntry};
 use crate::store;
 
+/// How much is moved at once, in bytes.
+const CHUNK: usize = 8 << 10;
 /// What is counted for a stream, in bytes: its descriptors, its entries, its task.
 const COST: usize = 8 << 10;
 /// What is counted for one whose bytes the host moves.
@@ -36,6 +38,8 @@ const GREETING: Duration = Duration::from_secs(10);
 const UNTAKEN: Duration = Duration::from_secs(15);
 /// How long the last bytes may take to their client, once the service has closed a stream.
 const LAST: Duration = Duration::from_secs(30);
+/// How long a service may take to hear that a login has ended, before the command that has ended it returns.
+const HEARS: Duration = Duration::from_secs(1);
 /// How long a client may take to close, once it has all.
 const LINGER: Duration = Duration::from_secs(2);
 
@@ -45,6 +49,22 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
 
 /// Moves the bytes of one stream in and out of TLS, or past a watch.
 type Relay = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// A client's greeting of TLS, which its service has asked for.
+type Greeting<'h> = Pin<Box<dyn Future<Output = (Asker, io::Result<Relay>)> + Send + 'h>>;
+
+/// However attending to a stream ends, it is forgotten.
+struct Attended {
+    doors: Arc<Doors>,
+    held: Arc<Held>,
+}
+
+impl Drop for Attended {
+    fn drop(&mut self) {
+        self.held.listening.forget(self.held.number, self.held.place);
+        self.doors.forget(&self.held);
+    }
+}
 
 /// A client's stream, and when the last byte came.
 struct Watched<T> {
@@ -77,6 +97,25 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Watched<T> {
     }
 }
 
+/// Moves bytes both ways until both have ended; one that fails ends both. What has gone through is erased.
+async fn carry(client: &mut (impl AsyncRead + AsyncWrite + Unpin), own: &mut UnixStream) {
+    async fn one_way(from: &mut (impl AsyncRead + Unpin), to: &mut (impl AsyncWrite + Unpin)) -> io::Result<()> {
+        let mut bytes = zeroize::Zeroizing::new(vec![0; CHUNK]);
+        loop {
+            let count = from.read(&mut bytes).await?;
+            if count == 0 {
+                return to.shutdown().await;
+            }
+            to.write_all(&bytes[..count]).await?;
+            to.flush().await?;
+        }
+    }
+    let (mut hears, mut says) = tokio::io::split(client);
+    let (mut reads, mut writes) = own.split();
+    // However it ends, it has ended.
+    let _ = tokio::try_join!(one_way(&mut hears, &mut writes), one_way(&mut reads, &mut says));
+}
+
 /// Has the host move a stream's bytes, and ends it when none has come from the client for so long.
 fn relay<T: AsyncRead + AsyncWrite + Send + Unpin + 'static>(
     held: &Held,
@@ -102,8 +141,7 @@ fn relay<T: AsyncRead + AsyncWrite + Send + Unpin + 'static>(
             }
         };
         tokio::select! {
-            // However it ends, it has ended.
-            _ = tokio::io::copy_bidirectional(&mut client, &mut own) => {}
+            () = carry(&mut client, &mut own) => {}
             () = silence => {}
         }
     }))
@@ -129,48 +167,70 @@ enum Step {
     Mail,
     /// The service has said something of it.
     Told,
-    /// TLS has ended.
+    /// The client's greeting of TLS has come to its end.
+    Greeted(Asker, io::Result<Relay>),
+    /// The host moves nothing any more: the client has gone, or was silent for too long.
     Relayed,
-    /// Its time is up.
-    Late,
+    /// A deadline may have passed.
+    Due,
+}
+
+/// By when what has to have come.
+struct Deadlines {
+    login: Instant,
+    taken: Instant,
+    logged_in: bool,
+}
+
+impl Deadlines {
+    fn new(held: &Held) -> Self {
+        let now = Instant::now();
+        Self { login: now + held.listening.settings.login, taken: now + UNTAKEN, logged_in: false }
+    }
+
+    /// The next one that counts.
+    fn next(&mut self, held: &Held) -> Option<Instant> {
+        let now = held.login().is_some();
+        if self.logged_in && !now {
+            // Whoever was sent away has as long as one who comes.
+            self.login = Instant::now() + held.listening.settings.login;
+        }
+        self.logged_in = now;
+        let login = (!now && !held.listening.is_public()).then_some(self.login);
+        let taken = (!held.is_taken()).then_some(self.taken);
+        login.into_iter().chain(taken).min()
+    }
 }
 
 /// Attends to a stream to its end.
 async fn attend(doors: &Arc<Doors>, held: &Arc<Held>) {
     held.mailbox.meter().add(Kept::Input, COST);
-    let mut relay = None;
-    if held.listening.settings.tls {
-        match secure(doors, held).await {
-            Ok(secured) => relay = Some(secured),
-            Err(error) => return tracing::debug!(peer = held.peer, %error, "TLS has not come about"),
-        }
-    }
-    if relay.is_none() && held.listening.settings.idle.is_some() {
-        let watched = open(&held.client(), held.is_tcp()).and_then(|client| self::relay(held, client, None));
-        match watched {
-            Ok(watched) => relay = Some(watched),
-            Err(error) => return tracing::warn!(%error, "a connection cannot be watched"),
+    let (settings, mut relay) = (&held.listening.settings, None);
+    if settings.tls || settings.idle.is_some() {
+        let begun = match settings.tls {
+            true => secure(doors, held).await,
+            false => open(&held.client(), held.is_tcp()).and_then(|client| self::relay(held, client, None)),
+        };
+        match begun {
+            Ok(begun) => relay = Some(begun),
+            Err(error) => return tracing::debug!(peer = held.peer, %error, "a connection has not come about"),
         }
     }
     doors.offer(held);
-    let mut login_by = Instant::now() + held.listening.settings.login;
-    let taken_by = Instant::now() + UNTAKEN;
-    let mut logged_in = false;
+    let (mut deadlines, mut greeting) = (Deadlines::new(held), None::<Greeting<'_>>);
     loop {
-        let now = held.login().is_some();
-        if logged_in && !now {
-            // Whoever was sent away has as long as one who comes.
-            login_by = Instant::now() + held.listening.settings.login;
+        let due = deadlines.next(held);
+        if due.is_some_and(|due| due <= Instant::now()) {
+            tracing::debug!(peer = held.peer, door = held.door(), "a connection is let go: its time is up");
+            held.cut();
+            break;
         }
-        logged_in = now;
-        let login = (!logged_in && !held.listening.is_public()).then_some(login_by);
-        let untaken = (!held.is_taken()).then_some(taken_by);
-        let due = login.into_iter().chain(untaken).min();
         let step = tokio::select! {
             () = held.mailbox.come() => Step::Mail,
             () = held.told.notified() => Step::Told,
-            () = relayed(&mut relay) => Step::Relayed,
-            () = until(due) => Step::Late,
+            (asker, secured) = or_never(&mut greeting) => Step::Greeted(asker, secured),
+            () = or_never(&mut relay) => Step::Relayed,
+            () = until(due) => Step::Due,
         };
         match step {
             Step::Mail => {
@@ -179,12 +239,16 @@ async fn attend(doors: &Arc<Doors>, held: &Arc<Held>) {
                 }
             }
             Step::Told => {
-                if let Some(asker) = held.wants_tls() {
-                    relay = start_tls(doors, held, asker).await.or(relay);
-                }
                 if held.is_closing() {
-                    return close(held, relay).await;
+                    return close(doors, held, relay).await;
                 }
+                if let Some(asker) = held.wants_tls() {
+                    greeting = Some(Box::pin(async move { (asker, secure(doors, held).await) }));
+                }
+            }
+            Step::Greeted(asker, secured) => {
+                greeting = None;
+                relay = doors.greeted(held, &asker, secured).or(relay);
             }
             Step::Relayed => {
                 // The service sees its end, and says so.
@@ -192,27 +256,16 @@ async fn attend(doors: &Arc<Doors>, held: &Arc<Held>) {
                 held.cut();
                 held.let_go();
             }
-            // It may have come just in time.
-            Step::Late if logged_in_or_taken(held, login.is_some(), untaken.is_some()) => {}
-            Step::Late => {
-                tracing::debug!(peer = held.peer, door = held.door(), "a connection is let go: its time is up");
-                held.cut();
-                break;
-            }
+            Step::Due => {}
         }
     }
-    drop(relay);
-    // The service says that it has let go of its end. One that has not looked at the stream yet knows it by the number of the
-    // host's descriptor, which nothing else may have until then.
+    drop((relay, greeting));
+    // The service says that it has let go of its end. What it has not looked at yet it knows by the number of the host's
+    // descriptor, which nothing else may have until then.
     let began = Instant::now();
-    while !held.is_closing() && (held.is_offered() || held.is_taken() && began.elapsed() < LAST) {
-        let _ = tokio::time::timeout(LAST, held.told.notified()).await;
+    while held.lends() || !held.is_closing() && held.is_taken() && began.elapsed() < LAST {
+        doors.while_hearing(held, tokio::time::timeout(LAST, held.told.notified())).await;
     }
-}
-
-/// Whether what was waited for has come meanwhile.
-fn logged_in_or_taken(held: &Held, login: bool, untaken: bool) -> bool {
-    (!login || held.login().is_some()) && (!untaken || held.is_taken())
 }
 
 async fn until(due: Option<Instant>) {
@@ -222,20 +275,19 @@ async fn until(due: Option<Instant>) {
     }
 }
 
-async fn relayed(relay: &mut Option<Relay>) {
-    match relay {
-        Some(relay) => relay.await,
+async fn or_never<T>(pending: &mut Option<Pin<Box<dyn Future<Output = T> + Send + '_>>>) -> T {
+    match pending {
+        Some(pending) => pending.await,
         None => std::future::pending().await,
     }
 }
 
 /// The service is done: its last words reach the client.
-async fn close(held: &Held, relay: Option<Relay>) {
+async fn close(doors: &Doors, held: &Arc<Held>, relay: Option<Relay>) {
     held.let_go();
     if let Some(relay) = relay {
         // It may take no more.
-        let _ = tokio::time::timeout(LAST, relay).await;
-        return;
+        return doors.while_hearing(held, tokio::time::timeout(LAST, relay)).await;
     }
     let client = held.client();
     if rustix::net::shutdown(&*client, Shutdown::Write).is_err() {
@@ -244,10 +296,10 @@ async fn close(held: &Held, relay: Option<Relay>) {
     // What the client still sends would make the system throw away what it has not read.
     let Ok(mut socket) = open(&client, held.is_tcp()) else { return };
     let drained = async {
-        let mut bytes = [0; 4096];
-        while matches!(socket.read(&mut bytes).await, Ok(count) if count > 0) {}
+        let mut bytes = zeroize::Zeroizing::new([0; 4096]);
+        while matches!(socket.read(&mut bytes[..]).await, Ok(count) if count > 0) {}
     };
-    let _ = tokio::time::timeout(LINGER, drained).await;
+    doors.while_hearing(held, tokio::time::timeout(LINGER, drained)).await;
 }
 
 /// Has TLS spoken with the client, with the operator's certificate.
@@ -260,29 +312,45 @@ async fn secure(doors: &Doors, held: &Held) -> io::Result<Relay> {
     relay(held, tls, Some(&asked))
 }
 
-/// The service wants TLS from here on.
-async fn start_tls(doors: &Doors, held: &Held, asker: Asker) -> Option<Relay> {
-    let request = asker.request;
-    if held.is_tls() {
-        let message = "it speaks TLS already";
-        doors.answer(&asker, &ToLibrary::NotLoggedIn { request, message, wait: 0 });
-        return None;
-    }
-    match secure(doors, held).await {
-        Ok(relay) => {
-            let (descriptor, asked) = (held.descriptor(), held.asked());
-            doors.answer(&asker, &ToLibrary::Secured { request, descriptor, asked: &asked });
-            Some(relay)
-        }
-        Err(error) => {
-            let message = format!("TLS has not come about: {error}");
-            doors.answer(&asker, &ToLibrary::NotLoggedIn { request, message: &message, wait: 0 });
-            None
-        }
-    }
-}
-
 impl Doors {
+    /// TLS has come about, or has not: the service is told.
+    fn greeted(&self, held: &Held, asker: &Asker, secured: io::Result<Relay>) -> Option<Relay> {
+        let request = asker.request;
+        match secured {
+            Ok(relay) => {
+                held.entry.speaks_tls();
+                let (descriptor, asked) = (held.lend(), held.asked());
+                if !self.answer(
+                    asker,
+                    &ToLibrary::Secured { request, stream: u64::from(held.number), descriptor, asked: &asked },
+                ) {
+                    held.takes_back();
+                }
+                Some(relay)
+            }
+            Err(error) => {
+                let message = format!("TLS has not come about: {error}");
+                self.answer(asker, &ToLibrary::NotLoggedIn { request, message: &message, wait: 0 });
+                None
+            }
+        }
+    }
+
+    /// Waits for something, and hears meanwhile what the stream is told: it ends by that.
+    async fn while_hearing<T>(&self, held: &Arc<Held>, done: impl Future<Output = T>) {
+        let mut done = std::pin::pin!(done);
+        loop {
+            tokio::select! {
+                _ = &mut done => return,
+                () = held.mailbox.come() => {
+                    if self.notices(held) {
+                        return;
+                    }
+                }
+            }
+        }
+    }
+
     /// A connection has come.
     pub(super) fn come(self: &Arc<Self>, listening: &Arc<Listening>, client: OwnedFd, source: Option<SocketAddr>) {
         let around = &self.around;
@@ -304,22 +372,22 @@ impl Doors {
         let (of, tcp) = (Arc::clone(listening), source.is_some());
         let held = Held::new(number, of, address, peer, place, mailbox, entry, (client, tcp));
         self.streams.lock().insert(number, Arc::clone(&held));
-        let doors = Arc::clone(self);
-        self.spawn(async move {
-            attend(&doors, &held).await;
-            held.listening.forget(held.number, held.place);
-            doors.forget(&held);
-        });
+        let attended = Attended { doors: Arc::clone(self), held };
+        self.spawn(async move { attend(&attended.doors, &attended.held).await });
     }
 
     /// Does what a stream was told; true: it has ended by that.
     fn notices(&self, held: &Arc<Held>) -> bool {
         let mut over = false;
-        // Acknowledged when it is done.
-        for (notice, _acknowledgement) in held.entry.notices() {
+        // What all connections are told of services is nothing to a stream.
+        let mut mail = Vec::new();
+        held.mailbox.take(&mut mail);
+        held.mailbox.served(mail.len());
+        for (notice, acknowledgement) in held.entry.notices() {
             match notice {
                 Notice::Cut => {
                     held.cut();
+                    held.waits(acknowledgement);
                     over = true;
                 }
                 Notice::Changed(name, identity) => {
@@ -329,14 +397,27 @@ impl Doors {
                     if !identity.is_some_and(|identity| still(&identity, &login, service)) {
                         tracing::debug!(peer = held.peer, name, "what a login came by was taken away");
                         held.cut();
+                        held.waits(acknowledgement);
                         over = true;
                     }
                 }
             }
         }
-        if over && let (Some(login), Some(slot)) = (held.login(), held.slot()) {
-            self.login_ended(&held.listening.settings.service, slot, login.number);
+        if !over {
+            return false;
         }
-        over
+        match (held.login(), held.slot()) {
+            (Some(login), Some(slot)) => {
+                self.login_ended(&held.listening.settings.service, slot, login.number);
+                // Whoever gave the command waits until the service has heard it: not for long, if that does not come round.
+                let held = Arc::clone(held);
+                self.spawn(async move {
+                    tokio::time::sleep(HEARS).await;
+                    held.heard();
+                });
+            }
+            _ => held.heard(),
+        }
+        true
     }
 }

@@ -1,19 +1,39 @@
 //! One stream, as the host has it.
 
+use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 
 use parking_lot::Mutex;
 use plugin_api::abi::frame::ToLibrary;
-use rustix::net::Shutdown;
+use rustix::net::{RecvFlags, Shutdown};
 use tokio::sync::Notify;
+use zeroize::Zeroize;
 
 use super::listening::Listening;
 use crate::listener::sources::Place;
 use crate::multiservice::router::Mailbox;
 use crate::multiservice::{SlotNo, Speaker};
-use crate::sessions::SessionEntry;
+use crate::sessions::{Acknowledgement, SessionEntry};
+
+/// How much of what a client has sent is thrown away at its end, in bytes: more than a socket keeps.
+const DISCARDED: usize = 64 << 20;
+
+/// Throws away what has come by a socket that is shut: the system would still give it to who reads.
+fn discard(end: &OwnedFd) {
+    let (mut bytes, mut discarded, mut come) = (vec![0; 64 << 10], 0, 0);
+    // TCP is asked to copy nothing.
+    let flags = RecvFlags::DONTWAIT | RecvFlags::TRUNC;
+    while let Ok((count, _)) = rustix::net::recv(end, &mut bytes[..], flags) {
+        (discarded, come) = (discarded + count, come.max(count));
+        if count == 0 || discarded > DISCARDED {
+            break;
+        }
+    }
+    let come = come.min(bytes.len());
+    bytes[..come].zeroize();
+}
 
 /// Who has logged in by a stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -80,7 +100,13 @@ struct State {
     /// How often something about its identity has changed.
     changes: u64,
     carried: Option<Vec<u8>>,
+    /// What frames have named that no library has answered yet: nothing else may have these numbers.
+    lent: VecDeque<Arc<OwnedFd>>,
+    /// Who waits until the service has heard that a login has ended.
+    waiting: Vec<Acknowledgement>,
     closing: bool,
+    cut: bool,
+    ended: bool,
     /// Whether a proof is being looked at.
     asking: bool,
     start_tls: Option<Asker>,
@@ -109,7 +135,11 @@ impl Held {
             login: None,
             changes: 0,
             carried: None,
+            lent: VecDeque::new(),
+            waiting: Vec::new(),
             closing: false,
+            cut: false,
+            ended: false,
             asking: false,
             start_tls: None,
         };
@@ -149,16 +179,26 @@ impl Held {
         self.state.lock().tls
     }
 
-    /// The descriptor that the service makes its own of.
-    pub(super) fn descriptor(&self) -> u64 {
-        let state = self.state.lock();
-        state.service.as_ref().and_then(|end| u64::try_from(end.as_raw_fd()).ok()).unwrap_or(u64::MAX)
+    /// The number of the descriptor that the service is to make its own of: nothing else has it, until the library has said
+    /// `Taken`.
+    pub(super) fn lend(&self) -> u64 {
+        let mut state = self.state.lock();
+        let Some(end) = state.service.clone() else { return u64::MAX };
+        let number = u64::try_from(end.as_raw_fd()).unwrap_or(u64::MAX);
+        state.lent.push_back(end);
+        number
+    }
+
+    /// Whether a frame that was not answered yet names a descriptor.
+    pub(super) fn lends(&self) -> bool {
+        !self.state.lock().lent.is_empty()
     }
 
     /// The frame that tells a generation of it, and the login that it tells of; none: there is nothing to tell of any more.
     pub(super) fn frame(&self) -> Option<(Vec<u8>, Option<u64>)> {
-        let state = self.state.lock();
-        let service = state.service.as_ref()?;
+        let mut state = self.state.lock();
+        let service = state.service.clone()?;
+        state.lent.push_back(Arc::clone(&service));
         let (login, identity, perspectives) = match &state.login {
             Some(login) => {
                 (login.number, login.identity.as_str(), jelly::to_vec(&login.perspectives).unwrap_or_default())
@@ -196,12 +236,39 @@ impl Held {
         self.state.lock().owner = Owner::Offered(slot);
     }
 
-    /// A generation serves it: what the one before had carried is that one's.
+    /// A generation has made a descriptor of its own, and serves it: what the one before had carried is that one's.
     pub(super) fn taken_by(&self, generation: u32) {
         let mut state = self.state.lock();
-        if let Owner::Offered(slot) | Owner::Taken(slot, _) = state.owner {
-            (state.owner, state.carried) = (Owner::Taken(slot, generation), None);
+        let answered = state.lent.pop_front();
+        match state.owner {
+            // Of TLS that was asked for by code that is replaced by now.
+            Owner::Taken(_, by) if by > generation => {}
+            Owner::Offered(slot) | Owner::Taken(slot, _) => {
+                (state.owner, state.carried) = (Owner::Taken(slot, generation), None);
+            }
+            Owner::Nobody => {}
         }
+        drop(state);
+        drop(answered);
+        self.told.notify_one();
+    }
+
+    /// It is handed on to a generation that has not answered yet.
+    pub(super) fn handed_on(&self) {
+        let mut state = self.state.lock();
+        if let Owner::Taken(slot, _) = state.owner {
+            state.owner = Owner::Offered(slot);
+        }
+    }
+
+    /// The thread of this generation has ended: nobody makes anything of the numbers that frames have told it.
+    pub(super) fn unread(&self, generation: u32) {
+        let mut state = self.state.lock();
+        let others = matches!(state.owner, Owner::Taken(_, by) if by != generation);
+        let lent = if others { VecDeque::new() } else { std::mem::take(&mut state.lent) };
+        drop(state);
+        drop(lent);
+        self.told.notify_one();
     }
 
     /// Whether somebody serves it.
@@ -236,11 +303,17 @@ impl Held {
     /// Nobody has looked at it: it is nobody's again. False: somebody has.
     pub(super) fn returns(&self) -> bool {
         let mut state = self.state.lock();
-        let offered = matches!(state.owner, Owner::Offered(_));
+        let offered = matches!(state.owner, Owner::Offered(_)) && !state.closing;
         if offered {
             state.owner = Owner::Nobody;
         }
         offered
+    }
+
+    /// A frame was not handed over after all: nobody reads its number.
+    pub(super) fn takes_back(&self) {
+        let unread = self.state.lock().lent.pop_back();
+        drop(unread);
     }
 
     /// The service is done with it.
@@ -253,29 +326,45 @@ impl Held {
         self.state.lock().closing
     }
 
-    /// The service's end is closed, as far as the host has it: once nobody needs it to make a descriptor of their own.
+    /// The service's end is closed, as far as the host has it, but for what frames have named.
     pub(super) fn let_go(&self) {
-        let mut state = self.state.lock();
-        let let_go = if matches!(state.owner, Owner::Offered(_)) { None } else { state.service.take() };
-        drop(state);
+        let let_go = self.state.lock().service.take();
         drop(let_go);
-    }
-
-    /// Whether code that was handed it has yet to make a descriptor of its own.
-    pub(super) fn is_offered(&self) -> bool {
-        matches!(self.state.lock().owner, Owner::Offered(_))
     }
 
     /// Ends it at once, both ways.
     pub(super) fn cut(&self) {
         let (client, service) = {
-            let state = self.state.lock();
+            let mut state = self.state.lock();
+            state.cut = true;
             (Arc::clone(&state.client), state.service.clone())
         };
         for end in [Some(client), service].into_iter().flatten() {
             // It may have gone.
             let _ = rustix::net::shutdown(&*end, Shutdown::Both);
+            discard(&end);
         }
+    }
+
+    /// Whether it was ended from here.
+    pub(super) fn is_cut(&self) -> bool {
+        self.state.lock().cut
+    }
+
+    /// Whether it is forgotten.
+    pub(super) fn has_ended(&self) -> bool {
+        self.state.lock().ended
+    }
+
+    /// Whoever waits is answered when the service has heard that the login has ended.
+    pub(super) fn waits(&self, acknowledgement: Acknowledgement) {
+        self.state.lock().waiting.push(acknowledgement);
+    }
+
+    /// The service has heard it, or has had its time.
+    pub(super) fn heard(&self) {
+        let waiting = std::mem::take(&mut self.state.lock().waiting);
+        drop(waiting);
     }
 
     pub(super) fn start_tls(&self, asker: Asker) {
@@ -327,9 +416,11 @@ impl Held {
     pub(super) fn end(&self) -> Option<LoggedIn> {
         let mut state = self.state.lock();
         state.service = None;
-        state.closing = true;
+        (state.closing, state.ended) = (true, true);
         let login = state.login.take();
+        let waiting = std::mem::take(&mut state.waiting);
         drop(state);
+        drop(waiting);
         self.entry.close();
         let mut last = Vec::new();
         self.mailbox.close(&mut last);

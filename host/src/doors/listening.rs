@@ -133,9 +133,13 @@ impl Listening {
         self.waiting.lock().taken.take_if(|taken| *taken == slot);
     }
 
-    /// One waits; beyond some, the first that came is let go by its own time.
-    pub(super) fn hold(&self, number: u32) {
-        self.waiting.lock().held.push(number);
+    /// One waits, once; answers with who takes them by now.
+    pub(super) fn hold(&self, number: u32) -> Option<SlotNo> {
+        let mut waiting = self.waiting.lock();
+        if !waiting.held.contains(&number) {
+            waiting.held.push(number);
+        }
+        waiting.taken
     }
 
     pub(super) fn take_held(&self) -> Vec<u32> {
@@ -186,9 +190,15 @@ impl Listening {
 
 /// A Unix socket in a file. One that a host before this one has left is put out of the way; one that is served is not.
 fn bind_unix(path: &Path) -> std::io::Result<std::os::unix::net::UnixListener> {
-    use std::os::unix::net::{UnixListener, UnixStream};
-    let left = std::fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket());
-    if left && UnixStream::connect(path).is_err() {
+    use std::os::unix::net::UnixListener;
+    let is_socket = || std::fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket());
+    let left = || -> std::io::Result<bool> {
+        // Without waiting: one that is served may have a long queue.
+        let probe = socket2::Socket::new(socket2::Domain::UNIX, socket2::Type::STREAM.nonblocking(), None)?;
+        let refused = probe.connect(&socket2::SockAddr::unix(path)?).err();
+        Ok(refused.is_some_and(|error| error.kind() == std::io::ErrorKind::ConnectionRefused))
+    };
+    if is_socket() && left()? {
         std::fs::remove_file(path)?;
     }
     let listener = UnixListener::bind(path)?;
@@ -257,5 +267,31 @@ pub(super) async fn accept(socket: Bound, come: impl Fn(OwnedFd, Option<SocketAd
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
+
+    use super::*;
+
+    #[test]
+    fn what_a_host_has_left_is_put_out_of_the_way_and_nothing_else() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("socket");
+        drop(UnixListener::bind(&path).unwrap());
+        let served = bind_unix(&path).unwrap();
+        assert!(bind_unix(&path).is_err(), "it is served");
+        UnixStream::connect(&path).unwrap();
+        drop(served);
+        std::fs::remove_file(&path).unwrap();
+        let other = UnixDatagram::bind(&path).unwrap();
+        assert!(bind_unix(&path).is_err(), "another program's");
+        UnixDatagram::unbound().unwrap().send_to(b"still there", &path).unwrap();
+        drop(other);
+        std::fs::remove_file(&path).unwrap();
+        std::fs::write(&path, "a file").unwrap();
+        assert!(bind_unix(&path).is_err() && path.is_file());
     }
 }

@@ -126,14 +126,16 @@ impl Doors {
                 if let Some(before) = before.filter(|before| *before != name) {
                     held.entry.left(&before);
                 }
-                // It may have ended meanwhile: then nobody else forgets this one.
-                if held.is_closing() {
-                    self.logins.lock().remove(&number);
-                    held.entry.close();
-                }
             }
             Err(_) if before.as_ref() != Some(&name) => held.entry.left(&name),
             Err(_) => {}
+        }
+        // It may have ended meanwhile: then nobody else forgets this one.
+        if held.has_ended() {
+            if let Ok(login) = &admitted {
+                self.logins.lock().remove(&login.number);
+            }
+            held.entry.close();
         }
         admitted
     }
@@ -176,10 +178,15 @@ impl Doors {
         }
     }
 
-    /// Nobody in the service has a login any more.
+    /// Nobody in the service has a login any more, or it has heard that it has ended.
     pub(super) fn log_out(&self, from: Speaker<'_>, login: u64) {
-        let of = self.logins.lock().remove(&login);
+        let of = self.logins.lock().get(&login).copied();
         let held = of.and_then(|number| self.stream_of(from, u64::from(number)));
+        if let Some(held) = held.as_ref().filter(|held| held.is_closing() || held.is_cut()) {
+            // What is left of it is still on its way to the client: who was logged in stays known to its end.
+            return held.heard();
+        }
+        self.logins.lock().remove(&login);
         if let Some((held, left)) = held.and_then(|held| held.log_out(login).map(|left| (held, left))) {
             held.entry.detached(&held.door());
             held.entry.left(&left.identity);

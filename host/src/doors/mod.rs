@@ -174,12 +174,6 @@ impl Doors {
     }
 
     /// Tells whatever generation serves; false: none does.
-    fn tell(&self, service: &str, slot: SlotNo, frame: &ToLibrary<'_>) -> bool {
-        let mut bytes = Vec::new();
-        frame.write(&mut bytes);
-        self.tell_bytes(service, slot, &bytes)
-    }
-
     fn tell_bytes(&self, service: &str, slot: SlotNo, frames: &[u8]) -> bool {
         let backend = self.backend(service, slot);
         backend.is_some_and(|backend| backend.submit(&self.lane, frames, &mut Vec::new(), 0).is_ok())
@@ -196,31 +190,39 @@ impl Doors {
         });
     }
 
-    /// Answers the generation that asked.
-    fn answer(&self, asker: &Asker, frame: &ToLibrary<'_>) {
-        let Some(backend) = self.backend(&asker.service, asker.slot) else { return };
+    /// Answers the generation that asked; false: it is not there any more.
+    fn answer(&self, asker: &Asker, frame: &ToLibrary<'_>) -> bool {
+        let Some(backend) = self.backend(&asker.service, asker.slot) else { return false };
         let mut bytes = Vec::new();
         frame.write(&mut bytes);
-        // It may have ended.
-        let _ = backend.answer(&self.lane, asker.generation, &bytes);
+        backend.answer(&self.lane, asker.generation, &bytes)
     }
 
     /// Hands a stream to the service that takes it; it is held, if none does.
     fn offer(&self, held: &Arc<Held>) {
         let service = &held.listening.settings.service;
         let taken = held.listening.taken();
-        let offered = taken.is_some_and(|slot| {
-            held.offered(slot);
-            let Some((frame, login)) = held.frame() else { return true };
-            let told = self.tell_bytes(service, slot, &frame);
-            // What was taken away while it was being told of.
-            if let Some(login) = login.filter(|login| held.login().is_none_or(|has| has.number != *login)) {
-                self.login_ended(service, slot, login);
+        let Some(slot) = taken else {
+            // It may have been taken meanwhile, and what was held with it.
+            if let Some(slot) = held.listening.hold(held.number) {
+                self.later(move |me| me.offer_held(slot));
             }
-            told
-        });
-        if !offered {
-            held.listening.hold(held.number);
+            return;
+        };
+        held.offered(slot);
+        // Its client's end is gone: there is nothing to serve.
+        let Some((frame, login)) = held.frame() else { return held.close() };
+        if !self.tell_bytes(service, slot, &frame) {
+            held.takes_back();
+            // Whoever finds it nobody's holds it, once.
+            if held.returns() {
+                held.listening.hold(held.number);
+            }
+            return;
+        }
+        // What was taken away while it was being told of.
+        if let Some(login) = login.filter(|login| held.login().is_none_or(|has| has.number != *login)) {
+            self.login_ended(service, slot, login);
         }
     }
 
@@ -239,7 +241,10 @@ impl Doors {
     /// Says no to a question.
     fn refuse(&self, asker: Asker, message: &'static str) {
         let request = asker.request;
-        self.later(move |me| me.answer(&asker, &ToLibrary::NotLoggedIn { request, message, wait: 0 }));
+        self.later(move |me| {
+            // It may have ended.
+            let _ = me.answer(&asker, &ToLibrary::NotLoggedIn { request, message, wait: 0 });
+        });
     }
 
     fn stream(&self, number: u64) -> Option<Arc<Held>> {
@@ -265,12 +270,10 @@ impl Doors {
         self.around.router.disconnect(held.number);
     }
 
-    /// The service is told that what a login came by is gone, in whatever code it has it.
+    /// The service is told that what a login came by is gone, in whatever code it has it, ahead of all that waits.
     fn login_ended(&self, service: &str, slot: SlotNo, login: u64) {
-        let frame = ToLibrary::LoginEnded { login };
-        self.tell(service, slot, &frame);
         if let Some(backend) = self.backend(service, slot) {
-            backend.notify_retired(&frame);
+            backend.urge(&ToLibrary::LoginEnded { login });
         }
     }
 
@@ -369,8 +372,13 @@ impl Doorkeeper for Doors {
         };
         let mut frames = Vec::new();
         for held in carried {
-            if let Some((frame, _)) = held.frame() {
-                frames.extend_from_slice(&frame);
+            match held.frame() {
+                Some((frame, _)) => {
+                    held.handed_on();
+                    frames.extend_from_slice(&frame);
+                }
+                // Its client has gone meanwhile: there is nothing to hand on, and nobody else knows of it.
+                None => held.close(),
             }
         }
         frames
@@ -386,6 +394,9 @@ impl Doorkeeper for Doors {
             streams.values().filter(|held| held.slot() == Some(slot)).cloned().collect()
         };
         for held in of {
+            if serving {
+                held.unread(generation);
+            }
             // What it has not looked at waits for whatever comes next, but for what only it had.
             if held.is_left_by(generation, serving) {
                 held.close();

@@ -36,6 +36,11 @@ pub trait Backend: Send + Sync {
     /// told in order, as with any other.
     fn revoke(&self, attachments: &[u64]);
 
+    /// Tells whatever code of the service's runs, ahead of all that waits.
+    fn urge(&self, frame: &ToLibrary<'_>) {
+        self.notify_retired(frame);
+    }
+
     /// Tells generations that were replaced.
     fn notify_retired(&self, frame: &ToLibrary<'_>);
 }

@@ -360,6 +360,13 @@ impl Backend for Slot {
         }
     }
 
+    fn urge(&self, frame: &ToLibrary<'_>) {
+        if let Some(instance) = self.current.get().filter(|instance| !instance.outgoing.is_over()) {
+            instance.generation.send(frame);
+        }
+        Self::notify_retired(self, frame);
+    }
+
     fn notify_retired(&self, frame: &ToLibrary<'_>) {
         Self::notify_retired(self, frame);
     }

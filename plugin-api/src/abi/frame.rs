@@ -324,7 +324,7 @@ frames! {
             stream: number,
             /// The listener's name.
             listener: text,
-            /// Its descriptor: the host's, and open until `Closed`. The library makes one of its own of it.
+            /// Its descriptor: the host's, and open until `Taken`. The library makes one of its own of it.
             descriptor: number,
             /// Whether that is a socket of TCP's; if not, it is one of Unix's.
             tcp: flag,
@@ -365,7 +365,7 @@ frames! {
             /// In how many seconds the next try is looked at; 0: at once.
             wait: number,
         }
-        /// What the login came by was taken away. Its streams are closed already.
+        /// What the login came by was taken away. Its streams are closed already. Answered by `LogOut`.
         29 LoginEnded {
             /// Which.
             login: number,
@@ -374,6 +374,8 @@ frames! {
         30 Secured {
             /// The library's number for it.
             request: number,
+            /// The stream. Said to be `Taken` when the library has made a descriptor of its own.
+            stream: number,
             /// The stream's new descriptor, of a Unix socket, as in `Stream`.
             descriptor: number,
             /// The name that the client asked for; empty: none.
@@ -602,7 +604,7 @@ frames! {
             /// The proof.
             secret: bytes,
         }
-        /// A login is over: nobody in the library has it any more.
+        /// A login is over: nobody in the library has it any more, or nothing comes by it any more, as the host has said.
         29 LogOut {
             /// Which.
             login: number,

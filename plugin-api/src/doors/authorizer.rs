@@ -1,8 +1,9 @@
 //! Who is at the other end: asked of the host, which keeps the identities.
 
+use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use tokio::sync::{Notify, oneshot};
 use zeroize::Zeroizing;
@@ -20,7 +21,7 @@ use crate::runtime::core::{Core, Reply};
 /// ```
 /// use plugin_api::prelude::*;
 /// use plugin_api::testing::TestHost;
-/// use plugin_api::{BytesMut, Door, Transport};
+/// use plugin_api::{Door, Input, Transport};
 ///
 /// #[derive(Default)]
 /// struct Vault;
@@ -44,12 +45,13 @@ use crate::runtime::core::{Core, Reply};
 ///         Ok(Self)
 ///     }
 ///
-///     async fn received(&mut self, context: &Context<Vault>, transport: &Transport, input: &mut BytesMut) -> Result<()> {
-///         let line = String::from_utf8_lossy(&input.split()).into_owned();
-///         let (name, password) = line.trim_end().split_once(' ').unwrap_or_default();
-///         match context.authorizer().password(transport, name, password).await {
-///             Ok(login) => transport.write(format!("good day {}\n", login.identity()).as_bytes()),
-///             Err(refused) => transport.write(format!("{refused}\n").as_bytes()),
+///     async fn received(&mut self, context: &Context<Vault>, transport: &Transport, input: &mut Input) -> Result<()> {
+///         while let Some(line) = input.line() {
+///             let (name, password) = line.split_once(' ').unwrap_or_default();
+///             match context.authorizer().password(transport, name, password).await {
+///                 Ok(login) => transport.write(format!("good day {}\n", login.identity()).as_bytes()),
+///                 Err(refused) => transport.write(format!("{refused}\n").as_bytes()),
+///             }
 ///         }
 ///         Ok(())
 ///     }
@@ -112,8 +114,8 @@ impl Refused {
 /// What a question to the host came to, of what can go to other threads.
 pub(super) struct Answered {
     pub(super) login: Option<Login>,
-    /// A descriptor of the host's, and a name.
-    pub(super) descriptor: u64,
+    /// A descriptor, and a name.
+    pub(super) descriptor: Option<OwnedFd>,
     pub(super) name: Vec<u8>,
 }
 
@@ -132,7 +134,8 @@ pub(super) async fn asked(posts: &Posts, ask: impl FnOnce(&Core, u64) + Send + '
         ask(core, request);
         tokio::task::spawn_local(async move {
             let answer = answer.await;
-            let answered = |reply: Reply| Answered { login: reply.login, descriptor: reply.version, name: reply.bytes };
+            let answered =
+                |reply: Reply| Answered { login: reply.login, descriptor: reply.descriptor, name: reply.bytes };
             // Who asked may have given up.
             let _ =
                 done.send(answer.map(answered).map_err(|fault| {
@@ -186,11 +189,13 @@ impl Authorizer {
         name: String,
         secret: Zeroizing<String>,
     ) -> Result<Login, Refused> {
-        let cell = sealed::Caller::cell(from);
+        let cell = sealed::Caller::cell(from).ok_or_else(|| Refused::new("the client has gone", 0))?;
         let posts = self.posts.as_ref().ok_or_else(ended)?;
         let stream = cell.number;
         let answer = asked(posts, move |core, request| {
-            core.push_secret(&ToHost::Authenticate { request, stream, kind, name: &name, secret: secret.as_bytes() });
+            let (name, secret) = (name.as_str(), secret.as_bytes());
+            let size = name.len() + secret.len() + 64;
+            core.push_secret(&ToHost::Authenticate { request, stream, kind, name, secret }, size);
         })
         .await?;
         let login = answer.login.ok_or_else(ended)?;
@@ -212,11 +217,13 @@ pub(super) struct LoginCell {
     told: Notify,
     posts: Posts,
     carried: AtomicBool,
+    /// The stream that belongs to it; 0: none does yet.
+    stream: AtomicU64,
 }
 
 impl LoginCell {
     pub(super) fn new(number: u64, identity: &str, perspectives: Vec<String>, posts: Posts) -> Arc<Self> {
-        let (ended, carried) = (AtomicBool::new(false), AtomicBool::new(false));
+        let (ended, carried, stream) = (AtomicBool::new(false), AtomicBool::new(false), AtomicU64::new(0));
         Arc::new(Self {
             number,
             identity: identity.to_owned(),
@@ -225,7 +232,18 @@ impl LoginCell {
             told: Notify::new(),
             posts,
             carried,
+            stream,
         })
+    }
+
+    /// This stream belongs to it.
+    pub(super) fn has(&self, stream: u64) {
+        self.stream.store(stream, Ordering::Relaxed);
+    }
+
+    /// The stream that belongs to it.
+    pub(super) fn stream(&self) -> u64 {
+        self.stream.load(Ordering::Relaxed)
     }
 
     /// What it came by was taken away.

@@ -9,11 +9,11 @@ use std::rc::Rc;
 use std::task::Poll;
 use std::time::Duration;
 
-use bytes::BytesMut;
 use serde::{Deserialize, Serialize};
 use tokio::task::AbortHandle;
 
 use super::Door;
+use super::input::Input;
 use super::table::{Carried, Taken};
 use super::transport::{Ending, Transport};
 use crate::abi::frame::ToHost;
@@ -23,8 +23,13 @@ use crate::runtime::core::Core;
 
 /// How long a client may read nothing while something waits for it.
 pub(super) const STALLED: Duration = Duration::from_secs(30);
-/// How much is read at once.
+/// How much is read at once: less from who has not logged in.
 const READ: usize = 16 << 10;
+const READ_BEFORE: usize = 2 << 10;
+/// While more than this waits for all clients of a service's doors, who makes more of it is read by and by.
+const PRESSURE: usize = 256 << 10;
+/// How long one is not read then, at most.
+const BY_AND_BY: Duration = Duration::from_millis(20);
 
 /// A connection at rest, for the code that comes next.
 #[derive(Serialize, Deserialize)]
@@ -41,7 +46,7 @@ struct Resting {
 struct Line<D: Door> {
     /// Not there while it is being called.
     door: RefCell<Option<D>>,
-    input: RefCell<BytesMut>,
+    input: RefCell<Input>,
     transport: Transport,
     context: Context<D::Service>,
     core: std::rc::Weak<Core>,
@@ -65,13 +70,13 @@ fn begin<D: Door>(core: &Rc<Core>, context: &Context<D::Service>, taken: Taken) 
     let Taken { socket, cell, state } = taken;
     let number = cell.number;
     let transport = Transport::new(core, socket, cell, D::UNREAD);
-    let mut input = BytesMut::new();
+    let mut input = Input::default();
     let made = contained(|| match state {
         None => D::opened(context, &transport),
         Some(state) => {
             let Resting { door, input: unread, output } = jelly::from_scanned(&state)?;
-            input.extend_from_slice(&unread);
-            transport.write(&output);
+            input = Input::from(&*unread);
+            transport.restore(&output);
             D::thaw(context, &transport, &door)
         }
     });
@@ -127,7 +132,11 @@ impl<D: Door> Line<D> {
         let mut served = self.serve().await;
         while served.is_ok() && self.transport.ending() == Ending::No && !self.is_handed_on(number) {
             served = match self.come().await {
-                Came::Bytes => self.serve().await,
+                Came::Bytes => {
+                    let served = self.serve().await;
+                    self.give_way().await;
+                    served
+                }
                 Came::Nothing => self.with_door(|door, line| door.idle(&line.context, &line.transport)),
                 Came::End => break,
             };
@@ -148,6 +157,7 @@ impl<D: Door> Line<D> {
         // What was written leaves, if the client reads it.
         self.transport.close();
         self.drain().await;
+        self.transport.release();
         if let Some(core) = self.core.upgrade() {
             core.doors.leave(number);
         }
@@ -162,7 +172,7 @@ impl<D: Door> Line<D> {
 
     /// Waits for bytes, and takes them in.
     async fn come(&self) -> Came {
-        let socket = self.transport.socket();
+        let Some(socket) = self.transport.socket() else { return Came::End };
         let mut readable = pin!(socket.readable());
         let mut ended = pin!(self.transport.until_ended());
         let mut idle = pin!(tokio::time::sleep(D::IDLE));
@@ -179,13 +189,22 @@ impl<D: Door> Line<D> {
         if !matches!(came, Came::Bytes) {
             return came;
         }
-        let mut input = self.input.borrow_mut();
-        input.reserve(READ);
-        match socket.try_read_buf(&mut input) {
+        let stranger = !D::PUBLIC && self.transport.login().is_none();
+        let room = if stranger { READ_BEFORE } else { READ };
+        match self.input.borrow_mut().fill(room, |room| socket.try_read(room)) {
             Ok(0) => Came::End,
             Ok(_) => Came::Bytes,
             Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => Came::Bytes,
             Err(_) => Came::End,
+        }
+    }
+
+    /// Others have their turn, what they are sent leaves; and who makes much for others is not read for a while.
+    async fn give_way(&self) {
+        tokio::task::yield_now().await;
+        let pressed = || self.core.upgrade().is_some_and(|core| core.doors.unread() > PRESSURE);
+        if pressed() {
+            tokio::time::sleep(BY_AND_BY).await;
         }
     }
 
@@ -207,8 +226,8 @@ impl<D: Door> Line<D> {
         };
         *self.door.borrow_mut() = Some(door);
         let left = input.len();
-        // A connection at rest keeps no more than it needs.
-        *self.input.borrow_mut() = if left == 0 { BytesMut::new() } else { input };
+        input.rest();
+        *self.input.borrow_mut() = input;
         served?;
         if left >= D::LONGEST {
             return Err(Fault::value(format!("a message of more than {} bytes", D::LONGEST)));
@@ -226,21 +245,33 @@ impl<D: Door> Line<D> {
     /// Other code serves: it goes on with this connection, if it can be made bytes of.
     fn is_handed_on(&self, number: u64) -> bool {
         let Some(core) = self.core.upgrade().filter(|core| core.retired.get()) else { return false };
-        if let Some(state) = self.freeze() {
-            core.push(&ToHost::Carry { stream: number, state: &state });
-            self.carried.set(true);
-            self.transport.stream().carry();
-            self.door.borrow_mut().take();
-            core.doors.leave(number);
-            return true;
+        let Some(state) = self.freeze() else { return false };
+        core.push(&ToHost::Carry { stream: number, state: &state });
+        core.doors.leave(number);
+        self.let_go();
+        true
+    }
+
+    /// Whatever of it is left here is nobody's any more.
+    fn let_go(&self) {
+        self.carried.set(true);
+        if let Some(stream) = self.transport.stream() {
+            stream.carry();
         }
-        false
+        // What was written is with what was carried: it must not leave from here, too.
+        self.transport.release();
+        let door = self.door.borrow_mut().take();
+        drop(door);
     }
 }
 
 impl<D: Door> Carried for Line<D> {
     fn freeze(&self) -> Option<Vec<u8>> {
         if self.transport.ending() != Ending::No {
+            return None;
+        }
+        // What may be half a password is in no bytes.
+        if !D::PUBLIC && self.transport.login().is_none() && !self.input.borrow().is_empty() {
             return None;
         }
         let door = self.door.borrow();
@@ -251,10 +282,11 @@ impl<D: Door> Carried for Line<D> {
     }
 
     fn forget(&self) {
-        self.carried.set(true);
-        self.transport.stream().carry();
         self.tasks.borrow().iter().for_each(AbortHandle::abort);
-        let door = self.door.borrow_mut().take();
-        drop(door);
+        self.let_go();
+    }
+
+    fn end(&self) {
+        self.transport.end();
     }
 }

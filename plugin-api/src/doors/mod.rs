@@ -7,13 +7,12 @@
 
 mod authorizer;
 mod drive;
+mod input;
 mod stream;
 mod table;
 mod transport;
 
 use std::time::Duration;
-
-use bytes::BytesMut;
 
 use crate::context::Context;
 use crate::fault::{Fault, Result};
@@ -22,6 +21,7 @@ use crate::service::Service;
 pub(crate) use self::authorizer::Wait;
 pub use self::authorizer::{Authorizer, Login, Refused};
 pub(crate) use self::drive::serve;
+pub use self::input::Input;
 pub(crate) use self::stream::secured;
 pub use self::stream::{Caller, Listener, Peer, Stream};
 pub(crate) use self::table::{Arrived, Table, tend};
@@ -35,7 +35,7 @@ pub use self::transport::Transport;
 /// ```
 /// use plugin_api::prelude::*;
 /// use plugin_api::testing::TestHost;
-/// use plugin_api::{BytesMut, Door, Transport};
+/// use plugin_api::{Door, Input, Transport};
 ///
 /// #[derive(Default)]
 /// struct Echo;
@@ -63,12 +63,10 @@ pub use self::transport::Transport;
 ///         Ok(Self { seen: 0 })
 ///     }
 ///
-///     async fn received(&mut self, _: &Context<Echo>, transport: &Transport, input: &mut BytesMut) -> Result<()> {
-///         while let Some(end) = input.iter().position(|byte| *byte == b'\n') {
-///             let line = input.split_to(end + 1);
+///     async fn received(&mut self, _: &Context<Echo>, transport: &Transport, input: &mut Input) -> Result<()> {
+///         while let Some(line) = input.line() {
 ///             self.seen += 1;
-///             transport.write(format!("{}: ", self.seen).as_bytes());
-///             transport.write(&line);
+///             transport.write(format!("{}: {}\n", self.seen, *line).as_bytes());
 ///         }
 ///         Ok(())
 ///     }
@@ -120,13 +118,17 @@ pub trait Door: Sized + 'static {
     /// Bytes have come, behind those that were left in `input`. Takes what is whole out of it, and leaves the rest for the next
     /// time. No more is read until it returns, so that what a client sends is served in order.
     ///
+    /// While it waits for something the code may be replaced: then the service's state cannot be changed here any more
+    /// ([`Fault::is_reloaded`]). Whoever leaves a message in `input` until it is done, and returns `Ok` then, has it done by the
+    /// new code. A loop looks at [`Transport::is_closed`]: what came by a login that was taken away is not to be done any more.
+    ///
     /// # Errors
     /// To end the connection, behind what was written.
     fn received(
         &mut self,
         context: &Context<Self::Service>,
         transport: &Transport,
-        input: &mut BytesMut,
+        input: &mut Input,
     ) -> impl Future<Output = Result<()>>;
 
     /// Nothing has come for [`IDLE`](Door::IDLE): time to ask whether the client is there.

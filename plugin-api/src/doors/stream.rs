@@ -105,8 +105,8 @@ impl Socket {
         either!(self, socket => socket.writable().await)
     }
 
-    pub(super) fn try_read_buf(&self, buffer: &mut bytes::BytesMut) -> io::Result<usize> {
-        either!(self, socket => socket.try_read_buf(buffer))
+    pub(super) fn try_read(&self, room: &mut [u8]) -> io::Result<usize> {
+        either!(self, socket => socket.try_read(room))
     }
 
     pub(super) fn try_write(&self, bytes: &[u8]) -> io::Result<usize> {
@@ -140,6 +140,7 @@ impl StreamCell {
     }
 
     pub(super) fn set_login(&self, login: Arc<LoginCell>) {
+        login.has(self.number);
         let before = self.login.lock().unwrap_or_else(PoisonError::into_inner).replace(login);
         drop(before);
     }
@@ -157,10 +158,11 @@ impl StreamCell {
         let stream = self.number;
         let secured = asked(&self.posts, move |core, request| core.push(&ToHost::StartTls { request, stream })).await;
         let secured = secured.map_err(|refused| Fault::new("RuntimeError", refused.message().to_owned()))?;
-        let own = descriptor::duplicate(secured.descriptor)?;
+        let own = secured.descriptor.ok_or_else(|| Fault::new("RuntimeError", "there is no descriptor left"))?;
         let name = String::from_utf8_lossy(&secured.name).into_owned();
         let mut peer = self.peer.lock().unwrap_or_else(PoisonError::into_inner);
         (peer.tls, peer.asked) = (true, name);
+        drop(peer);
         Ok(Socket::new(own, false)?)
     }
 }
@@ -185,17 +187,17 @@ pub(super) mod sealed {
     /// What has a stream.
     pub trait Caller {
         #[doc(hidden)]
-        fn cell(&self) -> Arc<super::StreamCell>;
+        fn cell(&self) -> Option<Arc<super::StreamCell>>;
     }
 
     impl Caller for super::Stream {
-        fn cell(&self) -> Arc<super::StreamCell> {
-            Arc::clone(&self.cell)
+        fn cell(&self) -> Option<Arc<super::StreamCell>> {
+            Some(Arc::clone(&self.cell))
         }
     }
 
     impl Caller for crate::doors::Transport {
-        fn cell(&self) -> Arc<super::StreamCell> {
+        fn cell(&self) -> Option<Arc<super::StreamCell>> {
             self.stream()
         }
     }
@@ -312,7 +314,12 @@ impl Listener {
     }
 }
 
-/// What `StartTls` is answered with, as a reply.
-pub(crate) fn secured(descriptor: u64, asked: &str) -> Reply {
-    Reply { bytes: asked.as_bytes().to_vec(), some: true, version: descriptor, ..Reply::default() }
+/// What `StartTls` is answered with, as a reply: with a descriptor of one's own, and after that the host may close its.
+pub(crate) fn secured(core: &Core, stream: u64, descriptor: u64, asked: &str) -> Reply {
+    let own = descriptor::duplicate(descriptor);
+    core.push(&ToHost::Taken { stream });
+    if let Err(error) = &own {
+        tracing::error!(%error, "a connection cannot go over to TLS");
+    }
+    Reply { bytes: asked.as_bytes().to_vec(), some: true, descriptor: own.ok(), ..Reply::default() }
 }

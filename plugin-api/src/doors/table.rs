@@ -52,6 +52,8 @@ pub(super) trait Carried {
     fn freeze(&self) -> Option<Vec<u8>>;
     /// It has been handed on: nothing more is done with it here, and nobody is told.
     fn forget(&self);
+    /// It ends at once.
+    fn end(&self);
 }
 
 /// What a generation knows of its doors.
@@ -112,6 +114,7 @@ impl Table {
     pub(crate) fn arrived(&self, core: &Rc<Core>, arrived: &Arrived<'_>) {
         let taker = self.takers.borrow().get(arrived.listener).cloned();
         let socket = descriptor::duplicate(arrived.descriptor).and_then(|own| Socket::new(own, arrived.tcp));
+        core.push(&ToHost::Taken { stream: arrived.stream });
         let (taker, socket) = match (taker, socket) {
             (Some(taker), Ok(socket)) if !core.retired.get() => (taker, socket),
             (_, socket) => {
@@ -121,7 +124,6 @@ impl Table {
                 return core.push(&ToHost::Closed { stream: arrived.stream });
             }
         };
-        core.push(&ToHost::Taken { stream: arrived.stream });
         let peer = Peer::new(arrived);
         let cell = StreamCell::new(arrived.stream, peer, self.posts());
         if arrived.login != 0 {
@@ -233,11 +235,16 @@ impl Table {
         Login(self.login(login, identity, perspectives))
     }
 
-    /// What a login came by was taken away.
-    pub(crate) fn login_ended(&self, login: u64) {
+    /// What a login came by was taken away: nothing that has come by it is served any more.
+    pub(crate) fn login_ended(&self, core: &Core, login: u64) {
         let cell = self.logins.borrow().get(&login).and_then(std::sync::Weak::upgrade);
         if let Some(cell) = cell {
             cell.end();
+            let driven = self.driven.borrow().get(&cell.stream()).cloned();
+            if let Some(driven) = driven {
+                driven.end();
+            }
         }
+        core.push(&ToHost::LogOut { login });
     }
 }

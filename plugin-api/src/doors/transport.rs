@@ -29,16 +29,17 @@ pub(super) enum Ending {
 }
 
 /// The way out of a connection: what is written is kept, and leaves when the client reads it, and when every change of the
-/// service's states before it is committed. Clones are the same connection.
+/// service's states before it is committed. Clones are the same connection; that they are kept does not keep it open.
 ///
 /// In Twisted: `transport` of a `Protocol`.
 #[derive(Clone)]
 pub struct Transport(Rc<Way>);
 
 pub(super) struct Way {
-    cell: Arc<StreamCell>,
+    /// Not there any more once it has ended here.
+    open: RefCell<Option<Open>>,
+    peer: RefCell<Peer>,
     core: Weak<Core>,
-    socket: RefCell<Rc<Socket>>,
     output: RefCell<BytesMut>,
     /// The most that may wait.
     most: usize,
@@ -51,6 +52,12 @@ pub(super) struct Way {
     ended: Notify,
 }
 
+/// What a connection is made of.
+struct Open {
+    cell: Arc<StreamCell>,
+    socket: Rc<Socket>,
+}
+
 impl Drop for Way {
     fn drop(&mut self) {
         if let Some(core) = self.core.upgrade() {
@@ -61,7 +68,7 @@ impl Drop for Way {
 
 impl std::fmt::Debug for Transport {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Transport({})", self.0.cell.peer().address())
+        write!(f, "Transport({})", self.0.peer.borrow().address())
     }
 }
 
@@ -74,12 +81,16 @@ impl PartialEq for Transport {
 
 impl Eq for Transport {}
 
+fn gone() -> Fault {
+    Fault::new("twisted.spread.pb.PBConnectionLost", "the client has gone")
+}
+
 impl Transport {
     pub(super) fn new(core: &Rc<Core>, socket: Socket, cell: Arc<StreamCell>, most: usize) -> Self {
         Self(Rc::new(Way {
-            cell,
+            peer: RefCell::new(cell.peer()),
+            open: RefCell::new(Some(Open { cell, socket: Rc::new(socket) })),
             core: Rc::downgrade(core),
-            socket: RefCell::new(Rc::new(socket)),
             output: RefCell::default(),
             most,
             ending: Cell::new(Ending::No),
@@ -97,12 +108,23 @@ impl Transport {
         let (Some(core), before) = (self.0.core.upgrade(), self.0.output.borrow().len()) else { return };
         let most = if core.doors.unread() > MUCH { LITTLE.min(self.0.most) } else { self.0.most };
         if before.saturating_add(bytes.len()) > most {
-            tracing::debug!(peer = self.0.cell.peer().address(), "a client does not read what it is sent: let go");
+            tracing::debug!(peer = self.0.peer.borrow().address(), "a client does not read what it is sent: let go");
             return self.end();
         }
+        self.put(&core, bytes);
+    }
+
+    fn put(&self, core: &Core, bytes: &[u8]) {
         core.doors.count_unread(bytes.len(), 0);
         self.0.output.borrow_mut().extend_from_slice(bytes);
         self.0.work.notify_one();
+    }
+
+    /// What the code before has written, and has not left.
+    pub(super) fn restore(&self, bytes: &[u8]) {
+        if let Some(core) = self.0.core.upgrade() {
+            self.put(&core, bytes);
+        }
     }
 
     /// Ends the connection, when what was written has left.
@@ -123,39 +145,44 @@ impl Transport {
     /// Who is at the other end.
     #[must_use]
     pub fn peer(&self) -> Peer {
-        self.0.cell.peer()
+        self.0.peer.borrow().clone()
     }
 
-    /// Who has logged in by it.
+    /// Who has logged in by it; nobody, once it has ended.
     #[must_use]
     pub fn login(&self) -> Option<Login> {
-        self.0.cell.login()
+        self.0.open.borrow().as_ref().and_then(|open| open.cell.login())
     }
 
     /// Has the host speak TLS from here on, when all that was written has left: within [`received`](super::Door::received), which
     /// has taken the client's word for it out of its input. If there is more in that, it must end the connection: whoever sent
-    /// it spoke in the clear, and wanted it to look as if it had come by TLS.
+    /// it spoke in the clear, and wanted it to look as if it had come by TLS. What the client has said before counts for nothing:
+    /// others may have said it.
     ///
     /// # Errors
     /// When the operator has given no certificate, or the client does not speak TLS.
     pub async fn start_tls(&self) -> Result<()> {
         while !self.0.output.borrow().is_empty() {
             if self.0.ending.get() == Ending::Over {
-                return Err(Fault::new("twisted.spread.pb.PBConnectionLost", "the client has gone"));
+                return Err(gone());
             }
             self.0.flushed.notified().await;
         }
-        let socket = Rc::new(self.0.cell.start_tls().await?);
-        self.0.socket.replace(socket);
+        let cell = self.stream().ok_or_else(gone)?;
+        let socket = Rc::new(cell.start_tls().await?);
+        self.0.peer.replace(cell.peer());
+        if let Some(open) = &mut *self.0.open.borrow_mut() {
+            open.socket = socket;
+        }
         Ok(())
     }
 
-    pub(super) fn stream(&self) -> Arc<StreamCell> {
-        Arc::clone(&self.0.cell)
+    pub(super) fn stream(&self) -> Option<Arc<StreamCell>> {
+        self.0.open.borrow().as_ref().map(|open| Arc::clone(&open.cell))
     }
 
-    pub(super) fn socket(&self) -> Rc<Socket> {
-        Rc::clone(&self.0.socket.borrow())
+    pub(super) fn socket(&self) -> Option<Rc<Socket>> {
+        self.0.open.borrow().as_ref().map(|open| Rc::clone(&open.socket))
     }
 
     pub(super) fn ending(&self) -> Ending {
@@ -169,6 +196,17 @@ impl Transport {
             self.0.flushed.notify_waiters();
             self.0.ended.notify_waiters();
         }
+    }
+
+    /// It has ended here, whoever still has it: what it was made of is let go of.
+    pub(super) fn release(&self) {
+        self.end();
+        let open = self.0.open.borrow_mut().take();
+        let output = std::mem::take(&mut *self.0.output.borrow_mut());
+        if let Some(core) = self.0.core.upgrade() {
+            core.doors.count_unread(0, output.len());
+        }
+        drop((open, output));
     }
 
     /// What was written, and has not left.
@@ -216,12 +254,13 @@ impl Transport {
     }
 
     async fn write_some(&self) -> std::io::Result<()> {
+        let ended = || std::io::Error::from(std::io::ErrorKind::BrokenPipe);
         // Gone with the service.
-        let Some(core) = self.0.core.upgrade() else { return Err(std::io::ErrorKind::BrokenPipe.into()) };
+        let core = self.0.core.upgrade().ok_or_else(ended)?;
         if !core.is_committed() {
             core.committed().await.map_err(|fault| std::io::Error::other(fault.to_string()))?;
         }
-        let socket = self.socket();
+        let socket = self.socket().ok_or_else(ended)?;
         drop(core);
         let stalled = tokio::time::timeout(super::drive::STALLED, socket.writable()).await;
         stalled.map_err(|_| std::io::Error::from(std::io::ErrorKind::TimedOut))??;

@@ -142,6 +142,8 @@ pub(crate) struct Reply {
     pub(crate) version: u64,
     /// Somebody who has logged in.
     pub(crate) login: Option<Login>,
+    /// A descriptor of the library's own.
+    pub(crate) descriptor: Option<std::os::fd::OwnedFd>,
     /// What came with it: held until it is read.
     pub(crate) _remotes: Vec<Remote>,
 }
@@ -499,10 +501,11 @@ impl Core {
         Err(Fault::new("RuntimeError", "a change could not be saved, and is undone"))
     }
 
-    /// Says something with a secret in it to the host, at once: of that no copy is kept here.
-    pub(crate) fn push_secret(&self, frame: &ToHost<'_>) {
+    /// Says something with a secret in it to the host, at once: of that no copy is kept here. It has no more than `size` bytes.
+    pub(crate) fn push_secret(&self, frame: &ToHost<'_>, size: usize) {
         self.flush();
-        let mut bytes = zeroize::Zeroizing::new(Vec::with_capacity(1024));
+        // It is not moved while it grows: that would leave a copy behind.
+        let mut bytes = zeroize::Zeroizing::new(Vec::with_capacity(size));
         frame.write(&mut bytes);
         self.wall.push(&bytes);
     }

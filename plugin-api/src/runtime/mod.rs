@@ -409,9 +409,9 @@ impl<S: Service> Runtime<S> {
                 let fault = Fault::new("twisted.cred.error.Unauthorized", message);
                 core.answered(request, Err(fault.with_fields(&doors::Wait { wait })));
             }
-            ToLibrary::LoginEnded { login } => core.doors.login_ended(login),
-            ToLibrary::Secured { request, descriptor, asked } => {
-                core.answered(request, Ok(doors::secured(descriptor, asked)));
+            ToLibrary::LoginEnded { login } => core.doors.login_ended(core, login),
+            ToLibrary::Secured { request, stream, descriptor, asked } => {
+                core.answered(request, Ok(doors::secured(core, stream, descriptor, asked)));
             }
             ToLibrary::Dropped { object, count, had } => core.given_back(object, count, had),
             ToLibrary::Revert { perspective, state, version } => {

@@ -2,11 +2,11 @@
 //! follows from it in `session`.
 
 use plugin_api::prelude::*;
-use plugin_api::{BytesMut, Door, Transport};
+use plugin_api::{Door, Input, Transport, Zeroizing};
 
 use crate::Chat;
 use crate::message::{Message, line, lines, nick};
-use crate::session::{Act, ROOM, SERVER, Session};
+use crate::session::{Act, ROOM, SERVER, Session, TARGETS};
 
 /// One client.
 pub(crate) struct Irc(Session);
@@ -44,19 +44,25 @@ impl Door for Irc {
         Ok(Self(Session::default()))
     }
 
-    async fn received(&mut self, context: &Context<Chat>, transport: &Transport, input: &mut BytesMut) -> Result<()> {
-        while let Some(end) = input.iter().position(|byte| *byte == b'\n').filter(|_| !transport.is_closed()) {
-            let taken = zeroize::Zeroizing::new(input.split_to(end + 1).to_vec());
-            let text = zeroize::Zeroizing::new(String::from_utf8_lossy(&taken).into_owned());
-            let Some(message) = Message::read(text.trim_end_matches(['\r', '\n'])) else { continue };
-            let mut acts = self.0.line(&message, transport.peer().can_start_tls());
-            while !acts.is_empty() {
-                let mut more = Vec::new();
-                for act in acts {
-                    more.extend(self.act(act, context, transport, input).await?);
+    async fn received(&mut self, context: &Context<Chat>, transport: &Transport, input: &mut Input) -> Result<()> {
+        while let Some(end) = input.line_end().filter(|_| !transport.is_closed()) {
+            let text = Zeroizing::new(String::from_utf8_lossy(&input[..end]).into_owned());
+            let (before, alone) = (self.0.clone(), input.len() == end);
+            match self.line(&text, alone, context, transport).await {
+                // The room is with other code by now, which goes on from here: with this line, or with somebody who has logged in
+                // by it.
+                Err(fault) if fault.is_reloaded() => {
+                    if self.0.has_logged_in() && !before.has_logged_in() {
+                        self.0.waits_outside();
+                        input.take(end);
+                    } else {
+                        self.0 = before;
+                    }
+                    return Ok(());
                 }
-                acts = more;
+                done => done?,
             }
+            input.take(end);
         }
         Ok(())
     }
@@ -84,14 +90,13 @@ impl Door for Irc {
     }
 
     fn thaw(context: &Context<Chat>, transport: &Transport, state: &[u8]) -> Result<Self> {
-        let session: Session = serde_json::from_slice(state)?;
-        if session.is_in() {
-            let login = transport.login().ok_or_else(|| Fault::unauthorized("the login is gone"))?;
-            let who = perspective(&login)?;
-            let window = Window { who, joined: session.joined, echo: session.echo, transport: transport.clone() };
-            context.service()?.write(|chat| chat.windows.push(window))?;
+        let mut irc = Self(serde_json::from_slice(state)?);
+        if irc.0.is_in() {
+            irc.come_in(context, transport)?;
+        } else if irc.0.comes_in() {
+            irc.welcome(context, transport)?;
         }
-        Ok(Self(session))
+        Ok(irc)
     }
 }
 
@@ -103,14 +108,48 @@ fn perspective(login: &plugin_api::Login) -> Result<String> {
 }
 
 impl Irc {
+    /// Serves a line; `alone`: there is nothing behind it yet.
+    async fn line(&mut self, text: &str, alone: bool, context: &Context<Chat>, transport: &Transport) -> Result<()> {
+        let Some(message) = Message::read(text.trim_end_matches(['\r', '\n'])) else { return Ok(()) };
+        let mut acts = self.0.line(&message, transport.peer().can_start_tls());
+        while !acts.is_empty() {
+            let mut more = Vec::new();
+            for act in acts {
+                more.extend(self.act(act, alone, context, transport).await?);
+            }
+            acts = more;
+        }
+        Ok(())
+    }
+
+    /// It has a window from now on.
+    fn come_in(&self, context: &Context<Chat>, transport: &Transport) -> Result<()> {
+        let login = transport.login().ok_or_else(|| Fault::unauthorized("the login is gone"))?;
+        let (who, joined, echo) = (perspective(&login)?, self.0.joined, self.0.echo);
+        let window = Window { who, joined, echo, transport: transport.clone() };
+        context.service()?.write(|chat| chat.windows.push(window))
+    }
+
+    fn welcome(&self, context: &Context<Chat>, transport: &Transport) -> Result<()> {
+        self.come_in(context, transport)?;
+        let own = self.0.nick();
+        let say = |text: &str| transport.write(line(&format!(":{SERVER} {text}")).as_bytes());
+        say(&format!("001 {own} :welcome to the chat, {own}"));
+        say(&format!("002 {own} :this is {SERVER}"));
+        say(&format!("003 {own} :it is one room, with many doors"));
+        say(&format!("004 {own} {SERVER} 1 i nt"));
+        say(&format!(
+            "005 {own} CASEMAPPING=ascii CHANTYPES=# NICKLEN=64 CHANMODES=,,,nt TARGMAX=PRIVMSG:{TARGETS},NOTICE:{TARGETS} \
+             :are supported by this server"
+        ));
+        say(&format!("422 {own} :there is no message of the day"));
+        // Whoever asked for another name is told the own one.
+        transport.write(line(&format!(":{own}!{own}@{SERVER} NICK :{own}")).as_bytes());
+        Ok(())
+    }
+
     /// Does what a line leads to; what that leads to is next.
-    async fn act(
-        &mut self,
-        act: Act,
-        context: &Context<Chat>,
-        transport: &Transport,
-        input: &BytesMut,
-    ) -> Result<Vec<Act>> {
+    async fn act(&mut self, act: Act, alone: bool, context: &Context<Chat>, transport: &Transport) -> Result<Vec<Act>> {
         let own = self.0.nick().to_owned();
         let numeric = |number: u16, text: &str| {
             transport.write(line(&format!(":{SERVER} {number:03} {own} {text}")).as_bytes());
@@ -123,20 +162,7 @@ impl Irc {
                     Err(refused) => self.0.refused(refused.message(), refused.wait()),
                 });
             }
-            Act::Welcome => {
-                let login = transport.login().ok_or_else(|| Fault::unauthorized("the login is gone"))?;
-                let (who, echo) = (perspective(&login)?, self.0.echo);
-                let window = Window { who, joined: false, echo, transport: transport.clone() };
-                context.service()?.write(|chat| chat.windows.push(window))?;
-                numeric(1, &format!(":welcome to the chat, {own}"));
-                numeric(2, &format!(":this is {SERVER}"));
-                numeric(3, ":it is one room, with many doors");
-                numeric(4, &format!("{SERVER} 1 i nt"));
-                numeric(5, "CASEMAPPING=ascii CHANTYPES=# NICKLEN=64 CHANMODES=,,,nt :are supported by this server");
-                numeric(422, ":there is no message of the day");
-                // Whoever asked for another name is told the own one.
-                transport.write(line(&format!(":{own}!{own}@{SERVER} NICK :{own}")).as_bytes());
-            }
+            Act::Welcome => self.welcome(context, transport)?,
             Act::Join => {
                 context.service()?.write(|chat| chat.join(transport))?;
                 numeric(332, &format!("{ROOM} :one room, many doors"));
@@ -168,7 +194,7 @@ impl Irc {
                 let on: Vec<String> = names.iter().filter(here).cloned().collect();
                 numeric(303, &format!(":{}", on.join(" ")));
             }
-            Act::Secure => self.secure(transport, input, numeric).await?,
+            Act::Secure => self.secure(alone, transport, numeric).await?,
             Act::Quit(why) => {
                 transport.write(line(&format!("ERROR :{why}")).as_bytes());
                 transport.close();
@@ -195,12 +221,15 @@ impl Irc {
         Ok(())
     }
 
-    async fn secure(&self, transport: &Transport, input: &BytesMut, numeric: impl Fn(u16, &str)) -> Result<()> {
-        if !input.is_empty() {
+    async fn secure(&mut self, alone: bool, transport: &Transport, numeric: impl Fn(u16, &str)) -> Result<()> {
+        if !alone {
             // Sent in the clear, to look as if it had come by TLS.
             return Err(Fault::value("there is more behind STARTTLS"));
         }
         numeric(670, ":go on with TLS");
-        transport.start_tls().await
+        transport.start_tls().await?;
+        // What was said in the clear may have been somebody else's.
+        self.0 = Session::default();
+        Ok(())
     }
 }

@@ -77,6 +77,11 @@ impl Chat {
         present.chain(self.joined().map(|window| window.who.clone())).collect()
     }
 
+    /// Whether somebody is in the room.
+    fn has(&self, who: &str) -> bool {
+        self.joined().any(|window| window.who == who) || self.present.iter().any(|guest| guest.perspective() == who)
+    }
+
     /// Who is here at all.
     fn people(&self) -> BTreeSet<String> {
         let present = self.present.iter().map(|guest| guest.perspective().to_owned());
@@ -85,7 +90,7 @@ impl Chat {
 
     /// Somebody comes into the room. Those who are there already hear of it, if it is the first time.
     fn comes(&self, who: &str, by: Option<&Transport>) {
-        if self.names().contains(who) {
+        if self.has(who) {
             return;
         }
         self.tell("came", (who,));
@@ -96,7 +101,7 @@ impl Chat {
 
     /// Somebody has gone out; those who are left hear of it, if it was the last of them.
     fn goes(&self, who: &str, word: &str) {
-        if self.names().contains(who) {
+        if self.has(who) {
             return;
         }
         self.tell("went", (who,));
@@ -113,7 +118,14 @@ impl Chat {
 
     /// Somebody says something to somebody; false: they are not here.
     fn whisper(&self, who: &str, to: &str, text: &str, notice: bool) -> bool {
-        let is = |name: &str| name == to || nick(name).eq_ignore_ascii_case(to);
+        // By the name itself; by the nickname, where that is one person's alone.
+        let people = self.people();
+        let named = |name: &&String| nick(name).eq_ignore_ascii_case(to);
+        let whom = match people.get(to) {
+            Some(person) => Some(person),
+            None => people.iter().find(named).filter(|_| people.iter().filter(named).count() == 1),
+        };
+        let is = |name: &str| whom.is_some_and(|whom| whom == name);
         let windows: Vec<&Window> = self.windows.iter().filter(|window| is(&window.who)).collect();
         windows.iter().for_each(|window| window.heard(who, &nick(&window.who), text, notice));
         let guests = self.present.iter().filter(|guest| is(guest.perspective()));

@@ -1,16 +1,24 @@
 //! A line of IRC (RFC 2812, section 2.3): a command and its parameters.
 
+use zeroize::Zeroize;
+
 /// The longest line that is sent, in bytes, with its end.
 const LONGEST: usize = 512;
 /// The most parameters that a line has.
 const PARAMETERS: usize = 15;
 
-/// A line, as a client sends it.
+/// A line, as a client sends it. Erased when it is dropped: some have a password in them.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Message {
     /// In capitals.
     pub(crate) command: String,
     pub(crate) parameters: Vec<String>,
+}
+
+impl Drop for Message {
+    fn drop(&mut self) {
+        self.parameters.iter_mut().for_each(Zeroize::zeroize);
+    }
 }
 
 impl Message {
@@ -103,7 +111,7 @@ mod tests {
     use super::*;
 
     fn read(line: &str) -> (String, Vec<String>) {
-        Message::read(line).map(|message| (message.command, message.parameters)).unwrap_or_default()
+        Message::read(line).map(|message| (message.command.clone(), message.parameters.clone())).unwrap_or_default()
     }
 
     #[test]

@@ -12,6 +12,8 @@ pub(crate) const ROOM: &str = "#chat";
 pub(crate) const SERVER: &str = "credhost";
 /// So many logins may fail.
 const TRIES: u8 = 3;
+/// So many may be spoken to at once.
+pub(crate) const TARGETS: usize = 4;
 /// How long SASL's answer may be: three pieces of 400 bytes.
 const SASL: usize = 1200;
 
@@ -45,7 +47,7 @@ pub(crate) enum Act {
 }
 
 /// How far a client's SASL has come.
-#[derive(Debug, Default, Serialize, Deserialize)]
+#[derive(Debug, Default, Clone, Serialize, Deserialize)]
 enum Sasl {
     #[default]
     No,
@@ -56,11 +58,12 @@ enum Sasl {
 }
 
 /// One client.
-#[derive(Debug, Default, Serialize, Deserialize)]
+#[derive(Debug, Default, Clone, Serialize, Deserialize)]
 pub(crate) struct Session {
     /// The nickname that it wants, until it has the one that is its own.
     wanted: Option<String>,
-    user: bool,
+    /// What it says its user is called.
+    user: Option<String>,
     /// It negotiates what it can: it is not greeted before.
     negotiates: bool,
     sasl: Sasl,
@@ -96,6 +99,20 @@ impl Session {
         self.welcomed
     }
 
+    pub(crate) fn has_logged_in(&self) -> bool {
+        self.nick.is_some()
+    }
+
+    /// It has logged in, and could not come in: the next code lets it in.
+    pub(crate) fn waits_outside(&mut self) {
+        self.welcomed = false;
+    }
+
+    /// Whether it comes in now, of those who wait outside.
+    pub(crate) fn comes_in(&mut self) -> bool {
+        !self.welcomed && self.has_logged_in() && self.ready() == [Act::Welcome]
+    }
+
     /// Whether it can be handed on: a password that was said is in no bytes.
     pub(crate) fn rests(&self) -> bool {
         self.password.is_none() && !matches!(self.sasl, Sasl::Plain(_) | Sasl::Asked)
@@ -109,7 +126,7 @@ impl Session {
             "PONG" => Vec::new(),
             "QUIT" => vec![Act::Quit(message.parameter(0).unwrap_or("gone").to_owned())],
             "CAP" => self.capabilities(message),
-            "STARTTLS" if self.welcomed => vec![numeric(691, self.nick(), ":too late")],
+            "STARTTLS" if self.has_logged_in() => vec![numeric(691, self.nick(), ":too late")],
             "STARTTLS" if !can_start_tls => vec![numeric(691, self.nick(), ":there is no TLS to go over to here")],
             "STARTTLS" => vec![Act::Secure],
             "AUTHENTICATE" => self.authenticate(message),
@@ -164,7 +181,8 @@ impl Session {
                 vec![numeric(906, &nick, ":given up")]
             }
             Sasl::No if given.eq_ignore_ascii_case("PLAIN") => {
-                self.sasl = Sasl::Plain(Zeroizing::default());
+                // All of it has room at once: a text that grows leaves copies behind.
+                self.sasl = Sasl::Plain(Zeroizing::new(String::with_capacity(SASL + 512)));
                 vec![say("AUTHENTICATE +")]
             }
             Sasl::No => vec![
@@ -173,10 +191,11 @@ impl Session {
             ],
             Sasl::Asked => vec![numeric(904, &nick, ":one login at a time")],
             Sasl::Plain(said) => {
-                if given != "+" {
+                let longer = said.len() + given.len() > SASL;
+                if given != "+" && !longer {
                     said.push_str(given);
                 }
-                if said.len() > SASL {
+                if longer {
                     self.sasl = Sasl::No;
                     return vec![numeric(905, &nick, ":too long")];
                 }
@@ -207,8 +226,8 @@ impl Session {
                 self.wanted = Some(nick.to_owned());
                 self.ready()
             }
-            ("USER", Some(_)) => {
-                self.user = true;
+            ("USER", Some(user)) => {
+                self.user = Some(user.to_owned());
                 self.ready()
             }
             _ => vec![numeric(451, self.nick(), ":log in first")],
@@ -217,9 +236,10 @@ impl Session {
 
     /// Whether all has come that is needed to come in.
     fn ready(&mut self) -> Vec<Act> {
-        let Some(wanted) = self.wanted.clone().filter(|_| self.user && !self.negotiates && !self.welcomed) else {
+        let (Some(wanted), Some(user)) = (self.wanted.clone(), self.user.clone()) else { return Vec::new() };
+        if self.negotiates || self.welcomed {
             return Vec::new();
-        };
+        }
         if self.nick.is_some() {
             self.welcomed = true;
             return vec![Act::Welcome];
@@ -230,8 +250,8 @@ impl Session {
         match self.password.take() {
             Some(password) => {
                 self.sasl = Sasl::Asked;
-                // "name:password" says whose it is, where the nickname does not.
-                match password.split_once(':') {
+                // "name:password", of the user's name, says whose it is where the nickname does not.
+                match password.split_once(':').filter(|(name, _)| *name == user || *name == wanted) {
                     Some((name, password)) => vec![Act::LogIn(name.to_owned(), Zeroizing::new(password.to_owned()))],
                     None => vec![Act::LogIn(wanted, password)],
                 }
@@ -353,6 +373,9 @@ impl Session {
             (Some(to), Some(_)) if to.starts_with('#') && !(self.joined && to.eq_ignore_ascii_case(ROOM)) => {
                 vec![numeric(404, nick, &format!("{} :you are not there", cut(to)))]
             }
+            (Some(to), _) if to.split(',').count() > TARGETS => {
+                vec![numeric(407, nick, &format!("{} :too many at once", cut(to)))]
+            }
             (Some(to), Some(text)) => {
                 to.split(',').map(|to| Act::Speak { to: to.to_owned(), text: text.to_owned(), notice }).collect()
             }
@@ -406,12 +429,17 @@ mod tests {
 
     #[test]
     fn by_pass() {
-        for (pass, nick, name) in [("a password", "alice", "alice"), ("alice:a password", "al", "alice")] {
+        for (pass, nick, user, name, password) in [
+            ("a password", "alice", "x", "alice", "a password"),
+            ("alice:a password", "al", "alice", "alice", "a password"),
+            ("alice:a password", "alice", "x", "alice", "a password"),
+            ("my:password", "alice", "x", "alice", "my:password"),
+        ] {
             let mut session = Session::default();
             assert!(told(&mut session, &format!("PASS :{pass}")).is_empty() && !session.rests());
             assert!(told(&mut session, &format!("NICK {nick}")).is_empty());
-            let acts = told(&mut session, "USER a 0 * :Al");
-            assert_eq!(acts, [Act::LogIn(name.to_owned(), Zeroizing::new("a password".to_owned()))]);
+            let acts = told(&mut session, &format!("USER {user} 0 * :Al"));
+            assert_eq!(acts, [Act::LogIn(name.to_owned(), Zeroizing::new(password.to_owned()))]);
             assert_eq!(session.logged_in("alice").last(), Some(&Act::Welcome));
         }
     }
