@@ -308,6 +308,7 @@ impl<S: Service> TestHost<S> {
             }
         }
         self.hand_on();
+        self.send(&ToLibrary::Resume {});
         self.send_to(old, &ToLibrary::Retire {});
         refused.map_or(Ok(()), Err)
     }

@@ -194,6 +194,7 @@ impl Slot {
         let (attached, held) = self.switch(&old, &new);
         let freeze_ms = began.elapsed().as_secs_f64() * 1e3;
         let lost = new.outgoing.replayed().await;
+        new.generation.send(&ToLibrary::Resume {});
         let reloaded = Reloaded {
             generation: new.number,
             load_ms: prepared.load.as_secs_f64() * 1e3,

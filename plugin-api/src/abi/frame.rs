@@ -381,6 +381,8 @@ frames! {
             /// The name that the client asked for; empty: none.
             asked: text,
         }
+        /// All that the generation before this one had is here: what comes by streams of before is served from now on.
+        31 Resume {}
     }
 }
 

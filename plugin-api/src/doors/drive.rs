@@ -68,7 +68,7 @@ pub(crate) fn serve<D: Door>(core: &Rc<Core>, context: Context<D::Service>, list
 
 fn begin<D: Door>(core: &Rc<Core>, context: &Context<D::Service>, taken: Taken) {
     let Taken { socket, cell, state } = taken;
-    let number = cell.number;
+    let (number, carried) = (cell.number, state.is_some());
     let transport = Transport::new(core, socket, cell, D::UNREAD);
     let mut input = Input::default();
     let made = contained(|| match state {
@@ -100,7 +100,7 @@ fn begin<D: Door>(core: &Rc<Core>, context: &Context<D::Service>, taken: Taken) 
     core.doors.drives(number, Rc::clone(&line) as Rc<dyn Carried>);
     let (writes, reads) = (Rc::clone(&line), Rc::clone(&line));
     let writing = tokio::task::spawn_local(async move { writes.transport.pump().await });
-    let reading = tokio::task::spawn_local(async move { reads.run(number).await });
+    let reading = tokio::task::spawn_local(async move { reads.run(number, carried).await });
     *line.tasks.borrow_mut() = vec![writing.abort_handle(), reading.abort_handle()];
 }
 
@@ -126,8 +126,13 @@ enum Came {
 }
 
 impl<D: Door> Line<D> {
-    /// Serves it to its end.
-    async fn run(self: Rc<Self>, number: u64) {
+    /// Serves it to its end; `carried`: it has come from the code before this.
+    async fn run(self: Rc<Self>, number: u64, carried: bool) {
+        if carried {
+            // Whoever is to hear of what it says is here by then.
+            let Some(core) = self.core.upgrade() else { return };
+            core.doors.resumed().await;
+        }
         // What came with it.
         let mut served = self.serve().await;
         while served.is_ok() && self.transport.ending() == Ending::No && !self.is_handed_on(number) {

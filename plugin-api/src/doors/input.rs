@@ -104,7 +104,7 @@ mod tests {
     #[test]
     fn bytes_come_at_the_end_and_are_taken_from_the_front() {
         let mut input = Input::default();
-        let mut come = |input: &mut Input, bytes: &[u8]| {
+        let come = |input: &mut Input, bytes: &[u8]| {
             let came = input.fill(8, |room| {
                 room[..bytes.len()].copy_from_slice(bytes);
                 Ok::<_, ()>(bytes.len())

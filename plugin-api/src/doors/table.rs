@@ -71,6 +71,9 @@ pub(crate) struct Table {
     logins: RefCell<HashMap<u64, std::sync::Weak<LoginCell>>>,
     /// Told when other code serves.
     replaced: Notify,
+    /// Whether all is here that the code before this had; and told of it.
+    resumed: Cell<bool>,
+    resumes: Notify,
 }
 
 impl Default for Table {
@@ -86,6 +89,8 @@ impl Default for Table {
             unread: Cell::new(0),
             logins: RefCell::default(),
             replaced: Notify::new(),
+            resumed: Cell::new(false),
+            resumes: Notify::new(),
         }
     }
 }
@@ -162,6 +167,20 @@ impl Table {
     pub(super) fn leave(&self, stream: u64) {
         let left = self.driven.borrow_mut().remove(&stream);
         drop(left);
+    }
+
+    /// All that the code before this had is here.
+    pub(crate) fn resume(&self) {
+        self.resumed.set(true);
+        self.resumes.notify_waiters();
+    }
+
+    /// Waits until that is so.
+    pub(super) async fn resumed(&self) {
+        let resumes = self.resumes.notified();
+        if !self.resumed.get() {
+            resumes.await;
+        }
     }
 
     /// Waits until other code serves.

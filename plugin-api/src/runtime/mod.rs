@@ -409,6 +409,7 @@ impl<S: Service> Runtime<S> {
                 let fault = Fault::new("twisted.cred.error.Unauthorized", message);
                 core.answered(request, Err(fault.with_fields(&doors::Wait { wait })));
             }
+            ToLibrary::Resume {} => core.doors.resume(),
             ToLibrary::LoginEnded { login } => core.doors.login_ended(core, login),
             ToLibrary::Secured { request, stream, descriptor, asked } => {
                 core.answered(request, Ok(doors::secured(core, stream, descriptor, asked)));

@@ -143,3 +143,35 @@ fn nobody_comes_or_goes_when_the_code_is_replaced_and_all_are_still_present() {
     assert_eq!(bob.call::<usize>("say", ("hello",)).unwrap(), 1);
     assert_eq!(heard.try_iter().collect::<Vec<_>>(), ["heard(\"bob\", \"hello\")"]);
 }
+
+proptest::proptest! {
+    #![proptest_config(proptest::prelude::ProptestConfig::with_cases(24))]
+
+    /// However what a client says is cut into pieces, and wherever the code is replaced between them: everybody in the room hears
+    /// each line, once and in order.
+    #[test]
+    fn no_line_is_lost_or_doubled_wherever_the_code_is_replaced(
+        said in proptest::collection::vec("[a-zß€ ]{0,40}[a-z]", 1..12),
+        pieces in proptest::collection::vec((1..40_usize, proptest::bool::weighted(0.3)), 1..12),
+    ) {
+        let host = with_identities();
+        let (mut alice, mut bob) = (irc(&host, "alice"), irc(&host, "bob"));
+        until(&mut alice, "bob@credhost JOIN");
+        let text: String = said.iter().map(|text| format!("PRIVMSG #chat :{text}\r\n")).collect();
+        let (mut rest, mut turns) = (text.as_bytes(), pieces.into_iter().cycle());
+        while !rest.is_empty() {
+            let (length, replaced) = turns.next().unwrap_or((1, false));
+            let (piece, others) = rest.split_at(length.min(rest.len()));
+            bob.send(piece).unwrap();
+            if replaced {
+                host.reload().unwrap();
+            }
+            rest = others;
+        }
+        for text in &said {
+            proptest::prop_assert_eq!(alice.line().unwrap(), format!(":bob!bob@credhost PRIVMSG #chat :{text}"));
+        }
+        bob.send("PING over\r\n").unwrap();
+        proptest::prop_assert_eq!(bob.line().unwrap(), ":credhost PONG credhost :over");
+    }
+}
