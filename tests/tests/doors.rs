@@ -341,6 +341,7 @@ fn told() -> (TestHost, SocketAddr, SocketAddr) {
     let home = TestHome::new();
     home.make();
     home.configure(|text| format!("{text}\n[service.lines.listen]\nlines = \"127.0.0.1:0\"\nraw = \"127.0.0.1:0\"\n"));
+    home.configure(|text| text.replace("grace = 10", "grace = 2"));
     home.identity("alice", PASSWORD, &["lines/one", "lines/two"]);
     home.install("lines");
     let mut host = home.start();

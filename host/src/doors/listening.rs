@@ -63,6 +63,10 @@ struct Waiting {
     taken: Option<SlotNo>,
     /// Whether nobody needs to log in.
     public: bool,
+    /// Which generation has said so.
+    by: u32,
+    /// What one says that has yet to come to serve.
+    next: Option<(u32, bool)>,
     held: Vec<u32>,
 }
 
@@ -123,9 +127,24 @@ impl Listening {
         self.waiting.lock().public
     }
 
-    pub(super) fn take(&self, slot: SlotNo, public: bool) {
+    /// This generation takes them: once it serves, if it has yet to.
+    pub(super) fn take(&self, slot: SlotNo, generation: u32, public: bool, embargoed: bool) {
         let mut waiting = self.waiting.lock();
-        (waiting.taken, waiting.public) = (Some(slot), public);
+        if embargoed {
+            waiting.next = Some((generation, public));
+        } else {
+            (waiting.taken, waiting.public, waiting.by) = (Some(slot), public, generation);
+        }
+    }
+
+    /// This generation serves: it takes them, if it has said so, and whoever did before does not.
+    pub(super) fn serves(&self, slot: SlotNo, generation: u32) {
+        let mut waiting = self.waiting.lock();
+        match waiting.next.take_if(|(by, _)| *by == generation) {
+            Some((by, public)) => (waiting.taken, waiting.public, waiting.by) = (Some(slot), public, by),
+            None if waiting.taken == Some(slot) && waiting.by != generation => waiting.taken = None,
+            None => {}
+        }
     }
 
     /// This slot takes them no more.
@@ -275,6 +294,26 @@ mod tests {
     use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 
     use super::*;
+
+    #[test]
+    fn what_code_says_that_has_yet_to_serve_counts_once_it_does() {
+        let folder = tempfile::tempdir().unwrap();
+        let address = format!("unix:{}", folder.path().join("socket").display());
+        let listening = Listening::open(ListenerSettings::at("chat", "irc", &address).unwrap()).unwrap();
+        let slot = SlotNo(1);
+        listening.take(slot, 1, false, false);
+        assert_eq!((listening.taken(), listening.is_public()), (Some(slot), false));
+        // The second does not come to serve, the third does, the fourth has no such door.
+        listening.take(slot, 2, true, true);
+        assert!(!listening.is_public());
+        listening.take(slot, 3, true, true);
+        listening.serves(slot, 3);
+        assert_eq!((listening.taken(), listening.is_public()), (Some(slot), true));
+        listening.serves(slot, 4);
+        assert_eq!(listening.taken(), None);
+        assert_eq!((listening.hold(7), listening.hold(7)), (None, None));
+        assert_eq!(listening.take_held(), [7], "once");
+    }
 
     #[test]
     fn what_a_host_has_left_is_put_out_of_the_way_and_nothing_else() {

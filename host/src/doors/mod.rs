@@ -287,7 +287,7 @@ impl Doors {
             );
             self.wanting.lock().insert((from.service.to_owned(), listener.to_owned()));
         }
-        found.for_each(|listening| listening.take(from.slot, public));
+        found.for_each(|listening| listening.take(from.slot, from.generation, public, from.embargoed));
         let slot = from.slot;
         self.later(move |me| me.offer_held(slot));
     }
@@ -346,7 +346,9 @@ impl Doorkeeper for Doors {
         }
     }
 
-    fn serves(&self, slot: SlotNo, service: &str) {
+    fn serves(&self, slot: SlotNo, service: &str, generation: u32) {
+        let all = self.listeners.iter().filter(|listening| listening.settings.service == service);
+        all.for_each(|listening| listening.serves(slot, generation));
         self.offer_held(slot);
         let own = |listening: &&Arc<Listening>| listening.settings.service == service;
         let (taken, others): (Vec<_>, Vec<_>) =

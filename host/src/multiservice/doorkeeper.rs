@@ -13,6 +13,8 @@ pub struct Speaker<'s> {
     pub generation: u32,
     /// The service's name.
     pub service: &'s str,
+    /// Whether it has yet to come to serve.
+    pub embargoed: bool,
     /// Whether its successor serves already.
     pub retired: bool,
 }
@@ -23,7 +25,7 @@ pub trait Doorkeeper: Send + Sync {
     fn said(&self, from: Speaker<'_>, frame: &ToHost<'_>);
 
     /// A generation of this slot serves from now on: streams can be handed to it.
-    fn serves(&self, slot: SlotNo, service: &str);
+    fn serves(&self, slot: SlotNo, service: &str, generation: u32);
 
     /// Another generation is about to serve: frames that hand it what the one before has carried.
     fn handed_on(&self, slot: SlotNo) -> Vec<u8>;
@@ -46,7 +48,7 @@ impl Doorkeeper for NoDoors {
         }
     }
 
-    fn serves(&self, _: SlotNo, _: &str) {}
+    fn serves(&self, _: SlotNo, _: &str, _: u32) {}
 
     fn handed_on(&self, _: SlotNo) -> Vec<u8> {
         Vec::new()

@@ -251,7 +251,7 @@ impl Slot {
                 }
             }
         });
-        self.context.doors.serves(self.number, self.name.as_str());
+        self.context.doors.serves(self.number, self.name.as_str(), new.number);
         old.outgoing.retire();
         old.generation.send(&ToLibrary::Retire {});
         counts

@@ -147,7 +147,7 @@ impl Slot {
         match started.await {
             Ok(()) => {
                 *self.state.lock() = ServiceState::Serving;
-                self.context.doors.serves(self.number, self.name.as_str());
+                self.context.doors.serves(self.number, self.name.as_str(), instance.number);
                 Ok(())
             }
             Err(why) => {

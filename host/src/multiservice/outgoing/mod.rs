@@ -235,8 +235,8 @@ impl Outgoing {
     }
 
     fn speaker(&self) -> Speaker<'_> {
-        let retired = self.phase() == Phase::Retired;
-        Speaker { slot: self.slot, generation: self.number, service: self.name(), retired }
+        let (embargoed, retired) = (self.phase() == Phase::Embargoed, self.phase() == Phase::Retired);
+        Speaker { slot: self.slot, generation: self.number, service: self.name(), embargoed, retired }
     }
 
     fn send(&self, frame: &ToLibrary<'_>) {
