@@ -22,7 +22,7 @@ const DISCARDED: usize = 64 << 20;
 
 /// Throws away what has come by a socket that is shut: the system would still give it to who reads.
 fn discard(end: &OwnedFd) {
-    let (mut bytes, mut discarded, mut come) = (vec![0; 64 << 10], 0, 0);
+    let (mut bytes, mut discarded, mut come) = ([0; 4 << 10], 0, 0);
     // TCP is asked to copy nothing.
     let flags = RecvFlags::DONTWAIT | RecvFlags::TRUNC;
     while let Ok((count, _)) = rustix::net::recv(end, &mut bytes[..], flags) {
@@ -339,7 +339,8 @@ impl Held {
             state.cut = true;
             (Arc::clone(&state.client), state.service.clone())
         };
-        for end in [Some(client), service].into_iter().flatten() {
+        let inner = service.filter(|service| !Arc::ptr_eq(service, &client));
+        for end in [Some(client), inner].into_iter().flatten() {
             // It may have gone.
             let _ = rustix::net::shutdown(&*end, Shutdown::Both);
             discard(&end);
