@@ -198,6 +198,12 @@ impl<S: Service> Context<S> {
         tokio::task::spawn_local(task);
     }
 
+    /// Whether other code serves in place of this: what is said to the service's objects here reaches nobody any more.
+    #[must_use]
+    pub fn is_replaced(&self) -> bool {
+        self.runtime.upgrade().is_none_or(|runtime| runtime.core().retired.get())
+    }
+
     /// Waits until other code serves in place of this: time for tasks of [`Context::spawn_for`] to come to an end.
     pub async fn replaced(&self) {
         let Some(core) = self.runtime.upgrade().map(|runtime| Rc::clone(runtime.core())) else { return };

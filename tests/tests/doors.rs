@@ -645,6 +645,77 @@ fn whoever_logs_in_while_the_code_is_replaced_comes_in() {
     }
 }
 
+/// Clients that are told of a server's password send it, and SASL as well.
+#[test]
+fn who_logs_in_by_sasl_with_a_password_for_nobody_is_carried_over() {
+    let (host, irc) = host();
+    let mut bob = Lines::irc(irc, "bob", PASSWORD);
+    let mut alice = Lines::connect(irc);
+    let said = data_encoding::BASE64.encode(format!("\0alice\0{PASSWORD}").as_bytes());
+    alice.send(
+        "PASS :of a server\r\nCAP LS 302\r\nNICK alice\r\nUSER alice 0 * :a\r\nCAP REQ :sasl\r\nAUTHENTICATE PLAIN",
+    );
+    alice.until("AUTHENTICATE +");
+    alice.send(&format!("AUTHENTICATE {said}\r\nCAP END\r\nJOIN #chat"));
+    alice.until(" 366 ");
+    for turn in 0..2 {
+        host.home.run(&["service", "reload", "chat"], "");
+        alice.send(&format!("PRIVMSG #chat :{turn}"));
+        assert_eq!(bob.until("PRIVMSG"), format!(":alice!alice@credhost PRIVMSG #chat :{turn}"));
+    }
+}
+
+#[test]
+fn the_last_words_of_a_client_that_only_hangs_up_are_heard() {
+    let home = home("irc = [\"127.0.0.1:0\", { address = \"127.0.0.1:0\", tls = true }]");
+    home.install("chat");
+    home.run(&["tls", "init"], "");
+    let authority = std::fs::read(home.path().join("tls/ca.pem")).expect("it was made");
+    let mut host = home.start();
+    let [clear, ircs] = ["irc on ", "irc over TLS on "].map(|name| door(&mut host, name));
+    let mut bob = Lines::irc(clear, "bob", PASSWORD);
+    for count in [1, 20, 300] {
+        let mut alice = Lines::over(tls(&authority, Lines::socket(ircs)));
+        alice.join("alice", PASSWORD);
+        let all: String = (0..count).map(|turn| format!("PRIVMSG #chat :{count}.{turn}\r\n")).collect();
+        alice.write(&all);
+        // Without TLS's goodbye.
+        drop(alice);
+        for turn in 0..count {
+            assert!(bob.until("PRIVMSG").ends_with(&format!(":{count}.{turn}")));
+        }
+    }
+}
+
+/// Two at a time: whoever logs in just when one replacement follows the other is served by one code, once.
+#[test]
+fn nobody_is_served_twice_however_fast_replacements_follow_each_other() {
+    let (host, irc) = host();
+    let mut bob = Lines::irc(irc, "bob", PASSWORD);
+    let token = host.home.run(&["token", "new", "alice"], "");
+    let token = token.split_whitespace().find(|word| word.starts_with("credhost_")).expect("a token");
+    let over = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                while !over.load(std::sync::atomic::Ordering::Relaxed) {
+                    host.home.run(&["service", "reload", "chat"], "");
+                }
+            });
+        }
+        for turn in 0..60 {
+            let mut alice = Lines::connect(irc);
+            alice.send(&format!(
+                "PASS :{token}\r\nNICK alice\r\nUSER alice 0 * :a\r\nJOIN #chat\r\nPRIVMSG #chat :{turn}"
+            ));
+            assert!(bob.until("PRIVMSG").ends_with(&format!(":{turn}")), "once each, in order");
+            alice.send("QUIT :bye");
+            alice.until("ERROR :bye");
+        }
+        over.store(true, std::sync::atomic::Ordering::Relaxed);
+    });
+}
+
 #[test]
 fn old_code_is_let_go_of_though_windows_stay() {
     let home = home("irc = \"127.0.0.1:0\"");

@@ -97,12 +97,13 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Watched<T> {
     }
 }
 
-/// Moves bytes both ways until both have ended; one that fails ends both. What has gone through is erased.
+/// Moves bytes both ways until both have ended. What has gone through is erased.
 async fn carry(client: &mut (impl AsyncRead + AsyncWrite + Unpin), own: &mut UnixStream) {
     async fn one_way(from: &mut (impl AsyncRead + Unpin), to: &mut (impl AsyncWrite + Unpin)) -> io::Result<()> {
         let mut bytes = zeroize::Zeroizing::new(vec![0; CHUNK]);
         loop {
-            let count = from.read(&mut bytes).await?;
+            // One that fails has ended: TLS without a goodbye, say. What came before that counts.
+            let count = from.read(&mut bytes).await.unwrap_or(0);
             if count == 0 {
                 return to.shutdown().await;
             }
@@ -112,8 +113,8 @@ async fn carry(client: &mut (impl AsyncRead + AsyncWrite + Unpin), own: &mut Uni
     }
     let (mut hears, mut says) = tokio::io::split(client);
     let (mut reads, mut writes) = own.split();
-    // However it ends, it has ended.
-    let _ = tokio::try_join!(one_way(&mut hears, &mut writes), one_way(&mut reads, &mut says));
+    // However they end, they have ended: that nothing can be said to a client any more does not keep what it has sent.
+    let _ = tokio::join!(one_way(&mut hears, &mut writes), one_way(&mut reads, &mut says));
 }
 
 /// Has the host move a stream's bytes, and ends it when none has come from the client for so long.
@@ -178,14 +179,12 @@ enum Step {
 /// By when what has to have come.
 struct Deadlines {
     login: Instant,
-    taken: Instant,
     logged_in: bool,
 }
 
 impl Deadlines {
     fn new(held: &Held) -> Self {
-        let now = Instant::now();
-        Self { login: now + held.listening.settings.login, taken: now + UNTAKEN, logged_in: false }
+        Self { login: Instant::now() + held.listening.settings.login, logged_in: false }
     }
 
     /// The next one that counts.
@@ -197,7 +196,7 @@ impl Deadlines {
         }
         self.logged_in = now;
         let login = (!now && !held.listening.is_public()).then_some(self.login);
-        let taken = (!held.is_taken()).then_some(self.taken);
+        let taken = held.untaken().map(|since| since + UNTAKEN);
         login.into_iter().chain(taken).min()
     }
 }
@@ -240,7 +239,8 @@ async fn attend(doors: &Arc<Doors>, held: &Arc<Held>) {
             }
             Step::Told => {
                 if held.is_closing() {
-                    return close(doors, held, relay).await;
+                    close(doors, held, relay.take()).await;
+                    break;
                 }
                 if let Some(asker) = held.wants_tls() {
                     greeting = Some(Box::pin(async move { (asker, secure(doors, held).await) }));
@@ -253,7 +253,7 @@ async fn attend(doors: &Arc<Doors>, held: &Arc<Held>) {
             Step::Relayed => {
                 // The service sees its end, and says so.
                 relay = None;
-                held.cut();
+                held.hang_up();
                 held.let_go();
             }
             Step::Due => {}
@@ -263,7 +263,7 @@ async fn attend(doors: &Arc<Doors>, held: &Arc<Held>) {
     // The service says that it has let go of its end. What it has not looked at yet it knows by the number of the host's
     // descriptor, which nothing else may have until then.
     let began = Instant::now();
-    while held.lends() || !held.is_closing() && held.is_taken() && began.elapsed() < LAST {
+    while !held.is_closing() && held.is_taken() && began.elapsed() < LAST || !held.ends() {
         doors.while_hearing(held, tokio::time::timeout(LAST, held.told.notified())).await;
     }
 }
@@ -324,7 +324,7 @@ impl Doors {
                     asker,
                     &ToLibrary::Secured { request, stream: u64::from(held.number), descriptor, asked: &asked },
                 ) {
-                    held.takes_back();
+                    held.takes_last_back();
                 }
                 Some(relay)
             }

@@ -9,6 +9,7 @@ use parking_lot::Mutex;
 use plugin_api::abi::frame::ToLibrary;
 use rustix::net::{RecvFlags, Shutdown};
 use tokio::sync::Notify;
+use tokio::time::Instant;
 use zeroize::Zeroize;
 
 use super::listening::Listening;
@@ -70,6 +71,23 @@ enum Owner {
     Taken(SlotNo, u32),
 }
 
+/// What code has made of a stream, for the code that comes next.
+struct Carried {
+    /// Which replacement it is for; 0: code that is replaced already has said it.
+    replacement: u64,
+    bytes: Vec<u8>,
+}
+
+/// What comes of offering a stream.
+pub(super) enum Offer {
+    /// It is offered: this frame tells of it, which names this descriptor, and of this login.
+    Frame(Vec<u8>, Arc<OwnedFd>, Option<u64>),
+    /// It is offered, or served, already.
+    Already,
+    /// There is nothing to serve any more.
+    Gone,
+}
+
 /// A stream.
 pub(super) struct Held {
     /// Its number, as a connection.
@@ -99,7 +117,9 @@ struct State {
     login: Option<LoggedIn>,
     /// How often something about its identity has changed.
     changes: u64,
-    carried: Option<Vec<u8>>,
+    carried: Option<Carried>,
+    /// Since when nobody serves it.
+    untaken: Instant,
     /// What frames have named that no library has answered yet: nothing else may have these numbers.
     lent: VecDeque<Arc<OwnedFd>>,
     /// Who waits until the service has heard that a login has ended.
@@ -135,6 +155,7 @@ impl Held {
             login: None,
             changes: 0,
             carried: None,
+            untaken: Instant::now(),
             lent: VecDeque::new(),
             waiting: Vec::new(),
             closing: false,
@@ -183,21 +204,30 @@ impl Held {
     /// `Taken`.
     pub(super) fn lend(&self) -> u64 {
         let mut state = self.state.lock();
-        let Some(end) = state.service.clone() else { return u64::MAX };
+        let Some(end) = state.service.clone().filter(|_| !state.ended) else { return u64::MAX };
         let number = u64::try_from(end.as_raw_fd()).unwrap_or(u64::MAX);
         state.lent.push_back(end);
         number
     }
 
-    /// Whether a frame that was not answered yet names a descriptor.
-    pub(super) fn lends(&self) -> bool {
-        !self.state.lock().lent.is_empty()
+    /// It ends, if no frame names a descriptor that was not answered yet: none will from now on.
+    pub(super) fn ends(&self) -> bool {
+        let mut state = self.state.lock();
+        state.ended |= state.lent.is_empty();
+        state.ended
     }
 
-    /// The frame that tells a generation of it, and the login that it tells of; none: there is nothing to tell of any more.
-    pub(super) fn frame(&self) -> Option<(Vec<u8>, Option<u64>)> {
+    /// Offers it to this slot: it is nobody's, or what it served has carried it.
+    pub(super) fn offer(&self, slot: SlotNo) -> Offer {
         let mut state = self.state.lock();
-        let service = state.service.clone()?;
+        match state.owner {
+            Owner::Nobody => {}
+            Owner::Taken(..) if state.carried.is_some() => {}
+            Owner::Offered(_) | Owner::Taken(..) => return Offer::Already,
+        }
+        let whole = !(state.ended || state.cut || state.closing);
+        let Some(service) = state.service.clone().filter(|_| whole) else { return Offer::Gone };
+        (state.owner, state.untaken) = (Owner::Offered(slot), Instant::now());
         state.lent.push_back(Arc::clone(&service));
         let (login, identity, perspectives) = match &state.login {
             Some(login) => {
@@ -215,13 +245,13 @@ impl Held {
             tls: state.tls,
             starttls: self.listening.settings.starttls,
             asked: &state.asked,
-            state: state.carried.as_deref(),
+            state: state.carried.as_ref().map(|carried| carried.bytes.as_slice()),
             login,
             identity,
             perspectives: &perspectives,
         };
         frame.write(&mut bytes);
-        Some((bytes, (login != 0).then_some(login)))
+        Offer::Frame(bytes, service, (login != 0).then_some(login))
     }
 
     pub(super) fn slot(&self) -> Option<SlotNo> {
@@ -229,11 +259,6 @@ impl Held {
             Owner::Nobody => None,
             Owner::Offered(slot) | Owner::Taken(slot, _) => Some(slot),
         }
-    }
-
-    /// It is handed to this slot.
-    pub(super) fn offered(&self, slot: SlotNo) {
-        self.state.lock().owner = Owner::Offered(slot);
     }
 
     /// A generation has made a descriptor of its own, and serves it: what the one before had carried is that one's.
@@ -253,19 +278,22 @@ impl Held {
         self.told.notify_one();
     }
 
-    /// It is handed on to a generation that has not answered yet.
-    pub(super) fn handed_on(&self) {
-        let mut state = self.state.lock();
-        if let Owner::Taken(slot, _) = state.owner {
-            state.owner = Owner::Offered(slot);
-        }
+    /// Since when nobody serves it; none: somebody does.
+    pub(super) fn untaken(&self) -> Option<Instant> {
+        let state = self.state.lock();
+        (!matches!(state.owner, Owner::Taken(..))).then_some(state.untaken)
     }
 
-    /// The thread of this generation has ended: nobody makes anything of the numbers that frames have told it.
-    pub(super) fn unread(&self, generation: u32) {
+    /// The thread of this generation has ended: nobody makes anything of the numbers that frames have told it. `serving`: it was
+    /// the one that served.
+    pub(super) fn unread(&self, generation: u32, serving: bool) {
         let mut state = self.state.lock();
-        let others = matches!(state.owner, Owner::Taken(_, by) if by != generation);
-        let lent = if others { VecDeque::new() } else { std::mem::take(&mut state.lent) };
+        let own = match state.owner {
+            Owner::Taken(_, by) => by == generation,
+            Owner::Offered(_) => serving,
+            Owner::Nobody => false,
+        };
+        let lent = if own { std::mem::take(&mut state.lent) } else { VecDeque::new() };
         drop(state);
         drop(lent);
         self.told.notify_one();
@@ -276,17 +304,27 @@ impl Held {
         matches!(self.state.lock().owner, Owner::Taken(..))
     }
 
-    /// Code that served it has made bytes of it.
-    pub(super) fn carry(&self, bytes: Vec<u8>) {
-        self.state.lock().carried = Some(bytes);
+    /// The generation that serves it has made bytes of it, for this replacement.
+    pub(super) fn carry(&self, generation: u32, replacement: u64, bytes: Vec<u8>) {
+        let mut state = self.state.lock();
+        if matches!(state.owner, Owner::Taken(_, by) if by == generation) {
+            state.carried = Some(Carried { replacement, bytes });
+        }
     }
 
-    pub(super) fn is_carried(&self, slot: SlotNo) -> bool {
-        self.slot() == Some(slot) && self.state.lock().carried.is_some()
+    /// Whether it was carried for this replacement, and is not on its way yet.
+    pub(super) fn is_carried(&self, slot: SlotNo, replacement: u64) -> bool {
+        let state = self.state.lock();
+        matches!(state.owner, Owner::Taken(of, _) if of == slot)
+            && state.carried.as_ref().is_some_and(|carried| carried.replacement == replacement)
     }
 
+    /// Nothing has come of a replacement: what was carried stays where it is.
     pub(super) fn stays(&self) {
-        self.state.lock().carried = None;
+        let mut state = self.state.lock();
+        if matches!(state.owner, Owner::Taken(..)) {
+            state.carried = None;
+        }
     }
 
     /// Whether this generation, which has ended, was the one that had it.
@@ -305,15 +343,39 @@ impl Held {
         let mut state = self.state.lock();
         let offered = matches!(state.owner, Owner::Offered(_)) && !state.closing;
         if offered {
-            state.owner = Owner::Nobody;
+            (state.owner, state.untaken) = (Owner::Nobody, Instant::now());
         }
         offered
     }
 
-    /// A frame was not handed over after all: nobody reads its number.
-    pub(super) fn takes_back(&self) {
+    /// A frame was not handed over after all: nobody reads the number in it.
+    pub(super) fn takes_back(&self, named: &Arc<OwnedFd>) {
+        let mut state = self.state.lock();
+        let at = state.lent.iter().rposition(|lent| Arc::ptr_eq(lent, named));
+        let unread = at.and_then(|at| state.lent.remove(at));
+        drop(state);
+        drop(unread);
+    }
+
+    /// The same, of the frame that came last.
+    pub(super) fn takes_last_back(&self) {
         let unread = self.state.lock().lent.pop_back();
         drop(unread);
+    }
+
+    /// This generation is done with it, if it is the one that serves it.
+    pub(super) fn close_by(&self, generation: u32) {
+        if matches!(self.state.lock().owner, Owner::Taken(_, by) if by == generation) {
+            self.close();
+        }
+    }
+
+    /// Whether this generation is the one that has to hear of its end.
+    pub(super) fn is_heard_by(&self, generation: u32) -> bool {
+        match self.state.lock().owner {
+            Owner::Taken(_, by) => by == generation,
+            Owner::Offered(_) | Owner::Nobody => true,
+        }
     }
 
     /// The service is done with it.
@@ -332,7 +394,13 @@ impl Held {
         drop(let_go);
     }
 
-    /// Ends it at once, both ways.
+    /// Its client has gone, or was silent for too long: what it has sent is still the service's to read.
+    pub(super) fn hang_up(&self) {
+        // It may have gone.
+        let _ = rustix::net::shutdown(&*self.client(), Shutdown::Both);
+    }
+
+    /// Ends it at once, both ways: also what is still on its way.
     pub(super) fn cut(&self) {
         let (client, service) = {
             let mut state = self.state.lock();
@@ -341,8 +409,11 @@ impl Held {
         };
         let inner = service.filter(|service| !Arc::ptr_eq(service, &client));
         for end in [Some(client), inner].into_iter().flatten() {
-            // It may have gone.
-            let _ = rustix::net::shutdown(&*end, Shutdown::Both);
+            // TCP forgets what it has yet to send, and what nobody has read; others have nothing to send.
+            if rustix::net::connect_unspec(&*end).is_err() {
+                // It may have gone.
+                let _ = rustix::net::shutdown(&*end, Shutdown::Both);
+            }
             discard(&end);
         }
     }

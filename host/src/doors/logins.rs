@@ -184,7 +184,9 @@ impl Doors {
         let held = of.and_then(|number| self.stream_of(from, u64::from(number)));
         if let Some(held) = held.as_ref().filter(|held| held.is_closing() || held.is_cut()) {
             // What is left of it is still on its way to the client: who was logged in stays known to its end.
-            return held.heard();
+            return if held.is_heard_by(from.generation) {
+                held.heard()
+            };
         }
         self.logins.lock().remove(&login);
         if let Some((held, left)) = held.and_then(|held| held.log_out(login).map(|left| (held, left))) {

@@ -16,7 +16,7 @@ use std::sync::{Arc, Weak};
 use parking_lot::{Mutex, RwLock};
 use plugin_api::abi::frame::{ToHost, ToLibrary};
 
-use self::held::{Asker, Held};
+use self::held::{Asker, Held, Offer};
 pub use self::listening::ListenerStatus;
 use self::listening::Listening;
 use crate::config::ListenerSettings;
@@ -54,6 +54,9 @@ impl std::fmt::Debug for Surroundings {
         f.write_str("Surroundings")
     }
 }
+
+/// After how long a stream is offered again to a service that is about to serve.
+const AGAIN: std::time::Duration = std::time::Duration::from_millis(50);
 
 /// All doors of a host's services.
 pub struct Doors {
@@ -209,14 +212,27 @@ impl Doors {
             }
             return;
         };
-        held.offered(slot);
-        // Its client's end is gone: there is nothing to serve.
-        let Some((frame, login)) = held.frame() else { return held.close() };
+        let (frame, named, login) = match held.offer(slot) {
+            Offer::Frame(frame, named, login) => (frame, named, login),
+            // Whoever has offered it has told of it.
+            Offer::Already => return,
+            // Its client's end is gone: there is nothing to serve.
+            Offer::Gone => return held.close(),
+        };
         if !self.tell_bytes(service, slot, &frame) {
-            held.takes_back();
+            held.takes_back(&named);
             // Whoever finds it nobody's holds it, once.
-            if held.returns() {
-                held.listening.hold(held.number);
+            if held.returns()
+                && let Some(slot) = held.listening.hold(held.number)
+            {
+                // It is about to serve, or has begun to meanwhile.
+                let me = self.me.clone();
+                self.spawn(async move {
+                    tokio::time::sleep(AGAIN).await;
+                    if let Some(me) = me.upgrade() {
+                        me.offer_held(slot);
+                    }
+                });
             }
             return;
         }
@@ -293,9 +309,9 @@ impl Doors {
     }
 
     /// Code has carried a stream: it is handed on with the others, or at once if other code serves already.
-    fn carry(&self, from: Speaker<'_>, held: &Arc<Held>, state: &[u8]) {
-        held.carry(state.to_vec());
-        if from.retired {
+    fn carry(&self, from: Speaker<'_>, held: &Arc<Held>, replacement: u64, state: &[u8]) {
+        held.carry(from.generation, replacement, state.to_vec());
+        if from.retired && replacement == 0 {
             let held = Arc::clone(held);
             self.later(move |me| me.offer(&held));
         }
@@ -321,12 +337,12 @@ impl Doorkeeper for Doors {
             }
             ToHost::Closed { stream } => {
                 if let Some(held) = self.stream_of(from, stream) {
-                    held.close();
+                    held.close_by(from.generation);
                 }
             }
-            ToHost::Carry { stream, state } => {
+            ToHost::Carry { stream, replacement, state } => {
                 if let Some(held) = self.stream_of(from, stream) {
-                    self.carry(from, &held, state);
+                    self.carry(from, &held, replacement, state);
                 }
             }
             ToHost::Authenticate { request, stream, kind, name, secret } => {
@@ -367,37 +383,36 @@ impl Doorkeeper for Doors {
         }
     }
 
-    fn handed_on(&self, slot: SlotNo) -> Vec<u8> {
+    fn handed_on(&self, slot: SlotNo, replacement: u64) -> Vec<u8> {
         let carried: Vec<Arc<Held>> = {
             let streams = self.streams.lock();
-            streams.values().filter(|held| held.is_carried(slot)).cloned().collect()
+            streams.values().filter(|held| held.is_carried(slot, replacement)).cloned().collect()
         };
         let mut frames = Vec::new();
         for held in carried {
-            match held.frame() {
-                Some((frame, _)) => {
-                    held.handed_on();
-                    frames.extend_from_slice(&frame);
-                }
+            match held.offer(slot) {
+                Offer::Frame(frame, ..) => frames.extend_from_slice(&frame),
+                Offer::Already => {}
                 // Its client has gone meanwhile: there is nothing to hand on, and nobody else knows of it.
-                None => held.close(),
+                Offer::Gone => held.close(),
             }
         }
         frames
     }
 
     fn stays(&self, slot: SlotNo) {
-        self.streams.lock().values().filter(|held| held.is_carried(slot)).for_each(|held| held.stays());
+        self.streams.lock().values().filter(|held| held.slot() == Some(slot)).for_each(|held| held.stays());
     }
 
-    fn ended(&self, slot: SlotNo, service: &str, generation: u32, serving: bool) {
+    fn ended(&self, slot: SlotNo, service: &str, generation: u32, (serving, stopped): (bool, bool)) {
         let of: Vec<Arc<Held>> = {
             let streams = self.streams.lock();
             streams.values().filter(|held| held.slot() == Some(slot)).cloned().collect()
         };
         for held in of {
-            if serving {
-                held.unread(generation);
+            // One that was given up may yet come back, and look at what it was told.
+            if stopped {
+                held.unread(generation, serving);
             }
             // What it has not looked at waits for whatever comes next, but for what only it had.
             if held.is_left_by(generation, serving) {

@@ -27,14 +27,14 @@ pub trait Doorkeeper: Send + Sync {
     /// A generation of this slot serves from now on: streams can be handed to it.
     fn serves(&self, slot: SlotNo, service: &str, generation: u32);
 
-    /// Another generation is about to serve: frames that hand it what the one before has carried.
-    fn handed_on(&self, slot: SlotNo) -> Vec<u8>;
+    /// Another generation is about to serve: frames that hand it what the one before has carried for this replacement.
+    fn handed_on(&self, slot: SlotNo, replacement: u64) -> Vec<u8>;
 
     /// Nothing has come of the replacement: what was carried stays where it is.
     fn stays(&self, slot: SlotNo);
 
-    /// A generation has ended. `serving`: none serves in its place.
-    fn ended(&self, slot: SlotNo, service: &str, generation: u32, serving: bool);
+    /// A generation has ended: whether none serves in its place; and whether it has said so itself, and was not given up.
+    fn ended(&self, slot: SlotNo, service: &str, generation: u32, how: (bool, bool));
 }
 
 /// For hosts whose services have no doors of their own.
@@ -50,11 +50,11 @@ impl Doorkeeper for NoDoors {
 
     fn serves(&self, _: SlotNo, _: &str, _: u32) {}
 
-    fn handed_on(&self, _: SlotNo) -> Vec<u8> {
+    fn handed_on(&self, _: SlotNo, _: u64) -> Vec<u8> {
         Vec::new()
     }
 
     fn stays(&self, _: SlotNo) {}
 
-    fn ended(&self, _: SlotNo, _: &str, _: u32, _: bool) {}
+    fn ended(&self, _: SlotNo, _: &str, _: u32, _: (bool, bool)) {}
 }

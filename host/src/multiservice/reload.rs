@@ -239,7 +239,7 @@ impl Slot {
             for (_, frame) in attached {
                 new.generation.push_host(frame);
             }
-            new.generation.push_host(&self.context.doors.handed_on(self.number));
+            new.generation.push_host(&self.context.doors.handed_on(self.number, u64::from(new.number)));
             new.revoke(revoked, false);
             for (lane, mut frames) in waited.iter().map(|(lane, frames)| (lane, frames.as_slice())) {
                 new.generation.push_anyway(lane, frames);

@@ -590,6 +590,8 @@ frames! {
         27 Carry {
             /// The stream.
             stream: number,
+            /// The request of `Freeze` that it belongs to; 0: the library is replaced already.
+            replacement: number,
             /// Whatever the library wants to be handed again.
             state: bytes,
         }

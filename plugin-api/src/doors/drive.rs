@@ -250,11 +250,23 @@ impl<D: Door> Line<D> {
     /// Other code serves: it goes on with this connection, if it can be made bytes of.
     fn is_handed_on(&self, number: u64) -> bool {
         let Some(core) = self.core.upgrade().filter(|core| core.retired.get()) else { return false };
-        let Some(state) = self.freeze() else { return false };
-        core.push(&ToHost::Carry { stream: number, state: &state });
+        let Some(state) = self.bytes() else { return false };
+        core.push(&ToHost::Carry { stream: number, replacement: 0, state: &state });
         core.doors.leave(number);
         self.let_go();
         true
+    }
+
+    /// What the next code is to go on with.
+    fn bytes(&self) -> Option<Vec<u8>> {
+        if self.transport.ending() != Ending::No {
+            return None;
+        }
+        let door = self.door.borrow();
+        let frozen = contained(|| door.as_ref().map_or_else(|| Err(Fault::value("it is busy")), Door::freeze)).ok()?;
+        let (input, output) = (self.input.borrow().to_vec(), self.transport.unsent());
+        let resting = Resting { door: jelly::Bytes(frozen), input: jelly::Bytes(input), output: jelly::Bytes(output) };
+        jelly::to_vec(&resting).ok()
     }
 
     /// Whatever of it is left here is nobody's any more.
@@ -272,18 +284,9 @@ impl<D: Door> Line<D> {
 
 impl<D: Door> Carried for Line<D> {
     fn freeze(&self) -> Option<Vec<u8>> {
-        if self.transport.ending() != Ending::No {
-            return None;
-        }
-        // What may be half a password is in no bytes.
-        if !D::PUBLIC && self.transport.login().is_none() && !self.input.borrow().is_empty() {
-            return None;
-        }
-        let door = self.door.borrow();
-        let frozen = contained(|| door.as_ref().map_or_else(|| Err(Fault::value("it is busy")), Door::freeze)).ok()?;
-        let (input, output) = (self.input.borrow().to_vec(), self.transport.unsent());
-        let resting = Resting { door: jelly::Bytes(frozen), input: jelly::Bytes(input), output: jelly::Bytes(output) };
-        jelly::to_vec(&resting).ok()
+        // What may be half a password waits until it is whole: this code, or the next, is told of it then.
+        let half = !D::PUBLIC && self.transport.login().is_none() && !self.input.borrow().is_empty();
+        if half { None } else { self.bytes() }
     }
 
     fn forget(&self) {

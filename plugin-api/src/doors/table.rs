@@ -1,7 +1,7 @@
 //! What a generation knows of its doors, without their types.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 
@@ -12,6 +12,9 @@ use super::stream::{Peer, Socket, StreamCell};
 use crate::abi::descriptor;
 use crate::abi::frame::ToHost;
 use crate::runtime::core::Core;
+
+/// So many logins that have ended elsewhere are remembered.
+const ENDED: usize = 65_536;
 
 /// Something to be done on the service's own thread.
 pub(super) type Post = Box<dyn FnOnce(&Rc<Core>) + Send>;
@@ -69,6 +72,8 @@ pub(crate) struct Table {
     /// Bytes that wait for clients, of all doors.
     unread: Cell<usize>,
     logins: RefCell<HashMap<u64, std::sync::Weak<LoginCell>>>,
+    /// Logins that have ended before anything of them was here: the latest.
+    ended_unknown: RefCell<BTreeSet<u64>>,
     /// Told when other code serves.
     replaced: Notify,
     /// Whether all is here that the code before this had; and told of it.
@@ -88,6 +93,7 @@ impl Default for Table {
             open: Cell::new(0),
             unread: Cell::new(0),
             logins: RefCell::default(),
+            ended_unknown: RefCell::default(),
             replaced: Notify::new(),
             resumed: Cell::new(false),
             resumes: Notify::new(),
@@ -120,8 +126,9 @@ impl Table {
         let taker = self.takers.borrow().get(arrived.listener).cloned();
         let socket = descriptor::duplicate(arrived.descriptor).and_then(|own| Socket::new(own, arrived.tcp));
         core.push(&ToHost::Taken { stream: arrived.stream });
+        let late = arrived.login != 0 && self.ended_unknown.borrow().contains(&arrived.login);
         let (taker, socket) = match (taker, socket) {
-            (Some(taker), Ok(socket)) if !core.retired.get() => (taker, socket),
+            (Some(taker), Ok(socket)) if !core.retired.get() && !late => (taker, socket),
             (_, socket) => {
                 if let Err(error) = socket {
                     tracing::error!(%error, "a connection cannot be taken");
@@ -194,13 +201,13 @@ impl Table {
     }
 
     /// Says what the next generation is to go on with.
-    pub(crate) fn freeze(&self, core: &Core) {
+    pub(crate) fn freeze(&self, core: &Core, replacement: u64) {
         let driven: Vec<(u64, Rc<dyn Carried>)> =
             self.driven.borrow().iter().map(|(stream, driven)| (*stream, Rc::clone(driven))).collect();
         let mut frozen = Vec::new();
         for (stream, driven) in driven {
             if let Some(state) = driven.freeze() {
-                core.push(&ToHost::Carry { stream, state: &state });
+                core.push(&ToHost::Carry { stream, replacement, state: &state });
                 frozen.push(stream);
             }
         }
@@ -257,6 +264,14 @@ impl Table {
     /// What a login came by was taken away: nothing that has come by it is served any more.
     pub(crate) fn login_ended(&self, core: &Core, login: u64) {
         let cell = self.logins.borrow().get(&login).and_then(std::sync::Weak::upgrade);
+        if cell.is_none() {
+            // A stream of it may be on its way here.
+            let mut unknown = self.ended_unknown.borrow_mut();
+            unknown.insert(login);
+            if unknown.len() > ENDED {
+                unknown.pop_first();
+            }
+        }
         if let Some(cell) = cell {
             cell.end();
             let driven = self.driven.borrow().get(&cell.stream()).cloned();

@@ -33,7 +33,7 @@ impl<S: Service> Runtime<S> {
             core.push(&ToHost::Refused { message: &message });
             return core.flush();
         }
-        core.doors.freeze(core);
+        core.doors.freeze(core, request);
         let calls: Vec<u8> = self.suspended.borrow().keys().flat_map(|call| call.to_le_bytes()).collect();
         let (objects, numbers) = (core.heirlooms(), core.numbered.get());
         core.push(&ToHost::Frozen { request, calls: &calls, objects: &objects, numbers, states });

@@ -140,7 +140,7 @@ impl<S: Service> TestHost<S> {
         let tell = |frame: &ToLibrary<'_>| self.send_to(from, frame);
         match *frame {
             ToHost::Closed { stream } => drop(state.doors.streams.remove(&stream)),
-            ToHost::Carry { stream, state: carried } => {
+            ToHost::Carry { stream, state: carried, .. } => {
                 let served = from == self.serving();
                 if let Some(opened) = state.doors.streams.get_mut(&stream) {
                     opened.carried = Some(carried.to_vec());

@@ -46,6 +46,10 @@ impl Door for Irc {
 
     async fn received(&mut self, context: &Context<Chat>, transport: &Transport, input: &mut Input) -> Result<()> {
         while let Some(end) = input.line_end().filter(|_| !transport.is_closed()) {
+            // The room is with other code, and so will this be.
+            if context.is_replaced() && self.0.has_logged_in() {
+                return Ok(());
+            }
             let text = Zeroizing::new(String::from_utf8_lossy(&input[..end]).into_owned());
             let (before, alone) = (self.0.clone(), input.len() == end);
             match self.line(&text, alone, context, transport).await {

@@ -115,7 +115,7 @@ impl Session {
 
     /// Whether it can be handed on: a password that was said is in no bytes.
     pub(crate) fn rests(&self) -> bool {
-        self.password.is_none() && !matches!(self.sasl, Sasl::Plain(_) | Sasl::Asked)
+        self.nick.is_some() || self.password.is_none() && !matches!(self.sasl, Sasl::Plain(_) | Sasl::Asked)
     }
 
     /// Its line.
@@ -218,6 +218,8 @@ impl Session {
             ("PASS" | "NICK" | "USER", None) => {
                 vec![numeric(461, self.nick(), &format!("{} :what?", message.command))]
             }
+            // Who has logged in needs none: it may be meant for whatever stands before other servers.
+            ("PASS", Some(_)) if self.nick.is_some() => Vec::new(),
             ("PASS", Some(password)) => {
                 self.password = Some(Zeroizing::new(password.to_owned()));
                 Vec::new()
@@ -265,7 +267,7 @@ impl Session {
 
     /// It has logged in, and is called this.
     pub(crate) fn logged_in(&mut self, nick: &str) -> Vec<Act> {
-        self.sasl = Sasl::No;
+        (self.sasl, self.password) = (Sasl::No, None);
         self.nick = Some(nick.to_owned());
         let mut acts = vec![
             numeric(900, nick, &format!("{nick}!{nick}@{SERVER} {nick} :you are logged in as {nick}")),

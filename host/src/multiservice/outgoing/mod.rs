@@ -125,14 +125,19 @@ impl Outgoing {
         }
     }
 
-    /// The generation has ended: its clients hear of it, once.
+    /// The generation has ended, or is given up: its clients hear of it, once.
     pub(super) fn over(&self) {
+        self.ended(false);
+    }
+
+    /// [`Outgoing::over`]; `stopped`: it has said so itself.
+    fn ended(&self, stopped: bool) {
         let before = self.advance(Phase::ended);
         if before == Phase::Serving {
             self.broadcast_end();
         }
         if !before.is_over() {
-            self.doors.ended(self.slot, self.name(), self.number, before == Phase::Serving);
+            self.doors.ended(self.slot, self.name(), self.number, (before == Phase::Serving, stopped));
         }
     }
 
@@ -312,7 +317,7 @@ impl Outgoing {
                 self.report.cannot_read(self.name(), perspective, message);
             }
             ToHost::Stopped {} => {
-                self.over();
+                self.ended(true);
                 self.reached(Lifecycle::Stopped);
             }
             ToHost::Sync { request } => self.send(&ToLibrary::Committed { request: *request }),
