@@ -44,7 +44,7 @@
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use plugin_api::Service;
 
@@ -187,7 +187,7 @@ impl Builder {
         };
         let listeners = self.listeners.iter().map(read).collect::<Result<Vec<_>, _>>()?;
         let around = Surroundings {
-            services: Arc::clone(&services) as Arc<_>,
+            services: Arc::downgrade(&services) as Weak<_>,
             login: login.clone(),
             gate: Arc::clone(&gate),
             sessions: Arc::clone(&sessions),

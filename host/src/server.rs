@@ -8,7 +8,7 @@ use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use self::retention::Retention;
 use crate::accounts::{AccountError, Accounts};
@@ -227,7 +227,7 @@ impl Host {
         context.memory.set_limit(limits.memory);
         let doors = Doors::new(
             Surroundings {
-                services: Arc::clone(&services) as Arc<_>,
+                services: Arc::downgrade(&services) as Weak<_>,
                 login: Login::with_cost(Arc::clone(&authorizer), accounts.key().clone(), &random()?, accounts.cost()),
                 gate: Arc::clone(&gate),
                 sessions: Arc::clone(&sessions),

@@ -214,7 +214,7 @@ impl Embedded {
         let login = Login::new(authorizer, key.clone(), &[4; 24]);
         let (gate, sessions) = (Endpoint::gate_before(&login, &context), Sessions::new());
         let around = Surroundings {
-            services: Arc::clone(&services) as Arc<_>,
+            services: Arc::downgrade(&services) as std::sync::Weak<_>,
             login: login.clone(),
             gate: Arc::clone(&gate),
             sessions: Arc::clone(&sessions),

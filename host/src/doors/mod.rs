@@ -31,8 +31,8 @@ use crate::sessions::Sessions;
 
 /// What doors need of their host.
 pub struct Surroundings {
-    /// The services, by name.
-    pub services: Arc<dyn Backends>,
+    /// The services, by name. They have the doors: these do not keep them.
+    pub services: Weak<dyn Backends>,
     /// Who says who somebody is.
     pub login: Login,
     /// What stands before every login.
@@ -54,6 +54,9 @@ impl std::fmt::Debug for Surroundings {
         f.write_str("Surroundings")
     }
 }
+
+/// How long threads of doors may take to end.
+const ENDING: std::time::Duration = std::time::Duration::from_secs(2);
 
 /// After how long a stream is offered again to a service that is about to serve.
 const AGAIN: std::time::Duration = std::time::Duration::from_millis(50);
@@ -138,7 +141,11 @@ impl Doors {
     /// Closes them: nobody comes in, and who is connected is let go.
     pub fn close(&self) {
         if let Some(threads) = self.threads.lock().take() {
-            threads.shutdown_background();
+            // Nothing of the host's is kept by what they do: waited for, but not on a thread that others wait for.
+            let ending = std::thread::spawn(move || threads.shutdown_timeout(ENDING));
+            if ending.join().is_err() {
+                tracing::error!("a fault of the host's own: services' doors do not close; please report it");
+            }
         }
         let streams = std::mem::take(&mut *self.streams.lock());
         for held in streams.into_values() {
@@ -173,7 +180,7 @@ impl Doors {
 
     /// The service of this name, if it is this slot that serves it.
     fn backend(&self, service: &str, slot: SlotNo) -> Option<Arc<dyn Backend>> {
-        self.around.services.backend(service).filter(|backend| backend.number() == slot)
+        self.around.services.upgrade()?.backend(service).filter(|backend| backend.number() == slot)
     }
 
     /// Tells whatever generation serves; false: none does.

@@ -93,9 +93,10 @@ pub(crate) struct Source {
 }
 
 impl Source {
-    /// With the door that it came by.
-    fn event(&self, what: &'static str) -> Event {
-        door(Event::new(what).with("peer", self.peer.as_str()), self.door.as_deref())
+    /// Something that somebody of this name has to do with, who comes from there.
+    fn event(&self, what: &'static str, identity: &str) -> Event {
+        let event = Event::new(what).with("identity", identity).with("peer", self.peer.as_str());
+        door(event, self.door.as_deref())
     }
 }
 
@@ -253,7 +254,7 @@ impl LoginGate {
     /// Somebody who has proven who they are is refused all the same: for the trail.
     pub(crate) fn note_refused(&self, from: &Source, refused: &Refused) {
         let Refused { identity, asked, why } = refused;
-        let event = from.event("refused").with("identity", identity.as_str());
+        let event = from.event("refused", identity);
         let of = ["refused", identity, &network(from.address.ip()).to_string(), why];
         self.trail.note_summed(&of, asked, event.with("asked", asked.as_str()).with("why", *why), self.now());
     }
@@ -317,7 +318,7 @@ impl LoginGate {
                     Refusal::Locked => "locked: too many failed logins; `credhost identity unlock`",
                     _ => "too many failed logins: not looked at",
                 };
-                let event = from.event("login.refused").with("identity", shown);
+                let event = from.event("login.refused", &shown);
                 let of = ["throttle", &network(source).to_string(), why];
                 self.trail.note_summed(&of, name, event.with("how", how).with("why", why), self.now());
                 Err(refusal)
