@@ -192,7 +192,10 @@ fn what_is_no_home_and_what_is_somebody_elses_is_said() {
     let mut command = if rustix::process::geteuid().is_root() {
         // The program itself must be within that user's reach.
         let program = folder.path().join("credhost");
-        std::fs::copy(system_tests::build::credhost(), &program).expect("it can be copied");
+        // By another program: a file that this one has written cannot be run while a child that another test has just begun
+        // still has it open.
+        let copied = std::process::Command::new("cp").arg(system_tests::build::credhost()).arg(&program).status();
+        assert!(copied.expect("cp runs").success());
         std::os::unix::fs::chown(folder.path(), Some(65_534), Some(65_534)).expect("it can be given away");
         let mut command = std::process::Command::new(&program);
         command.uid(65_534).gid(65_534).current_dir("/").arg("--home").arg(home.path());
