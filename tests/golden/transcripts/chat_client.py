@@ -1,4 +1,4 @@
-"""A room to talk in, for clients that give an object with heard(who, text), came(who) and went(who).
+"""A room to talk in: for clients of IRC, and for those that give an object with heard(who, text), came(who) and went(who).
 
 Written by `credhost describe --python chat`. Needs Twisted."""
 
@@ -41,6 +41,10 @@ class Chat:
         """Says something to one guest, and answers with what their client answers."""
         return self.perspective.callRemote("ask", who, text)
 
+    def tell(self, who: str, text: str) -> Deferred[None]:
+        """Says something to one person, by whatever doors they are here."""
+        return self.perspective.callRemote("tell", who, text)
+
     def present(self) -> Deferred[List[str]]:
-        """Who is present."""
+        """Who is present, each once."""
         return self.perspective.callRemote("present")
