@@ -396,7 +396,6 @@ impl Held {
 
     /// Its client has gone, or was silent for too long: what it has sent is still the service's to read.
     pub(super) fn hang_up(&self) {
-        // It may have gone.
         let _ = rustix::net::shutdown(&*self.client(), Shutdown::Both);
     }
 
