@@ -164,7 +164,7 @@ fn open(client: &OwnedFd, tcp: bool) -> io::Result<Box<dyn Io>> {
 
 /// What has happened.
 enum Step {
-    /// The connection is told something.
+    /// A notice has come.
     Mail,
     /// The service has said something of it.
     Told,
@@ -313,7 +313,7 @@ async fn secure(doors: &Doors, held: &Held) -> io::Result<Relay> {
 }
 
 impl Doors {
-    /// TLS has come about, or has not: the service is told.
+    /// Tells the service whether the TLS greeting has succeeded. Answers with the relay, if it has.
     fn greeted(&self, held: &Held, asker: &Asker, secured: io::Result<Relay>) -> Option<Relay> {
         let request = asker.request;
         match secured {
@@ -336,7 +336,7 @@ impl Doors {
         }
     }
 
-    /// Waits for something, and hears meanwhile what the stream is told: it ends by that.
+    /// Waits until `done` is ready, or until a notice ends the stream.
     async fn while_hearing<T>(&self, held: &Arc<Held>, done: impl Future<Output = T>) {
         let mut done = std::pin::pin!(done);
         loop {
@@ -376,10 +376,10 @@ impl Doors {
         self.spawn(async move { attend(&attended.doors, &attended.held).await });
     }
 
-    /// Does what a stream was told; true: it has ended by that.
+    /// Applies the stream's notices. True: one of them has ended it.
     fn notices(&self, held: &Arc<Held>) -> bool {
         let mut over = false;
-        // What all connections are told of services is nothing to a stream.
+        // Frames that go to every connection (a service has stopped) mean nothing to a stream.
         let mut mail = Vec::new();
         held.mailbox.take(&mut mail);
         held.mailbox.served(mail.len());

@@ -15,7 +15,7 @@ use crate::multiservice::Speaker;
 use crate::session::login::{Found, Proof, Question, Refused};
 use crate::store;
 
-/// What whoever is refused is told: the same for a name that is nobody's.
+/// The message of a refused login: the same whether the name exists or not.
 const WRONG: &str = "wrong name or password";
 
 /// Whether what a login came by is still there.
@@ -32,7 +32,7 @@ fn perspectives(identity: &Identity, service: &str) -> Vec<String> {
     own.map(|key| key.perspective.to_string()).collect()
 }
 
-/// Why a login does not come about: what the client is told, and in how many seconds it may try again.
+/// A refused login: the message for the client, and in how many seconds the next try is looked at.
 struct Denied {
     message: String,
     wait: u64,

@@ -140,8 +140,10 @@ impl Doors {
 
     /// Closes them: nobody comes in, and who is connected is let go.
     pub fn close(&self) {
-        if let Some(threads) = self.threads.lock().take() {
-            // Nothing of the host's is kept by what they do: waited for, but not on a thread that others wait for.
+        // The lock is let go of first: tasks that are ending may want to begin others.
+        let threads = self.threads.lock().take();
+        if let Some(threads) = threads {
+            // They are waited for, so that nothing of the host's is kept by what they do; on a thread that may block.
             let ending = std::thread::spawn(move || threads.shutdown_timeout(ENDING));
             if ending.join().is_err() {
                 tracing::error!("a fault of the host's own: services' doors do not close; please report it");
@@ -189,8 +191,8 @@ impl Doors {
         backend.is_some_and(|backend| backend.submit(&self.lane, frames, &mut Vec::new(), 0).is_ok())
     }
 
-    /// Does something that a service waits for, or that is handed to it: never on a service's own thread, which says things
-    /// while its slot may be locked.
+    /// Runs `act` on a thread of the doors' own. A service's thread must not call into a slot: it speaks while the way out of
+    /// its generation is locked, and a replacement takes that lock and the slot's in the other order.
     fn later(&self, act: impl FnOnce(&Arc<Self>) + Send + 'static) {
         let me = self.me.upgrade();
         self.spawn(async move {
@@ -293,7 +295,7 @@ impl Doors {
         self.around.router.disconnect(held.number);
     }
 
-    /// The service is told that what a login came by is gone, in whatever code it has it, ahead of all that waits.
+    /// Tells all code of the service's, ahead of everything that waits, that a login has ended.
     fn login_ended(&self, service: &str, slot: SlotNo, login: u64) {
         if let Some(backend) = self.backend(service, slot) {
             backend.urge(&ToLibrary::LoginEnded { login });

@@ -24,7 +24,7 @@ pub(crate) use self::drive::serve;
 pub use self::input::Input;
 pub(crate) use self::stream::secured;
 pub use self::stream::{Caller, Listener, Peer, Stream};
-pub(crate) use self::table::{Arrived, Table, tend};
+pub(crate) use self::table::{Table, tend};
 pub use self::transport::Transport;
 
 /// One connection of a protocol of the service's own: what came in goes to [`received`](Door::received), what is to go out to

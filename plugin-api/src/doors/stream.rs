@@ -12,14 +12,14 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::{mpsc, oneshot};
 
 use super::authorizer::{Login, LoginCell, asked};
-use super::table::{Arrived, Posts};
+use super::table::Posts;
 use crate::abi::descriptor;
-use crate::abi::frame::ToHost;
+use crate::abi::frame::{ToHost, ToLibrary};
 use crate::fault::{Fault, Result};
 use crate::runtime::core::{Core, Reply};
 
 /// Who is at the other end of a stream.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Peer {
     listener: String,
     address: String,
@@ -29,10 +29,15 @@ pub struct Peer {
 }
 
 impl Peer {
-    pub(super) fn new(arrived: &Arrived<'_>) -> Self {
-        let Arrived { listener, peer, tls, starttls, asked, .. } = arrived;
-        let (listener, address, asked) = ((*listener).to_owned(), (*peer).to_owned(), (*asked).to_owned());
-        Self { listener, address, tls: *tls, starttls: *starttls, asked }
+    /// The peer that a frame `Stream` tells of.
+    pub(super) fn of(frame: &ToLibrary<'_>) -> Self {
+        match *frame {
+            ToLibrary::Stream { listener, peer, tls, starttls, asked, .. } => {
+                let (listener, address, asked) = (listener.to_owned(), peer.to_owned(), asked.to_owned());
+                Self { listener, address, tls, starttls, asked }
+            }
+            _ => Self::default(),
+        }
     }
 
     /// By which of the service's listeners it came.

@@ -10,7 +10,7 @@ use tokio::sync::{Notify, mpsc};
 use super::authorizer::{Login, LoginCell};
 use super::stream::{Peer, Socket, StreamCell};
 use crate::abi::descriptor;
-use crate::abi::frame::ToHost;
+use crate::abi::frame::{ToHost, ToLibrary};
 use crate::runtime::core::Core;
 
 /// So many logins that have ended elsewhere are remembered.
@@ -21,22 +21,6 @@ pub(super) type Post = Box<dyn FnOnce(&Rc<Core>) + Send>;
 
 /// The way there, from wherever a stream has got to.
 pub(super) type Posts = mpsc::UnboundedSender<Post>;
-
-/// A stream, as the host tells of it.
-pub(crate) struct Arrived<'f> {
-    pub(crate) stream: u64,
-    pub(crate) listener: &'f str,
-    pub(crate) descriptor: u64,
-    pub(crate) tcp: bool,
-    pub(crate) peer: &'f str,
-    pub(crate) tls: bool,
-    pub(crate) starttls: bool,
-    pub(crate) asked: &'f str,
-    pub(crate) state: Option<&'f [u8]>,
-    pub(crate) login: u64,
-    pub(crate) identity: &'f str,
-    pub(crate) perspectives: &'f [u8],
-}
 
 /// A stream that is to be served, with what the code before had of it.
 pub(super) struct Taken {
@@ -121,28 +105,32 @@ impl Table {
         core.push(&ToHost::Listen { listener, public });
     }
 
-    /// A stream has come.
-    pub(crate) fn arrived(&self, core: &Rc<Core>, arrived: &Arrived<'_>) {
-        let taker = self.takers.borrow().get(arrived.listener).cloned();
-        let socket = descriptor::duplicate(arrived.descriptor).and_then(|own| Socket::new(own, arrived.tcp));
-        core.push(&ToHost::Taken { stream: arrived.stream });
-        let late = arrived.login != 0 && self.ended_unknown.borrow().contains(&arrived.login);
+    /// A stream has come: `arrived` is the host's frame `Stream`.
+    pub(crate) fn arrived(&self, core: &Rc<Core>, arrived: &ToLibrary<'_>) {
+        let ToLibrary::Stream { stream, listener, descriptor, tcp, state, login, identity, perspectives, .. } =
+            *arrived
+        else {
+            return;
+        };
+        let taker = self.takers.borrow().get(listener).cloned();
+        let socket = descriptor::duplicate(descriptor).and_then(|own| Socket::new(own, tcp));
+        core.push(&ToHost::Taken { stream });
+        let late = login != 0 && self.ended_unknown.borrow().contains(&login);
         let (taker, socket) = match (taker, socket) {
             (Some(taker), Ok(socket)) if !core.retired.get() && !late => (taker, socket),
             (_, socket) => {
                 if let Err(error) = socket {
                     tracing::error!(%error, "a connection cannot be taken");
                 }
-                return core.push(&ToHost::Closed { stream: arrived.stream });
+                return core.push(&ToHost::Closed { stream });
             }
         };
-        let peer = Peer::new(arrived);
-        let cell = StreamCell::new(arrived.stream, peer, self.posts());
-        if arrived.login != 0 {
-            cell.set_login(self.login(arrived.login, arrived.identity, arrived.perspectives));
+        let cell = StreamCell::new(stream, Peer::of(arrived), self.posts());
+        if login != 0 {
+            cell.set_login(self.login(login, identity, perspectives));
         }
         self.open.set(self.open.get() + 1);
-        taker(Taken { socket, cell, state: arrived.state.map(<[u8]>::to_vec) });
+        taker(Taken { socket, cell, state: state.map(<[u8]>::to_vec) });
     }
 
     /// A stream is not here any more; `said`: the host is to hear of it.

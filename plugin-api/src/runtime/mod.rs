@@ -33,7 +33,7 @@ use self::orphans::Orphans;
 use crate::abi::frame::{ToHost, ToLibrary};
 use crate::call::{Attachment, Call, Mind, Reason};
 use crate::context::{Config, Context};
-use crate::doors::{self, Arrived};
+use crate::doors;
 use crate::fault::{Fault, Result};
 use crate::handle::{Handle, Saver};
 use crate::manifest::Manifest;
@@ -371,36 +371,7 @@ impl<S: Service> Runtime<S> {
             ToLibrary::Gone { call } => {
                 self.client_has_gone(call);
             }
-            ToLibrary::Stream {
-                stream,
-                listener,
-                descriptor,
-                tcp,
-                peer,
-                tls,
-                starttls,
-                asked,
-                state,
-                login,
-                identity,
-                perspectives,
-            } => core.doors.arrived(
-                core,
-                &Arrived {
-                    stream,
-                    listener,
-                    descriptor,
-                    tcp,
-                    peer,
-                    tls,
-                    starttls,
-                    asked,
-                    state,
-                    login,
-                    identity,
-                    perspectives,
-                },
-            ),
+            stream @ ToLibrary::Stream { .. } => core.doors.arrived(core, &stream),
             ToLibrary::LoggedIn { request, login, identity, perspectives } => {
                 let login = Some(core.doors.logged_in(login, identity, perspectives));
                 core.answered(request, Ok(Reply { login, ..Reply::default() }));
