@@ -100,6 +100,7 @@ fn windows_stay_while_the_code_is_replaced() {
     let shown = host.home.run(&["service", "show", "chat"], "");
     assert!(shown.contains("generation") && !shown.contains("LOST"), "{shown}");
     assert!(shown.contains(&format!("irc on {irc}, 2 connections")), "{shown}");
+    assert!(shown.contains("2 connections of its own doors too"), "{shown}");
 }
 
 #[test]

@@ -50,11 +50,14 @@ pub struct Reloaded {
     pub objects: u64,
     /// How many calls still wait in the old one.
     pub waiting: usize,
+    /// How many connections of the service's own doors were carried over at once; those that were busy follow.
+    #[serde(default)]
+    pub streams: usize,
 }
 
 impl std::fmt::Display for Reloaded {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { generation, load_ms, freeze_ms, held, attached, lost, states, objects, waiting } = self;
+        let Self { generation, load_ms, freeze_ms, held, attached, lost, states, objects, waiting, streams } = self;
         write!(f, "generation {generation}, loaded in {load_ms:.1} ms; ")?;
         write!(f, "{} held for {freeze_ms:.1} ms; ", many(*held as u64, "call"))?;
         write!(f, "{} and {} carried over", many(*attached as u64, "client"), many(*states, "state"))?;
@@ -64,6 +67,9 @@ impl std::fmt::Display for Reloaded {
                 "; {} LOST, whom the new code refused: see `credhost service show`",
                 many(*lost as u64, "client")
             )?;
+        }
+        if *streams > 0 {
+            write!(f, ", {} of its own doors too", many(*streams as u64, "connection"))?;
         }
         if *objects > 0 {
             write!(f, ", {} made anew", many(*objects, "object"))?;
@@ -191,7 +197,7 @@ impl Slot {
             }
         };
         prepared.instance = None;
-        let (attached, held) = self.switch(&old, &new);
+        let (attached, held, streams) = self.switch(&old, &new);
         let freeze_ms = began.elapsed().as_secs_f64() * 1e3;
         let lost = new.outgoing.replayed().await;
         new.generation.send(&ToLibrary::Resume {});
@@ -205,14 +211,15 @@ impl Slot {
             states: frozen.states,
             objects,
             waiting: frozen.calls.len() / 8,
+            streams,
         };
         Ok((reloaded, self.retire(old, frozen.calls)))
     }
 
     /// From here on the new one serves, and nothing can go wrong any more.
-    fn switch(&self, old: &Arc<Instance>, new: &Arc<Instance>) -> (usize, usize) {
+    fn switch(&self, old: &Arc<Instance>, new: &Arc<Instance>) -> (usize, usize, usize) {
         self.retiring.lock().push(Arc::clone(old));
-        let mut counts = (0, 0);
+        let (mut counts, mut streams) = ((0, 0), 0);
         self.current.switch(Arc::clone(new), |new, attached, revoked, waited| {
             // Those whose clients have let go of their perspective are told, and answered by nobody.
             let is_attached =
@@ -239,7 +246,10 @@ impl Slot {
             for (_, frame) in attached {
                 new.generation.push_host(frame);
             }
-            new.generation.push_host(&self.context.doors.handed_on(self.number, u64::from(new.number)));
+            let carried = self.context.doors.handed_on(self.number, u64::from(new.number));
+            let mut rest = carried.as_slice();
+            streams = std::iter::from_fn(|| ToLibrary::read(&mut rest)).count();
+            new.generation.push_host(&carried);
             new.revoke(revoked, false);
             for (lane, mut frames) in waited.iter().map(|(lane, frames)| (lane, frames.as_slice())) {
                 new.generation.push_anyway(lane, frames);
@@ -254,7 +264,7 @@ impl Slot {
         self.context.doors.serves(self.number, self.name.as_str(), new.number);
         old.outgoing.retire();
         old.generation.send(&ToLibrary::Retire {});
-        counts
+        (counts.0, counts.1, streams)
     }
 
     /// Waits for the old one's end, beside all else: for as long as its calls may wait.
