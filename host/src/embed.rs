@@ -209,7 +209,11 @@ impl Builder {
         }
         let before = (gate, sessions);
         let root = Endpoint::with_gate(login, Arc::clone(&services), context, self.limits, before);
-        match doors.open().and_then(|()| root.listen(address)) {
+        let listening = root.listen(address).and_then(|listener| {
+            doors.open((&root, &listener))?;
+            Ok(listener)
+        });
+        match listening {
             Ok(listener) => Ok(Host { services, listener, doors }),
             Err(error) => {
                 services.stop().await;

@@ -112,6 +112,8 @@ pub struct Host {
     listeners: OnceCell<Vec<Listener>>,
     certificates: Option<Arc<Certificates>>,
     endpoints: Vec<Endpoint>,
+    /// The root for those who have logged in by services' own doors.
+    within: Endpoint,
     /// Services' own doors.
     doors: Arc<Doors>,
     memory: Arc<Budget>,
@@ -249,6 +251,7 @@ impl Host {
             Ok(endpoint)
         };
         let rules = settings.pb.rules().map_err(|wrong| StartError::Section(format!("[pb] {wrong}")))?;
+        let within = serve(&services)?;
         let root = serve(served)?;
         root.set_rules(rules.clone());
         let mut roots = Vec::new();
@@ -282,6 +285,7 @@ impl Host {
             listeners: OnceCell::new(),
             certificates,
             endpoints,
+            within,
             doors,
             memory,
             limits: Cell::new(limits),
@@ -330,7 +334,9 @@ impl Host {
             }
             open.push(listener);
         }
-        self.doors.open()?;
+        // There is one at least.
+        let first = open.first().ok_or_else(|| std::io::Error::other("the host has no listener"))?;
+        self.doors.open((&self.within, first))?;
         // Nobody else sets it.
         let _ = self.listeners.set(open);
         self.accounts.store().keep_room();
@@ -406,7 +412,7 @@ impl Host {
         })?;
         *self.retention.borrow_mut() = retention;
         self.memory.set_limit(limits.memory);
-        self.endpoints.iter().for_each(|endpoint| {
+        self.endpoints.iter().chain([&self.within]).for_each(|endpoint| {
             endpoint.set_limits(limits);
             endpoint.set_proxies(proxies.clone());
         });

@@ -76,7 +76,9 @@ pub use cached::{Cacheable, Cached, Observer};
 pub use call::{Attachment, Call, Reason};
 pub use context::{Config, Context, blocking};
 pub use data::{Data, Entry, Select, Selected, Transaction};
-pub use doors::{Authorizer, Caller, Door, Input, Listener, Login, Peer, Refused, Stream, Transport};
+pub use doors::{
+    Authorizer, Caller, Challenge, Client, Door, Input, Listener, Login, Peer, Refused, Stream, Transport,
+};
 pub use fault::{Fault, Result};
 pub use followed::{Follow, Followed};
 pub use handle::{AnyHandle, Handle, View};
@@ -84,6 +86,12 @@ pub use jelly::types;
 pub use jelly::{BigInt, Bytes, Date, DateTime, Decimal, FrozenSet, Set, Time, TimeDelta, Value};
 pub use jelly::{Node, RefKind, ValueRef};
 pub use paging::{PageCollector, Pages, page};
+/// A client of Perspective Broker: what [`Login::attach`] answers with is one's reference.
+#[cfg(feature = "attach")]
+pub use pb::client;
+/// Values as people type and read them.
+#[cfg(feature = "shell")]
+pub use pb::shell;
 pub use plugin_api_macros::{Fault, perspective, service};
 pub use remote::Remote;
 pub use service::{Callable, Save, Served, Service};

@@ -80,13 +80,19 @@ impl MethodManifest {
     /// The names of its parameters.
     #[must_use]
     pub fn parameters(&self) -> Vec<&str> {
+        self.typed_parameters().into_iter().map(|(name, _)| name).collect()
+    }
+
+    /// Its parameters: the name of each, and its type as written.
+    #[must_use]
+    pub fn typed_parameters(&self) -> Vec<(&str, &str)> {
         let Some((_, rest)) = self.signature.split_once('(') else { return Vec::new() };
-        let (mut depth, mut names, mut start) = (0i32, Vec::new(), 0);
+        let (mut depth, mut all, mut start) = (0i32, Vec::new(), 0);
         for (at, letter) in rest.char_indices() {
             match letter {
                 '(' | '<' | '[' => depth += 1,
                 ')' | ',' if depth == 0 => {
-                    names.extend(rest[start..at].split_once(':').map(|(name, _)| name.trim()));
+                    all.extend(rest[start..at].split_once(':').map(|(name, of)| (name.trim(), of.trim())));
                     start = at + 1;
                     if letter == ')' {
                         break;
@@ -96,7 +102,7 @@ impl MethodManifest {
                 _ => {}
             }
         }
-        names
+        all
     }
 }
 
@@ -125,5 +131,9 @@ mod tests {
         assert_eq!(named("list() -> &[Task]"), [""; 0]);
         assert_eq!(named("add(text: String) -> usize"), ["text"]);
         assert_eq!(named("put(key: (u8, u8), all: HashMap<String, [u8; 2]>)"), ["key", "all"]);
+        let (name, doc) = (String::new(), String::new());
+        let signature = "put(key: (u8, u8), all: HashMap<String, [u8; 2]>) -> bool".to_owned();
+        let method = MethodManifest { name, signature, doc, changes: false };
+        assert_eq!(method.typed_parameters(), [("key", "(u8, u8)"), ("all", "HashMap<String, [u8; 2]>")]);
     }
 }

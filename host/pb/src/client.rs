@@ -255,10 +255,15 @@ impl Client {
 
     /// Makes an object of ours known, so that it can be sent.
     pub fn register(&self, object: impl Referenceable) -> Local {
+        self.register_shared(Arc::new(object))
+    }
+
+    /// The same, of an object that others have, too.
+    pub fn register_shared(&self, object: Arc<dyn Referenceable>) -> Local {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         // On a closed connection the call that sends it fails.
-        let _ = self.commands.send(Command::Register { number, object: Arc::new(object) });
+        let _ = self.commands.send(Command::Register { number, object });
         Local { number }
     }
 

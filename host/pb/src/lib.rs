@@ -5,7 +5,7 @@
 //! test are a whole network. It keeps the tables of references and their counts; what an object *is*, is its user's
 //! affair (`O` in `Broker<O>`), and so are log-in and time-outs.
 //!
-//! `client` (a feature) is a client for Rust programs on tokio.
+//! `client` (a feature) is a client for Rust programs on tokio; `shell` (another) is values as people type and read them.
 //!
 //! Sources: `twisted.spread.pb`, `twisted.spread.flavors`.
 #![forbid(unsafe_code)]
@@ -17,6 +17,8 @@ mod broker;
 #[cfg(feature = "client")]
 pub mod client;
 mod failure;
+#[cfg(feature = "shell")]
+pub mod shell;
 mod tables;
 mod translate;
 

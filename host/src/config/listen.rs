@@ -10,6 +10,36 @@ use super::Settings;
 
 /// What of a service's section is the host's.
 const LISTEN: &str = "listen";
+/// What else is.
+const MAY: &str = "may";
+
+/// What the operator lets a service do beside serving its own clients: `may = ["attach", "vouch"]`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Grants {
+    /// It may attach those who have logged in by its doors to perspectives of other services, in their name.
+    pub attach: bool,
+    /// Its word is taken that a client has proven to have a key, and that what comes by its doors is encrypted.
+    pub vouch: bool,
+}
+
+impl Grants {
+    /// What a service's section grants.
+    ///
+    /// # Errors
+    /// When it is no list of words that there are.
+    fn of(section: &serde_json::Map<String, serde_json::Value>) -> Result<Self, String> {
+        let mut all = Self::default();
+        let Some(serde_json::Value::Array(words)) = section.get(MAY) else { return Ok(all) };
+        for word in words {
+            match word.as_str() {
+                Some("attach") => all.attach = true,
+                Some("vouch") => all.vouch = true,
+                _ => return Err(format!("{word} is nothing that a service may do: \"attach\", \"vouch\"")),
+            }
+        }
+        Ok(all)
+    }
+}
 
 /// Where something listens.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -47,6 +77,10 @@ pub struct ListenerSettings {
     pub login: Duration,
     /// After how long without a byte from the client a connection is closed, if ever.
     pub idle: Option<Duration>,
+    /// How long a connection that cannot be carried over may go on in code that was replaced, if not for as long as calls.
+    pub grace: Option<Duration>,
+    /// What its service may do.
+    pub grants: Grants,
 }
 
 impl ListenerSettings {
@@ -55,7 +89,13 @@ impl ListenerSettings {
     /// # Errors
     /// When that is none.
     pub fn at(service: &str, name: &str, address: &str) -> Result<Self, String> {
-        Section { address: address.to_owned(), ..Section::default() }.read(service, name)
+        Section { address: address.to_owned(), ..Section::default() }.read(service, name, Grants::default())
+    }
+
+    /// The same, of a service that may do this.
+    #[must_use]
+    pub fn granted(self, grants: Grants) -> Self {
+        Self { grants, ..self }
     }
 }
 
@@ -71,6 +111,7 @@ struct Section {
     per_source: usize,
     login: String,
     idle: Option<String>,
+    grace: Option<String>,
 }
 
 impl Default for Section {
@@ -84,6 +125,7 @@ impl Default for Section {
             per_source: 64,
             login: "30 s".to_owned(),
             idle: None,
+            grace: None,
         }
     }
 }
@@ -91,7 +133,9 @@ impl Default for Section {
 /// The service's own section: without what is the host's.
 #[must_use]
 pub fn own(section: &serde_json::Map<String, serde_json::Value>) -> serde_json::Map<String, serde_json::Value> {
-    let hosts = |(key, value): &(&String, &serde_json::Value)| key.as_str() == LISTEN && value.is_object();
+    let hosts = |(key, value): &(&String, &serde_json::Value)| {
+        key.as_str() == LISTEN && value.is_object() || key.as_str() == MAY && value.is_array()
+    };
     section.iter().filter(|pair| !hosts(pair)).map(|(key, value)| (key.clone(), value.clone())).collect()
 }
 
@@ -102,6 +146,7 @@ pub fn own(section: &serde_json::Map<String, serde_json::Value>) -> serde_json::
 pub fn listeners(settings: &Settings) -> Result<Vec<ListenerSettings>, String> {
     let mut all: Vec<ListenerSettings> = Vec::new();
     for (service, section) in &settings.service {
+        let grants = Grants::of(section).map_err(|why| format!("[service.{service}] {MAY}: {why}"))?;
         let Some(serde_json::Value::Object(listen)) = section.get(LISTEN) else { continue };
         let tls = |key: &str| listen.get(key).and_then(serde_json::Value::as_bool);
         let (over, start) = (tls("tls").unwrap_or(false), tls("starttls").unwrap_or(false));
@@ -131,7 +176,7 @@ pub fn listeners(settings: &Settings) -> Result<Vec<ListenerSettings>, String> {
                     ));
                 }
             };
-            let read = section.read(service, name).map_err(|why| at(&why))?;
+            let read = section.read(service, name, grants).map_err(|why| at(&why))?;
             let own_port = matches!(&read.address, Address::Tcp(found) if found.iter().all(|one| one.port() == 0));
             if let Some(other) = all.iter().find(|other| other.address == read.address && !own_port) {
                 let (service, name) = (&other.service, &other.name);
@@ -144,8 +189,8 @@ pub fn listeners(settings: &Settings) -> Result<Vec<ListenerSettings>, String> {
 }
 
 impl Section {
-    fn read(self, service: &str, name: &str) -> Result<ListenerSettings, String> {
-        let Self { address: shown, tls, starttls, plaintext, connections, per_source, login, idle } = self;
+    fn read(self, service: &str, name: &str, grants: Grants) -> Result<ListenerSettings, String> {
+        let Self { address: shown, tls, starttls, plaintext, connections, per_source, login, idle, grace } = self;
         let time = |name: &str, text: &str, most: u64| {
             let time = humantime::parse_duration(text);
             let time = time.map_err(|error| format!("{name} = {text:?}: {error}; a time is \"30 s\""))?;
@@ -155,6 +200,7 @@ impl Section {
         };
         let login = time("login", &login, 3600)?;
         let idle = idle.map(|text| time("idle", &text, 30 * 24 * 3600)).transpose()?;
+        let grace = grace.map(|text| time("grace", &text, 365 * 24 * 3600)).transpose()?;
         if starttls && idle.is_some() {
             return Err("idle is for listeners that are TLS from the beginning, or never: starttls has none".to_owned());
         }
@@ -178,7 +224,7 @@ impl Section {
                 Address::Tcp(found.collect())
             }
         };
-        let clear = !tls && !starttls && !plaintext;
+        let clear = !tls && !starttls && !plaintext && !grants.vouch;
         if let Address::Tcp(found) = &address
             && let Some(open) = found.iter().find(|found| !found.ip().is_loopback())
             && clear
@@ -201,6 +247,8 @@ impl Section {
             per_source,
             login,
             idle,
+            grace,
+            grants,
         })
     }
 }
@@ -255,6 +303,7 @@ mod tests {
             ("irc = { address = \"127.0.0.1:1\", login = \"500000000 years\" }", "from 1s to 1h"),
             ("irc = { address = \"127.0.0.1:1\", idle = \"1 min\", starttls = true }", "idle is for"),
             ("irc = \"127.0.0.1:1\"\nother = \"127.0.0.1:1\"", "is the address of [service.chat.listen] irc"),
+            ("irc = { address = \"127.0.0.1:1\", grace = \"for ever\" }", "grace"),
         ];
         for (line, wanted) in all {
             let said = read(&format!("[service.chat.listen]\n{line}\n")).unwrap_err();
@@ -263,9 +312,27 @@ mod tests {
     }
 
     #[test]
+    fn a_service_may_do_what_the_operator_lets_it() {
+        let listener = |may: &str| {
+            let text = format!("[service.ssh]\n{may}\n[service.ssh.listen]\nssh = \"0.0.0.0:2222\"\n");
+            read(&text).map(|all| all[0].grants)
+        };
+        let both = Grants { attach: true, vouch: true };
+        assert_eq!(
+            listener("may = [\"attach\", \"vouch\"]"),
+            Ok(both),
+            "what encrypts itself may be reached by others"
+        );
+        assert!(listener("may = [\"attach\"]").unwrap_err().contains("can be reached by others"));
+        let said = listener("may = [\"fly\"]").unwrap_err();
+        assert!(said.starts_with("[service.ssh] may: \"fly\" is nothing that a service may do"), "{said}");
+        assert!(listener("may = 5").unwrap_err().contains("can be reached"), "what is no list is the service's own");
+    }
+
+    #[test]
     fn a_service_is_handed_what_is_its_own() {
         let settings: Settings = toml_edit::de::from_str(
-            "[service.a]\nx = 1\n[service.a.listen]\nirc = \"127.0.0.1:1\"\n[service.b]\nlisten = \"own\"\n",
+            "[service.a]\nx = 1\nmay = [\"attach\"]\n[service.a.listen]\nirc = \"127.0.0.1:1\"\n[service.b]\nlisten = \"own\"\n",
         )
         .unwrap();
         assert_eq!(own(&settings.service["a"]).keys().collect::<Vec<_>>(), ["x"]);

@@ -242,15 +242,23 @@ impl Login {
             Ok(identity) => identity,
             Err(refusal) => return Ok(Err(refusal)),
         };
-        let has = |credential: &&Credential| {
-            credential.valid(now) && credential.proof == ProofBy::PublicKey(challenge.key.clone())
-        };
-        let credential = identity.credentials.iter().find(has).map(|credential| credential.id);
-        Ok(match credential {
+        Ok(match by_key(&identity, &challenge.key, now) {
             None => Err(Refusal::UnknownKey),
             Some(_) if !verified => Err(Refusal::WrongSignature),
             Some(credential) => Ok(Proven { identity, credential }),
         })
+    }
+
+    /// Whether this key, of which somebody is known to have it, is one of a name's. `now` is in seconds since 1970.
+    ///
+    /// # Errors
+    /// When the authorizer cannot say.
+    pub async fn vouched(&self, name: &str, key: &PublicKey, now: u64) -> Result<Proof, AuthorizerError> {
+        let name: String = name.nfc().collect();
+        Ok(self.find(&name).await?.and_then(|identity| {
+            let credential = by_key(&identity, key, now).ok_or(Refusal::UnknownKey)?;
+            Ok(Proven { identity, credential })
+        }))
     }
 
     /// Who has this token; and whose it is or was, though it is not taken. `now` is in seconds since 1970.
@@ -275,6 +283,12 @@ impl Login {
         };
         Ok((proof, owner))
     }
+}
+
+/// The credential that this key is, if it is one that is taken now.
+fn by_key(identity: &Identity, key: &PublicKey, now: u64) -> Option<u64> {
+    let has = |credential: &&Credential| credential.valid(now) && credential.proof == ProofBy::PublicKey(key.clone());
+    identity.credentials.iter().find(has).map(|credential| credential.id)
 }
 
 /// What a new-era name asks for: `alice`, `alice/todo` or `alice/todo/work`.

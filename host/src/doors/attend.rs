@@ -18,9 +18,9 @@ use tokio::time::Instant;
 use tokio_rustls::TlsAcceptor;
 
 use super::Doors;
-use super::held::{Asker, Held};
+use super::held::{Held, number};
 use super::listening::Listening;
-use super::logins::still;
+use super::logins::{Asker, still};
 use crate::login_gate::network;
 use crate::memory::{AccountKey, Kept, Meter};
 use crate::sessions::{Notice, SessionEntry};
@@ -319,12 +319,11 @@ impl Doors {
         match secured {
             Ok(relay) => {
                 held.entry.speaks_tls();
-                let (descriptor, asked) = (held.lend(), held.asked());
-                if !self.answer(
-                    asker,
-                    &ToLibrary::Secured { request, stream: u64::from(held.number), descriptor, asked: &asked },
-                ) {
-                    held.takes_last_back();
+                let (end, asked) = (held.lend(), held.asked());
+                let (stream, descriptor) = (u64::from(held.number), end.as_deref().map_or(u64::MAX, number));
+                let told = self.answer(asker, &ToLibrary::Lent { request, stream, descriptor, asked: &asked });
+                if let Some(end) = end.filter(|_| !told) {
+                    held.takes_back(&end);
                 }
                 Some(relay)
             }
@@ -408,6 +407,7 @@ impl Doors {
         }
         match (held.login(), held.slot()) {
             (Some(login), Some(slot)) => {
+                self.close_ways(login.number);
                 self.login_ended(&held.listening.settings.service, slot, login.number);
                 // Whoever gave the command waits until the service has heard it: not for long, if that does not come round.
                 let held = Arc::clone(held);

@@ -13,13 +13,20 @@ use tokio::time::Instant;
 use zeroize::Zeroize;
 
 use super::listening::Listening;
+use super::logins::{Asker, LoggedIn};
+use crate::cred::login::KeyChallenge;
 use crate::listener::sources::Place;
+use crate::multiservice::SlotNo;
 use crate::multiservice::router::Mailbox;
-use crate::multiservice::{SlotNo, Speaker};
 use crate::sessions::{Acknowledgement, SessionEntry};
 
 /// How much of what a client has sent is thrown away at its end, in bytes: more than a socket keeps.
 const DISCARDED: usize = 64 << 20;
+
+/// A descriptor's number, as frames have it.
+pub(super) fn number(end: &OwnedFd) -> u64 {
+    u64::try_from(end.as_raw_fd()).unwrap_or(u64::MAX)
+}
 
 /// Throws away what has come by a socket that is shut: the system would still give it to who reads.
 fn discard(end: &OwnedFd) {
@@ -36,30 +43,6 @@ fn discard(end: &OwnedFd) {
     bytes[..come].zeroize();
 }
 
-/// Who has logged in by a stream.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct LoggedIn {
-    pub(super) number: u64,
-    pub(super) identity: String,
-    pub(super) credential: u64,
-    pub(super) perspectives: Vec<String>,
-}
-
-/// Which generation asks, to be answered later.
-#[derive(Debug, Clone)]
-pub(super) struct Asker {
-    pub(super) slot: SlotNo,
-    pub(super) generation: u32,
-    pub(super) service: String,
-    pub(super) request: u64,
-}
-
-impl Asker {
-    pub(super) fn new(from: Speaker<'_>, request: u64) -> Self {
-        Self { slot: from.slot, generation: from.generation, service: from.service.to_owned(), request }
-    }
-}
-
 /// Whose turn it is with a stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Owner {
@@ -69,6 +52,13 @@ enum Owner {
     Offered(SlotNo),
     /// This generation of it serves it.
     Taken(SlotNo, u32),
+}
+
+/// A descriptor that a frame has named.
+struct Lent {
+    end: Arc<OwnedFd>,
+    /// Whether it is the stream itself; if not, it is a way to what its login has keys for.
+    stream: bool,
 }
 
 /// What code has made of a stream, for the code that comes next.
@@ -121,7 +111,9 @@ struct State {
     /// Since when nobody serves it.
     untaken: Instant,
     /// What frames have named that no library has answered yet: nothing else may have these numbers.
-    lent: VecDeque<Arc<OwnedFd>>,
+    lent: VecDeque<Lent>,
+    /// What the client was given to sign.
+    challenge: Option<KeyChallenge>,
     /// Who waits until the service has heard that a login has ended.
     waiting: Vec<Acknowledgement>,
     closing: bool,
@@ -157,6 +149,7 @@ impl Held {
             carried: None,
             untaken: Instant::now(),
             lent: VecDeque::new(),
+            challenge: None,
             waiting: Vec::new(),
             closing: false,
             cut: false,
@@ -200,14 +193,20 @@ impl Held {
         self.state.lock().tls
     }
 
-    /// The number of the descriptor that the service is to make its own of: nothing else has it, until the library has said
-    /// `Taken`.
-    pub(super) fn lend(&self) -> u64 {
+    /// The descriptor that the service is to make its own of: nothing else has its number, until the library has said `Taken`.
+    pub(super) fn lend(&self) -> Option<Arc<OwnedFd>> {
         let mut state = self.state.lock();
-        let Some(end) = state.service.clone().filter(|_| !state.ended) else { return u64::MAX };
-        let number = u64::try_from(end.as_raw_fd()).unwrap_or(u64::MAX);
-        state.lent.push_back(end);
-        number
+        let end = state.service.clone().filter(|_| !state.ended)?;
+        state.lent.push_back(Lent { end: Arc::clone(&end), stream: true });
+        Some(end)
+    }
+
+    /// The same, of a way to what its login has keys for.
+    pub(super) fn lend_way(&self, end: OwnedFd) -> Option<Arc<OwnedFd>> {
+        let mut state = self.state.lock();
+        let end = Some(Arc::new(end)).filter(|_| !state.ended)?;
+        state.lent.push_back(Lent { end: Arc::clone(&end), stream: false });
+        Some(end)
     }
 
     /// It ends, if no frame names a descriptor that was not answered yet: none will from now on.
@@ -228,7 +227,7 @@ impl Held {
         let whole = !(state.ended || state.cut || state.closing);
         let Some(service) = state.service.clone().filter(|_| whole) else { return Offer::Gone };
         (state.owner, state.untaken) = (Owner::Offered(slot), Instant::now());
-        state.lent.push_back(Arc::clone(&service));
+        state.lent.push_back(Lent { end: Arc::clone(&service), stream: true });
         let (login, identity, perspectives) = match &state.login {
             Some(login) => {
                 (login.number, login.identity.as_str(), jelly::to_vec(&login.perspectives).unwrap_or_default())
@@ -239,7 +238,7 @@ impl Held {
         let frame = ToLibrary::Stream {
             stream: u64::from(self.number),
             listener: &self.listening.settings.name,
-            descriptor: u64::try_from(service.as_raw_fd()).unwrap_or(u64::MAX),
+            descriptor: number(&service),
             tcp: state.tcp,
             peer: &self.peer,
             tls: state.tls,
@@ -266,6 +265,7 @@ impl Held {
         let mut state = self.state.lock();
         let answered = state.lent.pop_front();
         match state.owner {
+            _ if answered.as_ref().is_some_and(|lent| !lent.stream) => {}
             // Of TLS that was asked for by code that is replaced by now.
             Owner::Taken(_, by) if by > generation => {}
             Owner::Offered(slot) | Owner::Taken(slot, _) => {
@@ -351,15 +351,9 @@ impl Held {
     /// A frame was not handed over after all: nobody reads the number in it.
     pub(super) fn takes_back(&self, named: &Arc<OwnedFd>) {
         let mut state = self.state.lock();
-        let at = state.lent.iter().rposition(|lent| Arc::ptr_eq(lent, named));
+        let at = state.lent.iter().rposition(|lent| Arc::ptr_eq(&lent.end, named));
         let unread = at.and_then(|at| state.lent.remove(at));
         drop(state);
-        drop(unread);
-    }
-
-    /// The same, of the frame that came last.
-    pub(super) fn takes_last_back(&self) {
-        let unread = self.state.lock().lent.pop_back();
         drop(unread);
     }
 
@@ -454,6 +448,16 @@ impl Held {
 
     pub(super) fn ends_asking(&self) {
         self.state.lock().asking = false;
+    }
+
+    /// What the client is to sign from now on.
+    pub(super) fn challenges(&self, challenge: KeyChallenge) {
+        self.state.lock().challenge = Some(challenge);
+    }
+
+    /// What it was given to sign: once.
+    pub(super) fn challenged(&self) -> Option<KeyChallenge> {
+        self.state.lock().challenge.take()
     }
 
     pub(super) fn changes(&self) -> u64 {

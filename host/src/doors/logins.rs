@@ -1,5 +1,8 @@
 //! Who logs in by a stream: the same gate as for PB, the same time for a refusal, the same line in the trail.
 
+use std::net::Shutdown;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
@@ -8,15 +11,41 @@ use plugin_api::abi::frame::ToLibrary;
 use unicode_normalization::UnicodeNormalization;
 
 use super::Doors;
-use super::held::{Asker, Held, LoggedIn};
-use crate::cred::{Identity, Password, Refusal, Token};
+use super::held::{Held, number};
+use crate::cred::login::KeyChallenge;
+use crate::cred::{Identity, Password, PublicKey, Refusal, Token};
+use crate::listener::Within;
 use crate::login_gate::Source;
-use crate::multiservice::Speaker;
+use crate::multiservice::{SlotNo, Speaker};
 use crate::session::login::{Found, Proof, Question, Refused};
 use crate::store;
 
 /// The message of a refused login: the same whether the name exists or not.
 const WRONG: &str = "wrong name or password";
+
+/// Who has logged in by a stream.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct LoggedIn {
+    pub(super) number: u64,
+    pub(super) identity: String,
+    pub(super) credential: u64,
+    pub(super) perspectives: Vec<String>,
+}
+
+/// Which generation asks, to be answered later.
+#[derive(Debug, Clone)]
+pub(super) struct Asker {
+    pub(super) slot: SlotNo,
+    pub(super) generation: u32,
+    pub(super) service: String,
+    pub(super) request: u64,
+}
+
+impl Asker {
+    pub(super) fn new(from: Speaker<'_>, request: u64) -> Self {
+        Self { slot: from.slot, generation: from.generation, service: from.service.to_owned(), request }
+    }
+}
 
 /// Whether what a login came by is still there.
 pub(super) fn still(identity: &Identity, login: &LoggedIn, service: &str) -> bool {
@@ -51,30 +80,90 @@ impl From<Refusal> for Denied {
     }
 }
 
+fn public_key(line: &[u8]) -> Result<PublicKey, String> {
+    let line = std::str::from_utf8(line).map_err(|_| "a public key is a text".to_owned())?;
+    PublicKey::parse(line).map(|(key, _)| key).map_err(|error| error.to_string())
+}
+
+/// A key that the service says the client has proven to have: where the operator takes its word.
+fn vouched(held: &Held, name: &str, key: &[u8]) -> Result<Proof, String> {
+    let settings = &held.listening.settings;
+    if !settings.grants.vouch {
+        let service = &settings.service;
+        return Err(format!(
+            "the operator does not let the service vouch for keys: [service.{service}] may = [\"vouch\"] in credhost.toml"
+        ));
+    }
+    Ok(Proof::Vouched(name.to_owned(), public_key(key)?))
+}
+
 impl Doors {
-    /// A service asks whether a proof is right.
+    /// A service asks whether a proof is right, or for something to be signed.
     pub(super) fn authenticate(&self, asker: Asker, held: Option<Arc<Held>>, kind: u64, name: &str, secret: &[u8]) {
-        let request = asker.request;
         let Some(held) = held else { return self.refuse(asker, "the client has gone") };
+        // Where no name is given the token says whose it is.
+        let named = Some(name.nfc().collect::<String>()).filter(|name| !name.is_empty());
+        let proof = match kind {
+            1 | 2 => self.secret(&held, kind, name, secret),
+            3 => vouched(&held, name, secret),
+            4 => return self.challenge(asker, &held, name, secret),
+            _ => match held.challenged() {
+                Some(challenge) if challenge.name() == named.as_deref().unwrap_or_default() => {
+                    Ok(Proof::Key(challenge, secret.to_vec()))
+                }
+                _ => Err("there is nothing to be signed: ask for a challenge first".to_owned()),
+            },
+        };
+        let proof = match proof {
+            Ok(proof) => proof,
+            Err(why) => return self.refuse(asker, why),
+        };
+        if !held.begins_asking() {
+            return self.refuse(asker, "one login at a time");
+        }
+        self.prove(asker, held, proof, named);
+    }
+
+    /// A password, or a token: where nobody can listen.
+    fn secret(&self, held: &Held, kind: u64, name: &str, secret: &[u8]) -> Result<Proof, String> {
         let rules = self.around.gate.rules();
         let near = held.source.ip().to_canonical().is_loopback() && rules.loopback_is_private;
-        if !(held.is_tls() || near) {
-            return self.refuse(asker, "passwords and tokens are not taken in the clear: use TLS");
+        if !(held.is_tls() || near || held.listening.settings.grants.vouch) {
+            return Err("passwords and tokens are not taken in the clear: use TLS".to_owned());
         }
-        let proof = match (kind, std::str::from_utf8(secret)) {
+        Ok(match (kind, std::str::from_utf8(secret)) {
             // Programs that know of passwords alone give a token in its place.
             (1, Ok(token)) if Token::looks_like(token) => Proof::Token(Token::received(token)),
             (1, Ok(password)) => Proof::Password(name.to_owned(), Password::new(password)),
             (2, Ok(token)) => Proof::Token(Token::received(token)),
             // A password is a text.
             _ => Proof::Password(name.to_owned(), Password::new("")),
-        };
-        if !held.begins_asking() {
-            return self.refuse(asker, "one login at a time");
+        })
+    }
+
+    /// Something to be signed, for any name and key at all.
+    fn challenge(&self, asker: Asker, held: &Held, name: &str, key: &[u8]) {
+        let mut random = [0; 32];
+        if getrandom::fill(&mut random).is_err() {
+            return self.refuse(asker, "the machine has no randomness");
         }
-        let Some(me) = self.me.upgrade() else { return };
-        // Where no name is given the token says whose it is.
-        let named = Some(name.nfc().collect::<String>()).filter(|name| !name.is_empty());
+        let key = match public_key(key) {
+            Ok(key) => key,
+            Err(why) => return self.refuse(asker, why),
+        };
+        let challenge = KeyChallenge::new(name, key, &random);
+        let bytes = challenge.bytes().to_vec();
+        held.challenges(challenge);
+        let request = asker.request;
+        self.later(move |me| {
+            // It may have ended.
+            let _ = me.answer(&asker, &ToLibrary::Challenge { request, bytes: &bytes });
+        });
+    }
+
+    /// Has a proof looked at, and answers.
+    fn prove(&self, asker: Asker, held: Arc<Held>, proof: Proof, named: Option<String>) {
+        let (Some(me), request) = (self.me.upgrade(), asker.request) else { return };
         self.spawn(async move {
             let came = Instant::now();
             let answered = me.log_in(&held, proof, named).await;
@@ -133,7 +222,7 @@ impl Doors {
         // It may have ended meanwhile: then nobody else forgets this one.
         if held.has_ended() {
             if let Ok(login) = &admitted {
-                self.logins.lock().remove(&login.number);
+                self.over(login.number);
             }
             held.entry.close();
         }
@@ -171,7 +260,7 @@ impl Doors {
             let login = LoggedIn { number, identity, credential, perspectives };
             if let Ok(before) = held.log_in(login.clone(), changes) {
                 if let Some(before) = before {
-                    self.logins.lock().remove(&before.number);
+                    self.over(before.number);
                 }
                 return Ok(login);
             }
@@ -188,11 +277,92 @@ impl Doors {
                 held.heard()
             };
         }
-        self.logins.lock().remove(&login);
+        self.over(login);
         if let Some((held, left)) = held.and_then(|held| held.log_out(login).map(|left| (held, left))) {
             held.entry.detached(&held.door());
             held.entry.left(&left.identity);
             held.told.notify_one();
         }
     }
+
+    /// A service wants a way to what a login has keys for.
+    pub(super) fn attach(&self, from: Speaker<'_>, asker: Asker, login: u64) {
+        let of = self.logins.lock().get(&login).copied();
+        let held = of.and_then(|number| self.stream_of(from, u64::from(number)));
+        let found = held.and_then(|held| held.login().filter(|has| has.number == login).map(|has| (held, has)));
+        let Some((held, has)) = found else { return self.refuse(asker, "the login has ended") };
+        let settings = &held.listening.settings;
+        if !settings.grants.attach {
+            let (service, may) = (&settings.service, "may = [\"attach\"] in credhost.toml");
+            return self
+                .refuse(asker, format!("the operator does not let the service attach: [service.{service}] {may}"));
+        }
+        match self.way(&held, &has) {
+            Err(why) => self.refuse(asker, why),
+            Ok(end) => {
+                let (request, stream) = (asker.request, u64::from(held.number));
+                self.later(move |me| {
+                    let lent = ToLibrary::Lent { request, stream, descriptor: number(&end), asked: "" };
+                    if !me.answer(&asker, &lent) {
+                        held.takes_back(&end);
+                    }
+                });
+            }
+        }
+    }
+
+    /// Opens a way: the end that the service is to have.
+    fn way(&self, held: &Arc<Held>, login: &LoggedIn) -> Result<Arc<OwnedFd>, String> {
+        let failed = |error: std::io::Error| format!("there is no way: {error}");
+        let (own, theirs) = UnixStream::pair().map_err(failed)?;
+        own.set_nonblocking(true).map_err(failed)?;
+        {
+            let mut ways = self.ways.lock();
+            let all = ways.entry(login.number).or_default();
+            all.retain(|way| !is_over(way));
+            if all.len() >= WAYS {
+                return Err(format!("a login has {WAYS} ways at most"));
+            }
+            all.push(own.try_clone().map_err(failed)?);
+        }
+        // Whoever ends the login from here on finds it.
+        if held.login().is_none_or(|has| has.number != login.number) {
+            self.over(login.number);
+            return Err("the login has ended".to_owned());
+        }
+        let within = Within {
+            identity: login.identity.as_str().into(),
+            credential: login.credential,
+            door: held.door().into(),
+            peer: held.peer.clone(),
+            tls: held.is_tls(),
+        };
+        let serves = self.within.get().is_some_and(|ways| ways.serve(own, held.source, within));
+        let end = held.lend_way(theirs.into()).filter(|_| serves);
+        end.ok_or_else(|| "the host is ending".to_owned())
+    }
+
+    /// A login is over, and with it what was attached by it.
+    pub(super) fn over(&self, login: u64) {
+        self.logins.lock().remove(&login);
+        self.close_ways(login);
+    }
+
+    /// What is attached by a login ends.
+    pub(super) fn close_ways(&self, login: u64) {
+        let ways = self.ways.lock().remove(&login);
+        for way in ways.into_iter().flatten() {
+            // It may have gone.
+            let _ = way.shutdown(Shutdown::Both);
+        }
+    }
+}
+
+/// The most ways of a login to what it has keys for: one of each generation that serves its stream.
+const WAYS: usize = 8;
+
+/// Whether nobody is at the other end any more.
+fn is_over(way: &UnixStream) -> bool {
+    let flags = rustix::net::RecvFlags::PEEK | rustix::net::RecvFlags::DONTWAIT;
+    matches!(rustix::net::recv(way, &mut [0_u8; 1][..], flags), Ok((0, _)))
 }

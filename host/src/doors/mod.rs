@@ -10,18 +10,22 @@ mod listening;
 mod logins;
 
 use std::collections::{BTreeSet, HashMap};
+use std::os::unix::net::UnixStream;
 use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, OnceLock, Weak};
+use std::time::Duration;
 
 use parking_lot::{Mutex, RwLock};
 use plugin_api::abi::frame::{ToHost, ToLibrary};
 
-use self::held::{Asker, Held, Offer};
+use self::held::{Held, Offer};
 pub use self::listening::ListenerStatus;
 use self::listening::Listening;
+use self::logins::Asker;
 use crate::config::ListenerSettings;
 use crate::cred::login::Login;
 use crate::listener::tls::Certificates;
+use crate::listener::{Endpoint, Listener, Ways};
 use crate::login_gate::LoginGate;
 use crate::memory::Budget;
 use crate::multiservice::router::Router;
@@ -56,10 +60,10 @@ impl std::fmt::Debug for Surroundings {
 }
 
 /// How long threads of doors may take to end.
-const ENDING: std::time::Duration = std::time::Duration::from_secs(2);
+const ENDING: Duration = Duration::from_secs(2);
 
 /// After how long a stream is offered again to a service that is about to serve.
-const AGAIN: std::time::Duration = std::time::Duration::from_millis(50);
+const AGAIN: Duration = Duration::from_millis(50);
 
 /// All doors of a host's services.
 pub struct Doors {
@@ -70,6 +74,10 @@ pub struct Doors {
     streams: Mutex<HashMap<u32, Arc<Held>>>,
     /// Which stream a login came by.
     logins: Mutex<HashMap<u64, u32>>,
+    /// By what services' logins are attached elsewhere: one end of each connection.
+    ways: Mutex<HashMap<u64, Vec<UnixStream>>>,
+    /// Who serves those; none before the host's own listeners are open.
+    within: OnceLock<Ways>,
     next_login: AtomicU64,
     /// Listeners that services take, and that have no address.
     wanting: Mutex<BTreeSet<(String, String)>>,
@@ -103,6 +111,8 @@ impl Doors {
             listeners,
             streams: Mutex::default(),
             logins: Mutex::default(),
+            ways: Mutex::default(),
+            within: OnceLock::new(),
             next_login: AtomicU64::new(1),
             wanting: Mutex::default(),
             threads: Mutex::new(Some(runtime)),
@@ -110,11 +120,14 @@ impl Doors {
         }))
     }
 
-    /// Opens them: connections are taken in from now on.
+    /// Opens them: connections are taken in from now on, and whoever logs in by them is attached elsewhere on the threads of this
+    /// listener.
     ///
     /// # Errors
     /// When a socket cannot be used.
-    pub fn open(&self) -> std::io::Result<()> {
+    pub fn open(&self, (within, listener): (&Endpoint, &Listener)) -> std::io::Result<()> {
+        // They are opened once.
+        let _ = self.within.set(within.ways(listener));
         for listening in &self.listeners {
             let socket = listening.socket()?;
             let (Some(me), listening) = (self.me.upgrade(), Arc::clone(listening)) else { continue };
@@ -264,11 +277,11 @@ impl Doors {
     }
 
     /// Says no to a question.
-    fn refuse(&self, asker: Asker, message: &'static str) {
-        let request = asker.request;
+    fn refuse(&self, asker: Asker, message: impl Into<String>) {
+        let (request, message) = (asker.request, message.into());
         self.later(move |me| {
             // It may have ended.
-            let _ = me.answer(&asker, &ToLibrary::NotLoggedIn { request, message, wait: 0 });
+            let _ = me.answer(&asker, &ToLibrary::NotLoggedIn { request, message: &message, wait: 0 });
         });
     }
 
@@ -286,7 +299,7 @@ impl Doors {
     fn forget(&self, held: &Held) {
         self.streams.lock().remove(&held.number);
         if let Some(login) = held.end() {
-            self.logins.lock().remove(&login.number);
+            self.over(login.number);
             let (slot, service) = (held.slot(), &held.listening.settings.service);
             if let Some(slot) = slot {
                 self.login_ended(service, slot, login.number);
@@ -358,6 +371,7 @@ impl Doorkeeper for Doors {
                 self.authenticate(Asker::new(from, request), self.stream_of(from, stream), kind, name, secret);
             }
             ToHost::LogOut { login } => self.log_out(from, login),
+            ToHost::Attach { request, login } => self.attach(from, Asker::new(from, request), login),
             ToHost::StartTls { request, stream } => {
                 let asker = Asker::new(from, request);
                 match self.stream_of(from, stream) {
@@ -411,6 +425,11 @@ impl Doorkeeper for Doors {
 
     fn stays(&self, slot: SlotNo) {
         self.streams.lock().values().filter(|held| held.slot() == Some(slot)).for_each(|held| held.stays());
+    }
+
+    fn grace(&self, service: &str) -> Option<Duration> {
+        let own = self.listeners.iter().filter(|listening| listening.settings.service == service);
+        own.filter_map(|listening| listening.settings.grace).max()
     }
 
     fn ended(&self, slot: SlotNo, service: &str, generation: u32, (serving, stopped): (bool, bool)) {

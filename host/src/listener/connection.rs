@@ -3,13 +3,12 @@
 
 use std::cell::RefCell;
 use std::io;
-use std::net::TcpStream as Socket;
 use std::rc::Rc;
 use std::sync::Arc;
 
 use pb::Failure;
 use tokio::io::Interest;
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 use zeroize::Zeroize;
@@ -17,7 +16,7 @@ use zeroize::Zeroize;
 use super::end::End;
 use super::stream::Stream;
 use super::timers::Timers;
-use super::{Admitted, Arrived, EndpointState, proxy, turns};
+use super::{Admitted, Arrived, EndpointState, Socket, proxy, turns};
 use crate::login_gate::{Source, network};
 use crate::memory::{AccountKey, Kept, Meter};
 use crate::multiservice::Backends;
@@ -69,21 +68,23 @@ impl Driver {
     fn new(shared: &Arc<EndpointState>, admitted: &Admitted, number: u32, mailbox: &Arc<Mailbox>) -> Result<Self, End> {
         let mut seed = [0; 32];
         getrandom::fill(&mut seed).map_err(End::NoRandomness)?;
-        let (address, tls) = (admitted.source, admitted.tls.is_some());
-        let peer = address.to_string();
+        let (address, tls) = (admitted.source, admitted.is_tls());
+        let peer = admitted.peer();
         let (rules, limits) = (shared.gate.rules(), shared.limits());
         let policy = Policy {
             stock: rules.stock,
             private: tls || rules.loopback_is_private && address.ip().to_canonical().is_loopback(),
             refusal: limits.refusal,
+            within: admitted.within.as_ref().map(|within| (Arc::clone(&within.identity), within.credential)),
         };
         let entry = SessionEntry::new(&shared.sessions, number, &peer, tls, store::now(), Arc::clone(mailbox));
         let backends = Arc::clone(&shared.services) as Arc<dyn Backends>;
         let (meter, rules) = (Arc::clone(mailbox.meter()), Arc::clone(&shared.rules.read()));
         let context = SessionContext { number, peer: peer.clone(), backends, entry, meter, rules };
         let session = Box::new(Session::new(context, limits, policy, seed));
-        let (from, mailbox) = (Source { address, peer, door: None }, Arc::clone(mailbox));
-        let (shared, known, answers) = (Arc::clone(shared), !admitted.place.stranger, Answers::default());
+        let door = admitted.within.as_ref().map(|within| Arc::clone(&within.door));
+        let (from, mailbox) = (Source { address, peer, door }, Arc::clone(mailbox));
+        let (shared, known, answers) = (Arc::clone(shared), admitted.is_known(), Answers::default());
         Ok(Self { session, shared, from, known, answers, mailbox, sent: 0 })
     }
 
@@ -135,8 +136,9 @@ impl Driver {
 }
 
 /// Serves one connection to its end.
-pub(super) async fn serve(shared: Arc<EndpointState>, arrived: Box<Arrived>) {
+pub(super) async fn serve(arrived: Box<Arrived>) {
     let Arrived { socket, mut admitted, mut closed } = *arrived;
+    let shared = Arc::clone(&admitted.shared);
     let opened = open(socket, &mut admitted, &shared, &mut closed).await;
     let peer = admitted.source;
     let end = match opened {
@@ -191,7 +193,10 @@ async fn open(
     shared: &EndpointState,
     closed: &mut watch::Receiver<bool>,
 ) -> Result<Stream, End> {
-    let mut socket = TcpStream::from_std(socket)?;
+    let mut socket = match socket {
+        Socket::Tcp(socket) => TcpStream::from_std(socket)?,
+        Socket::Within(socket) => return Ok(Stream::Within(UnixStream::from_std(socket)?)),
+    };
     if admitted.is_proxied() {
         // Boxed: few connections come this way, and all would have the room for it.
         let header = Box::pin(tokio::time::timeout(shared.limits().login, proxy::header(&mut socket)));

@@ -13,6 +13,7 @@ mod stream;
 mod timers;
 pub mod tls;
 mod turns;
+mod within;
 
 pub use proxy::proxies;
 use std::io;
@@ -20,6 +21,7 @@ use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 pub(crate) use stream::keep_alive;
+pub(crate) use within::{Ways, Within};
 
 use ipnet::IpNet;
 use parking_lot::{Mutex, RwLock};
@@ -161,17 +163,16 @@ impl Endpoint {
         let mut senders = Vec::new();
         for index in 0..threads.max(1) {
             let (sender, connections) = mpsc::unbounded_channel();
-            let (shared, closed) = (Arc::clone(&self.shared), closed.clone());
+            let closed = closed.clone();
             senders.push(sender);
             workers.push(std::thread::Builder::new().name(format!("io-{index}")).spawn(move || {
                 // What is to come is kept by the thread: whatever serves it ends, another goes on with it.
                 let connections = Arc::new(AsyncMutex::new(connections));
-                forever("a thread for connections", || {
-                    work(Arc::clone(&shared), Arc::clone(&connections), closed.clone());
-                });
+                forever("a thread for connections", || work(Arc::clone(&connections), closed.clone()));
             })?);
         }
-        let shared = Arc::clone(&self.shared);
+        let (shared, threads) =
+            (Arc::clone(&self.shared), senders.iter().map(mpsc::UnboundedSender::downgrade).collect());
         workers.push(std::thread::Builder::new().name("accept".to_owned()).spawn(move || {
             forever("the thread that accepts connections", || match listener.try_clone() {
                 Ok(listener) => accept(&shared, listener, &senders, closed.clone(), tls.as_ref()),
@@ -179,9 +180,17 @@ impl Endpoint {
             });
         })?);
         let router = Arc::clone(&self.shared.context.router);
-        Ok(Listener { address, closing, router, workers: Mutex::new(workers) })
+        Ok(Listener { address, closing, router, threads, workers: Mutex::new(workers) })
+    }
+
+    /// Ways in for those who have logged in by services' own doors: on the threads of this listener.
+    pub(crate) fn ways(&self, listener: &Listener) -> Ways {
+        Ways::new(Arc::clone(&self.shared), listener.threads.clone())
     }
 }
+
+/// A connection on its way to the thread that serves it.
+type Coming = (Socket, Admitted);
 
 /// A socket that listens. Closing it lets calls in flight end first, for a while.
 #[derive(Debug)]
@@ -189,6 +198,8 @@ pub struct Listener {
     address: SocketAddr,
     closing: watch::Sender<bool>,
     router: Arc<Router>,
+    /// Where what comes is served: for as long as it listens.
+    threads: Vec<mpsc::WeakUnboundedSender<Coming>>,
     workers: Mutex<Vec<JoinHandle<()>>>,
 }
 
@@ -234,11 +245,7 @@ fn runtime() -> io::Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_current_thread().enable_all().build()
 }
 
-fn work(
-    shared: Arc<EndpointState>,
-    connections: Arc<AsyncMutex<mpsc::UnboundedReceiver<(TcpStream, Admitted)>>>,
-    closed: watch::Receiver<bool>,
-) {
+fn work(connections: Arc<AsyncMutex<mpsc::UnboundedReceiver<Coming>>>, closed: watch::Receiver<bool>) {
     let runtime = match runtime() {
         Ok(runtime) => runtime,
         Err(error) => return tracing::error!(%error, "a thread for connections cannot start"),
@@ -252,7 +259,7 @@ fn work(
                 socket = connections.recv() => match socket {
                     Some((socket, admitted)) => {
                         let arrived = Box::new(Arrived { socket, admitted, closed: closed.clone() });
-                        open.spawn_local(connection::serve(Arc::clone(&shared), arrived));
+                        open.spawn_local(connection::serve(arrived));
                     }
                     None => break,
                 },
@@ -277,7 +284,7 @@ fn report(ended: Result<(), tokio::task::JoinError>) {
 fn accept(
     shared: &Arc<EndpointState>,
     listener: TcpListener,
-    workers: &[mpsc::UnboundedSender<(TcpStream, Admitted)>],
+    workers: &[mpsc::UnboundedSender<Coming>],
     mut closed: watch::Receiver<bool>,
     tls: Option<&Arc<Certificates>>,
 ) {
@@ -309,18 +316,26 @@ fn accept(
                 tracing::debug!(%source, "too many connections");
                 continue;
             };
-            let admitted = Admitted { shared: Arc::clone(shared), source, place, tls: tls.cloned() };
+            let (shared, place) = (Arc::clone(shared), Some(place));
+            let admitted = Admitted { shared, source, place, tls: tls.cloned(), within: None };
             let Ok(stream) = stream.into_std() else { continue };
             next = (next + 1) % workers.len();
             // If nobody serves any more, the place is given back with it.
-            let _ = workers[next].send((stream, admitted));
+            let _ = workers[next].send((Socket::Tcp(stream), admitted));
         }
     });
 }
 
+/// Where a connection comes from.
+enum Socket {
+    Tcp(TcpStream),
+    /// From a service, in this process.
+    Within(std::os::unix::net::UnixStream),
+}
+
 /// A connection that is to be served. Boxed: a task that is spawned keeps what it was given twice.
 struct Arrived {
-    socket: TcpStream,
+    socket: Socket,
     admitted: Admitted,
     closed: watch::Receiver<bool>,
 }
@@ -329,14 +344,31 @@ struct Arrived {
 struct Admitted {
     shared: Arc<EndpointState>,
     source: SocketAddr,
-    place: Place,
+    /// None of its own has what comes from within: the stream has one that it came by.
+    place: Option<Place>,
     tls: Option<Arc<Certificates>>,
+    within: Option<Within>,
 }
 
 impl Admitted {
     /// Whether a header has to say first whose it is.
     fn is_proxied(&self) -> bool {
-        self.place.source.is_none()
+        self.place.is_some_and(|place| place.source.is_none())
+    }
+
+    /// Whether what the client sends cannot be listened to because it is TLS, here or where it came in.
+    fn is_tls(&self) -> bool {
+        self.within.as_ref().map_or(self.tls.is_some(), |within| within.tls)
+    }
+
+    /// Whether somebody has logged in from there before.
+    fn is_known(&self) -> bool {
+        self.place.is_none_or(|place| !place.stranger)
+    }
+
+    /// Where the client is, for a person to read.
+    fn peer(&self) -> String {
+        self.within.as_ref().map_or_else(|| self.source.to_string(), |within| within.peer.clone())
     }
 
     /// A proxy has said whose it is; false: there are too many of theirs.
@@ -344,7 +376,10 @@ impl Admitted {
         let of = Some(network(source.ip()));
         let counted = self.shared.sources.lock().count_source(of, self.shared.most());
         if counted {
-            (self.source, self.place.source) = (source, of);
+            self.source = source;
+            if let Some(place) = &mut self.place {
+                place.source = of;
+            }
         }
         counted
     }
@@ -352,7 +387,9 @@ impl Admitted {
 
 impl Drop for Admitted {
     fn drop(&mut self) {
-        self.shared.sources.lock().leave(self.place);
+        if let Some(place) = self.place {
+            self.shared.sources.lock().leave(place);
+        }
     }
 }
 

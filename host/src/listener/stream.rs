@@ -7,7 +7,7 @@ use std::time::Duration;
 use rustix::net::sockopt;
 use rustls::ServerConnection;
 use tokio::io::{Interest, Ready};
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, UnixStream};
 
 /// How much is taken out of TLS at once.
 const CHUNK: usize = 16 << 10;
@@ -16,6 +16,8 @@ const CHUNK: usize = 16 << 10;
 pub(super) enum Stream {
     Plain(TcpStream),
     Tls(Box<Tls>),
+    /// The other end is a service's, in this process.
+    Within(UnixStream),
 }
 
 pub(super) struct Tls {
@@ -57,25 +59,31 @@ impl Stream {
         Self::Tls(Box::new(Tls { socket, connection }))
     }
 
-    fn socket(&self) -> &TcpStream {
+    /// The socket, where it is one of TCP's.
+    fn tcp(&self) -> Option<&TcpStream> {
         match self {
-            Self::Plain(socket) => socket,
-            Self::Tls(tls) => &tls.socket,
+            Self::Plain(socket) => Some(socket),
+            Self::Tls(tls) => Some(&tls.socket),
+            Self::Within(_) => None,
         }
     }
 
     pub(super) fn set_nodelay(&self) -> io::Result<()> {
-        self.socket().set_nodelay(true)
+        self.tcp().map_or(Ok(()), |socket| socket.set_nodelay(true))
     }
 
     /// Notices a peer that is not there any more, though it has not said goodbye: after two minutes of silence.
     pub(super) fn set_keepalive(&self) -> io::Result<()> {
-        keep_alive(self.socket())
+        self.tcp().map_or(Ok(()), keep_alive)
     }
 
     /// Waits until something can be tried.
     pub(super) async fn ready(&self, interest: Interest) -> io::Result<Ready> {
-        self.socket().ready(interest).await
+        match self {
+            Self::Plain(socket) => socket.ready(interest).await,
+            Self::Tls(tls) => tls.socket.ready(interest).await,
+            Self::Within(socket) => socket.ready(interest).await,
+        }
     }
 
     /// Appends what there is. 0: the other side has closed it.
@@ -85,6 +93,7 @@ impl Stream {
     pub(super) fn try_read_buf(&mut self, buffer: &mut Vec<u8>) -> io::Result<usize> {
         match self {
             Self::Plain(socket) => socket.try_read_buf(buffer),
+            Self::Within(socket) => socket.try_read_buf(buffer),
             Self::Tls(tls) => tls.try_read_buf(buffer),
         }
     }
@@ -96,6 +105,7 @@ impl Stream {
     pub(super) fn try_write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         match self {
             Self::Plain(socket) => socket.try_write(bytes),
+            Self::Within(socket) => socket.try_write(bytes),
             Self::Tls(tls) => tls.try_write(bytes),
         }
     }
@@ -103,7 +113,7 @@ impl Stream {
     /// Whether there is something to write that nobody but TLS knows of.
     pub(super) fn wants_write(&self) -> bool {
         match self {
-            Self::Plain(_) => false,
+            Self::Plain(_) | Self::Within(_) => false,
             Self::Tls(tls) => tls.connection.wants_write(),
         }
     }
@@ -114,7 +124,7 @@ impl Stream {
     /// `WouldBlock`, when not all of it goes just now.
     pub(super) fn flush(&mut self) -> io::Result<()> {
         match self {
-            Self::Plain(_) => Ok(()),
+            Self::Plain(_) | Self::Within(_) => Ok(()),
             Self::Tls(tls) => tls.flush(),
         }
     }

@@ -195,6 +195,7 @@ impl LoginGate {
         let (name, how) = match &proof {
             Proof::Stock(challenge, _) => (challenge.name().to_owned(), "stock"),
             Proof::Key(challenge, _) => (challenge.name().to_owned(), "key"),
+            Proof::Vouched(name, _) => (name.clone(), "key"),
             Proof::Password(name, _) => (name.clone(), "password"),
             // Guesses at tokens are counted by their source: there is no name.
             Proof::Token(token) => (data_encoding::HEXLOWER.encode(&token.digest()), "token"),
@@ -207,6 +208,7 @@ impl LoginGate {
             Proof::Password(name, password) => return self.check_password(login, &name, password, trying).await,
             Proof::Stock(challenge, response) => (login.respond(&challenge, &response, now()).await, trying),
             Proof::Key(challenge, signature) => (login.sign(&challenge, &signature, now()).await, trying),
+            Proof::Vouched(name, key) => (login.vouched(&name, &key, now()).await, trying),
             Proof::Token(token) => match login.token(&token, now()).await {
                 // Whose it is, or was, is for the trail alone.
                 Ok((proof, owner)) => (Ok(proof), trying.of(owner)),

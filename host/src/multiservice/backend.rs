@@ -14,6 +14,9 @@ pub trait Backend: Send + Sync {
     /// Its slot's number.
     fn number(&self) -> SlotNo;
 
+    /// What it says of itself, in Jelly: a [`Manifest`](plugin_api::manifest::Manifest).
+    fn described(&self) -> Vec<u8>;
+
     /// Hands over a connection's frames in order, and what they change in who is attached. `calls` of them are calls.
     ///
     /// # Errors

@@ -1,5 +1,7 @@
 //! What a slot needs of whoever keeps services' doors.
 
+use std::time::Duration;
+
 use plugin_api::abi::frame::ToHost;
 
 use super::slot_no::SlotNo;
@@ -32,6 +34,12 @@ pub trait Doorkeeper: Send + Sync {
 
     /// Nothing has come of the replacement: what was carried stays where it is.
     fn stays(&self, slot: SlotNo);
+
+    /// How long code of a service's that was replaced may go on for connections that cannot be carried over, if not for as long
+    /// as for calls.
+    fn grace(&self, _service: &str) -> Option<Duration> {
+        None
+    }
 
     /// A generation has ended: whether none serves in its place; and whether it has said so itself, and was not given up.
     fn ended(&self, slot: SlotNo, service: &str, generation: u32, how: (bool, bool));

@@ -273,7 +273,8 @@ impl Slot {
         let me = Arc::clone(self);
         tokio::spawn(async move {
             let (service, generation) = (me.name.as_str(), old.number);
-            if !old.stopped(me.context.grace).await {
+            let grace = me.context.doors.grace(service).unwrap_or_default().max(me.context.grace);
+            if !old.stopped(grace).await {
                 tracing::debug!(service, generation, "calls have waited long enough in code that was replaced");
             }
             let account = old.end().await;

@@ -333,6 +333,11 @@ impl Backend for Slot {
         self.number
     }
 
+    fn described(&self) -> Vec<u8> {
+        // A manifest is texts and flags: it can be written.
+        jelly::to_vec(&*self.manifest()).unwrap_or_default()
+    }
+
     fn submit(
         &self,
         lane: &Lane,

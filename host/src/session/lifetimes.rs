@@ -59,6 +59,14 @@ impl Owners {
                 }
                 self.demands.push(Demand::Ask(no, question));
             }
+            Step::Describe(service) => {
+                let found = self.context.backends.backend(&service).map(|backend| backend.described());
+                match found {
+                    Some(described) if answer => self.output.answer(request, &described),
+                    None if answer => self.output.fail(request, &Failure::new("KeyError", format!("'{service}'"))),
+                    _ => {}
+                }
+            }
             Step::Attach(attach) => {
                 let sent = match attach.mind {
                     Some(Mind::Sent(luid)) => Some(luid),

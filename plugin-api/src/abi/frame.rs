@@ -370,19 +370,26 @@ frames! {
             /// Which.
             login: number,
         }
-        /// The answer to `StartTls`: from here on, this is the stream.
-        30 Secured {
+        /// The answer to `StartTls`: from here on, this is the stream; and to `Attach`: here it can be attached.
+        30 Lent {
             /// The library's number for it.
             request: number,
             /// The stream. Said to be `Taken` when the library has made a descriptor of its own.
             stream: number,
-            /// The stream's new descriptor, of a Unix socket, as in `Stream`.
+            /// A descriptor of a Unix socket, as in `Stream`.
             descriptor: number,
-            /// The name that the client asked for; empty: none.
+            /// The name that the client asked for by TLS; empty: none.
             asked: text,
         }
         /// All that the generation before this one had is here: what comes by streams of before is served from now on.
         31 Resume {}
+        /// The answer to `Authenticate` of the kind that asks for it: something to be signed.
+        32 Challenge {
+            /// The library's number for it.
+            request: number,
+            /// What is to be signed.
+            bytes: bytes,
+        }
     }
 }
 
@@ -601,7 +608,9 @@ frames! {
             request: number,
             /// The stream that it came by, which belongs to the login from then on.
             stream: number,
-            /// What proves it: 1 is a password, 2 a token.
+            /// What proves it: 1 is a password, 2 a token, 3 a public key of which the library says that the client has proven to
+            /// have it; 4 is a public key, which is answered by `Challenge`, and 5 the signature of that. Keys are as OpenSSH
+            /// writes them, signatures as its wire has them.
             kind: number,
             /// The name; empty where the proof says whose it is.
             name: text,
@@ -613,7 +622,7 @@ frames! {
             /// Which.
             login: number,
         }
-        /// The client is about to speak TLS: the host does, from here on. Answered by `Secured` or `NotLoggedIn`.
+        /// The client is about to speak TLS: the host does, from here on. Answered by `Lent` or `NotLoggedIn`.
         30 StartTls {
             /// To be handed back.
             request: number,
@@ -629,6 +638,13 @@ frames! {
         32 Taken {
             /// Which.
             stream: number,
+        }
+        /// A way is wanted to what a login has keys for. Answered by `Lent` or `NotLoggedIn`.
+        33 Attach {
+            /// To be handed back.
+            request: number,
+            /// Whose.
+            login: number,
         }
         /// Never said by a library: the host's own word to a connection. A client's object that one generation has was
         /// handed to the next one, too.

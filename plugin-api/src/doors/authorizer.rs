@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use tokio::sync::{Notify, oneshot};
 use zeroize::Zeroizing;
 
-use super::stream::sealed;
+use super::stream::{StreamCell, sealed};
 use super::table::Posts;
 use crate::abi::frame::ToHost;
 use crate::runtime::core::{Core, Reply};
@@ -114,9 +114,9 @@ impl Refused {
 /// What a question to the host came to, of what can go to other threads.
 pub(super) struct Answered {
     pub(super) login: Option<Login>,
-    /// A descriptor, and a name.
     pub(super) descriptor: Option<OwnedFd>,
-    pub(super) name: Vec<u8>,
+    /// A name, or what is to be signed.
+    pub(super) bytes: Vec<u8>,
 }
 
 /// What became of a question to the host.
@@ -135,7 +135,7 @@ pub(super) async fn asked(posts: &Posts, ask: impl FnOnce(&Core, u64) + Send + '
         tokio::task::spawn_local(async move {
             let answer = answer.await;
             let answered =
-                |reply: Reply| Answered { login: reply.login, descriptor: reply.descriptor, name: reply.bytes };
+                |reply: Reply| Answered { login: reply.login, descriptor: reply.descriptor, bytes: reply.bytes };
             // Who asked may have given up.
             let _ =
                 done.send(answer.map(answered).map_err(|fault| {
@@ -182,25 +182,111 @@ impl Authorizer {
         self.prove(from, 2, String::new(), Zeroizing::new(token.into())).await
     }
 
+    /// By a public key, as OpenSSH writes it (`ssh-ed25519 AAAA…`): the answer is what the client is to sign, whether anybody has
+    /// this key or not. It holds until the next one of the same stream.
+    ///
+    /// # Errors
+    /// When it is no key.
+    ///
+    /// ```
+    /// # use plugin_api::prelude::*;
+    /// # use plugin_api::{Login, Refused, Stream};
+    /// # async fn ask(stream: &mut Stream, bytes: &[u8]) -> Vec<u8> { Vec::new() }
+    /// # async fn log_in<S: Service>(context: Context<S>, mut stream: Stream) -> Result<Login, Refused> {
+    /// let challenge = context.authorizer().challenge(&stream, "alice", "ssh-ed25519 AAAA…").await?;
+    /// let signature = ask(&mut stream, challenge.bytes()).await;
+    /// challenge.respond(signature).await
+    /// # }
+    /// ```
+    pub async fn challenge(
+        &self,
+        from: &impl super::Caller,
+        name: impl Into<String>,
+        public_key: impl Into<String>,
+    ) -> Result<Challenge, Refused> {
+        let (cell, name) = (cell(from)?, name.into());
+        let key = Zeroizing::new(public_key.into().into_bytes());
+        let bytes = self.ask(&cell, 4, name.clone(), key).await?.bytes;
+        Ok(Challenge { authorizer: self.clone(), cell, name, bytes })
+    }
+
+    /// By a public key, as OpenSSH writes it, of which the service says that the client has proven to have it: for protocols with
+    /// a challenge of their own, as SSH. The host takes the service's word where the operator lets it
+    /// (`[service.NAME] may = ["vouch"]`); whether the key is the identity's, the host looks itself.
+    ///
+    /// # Errors
+    /// As [`Authorizer::password`]; when the operator does not let it.
+    pub async fn key(
+        &self,
+        from: &impl super::Caller,
+        name: impl Into<String>,
+        public_key: impl Into<String>,
+    ) -> Result<Login, Refused> {
+        self.prove(from, 3, name.into(), Zeroizing::new(public_key.into())).await
+    }
+
     async fn prove(
         &self,
         from: &impl super::Caller,
         kind: u64,
         name: String,
-        secret: Zeroizing<String>,
+        mut secret: Zeroizing<String>,
     ) -> Result<Login, Refused> {
-        let cell = sealed::Caller::cell(from).ok_or_else(|| Refused::new("the client has gone", 0))?;
+        let secret = Zeroizing::new(std::mem::take(&mut *secret).into_bytes());
+        self.log_in(&cell(from)?, kind, name, secret).await
+    }
+
+    async fn log_in(
+        &self,
+        cell: &Arc<StreamCell>,
+        kind: u64,
+        name: String,
+        secret: Zeroizing<Vec<u8>>,
+    ) -> Result<Login, Refused> {
+        let login = self.ask(cell, kind, name, secret).await?.login.ok_or_else(ended)?;
+        cell.set_login(Arc::clone(&login.0));
+        Ok(login)
+    }
+
+    async fn ask(&self, cell: &Arc<StreamCell>, kind: u64, name: String, secret: Zeroizing<Vec<u8>>) -> Asked {
         let posts = self.posts.as_ref().ok_or_else(ended)?;
         let stream = cell.number;
-        let answer = asked(posts, move |core, request| {
-            let (name, secret) = (name.as_str(), secret.as_bytes());
+        asked(posts, move |core, request| {
+            let (name, secret) = (name.as_str(), secret.as_slice());
             let size = name.len() + secret.len() + 64;
             core.push_secret(&ToHost::Authenticate { request, stream, kind, name, secret }, size);
         })
-        .await?;
-        let login = answer.login.ok_or_else(ended)?;
-        cell.set_login(Arc::clone(&login.0));
-        Ok(login)
+        .await
+    }
+}
+
+fn cell(from: &impl super::Caller) -> Result<Arc<StreamCell>, Refused> {
+    sealed::Caller::cell(from).ok_or_else(|| Refused::new("the client has gone", 0))
+}
+
+/// What a client is to sign, to prove that it has a key: from [`Authorizer::challenge`].
+#[derive(Debug)]
+pub struct Challenge {
+    authorizer: Authorizer,
+    cell: Arc<StreamCell>,
+    name: String,
+    bytes: Vec<u8>,
+}
+
+impl Challenge {
+    /// What is to be signed.
+    #[must_use]
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// The signature, as SSH's wire has it: the algorithm's name and its bytes, each behind its length (RFC 4253, 6.6).
+    ///
+    /// # Errors
+    /// As [`Authorizer::password`].
+    pub async fn respond(self, signature: impl Into<Vec<u8>>) -> Result<Login, Refused> {
+        let signature = Zeroizing::new(signature.into());
+        self.authorizer.log_in(&self.cell, 5, self.name, signature).await
     }
 }
 
@@ -219,6 +305,9 @@ pub(super) struct LoginCell {
     carried: AtomicBool,
     /// The stream that belongs to it; 0: none does yet.
     stream: AtomicU64,
+    /// The way to what it has keys for.
+    #[cfg(feature = "attach")]
+    pub(super) avatar: tokio::sync::OnceCell<super::attach::Avatar>,
 }
 
 impl LoginCell {
@@ -233,7 +322,19 @@ impl LoginCell {
             posts,
             carried,
             stream,
+            #[cfg(feature = "attach")]
+            avatar: tokio::sync::OnceCell::new(),
         })
+    }
+
+    #[cfg(feature = "attach")]
+    pub(super) fn number(&self) -> u64 {
+        self.number
+    }
+
+    #[cfg(feature = "attach")]
+    pub(super) fn posts(&self) -> &Posts {
+        &self.posts
     }
 
     /// This stream belongs to it.

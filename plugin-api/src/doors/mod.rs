@@ -5,6 +5,8 @@
 //! its own, whose connections are carried over when the code is replaced; a [`Listener`] gives plain streams of tokio's, for
 //! libraries that want one.
 
+#[cfg(feature = "attach")]
+mod attach;
 mod authorizer;
 mod drive;
 mod input;
@@ -19,11 +21,11 @@ use crate::fault::{Fault, Result};
 use crate::service::Service;
 
 pub(crate) use self::authorizer::Wait;
-pub use self::authorizer::{Authorizer, Login, Refused};
+pub use self::authorizer::{Authorizer, Challenge, Login, Refused};
 pub(crate) use self::drive::serve;
 pub use self::input::Input;
-pub(crate) use self::stream::secured;
-pub use self::stream::{Caller, Listener, Peer, Stream};
+pub(crate) use self::stream::lent;
+pub use self::stream::{Caller, Client, Listener, Peer, Stream};
 pub(crate) use self::table::{Table, tend};
 pub use self::transport::Transport;
 

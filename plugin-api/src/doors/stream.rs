@@ -164,7 +164,7 @@ impl StreamCell {
         let secured = asked(&self.posts, move |core, request| core.push(&ToHost::StartTls { request, stream })).await;
         let secured = secured.map_err(|refused| Fault::new("RuntimeError", refused.message().to_owned()))?;
         let own = secured.descriptor.ok_or_else(|| Fault::new("RuntimeError", "there is no descriptor left"))?;
-        let name = String::from_utf8_lossy(&secured.name).into_owned();
+        let name = String::from_utf8_lossy(&secured.bytes).into_owned();
         let mut peer = self.peer.lock().unwrap_or_else(PoisonError::into_inner);
         (peer.tls, peer.asked) = (true, name);
         drop(peer);
@@ -184,6 +184,7 @@ impl Drop for StreamCell {
 pub trait Caller: sealed::Caller {}
 
 impl Caller for Stream {}
+impl Caller for Client {}
 impl Caller for super::Transport {}
 
 pub(super) mod sealed {
@@ -201,6 +202,12 @@ pub(super) mod sealed {
         }
     }
 
+    impl Caller for super::Client {
+        fn cell(&self) -> Option<Arc<super::StreamCell>> {
+            Some(Arc::clone(&self.0))
+        }
+    }
+
     impl Caller for crate::doors::Transport {
         fn cell(&self) -> Option<Arc<super::StreamCell>> {
             self.stream()
@@ -208,43 +215,16 @@ pub(super) mod sealed {
     }
 }
 
-/// A connection, as a plain stream of tokio's. Dropped, it is closed.
-///
-/// What is written leaves when every change of the service's states before it is committed: so a client is told of nothing
-/// that could be lost. It may be moved to other threads; what is written there waits for nothing.
+/// A socket. What is written leaves when every change of the service's states before it is committed.
 #[derive(Debug)]
-pub struct Stream {
+pub(super) struct Committed {
     socket: Socket,
-    pub(super) cell: Arc<StreamCell>,
     committing: Option<oneshot::Receiver<Result<()>>>,
 }
 
-impl Stream {
-    pub(super) fn new(socket: Socket, cell: Arc<StreamCell>) -> Self {
-        Self { socket, cell, committing: None }
-    }
-
-    /// Who is at the other end.
-    #[must_use]
-    pub fn peer(&self) -> Peer {
-        self.cell.peer()
-    }
-
-    /// Who has logged in by it.
-    #[must_use]
-    pub fn login(&self) -> Option<Login> {
-        self.cell.login()
-    }
-
-    /// The client is about to speak TLS: has the host do so, with the operator's certificate, and goes on in the clear inside.
-    /// What was read before must have been all that the client sent in the clear: more of it is a fault, or an attack, and the
-    /// connection must end.
-    ///
-    /// # Errors
-    /// When the operator has given no certificate, or the client does not speak TLS.
-    pub async fn start_tls(mut self) -> Result<Self> {
-        self.socket = self.cell.start_tls().await?;
-        Ok(self)
+impl Committed {
+    pub(super) fn new(socket: Socket) -> Self {
+        Self { socket, committing: None }
     }
 
     /// Whether every change before is committed.
@@ -273,13 +253,13 @@ impl Stream {
     }
 }
 
-impl AsyncRead for Stream {
+impl AsyncRead for Committed {
     fn poll_read(mut self: Pin<&mut Self>, poll: &mut Poller<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         either!(&mut self.socket, socket => Pin::new(socket).poll_read(poll, buffer))
     }
 }
 
-impl AsyncWrite for Stream {
+impl AsyncWrite for Committed {
     fn poll_write(mut self: Pin<&mut Self>, poll: &mut Poller<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         ready!(self.poll_committed(poll))?;
         either!(&mut self.socket, socket => Pin::new(socket).poll_write(poll, bytes))
@@ -292,6 +272,84 @@ impl AsyncWrite for Stream {
     fn poll_shutdown(mut self: Pin<&mut Self>, poll: &mut Poller<'_>) -> Poll<io::Result<()>> {
         ready!(self.poll_committed(poll))?;
         either!(&mut self.socket, socket => Pin::new(socket).poll_shutdown(poll))
+    }
+}
+
+/// Who is at the other end of a stream that something else reads: to log in by. The stream is closed when the last of both is
+/// dropped.
+#[derive(Debug, Clone)]
+pub struct Client(Arc<StreamCell>);
+
+impl Client {
+    /// Who has logged in by it.
+    #[must_use]
+    pub fn login(&self) -> Option<Login> {
+        self.0.login()
+    }
+}
+
+/// A connection, as a plain stream of tokio's. Dropped, it is closed.
+///
+/// What is written leaves when every change of the service's states before it is committed: so a client is told of nothing
+/// that could be lost. It may be moved to other threads; what is written there waits for nothing.
+#[derive(Debug)]
+pub struct Stream {
+    socket: Committed,
+    pub(super) cell: Arc<StreamCell>,
+}
+
+impl Stream {
+    pub(super) fn new(socket: Socket, cell: Arc<StreamCell>) -> Self {
+        Self { socket: Committed::new(socket), cell }
+    }
+
+    /// Who is at the other end, for when a library has the stream itself.
+    #[must_use]
+    pub fn client(&self) -> Client {
+        Client(Arc::clone(&self.cell))
+    }
+
+    /// Who is at the other end.
+    #[must_use]
+    pub fn peer(&self) -> Peer {
+        self.cell.peer()
+    }
+
+    /// Who has logged in by it.
+    #[must_use]
+    pub fn login(&self) -> Option<Login> {
+        self.cell.login()
+    }
+
+    /// The client is about to speak TLS: has the host do so, with the operator's certificate, and goes on in the clear inside.
+    /// What was read before must have been all that the client sent in the clear: more of it is a fault, or an attack, and the
+    /// connection must end.
+    ///
+    /// # Errors
+    /// When the operator has given no certificate, or the client does not speak TLS.
+    pub async fn start_tls(mut self) -> Result<Self> {
+        self.socket = Committed::new(self.cell.start_tls().await?);
+        Ok(self)
+    }
+}
+
+impl AsyncRead for Stream {
+    fn poll_read(mut self: Pin<&mut Self>, poll: &mut Poller<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.socket).poll_read(poll, buffer)
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(mut self: Pin<&mut Self>, poll: &mut Poller<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.socket).poll_write(poll, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, poll: &mut Poller<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.socket).poll_flush(poll)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, poll: &mut Poller<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.socket).poll_shutdown(poll)
     }
 }
 
@@ -319,12 +377,12 @@ impl Listener {
     }
 }
 
-/// What `StartTls` is answered with, as a reply: with a descriptor of one's own, and after that the host may close its.
-pub(crate) fn secured(core: &Core, stream: u64, descriptor: u64, asked: &str) -> Reply {
+/// What the host lends a descriptor for, as a reply: with one of one's own, and after that the host may close its.
+pub(crate) fn lent(core: &Core, stream: u64, descriptor: u64, asked: &str) -> Reply {
     let own = descriptor::duplicate(descriptor);
     core.push(&ToHost::Taken { stream });
     if let Err(error) = &own {
-        tracing::error!(%error, "a connection cannot go over to TLS");
+        tracing::error!(%error, "there is no descriptor left for what the host lends");
     }
     Reply { bytes: asked.as_bytes().to_vec(), some: true, descriptor: own.ok(), ..Reply::default() }
 }

@@ -382,8 +382,11 @@ impl<S: Service> Runtime<S> {
             }
             ToLibrary::Resume {} => core.doors.resume(),
             ToLibrary::LoginEnded { login } => core.doors.login_ended(core, login),
-            ToLibrary::Secured { request, stream, descriptor, asked } => {
-                core.answered(request, Ok(doors::secured(core, stream, descriptor, asked)));
+            ToLibrary::Lent { request, stream, descriptor, asked } => {
+                core.answered(request, Ok(doors::lent(core, stream, descriptor, asked)));
+            }
+            ToLibrary::Challenge { request, bytes } => {
+                core.answered(request, Ok(Reply { bytes: bytes.to_vec(), ..Reply::default() }));
             }
             ToLibrary::Dropped { object, count, had } => core.given_back(object, count, had),
             ToLibrary::Revert { perspective, state, version } => {

@@ -8,6 +8,10 @@
 //! | ours | `loginPassword(name, password, mind=None)`, over TLS or on one machine | | as new |
 //! | ours | `loginKey(name, key, mind=None)`: something to sign, and a challenger | `respond(signature)` | as new |
 //! | ours | `loginToken(token, mind=None)`: an avatar | | as new |
+//! | ours | `loginWithin(mind=None)`: the avatar of whoever has logged in by a service's own door, and whose connection this is | | as new |
+//!
+//! Beside `attach`, `keys` and `identity`, an avatar of the new era has `describe(service)`: what a service that there is a key
+//! for says of itself.
 //!
 //! It never waits. What it has to know (is a proof right, what is an identity now) it asks as a [`Question`]; the answer
 //! comes later, as mail, and goes on in [`Login::resume`]. An identity that changed between question and answer is asked
@@ -132,7 +136,10 @@ fn unhandled(what: &str) -> Failure {
 /// Whether the root has a method of this name, whatever else a listener has by that name.
 #[must_use]
 pub(crate) fn is_word(method: &str) -> bool {
-    matches!(method, "username" | "login" | "loginPassword" | "loginKey" | "loginToken" | "loginAnonymous")
+    matches!(
+        method,
+        "username" | "login" | "loginPassword" | "loginKey" | "loginToken" | "loginAnonymous" | "loginWithin"
+    )
 }
 
 impl Login {
@@ -179,7 +186,7 @@ impl Login {
     ) -> Result<Step, Failure> {
         let needs_answer = matches!(
             call.method,
-            "attach" | "respond" | "loginPassword" | "loginKey" | "loginToken" | "loginAnonymous"
+            "attach" | "respond" | "loginPassword" | "loginKey" | "loginToken" | "loginAnonymous" | "loginWithin"
         );
         if !call.answer && needs_answer {
             // Nobody would get the reference that it is about.
@@ -199,6 +206,12 @@ impl Login {
         now: Now,
         outcome: &mut Outcome,
     ) -> Result<Step, Failure> {
+        if let Some((name, credential)) = self.policy.within.clone() {
+            return match call.method {
+                "loginWithin" => self.within(arguments, call, (name, credential), now, outcome),
+                other => Err(no_such_method(other)),
+            };
+        }
         match call.method {
             "username" => self.challenge(tables, &arguments.text(0, "username")?, Era::Old),
             "login" => self.challenge(tables, &arguments.text(0, "username")?, Era::New),
@@ -261,6 +274,11 @@ impl Login {
                 let (name, credential) = (name.clone(), *credential);
                 let question = Question::Identity(name.clone());
                 Ok(self.ask(call.request, call.answer, Then::Keys { name, credential }, question))
+            }
+            (Some(LoginObject::Avatar { name, era: Era::New, credential, .. }), "describe") => {
+                let (name, credential, service) = (name.clone(), *credential, arguments.text(0, "service")?);
+                let question = Question::Identity(name.clone());
+                Ok(self.ask(call.request, call.answer, Then::Describe { name, credential, service }, question))
             }
             // It was one of somebody who is not logged in any more.
             (None, _) => Err(revoked()),
@@ -403,6 +421,27 @@ impl Login {
         Ok(self.prove(Asked::new(call, Era::New, wanted, mind, now), Proof::Token(token)))
     }
 
+    /// Whoever has logged in already, by a service's own door.
+    fn within(
+        &mut self,
+        arguments: &Arguments,
+        call: &Call<'_>,
+        (name, credential): (Arc<str>, u64),
+        now: Now,
+        outcome: &mut Outcome,
+    ) -> Result<Step, Failure> {
+        let mind = arguments.mind(0, "mind")?;
+        outcome.kept = mind.luid;
+        let (name, question) = (name.to_string(), Question::Identity(name.to_string()));
+        let wanted = Wanted { identity: name.clone(), perspective: None };
+        let asked = Asked::new(call, Era::New, wanted, mind, now);
+        let then = Then::LogIn { asked, name: name.clone(), credential };
+        Ok(match self.ask(call.request, call.answer, then, question) {
+            Step::Ask(no, question) => Step::Proven(name, no, question),
+            step => step,
+        })
+    }
+
     /// Whoever it is: where the operator lets everybody in.
     fn anonymous(&mut self, arguments: &Arguments, outcome: &mut Outcome) -> Result<Step, Failure> {
         let Some(key) = self.rules.anonymous.clone() else {
@@ -469,7 +508,7 @@ impl Login {
         let avatar = |object: &LoginObject| matches!(object, LoginObject::Avatar { name: of, .. } if of == name);
         let enters = |pending: &Pending| match &pending.then {
             Then::LogIn { name: of, .. } | Then::Attach { name: of, .. } => of == name,
-            Then::Prove(_) | Then::Keys { .. } => false,
+            Then::Prove(_) | Then::Keys { .. } | Then::Describe { .. } => false,
         };
         self.objects.iter().any(|(_, object)| avatar(object)) || self.pending.iter().any(|(_, pending)| enters(pending))
     }

@@ -65,6 +65,11 @@ pub(super) enum Then {
         name: String,
         credential: u64,
     },
+    Describe {
+        name: String,
+        credential: u64,
+        service: String,
+    },
 }
 
 impl Then {
@@ -72,7 +77,10 @@ impl Then {
     pub(super) fn identity(&self) -> &str {
         match self {
             Self::Prove(_) => "",
-            Self::LogIn { name, .. } | Self::Attach { name, .. } | Self::Keys { name, .. } => name,
+            Self::LogIn { name, .. }
+            | Self::Attach { name, .. }
+            | Self::Keys { name, .. }
+            | Self::Describe { name, .. } => name,
         }
     }
 
@@ -80,9 +88,10 @@ impl Then {
     pub(super) fn credential(&self) -> Option<u64> {
         match self {
             Self::Prove(_) => None,
-            Self::LogIn { credential, .. } | Self::Attach { credential, .. } | Self::Keys { credential, .. } => {
-                Some(*credential)
-            }
+            Self::LogIn { credential, .. }
+            | Self::Attach { credential, .. }
+            | Self::Keys { credential, .. }
+            | Self::Describe { credential, .. } => Some(*credential),
         }
     }
 
@@ -99,7 +108,7 @@ impl Then {
         match self {
             Self::Prove(asked) | Self::LogIn { asked, .. } => asked.mind,
             Self::Attach { mind: Some(Mind::Sent(luid)), .. } => Some(*luid),
-            Self::Attach { .. } | Self::Keys { .. } => None,
+            Self::Attach { .. } | Self::Keys { .. } | Self::Describe { .. } => None,
         }
     }
 }

@@ -53,7 +53,9 @@ impl Login {
             (then @ Then::Attach { .. }, Found::Identity(_)) if changed == Changed::Revoked => {
                 attach(then, None, now, &mut outcome)
             }
-            (Then::Keys { .. }, Found::Identity(_)) if changed == Changed::Revoked => Step::Fail(unauthorized()),
+            (Then::Keys { .. } | Then::Describe { .. }, Found::Identity(_)) if changed == Changed::Revoked => {
+                Step::Fail(unauthorized())
+            }
             // It changed meanwhile: what was found may not hold any more.
             (then, Found::Identity(_)) if changed == Changed::Stale => {
                 outcome.returns = None;
@@ -66,6 +68,15 @@ impl Login {
             (then @ Then::Attach { .. }, Found::Identity(identity)) => attach(then, identity, now, &mut outcome),
             (Then::Keys { credential, .. }, Found::Identity(identity)) => {
                 keys(identity.filter(|identity| identity.takes(credential, now.unix)))
+            }
+            (Then::Describe { credential, service, .. }, Found::Identity(identity)) => {
+                let identity = identity.filter(|identity| identity.takes(credential, now.unix));
+                // Nobody learns what services there are that they have no key for.
+                match identity.map(|identity| key(&identity, &service, None)) {
+                    Some(Ok(_)) => Step::Describe(service),
+                    Some(Err(no_key)) => Step::Fail(no_key_failure(&no_key)),
+                    None => Step::Fail(unauthorized()),
+                }
             }
             (then, _) => {
                 outcome.given_back = then.mind();
@@ -88,7 +99,7 @@ impl Login {
     fn cannot_tell(&mut self, then: Then) -> Step {
         match then {
             Then::Prove(asked) | Then::LogIn { asked, .. } => self.delay(&asked, Some(broken())),
-            Then::Attach { .. } | Then::Keys { .. } => Step::Fail(broken()),
+            Then::Attach { .. } | Then::Keys { .. } | Then::Describe { .. } => Step::Fail(broken()),
         }
     }
 
@@ -163,12 +174,16 @@ fn find_key(
     key(identity, service, perspective).map_err(|error| {
         let asked = format!("{service}/{}", perspective.unwrap_or_default());
         *refused = Some(Refused { identity: identity.name.to_string(), asked, why: "no such key" });
-        match error {
-            NoKey::NotFound(_) => Failure::new("twisted.cred.error.KeyNotFound", error.to_string()),
-            NoKey::NoneFor => Failure::new("twisted.python.failure.DefaultException", error.to_string()),
-            NoKey::Name(_) => Failure::new("ValueError", error.to_string()),
-        }
+        no_key_failure(&error)
     })
+}
+
+fn no_key_failure(error: &NoKey) -> Failure {
+    match error {
+        NoKey::NotFound(_) => Failure::new("twisted.cred.error.KeyNotFound", error.to_string()),
+        NoKey::NoneFor => Failure::new("twisted.python.failure.DefaultException", error.to_string()),
+        NoKey::Name(_) => Failure::new("ValueError", error.to_string()),
+    }
 }
 
 fn keys(identity: Option<Arc<Identity>>) -> Step {

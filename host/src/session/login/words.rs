@@ -8,7 +8,7 @@ use pb::Failure;
 use super::super::attachments::Era;
 use super::super::numbers::MindValue;
 use crate::cred::login::{Challenge, KeyChallenge};
-use crate::cred::{Identity, Key, Password, Refusal, Token};
+use crate::cred::{Identity, Key, Password, PublicKey, Refusal, Token};
 
 /// The time, twice: to measure by, and in seconds since 1970.
 #[derive(Debug, Clone, Copy)]
@@ -20,7 +20,7 @@ pub(crate) struct Now {
 }
 
 /// How a listener takes logins.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(crate) struct Policy {
     /// Whether Twisted's own login is offered.
     pub(crate) stock: bool,
@@ -28,6 +28,9 @@ pub(crate) struct Policy {
     pub(crate) private: bool,
     /// How long after it came a refusal leaves, whatever its reason.
     pub(crate) refusal: Duration,
+    /// Who has logged in by a service's own door, and is the only one that can be logged in here: the name, and the number of
+    /// the credential.
+    pub(crate) within: Option<(Arc<str>, u64)>,
 }
 
 /// What log-in has to know from outside.
@@ -45,6 +48,8 @@ pub(crate) enum Proof {
     Stock(Challenge, Vec<u8>),
     /// A signature.
     Key(KeyChallenge, Vec<u8>),
+    /// A name and a key, of which a service that may say so says that the client has proven to have it.
+    Vouched(String, PublicKey),
     /// A name and a password, in the clear.
     Password(String, Password),
     /// A token.
@@ -56,6 +61,7 @@ impl std::fmt::Debug for Proof {
         f.write_str(match self {
             Self::Stock(..) => "Stock",
             Self::Key(..) => "Key",
+            Self::Vouched(..) => "Vouched",
             Self::Password(..) => "Password",
             Self::Token(_) => "Token",
         })
@@ -116,6 +122,8 @@ pub(crate) enum Step {
     Fail(Failure),
     /// A service is asked; its answer is the answer.
     Attach(Attach),
+    /// What this service says of itself.
+    Describe(String),
     /// Something has to be known first.
     Ask(QuestionNo, Question),
     /// This name has proven itself. From now on the connection hears of changes to it; then this is to be asked.

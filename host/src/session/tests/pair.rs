@@ -150,6 +150,9 @@ impl Backend for Service {
     fn number(&self) -> SlotNo {
         SlotNo(self.number)
     }
+    fn described(&self) -> Vec<u8> {
+        jelly::to_vec(&self.number).unwrap()
+    }
     fn submit(&self, _: &Lane, frames: &[u8], changes: &mut Vec<AttachmentChange>, _: u64) -> Result<(), LibraryFault> {
         if let Some(why) = &*self.refuses.lock() {
             return Err(LibraryFault::State(why.clone()));
@@ -272,7 +275,7 @@ impl Pair {
             meter,
             rules: Arc::new(rules),
         };
-        let policy = Policy { stock: true, private: true, refusal: limits.refusal };
+        let policy = Policy { stock: true, private: true, refusal: limits.refusal, within: None };
         let mut identities = BTreeMap::new();
         for name in ["alice", "bob"] {
             let mut identity = Identity::new(name).unwrap();

@@ -1,0 +1,240 @@
+//! Values as shells have them: arguments as people type them, answers as JSON. The crate's feature `shell`.
+
+use std::collections::BTreeMap;
+
+use jelly::{Node, Value, ValueRef};
+
+/// An argument that cannot be taken.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{what}")]
+pub struct Wrong {
+    /// What is wrong with it.
+    pub what: String,
+    /// What to do; empty: nothing is known.
+    pub hint: String,
+}
+
+/// Arguments by their names.
+pub type Keywords = BTreeMap<String, serde_json::Value>;
+
+/// One argument: what is JSON is taken as such, all else as a text.
+///
+/// # Errors
+/// A number that would lose its last digits.
+pub fn value(text: &str) -> Result<serde_json::Value, Wrong> {
+    let Ok(value) = serde_json::from_str(text) else { return Ok(serde_json::Value::String(text.to_owned())) };
+    // It would become a number with a point, and lose its last digits.
+    match whole_numbers(text).find(|number| number.parse::<i64>().is_err() && number.parse::<u64>().is_err()) {
+        None => Ok(value),
+        Some(number) => Err(Wrong {
+            what: format!("{number} is larger than a number may be here"),
+            hint: format!("numbers have 64 bits; as a text it is written {}", quoted(number)),
+        }),
+    }
+}
+
+/// An argument that is taken as a text, whatever it looks like: for a shell.
+#[must_use]
+pub fn quoted(text: &str) -> String {
+    format!("'{}'", serde_json::Value::from(text).to_string().replace('\'', r"'\''"))
+}
+
+/// The same, as a value of Jelly's.
+///
+/// # Errors
+/// What Jelly has no room for.
+pub fn typed(value: &serde_json::Value) -> Result<Value, Wrong> {
+    Value::from_typed(value).map_err(|error| Wrong { what: error.to_string(), hint: String::new() })
+}
+
+/// The numbers without point or exponent in JSON.
+fn whole_numbers(json: &str) -> impl Iterator<Item = &str> {
+    let mut within = false;
+    let mut before = ' ';
+    let outside = json.split(move |c: char| {
+        // A string, with all in it, parts what is around it.
+        let quote = c == '"' && !(within && before == '\\');
+        // Of two backslashes the second escapes nothing.
+        before = if within && before == '\\' && c == '\\' { ' ' } else { c };
+        let parts = within || quote;
+        within ^= quote;
+        parts || !(c.is_ascii_digit() || matches!(c, '-' | '+' | '.' | 'e' | 'E'))
+    });
+    outside.filter(|token| token.contains(|c: char| c.is_ascii_digit()) && !token.contains(['.', 'e', 'E']))
+}
+
+/// The two parts of NAME=ARGUMENT.
+#[must_use]
+pub fn keyword(text: &str) -> Option<(&str, &str)> {
+    text.split_once('=').filter(|(name, _)| {
+        let mut letters = name.chars();
+        letters.next().is_some_and(|first| first.is_alphabetic() || first == '_')
+            && letters.all(|letter| letter.is_alphanumeric() || letter == '_')
+    })
+}
+
+/// Arguments from a command line: what is JSON is taken as such, all else as a text; NAME=ARGUMENT is one by its name.
+///
+/// # Errors
+/// Those of [`value`]; a name that is given twice.
+///
+/// ```
+/// let texts = ["milk", "5", "done=true"].map(str::to_owned);
+/// let (positional, keywords) = pb::shell::arguments(&texts)?;
+/// assert_eq!(positional.to_string(), "(\"milk\", 5)");
+/// assert_eq!(keywords["done"], true);
+/// # Ok::<(), pb::shell::Wrong>(())
+/// ```
+pub fn arguments(texts: &[String]) -> Result<(Value, Keywords), Wrong> {
+    let mut positional = Vec::new();
+    let mut keywords = BTreeMap::new();
+    for text in texts {
+        match keyword(text) {
+            Some((name, text)) => {
+                if keywords.insert(name.to_owned(), value(text)?).is_some() {
+                    return Err(Wrong {
+                        what: format!("the argument {name} is given twice"),
+                        hint: format!("what has an = is taken as NAME=ARGUMENT; a text is written {}", quoted(text)),
+                    });
+                }
+            }
+            None => positional.push(typed(&value(text)?)?),
+        }
+    }
+    Ok((Value::tuple(positional), keywords))
+}
+
+/// An answer as JSON, exactly: what JSON has no word for is an object whose one key begins with `$`.
+///
+/// | Python | JSON |
+/// |---|---|
+/// | `bytes` | `{"$bytes": "aGk="}`, in base64 |
+/// | `tuple`, `set`, `frozenset` | `{"$tuple": [1, 2]}` and so on |
+/// | an `int` beyond 64 bits; `nan`, `inf` | `{"$int": "12…"}`; `{"$float": "nan"}` |
+/// | dates and times, `Decimal` | `{"$datetime": "2020 1 2 3 4 5 6"}`, as Jelly has them; `{"$decimal": "-125e-2"}` |
+/// | a dictionary with keys that are no texts, or begin with `$` | `{"$dict": [[key, value]]}` |
+/// | an instance | `{"$class": "shop.Card", "state": {…}}` |
+/// | a reference | `{"$reference": 5}` |
+/// | a value that contains itself, where it comes again | `{"$cycle": true}` |
+#[must_use]
+pub fn json(value: ValueRef<'_>) -> serde_json::Value {
+    json_within(value, jelly::Limits::default().depth)
+}
+
+/// An object of one key.
+fn only(key: &str, value: impl Into<serde_json::Value>) -> serde_json::Value {
+    serde_json::Value::Object(std::iter::once((key.to_owned(), value.into())).collect())
+}
+
+fn json_within(value: ValueRef<'_>, depth: usize) -> serde_json::Value {
+    use serde_json::Value as Json;
+    let Some(depth) = depth.checked_sub(1) else {
+        return only("$cycle", true);
+    };
+    let items = || -> Json { value.items().map(|item| json_within(item, depth)).collect() };
+    match value.node() {
+        Node::None => Json::Null,
+        Node::Bool(value) => value.into(),
+        Node::Int(value) => value.into(),
+        Node::Float(value) if value.is_finite() => value.into(),
+        Node::Float(value) => only("$float", value.to_string().to_lowercase()),
+        Node::Text(value) => value.into(),
+        Node::Bytes(value) => only("$bytes", data_encoding::BASE64.encode(value)),
+        Node::List => items(),
+        Node::Tuple => only("$tuple", items()),
+        Node::Set => only("$set", items()),
+        Node::FrozenSet => only("$frozenset", items()),
+        Node::Dictionary => dictionary(value, depth),
+        Node::Instance(class) => {
+            let state = value.items().next().map_or(Json::Null, |state| json_within(state, depth));
+            Json::Object([("$class".to_owned(), class.into()), ("state".to_owned(), state)].into_iter().collect())
+        }
+        Node::BigInt(value) => only("$int", value.to_string()),
+        Node::DateTime(value) => only("$datetime", value.to_string()),
+        Node::Date(value) => only("$date", value.to_string()),
+        Node::Time(value) => only("$time", value.to_string()),
+        Node::TimeDelta(value) => only("$timedelta", value.to_string()),
+        Node::Decimal(value) => only("$decimal", format!("{}e{}", value.digits, value.exponent)),
+        Node::Reference(_, luid) => only("$reference", luid),
+        other => only("$other", format!("{other:?}")),
+    }
+}
+
+fn dictionary(value: ValueRef<'_>, depth: usize) -> serde_json::Value {
+    use serde_json::Value as Json;
+    let plain = |key: ValueRef<'_>| matches!(key.node(), Node::Text(text) if !text.starts_with('$'));
+    if value.pairs().all(|(key, _)| plain(key)) {
+        let pairs =
+            value.pairs().map(|(key, value)| (key.as_text().unwrap_or_default().to_owned(), json_within(value, depth)));
+        return Json::Object(pairs.collect());
+    }
+    let pairs = value.pairs().map(|(key, value)| Json::Array(vec![json_within(key, depth), json_within(value, depth)]));
+    only("$dict", pairs.collect::<Vec<_>>())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn arguments_are_json_or_texts_and_may_be_named() {
+        let texts = ["milk", "5", "[1,2]", "\"5\"", "done=true", "a b=c"].map(str::to_owned);
+        let (positional, keywords) = arguments(&texts).ok().unwrap();
+        assert_eq!(positional.to_string(), "(\"milk\", 5, [1, 2], \"5\", \"a b=c\")");
+        assert_eq!(keywords["done"], serde_json::Value::Bool(true));
+    }
+
+    #[test]
+    fn what_would_be_changed_or_lost_is_refused() {
+        for (texts, says) in [
+            (&["what=a", "what=b"][..], "the argument what is given twice"),
+            (&["99999999999999999999999"], "99999999999999999999999 is larger"),
+            (&["-9223372036854775809"], "-9223372036854775809 is larger"),
+            (&["[1, {\"a\": 18446744073709551616}]"], "18446744073709551616 is larger"),
+            (&["n=18446744073709551616"], "18446744073709551616 is larger"),
+        ] {
+            let texts: Vec<String> = texts.iter().map(|text| (*text).to_owned()).collect();
+            let Err(Wrong { what, .. }) = arguments(&texts) else { panic!("{texts:?}") };
+            assert!(what.contains(says), "{texts:?}: {what}");
+        }
+        let exact = [
+            "18446744073709551615",
+            "-9223372036854775808",
+            "1e300",
+            "0.5",
+            "[\"99999999999999999999999\", \"a\\\\\", 7]",
+            "\"a \\\" 99999999999999999999999\"",
+            "99999999999999999999999 bottles",
+        ];
+        for text in exact {
+            assert!(arguments(&[text.to_owned()]).is_ok(), "{text}");
+        }
+    }
+
+    #[test]
+    fn answers_are_json_exactly() {
+        let decoded = |value: &Value| json(value.root()).to_string();
+        let text = |text: &str| Value::from(text);
+        let cases = [
+            (Value::none(), "null"),
+            (Value::from(5), "5"),
+            (Value::from(f64::NAN), r#"{"$float":"nan"}"#),
+            (Value::from(f64::NEG_INFINITY), r#"{"$float":"-inf"}"#),
+            (text("h\u{e9}"), "\"h\u{e9}\""),
+            (Value::from(&b"hi\xff"[..]), r#"{"$bytes":"aGn/"}"#),
+            (Value::list([Value::from(1)]), "[1]"),
+            (Value::tuple([Value::from(1), text("x")]), r#"{"$tuple":[1,"x"]}"#),
+            (Value::set([Value::from(1)]), r#"{"$set":[1]}"#),
+            (Value::dictionary([(text("k"), Value::from(1))]), r#"{"k":1}"#),
+            (Value::dictionary([(Value::from(1), text("v"))]), r#"{"$dict":[[1,"v"]]}"#),
+            (Value::dictionary([(text("$set"), text("v"))]), r#"{"$dict":[["$set","v"]]}"#),
+            (
+                Value::try_from("1000000000000000000000".parse::<jelly::BigInt>().unwrap()).unwrap(),
+                r#"{"$int":"1000000000000000000000"}"#,
+            ),
+        ];
+        for (value, expected) in cases {
+            assert_eq!(decoded(&value), expected);
+        }
+    }
+}

@@ -1,0 +1,46 @@
+//! Connections from within: of whoever has logged in by a service's own door, to be attached elsewhere.
+
+use std::net::SocketAddr;
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use tokio::sync::mpsc;
+
+use super::{Admitted, Coming, EndpointState, Socket};
+
+/// Who has logged in, and how.
+#[derive(Debug, Clone)]
+pub(crate) struct Within {
+    /// The identity's name.
+    pub(crate) identity: Arc<str>,
+    /// The number of the credential.
+    pub(crate) credential: u64,
+    /// The door, as the trail has it: "ssh:ssh".
+    pub(crate) door: Arc<str>,
+    /// Where the client is, for a person to read.
+    pub(crate) peer: String,
+    /// Whether it speaks TLS there.
+    pub(crate) tls: bool,
+}
+
+/// Ways in, on the threads of a listener: for as long as that listens.
+pub(crate) struct Ways {
+    shared: Arc<EndpointState>,
+    threads: Vec<mpsc::WeakUnboundedSender<Coming>>,
+    next: AtomicUsize,
+}
+
+impl Ways {
+    pub(super) fn new(shared: Arc<EndpointState>, threads: Vec<mpsc::WeakUnboundedSender<Coming>>) -> Self {
+        Self { shared, threads, next: AtomicUsize::new(0) }
+    }
+
+    /// Serves Perspective Broker on this end, to nobody else. False: the listener has closed.
+    pub(crate) fn serve(&self, end: UnixStream, source: SocketAddr, within: Within) -> bool {
+        let next = self.next.fetch_add(1, Ordering::Relaxed) % self.threads.len().max(1);
+        let Some(thread) = self.threads.get(next).and_then(mpsc::WeakUnboundedSender::upgrade) else { return false };
+        let (shared, within) = (Arc::clone(&self.shared), Some(within));
+        thread.send((Socket::Within(end), Admitted { shared, source, place: None, tls: None, within })).is_ok()
+    }
+}

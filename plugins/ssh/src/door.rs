@@ -1,0 +1,130 @@
+//! SSH, by russh: who is let in, and which channels they get.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+use std::time::Duration;
+
+use plugin_api::{Authorizer, Client, Login, Refused, Stream};
+use russh::keys::PrivateKey;
+use russh::server::{Auth, ChannelOpenHandle, Config, Handler, Msg, Session, VerifiedPublicKey};
+use russh::{Channel, ChannelId, MethodKind, MethodSet, Preferred, Pty, SshId, compression};
+
+use crate::console;
+
+/// The most channels of a connection at once (OpenSSH's `MaxSessions`).
+const CHANNELS: usize = 10;
+/// After so many refusals a client has to come anew (OpenSSH's `MaxAuthTries`).
+const TRIES: usize = 6;
+
+/// How SSH is spoken, with this key of the host's.
+pub(crate) fn config(key: PrivateKey) -> Config {
+    Config {
+        server_id: SshId::Standard(Cow::Borrowed("SSH-2.0-credhost")),
+        methods: MethodSet::from(&[MethodKind::PublicKey, MethodKind::Password][..]),
+        // The host lets every refusal take as long.
+        auth_rejection_time: Duration::ZERO,
+        auth_rejection_time_initial: Some(Duration::ZERO),
+        max_auth_attempts: TRIES,
+        keys: vec![key],
+        // What a client sends is small: commands.
+        window_size: 256 << 10,
+        // Who has gone without a word is found out.
+        inactivity_timeout: None,
+        keepalive_interval: Some(Duration::from_secs(60)),
+        nodelay: true,
+        preferred: Preferred { compression: Cow::Borrowed(&[compression::NONE]), ..Preferred::DEFAULT },
+        ..Config::default()
+    }
+}
+
+/// Serves one connection to its end.
+pub(crate) async fn serve(config: Arc<Config>, authorizer: Authorizer, stream: Stream) {
+    let peer = stream.peer().address().to_owned();
+    let door = Door { authorizer, client: stream.client(), channels: Arc::default() };
+    let ended = match russh::server::run_stream(config, stream, door).await {
+        Ok(running) => running.await,
+        Err(error) => Err(error),
+    };
+    if let Err(error) = ended {
+        tracing::debug!(peer, %error, "a connection has ended");
+    }
+}
+
+struct Door {
+    authorizer: Authorizer,
+    client: Client,
+    /// Each channel holds it.
+    channels: Arc<()>,
+}
+
+fn answer(asked: Result<Login, Refused>) -> Auth {
+    match asked {
+        Ok(_) => Auth::Accept,
+        Err(_) => Auth::reject(),
+    }
+}
+
+impl Handler for Door {
+    type Error = russh::Error;
+
+    async fn auth_password(&mut self, user: &str, password: &str) -> Result<Auth, Self::Error> {
+        Ok(answer(self.authorizer.password(&self.client, user, password).await))
+    }
+
+    // Whether a key is somebody's shows when it has signed: whoever knows a public key learns nothing by offering it.
+    async fn auth_publickey(&mut self, user: &str, key: VerifiedPublicKey<'_>) -> Result<Auth, Self::Error> {
+        let line = key.public_key.to_openssh()?;
+        Ok(answer(self.authorizer.key(&self.client, user, line).await))
+    }
+
+    async fn channel_open_session(
+        &mut self,
+        channel: Channel<Msg>,
+        reply: ChannelOpenHandle,
+        _: &mut Session,
+    ) -> Result<(), Self::Error> {
+        // Without an answer it is refused.
+        let Some(login) = self.client.login() else { return Ok(()) };
+        if Arc::strong_count(&self.channels) > CHANNELS {
+            return Ok(());
+        }
+        reply.accept().await;
+        let open = Arc::clone(&self.channels);
+        tokio::spawn(async move {
+            console::serve(channel, login).await;
+            drop(open);
+        });
+        Ok(())
+    }
+
+    async fn pty_request(
+        &mut self,
+        channel: ChannelId,
+        _: &str,
+        _: u32,
+        _: u32,
+        _: u32,
+        _: u32,
+        _: &[(Pty, u32)],
+        session: &mut Session,
+    ) -> Result<(), Self::Error> {
+        session.channel_success(channel)
+    }
+
+    async fn shell_request(&mut self, channel: ChannelId, session: &mut Session) -> Result<(), Self::Error> {
+        session.channel_success(channel)
+    }
+
+    async fn exec_request(&mut self, channel: ChannelId, _: &[u8], session: &mut Session) -> Result<(), Self::Error> {
+        session.channel_success(channel)
+    }
+
+    async fn subsystem_request(
+        &mut self,
+        channel: ChannelId,
+        _: &str,
+        session: &mut Session,
+    ) -> Result<(), Self::Error> {
+        session.channel_failure(channel)
+    }
+}

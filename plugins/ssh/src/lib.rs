@@ -1,0 +1,93 @@
+//! Every service by SSH: the model for a door that is a service of its own.
+//!
+//! Whoever has a key for this service on their keyring logs in with their SSH keys, a password or a token, and reaches what
+//! they have keys for: `ssh alice@host todo add milk`, or a line to type on. The protocol is russh's; what is typed and shown is
+//! `command`, `line` and `show`, which do no IO.
+//!
+//! The operator lets it: `[service.ssh] may = ["attach", "vouch"]`, and gives it an address, `[service.ssh.listen] ssh`.
+
+mod command;
+mod console;
+mod door;
+mod line;
+mod show;
+
+use std::sync::Arc;
+
+use plugin_api::Listener;
+use plugin_api::prelude::*;
+use russh::keys::ssh_key::LineEnding;
+use russh::keys::ssh_key::private::Ed25519Keypair;
+use russh::keys::{HashAlg, PrivateKey};
+
+plugin_api::export!(Ssh);
+
+/// Where the host's key is, in the service's data.
+const HOST_KEY: &str = "host-key";
+
+struct Ssh {
+    /// The host's key, as OpenSSH writes public ones; empty before it has started.
+    host_key: String,
+}
+
+/// Every service by SSH.
+#[service("ssh", save = "never")]
+impl Service for Ssh {
+    type Perspective = Visitor;
+
+    fn init(_: &Context<Self>, _: &Config) -> Result<Self> {
+        Ok(Self { host_key: String::new() })
+    }
+
+    async fn start(me: Handle<Self>, context: Context<Self>) -> Result<()> {
+        let streams = context.listen("ssh")?;
+        // Beside it: the store takes what a service writes once it serves.
+        context.clone().spawn(async move {
+            if let Err(fault) = serve(&me, &context, streams).await {
+                tracing::error!("nobody can come by SSH: {fault}");
+            }
+        });
+        Ok(())
+    }
+}
+
+/// Serves whoever comes.
+async fn serve(me: &Handle<Ssh>, context: &Context<Ssh>, mut streams: Listener) -> Result<()> {
+    let key = host_key(context).await?;
+    let line = key.public_key().to_openssh().map_err(|error| Fault::value(error.to_string()))?;
+    tracing::info!("the host's key is {} (Ed25519)", key.public_key().fingerprint(HashAlg::Sha256));
+    me.write(|ssh| ssh.host_key = line)?;
+    let config = Arc::new(door::config(key));
+    while let Some(stream) = streams.accept().await {
+        context.spawn_for(door::serve(Arc::clone(&config), context.authorizer(), stream));
+    }
+    Ok(())
+}
+
+/// The host's key: made when there is none yet, and kept in the store.
+async fn host_key(context: &Context<Ssh>) -> Result<PrivateKey> {
+    let wrong = |error: russh::keys::ssh_key::Error| Fault::value(format!("the host's key: {error}"));
+    if let Some(kept) = context.data().get::<String>(HOST_KEY).await? {
+        return PrivateKey::from_openssh(plugin_api::Zeroizing::new(kept).as_bytes()).map_err(wrong);
+    }
+    let mut seed = plugin_api::Zeroizing::new([0; 32]);
+    getrandom::fill(&mut *seed).map_err(|error| Fault::value(error.to_string()))?;
+    let key = PrivateKey::from(Ed25519Keypair::from_seed(&seed));
+    if !context.vetting() {
+        context.data().put(HOST_KEY, &*key.to_openssh(LineEnding::LF).map_err(wrong)?).await?;
+    }
+    Ok(key)
+}
+
+/// Somebody who may come by SSH.
+#[derive(Default)]
+struct Visitor;
+
+/// What there is to know of the host's side of SSH.
+#[perspective]
+impl Visitor {
+    /// The host's public key, as a line for `known_hosts`: behind the host's name.
+    fn host_key(&self, context: &Context<Ssh>) -> Result<String> {
+        context.service()?.read(|ssh| ssh.host_key.clone())
+    }
+}
