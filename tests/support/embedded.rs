@@ -231,10 +231,11 @@ impl Embedded {
             services.add(trial).await.expect("its name is free");
             assert_eq!(services.start().await, []);
         });
-        doors.open().expect("they open");
         let memory = Arc::clone(&context.memory);
         let root = Endpoint::with_gate(login, Arc::clone(&services), context, limits, (gate, sessions));
-        Self { memory, listener: root.listen("127.0.0.1:0").expect("a port"), root, doors, services }
+        let listener = root.listen("127.0.0.1:0").expect("a port");
+        doors.open((&root, &listener)).expect("they open");
+        Self { memory, listener, root, doors, services }
     }
 
     /// Where the service's own door is.

@@ -10,6 +10,7 @@ pub mod host;
 pub mod jelly_bytes;
 pub mod lines;
 pub mod python;
+pub mod ssh;
 pub mod wire;
 
 use std::path::PathBuf;

@@ -70,19 +70,14 @@ impl Called {
             });
             return format!("{line}\n");
         }
-        let named: Vec<String> = keywords.root().pairs().map(named).collect();
-        let named = if named.is_empty() { String::new() } else { format!(" {}", named.join(" ")) };
-        format!(
-            "{service}: {}{}{}\n",
-            show::escaped(method),
-            show::escaped(&arguments.to_string()),
-            show::escaped(&named)
-        )
+        let positional = arguments.root().items().map(|item| item.to_value().to_string());
+        let named = keywords
+            .root()
+            .pairs()
+            .map(|(name, value)| format!("{}={}", name.as_text().unwrap_or_default(), value.to_value()));
+        let all: Vec<String> = positional.chain(named).collect();
+        format!("{service}: {}\n", show::escaped(&format!("{method}({})", all.join(", "))))
     }
-}
-
-fn named((name, value): (plugin_api::ValueRef<'_>, plugin_api::ValueRef<'_>)) -> String {
-    format!("{}={}", name.as_text().unwrap_or_default(), value.to_value())
 }
 
 /// Where a perspective is: its service, and its name, if one was given.
@@ -101,6 +96,8 @@ struct Console {
     calling: mpsc::Sender<Called>,
     heard: Heard,
     json: bool,
+    /// Whether what services call is asked for.
+    follows: bool,
 }
 
 /// What has come from the client, and was not looked at yet.
@@ -183,6 +180,7 @@ impl Console {
             calling,
             heard: Heard::default(),
             json: false,
+            follows: false,
         }
     }
 
@@ -191,7 +189,7 @@ impl Console {
         let (outcome, follows) = match Line::read(text) {
             Err(wrong) => (wrong.into(), false),
             Ok(Line { json, follow, request }) => {
-                self.json = json;
+                (self.json, self.follows) = (json, follow);
                 (self.run(request).await, follow)
             }
         };
@@ -288,7 +286,7 @@ impl Console {
                     Err(wrong) => self.show(&wrong.into()).await,
                     Ok(Line { request: Request::Exit, .. }) => return true,
                     Ok(Line { json, follow, request }) => {
-                        self.json = json;
+                        (self.json, self.follows) = (json, follow);
                         self.heard.interrupted = false;
                         let outcome = self.run(request).await;
                         self.show(&outcome).await;
@@ -369,7 +367,8 @@ impl Console {
                 message = self.read.wait(), if !self.heard.gone => self.heard.hear(message),
                 Some(called) = self.calls.recv() => {
                     let text = called.shown(self.json);
-                    self.tell(&text).await;
+                    // Beside the answer, unless what is called is what is asked for.
+                    if self.follows { self.say(&text).await } else { self.tell(&text).await }
                 }
             }
             if self.heard.gives_up(self.terminal) {

@@ -1,0 +1,226 @@
+//! Every service by SSH, judged by OpenSSH's client and Twisted's conch.
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use system_tests::host::{TestHome, TestHost};
+use system_tests::python;
+use system_tests::ssh::Ssh;
+
+const PASSWORD: &str = "ottern-quirk-velvet-93-lamp";
+
+fn address(host: &mut TestHost) -> SocketAddr {
+    let line = host.wait_for("serving ssh on ");
+    line.split_whitespace().find_map(|word| word.parse().ok()).expect("an address")
+}
+
+/// A host with the services ssh, todo, scores and chat, for alice, who has keys for all but scores, and a key of SSH's.
+fn host() -> (TestHost, Ssh) {
+    let home = TestHome::new();
+    home.make();
+    let listen = "ssh = { address = \"127.0.0.1:0\", grace = \"1 hour\" }";
+    let section = format!("[service.ssh]\nmay = [\"attach\", \"vouch\"]\n[service.ssh.listen]\n{listen}\n");
+    home.configure(|text| format!("{text}\n{section}"));
+    home.identity("alice", PASSWORD, &["ssh", "todo", "todo/work", "chat"]);
+    home.identity("bob", PASSWORD, &["todo", "chat"]);
+    ["ssh", "todo", "scores", "chat"].iter().for_each(|service| home.install(service));
+    let mut host = home.start();
+    let alice = Ssh::new(address(&mut host), "alice", &["ed25519"]);
+    host.home.run(&["pubkey", "add", "alice", &alice.public().display().to_string()], "");
+    (host, alice)
+}
+
+/// The host's key, as its service tells it.
+fn host_key(host: &TestHost) -> String {
+    let target = format!("alice@{}/ssh", host.address());
+    let key = host.home.run(&["--json", "call", &target, "host_key", "--password-stdin"], PASSWORD);
+    key.trim_matches('"').to_owned()
+}
+
+#[test]
+fn openssh_calls_every_service() {
+    let (_host, alice) = host();
+    let said = |words: &[&str]| {
+        let came = alice.run(words);
+        assert_eq!((came.status, came.errors.as_str()), (Some(0), ""), "{words:?}");
+        came.said
+    };
+    assert_eq!(said(&["todo", "add", "milk"]), "0\n");
+    assert_eq!(
+        said(&["todo", "add", "two litres of", "oat milk"]),
+        "1\n",
+        "SSH parts words: a text at the end is whole"
+    );
+    assert_eq!(said(&["todo", "done", "number=0"]), "");
+    assert_eq!(
+        said(&["--json", "todo", "list"]),
+        "[{\"text\":\"milk\",\"done\":true},{\"text\":\"two litres of oat milk\",\"done\":false}]\n"
+    );
+    assert_eq!(said(&["todo", "list"]).lines().count(), 2, "an item a line");
+    assert_eq!(said(&["todo/work", "list"]), "", "another list of hers");
+    let help = said(&["help"]);
+    assert!(help.contains("todo  A to-do list for everyone.") && help.contains("todo/work"), "{help}");
+    assert!(!help.contains("scores"), "there is no key for it: {help}");
+    assert!(said(&["todo"]).contains("add(text: String) -> usize"), "a service alone shows what it has");
+    assert!(said(&["help", "todo", "add"]).contains("answers with its number"));
+    // Lines by a pipe, in one connection.
+    let piped = alice.run_with(&[], &[], "todo add bread\n--json todo add jam\nexit\ntodo add never\n");
+    assert_eq!((piped.status, piped.said.as_str()), (Some(0), "2\n3\n"));
+}
+
+#[test]
+fn what_goes_wrong_is_told_and_ends_with_a_status() {
+    let (_host, alice) = host();
+    for (words, status, says) in [
+        (
+            &["scores", "table"][..],
+            2,
+            "error: you have no key for a service scores\nhint: you have keys for chat, ssh, todo\n",
+        ),
+        (
+            &["nothing", "at", "all"],
+            2,
+            "error: you have no key for a service nothing\nhint: you have keys for chat, ssh, todo\n",
+        ),
+        (&["todo", "ad", "milk"], 2, "error: todo has no method ad\nhint: `help todo` shows what it has\n"),
+        (&["todo", "done", "77"], 1, "error: todo.NoSuchTask: there is no task 77\n"),
+        (&["todo", "add", "it's"], 2, "error: a quote is not closed\n"),
+        (&["--jsn", "todo", "list"], 2, "error: there is no option --jsn\n"),
+        (&["todo/play", "list"], 1, "error: twisted.cred.error.KeyNotFound"),
+        (&["todo", "add"], 1, "error: builtins.TypeError: add(text): argument text is missing\n"),
+    ] {
+        let came = alice.run(words);
+        assert_eq!((came.status, came.said.as_str()), (Some(status), ""), "{words:?}");
+        assert!(came.errors.starts_with(says), "{words:?}: {}", came.errors);
+    }
+    // What no shell has is refused, and the session goes on.
+    let sftp = alice.run_with(&["-s"], &["sftp"], "");
+    assert_ne!(sftp.status, Some(0));
+    assert_eq!(alice.run(&["todo", "list"]).status, Some(0));
+}
+
+#[test]
+fn a_terminal_completes_remembers_and_shows_what_services_call() {
+    let (host, alice) = host();
+    let mut terminal = alice.terminal();
+    terminal.until("alice> ");
+    // Completed twice: the service and the method.
+    terminal.types("to\ta\tmilk\r");
+    terminal.until("todo add milk\u{1b}[K\r\n0\r\n");
+    terminal.types("\u{1b}[A\r");
+    terminal.until("\r\n1\r\n");
+    terminal.types("todo \t\t");
+    terminal.until("add  clear  done  list  remind");
+    terminal.types("xx\u{3}");
+    terminal.until("^C\r\n");
+    // A call that takes long is given up, and the session is not.
+    terminal.types("chat say hello\r");
+    terminal.until("chat: heard(\"alice\", \"hello\")\r\n");
+    let target = format!("bob@{}/chat", host.address());
+    host.home.run(&["call", &target, "say", "\u{1b}[2J", "--password-stdin"], PASSWORD);
+    let before = terminal.until("chat: went(\"bob\")");
+    assert!(
+        before.contains("heard(\"bob\", \"\\u{1b}[2J\")"),
+        "what others say does not steer the terminal: {before:?}"
+    );
+    terminal.types("todo nothing\r");
+    terminal.until("error: todo has no method nothing");
+    terminal.types("exit\r");
+    assert_eq!(terminal.ends().0, Some(0));
+    // A command that stays.
+    let mut follows = alice.follow(&["--json", "--follow", "chat", "say", "here"]);
+    follows.until("\"call\":\"heard\",\"arguments\":{\"$tuple\":[\"alice\",\"here\"]}");
+    host.home.run(&["call", &target, "say", "hello", "--password-stdin"], PASSWORD);
+    follows.until("{\"$tuple\":[\"bob\",\"hello\"]}");
+}
+
+#[test]
+fn sessions_go_on_while_all_code_is_replaced() {
+    let (host, alice) = host();
+    let mut terminal = alice.terminal();
+    terminal.until("alice> ");
+    for turn in 0..5 {
+        terminal.types(&format!("todo add {turn}x\r"));
+        terminal.until(&format!("\r\n{turn}\r\n"));
+        for service in ["todo", "ssh", "chat"] {
+            host.home.run(&["service", "reload", service], "");
+        }
+        assert_eq!(alice.run(&["todo", "list"]).said.lines().count(), turn + 1, "new connections are the new code's");
+    }
+    let shown = host.home.run(&["service", "show", "ssh"], "");
+    assert!(shown.contains("1 replaced"), "the code that the session is with stays, and no other: {shown}");
+    host.home.run(&["identity", "disable", "alice"], "");
+    assert_ne!(terminal.ends().0, Some(0), "the window closes");
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while host.home.run(&["service", "show", "ssh"], "").contains("replaced,") {
+        assert!(Instant::now() < deadline, "the code is let go of with its last session");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    assert_eq!(alice.run(&["todo", "list"]).status, Some(255));
+}
+
+#[test]
+fn who_is_let_in_and_who_is_not() {
+    let (host, alice) = host();
+    let address = alice.address();
+    // Every kind of key that OpenSSH makes, a password, and a token in its place.
+    for kind in [&["rsa", "-b", "2048"][..], &["ecdsa", "-b", "256"], &["ecdsa", "-b", "384"]] {
+        let other = Ssh::new(address, "alice", kind);
+        let file = other.public().display().to_string();
+        host.home.run(&["pubkey", "add", "alice", &file, "--label", &kind.join(" ")], "");
+        assert_eq!(other.run(&["todo", "list"]).status, Some(0), "{kind:?}");
+    }
+    assert_eq!(alice.by_password(PASSWORD, &["todo", "list"]).status, Some(0));
+    let token = host.home.run(&["token", "new", "alice", "--label", "laptop"], "");
+    assert_eq!(alice.by_password(&token, &["todo", "list"]).status, Some(0), "{token}");
+    // The same for everybody else, whether there is such a name or not.
+    let (stranger, nobody, bob) = (
+        Ssh::new(address, "alice", &["ed25519"]),
+        Ssh::new(address, "nobody-there", &["ed25519"]),
+        Ssh::new(address, "bob", &["ed25519"]),
+    );
+    host.home.run(&["pubkey", "add", "bob", &bob.public().display().to_string()], "");
+    for (who, why) in [(&stranger, "not a key of the identity's"), (&nobody, "unknown name"), (&bob, "no such key")] {
+        let came = who.run_with(&["-o", "PasswordAuthentication=no"], &["todo", "list"], "");
+        assert_eq!((came.status, came.said.as_str()), (Some(255), ""), "{why}");
+        assert!(came.errors.contains("Permission denied (publickey,password)"), "{}", came.errors);
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while !host
+            .home
+            .run(&["audit", "show"], "")
+            .lines()
+            .any(|line| line.contains(why) && line.contains("door=ssh:ssh"))
+        {
+            assert!(Instant::now() < deadline, "{why}");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+    assert_eq!(alice.by_password("wrong-quirk-velvet-93-lamp", &["todo", "list"]).status, Some(255));
+}
+
+#[test]
+fn the_hosts_key_is_kept() {
+    let (mut host, mut alice) = host();
+    let key = host_key(&host);
+    alice.trust(&key);
+    assert_eq!(alice.run(&["todo", "list"]).status, Some(0), "it is the one that ssh is shown");
+    host.terminate();
+    let mut host = host.into_home().start();
+    alice.moves(address(&mut host));
+    alice.trust(&key);
+    assert_eq!(alice.run(&["todo", "list"]).status, Some(0));
+    alice.trust("ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIIXWmYbVgA8E5kFyTKPBbOLQQ0rJyQ1j1SgtxTtzvpDX");
+    assert_eq!(alice.run(&["todo", "list"]).status, Some(255), "no other is");
+}
+
+#[test]
+fn conch_of_twisted_comes_in() {
+    let (host, alice) = host();
+    alice.trust(&host_key(&host));
+    let known = alice.known().display().to_string();
+    let (port, key) = (alice.address().port().to_string(), alice.private().display().to_string());
+    let conch = |words: &[&str]| python::twisted("ssh.py", &[&[&port, "alice", &key, &known], words].concat());
+    assert_eq!(conch(&["todo", "add", "milk"]).trim(), "0\nstatus 0");
+    assert!(conch(&["todo", "list"]).contains("milk"));
+    assert_eq!(conch(&["todo", "done", "9"]).trim(), "status 1");
+}
