@@ -43,6 +43,8 @@ pub struct SessionEntry {
     since: u64,
     mailbox: Arc<Mailbox>,
     sessions: Arc<Sessions>,
+    /// The connection that this one is a part of: it is what the operator sees.
+    of: Option<Arc<SessionEntry>>,
     about: Mutex<About>,
     notified: AtomicBool,
     notices: Mutex<Vec<(Notice, Acknowledgement)>>,
@@ -110,10 +112,21 @@ impl SessionEntry {
             since,
             mailbox,
             sessions: Arc::clone(sessions),
+            of: None,
             about: Mutex::default(),
             notified: AtomicBool::new(false),
             notices: Mutex::default(),
         })
+    }
+
+    /// A connection within the host, of whoever has logged in by another one: the operator sees that, with all that this one is
+    /// attached to.
+    #[must_use]
+    pub fn within(sessions: &Arc<Sessions>, number: u32, of: Arc<Self>, mailbox: Arc<Mailbox>) -> Arc<Self> {
+        let (peer, tls, since) = (of.peer.clone(), AtomicBool::new(of.tls.load(Ordering::Relaxed)), of.since);
+        let (sessions, of) = (Arc::clone(sessions), Some(of));
+        let (about, notified, notices) = (Mutex::default(), AtomicBool::new(false), Mutex::default());
+        Arc::new(Self { number, peer, tls, since, mailbox, sessions, of, about, notified, notices })
     }
 
     /// It speaks TLS from now on.
@@ -169,6 +182,9 @@ impl SessionEntry {
 
     /// It is attached to a perspective.
     pub fn attached(&self, perspective: &str) {
+        if let Some(of) = &self.of {
+            return of.attached(perspective);
+        }
         let mut about = self.about.lock();
         match about.place(perspective) {
             Ok(at) => about.perspectives[at].1 += 1,
@@ -181,6 +197,9 @@ impl SessionEntry {
 
     /// It is not attached to it any more.
     pub fn detached(&self, perspective: &str) {
+        if let Some(of) = &self.of {
+            return of.detached(perspective);
+        }
         let mut about = self.about.lock();
         if let Ok(at) = about.place(perspective) {
             about.perspectives[at].1 -= 1;
@@ -224,7 +243,9 @@ impl Sessions {
     /// All of them, in the order of their numbers.
     #[must_use]
     pub fn list(&self) -> Vec<SessionStatus> {
-        let mut all: Vec<SessionStatus> = self.all.lock().values().map(|session| session.status()).collect();
+        let shown = |session: &&Arc<SessionEntry>| session.of.is_none();
+        let mut all: Vec<SessionStatus> =
+            self.all.lock().values().filter(shown).map(|session| session.status()).collect();
         all.sort_by_key(|session| session.session);
         all
     }
@@ -255,13 +276,14 @@ impl Sessions {
     pub fn cut(&self, number: Option<u32>, identity: Option<&str>) -> Vec<SessionStatus> {
         let wanted = |session: &Arc<SessionEntry>| {
             let has = |name: &str| session.about.lock().identities.iter().any(|known| **known == *name);
-            number.is_none_or(|number| session.number == number) && identity.is_none_or(has)
+            let numbers = [Some(session.number), session.of.as_ref().map(|of| of.number)];
+            number.is_none_or(|number| numbers.contains(&Some(number))) && identity.is_none_or(has)
         };
         let all: Vec<Arc<SessionEntry>> = self.all.lock().values().filter(|session| wanted(session)).cloned().collect();
         let (acknowledgement, waiting) = channel();
         let mut cut = Vec::new();
         for session in all {
-            cut.push(session.status());
+            cut.extend(session.of.is_none().then(|| session.status()));
             session.notify(Notice::Cut, acknowledgement.clone());
         }
         drop(acknowledgement);

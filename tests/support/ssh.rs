@@ -123,9 +123,21 @@ impl Ssh {
     /// The same with a password, which ssh asks for.
     #[must_use]
     pub fn by_password(&self, password: &str, words: &[&str]) -> Came {
-        let ask = self.file("ask");
-        write_program(&ask, &format!("#!/bin/sh\necho '{password}'\n"));
-        let options = ["-o", "PubkeyAuthentication=no", "-o", "NumberOfPasswordPrompts=1"];
+        self.by_passwords(&[password], words)
+    }
+
+    /// The same with one after the other, until one is taken.
+    ///
+    /// # Panics
+    /// When ssh does not run.
+    #[must_use]
+    pub fn by_passwords(&self, passwords: &[&str], words: &[&str]) -> Came {
+        let (ask, left) = (self.file("ask"), self.file("passwords"));
+        std::fs::write(&left, passwords.join("\n") + "\n").expect("it can be written");
+        let left = left.display();
+        write_program(&ask, &format!("#!/bin/sh\nhead -n 1 {left}\nsed -i 1d {left}\n"));
+        let prompts = format!("NumberOfPasswordPrompts={}", passwords.len());
+        let options = ["-o", "PubkeyAuthentication=no", "-o", &prompts];
         let mut ssh = self.command(&options, words);
         ssh.env("SSH_ASKPASS", ask).env("SSH_ASKPASS_REQUIRE", "force").stdin(Stdio::null());
         let Output { status, stdout, stderr } = ssh.output().expect("ssh runs");

@@ -109,9 +109,27 @@ fn what_is_taken_away_is_gone_at_once() {
         assert_eq!(alice.next_line(), None, "{what}");
         let sessions = host.home.run(&["session", "list"], "");
         assert!(!sessions.contains("alice"), "{what}: {sessions}");
-        host.home.run_with(&["identity", "enable", "alice"], "");
-        host.home.run_with(&["key", "add", "alice", "lines"], "");
+        let _ = host.home.run_with(&["identity", "enable", "alice"], "");
+        let _ = host.home.run_with(&["key", "add", "alice", "lines"], "");
     }
+    // Whoever has the name from here on is somebody else, who can be attached as everybody can.
+    host.home.identity("alice", PASSWORD, &["lines", "todo"]);
+    let mut alice = logged_in(address, "alice");
+    assert_eq!(ask(&mut alice, "attach todo"), "attached");
+}
+
+#[test]
+fn a_connection_and_what_is_attached_by_it_is_one_to_the_operator() {
+    let (host, address) = host("\"attach\"");
+    let mut alice = logged_in(address, "alice");
+    assert_eq!(ask(&mut alice, "attach todo"), "attached");
+    let list = host.home.run(&["session", "list"], "");
+    assert_eq!(list.lines().count(), 2, "{list}");
+    assert!(list.contains("lines:lines") && list.contains("todo/alice"), "{list}");
+    let number = list.lines().nth(1).and_then(|line| line.split_whitespace().next()).expect("a number").to_owned();
+    host.home.run(&["session", "cut", &number], "");
+    assert_eq!(alice.next_line(), None);
+    assert_eq!(host.home.run(&["session", "list"], ""), "nobody is logged in");
 }
 
 #[test]

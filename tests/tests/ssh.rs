@@ -86,8 +86,8 @@ fn what_goes_wrong_is_told_and_ends_with_a_status() {
         (&["todo", "done", "77"], 1, "error: todo.NoSuchTask: there is no task 77\n"),
         (&["todo", "add", "it's"], 2, "error: a quote is not closed\n"),
         (&["--jsn", "todo", "list"], 2, "error: there is no option --jsn\n"),
-        (&["todo/play", "list"], 1, "error: twisted.cred.error.KeyNotFound"),
-        (&["todo", "add"], 1, "error: builtins.TypeError: add(text): argument text is missing\n"),
+        (&["todo/play", "list"], 2, "error: you have no key for todo/play\nhint: `help` shows those that you have\n"),
+        (&["todo", "add"], 2, "error: add(text): argument text is missing\n"),
     ] {
         let came = alice.run(words);
         assert_eq!((came.status, came.said.as_str()), (Some(status), ""), "{words:?}");
@@ -196,6 +196,81 @@ fn who_is_let_in_and_who_is_not() {
         }
     }
     assert_eq!(alice.by_password("wrong-quirk-velvet-93-lamp", &["todo", "list"]).status, Some(255));
+    let second = alice.by_passwords(&["wrong-quirk-velvet-93-lamp", PASSWORD], &["todo", "list"]);
+    assert_eq!(second.status, Some(0), "whoever was wrong may try again: {}", second.errors);
+}
+
+#[test]
+fn a_key_among_many_is_found_and_the_others_are_no_guesses() {
+    let (host, alice) = host();
+    let others: Vec<Ssh> = (0..4).map(|_| Ssh::new(alice.address(), "alice", &["ed25519"])).collect();
+    let files: Vec<String> = others.iter().map(|other| other.private().display().to_string()).collect();
+    let mut options: Vec<&str> = files.iter().flat_map(|file| ["-i", file]).collect();
+    options.extend(["-o", "PasswordAuthentication=no"]);
+    let last = alice.private().display().to_string();
+    options.extend(["-i", &last]);
+    // ssh takes them in this order; the first of all is alice's own, which is left out here.
+    for _ in 0..3 {
+        let came = others[0].run_with(&options[2..], &["todo", "list"], "");
+        assert_eq!(came.status, Some(0), "{}", came.errors);
+    }
+    assert!(!host.home.run(&["audit", "show"], "").contains("too many failed logins"));
+}
+
+#[test]
+fn nobody_else_waits_for_what_a_client_does() {
+    let (host, alice) = host();
+    let mut terminal = alice.terminal();
+    terminal.until("alice> ");
+    // Once each letter of a line was drawn by a walk over all of it: a paste of 4,000 kept everybody waiting for minutes.
+    terminal.types(&"x".repeat(100_000));
+    // A command that says much, to a client that does not read.
+    for at in 0..20 {
+        let text = format!("{at}{}", "y".repeat(100_000));
+        assert_eq!(alice.run_with(&[], &[], &format!("todo add {}\n", &text[..60_000])).status, Some(0));
+    }
+    let mut silent = alice.command(&[], &["todo", "list"]);
+    let mut silent =
+        silent.stdin(std::process::Stdio::null()).stdout(std::process::Stdio::piped()).spawn().expect("ssh runs");
+    for _ in 0..3 {
+        assert_eq!(alice.run(&["todo/work", "list"]).status, Some(0), "others are served");
+    }
+    terminal.types("\u{15}todo/work list\r");
+    terminal.until("list\u{1b}[K\r\n");
+    silent.kill().and_then(|()| silent.wait()).expect("it can be ended");
+    drop(terminal);
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while host.home.run(&["session", "list"], "") != "nobody is logged in" {
+        assert!(Instant::now() < deadline, "they are gone: {}", host.home.run(&["session", "list"], ""));
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn no_command_that_comes_by_a_pipe_is_lost_unsaid() {
+    let (_host, alice) = host();
+    let lines = |count: usize| format!("todo add {}\n", "z".repeat(1000)).repeat(count);
+    let all = alice.run_with(&[], &[], &lines(500));
+    assert_eq!((all.status, all.said.lines().count()), (Some(0), 500), "{}", all.errors);
+    let more = alice.run_with(&[], &[], &lines(20_000));
+    assert_eq!(more.status, Some(2));
+    assert!(more.errors.contains("error: more commands wait than can be kept"), "{}", more.errors);
+    let long = alice.run_with(&[], &[], &format!("todo add {}", "z".repeat(100_000)));
+    assert_eq!(long.status, Some(2));
+    assert!(long.errors.contains("error: this line is too long"), "{}", long.errors);
+}
+
+#[test]
+fn what_is_followed_ends_when_it_is_gone() {
+    let (host, alice) = host();
+    let mut follows = alice.follow(&["--follow", "chat", "say", "here"]);
+    follows.until("heard(\"alice\", \"here\")");
+    host.home.run(&["key", "remove", "alice", "chat"], "");
+    assert_eq!(follows.ends().0, Some(1));
+    assert_eq!(alice.run(&["chat", "say", "x"]).status, Some(2));
+    host.home.run(&["service", "stop", "todo"], "");
+    let came = alice.run(&["todo", "list"]);
+    assert_eq!((came.status, came.errors.as_str()), (Some(1), "error: todo does not serve just now\n"));
 }
 
 #[test]

@@ -247,6 +247,12 @@ impl Client {
         }
     }
 
+    /// Whether the connection is lost: nothing more can be called.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        self.commands.is_closed()
+    }
+
     /// The root object.
     #[must_use]
     pub fn root(&self) -> Remote {

@@ -104,7 +104,7 @@ impl Service {
                             library.reloaded.map(|reloaded| vec!["last reload".to_owned(), reloaded.to_string()]),
                         );
                         if library.retiring > 0 {
-                            let old = format!("{} replaced, with calls that still wait", library.retiring);
+                            let old = format!("{} replaced, with calls or connections that go on", library.retiring);
                             rows.push(vec!["old code".to_owned(), old]);
                         }
                         let unreadable = &library.unreadable;

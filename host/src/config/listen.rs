@@ -18,7 +18,7 @@ const MAY: &str = "may";
 pub struct Grants {
     /// It may attach those who have logged in by its doors to perspectives of other services, in their name.
     pub attach: bool,
-    /// Its word is taken that a client has proven to have a key, and that what comes by its doors is encrypted.
+    /// Its word is taken that a client has proven to have a key.
     pub vouch: bool,
 }
 
@@ -29,7 +29,11 @@ impl Grants {
     /// When it is no list of words that there are.
     fn of(section: &serde_json::Map<String, serde_json::Value>) -> Result<Self, String> {
         let mut all = Self::default();
-        let Some(serde_json::Value::Array(words)) = section.get(MAY) else { return Ok(all) };
+        let words = match section.get(MAY) {
+            None => return Ok(all),
+            Some(serde_json::Value::Array(words)) => words,
+            Some(_) => return Err("expected a list, such as [\"attach\"]".to_owned()),
+        };
         for word in words {
             match word.as_str() {
                 Some("attach") => all.attach = true,
@@ -69,6 +73,8 @@ pub struct ListenerSettings {
     pub starttls: bool,
     /// Whether it may be in the clear where others can listen.
     pub plaintext: bool,
+    /// Whether the service's protocol encrypts by itself, as SSH does.
+    pub encrypted: bool,
     /// The most connections.
     pub connections: usize,
     /// The most of one address.
@@ -107,6 +113,7 @@ struct Section {
     tls: bool,
     starttls: bool,
     plaintext: bool,
+    encrypted: bool,
     connections: usize,
     per_source: usize,
     login: String,
@@ -121,6 +128,7 @@ impl Default for Section {
             tls: false,
             starttls: false,
             plaintext: false,
+            encrypted: false,
             connections: 1000,
             per_source: 64,
             login: "30 s".to_owned(),
@@ -134,7 +142,7 @@ impl Default for Section {
 #[must_use]
 pub fn own(section: &serde_json::Map<String, serde_json::Value>) -> serde_json::Map<String, serde_json::Value> {
     let hosts = |(key, value): &(&String, &serde_json::Value)| {
-        key.as_str() == LISTEN && value.is_object() || key.as_str() == MAY && value.is_array()
+        key.as_str() == LISTEN && value.is_object() || key.as_str() == MAY
     };
     section.iter().filter(|pair| !hosts(pair)).map(|(key, value)| (key.clone(), value.clone())).collect()
 }
@@ -190,7 +198,8 @@ pub fn listeners(settings: &Settings) -> Result<Vec<ListenerSettings>, String> {
 
 impl Section {
     fn read(self, service: &str, name: &str, grants: Grants) -> Result<ListenerSettings, String> {
-        let Self { address: shown, tls, starttls, plaintext, connections, per_source, login, idle, grace } = self;
+        let Self { address: shown, tls, starttls, plaintext, encrypted, connections, per_source, login, idle, grace } =
+            self;
         let time = |name: &str, text: &str, most: u64| {
             let time = humantime::parse_duration(text);
             let time = time.map_err(|error| format!("{name} = {text:?}: {error}; a time is \"30 s\""))?;
@@ -224,14 +233,15 @@ impl Section {
                 Address::Tcp(found.collect())
             }
         };
-        let clear = !tls && !starttls && !plaintext && !grants.vouch;
+        let clear = !tls && !starttls && !plaintext && !encrypted;
         if let Address::Tcp(found) = &address
             && let Some(open) = found.iter().find(|found| !found.ip().is_loopback())
             && clear
         {
             return Err(format!(
                 "{open} can be reached by others, and they could listen: set tls = true or starttls = true \
-                 (`credhost tls init` makes certificates), or insist with plaintext = true"
+                 (`credhost tls init` makes certificates), encrypted = true where the protocol does so by itself, as SSH, \
+                 or insist with plaintext = true"
             ));
         }
         let (service, name) = (service.to_owned(), name.to_owned());
@@ -243,6 +253,7 @@ impl Section {
             tls,
             starttls,
             plaintext,
+            encrypted,
             connections,
             per_source,
             login,
@@ -313,20 +324,24 @@ mod tests {
 
     #[test]
     fn a_service_may_do_what_the_operator_lets_it() {
-        let listener = |may: &str| {
-            let text = format!("[service.ssh]\n{may}\n[service.ssh.listen]\nssh = \"0.0.0.0:2222\"\n");
-            read(&text).map(|all| all[0].grants)
+        let listener = |may: &str, listen: &str| {
+            let text = format!("[service.ssh]\n{may}\n[service.ssh.listen]\nssh = {listen}\n");
+            read(&text).map(|all| all[0].clone())
         };
-        let both = Grants { attach: true, vouch: true };
-        assert_eq!(
-            listener("may = [\"attach\", \"vouch\"]"),
-            Ok(both),
-            "what encrypts itself may be reached by others"
-        );
-        assert!(listener("may = [\"attach\"]").unwrap_err().contains("can be reached by others"));
-        let said = listener("may = [\"fly\"]").unwrap_err();
-        assert!(said.starts_with("[service.ssh] may: \"fly\" is nothing that a service may do"), "{said}");
-        assert!(listener("may = 5").unwrap_err().contains("can be reached"), "what is no list is the service's own");
+        let near = "\"127.0.0.1:2222\"";
+        let grants = listener("may = [\"attach\", \"vouch\"]", near).unwrap().grants;
+        assert_eq!(grants, Grants { attach: true, vouch: true });
+        assert_eq!(listener("", near).unwrap().grants, Grants::default());
+        for (may, wanted) in
+            [("[\"fly\"]", "\"fly\" is nothing"), ("\"attach\"", "a list"), ("5", "a list"), ("[5]", "5 is nothing")]
+        {
+            let said = listener(&format!("may = {may}"), near).unwrap_err();
+            assert!(said.starts_with("[service.ssh] may: ") && said.contains(wanted), "{may}: {said}");
+        }
+        // What it may do says nothing of how it can be listened to: the listener says so.
+        let all = listener("may = [\"vouch\"]", "\"0.0.0.0:2222\"").unwrap_err();
+        assert!(all.contains("can be reached by others"), "{all}");
+        assert!(listener("", "{ address = \"0.0.0.0:2222\", encrypted = true }").unwrap().encrypted);
     }
 
     #[test]

@@ -17,7 +17,7 @@ use crate::cred::{Identity, Password, PublicKey, Refusal, Token};
 use crate::listener::Within;
 use crate::login_gate::Source;
 use crate::multiservice::{SlotNo, Speaker};
-use crate::session::login::{Found, Proof, Question, Refused};
+use crate::session::login::{Found, Proof, ProvenBefore, Question, Refused};
 use crate::store;
 
 /// The message of a refused login: the same whether the name exists or not.
@@ -30,6 +30,8 @@ pub(super) struct LoggedIn {
     pub(super) identity: String,
     pub(super) credential: u64,
     pub(super) perspectives: Vec<String>,
+    /// How many identities had been removed when the proof was asked about.
+    pub(super) removals: u64,
 }
 
 /// Which generation asks, to be answered later.
@@ -90,6 +92,7 @@ fn vouched(held: &Held, name: &str, key: &[u8]) -> Result<Proof, String> {
     let settings = &held.listening.settings;
     if !settings.grants.vouch {
         let service = &settings.service;
+        tracing::warn!(service, "it would vouch for keys, and may not: [service.{service}] may = [\"vouch\"]");
         return Err(format!(
             "the operator does not let the service vouch for keys: [service.{service}] may = [\"vouch\"] in credhost.toml"
         ));
@@ -128,7 +131,7 @@ impl Doors {
     fn secret(&self, held: &Held, kind: u64, name: &str, secret: &[u8]) -> Result<Proof, String> {
         let rules = self.around.gate.rules();
         let near = held.source.ip().to_canonical().is_loopback() && rules.loopback_is_private;
-        if !(held.is_tls() || near || held.listening.settings.grants.vouch) {
+        if !(held.is_tls() || near || held.listening.settings.encrypted) {
             return Err("passwords and tokens are not taken in the clear: use TLS".to_owned());
         }
         Ok(match (kind, std::str::from_utf8(secret)) {
@@ -257,7 +260,7 @@ impl Doors {
                 return Err("no key for this service".into());
             }
             let (number, identity) = (self.next_login.fetch_add(1, Ordering::Relaxed), name.to_owned());
-            let login = LoggedIn { number, identity, credential, perspectives };
+            let login = LoggedIn { number, identity, credential, perspectives, removals };
             if let Ok(before) = held.log_in(login.clone(), changes) {
                 if let Some(before) = before {
                     self.over(before.number);
@@ -289,11 +292,13 @@ impl Doors {
     pub(super) fn attach(&self, from: Speaker<'_>, asker: Asker, login: u64) {
         let of = self.logins.lock().get(&login).copied();
         let held = of.and_then(|number| self.stream_of(from, u64::from(number)));
-        let found = held.and_then(|held| held.login().filter(|has| has.number == login).map(|has| (held, has)));
+        let whole = held.filter(|held| !(held.is_cut() || held.is_closing()));
+        let found = whole.and_then(|held| held.login().filter(|has| has.number == login).map(|has| (held, has)));
         let Some((held, has)) = found else { return self.refuse(asker, "the login has ended") };
         let settings = &held.listening.settings;
         if !settings.grants.attach {
             let (service, may) = (&settings.service, "may = [\"attach\"] in credhost.toml");
+            tracing::warn!(service, "it would attach those who log in by it, and may not: [service.{service}] {may}");
             return self
                 .refuse(asker, format!("the operator does not let the service attach: [service.{service}] {may}"));
         }
@@ -326,17 +331,14 @@ impl Doors {
             all.push(own.try_clone().map_err(failed)?);
         }
         // Whoever ends the login from here on finds it.
-        if held.login().is_none_or(|has| has.number != login.number) {
+        if held.is_cut() || held.login().is_none_or(|has| has.number != login.number) {
             self.over(login.number);
             return Err("the login has ended".to_owned());
         }
-        let within = Within {
-            identity: login.identity.as_str().into(),
-            credential: login.credential,
-            door: held.door().into(),
-            peer: held.peer.clone(),
-            tls: held.is_tls(),
-        };
+        let (identity, credential, removals) = (login.identity.as_str().into(), login.credential, login.removals);
+        let proven = ProvenBefore { identity, credential, removals };
+        let (entry, door, peer) = (Arc::clone(&held.entry), held.door().into(), held.peer.clone());
+        let within = Within { proven, entry, door, peer };
         let serves = self.within.get().is_some_and(|ways| ways.serve(own, held.source, within));
         let end = held.lend_way(theirs.into()).filter(|_| serves);
         end.ok_or_else(|| "the host is ending".to_owned())

@@ -23,7 +23,6 @@ use crate::multiservice::Backends;
 use crate::multiservice::router::Mailbox;
 use crate::session::login::{Found, Now, Policy, QuestionNo};
 use crate::session::{Demand, Session, SessionContext};
-use crate::sessions::SessionEntry;
 use crate::store;
 
 /// How much is read at once, at least.
@@ -68,16 +67,16 @@ impl Driver {
     fn new(shared: &Arc<EndpointState>, admitted: &Admitted, number: u32, mailbox: &Arc<Mailbox>) -> Result<Self, End> {
         let mut seed = [0; 32];
         getrandom::fill(&mut seed).map_err(End::NoRandomness)?;
-        let (address, tls) = (admitted.source, admitted.is_tls());
+        let (address, tls) = (admitted.source, admitted.tls.is_some());
         let peer = admitted.peer();
         let (rules, limits) = (shared.gate.rules(), shared.limits());
         let policy = Policy {
             stock: rules.stock,
             private: tls || rules.loopback_is_private && address.ip().to_canonical().is_loopback(),
             refusal: limits.refusal,
-            within: admitted.within.as_ref().map(|within| (Arc::clone(&within.identity), within.credential)),
+            within: admitted.within.as_ref().map(|within| within.proven.clone()),
         };
-        let entry = SessionEntry::new(&shared.sessions, number, &peer, tls, store::now(), Arc::clone(mailbox));
+        let entry = admitted.listed(number, mailbox);
         let backends = Arc::clone(&shared.services) as Arc<dyn Backends>;
         let (meter, rules) = (Arc::clone(mailbox.meter()), Arc::clone(&shared.rules.read()));
         let context = SessionContext { number, peer: peer.clone(), backends, entry, meter, rules };
@@ -168,6 +167,8 @@ pub(super) async fn serve(arrived: Box<Arrived>) {
     };
     match end {
         End::Closed | End::Closing => tracing::debug!(%peer, "{end}"),
+        // The service has let go of it: what has come of its client it says itself.
+        End::Io(_) if admitted.within.is_some() => tracing::debug!(%peer, "{end}"),
         end => tracing::info!(%peer, "connection closed: {end}"),
     }
 }

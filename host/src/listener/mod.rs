@@ -36,9 +36,10 @@ use crate::health;
 use crate::login_gate::{LoginGate, LoginRules, network};
 use crate::multiservice::MultiService;
 use crate::multiservice::context::HostContext;
-use crate::multiservice::router::Router;
+use crate::multiservice::router::{Mailbox, Router};
 use crate::session::Limits;
-use crate::sessions::Sessions;
+use crate::sessions::{SessionEntry, Sessions};
+use crate::store;
 
 /// The memory that checking passwords may take, if nothing else is said, in KiB.
 const BUDGET: u32 = 128 << 10;
@@ -356,9 +357,13 @@ impl Admitted {
         self.place.is_some_and(|place| place.source.is_none())
     }
 
-    /// Whether what the client sends cannot be listened to because it is TLS, here or where it came in.
-    fn is_tls(&self) -> bool {
-        self.within.as_ref().map_or(self.tls.is_some(), |within| within.tls)
+    /// How the operator is to see it.
+    fn listed(&self, number: u32, mailbox: &Arc<Mailbox>) -> Arc<SessionEntry> {
+        let (sessions, mailbox) = (&self.shared.sessions, Arc::clone(mailbox));
+        match &self.within {
+            Some(within) => SessionEntry::within(sessions, number, Arc::clone(&within.entry), mailbox),
+            None => SessionEntry::new(sessions, number, &self.peer(), self.tls.is_some(), store::now(), mailbox),
+        }
     }
 
     /// Whether somebody has logged in from there before.

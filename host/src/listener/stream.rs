@@ -131,10 +131,15 @@ impl Stream {
 
     /// Says goodbye, as far as it goes.
     pub(super) fn close(&mut self) {
-        if let Self::Tls(tls) = self {
-            tls.connection.send_close_notify();
-            // It may have gone.
-            let _ = tls.flush();
+        match self {
+            Self::Plain(_) => {}
+            Self::Tls(tls) => {
+                tls.connection.send_close_notify();
+                // It may have gone.
+                let _ = tls.flush();
+            }
+            // The door has this end, too, to close it by.
+            Self::Within(socket) => drop(rustix::net::shutdown(&*socket, rustix::net::Shutdown::Both)),
         }
     }
 }

@@ -8,20 +8,20 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use tokio::sync::mpsc;
 
 use super::{Admitted, Coming, EndpointState, Socket};
+use crate::session::login::ProvenBefore;
+use crate::sessions::SessionEntry;
 
 /// Who has logged in, and how.
 #[derive(Debug, Clone)]
 pub(crate) struct Within {
-    /// The identity's name.
-    pub(crate) identity: Arc<str>,
-    /// The number of the credential.
-    pub(crate) credential: u64,
+    /// Who.
+    pub(crate) proven: ProvenBefore,
+    /// The connection that they have come by, as the operator sees it.
+    pub(crate) entry: Arc<SessionEntry>,
     /// The door, as the trail has it: "ssh:ssh".
     pub(crate) door: Arc<str>,
     /// Where the client is, for a person to read.
     pub(crate) peer: String,
-    /// Whether it speaks TLS there.
-    pub(crate) tls: bool,
 }
 
 /// Ways in, on the threads of a listener: for as long as that listens.

@@ -116,6 +116,8 @@ struct Trying {
     peer: String,
     door: Option<Arc<str>>,
     how: &'static str,
+    /// Whether nobody can get on by guessing: a key that has signed is somebody's, or is not.
+    certain: bool,
 }
 
 impl Trying {
@@ -200,8 +202,9 @@ impl LoginGate {
             // Guesses at tokens are counted by their source: there is no name.
             Proof::Token(token) => (data_encoding::HEXLOWER.encode(&token.digest()), "token"),
         };
+        let certain = matches!(proof, Proof::Vouched(..));
         let trying = match self.begin(&name, from, how).await? {
-            Ok(trying) => trying,
+            Ok(trying) => Trying { certain, ..trying },
             Err(refusal) => return Ok(Found::NotChecked(refusal)),
         };
         let (proof, trying) = match proof {
@@ -305,7 +308,7 @@ impl LoginGate {
         Ok(match begun {
             Ok(attempt) => {
                 let (name, peer, door) = (name.to_owned(), peer.to_owned(), from.door.clone());
-                Ok(Trying { attempt, name, source, peer, door, how })
+                Ok(Trying { attempt, name, source, peer, door, how, certain: false })
             }
             Err(denied) => {
                 let refusal = match denied {
@@ -367,7 +370,8 @@ impl LoginGate {
     /// The proof was wrong, or there was nothing to prove.
     fn failed(&self, trying: Trying, refusal: Refusal) {
         let mut writes = Vec::new();
-        if refusal == Refusal::Busy {
+        // Clients of SSH's try one key after the other: that is no guessing, whether the name is anybody's or not.
+        if refusal == Refusal::Busy || trying.certain {
             self.throttle.lock().withdrawn(trying.attempt);
         } else {
             let (counter, failures) = self.throttle.lock().failed(trying.attempt);

@@ -75,9 +75,15 @@ impl Login {
         Ok(self.avatar().await?.remote.call("describe", &(service,)).await?.read()?)
     }
 
-    /// The way there: one connection to the host for all that is attached by this login.
-    async fn avatar(&self) -> Result<&Avatar, Error> {
-        self.0.avatar.get_or_try_init(|| self.connect()).await
+    /// The way there: one connection to the host for all that is attached by this login. One that is lost is made anew.
+    async fn avatar(&self) -> Result<Arc<Avatar>, Error> {
+        let mut kept = self.0.avatar.lock().await;
+        if let Some(avatar) = kept.as_ref().filter(|avatar| !avatar.client.is_closed()) {
+            return Ok(Arc::clone(avatar));
+        }
+        let avatar = Arc::new(self.connect().await?);
+        *kept = Some(Arc::clone(&avatar));
+        Ok(avatar)
     }
 
     async fn connect(&self) -> Result<Avatar, Error> {

@@ -307,7 +307,7 @@ pub(super) struct LoginCell {
     stream: AtomicU64,
     /// The way to what it has keys for.
     #[cfg(feature = "attach")]
-    pub(super) avatar: tokio::sync::OnceCell<super::attach::Avatar>,
+    pub(super) avatar: tokio::sync::Mutex<Option<Arc<super::attach::Avatar>>>,
 }
 
 impl LoginCell {
@@ -323,7 +323,7 @@ impl LoginCell {
             carried,
             stream,
             #[cfg(feature = "attach")]
-            avatar: tokio::sync::OnceCell::new(),
+            avatar: tokio::sync::Mutex::default(),
         })
     }
 

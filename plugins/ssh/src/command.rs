@@ -18,6 +18,7 @@ pub(crate) const USAGE: &str = "\
   exit                     ends the session
   --json                   answers as JSON, one a line
   --follow                 stays, and shows what the service calls
+                           (ssh has options of its own: ssh HOST -- --json SERVICE METHOD)
 
 An argument is a text where the method wants one, and JSON elsewhere; NAME=ARGUMENT is one by its name.
 ";
@@ -301,15 +302,15 @@ mod tests {
     #[test]
     fn a_text_is_a_text_where_the_method_wants_one() {
         for (line, wanted) in [
-            ("todo add milk", "(\"milk\") {}"),
-            ("todo add 5", "(\"5\") {}"),
-            ("todo add buy two litres of milk", "(\"buy two litres of milk\") {}"),
-            ("todo add a=b", "(\"a=b\") {}"),
+            ("todo add milk", "(\"milk\",) {}"),
+            ("todo add 5", "(\"5\",) {}"),
+            ("todo add buy two litres of milk", "(\"buy two litres of milk\",) {}"),
+            ("todo add a=b", "(\"a=b\",) {}"),
             ("todo add text=milk", "() {\"text\":\"milk\"}"),
-            ("todo done 5 true", "(5, true) {}"),
+            ("todo done 5 true", "(5, True) {}"),
             ("todo done number=5 done=false", "() {\"done\":false,\"number\":5}"),
             ("todo put 3 two words", "(3, \"two words\") {}"),
-            ("todo put number=3 two words", "(\"two words\") {\"number\":3}"),
+            ("todo put number=3 two words", "(\"two words\",) {\"number\":3}"),
             ("todo done 1 2 3", "(1, 2, 3) {}"),
         ] {
             assert_eq!(arguments(line).as_deref(), Ok(wanted), "{line}");

@@ -1,83 +1,40 @@
 //! One channel: a command, lines that come by a pipe, or a terminal to type on.
 
-use std::collections::{HashMap, VecDeque};
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::time::Duration;
 
 use plugin_api::Login;
-use plugin_api::client::{Error, Referenceable, Remote, Reply, Value};
+use plugin_api::client::{Error, Remote, Value};
+use plugin_api::manifest::Manifest;
 use plugin_api::shell::{Wrong, json};
+use russh::Channel;
 use russh::server::Msg;
-use russh::{Channel, ChannelMsg, ChannelReadHalf, ChannelWriteHalf, Sig};
-use tokio::sync::mpsc;
 
+use crate::called::Called;
 use crate::command::{Call, Line, Reach, Request};
 use crate::line::{Done, Editor};
 use crate::show;
+use crate::wire::{Use, Wire};
 
-/// How many bytes that were typed ahead wait while a command runs.
-const AHEAD: usize = 64 << 10;
-/// How many calls of services wait to be shown. More of them are counted.
-const CALLS: usize = 256;
-/// Ctrl-C.
-const INTERRUPT: u8 = 3;
+/// The longest line that comes by a pipe, in bytes.
+const LONGEST: usize = 64 << 10;
 /// What a command ends with that was not understood.
 const USAGE: u32 = 2;
+/// What one ends with that was given up, as shells have it.
+const GIVEN_UP: u32 = 130;
+/// How often it is looked whether what is followed is still there.
+const LOOK: Duration = Duration::from_secs(5);
 
 /// Serves a channel to its end.
 pub(crate) async fn serve(channel: Channel<Msg>, login: Login) {
-    let (mut read, write) = channel.split();
-    let mut wide = None;
-    let (status, console) = loop {
-        let begun = match read.wait().await {
-            Some(ChannelMsg::RequestPty { col_width, .. }) => {
-                wide = Some(col_width as usize);
-                continue;
-            }
-            Some(ChannelMsg::Exec { command, .. }) => Some(String::from_utf8_lossy(&command).into_owned()),
-            Some(ChannelMsg::RequestShell { .. }) => None,
-            Some(ChannelMsg::Close) | None => return,
-            Some(_) => continue,
-        };
-        let mut console = Console::new(read, write, login, wide);
-        let status = match (begun, wide) {
-            (Some(command), _) => console.command(&command).await,
-            (None, Some(wide)) => console.terminal(wide).await,
-            (None, None) => console.pipe().await,
-        };
-        break (status, console);
+    let Some((wire, by, command)) = Wire::begin(channel).await else { return };
+    let mut console = Console::new(wire, login);
+    let status = match by {
+        Use::Command => console.command(&command).await,
+        Use::Pipe => console.pipe().await,
+        Use::Terminal(wide) => console.sit_down(wide).await,
     };
-    // The client may have gone.
-    let _ = console.write.exit_status(status).await;
-    let _ = console.write.eof().await;
-    let _ = console.write.close().await;
-}
-
-/// A service has called whoever is here.
-struct Called {
-    service: String,
-    method: String,
-    arguments: Value,
-    keywords: Value,
-}
-
-impl Called {
-    fn shown(&self, as_json: bool) -> String {
-        let Self { service, method, arguments, keywords } = self;
-        if as_json {
-            let line = serde_json::json!({
-                "service": service, "call": method,
-                "arguments": json(arguments.root()), "keywords": json(keywords.root()),
-            });
-            return format!("{line}\n");
-        }
-        let positional = arguments.root().items().map(|item| item.to_value().to_string());
-        let named = keywords
-            .root()
-            .pairs()
-            .map(|(name, value)| format!("{}={}", name.as_text().unwrap_or_default(), value.to_value()));
-        let all: Vec<String> = positional.chain(named).collect();
-        format!("{service}: {}\n", show::escaped(&format!("{method}({})", all.join(", "))))
-    }
+    console.wire.end(status).await;
 }
 
 /// Where a perspective is: its service, and its name, if one was given.
@@ -85,56 +42,14 @@ type Place = (String, Option<String>);
 
 /// Whoever has logged in, at one channel.
 struct Console {
-    read: ChannelReadHalf,
-    write: ChannelWriteHalf<Msg>,
+    wire: Wire,
     login: Login,
-    /// Whether ends of lines are written for a terminal.
-    terminal: bool,
     attached: HashMap<Place, Remote>,
     reach: Reach,
-    calls: mpsc::Receiver<Called>,
-    calling: mpsc::Sender<Called>,
-    heard: Heard,
+    called: Called,
     json: bool,
     /// Whether what services call is asked for.
     follows: bool,
-}
-
-/// What has come from the client, and was not looked at yet.
-#[derive(Default)]
-struct Heard {
-    /// What was typed.
-    ahead: VecDeque<u8>,
-    /// The client will send nothing more.
-    ended: bool,
-    /// The client has gone.
-    gone: bool,
-    /// How wide the terminal has become.
-    resized: Option<usize>,
-    /// Somebody wants what runs to end.
-    interrupted: bool,
-}
-
-impl Heard {
-    fn hear(&mut self, message: Option<ChannelMsg>) {
-        match message {
-            Some(ChannelMsg::Data { data }) => {
-                // Nobody types so far ahead.
-                let room = AHEAD.saturating_sub(self.ahead.len());
-                self.ahead.extend(data.iter().take(room));
-            }
-            Some(ChannelMsg::WindowChange { col_width, .. }) => self.resized = Some(col_width as usize),
-            Some(ChannelMsg::Signal { signal: Sig::INT | Sig::TERM | Sig::HUP }) => self.interrupted = true,
-            Some(ChannelMsg::Eof) => self.ended = true,
-            Some(ChannelMsg::Close) | None => self.gone = true,
-            Some(_) => {}
-        }
-    }
-
-    /// Whether what runs is to end: nobody is there any more, or has said so.
-    fn gives_up(&self, terminal: bool) -> bool {
-        self.gone || self.interrupted || terminal && self.ahead.contains(&INTERRUPT)
-    }
 }
 
 /// What became of a command.
@@ -147,6 +62,14 @@ impl Outcome {
     fn said(text: String) -> Self {
         Self { text, status: 0 }
     }
+
+    fn failed(text: &str) -> Self {
+        Self { text: show::escaped(&format!("error: {text}\n")), status: 1 }
+    }
+
+    fn given_up() -> Self {
+        Self { text: "^C\n".to_owned(), status: GIVEN_UP }
+    }
 }
 
 impl From<Wrong> for Outcome {
@@ -156,150 +79,158 @@ impl From<Wrong> for Outcome {
     }
 }
 
-impl From<Error> for Outcome {
-    fn from(error: Error) -> Self {
-        let text = match &error {
-            Error::Failure(failure) => format!("error: {failure}\n"),
-            error => format!("error: {error}\n"),
-        };
-        Self { text: show::escaped(&text), status: 1 }
-    }
-}
-
 impl Console {
-    fn new(read: ChannelReadHalf, write: ChannelWriteHalf<Msg>, login: Login, wide: Option<usize>) -> Self {
-        let (calling, calls) = mpsc::channel(CALLS);
-        Self {
-            read,
-            write,
-            login,
-            terminal: wide.is_some(),
-            attached: HashMap::new(),
-            reach: Reach::default(),
-            calls,
-            calling,
-            heard: Heard::default(),
-            json: false,
-            follows: false,
-        }
+    fn new(wire: Wire, login: Login) -> Self {
+        let (attached, reach, called) = (HashMap::new(), Reach::default(), Called::new());
+        Self { wire, login, attached, reach, called, json: false, follows: false }
     }
 
     /// Runs one command.
     async fn command(&mut self, text: &str) -> u32 {
-        let (outcome, follows) = match Line::read(text) {
-            Err(wrong) => (wrong.into(), false),
-            Ok(Line { json, follow, request }) => {
-                (self.json, self.follows) = (json, follow);
-                (self.run(request).await, follow)
-            }
-        };
-        let status = outcome.status;
-        self.show(&outcome).await;
-        if follows && status == 0 {
-            self.follow().await;
+        match Line::read(text) {
+            Ok(line) => self.line(line).await,
+            Err(wrong) => self.show(&wrong.into()).await,
         }
+    }
+
+    /// Does what a line asks for, and shows what became of it.
+    async fn line(&mut self, line: Line) -> u32 {
+        let Line { json, follow, request } = line;
+        (self.json, self.follows) = (json, follow);
+        self.called.set_json(json);
+        let followed = match &request {
+            Request::Call(call) if follow => Some((call.service.clone(), call.perspective.clone())),
+            _ => None,
+        };
+        let outcome = match request {
+            Request::Nothing | Request::Exit => Outcome::said(String::new()),
+            Request::Help(words) => self.help(&words).await,
+            Request::Call(call) => self.call(call).await,
+        };
+        let mut status = self.show(&outcome).await;
+        if let Some(place) = followed.filter(|_| status == 0) {
+            let outcome = self.follow(&place).await;
+            status = self.show(&outcome).await;
+        }
+        self.wire.heard.goes_on();
         status
     }
 
-    /// Shows what services call, until the client goes.
-    async fn follow(&mut self) {
-        while !(self.heard.gives_up(self.terminal) || self.login.is_ended()) {
+    /// Shows what services call, until the client has enough of it, or there is nothing to be called by any more.
+    async fn follow(&mut self, place: &Place) -> Outcome {
+        let mut look = tokio::time::interval(LOOK);
+        while !self.wire.heard.gives_up() {
             tokio::select! {
-                Some(called) = self.calls.recv() => self.say(&called.shown(self.json)).await,
-                message = self.read.wait() => self.heard.hear(message),
+                line = self.called.next() => self.wire.say(&line).await,
+                () = self.wire.hear() => {}
+                _ = look.tick() => {
+                    let Some(remote) = self.attached.get(place).cloned() else { break };
+                    // A method that nothing has: what is there says so, what is not is dead.
+                    let asked = self.wire.hearing(async move { remote.call("?", &()).await }).await;
+                    if asked.is_some_and(|answered| is_dead(&answered)) {
+                        self.attached.remove(place);
+                        return Outcome::failed(&format!("{} is not there any more, or your key to it is not", place.0));
+                    }
+                }
             }
         }
+        if self.wire.terminal { Outcome::given_up() } else { Outcome::said(String::new()) }
     }
 
     /// Runs line by line what comes by a pipe.
     async fn pipe(&mut self) -> u32 {
         let (mut status, mut line) = (0, Vec::new());
         loop {
-            while let Some(byte) = self.heard.ahead.pop_front() {
+            while let Some(byte) = self.wire.heard.ahead.pop_front() {
                 if byte != b'\n' {
                     line.push(byte);
                     continue;
                 }
-                let text = String::from_utf8_lossy(&std::mem::take(&mut line)).trim_end().to_owned();
-                if text == "exit" {
-                    return status;
+                match self.piped(&std::mem::take(&mut line)).await {
+                    Some(next) => status = next,
+                    None => return status,
                 }
-                status = self.command(&text).await;
             }
-            if self.heard.ended || self.heard.gone || line.len() > AHEAD {
-                break;
+            let heard = &self.wire.heard;
+            if heard.over || line.len() > LONGEST {
+                let why = if heard.over { "more commands wait than can be kept" } else { "this line is too long" };
+                let hint = "what was not run yet is not; send less at once".to_owned();
+                return self.show(&Wrong { what: why.to_owned(), hint }.into()).await;
+            }
+            if heard.gone {
+                return status;
+            }
+            if heard.ended {
+                return self.piped(&line).await.unwrap_or(status);
             }
             tokio::select! {
-                Some(called) = self.calls.recv() => self.say(&called.shown(self.json)).await,
-                message = self.read.wait() => self.heard.hear(message),
+                line = self.called.next() => self.wire.tell(&line).await,
+                () = self.wire.hear() => {}
             }
         }
-        let last = String::from_utf8_lossy(&line).trim().to_owned();
-        if last.is_empty() || self.heard.gone { status } else { self.command(&last).await }
+    }
+
+    /// Runs a line that came by a pipe: its status. `None`: it was the last.
+    async fn piped(&mut self, line: &[u8]) -> Option<u32> {
+        if self.wire.heard.gone {
+            return None;
+        }
+        match Line::read(String::from_utf8_lossy(line).trim()) {
+            Ok(Line { request: Request::Exit, .. }) => None,
+            Ok(line) => Some(self.line(line).await),
+            Err(wrong) => Some(self.show(&wrong.into()).await),
+        }
     }
 
     /// A terminal to type on.
-    async fn terminal(&mut self, wide: usize) -> u32 {
+    async fn sit_down(&mut self, wide: usize) -> u32 {
         let mut editor = Editor::new(&format!("{}> ", show::escaped(self.login.identity())), wide);
         let mut out = String::new();
         self.look().await;
-        editor.draw(&mut out);
         loop {
-            self.put(&mut out).await;
-            if let Some(wide) = self.heard.resized.take() {
+            if let Some(wide) = self.wire.heard.resized.take() {
                 editor.resize(wide);
                 editor.draw(&mut out);
             }
-            if let Some(byte) = self.heard.ahead.pop_front() {
-                if self.done(&mut editor, byte, &mut out).await {
-                    return 0;
+            if let Some(byte) = self.wire.heard.ahead.pop_front() {
+                if let Some(done) = editor.typed(byte, &mut out) {
+                    self.wire.put(std::mem::take(&mut out)).await;
+                    if !self.done(&mut editor, done, &mut out).await {
+                        return 0;
+                    }
                 }
                 continue;
             }
-            if self.heard.ended || self.heard.gone {
+            editor.redraw(&mut out);
+            self.wire.put(std::mem::take(&mut out)).await;
+            if self.wire.heard.ended || self.wire.heard.gone {
                 return 0;
             }
             tokio::select! {
-                Some(called) = self.calls.recv() => {
+                line = self.called.next() => {
                     Editor::hide(&mut out);
-                    out.push_str(&called.shown(self.json).replace('\n', "\r\n"));
+                    out.push_str(&line.replace('\n', "\r\n"));
                     editor.draw(&mut out);
                 }
-                message = self.read.wait() => self.heard.hear(message),
+                () = self.wire.hear() => {}
             }
         }
     }
 
-    /// Serves a byte that was typed; true: that was the end.
-    async fn done(&mut self, editor: &mut Editor, byte: u8, out: &mut String) -> bool {
-        match editor.typed(byte, out) {
-            None => return false,
-            Some(Done::End) => {
-                self.put(out).await;
-                return true;
-            }
-            Some(Done::Interrupt) => {}
-            Some(Done::Complete(before)) => return self.complete(editor, &before, out).await,
-            Some(Done::Line(text)) => {
-                self.put(out).await;
-                match Line::read(&text) {
-                    Err(wrong) => self.show(&wrong.into()).await,
-                    Ok(Line { request: Request::Exit, .. }) => return true,
-                    Ok(Line { json, follow, request }) => {
-                        (self.json, self.follows) = (json, follow);
-                        self.heard.interrupted = false;
-                        let outcome = self.run(request).await;
-                        self.show(&outcome).await;
-                        if follow {
-                            self.follow().await;
-                            self.heard.ahead.clear();
-                        }
-                    }
-                }
-            }
+    /// Does what was typed; false: that was the end.
+    async fn done(&mut self, editor: &mut Editor, done: Done, out: &mut String) -> bool {
+        match done {
+            Done::End => return false,
+            Done::Interrupt => {}
+            Done::Complete(before) => return self.complete(editor, &before, out).await,
+            Done::Line(text) => match Line::read(&text) {
+                Ok(Line { request: Request::Exit, .. }) => return false,
+                Ok(line) => drop(self.line(line).await),
+                Err(wrong) => drop(self.show(&wrong.into()).await),
+            },
         }
         editor.draw(out);
-        false
+        true
     }
 
     async fn complete(&mut self, editor: &mut Editor, before: &str, out: &mut String) -> bool {
@@ -309,30 +240,19 @@ impl Console {
             [] => out.push('\u{7}'),
             [only] => {
                 let blank = if only.ends_with('=') { "" } else { " " };
-                editor.complete(start, &format!("{only}{blank}"), out);
+                editor.complete(start, &format!("{only}{blank}"));
             }
             [first, rest @ ..] => {
-                let common = rest.iter().fold(first.as_str(), |common, other| shared(common, other));
+                let common = rest.iter().fold(first.as_str(), |common, other| alike(common, other));
                 if common.len() > before.len() - start {
-                    editor.complete(start, common, out);
+                    editor.complete(start, common);
                 } else {
                     out.push_str(&format!("\r\n{}\r\n", show::escaped(&found.join("  "))));
                     editor.draw(out);
                 }
             }
         }
-        false
-    }
-
-    /// Does what is asked for, while what comes from the client is heard.
-    async fn run(&mut self, request: Request) -> Outcome {
-        match request {
-            Request::Nothing if self.terminal => Outcome::said(String::new()),
-            Request::Exit => Outcome::said(String::new()),
-            Request::Nothing => self.help(&[]).await,
-            Request::Help(words) => self.help(&words).await,
-            Request::Call(call) => self.call(call).await,
-        }
+        true
     }
 
     async fn help(&mut self, words: &[String]) -> Outcome {
@@ -342,38 +262,30 @@ impl Console {
 
     /// Learns what whoever has logged in can reach now. What cannot be found out is not known.
     async fn look(&mut self) {
-        let Ok(keys) = self.login.keys().await else { return };
-        let mut reach = Reach::default();
-        for (service, _) in &keys {
-            if !reach.services.contains_key(service) {
-                let manifest = self.login.describe(service).await.ok();
-                reach.services.insert(service.clone(), manifest);
-            }
+        let login = self.login.clone();
+        if let Some(Some(reach)) = self.wire.hearing(reach(login)).await {
+            self.reach = reach;
         }
-        let several = |service: &str| keys.iter().filter(|(of, _)| of == service).count() > 1;
-        reach.perspectives = keys.iter().filter(|(service, _)| several(service)).cloned().collect();
-        self.reach = reach;
     }
 
+    /// Calls a method, while the client is heard, and what services call is shown.
     async fn call(&mut self, call: Call) -> Outcome {
         let place = (call.service.clone(), call.perspective.clone());
-        let (login, calling) = (self.login.clone(), self.calling.clone());
-        let attached = self.attached.get(&place).cloned();
-        let calling = call_of(login, call, attached, calling);
+        let (mind, attached) = (self.called.mind(&call.service), self.attached.get(&place).cloned());
+        let calling = call_of(self.login.clone(), call, attached, mind);
         let mut calling = std::pin::pin!(calling);
         let (called, attached) = loop {
             tokio::select! {
-                done = &mut calling => break done,
-                message = self.read.wait(), if !self.heard.gone => self.heard.hear(message),
-                Some(called) = self.calls.recv() => {
-                    let text = called.shown(self.json);
+                biased;
+                line = self.called.next() => {
                     // Beside the answer, unless what is called is what is asked for.
-                    if self.follows { self.say(&text).await } else { self.tell(&text).await }
+                    if self.follows { self.wire.say(&line).await } else { self.wire.tell(&line).await }
                 }
+                done = &mut calling => break done,
+                () = self.wire.hear() => {}
             }
-            if self.heard.gives_up(self.terminal) {
-                self.heard.ahead.clear();
-                return Outcome { text: "^C\n".to_owned(), status: 130 };
+            if self.wire.heard.gives_up() {
+                return Outcome::given_up();
             }
         };
         match attached {
@@ -381,10 +293,10 @@ impl Console {
             None => drop(self.attached.remove(&place)),
         }
         match called {
-            Ok(value) if self.json => Outcome::said(format!("{}\n", json(value.root()))),
+            Ok(value) if self.json => Outcome::said(show::as_json(&json(value.root()))),
             Ok(value) => Outcome::said(show::answer(&value)),
             Err(Problem::Wrong(wrong)) => wrong.into(),
-            Err(Problem::Call(error)) => error.into(),
+            Err(Problem::Failed(text)) => Outcome::failed(&text),
             Err(Problem::NoKey(service)) => {
                 self.look().await;
                 self.reach.unknown(&service).into()
@@ -392,56 +304,35 @@ impl Console {
         }
     }
 
-    /// Shows what became of a command: what went wrong goes to where errors go.
-    async fn show(&mut self, outcome: &Outcome) {
-        if outcome.status == 0 || self.terminal {
-            self.say(&outcome.text).await;
-        } else {
-            self.tell(&outcome.text).await;
+    /// Shows what became of a command: what went wrong goes to where errors go. Answers with its status.
+    async fn show(&mut self, outcome: &Outcome) -> u32 {
+        match outcome.status {
+            0 => self.wire.say(&outcome.text).await,
+            _ => self.wire.tell(&outcome.text).await,
         }
+        outcome.status
     }
+}
 
-    /// Writes a text, with ends of lines as the other side has them.
-    async fn say(&mut self, text: &str) {
-        let mut text = if self.terminal { text.replace('\n', "\r\n") } else { text.to_owned() };
-        self.put(&mut text).await;
-    }
-
-    /// The same, beside the answers.
-    async fn tell(&mut self, text: &str) {
-        if self.terminal {
-            return self.say(text).await;
-        }
-        if !text.is_empty() && self.write.extended_data_bytes(1, text.as_bytes().to_vec()).await.is_err() {
-            self.heard.gone = true;
+/// What whoever has logged in can reach now, if that can be found out.
+async fn reach(login: Login) -> Option<Reach> {
+    let keys = login.keys().await.ok()?;
+    let mut reach = Reach::default();
+    for (service, _) in &keys {
+        if !reach.services.contains_key(service) {
+            let manifest = login.describe(service).await.ok();
+            reach.services.insert(service.clone(), manifest);
         }
     }
-
-    /// Writes what is to be drawn, and waits until the client has room for it.
-    async fn put(&mut self, out: &mut String) {
-        if out.is_empty() {
-            return;
-        }
-        let text = std::mem::take(out).into_bytes();
-        let Self { write, read, heard, .. } = self;
-        let mut writing = std::pin::pin!(write.data_bytes(text));
-        while !heard.gone {
-            tokio::select! {
-                written = &mut writing => {
-                    heard.gone |= written.is_err();
-                    return;
-                }
-                // What the client sends meanwhile is heard, or neither side would go on.
-                message = read.wait() => heard.hear(message),
-            }
-        }
-    }
+    let several = |service: &str| keys.iter().filter(|(of, _)| of == service).count() > 1;
+    reach.perspectives = keys.iter().filter(|(service, _)| several(service)).cloned().collect();
+    Some(reach)
 }
 
 /// Why a call has come to nothing.
 enum Problem {
     Wrong(Wrong),
-    Call(Error),
+    Failed(String),
     NoKey(String),
 }
 
@@ -450,11 +341,19 @@ async fn call_of(
     login: Login,
     call: Call,
     attached: Option<Remote>,
-    calls: mpsc::Sender<Called>,
+    mind: std::sync::Arc<dyn plugin_api::client::Referenceable>,
 ) -> (Result<Value, Problem>, Option<Remote>) {
-    let (manifest, remote) = match found(&login, &call, attached, calls).await {
+    let found = async {
+        let manifest = login.describe(&call.service).await?;
+        let remote = match attached {
+            Some(attached) => attached,
+            None => login.attach(&call.service, call.perspective.as_deref(), Some(mind)).await?,
+        };
+        Ok((manifest, remote))
+    };
+    let (manifest, remote): (Manifest, Remote) = match found.await {
         Ok(found) => found,
-        Err(problem) => return (Err(problem), None),
+        Err(error) => return (Err(not_found(error, &call)), None),
     };
     let (positional, keywords) = match call.arguments(&manifest) {
         Ok(arguments) => arguments,
@@ -462,56 +361,52 @@ async fn call_of(
     };
     let answered = remote.call_with(&call.method, &positional, &keywords).await;
     // What it came by may have been taken away, or the service has been stopped: next time it is attached anew.
-    let dead = matches!(&answered, Err(Error::Failure(failure)) if failure.class.contains("Dead")) || lost(&answered);
+    let kept = Some(remote).filter(|_| !is_dead(&answered));
     let value = answered.and_then(|answer| Ok(answer.value()?));
-    (value.map_err(Problem::Call), (!dead).then_some(remote))
+    (value.map_err(|error| failed(error, &call.method)), kept)
 }
 
-fn lost<T>(answered: &Result<T, Error>) -> bool {
-    matches!(answered, Err(Error::Lost(_)))
-}
-
-async fn found(
-    login: &Login,
-    call: &Call,
-    attached: Option<Remote>,
-    calls: mpsc::Sender<Called>,
-) -> Result<(plugin_api::manifest::Manifest, Remote), Problem> {
-    let no_key = |error: Error| match &error {
-        Error::Failure(failure) if failure.is("twisted.python.failure.DefaultException") || failure.is("KeyError") => {
-            Problem::NoKey(call.service.clone())
-        }
-        _ => Problem::Call(error),
-    };
-    let manifest = login.describe(&call.service).await.map_err(no_key)?;
-    if let Some(attached) = attached {
-        return Ok((manifest, attached));
+/// Whether nothing more can be called there.
+fn is_dead<T>(answered: &Result<T, Error>) -> bool {
+    match answered {
+        Err(Error::Failure(failure)) => failure.class.contains("Dead"),
+        Err(Error::Lost(_)) => true,
+        _ => false,
     }
-    let mind: Arc<dyn Referenceable> = Arc::new(mind(call.service.clone(), calls));
-    let remote = login.attach(&call.service, call.perspective.as_deref(), Some(mind)).await.map_err(no_key)?;
-    Ok((manifest, remote))
 }
 
-/// What a service calls is shown.
-fn mind(service: String, calls: mpsc::Sender<Called>) -> impl Fn(&str, Value, Value) -> Reply {
-    move |method: &str, arguments: Value, keywords: Value| -> Reply {
-        let (service, calls, method) = (service.clone(), calls.clone(), method.to_owned());
-        Box::pin(async move {
-            // A service that waits for the answer waits for whoever reads it.
-            let _ = calls.send(Called { service, method, arguments, keywords }).await;
-            Ok(Value::none())
-        })
+/// Why there is nothing to be called.
+fn not_found(error: Error, call: &Call) -> Problem {
+    let service = &call.service;
+    let class = if let Error::Failure(failure) = &error { failure.class.as_str() } else { "" };
+    match class {
+        "twisted.python.failure.DefaultException" => Problem::NoKey(service.clone()),
+        "twisted.cred.error.KeyNotFound" => {
+            let what = format!("you have no key for {service}/{}", call.perspective.as_deref().unwrap_or_default());
+            Problem::Wrong(Wrong { what, hint: "`help` shows those that you have".to_owned() })
+        }
+        "builtins.KeyError" => Problem::Failed(format!("{service} does not serve just now")),
+        _ => failed(error, ""),
+    }
+}
+
+fn failed(error: Error, method: &str) -> Problem {
+    match error {
+        // The service says what it takes: the words were wrong.
+        Error::Failure(failure)
+            if failure.is("builtins.TypeError") && failure.value.starts_with(&format!("{method}(")) =>
+        {
+            Problem::Wrong(Wrong { what: failure.value, hint: String::new() })
+        }
+        Error::Failure(failure) => Problem::Failed(failure.to_string()),
+        Error::Lost(why) => Problem::Failed(format!("the host has let go: {why}")),
+        error => Problem::Failed(error.to_string()),
     }
 }
 
 /// What two words begin with alike.
-fn shared<'w>(one: &'w str, other: &str) -> &'w str {
-    let mut end = 0;
-    for ((at, letter), other) in one.char_indices().zip(other.chars()) {
-        if letter != other {
-            break;
-        }
-        end = at + letter.len_utf8();
-    }
-    &one[..end]
+fn alike<'w>(one: &'w str, other: &str) -> &'w str {
+    let pairs = one.char_indices().zip(other.chars());
+    let end = pairs.take_while(|((_, letter), other)| letter == other).map(|((at, letter), _)| at + letter.len_utf8());
+    &one[..end.last().unwrap_or(0)]
 }

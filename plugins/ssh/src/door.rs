@@ -1,6 +1,7 @@
 //! SSH, by russh: who is let in, and which channels they get.
 
 use std::borrow::Cow;
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,7 +21,7 @@ const TRIES: usize = 6;
 pub(crate) fn config(key: PrivateKey) -> Config {
     Config {
         server_id: SshId::Standard(Cow::Borrowed("SSH-2.0-credhost")),
-        methods: MethodSet::from(&[MethodKind::PublicKey, MethodKind::Password][..]),
+        methods: methods(),
         // The host lets every refusal take as long.
         auth_rejection_time: Duration::ZERO,
         auth_rejection_time_initial: Some(Duration::ZERO),
@@ -40,7 +41,7 @@ pub(crate) fn config(key: PrivateKey) -> Config {
 /// Serves one connection to its end.
 pub(crate) async fn serve(config: Arc<Config>, authorizer: Authorizer, stream: Stream) {
     let peer = stream.peer().address().to_owned();
-    let door = Door { authorizer, client: stream.client(), channels: Arc::default() };
+    let door = Door { authorizer, client: stream.client(), channels: Arc::default(), begun: HashSet::new() };
     let ended = match russh::server::run_stream(config, stream, door).await {
         Ok(running) => running.await,
         Err(error) => Err(error),
@@ -55,12 +56,27 @@ struct Door {
     client: Client,
     /// Each channel holds it.
     channels: Arc<()>,
+    /// Those that do something already.
+    begun: HashSet<ChannelId>,
+}
+
+impl Door {
+    /// A channel does one thing.
+    fn begin(&mut self, channel: ChannelId, session: &mut Session) -> Result<(), russh::Error> {
+        if self.begun.insert(channel) { session.channel_success(channel) } else { session.channel_failure(channel) }
+    }
+}
+
+/// How somebody may prove who they are.
+fn methods() -> MethodSet {
+    MethodSet::from(&[MethodKind::PublicKey, MethodKind::Password][..])
 }
 
 fn answer(asked: Result<Login, Refused>) -> Auth {
     match asked {
         Ok(_) => Auth::Accept,
-        Err(_) => Auth::reject(),
+        // Whoever was wrong may try again: the host throttles them.
+        Err(_) => Auth::Reject { proceed_with_methods: Some(methods()), partial_success: false },
     }
 }
 
@@ -112,11 +128,16 @@ impl Handler for Door {
     }
 
     async fn shell_request(&mut self, channel: ChannelId, session: &mut Session) -> Result<(), Self::Error> {
-        session.channel_success(channel)
+        self.begin(channel, session)
     }
 
     async fn exec_request(&mut self, channel: ChannelId, _: &[u8], session: &mut Session) -> Result<(), Self::Error> {
-        session.channel_success(channel)
+        self.begin(channel, session)
+    }
+
+    async fn channel_close(&mut self, channel: ChannelId, _: &mut Session) -> Result<(), Self::Error> {
+        self.begun.remove(&channel);
+        Ok(())
     }
 
     async fn subsystem_request(

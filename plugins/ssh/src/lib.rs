@@ -4,13 +4,16 @@
 //! they have keys for: `ssh alice@host todo add milk`, or a line to type on. The protocol is russh's; what is typed and shown is
 //! `command`, `line` and `show`, which do no IO.
 //!
-//! The operator lets it: `[service.ssh] may = ["attach", "vouch"]`, and gives it an address, `[service.ssh.listen] ssh`.
+//! The operator lets it: `[service.ssh] may = ["attach", "vouch"]`, and gives it an address:
+//! `[service.ssh.listen] ssh = { address = "0.0.0.0:22", encrypted = true, grace = "8 hours" }`.
 
+mod called;
 mod command;
 mod console;
 mod door;
 mod line;
 mod show;
+mod wire;
 
 use std::sync::Arc;
 

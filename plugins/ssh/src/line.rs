@@ -4,10 +4,10 @@
 use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
 use vte::{Params, Parser, Perform};
 
-/// The longest line, in bytes.
-const LONGEST: usize = 64 << 10;
+/// The longest line, in letters.
+const LONGEST: usize = 4 << 10;
 /// How many lines are remembered.
-const HISTORY: usize = 500;
+const HISTORY: usize = 200;
 /// As wide as a terminal is that has not said so.
 const WIDE: usize = 80;
 
@@ -122,6 +122,8 @@ pub(crate) struct Editor {
     parser: Parser,
     /// The last key that ended a line was a carriage return: a line feed behind it ends no other.
     returned: bool,
+    /// Whether it is not as it was drawn last.
+    stale: bool,
 }
 
 impl Editor {
@@ -136,6 +138,7 @@ impl Editor {
             wide: WIDE,
             parser: Parser::new(),
             returned: false,
+            stale: true,
         };
         editor.resize(wide);
         editor
@@ -146,7 +149,8 @@ impl Editor {
         self.wide = if wide == 0 { WIDE } else { wide.clamp(10, 1000) };
     }
 
-    /// A byte that was typed: what is to be drawn goes behind `out`.
+    /// A byte that was typed: what is to be drawn goes behind `out`. The line itself is drawn by [`Editor::redraw`], once for all
+    /// that has come.
     pub(crate) fn typed(&mut self, byte: u8, out: &mut String) -> Option<Done> {
         let behind_return = std::mem::replace(&mut self.returned, byte == b'\r');
         if byte == b'\n' && behind_return {
@@ -161,12 +165,14 @@ impl Editor {
     fn key(&mut self, key: Key, out: &mut String) -> Option<Done> {
         match key {
             Key::Enter => {
+                self.redraw(out);
                 let line: String = self.text.iter().collect();
                 out.push_str("\r\n");
                 self.remember(&line);
                 return Some(Done::Line(line));
             }
             Key::Interrupt => {
+                self.redraw(out);
                 out.push_str("^C\r\n");
                 self.clear();
                 return Some(Done::Interrupt);
@@ -179,8 +185,15 @@ impl Editor {
             Key::Redraw => out.push_str("\u{1b}[2J\u{1b}[H"),
             key => self.edit(key),
         }
-        self.draw(out);
+        self.stale = true;
         None
+    }
+
+    /// Draws the line, if it is not as it was drawn last.
+    pub(crate) fn redraw(&mut self, out: &mut String) {
+        if self.stale {
+            self.draw(out);
+        }
     }
 
     fn edit(&mut self, key: Key) {
@@ -221,7 +234,7 @@ impl Editor {
     }
 
     fn insert(&mut self, letter: char) {
-        if self.text.len() < LONGEST / 4 {
+        if self.text.len() < LONGEST {
             self.text.insert(self.cursor, letter);
             self.cursor += 1;
         }
@@ -279,34 +292,36 @@ impl Editor {
     }
 
     /// Puts this in place of what stands from byte `start` of the text before the cursor.
-    pub(crate) fn complete(&mut self, start: usize, word: &str, out: &mut String) {
+    pub(crate) fn complete(&mut self, start: usize, word: &str) {
         let before: String = self.text[..self.cursor].iter().collect();
         let from = before.get(..start).map_or(self.cursor, |kept| kept.chars().count());
         self.text.drain(from..self.cursor);
         self.cursor = from;
         word.chars().for_each(|letter| self.insert(letter));
-        self.draw(out);
+        self.stale = true;
     }
 
     /// Draws the line, with the cursor in its place. A line that is wider than the terminal is seen where the cursor is.
-    pub(crate) fn draw(&self, out: &mut String) {
+    pub(crate) fn draw(&mut self, out: &mut String) {
+        self.stale = false;
         let room = self.wide.saturating_sub(self.prompt.width() + 1).max(1);
-        let width = |letters: &[char]| letters.iter().map(|letter| wide(*letter)).sum::<usize>();
-        let mut from = 0;
-        while width(&self.text[from..self.cursor]) >= room {
-            from += 1;
+        // Walked once, from the cursor: however long it is.
+        let (mut from, mut before) = (self.cursor, 0);
+        while from > 0 && before + wide(self.text[from - 1]) < room {
+            from -= 1;
+            before += wide(self.text[from]);
         }
-        let mut to = self.cursor;
-        while to < self.text.len() && width(&self.text[from..=to]) <= room {
+        let (mut to, mut behind) = (self.cursor, 0);
+        while to < self.text.len() && before + behind + wide(self.text[to]) <= room {
+            behind += wide(self.text[to]);
             to += 1;
         }
         out.push('\r');
         out.push_str(&self.prompt);
         out.extend(self.text[from..to].iter().map(|letter| if letter.is_control() { '?' } else { *letter }));
         out.push_str("\u{1b}[K");
-        let back = width(&self.text[self.cursor..to]);
-        if back > 0 {
-            out.push_str(&format!("\u{1b}[{back}D"));
+        if behind > 0 {
+            out.push_str(&format!("\u{1b}[{behind}D"));
         }
     }
 
@@ -386,9 +401,9 @@ mod tests {
 
     #[test]
     fn a_word_is_completed_in_its_place() {
-        let (mut editor, mut out) = (Editor::new("> ", 80), String::new());
+        let mut editor = Editor::new("> ", 80);
         typed(&mut editor, b"todo ad milk\x1b[D\x1b[D\x1b[D\x1b[D\x1b[D");
-        editor.complete(5, "add", &mut out);
+        editor.complete(5, "add");
         assert_eq!(typed(&mut editor, b"\r"), [Done::Line("todo add milk".to_owned())]);
     }
 

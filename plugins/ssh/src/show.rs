@@ -2,15 +2,34 @@
 
 use plugin_api::{Node, Value, ValueRef};
 
-/// A text whose control characters are written out, but for ends of lines and tabs.
+/// Whether a letter does something to a terminal, or to those beside it, instead of being seen.
+fn steers(letter: char) -> bool {
+    letter.is_control()
+        || matches!(letter, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
+/// A text whose letters are all seen: those that steer are written out, but for ends of lines and tabs.
 pub(crate) fn escaped(text: &str) -> String {
     let mut shown = String::with_capacity(text.len());
     for letter in text.chars() {
-        let steers = letter.is_control() && !matches!(letter, '\n' | '\t')
-            // They turn round what stands beside them.
-            || matches!(letter, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
-        if steers { shown.extend(letter.escape_unicode()) } else { shown.push(letter) }
+        let seen = !steers(letter) || matches!(letter, '\n' | '\t');
+        if seen { shown.push(letter) } else { shown.extend(letter.escape_unicode()) }
     }
+    shown
+}
+
+/// A value as JSON, on a line of its own, of letters that are all seen.
+pub(crate) fn as_json(value: &serde_json::Value) -> String {
+    let mut shown = String::new();
+    for letter in value.to_string().chars() {
+        if steers(letter) {
+            // All of them are of the plane that four digits name.
+            shown.push_str(&format!("\\u{:04x}", u32::from(letter)));
+        } else {
+            shown.push(letter);
+        }
+    }
+    shown.push('\n');
     shown
 }
 
@@ -19,7 +38,10 @@ pub(crate) fn answer(value: &Value) -> String {
     let root = value.root();
     let lines = match root.node() {
         Node::None => return String::new(),
-        Node::List | Node::Tuple | Node::Set | Node::FrozenSet => root.items().map(item).collect::<Vec<_>>(),
+        // One line each, whatever is in it.
+        Node::List | Node::Tuple | Node::Set | Node::FrozenSet => {
+            root.items().map(|one| item(one).replace('\n', "\\n")).collect::<Vec<_>>()
+        }
         _ => vec![item(root)],
     };
     let mut shown = lines.join("\n");
@@ -44,8 +66,10 @@ mod tests {
     #[test]
     fn what_came_from_elsewhere_does_not_steer_a_terminal() {
         assert_eq!(escaped("a\u{1b}[2Jb\u{9b}c\r\u{202e}d\n\te"), "a\\u{1b}[2Jb\\u{9b}c\\u{d}\\u{202e}d\n\te");
-        let value = Value::list([Value::from("x\u{7}"), Value::from(5)]);
-        assert_eq!(answer(&value), "x\\u{7}\n5\n");
+        let value = Value::list([Value::from("x\u{7}\ny"), Value::from(5)]);
+        assert_eq!(answer(&value), "x\\u{7}\\ny\n5\n");
+        let json = serde_json::json!(["a\u{9b}b\u{202e}c\u{7}\nd\u{e9}"]);
+        assert_eq!(as_json(&json), "[\"a\\u009bb\\u202ec\\u0007\\nd\u{e9}\"]\n");
         assert_eq!(answer(&Value::none()), "");
         assert_eq!(answer(&Value::from("milk")), "milk\n");
     }

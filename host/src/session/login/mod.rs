@@ -35,7 +35,9 @@ use zeroize::Zeroizing;
 
 use self::arguments::{Arguments, Given};
 use self::pending::{Asked, Changed, Pending, Then};
-pub(crate) use self::words::{Attach, Found, Mind, Now, Outcome, Policy, Proof, Question, QuestionNo, Refused, Step};
+pub(crate) use self::words::{
+    Attach, Found, Mind, Now, Outcome, Policy, Proof, ProvenBefore, Question, QuestionNo, Refused, Step,
+};
 use super::attachments::{Era, Scope};
 use super::numbers::{LoginKind, LoginNo, MindValue, Object, Table};
 use super::references::{insecure, reference, revoked};
@@ -206,9 +208,9 @@ impl Login {
         now: Now,
         outcome: &mut Outcome,
     ) -> Result<Step, Failure> {
-        if let Some((name, credential)) = self.policy.within.clone() {
+        if let Some(proven) = self.policy.within.clone() {
             return match call.method {
-                "loginWithin" => self.within(arguments, call, (name, credential), now, outcome),
+                "loginWithin" => self.within(arguments, call, &proven, now, outcome),
                 other => Err(no_such_method(other)),
             };
         }
@@ -426,18 +428,22 @@ impl Login {
         &mut self,
         arguments: &Arguments,
         call: &Call<'_>,
-        (name, credential): (Arc<str>, u64),
+        proven: &ProvenBefore,
         now: Now,
         outcome: &mut Outcome,
     ) -> Result<Step, Failure> {
         let mind = arguments.mind(0, "mind")?;
         outcome.kept = mind.luid;
-        let (name, question) = (name.to_string(), Question::Identity(name.to_string()));
+        let (name, credential) = (proven.identity.to_string(), proven.credential);
+        let question = Question::Identity(name.clone());
         let wanted = Wanted { identity: name.clone(), perspective: None };
         let asked = Asked::new(call, Era::New, wanted, mind, now);
         let then = Then::LogIn { asked, name: name.clone(), credential };
         Ok(match self.ask(call.request, call.answer, then, question) {
-            Step::Ask(no, question) => Step::Proven(name, no, question),
+            Step::Ask(no, question) => {
+                self.asked_after(no, proven.removals);
+                Step::Proven(name, no, question)
+            }
             step => step,
         })
     }

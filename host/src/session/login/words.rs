@@ -28,9 +28,19 @@ pub(crate) struct Policy {
     pub(crate) private: bool,
     /// How long after it came a refusal leaves, whatever its reason.
     pub(crate) refusal: Duration,
-    /// Who has logged in by a service's own door, and is the only one that can be logged in here: the name, and the number of
-    /// the credential.
-    pub(crate) within: Option<(Arc<str>, u64)>,
+    /// Who has logged in by a service's own door, and is the only one that can be logged in here.
+    pub(crate) within: Option<ProvenBefore>,
+}
+
+/// Somebody who has proven who they are already.
+#[derive(Debug, Clone)]
+pub(crate) struct ProvenBefore {
+    /// The name.
+    pub(crate) identity: Arc<str>,
+    /// The number of the credential.
+    pub(crate) credential: u64,
+    /// How many identities had been removed when the proof was asked about.
+    pub(crate) removals: u64,
 }
 
 /// What log-in has to know from outside.

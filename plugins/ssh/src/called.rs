@@ -1,0 +1,112 @@
+//! What services call of whoever has logged in: shown as lines. Who does not read them keeps nobody waiting.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use plugin_api::client::{Referenceable, Reply, Value};
+use plugin_api::shell::json;
+use tokio::sync::mpsc;
+
+use crate::show;
+
+/// How many lines wait to be shown; and how many bytes of them. More of them are counted.
+const LINES: usize = 256;
+/// See [`LINES`].
+const BYTES: usize = 1 << 20;
+
+/// Lines that wait to be shown.
+pub(crate) struct Called {
+    lines: mpsc::Receiver<String>,
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    lines: mpsc::Sender<String>,
+    json: AtomicBool,
+    waiting: AtomicUsize,
+    lost: AtomicUsize,
+}
+
+impl Called {
+    pub(crate) fn new() -> Self {
+        let (sender, lines) = mpsc::channel(LINES);
+        let (json, waiting, lost) = (AtomicBool::new(false), AtomicUsize::new(0), AtomicUsize::new(0));
+        Self { lines, shared: Arc::new(Shared { lines: sender, json, waiting, lost }) }
+    }
+
+    /// Whether lines are JSON from now on.
+    pub(crate) fn set_json(&self, json: bool) {
+        self.shared.json.store(json, Ordering::Relaxed);
+    }
+
+    /// The mind that a service is given.
+    pub(crate) fn mind(&self, service: &str) -> Arc<dyn Referenceable> {
+        let (service, shared) = (service.to_owned(), Arc::clone(&self.shared));
+        Arc::new(move |method: &str, arguments: Value, keywords: Value| -> Reply {
+            shared.called(&service, method, &arguments, &keywords);
+            Box::pin(async { Ok(Value::none()) })
+        })
+    }
+
+    /// The next line, with a word about those that were lost before it.
+    pub(crate) async fn next(&mut self) -> String {
+        // There is a sender as long as this is.
+        let line = self.lines.recv().await.unwrap_or_default();
+        self.shared.waiting.fetch_sub(line.len(), Ordering::Relaxed);
+        match self.shared.lost.swap(0, Ordering::Relaxed) {
+            0 => line,
+            lost => format!("{line}{}\n", show::escaped(&format!("# {lost} more calls were not read in time"))),
+        }
+    }
+}
+
+impl Shared {
+    fn called(&self, service: &str, method: &str, arguments: &Value, keywords: &Value) {
+        let line = match self.json.load(Ordering::Relaxed) {
+            true => show::as_json(&serde_json::json!({
+                "service": service, "call": method,
+                "arguments": json(arguments.root()), "keywords": json(keywords.root()),
+            })),
+            false => shown(service, method, arguments, keywords),
+        };
+        let size = line.len();
+        if self.waiting.fetch_add(size, Ordering::Relaxed) + size > BYTES || self.lines.try_send(line).is_err() {
+            self.waiting.fetch_sub(size, Ordering::Relaxed);
+            self.lost.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+fn shown(service: &str, method: &str, arguments: &Value, keywords: &Value) -> String {
+    let positional = arguments.root().items().map(|item| item.to_value().to_string());
+    let named = keywords.root().pairs();
+    let named = named.map(|(name, value)| format!("{}={}", name.as_text().unwrap_or_default(), value.to_value()));
+    let all: Vec<String> = positional.chain(named).collect();
+    let call = format!("{method}({})", all.join(", ")).replace('\n', "\\n");
+    format!("{service}: {}\n", show::escaped(&call))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn who_does_not_read_is_told_how_much_was_lost() {
+        let mut called = Called::new();
+        let arguments = Value::tuple([Value::from("x".repeat(100_000).as_str())]);
+        for _ in 0..50 {
+            called.shared.called("chat", "heard", &arguments, &Value::dictionary([]));
+        }
+        assert!(called.shared.waiting.load(Ordering::Relaxed) <= BYTES);
+        let first = called.next().await;
+        assert!(first.starts_with("chat: heard(\"xxx") && first.ends_with("# 40 more calls were not read in time\n"));
+        for _ in 0..9 {
+            called.next().await;
+        }
+        assert_eq!(called.shared.waiting.load(Ordering::Relaxed), 0);
+        called.set_json(true);
+        called.shared.called("chat", "came", &Value::tuple([Value::from("bob")]), &Value::dictionary([]));
+        let line = "{\"service\":\"chat\",\"call\":\"came\",\"arguments\":{\"$tuple\":[\"bob\"]},\"keywords\":{}}\n";
+        assert_eq!(called.next().await, line);
+    }
+}
