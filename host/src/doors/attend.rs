@@ -18,9 +18,11 @@ use tokio::time::Instant;
 use tokio_rustls::TlsAcceptor;
 
 use super::Doors;
-use super::held::{Held, number};
+use super::ends::number;
+use super::held::Held;
 use super::listening::Listening;
-use super::logins::{Asker, still};
+use super::logins::still;
+use super::words::Asker;
 use crate::login_gate::network;
 use crate::memory::{AccountKey, Kept, Meter};
 use crate::sessions::{Notice, SessionEntry};

@@ -2,46 +2,23 @@
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
 use plugin_api::abi::frame::ToLibrary;
-use rustix::net::{RecvFlags, Shutdown};
+use rustix::net::Shutdown;
 use tokio::sync::Notify;
 use tokio::time::Instant;
-use zeroize::Zeroize;
 
+use super::ends::{discard, number};
 use super::listening::Listening;
-use super::logins::{Asker, LoggedIn};
+use super::words::{Asker, LoggedIn};
 use crate::cred::login::KeyChallenge;
 use crate::listener::sources::Place;
 use crate::multiservice::SlotNo;
 use crate::multiservice::router::Mailbox;
 use crate::sessions::{Acknowledgement, SessionEntry};
-
-/// How much of what a client has sent is thrown away at its end, in bytes: more than a socket keeps.
-const DISCARDED: usize = 64 << 20;
-
-/// A descriptor's number, as frames have it.
-pub(super) fn number(end: &OwnedFd) -> u64 {
-    u64::try_from(end.as_raw_fd()).unwrap_or(u64::MAX)
-}
-
-/// Throws away what has come by a socket that is shut: the system would still give it to who reads.
-fn discard(end: &OwnedFd) {
-    let (mut bytes, mut discarded, mut come) = ([0; 4 << 10], 0, 0);
-    // TCP is asked to copy nothing.
-    let flags = RecvFlags::DONTWAIT | RecvFlags::TRUNC;
-    while let Ok((count, _)) = rustix::net::recv(end, &mut bytes[..], flags) {
-        (discarded, come) = (discarded + count, come.max(count));
-        if count == 0 || discarded > DISCARDED {
-            break;
-        }
-    }
-    let come = come.min(bytes.len());
-    bytes[..come].zeroize();
-}
 
 /// Whose turn it is with a stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -11,43 +11,19 @@ use plugin_api::abi::frame::ToLibrary;
 use unicode_normalization::UnicodeNormalization;
 
 use super::Doors;
-use super::held::{Held, number};
+use super::ends::{is_over, number};
+use super::held::Held;
+use super::words::{Asker, LoggedIn};
 use crate::cred::login::KeyChallenge;
 use crate::cred::{Identity, Password, PublicKey, Refusal, Token};
 use crate::listener::Within;
 use crate::login_gate::Source;
-use crate::multiservice::{SlotNo, Speaker};
+use crate::multiservice::Speaker;
 use crate::session::login::{Found, Proof, ProvenBefore, Question, Refused};
 use crate::store;
 
 /// The message of a refused login: the same whether the name exists or not.
 const WRONG: &str = "wrong name or password";
-
-/// Who has logged in by a stream.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct LoggedIn {
-    pub(super) number: u64,
-    pub(super) identity: String,
-    pub(super) credential: u64,
-    pub(super) perspectives: Vec<String>,
-    /// How many identities had been removed when the proof was asked about.
-    pub(super) removals: u64,
-}
-
-/// Which generation asks, to be answered later.
-#[derive(Debug, Clone)]
-pub(super) struct Asker {
-    pub(super) slot: SlotNo,
-    pub(super) generation: u32,
-    pub(super) service: String,
-    pub(super) request: u64,
-}
-
-impl Asker {
-    pub(super) fn new(from: Speaker<'_>, request: u64) -> Self {
-        Self { slot: from.slot, generation: from.generation, service: from.service.to_owned(), request }
-    }
-}
 
 /// Whether what a login came by is still there.
 pub(super) fn still(identity: &Identity, login: &LoggedIn, service: &str) -> bool {
@@ -362,9 +338,3 @@ impl Doors {
 
 /// The most ways of a login to what it has keys for: one of each generation that serves its stream.
 const WAYS: usize = 8;
-
-/// Whether nobody is at the other end any more.
-fn is_over(way: &UnixStream) -> bool {
-    let flags = rustix::net::RecvFlags::PEEK | rustix::net::RecvFlags::DONTWAIT;
-    matches!(rustix::net::recv(way, &mut [0_u8; 1][..], flags), Ok((0, _)))
-}

@@ -5,9 +5,11 @@
 //! are held, a few, for a while.
 
 mod attend;
+mod ends;
 mod held;
 mod listening;
 mod logins;
+mod words;
 
 use std::collections::{BTreeSet, HashMap};
 use std::os::unix::net::UnixStream;
@@ -21,7 +23,7 @@ use plugin_api::abi::frame::{ToHost, ToLibrary};
 use self::held::{Held, Offer};
 pub use self::listening::ListenerStatus;
 use self::listening::Listening;
-use self::logins::Asker;
+use self::words::Asker;
 use crate::config::ListenerSettings;
 use crate::cred::login::Login;
 use crate::listener::tls::Certificates;

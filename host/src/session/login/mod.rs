@@ -272,20 +272,30 @@ impl Login {
             (Some(LoginObject::Avatar { name, era: Era::New, .. }), "identity") => {
                 jelly::to_vec(name.as_str()).map(Step::Answer).map_err(|error| insecure(&error.to_string()))
             }
-            (Some(LoginObject::Avatar { name, era: Era::New, credential, .. }), "keys") => {
+            (Some(LoginObject::Avatar { name, era: Era::New, credential, .. }), "keys" | "describe") => {
                 let (name, credential) = (name.clone(), *credential);
-                let question = Question::Identity(name.clone());
-                Ok(self.ask(call.request, call.answer, Then::Keys { name, credential }, question))
-            }
-            (Some(LoginObject::Avatar { name, era: Era::New, credential, .. }), "describe") => {
-                let (name, credential, service) = (name.clone(), *credential, arguments.text(0, "service")?);
-                let question = Question::Identity(name.clone());
-                Ok(self.ask(call.request, call.answer, Then::Describe { name, credential, service }, question))
+                self.look_up(call, arguments, name, credential)
             }
             // It was one of somebody who is not logged in any more.
             (None, _) => Err(revoked()),
             (_, method) => Err(no_such_method(method)),
         }
+    }
+
+    /// An avatar wants to know what it can reach.
+    fn look_up(
+        &mut self,
+        call: &Call<'_>,
+        arguments: &Arguments,
+        name: String,
+        credential: u64,
+    ) -> Result<Step, Failure> {
+        let question = Question::Identity(name.clone());
+        let then = match call.method {
+            "keys" => Then::Keys { name, credential },
+            _ => Then::Describe { name, credential, service: arguments.text(0, "service")? },
+        };
+        Ok(self.ask(call.request, call.answer, then, question))
     }
 
     fn ask(&mut self, request: u64, answer: bool, then: Then, question: Question) -> Step {
@@ -434,18 +444,10 @@ impl Login {
     ) -> Result<Step, Failure> {
         let mind = arguments.mind(0, "mind")?;
         outcome.kept = mind.luid;
-        let (name, credential) = (proven.identity.to_string(), proven.credential);
-        let question = Question::Identity(name.clone());
+        let name = proven.identity.to_string();
         let wanted = Wanted { identity: name.clone(), perspective: None };
         let asked = Asked::new(call, Era::New, wanted, mind, now);
-        let then = Then::LogIn { asked, name: name.clone(), credential };
-        Ok(match self.ask(call.request, call.answer, then, question) {
-            Step::Ask(no, question) => {
-                self.asked_after(no, proven.removals);
-                Step::Proven(name, no, question)
-            }
-            step => step,
-        })
+        Ok(self.ask_once_proven(asked, (name, proven.credential), proven.removals))
     }
 
     /// Whoever it is: where the operator lets everybody in.

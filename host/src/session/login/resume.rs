@@ -25,17 +25,10 @@ impl Login {
         let Pending { request, answer, changed, removals, then, .. } = self.take_pending(no)?;
         let mut outcome = Outcome::of(request, answer, Step::Wait);
         outcome.returns = then.borrowed();
+        let takes = |identity: &Identity, by| changed != Changed::Revoked && identity.takes(by, now.unix);
         outcome.step = match (then, found) {
             (Then::Prove(asked), Found::Proven(name, credential)) => {
-                let question = Question::Identity(name.clone());
-                let then = Then::LogIn { asked, name: name.clone(), credential };
-                match self.ask(request, answer, then, question) {
-                    Step::Ask(no, question) => {
-                        self.asked_after(no, removals);
-                        Step::Proven(name, no, question)
-                    }
-                    step => step,
-                }
+                self.ask_once_proven(asked, (name, credential), removals)
             }
             (Then::Prove(asked), Found::Wrong) => {
                 outcome.given_back = asked.mind;
@@ -53,9 +46,6 @@ impl Login {
             (then @ Then::Attach { .. }, Found::Identity(_)) if changed == Changed::Revoked => {
                 attach(then, None, now, &mut outcome)
             }
-            (Then::Keys { .. } | Then::Describe { .. }, Found::Identity(_)) if changed == Changed::Revoked => {
-                Step::Fail(unauthorized())
-            }
             // It changed meanwhile: what was found may not hold any more.
             (then, Found::Identity(_)) if changed == Changed::Stale => {
                 outcome.returns = None;
@@ -67,16 +57,10 @@ impl Login {
             }
             (then @ Then::Attach { .. }, Found::Identity(identity)) => attach(then, identity, now, &mut outcome),
             (Then::Keys { credential, .. }, Found::Identity(identity)) => {
-                keys(identity.filter(|identity| identity.takes(credential, now.unix)))
+                keys(identity.filter(|identity| takes(identity, credential)))
             }
             (Then::Describe { credential, service, .. }, Found::Identity(identity)) => {
-                let identity = identity.filter(|identity| identity.takes(credential, now.unix));
-                // Nobody learns what services there are that they have no key for.
-                match identity.map(|identity| key(&identity, &service, None)) {
-                    Some(Ok(_)) => Step::Describe(service),
-                    Some(Err(no_key)) => Step::Fail(no_key_failure(&no_key)),
-                    None => Step::Fail(unauthorized()),
-                }
+                describe(identity.filter(|identity| takes(identity, credential)), service)
             }
             (then, _) => {
                 outcome.given_back = then.mind();
@@ -85,6 +69,19 @@ impl Login {
             }
         };
         Some(outcome)
+    }
+
+    /// Somebody has proven who they are: what are they now? `removals`: how many identities had been removed when the proof was
+    /// asked about.
+    pub(super) fn ask_once_proven(&mut self, asked: Asked, (name, credential): (String, u64), removals: u64) -> Step {
+        let (request, answer, question) = (asked.request, asked.answer, Question::Identity(name.clone()));
+        match self.ask(request, answer, Then::LogIn { asked, name: name.clone(), credential }, question) {
+            Step::Ask(no, question) => {
+                self.asked_after(no, removals);
+                Step::Proven(name, no, question)
+            }
+            step => step,
+        }
     }
 
     /// The proof was wrong, or was not looked at: whoever it was is told when all are, whatever the reason.
@@ -183,6 +180,15 @@ fn no_key_failure(error: &NoKey) -> Failure {
         NoKey::NotFound(_) => Failure::new("twisted.cred.error.KeyNotFound", error.to_string()),
         NoKey::NoneFor => Failure::new("twisted.python.failure.DefaultException", error.to_string()),
         NoKey::Name(_) => Failure::new("ValueError", error.to_string()),
+    }
+}
+
+/// An avatar asks what a service says of itself. Nobody learns what services there are that they have no key for.
+fn describe(identity: Option<Arc<Identity>>, service: String) -> Step {
+    match identity.map(|identity| key(&identity, &service, None)) {
+        Some(Ok(_)) => Step::Describe(service),
+        Some(Err(no_key)) => Step::Fail(no_key_failure(&no_key)),
+        None => Step::Fail(unauthorized()),
     }
 }
 

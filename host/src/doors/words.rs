@@ -1,0 +1,29 @@
+//! What is said of logins.
+
+use crate::multiservice::{SlotNo, Speaker};
+
+/// Who has logged in by a stream.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct LoggedIn {
+    pub(super) number: u64,
+    pub(super) identity: String,
+    pub(super) credential: u64,
+    pub(super) perspectives: Vec<String>,
+    /// How many identities had been removed when the proof was asked about.
+    pub(super) removals: u64,
+}
+
+/// Which generation asks, to be answered later.
+#[derive(Debug, Clone)]
+pub(super) struct Asker {
+    pub(super) slot: SlotNo,
+    pub(super) generation: u32,
+    pub(super) service: String,
+    pub(super) request: u64,
+}
+
+impl Asker {
+    pub(super) fn new(from: Speaker<'_>, request: u64) -> Self {
+        Self { slot: from.slot, generation: from.generation, service: from.service.to_owned(), request }
+    }
+}
