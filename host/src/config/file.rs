@@ -70,7 +70,10 @@ grace = 10
 # Where what is dropped goes, in files that can be verified alone; a folder within this one. Nowhere, if nothing is said.
 # archive = \"audit\"
 
-# A service's own doors, by the names of its listeners: addresses, or tables (tls, starttls, connections, per_source, login, idle).
+# A service's own doors, by the names of its listeners: addresses, or tables (tls, starttls, connections, per_source, login, idle,
+# grace, encrypted). What a service may do besides: attach, vouch.
+# [service.ssh]
+# may = [\"attach\", \"vouch\"]
 # [service.chat.listen]
 # irc = [\"127.0.0.1:6667\", { address = \"0.0.0.0:6697\", tls = true }]
 
