@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use credhost::config::ListenerSettings;
+use credhost::config::{Grants, ListenerSettings};
 use credhost::cred::login::Login;
 use credhost::cred::{Authorizer, DefaultAuthorizer, Entropy, Identity, Key, MasterKey, Password};
 use credhost::doors::{Doors, Surroundings};
@@ -50,7 +50,8 @@ impl Service for Trial {
     }
 }
 
-/// A door of its own: each line is a name and a password; the answer says whether they are right.
+/// A door of its own: each line is a name and a password, or a key that the service vouches for; the answer says whether they are
+/// right.
 struct Knock;
 
 impl Door for Knock {
@@ -63,7 +64,12 @@ impl Door for Knock {
     async fn received(&mut self, context: &Context<Trial>, transport: &Transport, input: &mut Input) -> Result<()> {
         while let Some(line) = input.line() {
             let (name, password) = line.split_once(' ').unwrap_or_default();
-            let said = match context.authorizer().password(transport, name, password).await {
+            let authorizer = context.authorizer();
+            let answered = match password.starts_with("ssh-") {
+                true => authorizer.key(transport, name, password).await,
+                false => authorizer.password(transport, name, password).await,
+            };
+            let said = match answered {
                 Ok(login) => login.identity().to_owned(),
                 Err(refused) => refused.to_string(),
             };
@@ -223,7 +229,8 @@ impl Embedded {
             certificates: None,
             limits,
         };
-        let knock = ListenerSettings::at("trial", "knock", "127.0.0.1:0").expect("an address");
+        let grants = Grants { attach: false, vouch: true };
+        let knock = ListenerSettings::at("trial", "knock", "127.0.0.1:0").expect("an address").granted(grants);
         let doors = Doors::new(around, vec![knock]).expect("they open");
         context.doors = Arc::clone(&doors) as Arc<_>;
         runtime.block_on(async {

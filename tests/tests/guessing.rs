@@ -17,6 +17,9 @@ const KINDS: [&str; 4] = ["known", "unknown", "disabled", "keyonly"];
 /// Beyond this, two kinds of names can be told apart (dudect's threshold).
 const CAUGHT: f64 = 4.5;
 
+/// A key that is nobody's.
+const STRANGE: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIIXWmYbVgA8E5kFyTKPBbOLQQ0rJyQ1j1SgtxTtzvpDX";
+
 /// So many names of each kind but "unknown".
 fn people(count: usize, key: &MasterKey) -> DefaultAuthorizer {
     let authorizer = DefaultAuthorizer::new();
@@ -65,6 +68,8 @@ enum Words {
     Throttled,
     /// By a service's own door.
     Door,
+    /// There, with a key that the service vouches for: as by SSH.
+    Vouched,
 }
 
 /// Who guesses.
@@ -75,7 +80,7 @@ enum Guesser {
 
 impl Guesser {
     async fn come(host: [SocketAddr; 2], source: u32, words: Words) -> Self {
-        if matches!(words, Words::Door) {
+        if matches!(words, Words::Door | Words::Vouched) {
             let mut door = Self::Door(tokio::io::BufReader::new(socket(host[1], source).await));
             // The service has it.
             door.fail("", words).await;
@@ -92,7 +97,8 @@ impl Guesser {
             Self::Pb(client) => fail(client, name, words).await,
             Self::Door(door) => {
                 let mut answer = String::new();
-                door.write_all(format!("{name} wrong\n").as_bytes()).await.expect("it is sent");
+                let proof = if matches!(words, Words::Vouched) { STRANGE } else { "wrong" };
+                door.write_all(format!("{name} {proof}\n").as_bytes()).await.expect("it is sent");
                 door.read_line(&mut answer).await.expect("it is answered");
                 answer
             }
@@ -103,7 +109,7 @@ impl Guesser {
 async fn fail(client: &Client, name: &str, words: Words) -> String {
     let tried = match words {
         Words::Stock | Words::Throttled => client.login(name, "wrong", None).await,
-        Words::Password | Words::Door => client.login_password(name, "wrong", None).await,
+        Words::Password | Words::Door | Words::Vouched => client.login_password(name, "wrong", None).await,
     };
     match tried {
         Err(Error::Failure(failure)) => format!("{failure:?}"),
@@ -196,6 +202,7 @@ fn no_kind_of_name_can_be_told_from_another_by_answer_or_time() {
         (Words::Throttled, tries("CREDHOST_TRIES", 300), 25),
         (Words::Password, tries("CREDHOST_HASHED", 96), 300),
         (Words::Door, tries("CREDHOST_HASHED", 96), 300),
+        (Words::Vouched, tries("CREDHOST_TRIES", 300), 25),
     ] {
         let limits = Limits { refusal: Duration::from_millis(refusal), ..Limits::default() };
         let host = Embedded::with(limits, Arc::new(people(tries, &key)), &key);
