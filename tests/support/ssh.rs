@@ -173,9 +173,14 @@ pub struct Terminal {
 }
 
 impl Terminal {
-    fn new(mut ssh: Command) -> Self {
+    /// Any program that is typed to, and shows something.
+    ///
+    /// # Panics
+    /// When it does not run.
+    #[must_use]
+    pub fn new(mut ssh: Command) -> Self {
         let mut child =
-            ssh.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("ssh runs");
+            ssh.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("it runs");
         let (input, output) = (child.stdin.take(), child.stdout.take().expect("it has an output"));
         let (show, shown) = channel();
         std::thread::spawn(move || {

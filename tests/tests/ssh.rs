@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use system_tests::host::{TestHome, TestHost};
 use system_tests::python;
-use system_tests::ssh::Ssh;
+use system_tests::ssh::{Ssh, Terminal};
 
 const PASSWORD: &str = "ottern-quirk-velvet-93-lamp";
 
@@ -16,10 +16,16 @@ fn address(host: &mut TestHost) -> SocketAddr {
 
 /// A host with the services ssh, todo, scores and chat, for alice, who has keys for all but scores, and a key of SSH's.
 fn host() -> (TestHost, Ssh) {
+    host_with("", "")
+}
+
+/// The same, with more of its listener's settings, and limits.
+fn host_with(more: &str, limits: &str) -> (TestHost, Ssh) {
     let home = TestHome::new();
     home.make();
-    let listen = "ssh = { address = \"127.0.0.1:0\", grace = \"1 hour\" }";
-    let section = format!("[service.ssh]\nmay = [\"attach\", \"vouch\"]\n[service.ssh.listen]\n{listen}\n");
+    let listen = format!("ssh = {{ address = \"127.0.0.1:0\", grace = \"1 hour\"{more} }}");
+    let may = "[service.ssh]\nmay = [\"attach\", \"vouch\"]";
+    let section = format!("{may}\n[service.ssh.listen]\n{listen}\n[limits]\n{limits}");
     home.configure(|text| format!("{text}\n{section}"));
     home.identity("alice", PASSWORD, &["ssh", "todo", "todo/work", "chat"]);
     home.identity("bob", PASSWORD, &["todo", "chat"]);
@@ -298,4 +304,34 @@ fn conch_of_twisted_comes_in() {
     assert_eq!(conch(&["todo", "add", "milk"]).trim(), "0\nstatus 0");
     assert!(conch(&["todo", "list"]).contains("milk"));
     assert_eq!(conch(&["todo", "done", "9"]).trim(), "status 1");
+}
+
+/// `CREDHOST_SSH=1000 cargo test --release -p system-tests --test ssh idle -- --nocapture` has as many; 40 by default.
+#[test]
+fn idle_sessions_are_kept_while_all_code_is_replaced_twenty_times() {
+    let count = std::env::var("CREDHOST_SSH").ok().and_then(|text| text.parse().ok()).unwrap_or(40);
+    let limits = "connections = 4000\nper_source = 4000\n";
+    let (host, alice) = host_with(", connections = 4000, per_source = 4000", limits);
+    let program = system_tests::workspace().join("tests/twisted/ssh_idle.py");
+    let (port, key) = (alice.address().port().to_string(), alice.private().display().to_string());
+    let mut python = std::process::Command::new(python::python());
+    python.arg(program).args([&port, "alice", &key, &count.to_string()]);
+    let mut sessions = Terminal::new(python);
+    let began = Instant::now();
+    sessions.until("ready\n");
+    let came = began.elapsed().as_secs_f64();
+    sessions.types("todo/work add here\n");
+    assert_eq!(sessions.until("\n"), format!("all {count} lost 0"));
+    let began = Instant::now();
+    for _ in 0..20 {
+        for service in ["ssh", "todo", "chat"] {
+            host.home.run(&["service", "reload", service], "");
+        }
+    }
+    let took = began.elapsed().as_secs_f64();
+    sessions.types("todo/work add there\n");
+    assert_eq!(sessions.until("\n"), format!("all {count} lost 0"));
+    let tasks = alice.run(&["--json", "todo/work", "list"]).said;
+    assert_eq!((tasks.matches("\"here\"").count(), tasks.matches("\"there\"").count()), (count, count), "each once");
+    println!("{count} sessions in {came:.1} s; 20 reloads of ssh, todo and chat each in {took:.1} s: 0 lost");
 }
