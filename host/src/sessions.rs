@@ -276,8 +276,8 @@ impl Sessions {
     pub fn cut(&self, number: Option<u32>, identity: Option<&str>) -> Vec<SessionStatus> {
         let wanted = |session: &Arc<SessionEntry>| {
             let has = |name: &str| session.about.lock().identities.iter().any(|known| **known == *name);
-            let numbers = [Some(session.number), session.of.as_ref().map(|of| of.number)];
-            number.is_none_or(|number| numbers.contains(&Some(number))) && identity.is_none_or(has)
+            let own = session.of.as_ref().map_or(session.number, |of| of.number);
+            number.is_none_or(|number| number == own) && identity.is_none_or(has)
         };
         let all: Vec<Arc<SessionEntry>> = self.all.lock().values().filter(|session| wanted(session)).cloned().collect();
         let (acknowledgement, waiting) = channel();

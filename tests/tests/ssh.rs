@@ -209,7 +209,7 @@ fn who_is_let_in_and_who_is_not() {
 #[test]
 fn a_key_among_many_is_found_and_the_others_are_no_guesses() {
     let (host, alice) = host();
-    let others: Vec<Ssh> = (0..4).map(|_| Ssh::new(alice.address(), "alice", &["ed25519"])).collect();
+    let others: Vec<Ssh> = (0..5).map(|_| Ssh::new(alice.address(), "alice", &["ed25519"])).collect();
     let files: Vec<String> = others.iter().map(|other| other.private().display().to_string()).collect();
     let mut options: Vec<&str> = files.iter().flat_map(|file| ["-i", file]).collect();
     options.extend(["-o", "PasswordAuthentication=no"]);
@@ -241,10 +241,16 @@ fn nobody_else_waits_for_what_a_client_does() {
     for _ in 0..3 {
         assert_eq!(alice.run(&["todo/work", "list"]).status, Some(0), "others are served");
     }
+    // Nothing to do, a megabyte of it.
+    let mut idle = alice.follow(&[]);
+    idle.types(&"\n".repeat(1 << 20));
+    for _ in 0..3 {
+        assert_eq!(alice.run(&["todo/work", "list"]).status, Some(0), "others are served");
+    }
     terminal.types("\u{15}todo/work list\r");
     terminal.until("list\u{1b}[K\r\n");
     silent.kill().and_then(|()| silent.wait()).expect("it can be ended");
-    drop(terminal);
+    drop((terminal, idle));
     let deadline = Instant::now() + Duration::from_secs(60);
     while host.home.run(&["session", "list"], "") != "nobody is logged in" {
         assert!(Instant::now() < deadline, "they are gone: {}", host.home.run(&["session", "list"], ""));
@@ -255,15 +261,29 @@ fn nobody_else_waits_for_what_a_client_does() {
 #[test]
 fn no_command_that_comes_by_a_pipe_is_lost_unsaid() {
     let (_host, alice) = host();
-    let lines = |count: usize| format!("todo add {}\n", "z".repeat(1000)).repeat(count);
+    let lines = |count: usize| (0..count).map(|at| format!("todo add {at} {}\n", "z".repeat(1000))).collect::<String>();
     let all = alice.run_with(&[], &[], &lines(500));
     assert_eq!((all.status, all.said.lines().count()), (Some(0), 500), "{}", all.errors);
-    let more = alice.run_with(&[], &[], &lines(20_000));
+    // More than can be kept: those that were run are the first, and whole.
+    let lines =
+        |count: usize| (0..count).map(|at| format!("todo/work add {at} {}\n", "z".repeat(9000))).collect::<String>();
+    let more = alice.run_with(&[], &[], &lines(2_000));
     assert_eq!(more.status, Some(2));
     assert!(more.errors.contains("error: more commands wait than can be kept"), "{}", more.errors);
+    assert_eq!(more.errors.matches("error:").count(), 1, "no part of a line was taken for one: {}", more.errors);
+    let numbers: Vec<String> = (0..more.said.lines().count()).map(|at| at.to_string()).collect();
+    assert_eq!(more.said.lines().collect::<Vec<_>>(), numbers, "each in its place");
+    assert_eq!(alice.run(&["todo/work", "done", &(numbers.len() - 1).to_string()]).status, Some(0));
+    assert_eq!(alice.run(&["todo/work", "done", &numbers.len().to_string()]).status, Some(1), "and no more");
     let long = alice.run_with(&[], &[], &format!("todo add {}", "z".repeat(100_000)));
     assert_eq!(long.status, Some(2));
-    assert!(long.errors.contains("error: this line is too long"), "{}", long.errors);
+    assert!(long.errors.contains("is too long: 65536 at most"), "{}", long.errors);
+    // The last command's status is the session's, whatever ends the line.
+    for (typed, status) in
+        [("todo nosuch", 2), ("todo nosuch\n", 2), ("todo nosuch\n\n \n", 2), ("todo nosuch\ntodo\n", 0), ("\n", 0)]
+    {
+        assert_eq!(alice.run_with(&[], &[], typed).status, Some(status), "{typed:?}");
+    }
 }
 
 #[test]

@@ -52,7 +52,7 @@ fn listed(sessions: &[SessionStatus]) -> String {
             session.session.to_string(),
             session.identities.join(" "),
             session.peer.clone(),
-            if session.tls { "TLS" } else { "clear" }.to_owned(),
+            if session.tls { "encrypted" } else { "clear" }.to_owned(),
             when(session.since),
             session.perspectives.join(" "),
         ]

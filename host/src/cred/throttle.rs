@@ -70,6 +70,9 @@ pub struct Try {
     /// What the counter of the name was before.
     before: u32,
     last: u64,
+    /// The same of its source.
+    source_before: u32,
+    source_last: u64,
 }
 
 /// Counts.
@@ -122,7 +125,8 @@ impl Throttle {
         self.make_room();
         self.names.insert(counter, Failures { count: by_name.count + 1, last: now });
         self.sources.insert(source, Failures { count: by_source.count + 1, last: now });
-        Ok(Try { counter, source, before: by_name.count, last: by_name.last })
+        let (source_before, source_last) = (by_source.count, by_source.last);
+        Ok(Try { counter, source, before: by_name.count, last: by_name.last, source_before, source_last })
     }
 
     /// The counter that a try was charged to.
@@ -156,6 +160,9 @@ impl Throttle {
         }
         if let Some(by_source) = self.sources.get_mut(&ended.source) {
             by_source.count = by_source.count.saturating_sub(1);
+            if by_source.count == ended.source_before {
+                by_source.last = ended.source_last;
+            }
         }
     }
 

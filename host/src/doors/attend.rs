@@ -368,7 +368,8 @@ impl Doors {
         }
         let (number, mailbox) = around.router.connect(meter);
         let peer = source.map_or_else(|| format!("unix:{}", listening.settings.name), |source| source.to_string());
-        let tls = listening.settings.tls;
+        // Nobody else can listen.
+        let tls = listening.settings.tls || listening.settings.encrypted;
         let entry = SessionEntry::new(&around.sessions, number, &peer, tls, store::now(), Arc::clone(&mailbox));
         let (of, tcp) = (Arc::clone(listening), source.is_some());
         let held = Held::new(number, of, address, peer, place, mailbox, entry, (client, tcp));

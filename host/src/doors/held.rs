@@ -238,11 +238,12 @@ impl Held {
     }
 
     /// A generation has made a descriptor of its own, and serves it: what the one before had carried is that one's.
-    pub(super) fn taken_by(&self, generation: u32) {
+    pub(super) fn taken_by(&self, generation: u32, descriptor: u64) {
         let mut state = self.state.lock();
-        let answered = state.lent.pop_front();
+        let at = state.lent.iter().position(|lent| number(&lent.end) == descriptor);
+        let answered = at.and_then(|at| state.lent.remove(at));
         match state.owner {
-            _ if answered.as_ref().is_some_and(|lent| !lent.stream) => {}
+            _ if answered.as_ref().is_none_or(|lent| !lent.stream) => {}
             // Of TLS that was asked for by code that is replaced by now.
             Owner::Taken(_, by) if by > generation => {}
             Owner::Offered(slot) | Owner::Taken(slot, _) => {

@@ -316,7 +316,7 @@ impl Doors {
         let (entry, door, peer) = (Arc::clone(&held.entry), held.door().into(), held.peer.clone());
         let within = Within { proven, entry, door, peer };
         let serves = self.within.get().is_some_and(|ways| ways.serve(own, held.source, within));
-        let end = held.lend_way(theirs.into()).filter(|_| serves);
+        let end = serves.then(|| held.lend_way(theirs.into())).flatten();
         end.ok_or_else(|| "the host is ending".to_owned())
     }
 

@@ -354,9 +354,9 @@ impl Doorkeeper for Doors {
     fn said(&self, from: Speaker<'_>, frame: &ToHost<'_>) {
         match *frame {
             ToHost::Listen { listener, public } => self.listen(from, listener, public),
-            ToHost::Taken { stream } => {
+            ToHost::Taken { stream, descriptor } => {
                 if let Some(held) = self.stream_of(from, stream) {
-                    held.taken_by(from.generation);
+                    held.taken_by(from.generation, descriptor);
                 }
             }
             ToHost::Closed { stream } => {

@@ -386,7 +386,8 @@ impl LoginGate {
         }
         // People type their password where their name should be: a name that is nobody's is not written down.
         let name = match refusal {
-            Refusal::UnknownName | Refusal::UnknownToken => self.unknown(&trying.name),
+            // Of one that was not looked at nobody knows.
+            Refusal::UnknownName | Refusal::UnknownToken | Refusal::Busy => self.unknown(&trying.name),
             _ => trying.name.clone(),
         };
         tracing::info!(peer = trying.peer, name, how = trying.how, "login refused: {refusal}");

@@ -634,10 +634,12 @@ frames! {
             /// To be handed back.
             request: number,
         }
-        /// The library has made a descriptor of its own of a stream's, and serves it.
+        /// The library has made a descriptor of its own of one that a frame has named; if it is a stream's, it serves that.
         32 Taken {
             /// Which.
             stream: number,
+            /// The host's descriptor, as the frame has named it.
+            descriptor: number,
         }
         /// A way is wanted to what a login has keys for. Answered by `Lent` or `NotLoggedIn`.
         33 Attach {

@@ -380,7 +380,7 @@ impl Listener {
 /// What the host lends a descriptor for, as a reply: with one of one's own, and after that the host may close its.
 pub(crate) fn lent(core: &Core, stream: u64, descriptor: u64, asked: &str) -> Reply {
     let own = descriptor::duplicate(descriptor);
-    core.push(&ToHost::Taken { stream });
+    core.push(&ToHost::Taken { stream, descriptor });
     if let Err(error) = &own {
         tracing::error!(%error, "there is no descriptor left for what the host lends");
     }

@@ -114,7 +114,7 @@ impl Table {
         };
         let taker = self.takers.borrow().get(listener).cloned();
         let socket = descriptor::duplicate(descriptor).and_then(|own| Socket::new(own, tcp));
-        core.push(&ToHost::Taken { stream });
+        core.push(&ToHost::Taken { stream, descriptor });
         let late = login != 0 && self.ended_unknown.borrow().contains(&login);
         let (taker, socket) = match (taker, socket) {
             (Some(taker), Ok(socket)) if !core.retired.get() && !late => (taker, socket),

@@ -48,14 +48,15 @@ impl Called {
         })
     }
 
-    /// The next line, with a word about those that were lost before it.
+    /// The next line, behind a word about those that were lost since the last.
     pub(crate) async fn next(&mut self) -> String {
         // There is a sender as long as this is.
         let line = self.lines.recv().await.unwrap_or_default();
         self.shared.waiting.fetch_sub(line.len(), Ordering::Relaxed);
         match self.shared.lost.swap(0, Ordering::Relaxed) {
             0 => line,
-            lost => format!("{line}{}\n", show::escaped(&format!("# {lost} more calls were not read in time"))),
+            lost if self.shared.json.load(Ordering::Relaxed) => format!("{{\"lost\":{lost}}}\n{line}"),
+            lost => format!("({lost} calls were not read in time)\n{line}"),
         }
     }
 }
@@ -99,12 +100,14 @@ mod tests {
         }
         assert!(called.shared.waiting.load(Ordering::Relaxed) <= BYTES);
         let first = called.next().await;
-        assert!(first.starts_with("chat: heard(\"xxx") && first.ends_with("# 40 more calls were not read in time\n"));
-        for _ in 0..9 {
+        assert!(first.starts_with("(40 calls were not read in time)\nchat: heard(\"xxx"), "{}", &first[..60]);
+        called.set_json(true);
+        called.shared.lost.store(2, Ordering::Relaxed);
+        assert!(called.next().await.starts_with("{\"lost\":2}\nchat"), "what waits is as it was asked for then");
+        for _ in 0..8 {
             called.next().await;
         }
         assert_eq!(called.shared.waiting.load(Ordering::Relaxed), 0);
-        called.set_json(true);
         called.shared.called("chat", "came", &Value::tuple([Value::from("bob")]), &Value::dictionary([]));
         let line = "{\"service\":\"chat\",\"call\":\"came\",\"arguments\":{\"$tuple\":[\"bob\"]},\"keywords\":{}}\n";
         assert_eq!(called.next().await, line);

@@ -1,10 +1,12 @@
 //! One channel: a command, lines that come by a pipe, or a terminal to type on.
 
 use std::collections::HashMap;
-use std::time::Duration;
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+use std::time::{Duration, Instant};
 
 use plugin_api::Login;
-use plugin_api::client::{Error, Remote, Value};
+use plugin_api::client::{Error, Referenceable, Remote, Value};
 use plugin_api::manifest::Manifest;
 use plugin_api::shell::{Wrong, json};
 use russh::Channel;
@@ -12,7 +14,7 @@ use russh::server::Msg;
 
 use crate::called::Called;
 use crate::command::{Call, Line, Reach, Request};
-use crate::line::{Done, Editor};
+use crate::line::{self, Done, Editor};
 use crate::show;
 use crate::wire::{Use, Wire};
 
@@ -22,12 +24,14 @@ const LONGEST: usize = 64 << 10;
 const USAGE: u32 = 2;
 /// What one ends with that was given up, as shells have it.
 const GIVEN_UP: u32 = 130;
+/// How long what somebody can reach counts as known.
+const FRESH: Duration = Duration::from_secs(1);
 /// How often it is looked whether what is followed is still there.
 const LOOK: Duration = Duration::from_secs(5);
 
 /// Serves a channel to its end.
-pub(crate) async fn serve(channel: Channel<Msg>, login: Login) {
-    let Some((wire, by, command)) = Wire::begin(channel).await else { return };
+pub(crate) async fn serve(channel: Channel<Msg>, login: Login, waiting: Arc<AtomicUsize>) {
+    let Some((wire, by, command)) = Wire::begin(channel, waiting).await else { return };
     let mut console = Console::new(wire, login);
     let status = match by {
         Use::Command => console.command(&command).await,
@@ -46,6 +50,8 @@ struct Console {
     login: Login,
     attached: HashMap<Place, Remote>,
     reach: Reach,
+    /// When that was found out.
+    looked: Option<Instant>,
     called: Called,
     json: bool,
     /// Whether what services call is asked for.
@@ -81,8 +87,8 @@ impl From<Wrong> for Outcome {
 
 impl Console {
     fn new(wire: Wire, login: Login) -> Self {
-        let (attached, reach, called) = (HashMap::new(), Reach::default(), Called::new());
-        Self { wire, login, attached, reach, called, json: false, follows: false }
+        let (attached, reach, looked, called) = (HashMap::new(), Reach::default(), None, Called::new());
+        Self { wire, login, attached, reach, looked, called, json: false, follows: false }
     }
 
     /// Runs one command.
@@ -112,56 +118,50 @@ impl Console {
             let outcome = self.follow(&place).await;
             status = self.show(&outcome).await;
         }
-        self.wire.heard.goes_on();
+        self.wire.heard.forget_interrupts();
         status
     }
 
     /// Shows what services call, until the client has enough of it, or there is nothing to be called by any more.
     async fn follow(&mut self, place: &Place) -> Outcome {
-        let mut look = tokio::time::interval(LOOK);
+        let Some(remote) = self.attached.get(place).cloned() else { return Outcome::said(String::new()) };
+        let mut dead = std::pin::pin!(dead(remote));
         while !self.wire.heard.gives_up() {
             tokio::select! {
                 line = self.called.next() => self.wire.say(&line).await,
                 () = self.wire.hear() => {}
-                _ = look.tick() => {
-                    let Some(remote) = self.attached.get(place).cloned() else { break };
-                    // A method that nothing has: what is there says so, what is not is dead.
-                    let asked = self.wire.hearing(async move { remote.call("?", &()).await }).await;
-                    if asked.is_some_and(|answered| is_dead(&answered)) {
-                        self.attached.remove(place);
-                        return Outcome::failed(&format!("{} is not there any more, or your key to it is not", place.0));
-                    }
+                () = &mut dead => {
+                    self.attached.remove(place);
+                    return Outcome::failed(&format!("{} is not there any more, or your key to it is not", place.0));
                 }
             }
         }
         if self.wire.terminal { Outcome::given_up() } else { Outcome::said(String::new()) }
     }
 
-    /// Runs line by line what comes by a pipe.
+    /// Runs line by line what comes by a pipe. Ends as the last of them did.
     async fn pipe(&mut self) -> u32 {
         let (mut status, mut line) = (0, Vec::new());
         loop {
-            while let Some(byte) = self.wire.heard.ahead.pop_front() {
+            while let Some(byte) = self.wire.heard.next() {
                 if byte != b'\n' {
                     line.push(byte);
                     continue;
                 }
-                match self.piped(&std::mem::take(&mut line)).await {
+                match self.piped(&std::mem::take(&mut line), status).await {
                     Some(next) => status = next,
                     None => return status,
                 }
+                // Others have their turn, whatever this line was.
+                tokio::task::yield_now().await;
+            }
+            if self.wire.heard.was_over() {
+                let what = "more commands wait than can be kept: what comes from here on is not run".to_owned();
+                return self.show(&Wrong { what, hint: "send less at once".to_owned() }.into()).await;
             }
             let heard = &self.wire.heard;
-            if heard.over || line.len() > LONGEST {
-                let why = if heard.over { "more commands wait than can be kept" } else { "this line is too long" };
-                let hint = "what was not run yet is not; send less at once".to_owned();
-                return self.show(&Wrong { what: why.to_owned(), hint }.into()).await;
-            }
-            if heard.gone {
-                return status;
-            }
-            if heard.ended {
-                return self.piped(&line).await.unwrap_or(status);
+            if heard.gone || heard.ended || line.len() > LONGEST {
+                return self.piped(&line, status).await.unwrap_or(status);
             }
             tokio::select! {
                 line = self.called.next() => self.wire.tell(&line).await,
@@ -170,13 +170,20 @@ impl Console {
         }
     }
 
-    /// Runs a line that came by a pipe: its status. `None`: it was the last.
-    async fn piped(&mut self, line: &[u8]) -> Option<u32> {
+    /// Runs a line that came by a pipe, after one that has ended with `status`: its own. `None`: it was the last.
+    async fn piped(&mut self, line: &[u8], status: u32) -> Option<u32> {
         if self.wire.heard.gone {
             return None;
         }
-        match Line::read(String::from_utf8_lossy(line).trim()) {
+        let text = String::from_utf8_lossy(line);
+        if line.len() > LONGEST {
+            let what = format!("a line of {} bytes is too long: {LONGEST} at most", line.len());
+            return Some(self.show(&Wrong { what, hint: String::new() }.into()).await);
+        }
+        match Line::read(text.trim()) {
             Ok(Line { request: Request::Exit, .. }) => None,
+            // Nothing is asked for.
+            Ok(Line { request: Request::Nothing, .. }) => Some(status),
             Ok(line) => Some(self.line(line).await),
             Err(wrong) => Some(self.show(&wrong.into()).await),
         }
@@ -192,14 +199,20 @@ impl Console {
                 editor.resize(wide);
                 editor.draw(&mut out);
             }
-            if let Some(byte) = self.wire.heard.ahead.pop_front() {
+            if let Some(byte) = self.wire.heard.next() {
                 if let Some(done) = editor.typed(byte, &mut out) {
                     self.wire.put(std::mem::take(&mut out)).await;
                     if !self.done(&mut editor, done, &mut out).await {
                         return 0;
                     }
+                    // Others have their turn, whatever this line was.
+                    tokio::task::yield_now().await;
                 }
                 continue;
+            }
+            if self.wire.heard.was_over() {
+                let what = "more was typed than can be kept: the rest is not there".to_owned();
+                self.show(&Wrong { what, hint: String::new() }.into()).await;
             }
             editor.redraw(&mut out);
             self.wire.put(std::mem::take(&mut out)).await;
@@ -222,6 +235,10 @@ impl Console {
         match done {
             Done::End => return false,
             Done::Interrupt => {}
+            Done::TooLong => {
+                let what = format!("a line has {} letters at most: nothing of it was run", line::LONGEST);
+                self.show(&Wrong { what, hint: String::new() }.into()).await;
+            }
             Done::Complete(before) => return self.complete(editor, &before, out).await,
             Done::Line(text) => match Line::read(&text) {
                 Ok(Line { request: Request::Exit, .. }) => return false,
@@ -262,9 +279,12 @@ impl Console {
 
     /// Learns what whoever has logged in can reach now. What cannot be found out is not known.
     async fn look(&mut self) {
+        if self.looked.is_some_and(|looked| looked.elapsed() < FRESH) {
+            return;
+        }
         let login = self.login.clone();
         if let Some(Some(reach)) = self.wire.hearing(reach(login)).await {
-            self.reach = reach;
+            (self.reach, self.looked) = (reach, Some(Instant::now()));
         }
     }
 
@@ -298,6 +318,7 @@ impl Console {
             Err(Problem::Wrong(wrong)) => wrong.into(),
             Err(Problem::Failed(text)) => Outcome::failed(&text),
             Err(Problem::NoKey(service)) => {
+                self.looked = None;
                 self.look().await;
                 self.reach.unknown(&service).into()
             }
@@ -341,7 +362,7 @@ async fn call_of(
     login: Login,
     call: Call,
     attached: Option<Remote>,
-    mind: std::sync::Arc<dyn plugin_api::client::Referenceable>,
+    mind: Arc<dyn Referenceable>,
 ) -> (Result<Value, Problem>, Option<Remote>) {
     let found = async {
         let manifest = login.describe(&call.service).await?;
@@ -366,10 +387,24 @@ async fn call_of(
     (value.map_err(|error| failed(error, &call.method)), kept)
 }
 
+/// Waits until nothing more can be called there.
+async fn dead(remote: Remote) {
+    loop {
+        tokio::time::sleep(LOOK).await;
+        // A method that nothing has: what is there says so.
+        if is_dead(&remote.call("?", &()).await) {
+            return;
+        }
+    }
+}
+
 /// Whether nothing more can be called there.
 fn is_dead<T>(answered: &Result<T, Error>) -> bool {
     match answered {
-        Err(Error::Failure(failure)) => failure.class.contains("Dead"),
+        Err(Error::Failure(failure)) => matches!(
+            failure.class.as_str(),
+            "twisted.spread.pb.DeadReferenceError" | "twisted.spread.pb.PBConnectionLost"
+        ),
         Err(Error::Lost(_)) => true,
         _ => false,
     }

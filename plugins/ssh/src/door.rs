@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::collections::HashSet;
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
 use plugin_api::{Authorizer, Client, Login, Refused, Stream};
@@ -14,8 +15,9 @@ use crate::console;
 
 /// The most channels of a connection at once (OpenSSH's `MaxSessions`).
 const CHANNELS: usize = 10;
-/// After so many refusals a client has to come anew (OpenSSH's `MaxAuthTries`).
-const TRIES: usize = 6;
+/// After so many refusals a client has to come anew: OpenSSH's six (`MaxAuthTries`), and its client's first question, which proves
+/// nothing.
+const TRIES: usize = 7;
 
 /// How SSH is spoken, with this key of the host's.
 pub(crate) fn config(key: PrivateKey) -> Config {
@@ -54,8 +56,8 @@ pub(crate) async fn serve(config: Arc<Config>, authorizer: Authorizer, stream: S
 struct Door {
     authorizer: Authorizer,
     client: Client,
-    /// Each channel holds it.
-    channels: Arc<()>,
+    /// How many bytes of commands wait in all channels. Each channel holds it.
+    channels: Arc<AtomicUsize>,
     /// Those that do something already.
     begun: HashSet<ChannelId>,
 }
@@ -107,8 +109,7 @@ impl Handler for Door {
         reply.accept().await;
         let open = Arc::clone(&self.channels);
         tokio::spawn(async move {
-            console::serve(channel, login).await;
-            drop(open);
+            console::serve(channel, login, open).await;
         });
         Ok(())
     }

@@ -5,7 +5,7 @@ use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
 use vte::{Params, Parser, Perform};
 
 /// The longest line, in letters.
-const LONGEST: usize = 4 << 10;
+pub(crate) const LONGEST: usize = 4 << 10;
 /// How many lines are remembered.
 const HISTORY: usize = 200;
 /// As wide as a terminal is that has not said so.
@@ -16,6 +16,8 @@ const WIDE: usize = 80;
 pub(crate) enum Done {
     /// They have ended a line.
     Line(String),
+    /// They have ended one that was longer than a line may be: nothing is known of its end.
+    TooLong,
     /// They want to know how this can go on: the text before the cursor.
     Complete(String),
     /// They have given up on the line (Ctrl-C).
@@ -124,6 +126,8 @@ pub(crate) struct Editor {
     returned: bool,
     /// Whether it is not as it was drawn last.
     stale: bool,
+    /// Whether more was typed than a line may have.
+    over: bool,
 }
 
 impl Editor {
@@ -139,6 +143,7 @@ impl Editor {
             parser: Parser::new(),
             returned: false,
             stale: true,
+            over: false,
         };
         editor.resize(wide);
         editor
@@ -166,8 +171,12 @@ impl Editor {
         match key {
             Key::Enter => {
                 self.redraw(out);
-                let line: String = self.text.iter().collect();
                 out.push_str("\r\n");
+                if std::mem::take(&mut self.over) {
+                    self.clear();
+                    return Some(Done::TooLong);
+                }
+                let line: String = self.text.iter().collect();
                 self.remember(&line);
                 return Some(Done::Line(line));
             }
@@ -234,10 +243,12 @@ impl Editor {
     }
 
     fn insert(&mut self, letter: char) {
-        if self.text.len() < LONGEST {
-            self.text.insert(self.cursor, letter);
-            self.cursor += 1;
+        if self.text.len() >= LONGEST {
+            self.over = true;
+            return;
         }
+        self.text.insert(self.cursor, letter);
+        self.cursor += 1;
     }
 
     fn word_left(&self) -> usize {
@@ -288,7 +299,7 @@ impl Editor {
     fn clear(&mut self) {
         self.text.clear();
         self.typed.clear();
-        (self.cursor, self.at) = (0, self.history.len());
+        (self.cursor, self.at, self.over) = (0, self.history.len(), false);
     }
 
     /// Puts this in place of what stands from byte `start` of the text before the cursor.
@@ -405,6 +416,18 @@ mod tests {
         typed(&mut editor, b"todo ad milk\x1b[D\x1b[D\x1b[D\x1b[D\x1b[D");
         editor.complete(5, "add");
         assert_eq!(typed(&mut editor, b"\r"), [Done::Line("todo add milk".to_owned())]);
+    }
+
+    #[test]
+    fn nothing_is_run_of_a_line_that_is_longer_than_one_may_be() {
+        let mut editor = Editor::new("> ", 80);
+        let letters = "x".repeat(LONGEST);
+        assert_eq!(typed(&mut editor, format!("{letters}\r").as_bytes()), [Done::Line(letters.clone())]);
+        assert_eq!(
+            typed(&mut editor, format!("{letters}y\rmilk\r").as_bytes()),
+            [Done::TooLong, Done::Line("milk".to_owned())]
+        );
+        assert_eq!(typed(&mut editor, format!("{letters}y\x03milk\r").as_bytes()).len(), 2);
     }
 
     #[test]

@@ -2,14 +2,18 @@
 //! others of its connection.
 
 use std::collections::VecDeque;
+use std::ops::RangeBounds;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use russh::server::Msg;
 use russh::{Channel, ChannelMsg, ChannelReadHalf, ChannelWriteHalf, Sig};
 
 /// How many bytes that were typed ahead wait; more are not taken.
 const TYPED: usize = 64 << 10;
-/// How many bytes of commands by a pipe wait; more of them end the session.
-const PIPED: usize = 1 << 20;
+/// How many bytes of commands by pipes wait, of all channels of a connection; more of them end the session. SSH's window cannot
+/// hold a client back here: russh gives it out anew as it reads, and has to read, for channels have one way between them.
+const PIPED: usize = 8 << 20;
 /// Ctrl-C.
 const INTERRUPT: u8 = 3;
 
@@ -26,41 +30,36 @@ pub(crate) enum Use {
 
 /// What has come from the client, and was not looked at yet.
 pub(crate) struct Heard {
-    /// How much may wait.
-    room: usize,
+    by: Use,
     /// What was typed.
-    pub(crate) ahead: VecDeque<u8>,
+    ahead: VecDeque<u8>,
+    /// How many interrupts are in it, where there is a terminal.
+    interrupts: usize,
+    /// How much waits in all channels of the connection.
+    waiting: Arc<AtomicUsize>,
+    terminal: bool,
     /// The client will send nothing more.
     pub(crate) ended: bool,
     /// The client has gone.
     pub(crate) gone: bool,
-    /// More has come than there was room for.
-    pub(crate) over: bool,
+    /// More has come than there was room for: nothing is taken any more.
+    over: bool,
     /// How wide the terminal has become.
     pub(crate) resized: Option<usize>,
     /// Somebody wants what runs to end.
-    pub(crate) interrupted: bool,
-    terminal: bool,
+    interrupted: bool,
 }
 
 impl Heard {
-    fn new(by: Use, terminal: bool) -> Self {
-        let room = match by {
-            Use::Command if !terminal => 0,
-            Use::Command | Use::Terminal(_) => TYPED,
-            Use::Pipe => PIPED,
-        };
+    fn new(by: Use, terminal: bool, waiting: Arc<AtomicUsize>) -> Self {
+        let (ahead, interrupts, resized) = (VecDeque::new(), 0, None);
         let (ended, gone, over, interrupted) = (false, false, false, false);
-        Self { room, ahead: VecDeque::new(), ended, gone, over, resized: None, interrupted, terminal }
+        Self { by, ahead, interrupts, waiting, terminal, ended, gone, over, resized, interrupted }
     }
 
     fn hear(&mut self, message: Option<ChannelMsg>) {
         match message {
-            Some(ChannelMsg::Data { data }) => {
-                let room = self.room.saturating_sub(self.ahead.len());
-                self.over |= data.len() > room;
-                self.ahead.extend(data.iter().take(room));
-            }
+            Some(ChannelMsg::Data { data }) => self.take(&data),
             Some(ChannelMsg::WindowChange { col_width, .. }) => self.resized = Some(col_width as usize),
             Some(ChannelMsg::Signal { signal: Sig::INT | Sig::TERM | Sig::HUP }) => self.interrupted = true,
             Some(ChannelMsg::Eof) => self.ended = true,
@@ -69,17 +68,63 @@ impl Heard {
         }
     }
 
-    /// Whether what runs is to end: nobody is there any more, or has said so.
-    pub(crate) fn gives_up(&self) -> bool {
-        self.gone || self.interrupted || self.terminal && self.ahead.contains(&INTERRUPT)
+    fn take(&mut self, data: &[u8]) {
+        if self.over || self.by == Use::Command && !self.terminal {
+            return;
+        }
+        let own = if self.terminal { TYPED } else { PIPED };
+        let all = self.waiting.fetch_add(data.len(), Ordering::Relaxed) + data.len();
+        if self.ahead.len() + data.len() > own || all > PIPED {
+            self.waiting.fetch_sub(data.len(), Ordering::Relaxed);
+            self.over = true;
+            // Nothing of a command that is not whole is run.
+            let whole = self.ahead.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
+            self.forget(whole..);
+            return;
+        }
+        self.ahead.extend(data);
+        if self.terminal {
+            self.interrupts += data.iter().filter(|byte| **byte == INTERRUPT).count();
+        }
     }
 
-    /// What runs has ended, for whatever reason: what gave it up is over.
-    pub(crate) fn goes_on(&mut self) {
+    fn forget(&mut self, which: impl RangeBounds<usize>) {
+        let forgotten = self.ahead.drain(which).count();
+        self.waiting.fetch_sub(forgotten, Ordering::Relaxed);
+    }
+
+    /// The next byte.
+    pub(crate) fn next(&mut self) -> Option<u8> {
+        let byte = self.ahead.pop_front()?;
+        self.waiting.fetch_sub(1, Ordering::Relaxed);
+        self.interrupts -= usize::from(self.terminal && byte == INTERRUPT);
+        Some(byte)
+    }
+
+    /// Whether more has come than there was room for. It is said once: what comes from now on is taken again.
+    pub(crate) fn was_over(&mut self) -> bool {
+        std::mem::take(&mut self.over)
+    }
+
+    /// Whether what runs is to end: nobody is there any more, or has said so.
+    pub(crate) fn gives_up(&self) -> bool {
+        self.gone || self.interrupted || self.interrupts > 0
+    }
+
+    /// What runs has ended, for whatever reason: what was to end it does not end the next, and what was typed before it is gone.
+    pub(crate) fn forget_interrupts(&mut self) {
         self.interrupted = false;
-        if let Some(at) = self.ahead.iter().rposition(|byte| self.terminal && *byte == INTERRUPT) {
-            self.ahead.drain(..=at);
+        if self.interrupts > 0 {
+            self.interrupts = 0;
+            let at = self.ahead.iter().rposition(|byte| *byte == INTERRUPT);
+            self.forget(..at.map_or(0, |at| at + 1));
         }
+    }
+}
+
+impl Drop for Heard {
+    fn drop(&mut self) {
+        self.forget(..);
     }
 }
 
@@ -94,7 +139,7 @@ pub(crate) struct Wire {
 
 impl Wire {
     /// Waits for what the client wants of the channel: a command, if it is one. `None`: it wants nothing.
-    pub(crate) async fn begin(channel: Channel<Msg>) -> Option<(Self, Use, String)> {
+    pub(crate) async fn begin(channel: Channel<Msg>, waiting: Arc<AtomicUsize>) -> Option<(Self, Use, String)> {
         let (mut read, write) = channel.split();
         let mut wide = None;
         let (by, command) = loop {
@@ -110,7 +155,7 @@ impl Wire {
             }
         };
         let terminal = wide.is_some();
-        Some((Self { read, write, heard: Heard::new(by, terminal), terminal }, by, command))
+        Some((Self { read, write, heard: Heard::new(by, terminal, waiting), terminal }, by, command))
     }
 
     /// Waits for something from the client.
@@ -185,32 +230,64 @@ mod tests {
         Some(ChannelMsg::Data { data: bytes.into() })
     }
 
+    fn heard(by: Use) -> (Heard, Arc<AtomicUsize>) {
+        let waiting = Arc::<AtomicUsize>::default();
+        (Heard::new(by, matches!(by, Use::Terminal(_)), Arc::clone(&waiting)), waiting)
+    }
+
+    fn rest(heard: &mut Heard) -> Vec<u8> {
+        std::iter::from_fn(|| heard.next()).collect()
+    }
+
     #[test]
-    fn what_waits_is_bounded_and_nothing_is_lost_unsaid() {
+    fn what_waits_is_bounded_and_no_part_of_a_command_is_left() {
+        let line = b"todo add something\n";
         for (by, room) in [(Use::Command, 0), (Use::Terminal(80), TYPED), (Use::Pipe, PIPED)] {
-            let mut heard = Heard::new(by, matches!(by, Use::Terminal(_)));
-            (0..=PIPED / 1024).for_each(|_| heard.hear(data(&[b'x'; 1024])));
-            assert_eq!((heard.ahead.len(), heard.over), (room, true), "{by:?}");
+            let (mut heard, waiting) = heard(by);
+            // In pieces that end anywhere.
+            let all = line.repeat(PIPED / line.len() + 100_000);
+            for piece in all.chunks(1000) {
+                heard.hear(Some(ChannelMsg::Data { data: piece.to_vec().into() }));
+            }
+            assert_eq!(waiting.load(Ordering::Relaxed), heard.ahead.len());
+            assert!(heard.ahead.len() <= room && heard.ahead.len() + 2000 > room, "{by:?}: {}", heard.ahead.len());
+            assert_eq!(heard.was_over(), room > 0, "{by:?}");
+            let taken = rest(&mut heard);
+            assert!(all.starts_with(&taken) && taken.len() % line.len() == 0, "{by:?}: whole lines, from the first on");
+            assert_eq!(waiting.load(Ordering::Relaxed), 0);
         }
-        let mut heard = Heard::new(Use::Pipe, false);
-        heard.hear(data(b"todo list\n"));
-        assert_eq!((heard.ahead.len(), heard.over), (10, false));
+    }
+
+    #[test]
+    fn channels_of_a_connection_share_what_may_wait() {
+        let (mut one, waiting) = heard(Use::Pipe);
+        let mut other = Heard::new(Use::Pipe, false, Arc::clone(&waiting));
+        one.take(&vec![b'\n'; PIPED - 10]);
+        other.take(&[b'\n'; 11]);
+        assert!(other.was_over() && !one.was_over());
+        drop(one);
+        other.take(&[b'\n'; 11]);
+        assert!(!other.was_over());
+        drop(other);
+        assert_eq!(waiting.load(Ordering::Relaxed), 0);
     }
 
     #[test]
     fn what_gives_a_command_up_does_not_give_up_the_next() {
-        let mut heard = Heard::new(Use::Terminal(80), true);
-        heard.hear(data(b"todo\x03next"));
-        assert!(heard.gives_up());
-        heard.goes_on();
-        assert!(!heard.gives_up());
-        assert_eq!(heard.ahead, b"next");
-        let mut piped = Heard::new(Use::Pipe, false);
+        let (mut typed, _) = heard(Use::Terminal(80));
+        typed.hear(data(b"todo\x03next"));
+        assert!(typed.gives_up());
+        typed.forget_interrupts();
+        assert!(!typed.gives_up());
+        assert_eq!(rest(&mut typed), b"next");
+        typed.hear(data(b"\x03"));
+        assert_eq!((typed.next(), typed.gives_up()), (Some(INTERRUPT), false), "it was looked at as a key");
+        let (mut piped, _) = heard(Use::Pipe);
         piped.hear(data(b"\x03"));
         assert!(!piped.gives_up(), "a byte is no key where there is no terminal");
         piped.hear(Some(ChannelMsg::Signal { signal: Sig::INT }));
         assert!(piped.gives_up());
-        piped.goes_on();
+        piped.forget_interrupts();
         assert!(!piped.gives_up());
     }
 }
