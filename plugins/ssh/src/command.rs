@@ -237,6 +237,8 @@ fn overview_of(manifest: &Manifest) -> String {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn manifest() -> Manifest {
@@ -331,6 +333,18 @@ mod tests {
         assert!(help(&["todo", "add"]).unwrap().contains("And more."));
         assert_eq!(help(&["chat"]).unwrap_err().hint, "you have keys for mail, todo");
         assert!(help(&["todo", "ad"]).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_is_typed_is_read_or_refused_and_completed_in_its_place(text in "[a-z /'\"=\\\\\u{e9}\u{65e5}-]{0,40}|\\PC{0,60}") {
+            if let Ok(Line { request: Request::Call(call), .. }) = Line::read(&text) {
+                // Some are no arguments.
+                let _ = call.arguments(&manifest());
+            }
+            let (start, found) = reach().complete(&text);
+            prop_assert!(found.iter().all(|word| word.starts_with(&text[start..])));
+        }
     }
 
     #[test]
