@@ -149,7 +149,9 @@ fn sessions_go_on_while_all_code_is_replaced() {
         terminal.types(&format!("todo add {turn}x\r"));
         terminal.until(&format!("\r\n{turn}\r\n"));
         for service in ["todo", "ssh", "chat"] {
-            host.home.run(&["service", "reload", service], "");
+            let said = host.home.run(&["service", "reload", service], "");
+            let stays = said.contains("; 1 connection of its own doors is still with the code before");
+            assert_eq!(stays, service == "ssh", "{said}");
         }
         assert_eq!(alice.run(&["todo", "list"]).said.lines().count(), turn + 1, "new connections are the new code's");
     }

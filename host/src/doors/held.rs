@@ -316,6 +316,11 @@ impl Held {
         }
     }
 
+    /// Whether another generation of this slot than this one serves it.
+    pub(super) fn is_with_another(&self, slot: SlotNo, generation: u32) -> bool {
+        matches!(self.state.lock().owner, Owner::Taken(of, by) if of == slot && by != generation)
+    }
+
     /// Nobody has looked at it: it is nobody's again. False: somebody has.
     pub(super) fn returns(&self) -> bool {
         let mut state = self.state.lock();

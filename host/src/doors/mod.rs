@@ -429,6 +429,10 @@ impl Doorkeeper for Doors {
         self.streams.lock().values().filter(|held| held.slot() == Some(slot)).for_each(|held| held.stays());
     }
 
+    fn with_others(&self, slot: SlotNo, generation: u32) -> usize {
+        self.streams.lock().values().filter(|held| held.is_with_another(slot, generation)).count()
+    }
+
     fn grace(&self, service: &str) -> Option<Duration> {
         let own = self.listeners.iter().filter(|listening| listening.settings.service == service);
         own.filter_map(|listening| listening.settings.grace).max()

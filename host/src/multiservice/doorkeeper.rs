@@ -35,6 +35,11 @@ pub trait Doorkeeper: Send + Sync {
     /// Nothing has come of the replacement: what was carried stays where it is.
     fn stays(&self, slot: SlotNo);
 
+    /// How many streams of this slot are served by generations before this one.
+    fn with_others(&self, _slot: SlotNo, _generation: u32) -> usize {
+        0
+    }
+
     /// How long code of a service's that was replaced may go on for connections that cannot be carried over, if not for as long
     /// as for calls.
     fn grace(&self, _service: &str) -> Option<Duration> {

@@ -53,11 +53,15 @@ pub struct Reloaded {
     /// How many connections of the service's own doors were carried over at once; those that were busy follow.
     #[serde(default)]
     pub streams: usize,
+    /// How many stay with the old one: they cannot be, or are busy.
+    #[serde(default)]
+    pub staying: usize,
 }
 
 impl std::fmt::Display for Reloaded {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { generation, load_ms, freeze_ms, held, attached, lost, states, objects, waiting, streams } = self;
+        let Self { generation, load_ms, freeze_ms, held, attached, lost, states, objects, waiting, streams, staying } =
+            self;
         write!(f, "generation {generation}, loaded in {load_ms:.1} ms; ")?;
         write!(f, "{} held for {freeze_ms:.1} ms; ", many(*held as u64, "call"))?;
         write!(f, "{} and {} carried over", many(*attached as u64, "client"), many(*states, "state"))?;
@@ -70,6 +74,10 @@ impl std::fmt::Display for Reloaded {
         }
         if *streams > 0 {
             write!(f, ", {} of its own doors too", many(*streams as u64, "connection"))?;
+        }
+        if *staying > 0 {
+            let verb = if *staying == 1 { "is" } else { "are" };
+            write!(f, "; {} of its own doors {verb} still with the code before", many(*staying as u64, "connection"))?;
         }
         if *objects > 0 {
             write!(f, ", {} made anew", many(*objects, "object"))?;
@@ -212,6 +220,7 @@ impl Slot {
             objects,
             waiting: frozen.calls.len() / 8,
             streams,
+            staying: self.context.doors.with_others(self.number, new.number),
         };
         Ok((reloaded, self.retire(old, frozen.calls)))
     }
