@@ -37,7 +37,7 @@ struct Removed {
 #[derive(Debug)]
 pub struct SessionEntry {
     number: u32,
-    peer: String,
+    peer: Box<str>,
     tls: AtomicBool,
     /// Since when it is in the list, in seconds since 1970.
     since: u64,
@@ -107,7 +107,7 @@ impl SessionEntry {
     ) -> Arc<Self> {
         Arc::new(Self {
             number,
-            peer: peer.to_owned(),
+            peer: peer.into(),
             tls: AtomicBool::new(tls),
             since,
             mailbox,
@@ -127,6 +127,12 @@ impl SessionEntry {
         let (sessions, of) = (Arc::clone(sessions), Some(of));
         let (about, notified, notices) = (Mutex::default(), AtomicBool::new(false), Mutex::default());
         Arc::new(Self { number, peer, tls, since, mailbox, sessions, of, about, notified, notices })
+    }
+
+    /// Where the client is, for a person to read.
+    #[must_use]
+    pub fn peer(&self) -> &str {
+        &self.peer
     }
 
     /// It speaks TLS from now on.
@@ -225,7 +231,7 @@ impl SessionEntry {
         SessionStatus {
             session: self.number,
             identities: about.identities.iter().filter(|name| !name.is_empty()).map(|name| name.to_string()).collect(),
-            peer: self.peer.clone(),
+            peer: self.peer.to_string(),
             tls: self.tls.load(Ordering::Relaxed),
             since: self.since,
             perspectives: about.perspectives.iter().map(|(name, _)| name.to_string()).collect(),

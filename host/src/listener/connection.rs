@@ -74,12 +74,12 @@ impl Driver {
             stock: rules.stock,
             private: tls || rules.loopback_is_private && address.ip().to_canonical().is_loopback(),
             refusal: limits.refusal,
-            within: admitted.within.as_ref().map(|within| within.proven.clone()),
+            within: admitted.within.as_ref().map(|within| Box::new(within.proven.clone())),
         };
         let entry = admitted.listed(number, mailbox);
         let backends = Arc::clone(&shared.services) as Arc<dyn Backends>;
         let (meter, rules) = (Arc::clone(mailbox.meter()), Arc::clone(&shared.rules.read()));
-        let context = SessionContext { number, peer: peer.clone(), backends, entry, meter, rules };
+        let context = SessionContext { number, backends, entry, meter, rules };
         let session = Box::new(Session::new(context, limits, policy, seed));
         let door = admitted.within.as_ref().map(|within| Arc::clone(&within.door));
         let (from, mailbox) = (Source { address, peer, door }, Arc::clone(mailbox));

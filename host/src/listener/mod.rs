@@ -186,7 +186,7 @@ impl Endpoint {
 
     /// Ways in for those who have logged in by services' own doors: on the threads of this listener.
     pub(crate) fn ways(&self, listener: &Listener) -> Ways {
-        Ways::new(Arc::clone(&self.shared), listener.threads.clone())
+        Ways::new(Arc::downgrade(&self.shared), listener.threads.clone())
     }
 }
 
@@ -348,7 +348,8 @@ struct Admitted {
     /// None of its own has what comes from within: the stream has one that it came by.
     place: Option<Place>,
     tls: Option<Arc<Certificates>>,
-    within: Option<Within>,
+    /// Boxed: few have it, and all would have the room for it.
+    within: Option<Box<Within>>,
 }
 
 impl Admitted {

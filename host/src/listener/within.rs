@@ -2,8 +2,8 @@
 
 use std::net::SocketAddr;
 use std::os::unix::net::UnixStream;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
 
 use tokio::sync::mpsc;
 
@@ -26,13 +26,14 @@ pub(crate) struct Within {
 
 /// Ways in, on the threads of a listener: for as long as that listens.
 pub(crate) struct Ways {
-    shared: Arc<EndpointState>,
+    /// It leads to services, and they to the doors that have this: these do not keep it.
+    shared: Weak<EndpointState>,
     threads: Vec<mpsc::WeakUnboundedSender<Coming>>,
     next: AtomicUsize,
 }
 
 impl Ways {
-    pub(super) fn new(shared: Arc<EndpointState>, threads: Vec<mpsc::WeakUnboundedSender<Coming>>) -> Self {
+    pub(super) fn new(shared: Weak<EndpointState>, threads: Vec<mpsc::WeakUnboundedSender<Coming>>) -> Self {
         Self { shared, threads, next: AtomicUsize::new(0) }
     }
 
@@ -40,7 +41,8 @@ impl Ways {
     pub(crate) fn serve(&self, end: UnixStream, source: SocketAddr, within: Within) -> bool {
         let next = self.next.fetch_add(1, Ordering::Relaxed) % self.threads.len().max(1);
         let Some(thread) = self.threads.get(next).and_then(mpsc::WeakUnboundedSender::upgrade) else { return false };
-        let (shared, within) = (Arc::clone(&self.shared), Some(within));
+        let Some(shared) = self.shared.upgrade() else { return false };
+        let within = Some(Box::new(within));
         thread.send((Socket::Within(end), Admitted { shared, source, place: None, tls: None, within })).is_ok()
     }
 }

@@ -247,7 +247,7 @@ impl Owners {
         let left = self.references.settle(&mut self.output.tables, &route, (sent, written.is_ok()), objects);
         self.give_back_objects(slot, left.into_iter());
         if let Err(failure) = written {
-            tracing::warn!(peer = self.context.peer, "a client was not told of a change: {}", failure.value);
+            tracing::warn!(peer = self.context.entry.peer(), "a client was not told of a change: {}", failure.value);
         }
     }
 

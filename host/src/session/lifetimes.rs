@@ -121,7 +121,7 @@ impl Owners {
         };
         self.attachments.set_mind(no, mind, value.clone());
         let value = value.as_deref().unwrap_or_default();
-        let (attachment, peer) = (no.on(connection), self.context.peer.as_str());
+        let (attachment, peer) = (no.on(connection), self.context.entry.peer());
         let (perspective, identity) = (perspective.as_str(), &*identity);
         let frame = |again| ToLibrary::Attach { attachment, perspective, identity, mind, peer, again, value };
         let mut again = Vec::new();
@@ -355,7 +355,7 @@ impl Owners {
 fn linger(context: &SessionContext, attachment: u64, attached: &Attached, mind: u64) -> Vec<u8> {
     let (perspective, identity) = (attached.key.perspective.as_str(), &*attached.identity);
     let mut frame = Vec::new();
-    let (peer, value) = (context.peer.as_str(), attached.value.as_deref().unwrap_or_default());
+    let (peer, value) = (context.entry.peer(), attached.value.as_deref().unwrap_or_default());
     ToLibrary::Linger { attachment, perspective, identity, mind, peer, value }.write(&mut frame);
     frame
 }

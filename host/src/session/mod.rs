@@ -71,8 +71,6 @@ pub(crate) enum Demand {
 pub(crate) struct SessionContext {
     /// The connection's number, in the upper half of all numbers that services see.
     pub(crate) number: u32,
-    /// Where the client is, for a person to read.
-    pub(crate) peer: String,
     /// The services.
     pub(crate) backends: Arc<dyn Backends>,
     /// Where the operator sees it, once somebody has logged in.

@@ -29,7 +29,8 @@ pub(crate) struct Policy {
     /// How long after it came a refusal leaves, whatever its reason.
     pub(crate) refusal: Duration,
     /// Who has logged in by a service's own door, and is the only one that can be logged in here.
-    pub(crate) within: Option<ProvenBefore>,
+    /// Boxed: few have it.
+    pub(crate) within: Option<Box<ProvenBefore>>,
 }
 
 /// Somebody who has proven who they are already.

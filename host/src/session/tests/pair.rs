@@ -267,14 +267,7 @@ impl Pair {
         let entry = SessionEntry::new(&sessions, CONNECTION, "here", false, 0, mailbox);
         let backends = Arc::clone(&services) as Arc<dyn Backends>;
         let meter = Arc::default();
-        let context = SessionContext {
-            number: CONNECTION,
-            peer: "here".to_owned(),
-            backends,
-            entry,
-            meter,
-            rules: Arc::new(rules),
-        };
+        let context = SessionContext { number: CONNECTION, backends, entry, meter, rules: Arc::new(rules) };
         let policy = Policy { stock: true, private: true, refusal: limits.refusal, within: None };
         let mut identities = BTreeMap::new();
         for name in ["alice", "bob"] {
