@@ -216,6 +216,10 @@ impl Console {
             }
             editor.redraw(&mut out);
             self.wire.put(std::mem::take(&mut out)).await;
+            if self.wire.heard.has_more() {
+                // It came while that was written: nothing else will tell of it.
+                continue;
+            }
             if self.wire.heard.ended || self.wire.heard.gone {
                 return 0;
             }

@@ -101,6 +101,11 @@ impl Heard {
         Some(byte)
     }
 
+    /// Whether something waits to be looked at.
+    pub(crate) fn has_more(&self) -> bool {
+        !self.ahead.is_empty() || self.over || self.resized.is_some()
+    }
+
     /// Whether more has come than there was room for. It is said once: what comes from now on is taken again.
     pub(crate) fn was_over(&mut self) -> bool {
         std::mem::take(&mut self.over)
@@ -253,7 +258,10 @@ mod tests {
             assert!(heard.ahead.len() <= room && heard.ahead.len() + 2000 > room, "{by:?}: {}", heard.ahead.len());
             assert_eq!(heard.was_over(), room > 0, "{by:?}");
             let taken = rest(&mut heard);
-            assert!(all.starts_with(&taken) && taken.len() % line.len() == 0, "{by:?}: whole lines, from the first on");
+            assert!(
+                all.starts_with(&taken) && taken.len().is_multiple_of(line.len()),
+                "{by:?}: whole lines, from the first on"
+            );
             assert_eq!(waiting.load(Ordering::Relaxed), 0);
         }
     }
