@@ -59,7 +59,7 @@ impl Login {
         avatar.remote.call("attach", &(service, perspective, mind)).await?.remote()
     }
 
-    /// What the identity has keys for now: services, each with the name of a perspective.
+    /// The identity's keyring: for each key a service's name, and a perspective's.
     ///
     /// # Errors
     /// As [`Login::attach`].
