@@ -48,6 +48,11 @@ impl Called {
         })
     }
 
+    /// How many lines wait.
+    pub(crate) fn waiting(&self) -> usize {
+        self.lines.len()
+    }
+
     /// The next line, behind a word about those that were lost since the last.
     pub(crate) async fn next(&mut self) -> String {
         // There is a sender as long as this is.

@@ -300,11 +300,7 @@ impl Console {
         let mut calling = std::pin::pin!(calling);
         let (called, attached) = loop {
             tokio::select! {
-                biased;
-                line = self.called.next() => {
-                    // Beside the answer, unless what is called is what is asked for.
-                    if self.follows { self.wire.say(&line).await } else { self.wire.tell(&line).await }
-                }
+                line = self.called.next() => self.show_call(&line).await,
                 done = &mut calling => break done,
                 () = self.wire.hear() => {}
             }
@@ -312,6 +308,11 @@ impl Console {
                 return Outcome::given_up();
             }
         };
+        // What the service has called until then comes before its answer.
+        for _ in 0..self.called.waiting() {
+            let line = self.called.next().await;
+            self.show_call(&line).await;
+        }
         match attached {
             Some(attached) => drop(self.attached.insert(place, attached)),
             None => drop(self.attached.remove(&place)),
@@ -327,6 +328,11 @@ impl Console {
                 self.reach.unknown(&service).into()
             }
         }
+    }
+
+    /// Shows what a service has called: beside the answers, unless it is what is asked for.
+    async fn show_call(&mut self, line: &str) {
+        if self.follows { self.wire.say(line).await } else { self.wire.tell(line).await }
     }
 
     /// Shows what became of a command: what went wrong goes to where errors go. Answers with its status.
