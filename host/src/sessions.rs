@@ -163,7 +163,13 @@ impl SessionEntry {
     /// How many identities were removed so far.
     #[must_use]
     pub fn removals(&self) -> u64 {
-        self.sessions.removed.lock().count
+        self.sessions.removals()
+    }
+
+    /// Its number, as the operator sees it.
+    #[must_use]
+    pub fn number(&self) -> u32 {
+        self.of.as_ref().map_or(self.number, |of| of.number)
     }
 
     /// Whether an identity of this name was removed after so many had been.
@@ -244,6 +250,12 @@ impl Sessions {
     #[must_use]
     pub fn new() -> Arc<Self> {
         Arc::default()
+    }
+
+    /// How many identities were removed so far.
+    #[must_use]
+    pub fn removals(&self) -> u64 {
+        self.removed.lock().count
     }
 
     /// All of them, in the order of their numbers.

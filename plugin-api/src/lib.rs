@@ -71,13 +71,16 @@ mod remote;
 mod runtime;
 mod service;
 pub mod testing;
+#[cfg(feature = "web")]
+pub mod web;
 
 pub use cached::{Cacheable, Cached, Observer};
 pub use call::{Attachment, Call, Reason};
 pub use context::{Config, Context, blocking};
 pub use data::{Data, Entry, Select, Selected, Transaction};
 pub use doors::{
-    Authorizer, Caller, Challenge, Client, Door, Input, Listener, Login, Peer, Refused, Stream, Transport,
+    Account, Authorizer, Caller, Challenge, Client, CredentialShown, Door, Input, Lasts, Listener, Login, Peer,
+    Refused, RememberedShown, SessionShown, Stream, Transport,
 };
 pub use fault::{Fault, Result};
 pub use followed::{Follow, Followed};

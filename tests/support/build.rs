@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 use std::sync::{Mutex, OnceLock};
 
 /// The sample services and the services for tests, which are all built at once.
-const LIBRARIES: [&str; 20] = [
+const LIBRARIES: [&str; 21] = [
     "todo",
     "scores",
     "chat",
@@ -27,6 +27,7 @@ const LIBRARIES: [&str; 20] = [
     "talk",
     "lines",
     "ssh",
+    "web",
 ];
 
 /// What is built is built as this program was.

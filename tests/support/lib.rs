@@ -11,6 +11,7 @@ pub mod jelly_bytes;
 pub mod lines;
 pub mod python;
 pub mod ssh;
+pub mod web;
 pub mod wire;
 
 use std::path::PathBuf;

@@ -209,7 +209,7 @@ impl Accounts {
         tokens: &mut std::collections::HashSet<TokenDigest>,
     ) -> Result<Option<String>, AccountError> {
         for credential in &identity.credentials {
-            let ProofBy::Token(digest) = credential.proof else { continue };
+            let Some(&digest) = credential.proof.digest() else { continue };
             let owner = wait(|answer| self.store.bearer(&digest, answer))?;
             let other = owner.is_some_and(|owner| owner.identity.name != identity.name);
             if other || !tokens.insert(digest) {

@@ -404,6 +404,20 @@ impl Accounts {
         })
     }
 
+    /// Forgets all remembered logins of an identity. Who has logged in by them is logged out, at once. Answers with their labels.
+    ///
+    /// # Errors
+    /// When there is no such identity.
+    pub fn forget_logins(&self, name: &str) -> Result<Vec<String>, AccountError> {
+        let mut forgotten = Vec::new();
+        self.change(name, self.event("login.forgotten", name).with("why", "all were ended"), |identity| {
+            let is = |credential: &mut Credential| matches!(credential.proof, ProofBy::Login(_));
+            forgotten = identity.credentials.extract_if(.., is).map(|credential| credential.label).collect();
+            Ok(())
+        })?;
+        Ok(forgotten)
+    }
+
     /// Writes a line into the audit trail. The change itself need not wait for it.
     pub fn note(&self, event: Event) {
         self.store.commit(
@@ -458,6 +472,7 @@ impl Accounts {
             let kept = self.kept(name)?;
             let mut identity = Identity::clone(&kept.identity);
             change(&mut identity)?;
+            identity.drop_logins(now());
             if identity == *kept.identity {
                 return Ok(());
             }

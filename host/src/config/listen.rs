@@ -1,9 +1,10 @@
 //! `[service.NAME.listen]`: where services' own doors listen.
 
-use std::net::{SocketAddr, ToSocketAddrs};
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use ipnet::IpNet;
 use serde::Deserialize;
 
 use super::Settings;
@@ -12,6 +13,21 @@ use super::Settings;
 const LISTEN: &str = "listen";
 /// What else is.
 const MAY: &str = "may";
+/// Whoever comes by a Unix socket, among proxies.
+const UNIX: &str = "unix";
+
+/// Addresses and networks, as lists of proxies have them.
+///
+/// # Errors
+/// Which is neither.
+pub fn networks(named: &[String]) -> Result<Vec<IpNet>, String> {
+    let read = |text: &String| {
+        let address = text.parse::<IpAddr>().map(IpNet::from);
+        let wrong = format!("{text:?} is neither an address nor a network, such as \"192.168.7.0/24\"");
+        address.or_else(|_| text.parse()).map_err(|_| wrong)
+    };
+    named.iter().map(read).collect()
+}
 
 /// What the operator lets a service do beside serving its own clients: `may = ["attach", "vouch"]`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -87,6 +103,10 @@ pub struct ListenerSettings {
     pub grace: Option<Duration>,
     /// What its service may do.
     pub grants: Grants,
+    /// Proxies that pass on others' requests, and are believed when they say whose.
+    pub proxies: Vec<IpNet>,
+    /// Whether whoever comes by a Unix socket is one.
+    pub unix_proxy: bool,
 }
 
 impl ListenerSettings {
@@ -96,6 +116,15 @@ impl ListenerSettings {
     /// When that is none.
     pub fn at(service: &str, name: &str, address: &str) -> Result<Self, String> {
         Section { address: address.to_owned(), ..Section::default() }.read(service, name, Grants::default())
+    }
+
+    /// Whether a client at this address is a proxy, or one by a Unix socket, if there is none.
+    #[must_use]
+    pub fn is_proxy(&self, source: Option<IpAddr>) -> bool {
+        match source.map(|source| source.to_canonical()) {
+            Some(source) => self.proxies.iter().any(|proxies| proxies.contains(&source)),
+            None => self.unix_proxy,
+        }
     }
 
     /// The same, of a service that may do this.
@@ -119,6 +148,7 @@ struct Section {
     login: String,
     idle: Option<String>,
     grace: Option<String>,
+    proxies: Vec<String>,
 }
 
 impl Default for Section {
@@ -134,6 +164,7 @@ impl Default for Section {
             login: "30 s".to_owned(),
             idle: None,
             grace: None,
+            proxies: Vec::new(),
         }
     }
 }
@@ -198,8 +229,8 @@ pub fn listeners(settings: &Settings) -> Result<Vec<ListenerSettings>, String> {
 
 impl Section {
     fn read(self, service: &str, name: &str, grants: Grants) -> Result<ListenerSettings, String> {
-        let Self { address: shown, tls, starttls, plaintext, encrypted, connections, per_source, login, idle, grace } =
-            self;
+        let Self { address: shown, tls, starttls, plaintext, encrypted, connections, per_source, .. } = self;
+        let Self { login, idle, grace, proxies, .. } = self;
         let time = |name: &str, text: &str, most: u64| {
             let time = humantime::parse_duration(text);
             let time = time.map_err(|error| format!("{name} = {text:?}: {error}; a time is \"30 s\""))?;
@@ -244,6 +275,9 @@ impl Section {
                  or insist with plaintext = true"
             ));
         }
+        let unix_proxy = proxies.iter().any(|proxy| proxy == UNIX);
+        let of_tcp: Vec<String> = proxies.into_iter().filter(|proxy| proxy != UNIX).collect();
+        let proxies = crate::config::networks(&of_tcp).map_err(|why| format!("proxies: {why}, or \"{UNIX}\""))?;
         let (service, name) = (service.to_owned(), name.to_owned());
         Ok(ListenerSettings {
             service,
@@ -260,6 +294,8 @@ impl Section {
             idle,
             grace,
             grants,
+            proxies,
+            unix_proxy,
         })
     }
 }
@@ -315,11 +351,24 @@ mod tests {
             ("irc = { address = \"127.0.0.1:1\", idle = \"1 min\", starttls = true }", "idle is for"),
             ("irc = \"127.0.0.1:1\"\nother = \"127.0.0.1:1\"", "is the address of [service.chat.listen] irc"),
             ("irc = { address = \"127.0.0.1:1\", grace = \"for ever\" }", "grace"),
+            ("irc = { address = \"127.0.0.1:1\", proxies = [\"nginx\"] }", "neither an address nor a network"),
         ];
         for (line, wanted) in all {
             let said = read(&format!("[service.chat.listen]\n{line}\n")).unwrap_err();
             assert!(said.contains("[service.chat.listen]") && said.contains(wanted), "{line}: {said}");
         }
+    }
+
+    #[test]
+    fn a_proxy_is_one_that_was_named() {
+        let all =
+            read("[service.web.listen]\nhttp = { address = \"127.0.0.1:1\", proxies = [\"10.0.0.0/8\", \"::1\"] }\n")
+                .unwrap();
+        let is = |source: &str| all[0].is_proxy(Some(source.parse().unwrap()));
+        assert!(is("10.1.2.3") && is("::ffff:10.1.2.3") && is("::1"));
+        assert!(!is("11.0.0.1") && !is("127.0.0.1") && !all[0].is_proxy(None));
+        let all = read("[service.web.listen]\nhttp = { address = \"unix:/run/x\", proxies = [\"unix\"] }\n").unwrap();
+        assert!(all[0].is_proxy(None) && !all[0].is_proxy(Some("127.0.0.1".parse().unwrap())));
     }
 
     #[test]

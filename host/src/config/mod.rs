@@ -12,5 +12,5 @@ pub use file::{
 };
 pub use home::{Home, Lock};
 pub use key::{entropy, existing_key, master_key, random, write_key};
-pub use listen::{Address, Grants, ListenerSettings, listeners, own};
+pub use listen::{Address, Grants, ListenerSettings, listeners, networks, own};
 pub use private::{HomeError, private};

@@ -14,7 +14,7 @@ use crate::multiservice::MultiService;
 use crate::multiservice::ended::Unreleased;
 use crate::nearest::meant;
 use crate::session::Limits;
-use crate::sessions::Sessions;
+use crate::sessions::{SessionStatus, Sessions};
 use crate::store::audit::Event;
 use crate::store::{Record, Write, now, wait};
 
@@ -86,7 +86,7 @@ pub fn perform(
         }
         Request::IdentityExport { after, limit } => {
             let page = accounts.page(after.as_deref(), (*limit).min(PAGE))?;
-            json!(page.iter().map(|identity| Record::from(&**identity)).collect::<Vec<_>>())
+            json!(page.iter().map(|identity| exported(identity)).collect::<Vec<_>>())
         }
         Request::IdentityImport { records, passwords, replace, only_passwords, dry_run } => {
             // Each that is hashed takes its time.
@@ -125,11 +125,22 @@ pub fn perform(
         Request::KeyList { name } => shown(&*accounts.get(name)?, host)["keys"].take(),
         Request::SessionList {} => json!(running(host)?.sessions.list()),
         Request::SessionCut { session, identity } => {
-            let cut = running(host)?.sessions.cut(*session, identity.as_deref());
+            let mut cut = running(host)?.sessions.cut(*session, identity.as_deref());
             for session in &cut {
                 let event = Event::new("session.cut").with("session", session.session).with("peer", &*session.peer);
                 let event = event.with("by", accounts.by());
                 accounts.note(event.with("identities", session.identities.clone()));
+            }
+            // Or else whoever has one would come by it again.
+            if let Some(name) = identity {
+                match accounts.forget_logins(name) {
+                    // What no code has just now is no session that anybody sees.
+                    Ok(forgotten) if cut.is_empty() => {
+                        cut.extend(forgotten.into_iter().map(|label| unused(name, label)))
+                    }
+                    Ok(_) | Err(AccountError::Missing { .. }) => {}
+                    Err(error) => return Err(error.into()),
+                }
             }
             json!(cut)
         }
@@ -248,6 +259,19 @@ fn no_service(name: &str, libraries: &[LibraryStatus]) -> ControlFailure {
 /// What is odd about something that was done: a command says it to who asked, beside what it says else.
 fn warn(done: &mut Value, what: String) {
     done["warnings"] = json!([what]);
+}
+
+/// A remembered login that no session had when it was forgotten.
+fn unused(identity: &str, label: String) -> SessionStatus {
+    let (identities, perspectives) = (vec![identity.to_owned()], Vec::new());
+    SessionStatus { session: 0, identities, peer: label, tls: false, since: 0, perspectives }
+}
+
+/// An identity for another host: without logins, which are this one's.
+fn exported(identity: &Identity) -> Record {
+    let mut record = Record::from(identity);
+    record.credentials.retain(|credential| credential.login.is_none());
+    record
 }
 
 fn credential(credential: &Credential) -> Value {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::error::AuthorizerError;
 use super::identity::Identity;
 use super::password::Password;
+use super::remembered::LoginChange;
 use super::token::TokenDigest;
 
 /// An authorizer's answer, which may take its time.
@@ -19,9 +20,16 @@ pub trait Authorizer: Send + Sync + 'static {
     /// The identity of this name; `None` if there is none. Takes the same time either way, as far as it can.
     fn identity<'a>(&'a self, name: &'a str) -> Answer<'a, Option<Arc<Identity>>>;
 
-    /// The identity that has a token of this digest. Filled in: none has.
+    /// The identity that has a token, or a remembered login, of this digest. Filled in: none has.
     fn bearer<'a>(&'a self, token: &'a TokenDigest) -> Answer<'a, Option<Arc<Identity>>> {
         let _ = token;
+        Box::pin(std::future::ready(Ok(None)))
+    }
+
+    /// Changes a remembered login of an identity's, at this time (in seconds since 1970). Answers with its number, as a
+    /// credential; `None`: there is nothing to change. Filled in: none is remembered.
+    fn remember<'a>(&'a self, name: &'a str, change: &'a LoginChange, now: u64) -> Answer<'a, Option<u64>> {
+        let _ = (name, change, now);
         Box::pin(std::future::ready(Ok(None)))
     }
 

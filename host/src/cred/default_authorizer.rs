@@ -7,8 +7,9 @@ use parking_lot::RwLock;
 
 use super::authorizer::{Answer, Authorizer};
 use super::error::{DuplicateIdentity, NoSuchIdentity};
-use super::identity::{Identity, ProofBy};
+use super::identity::Identity;
 use super::name::Name;
+use super::remembered::LoginChange;
 use super::token::TokenDigest;
 
 /// Identities in memory, by name.
@@ -83,9 +84,14 @@ impl Authorizer for DefaultAuthorizer {
 
     fn bearer<'a>(&'a self, token: &'a TokenDigest) -> Answer<'a, Option<Arc<Identity>>> {
         let has = |identity: &&Arc<Identity>| {
-            identity.credentials.iter().any(|credential| credential.proof == ProofBy::Token(*token))
+            identity.credentials.iter().any(|credential| credential.proof.digest() == Some(token))
         };
         Box::pin(std::future::ready(Ok(self.identities.read().values().find(has).cloned())))
+    }
+
+    fn remember<'a>(&'a self, name: &'a str, change: &'a LoginChange, now: u64) -> Answer<'a, Option<u64>> {
+        let changed = self.update(name, |identity| identity.change_login(change, now));
+        Box::pin(std::future::ready(Ok(changed.ok().flatten())))
     }
 }
 

@@ -6,6 +6,7 @@ use super::keyring::Keyring;
 use super::name::{Name, NameError, NameOf};
 use super::password::{Entropy, Password};
 use super::public_key::PublicKey;
+use super::remembered::Remembered;
 use super::sealed::{MasterKey, Sealed};
 use super::token::TokenDigest;
 
@@ -58,6 +59,8 @@ pub enum ProofBy {
     PublicKey(PublicKey),
     /// An access token.
     Token(TokenDigest),
+    /// A login that outlives its connection.
+    Login(Remembered),
 }
 
 impl ProofBy {
@@ -77,6 +80,17 @@ impl ProofBy {
             Self::Password { .. } => "password",
             Self::PublicKey(_) => "pubkey",
             Self::Token(_) => "token",
+            Self::Login(_) => "login",
+        }
+    }
+
+    /// The digest of the token that it is shown by, if it is.
+    #[must_use]
+    pub fn digest(&self) -> Option<&TokenDigest> {
+        match self {
+            Self::Token(digest) => Some(digest),
+            Self::Login(login) => Some(&login.token),
+            Self::Password { .. } | Self::PublicKey(_) => None,
         }
     }
 }
@@ -177,16 +191,29 @@ impl Identity {
         })
     }
 
-    /// Whether it has a credential of this number.
+    /// The credential of this number, and the one that it stands on: another, if it is a remembered login.
+    fn find(&self, credential: u64) -> Option<(&Credential, &Credential)> {
+        let of = |id: u64| self.credentials.iter().find(|has| has.id == id);
+        let found = of(credential)?;
+        match &found.proof {
+            ProofBy::Login(login) => {
+                let began = of(login.by).filter(|began| !matches!(began.proof, ProofBy::Login(_)))?;
+                Some((found, began))
+            }
+            _ => Some((found, found)),
+        }
+    }
+
+    /// Whether it has a credential of this number; a remembered login, whether it has what that began with, too.
     #[must_use]
     pub fn has(&self, credential: u64) -> bool {
-        self.credentials.iter().any(|has| has.id == credential)
+        self.find(credential).is_some()
     }
 
     /// Whether it has a credential of this number that is taken at this time, in seconds since 1970.
     #[must_use]
     pub fn takes(&self, credential: u64, now: u64) -> bool {
-        self.credentials.iter().any(|has| has.id == credential && has.valid(now))
+        self.find(credential).is_some_and(|(found, began)| found.valid(now) && began.valid(now))
     }
 
     /// The salt that its passwords are hashed with: one for all, so that all are checked at the cost of one.

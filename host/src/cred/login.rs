@@ -16,6 +16,7 @@ use super::keyring::Key;
 use super::name::NameError;
 use super::password::Password;
 use super::public_key::{PublicKey, to_be_signed};
+use super::remembered::LoginChange;
 use super::sealed::{MasterKey, Sealed};
 use super::token::Token;
 
@@ -259,6 +260,31 @@ impl Login {
             let credential = by_key(&identity, key, now).ok_or(Refusal::UnknownKey)?;
             Ok(Proven { identity, credential })
         }))
+    }
+
+    /// Whose remembered login this token is, by a door of this service; `None`: nobody's. `now` is in seconds since 1970.
+    ///
+    /// # Errors
+    /// When the authorizer cannot say.
+    pub async fn resume(&self, token: &Token, service: &str, now: u64) -> Result<Option<Proven>, AuthorizerError> {
+        let digest = token.digest();
+        let found = self.authorizer.bearer(&digest).await?.filter(|identity| identity.enabled);
+        Ok(found.and_then(|identity| {
+            let is = |credential: &&Credential| match &credential.proof {
+                ProofBy::Login(login) => login.token == digest && login.service == service,
+                _ => false,
+            };
+            let credential = identity.credentials.iter().find(is)?.id;
+            identity.takes(credential, now).then_some(Proven { identity, credential })
+        }))
+    }
+
+    /// Changes a remembered login: see [`Authorizer::remember`].
+    ///
+    /// # Errors
+    /// When the authorizer cannot.
+    pub async fn remember(&self, name: &str, change: &LoginChange, now: u64) -> Result<Option<u64>, AuthorizerError> {
+        self.authorizer.remember(name, change, now).await
     }
 
     /// Who has this token; and whose it is or was, though it is not taken. `now` is in seconds since 1970.

@@ -161,6 +161,11 @@ impl Held {
         self.client_tcp
     }
 
+    /// Whether it is a proxy's, which the operator believes when it says whose requests it passes on.
+    pub(super) fn is_proxy(&self) -> bool {
+        self.listening.settings.is_proxy(self.client_tcp.then(|| self.source.ip()))
+    }
+
     /// The name that the client asked for by TLS.
     pub(super) fn asked(&self) -> String {
         self.state.lock().asked.clone()
@@ -225,6 +230,7 @@ impl Held {
             login,
             identity,
             perspectives: &perspectives,
+            forwarded: self.is_proxy(),
         };
         frame.write(&mut bytes);
         Offer::Frame(bytes, service, (login != 0).then_some(login))

@@ -1,25 +1,20 @@
 //! Who logs in by a stream: the same gate as for PB, the same time for a refusal, the same line in the trail.
 
-use std::net::Shutdown;
-use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixStream;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use plugin_api::abi::frame::ToLibrary;
 use unicode_normalization::UnicodeNormalization;
 
 use super::Doors;
-use super::ends::{is_over, number};
 use super::held::Held;
-use super::words::{Asker, LoggedIn};
+use super::words::{Asker, LoggedIn, Via};
 use crate::cred::login::KeyChallenge;
 use crate::cred::{Identity, Password, PublicKey, Refusal, Token};
-use crate::listener::Within;
 use crate::login_gate::Source;
 use crate::multiservice::Speaker;
-use crate::session::login::{Found, Proof, ProvenBefore, Question, Refused};
+use crate::session::login::{Found, Proof, Question, Refused};
 use crate::store;
 
 /// The message of a refused login: the same whether the name exists or not.
@@ -34,15 +29,15 @@ pub(super) fn still(identity: &Identity, login: &LoggedIn, service: &str) -> boo
 }
 
 /// The names of an identity's perspectives on a service.
-fn perspectives(identity: &Identity, service: &str) -> Vec<String> {
+pub(super) fn perspectives(identity: &Identity, service: &str) -> Vec<String> {
     let own = identity.keyring.keys().filter(|key| key.service.as_str() == service);
     own.map(|key| key.perspective.to_string()).collect()
 }
 
 /// A refused login: the message for the client, and in how many seconds the next try is looked at.
-struct Denied {
-    message: String,
-    wait: u64,
+pub(super) struct Denied {
+    pub(super) message: String,
+    pub(super) wait: u64,
 }
 
 impl From<&str> for Denied {
@@ -55,6 +50,18 @@ impl From<Refusal> for Denied {
     fn from(refusal: Refusal) -> Self {
         let wait = if let Refusal::Wait(seconds) = refusal { seconds } else { 0 };
         Self { message: refusal.to_string(), wait }
+    }
+}
+
+impl Held {
+    /// Whose request came by it: `source` is an address that a proxy has said, where the operator believes it.
+    pub(super) fn whose(&self, source: &str) -> Source {
+        let said = Some(source).filter(|_| self.is_proxy()).and_then(|source| source.parse::<IpAddr>().ok());
+        let (address, peer) = match said {
+            Some(said) => (SocketAddr::new(said, 0), said.to_canonical().to_string()),
+            None => (self.source, self.peer.clone()),
+        };
+        Source { address, peer, door: Some(self.door().into()) }
     }
 }
 
@@ -78,14 +85,26 @@ fn vouched(held: &Held, name: &str, key: &[u8]) -> Result<Proof, String> {
 
 impl Doors {
     /// A service asks whether a proof is right, or for something to be signed.
-    pub(super) fn authenticate(&self, asker: Asker, held: Option<Arc<Held>>, kind: u64, name: &str, secret: &[u8]) {
+    pub(super) fn authenticate(
+        &self,
+        asker: Asker,
+        held: Option<Arc<Held>>,
+        (kind, name, secret): (u64, &str, &[u8]),
+        source: &str,
+    ) {
         let Some(held) = held else { return self.refuse(asker, "the client has gone") };
+        let from = held.whose(source);
         // Where no name is given the token says whose it is.
         let named = Some(name.nfc().collect::<String>()).filter(|name| !name.is_empty());
         let proof = match kind {
             1 | 2 => self.secret(&held, kind, name, secret),
             3 => vouched(&held, name, secret),
             4 => return self.challenge(asker, &held, name, secret),
+            6 => {
+                let token = Token::received(std::str::from_utf8(secret).unwrap_or_default());
+                let (service, grants) = (asker.service.clone(), held.listening.settings.grants);
+                return self.resume(asker, Via { service, grants, encrypted: held.is_tls() }, from, token);
+            }
             _ => match held.challenged() {
                 Some(challenge) if challenge.name() == named.as_deref().unwrap_or_default() => {
                     Ok(Proof::Key(challenge, secret.to_vec()))
@@ -100,7 +119,7 @@ impl Doors {
         if !held.begins_asking() {
             return self.refuse(asker, "one login at a time");
         }
-        self.prove(asker, held, proof, named);
+        self.prove(asker, held, from, proof, named);
     }
 
     /// A password, or a token: where nobody can listen.
@@ -133,19 +152,15 @@ impl Doors {
         let challenge = KeyChallenge::new(name, key, &random);
         let bytes = challenge.bytes().to_vec();
         held.challenges(challenge);
-        let request = asker.request;
-        self.later(move |me| {
-            // It may have ended.
-            let _ = me.answer(&asker, &ToLibrary::Challenge { request, bytes: &bytes });
-        });
+        self.later(move |me| me.tell(&asker, &bytes));
     }
 
     /// Has a proof looked at, and answers.
-    fn prove(&self, asker: Asker, held: Arc<Held>, proof: Proof, named: Option<String>) {
+    fn prove(&self, asker: Asker, held: Arc<Held>, from: Source, proof: Proof, named: Option<String>) {
         let (Some(me), request) = (self.me.upgrade(), asker.request) else { return };
         self.spawn(async move {
             let came = Instant::now();
-            let answered = me.log_in(&held, proof, named).await;
+            let answered = me.log_in(&held, &from, proof, named).await;
             if answered.is_err() {
                 // Every refusal leaves when the most expensive to find out has been found out for long.
                 let leaves = came + me.limits.read().refusal;
@@ -158,19 +173,21 @@ impl Doors {
                     let perspectives = &*jelly::to_vec(&login.perspectives).unwrap_or_default();
                     me.answer(&asker, &ToLibrary::LoggedIn { request, login: login.number, identity, perspectives });
                 }
-                Err(Denied { message, wait }) => {
-                    me.answer(&asker, &ToLibrary::NotLoggedIn { request, message: &message, wait });
-                }
+                Err(Denied { message, wait }) => me.not_logged_in(&asker, &message, wait),
             }
         });
     }
 
-    async fn log_in(&self, held: &Arc<Held>, proof: Proof, named: Option<String>) -> Result<LoggedIn, Denied> {
+    async fn log_in(
+        &self,
+        held: &Arc<Held>,
+        from: &Source,
+        proof: Proof,
+        named: Option<String>,
+    ) -> Result<LoggedIn, Denied> {
         let around = &self.around;
-        let (address, peer, door) = (held.source, held.peer.clone(), Some(held.door().into()));
-        let from = Source { address, peer, door };
         let removals = held.entry.removals();
-        let (name, credential) = match around.gate.answer(&around.login, &from, Question::Prove(proof)).await {
+        let (name, credential) = match around.gate.answer(&around.login, from, Question::Prove(proof)).await {
             Found::Proven(name, credential) => (name, credential),
             Found::NotChecked(refusal) => return Err(refusal.into()),
             Found::Broken => return Err("logins cannot be looked at just now; try again".into()),
@@ -178,13 +195,13 @@ impl Doors {
         };
         if let Some(asked) = named.filter(|named| *named != name) {
             let why = "a token that is somebody else's";
-            around.gate.note_refused(&from, &Refused { identity: name, asked, why });
+            around.gate.note_refused(from, &Refused { identity: name, asked, why });
             return Err(WRONG.into());
         }
         let before = held.login().map(|login| login.identity);
         // From now on it hears of what changes; what has changed before shows when the identity is looked up once more.
         held.entry.enter(&name);
-        let admitted = self.admit(held, &from, (&name, credential), removals).await;
+        let admitted = self.admit(held, from, (&name, credential), removals).await;
         match &admitted {
             Ok(login) => {
                 held.told.notify_one();
@@ -235,8 +252,8 @@ impl Doors {
                 around.gate.note_refused(from, &Refused { identity: name.to_owned(), asked, why: "no such key" });
                 return Err("no key for this service".into());
             }
-            let (number, identity) = (self.next_login.fetch_add(1, Ordering::Relaxed), name.to_owned());
-            let login = LoggedIn { number, identity, credential, perspectives, removals };
+            let (number, identity) = (self.next_login(), name.to_owned());
+            let login = LoggedIn { number, identity, credential, perspectives, removals, from: from.peer.clone() };
             if let Ok(before) = held.log_in(login.clone(), changes) {
                 if let Some(before) = before {
                     self.over(before.number);
@@ -248,6 +265,9 @@ impl Doors {
 
     /// Nobody in the service has a login any more, or it has heard that it has ended.
     pub(super) fn log_out(&self, from: Speaker<'_>, login: u64) {
+        if let Some(lasting) = self.lasting_of(from, login) {
+            return lasting.left_by(from.generation);
+        }
         let of = self.logins.lock().get(&login).copied();
         let held = of.and_then(|number| self.stream_of(from, u64::from(number)));
         if let Some(held) = held.as_ref().filter(|held| held.is_closing() || held.is_cut()) {
@@ -263,78 +283,4 @@ impl Doors {
             held.told.notify_one();
         }
     }
-
-    /// A service wants a way to what a login has keys for.
-    pub(super) fn attach(&self, from: Speaker<'_>, asker: Asker, login: u64) {
-        let of = self.logins.lock().get(&login).copied();
-        let held = of.and_then(|number| self.stream_of(from, u64::from(number)));
-        let whole = held.filter(|held| !(held.is_cut() || held.is_closing()));
-        let found = whole.and_then(|held| held.login().filter(|has| has.number == login).map(|has| (held, has)));
-        let Some((held, has)) = found else { return self.refuse(asker, "the login has ended") };
-        let settings = &held.listening.settings;
-        if !settings.grants.attach {
-            let (service, may) = (&settings.service, "may = [\"attach\"] in credhost.toml");
-            tracing::warn!(service, "it would attach those who log in by it, and may not: [service.{service}] {may}");
-            return self
-                .refuse(asker, format!("the operator does not let the service attach: [service.{service}] {may}"));
-        }
-        match self.way(&held, &has) {
-            Err(why) => self.refuse(asker, why),
-            Ok(end) => {
-                let (request, stream) = (asker.request, u64::from(held.number));
-                self.later(move |me| {
-                    let lent = ToLibrary::Lent { request, stream, descriptor: number(&end), asked: "" };
-                    if !me.answer(&asker, &lent) {
-                        held.takes_back(&end);
-                    }
-                });
-            }
-        }
-    }
-
-    /// Opens a way: the end that the service is to have.
-    fn way(&self, held: &Arc<Held>, login: &LoggedIn) -> Result<Arc<OwnedFd>, String> {
-        let failed = |error: std::io::Error| format!("there is no way: {error}");
-        let (own, theirs) = UnixStream::pair().map_err(failed)?;
-        own.set_nonblocking(true).map_err(failed)?;
-        {
-            let mut ways = self.ways.lock();
-            let all = ways.entry(login.number).or_default();
-            all.retain(|way| !is_over(way));
-            if all.len() >= WAYS {
-                return Err(format!("a login has {WAYS} ways at most"));
-            }
-            all.push(own.try_clone().map_err(failed)?);
-        }
-        // Whoever ends the login from here on finds it.
-        if held.is_cut() || held.login().is_none_or(|has| has.number != login.number) {
-            self.over(login.number);
-            return Err("the login has ended".to_owned());
-        }
-        let (identity, credential, removals) = (login.identity.as_str().into(), login.credential, login.removals);
-        let proven = ProvenBefore { identity, credential, removals };
-        let (entry, door, peer) = (Arc::clone(&held.entry), held.door().into(), held.peer.clone());
-        let within = Within { proven, entry, door, peer };
-        let serves = self.within.get().is_some_and(|ways| ways.serve(own, held.source, within));
-        let end = serves.then(|| held.lend_way(theirs.into())).flatten();
-        end.ok_or_else(|| "the host is ending".to_owned())
-    }
-
-    /// A login is over, and with it what was attached by it.
-    pub(super) fn over(&self, login: u64) {
-        self.logins.lock().remove(&login);
-        self.close_ways(login);
-    }
-
-    /// What is attached by a login ends.
-    pub(super) fn close_ways(&self, login: u64) {
-        let ways = self.ways.lock().remove(&login);
-        for way in ways.into_iter().flatten() {
-            // It may have gone.
-            let _ = way.shutdown(Shutdown::Both);
-        }
-    }
 }
-
-/// The most ways of a login to what it has keys for: one of each generation that serves its stream.
-const WAYS: usize = 8;

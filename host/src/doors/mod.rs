@@ -4,21 +4,25 @@
 //! its own, by which it ends the stream when what the login came by is taken away. While no generation takes streams they
 //! are held, a few, for a while.
 
+mod account;
 mod attend;
+mod doorkeeper;
 mod ends;
 mod held;
+mod lasting;
 mod listening;
 mod logins;
+mod ways;
 mod words;
 
 use std::collections::{BTreeSet, HashMap};
 use std::os::unix::net::UnixStream;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
 use parking_lot::{Mutex, RwLock};
-use plugin_api::abi::frame::{ToHost, ToLibrary};
+use plugin_api::abi::frame::ToLibrary;
 
 use self::held::{Held, Offer};
 pub use self::listening::ListenerStatus;
@@ -31,7 +35,7 @@ use crate::listener::{Endpoint, Listener, Ways};
 use crate::login_gate::LoginGate;
 use crate::memory::Budget;
 use crate::multiservice::router::Router;
-use crate::multiservice::{Backend, Backends, Doorkeeper, Lane, SlotNo, Speaker};
+use crate::multiservice::{Backend, Backends, Lane, SlotNo, Speaker};
 use crate::session::Limits;
 use crate::sessions::Sessions;
 
@@ -78,6 +82,8 @@ pub struct Doors {
     logins: Mutex<HashMap<u64, u32>>,
     /// By what services' logins are attached elsewhere: one end of each connection.
     ways: Mutex<HashMap<u64, Vec<UnixStream>>>,
+    /// Logins that no stream has.
+    lasting: Mutex<lasting::Table>,
     /// Who serves those; none before the host's own listeners are open.
     within: OnceLock<Ways>,
     next_login: AtomicU64,
@@ -114,6 +120,7 @@ impl Doors {
             streams: Mutex::default(),
             logins: Mutex::default(),
             ways: Mutex::default(),
+            lasting: Mutex::default(),
             within: OnceLock::new(),
             next_login: AtomicU64::new(1),
             wanting: Mutex::default(),
@@ -278,13 +285,26 @@ impl Doors {
         }
     }
 
+    /// Answers a question with bytes.
+    fn tell(&self, asker: &Asker, bytes: &[u8]) {
+        // It may have ended.
+        let _ = self.answer(asker, &ToLibrary::Told { request: asker.request, bytes });
+    }
+
+    /// Answers a question with a refusal; in `wait` seconds the next try is looked at.
+    fn not_logged_in(&self, asker: &Asker, message: &str, wait: u64) {
+        // It may have ended.
+        let _ = self.answer(asker, &ToLibrary::NotLoggedIn { request: asker.request, message, wait });
+    }
+
+    fn next_login(&self) -> u64 {
+        self.next_login.fetch_add(1, Ordering::Relaxed)
+    }
+
     /// Says no to a question.
     fn refuse(&self, asker: Asker, message: impl Into<String>) {
-        let (request, message) = (asker.request, message.into());
-        self.later(move |me| {
-            // It may have ended.
-            let _ = me.answer(&asker, &ToLibrary::NotLoggedIn { request, message: &message, wait: 0 });
-        });
+        let message = message.into();
+        self.later(move |me| me.not_logged_in(&asker, &message, 0));
     }
 
     fn stream(&self, number: u64) -> Option<Arc<Held>> {
@@ -346,118 +366,6 @@ impl Drop for Doors {
     fn drop(&mut self) {
         if let Some(threads) = self.threads.get_mut().take() {
             threads.shutdown_background();
-        }
-    }
-}
-
-impl Doorkeeper for Doors {
-    fn said(&self, from: Speaker<'_>, frame: &ToHost<'_>) {
-        match *frame {
-            ToHost::Listen { listener, public } => self.listen(from, listener, public),
-            ToHost::Taken { stream, descriptor } => {
-                if let Some(held) = self.stream_of(from, stream) {
-                    held.taken_by(from.generation, descriptor);
-                }
-            }
-            ToHost::Closed { stream } => {
-                if let Some(held) = self.stream_of(from, stream) {
-                    held.close_by(from.generation);
-                }
-            }
-            ToHost::Carry { stream, replacement, state } => {
-                if let Some(held) = self.stream_of(from, stream) {
-                    self.carry(from, &held, replacement, state);
-                }
-            }
-            ToHost::Authenticate { request, stream, kind, name, secret } => {
-                self.authenticate(Asker::new(from, request), self.stream_of(from, stream), kind, name, secret);
-            }
-            ToHost::LogOut { login } => self.log_out(from, login),
-            ToHost::Attach { request, login } => self.attach(from, Asker::new(from, request), login),
-            ToHost::StartTls { request, stream } => {
-                let asker = Asker::new(from, request);
-                match self.stream_of(from, stream) {
-                    Some(held) if held.listening.settings.starttls => held.start_tls(asker),
-                    _ => {
-                        self.refuse(asker, "the operator has not set starttls = true for this listener");
-                    }
-                }
-            }
-            _ => {}
-        }
-    }
-
-    fn serves(&self, slot: SlotNo, service: &str, generation: u32) {
-        let all = self.listeners.iter().filter(|listening| listening.settings.service == service);
-        all.for_each(|listening| listening.serves(slot, generation));
-        self.offer_held(slot);
-        let own = |listening: &&Arc<Listening>| listening.settings.service == service;
-        let (taken, others): (Vec<_>, Vec<_>) =
-            self.listeners.iter().filter(own).partition(|listening| listening.taken() == Some(slot));
-        let wanting = self.wanting.lock();
-        let wanting = wanting.iter().filter(|(of, _)| of == service).map(|(_, name)| name.as_str());
-        let known: BTreeSet<&str> =
-            taken.iter().map(|listening| listening.settings.name.as_str()).chain(wanting).collect();
-        for other in others {
-            let (name, known) = (&other.settings.name, known.iter().copied().collect::<Vec<_>>().join(", "));
-            let known = if known.is_empty() { "none at all".to_owned() } else { known };
-            tracing::warn!(
-                "[service.{service}.listen] {name}: the service takes no listener of this name, but {known}; whoever comes by it \
-                 waits in vain"
-            );
-        }
-    }
-
-    fn handed_on(&self, slot: SlotNo, replacement: u64) -> Vec<u8> {
-        let carried: Vec<Arc<Held>> = {
-            let streams = self.streams.lock();
-            streams.values().filter(|held| held.is_carried(slot, replacement)).cloned().collect()
-        };
-        let mut frames = Vec::new();
-        for held in carried {
-            match held.offer(slot) {
-                Offer::Frame(frame, ..) => frames.extend_from_slice(&frame),
-                Offer::Already => {}
-                // Its client has gone meanwhile: there is nothing to hand on, and nobody else knows of it.
-                Offer::Gone => held.close(),
-            }
-        }
-        frames
-    }
-
-    fn stays(&self, slot: SlotNo) {
-        self.streams.lock().values().filter(|held| held.slot() == Some(slot)).for_each(|held| held.stays());
-    }
-
-    fn with_others(&self, slot: SlotNo, generation: u32) -> usize {
-        self.streams.lock().values().filter(|held| held.is_with_another(slot, generation)).count()
-    }
-
-    fn grace(&self, service: &str) -> Option<Duration> {
-        let own = self.listeners.iter().filter(|listening| listening.settings.service == service);
-        own.filter_map(|listening| listening.settings.grace).max()
-    }
-
-    fn ended(&self, slot: SlotNo, service: &str, generation: u32, (serving, stopped): (bool, bool)) {
-        let of: Vec<Arc<Held>> = {
-            let streams = self.streams.lock();
-            streams.values().filter(|held| held.slot() == Some(slot)).cloned().collect()
-        };
-        for held in of {
-            // One that was given up may yet come back, and look at what it was told.
-            if stopped {
-                held.unread(generation, serving);
-            }
-            // What it has not looked at waits for whatever comes next, but for what only it had.
-            if held.is_left_by(generation, serving) {
-                held.close();
-            } else if serving && held.returns() {
-                held.listening.hold(held.number);
-            }
-        }
-        if serving {
-            self.listeners.iter().for_each(|listening| listening.give_up(slot));
-            self.wanting.lock().retain(|(of, _)| of != service);
         }
     }
 }

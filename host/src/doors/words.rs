@@ -1,5 +1,6 @@
 //! What is said of logins.
 
+use crate::config::Grants;
 use crate::multiservice::{SlotNo, Speaker};
 
 /// Who has logged in by a stream.
@@ -11,6 +12,17 @@ pub(super) struct LoggedIn {
     pub(super) perspectives: Vec<String>,
     /// How many identities had been removed when the proof was asked about.
     pub(super) removals: u64,
+    /// Where from, for a person to read.
+    pub(super) from: String,
+}
+
+/// By which door of which service a token is shown.
+#[derive(Debug, Clone)]
+pub(super) struct Via {
+    pub(super) service: String,
+    pub(super) grants: Grants,
+    /// Whether nobody can listen.
+    pub(super) encrypted: bool,
 }
 
 /// Which generation asks, to be answered later.

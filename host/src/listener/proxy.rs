@@ -65,12 +65,7 @@ async fn read(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<Option<Socket
 /// # Errors
 /// Which is neither.
 pub fn proxies(named: &[String]) -> Result<Vec<IpNet>, String> {
-    let read = |text: &String| {
-        let address = text.parse::<std::net::IpAddr>().map(IpNet::from);
-        let wrong = format!("[pb] proxies: {text:?} is neither an address nor a network, such as \"192.168.7.0/24\"");
-        address.or_else(|_| text.parse()).map_err(|_| wrong)
-    };
-    named.iter().map(read).collect()
+    crate::config::networks(named).map_err(|why| format!("[pb] proxies: {why}"))
 }
 
 #[cfg(test)]

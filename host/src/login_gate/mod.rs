@@ -18,6 +18,7 @@ use crate::cred::login::{self, Login, Proven};
 use crate::cred::throttle::{Counter, Denied, Digest, LOCKED, Throttle, Try};
 use crate::cred::{AuthorizerError, HashCost, Password, ProofBy, Refusal, StoreSecret};
 use crate::session::login::{Found, Proof, Question, Refused};
+use crate::sessions::SessionStatus;
 use crate::store::audit::Event;
 use crate::store::{Kept, Store, StoreError, Write, ask, now};
 
@@ -262,6 +263,13 @@ impl LoginGate {
         let event = from.event("refused", identity);
         let of = ["refused", identity, &network(from.address.ip()).to_string(), why];
         self.trail.note_summed(&of, asked, event.with("asked", asked.as_str()).with("why", *why), self.now());
+    }
+
+    /// Somebody has ended a session of their own.
+    pub(crate) fn note_ended(&self, session: &SessionStatus) {
+        let event = Event::new("session.cut").with("session", session.session).with("peer", &*session.peer);
+        let event = event.with("by", "its own identity").with("identities", session.identities.clone());
+        self.trail.write(vec![Write::Audit(event)]);
     }
 
     fn now(&self) -> u64 {

@@ -8,7 +8,7 @@ use parking_lot::Mutex;
 
 use super::{Done, ENTRIES_BYTES, Entries, Kept, Range, Saved, Store, StoreError, Write, audit};
 use crate::cred::throttle::Counter;
-use crate::cred::{Identity, MasterKey, ProofBy, StoreSecret, TokenDigest};
+use crate::cred::{Identity, MasterKey, StoreSecret, TokenDigest};
 
 /// Of every store in memory: there is nothing that it could keep from anybody.
 const SECRET: [u8; 32] = [0; 32];
@@ -189,7 +189,7 @@ impl Store for MemoryStore {
 
     fn bearer(&self, token: &TokenDigest, done: Done<Option<Kept>>) {
         let has = |kept: &&(Arc<Identity>, u64)| {
-            kept.0.credentials.iter().any(|credential| credential.proof == ProofBy::Token(*token))
+            kept.0.credentials.iter().any(|credential| credential.proof.digest() == Some(token))
         };
         let found = kept(self.all.lock().identities.values().find(has));
         done(Ok(found));

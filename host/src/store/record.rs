@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::cred::{Credential, Identity, Key, NameError, ProofBy, PublicKey, Sealed, check_label};
+use crate::cred::{Credential, Identity, Key, NameError, ProofBy, PublicKey, Remembered, Sealed, check_label};
 
 /// An identity in JSON. What is absent takes its default, so that what is written today is read tomorrow.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -29,7 +29,7 @@ fn is_zero(number: &u64) -> bool {
     *number == 0
 }
 
-/// A credential in JSON: it has one of `password`, `pubkey` and `token`.
+/// A credential in JSON: it has one of `password`, `pubkey`, `token` and `login`.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct CredentialRecord {
@@ -57,6 +57,25 @@ pub struct CredentialRecord {
     /// The digest of a token, in hex.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub token: Option<String>,
+    /// A login that outlives its connection.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub login: Option<LoginRecord>,
+}
+
+/// A remembered login in JSON.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LoginRecord {
+    /// The digest of its token, in hex.
+    pub token: String,
+    /// The service by whose door it began.
+    pub service: String,
+    /// The number of the credential that it began with.
+    pub by: u64,
+    /// In seconds.
+    pub idle: u64,
+    /// In seconds since 1970.
+    pub until: u64,
 }
 
 /// So many credentials an identity of a record may have.
@@ -106,28 +125,43 @@ impl From<&Credential> for CredentialRecord {
             }
             ProofBy::PublicKey(key) => record.pubkey = Some(key.line()),
             ProofBy::Token(digest) => record.token = Some(data_encoding::HEXLOWER.encode(digest)),
+            ProofBy::Login(Remembered { token, service, by, idle, until }) => {
+                let token = data_encoding::HEXLOWER.encode(token);
+                let (service, by, idle, until) = (service.clone(), *by, *idle, *until);
+                record.login = Some(LoginRecord { token, service, by, idle, until });
+            }
         }
         record
     }
 }
 
+fn digest(hex: &str) -> Result<[u8; 32], String> {
+    let bytes = data_encoding::HEXLOWER.decode(hex.as_bytes()).ok();
+    let digest = bytes.and_then(|bytes| bytes.try_into().ok());
+    digest.ok_or_else(|| "token is no digest of 64 hexadecimal digits".to_owned())
+}
+
 impl CredentialRecord {
     fn proof(&self) -> Result<ProofBy, String> {
-        match (&self.password, &self.pubkey, &self.token) {
-            (Some(hash), None, None) => {
+        match (&self.password, &self.pubkey, &self.token, &self.login) {
+            (Some(hash), None, None, None) => {
                 let decoded = self.verifier.as_ref().map(|text| data_encoding::BASE64.decode(text.as_bytes()));
                 let verifier = decoded.transpose().map_err(|error| format!("verifier is not base64: {error}"))?;
                 Ok(ProofBy::Password { hash: hash.clone(), verifier: verifier.map(Sealed) })
             }
-            (None, Some(line), None) => {
+            (None, Some(line), None, None) => {
                 PublicKey::parse(line).map(|(key, _)| ProofBy::PublicKey(key)).map_err(|error| error.to_string())
             }
-            (None, None, Some(hex)) => {
-                let bytes = data_encoding::HEXLOWER.decode(hex.as_bytes()).ok();
-                let digest = bytes.and_then(|bytes| bytes.try_into().ok());
-                digest.map(ProofBy::Token).ok_or_else(|| "token is no digest of 64 hexadecimal digits".to_owned())
+            (None, None, Some(hex), None) => digest(hex).map(ProofBy::Token),
+            (None, None, None, Some(login)) => {
+                let LoginRecord { token, service, by, idle, until } = login;
+                if *until > LATEST || *idle > LATEST {
+                    return Err("the times of a login are seconds, up to the year 9999".to_owned());
+                }
+                let (token, service, by, idle, until) = (digest(token)?, service.clone(), *by, *idle, *until);
+                Ok(ProofBy::Login(Remembered { token, service, by, idle, until }))
             }
-            _ => Err("a credential has one of password, pubkey and token".to_owned()),
+            _ => Err("a credential has one of password, pubkey, token and login".to_owned()),
         }
     }
 }
@@ -192,6 +226,9 @@ mod tests {
         let line = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAILM+rvN+ot98qgEN796jTiQfZfG1KaT0PtFDJ/XFSqti";
         alice.add(ProofBy::PublicKey(PublicKey::parse(line).unwrap().0), "laptop", 6, None);
         alice.add(ProofBy::Token(Token::new(&[1; 32]).digest()), "ci", 7, Some(99));
+        let (token, service) = ([2; 32], "web".to_owned());
+        let login = Remembered { token, service, by: 3, idle: 60, until: 99 };
+        alice.add(ProofBy::Login(login), "web:http", 8, Some(68));
         alice.credentials.remove(0);
         let json = serde_json::to_string(&Record::from(&alice)).unwrap();
         let read: Record = serde_json::from_str(&json).unwrap();

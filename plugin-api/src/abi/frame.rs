@@ -344,6 +344,8 @@ frames! {
             identity: text,
             /// The perspectives' names: a list in Jelly.
             perspectives: bytes,
+            /// Whether it is a proxy's, which the operator believes when it says whose requests it passes on.
+            forwarded: flag,
         }
         /// The answer to `Authenticate`: right.
         27 LoggedIn {
@@ -383,11 +385,11 @@ frames! {
         }
         /// All that the generation before this one had is here: what comes by streams of before is served from now on.
         31 Resume {}
-        /// The answer to `Authenticate` of the kind that asks for it: something to be signed.
-        32 Challenge {
+        /// The answer to a question that bytes answer: something to be signed, a token, an account.
+        32 Told {
             /// The library's number for it.
             request: number,
-            /// What is to be signed.
+            /// What it was asked for.
             bytes: bytes,
         }
     }
@@ -609,13 +611,15 @@ frames! {
             /// The stream that it came by, which belongs to the login from then on.
             stream: number,
             /// What proves it: 1 is a password, 2 a token, 3 a public key of which the library says that the client has proven to
-            /// have it; 4 is a public key, which is answered by `Challenge`, and 5 the signature of that. Keys are as OpenSSH
-            /// writes them, signatures as its wire has them.
+            /// have it; 4 is a public key, which is answered by `Told`, and 5 the signature of that; 6 the token of a login that is
+            /// remembered, which belongs to no stream. Keys are as OpenSSH writes them, signatures as its wire has them.
             kind: number,
             /// The name; empty where the proof says whose it is.
             name: text,
             /// The proof.
             secret: bytes,
+            /// Whose request a proxy passes on: an address; empty: the stream's own.
+            source: text,
         }
         /// A login is over: nobody in the library has it any more, or nothing comes by it any more, as the host has said.
         29 LogOut {
@@ -647,6 +651,45 @@ frames! {
             request: number,
             /// Whose.
             login: number,
+        }
+        /// A login is to outlive its stream. Answered by `Told`, with the token that it goes on by (`Authenticate`, kind 6), or
+        /// by `NotLoggedIn`.
+        34 Remember {
+            /// To be handed back.
+            request: number,
+            /// Which.
+            login: number,
+            /// How long it may be unused, in seconds.
+            idle: number,
+            /// How long it lasts at most, in seconds.
+            longest: number,
+        }
+        /// A login that outlives its stream is over: its token is worth nothing any more. Answered by `Told`, or by
+        /// `NotLoggedIn`.
+        35 SignOut {
+            /// To be handed back.
+            request: number,
+            /// Which.
+            login: number,
+        }
+        /// What there is to know of the identity that has logged in. Answered by `Told` (an `Account`, in Jelly), or by
+        /// `NotLoggedIn`.
+        36 Account {
+            /// To be handed back.
+            request: number,
+            /// By which login.
+            login: number,
+        }
+        /// One of the identity's own sessions, or its remembered logins, is to end. Answered by `Told`, or by `NotLoggedIn`.
+        37 EndOwn {
+            /// To be handed back.
+            request: number,
+            /// By which login.
+            login: number,
+            /// Whether it is a remembered login; if not, a session.
+            remembered: flag,
+            /// Its number.
+            number: number,
         }
         /// Never said by a library: the host's own word to a connection. A client's object that one generation has was
         /// handed to the next one, too.

@@ -87,8 +87,8 @@ impl Login {
     }
 
     async fn connect(&self) -> Result<Avatar, Error> {
-        let login = self.0.number();
-        let lent = asked(self.0.posts(), move |core, request| core.push(&ToHost::Attach { request, login })).await;
+        let login = self.number();
+        let lent = asked(self.posts(), move |core, request| core.push(&ToHost::Attach { request, login })).await;
         let own = lent.map_err(|refused| lost(&refused))?.descriptor;
         let own = own.ok_or_else(|| Error::Lost("there is no descriptor left".to_owned()))?;
         let socket = Socket::new(own, false).map_err(|error| Error::Lost(error.to_string()))?;

@@ -122,7 +122,7 @@ pub(super) struct Answered {
 /// What became of a question to the host.
 type Asked = Result<Answered, Refused>;
 
-fn ended() -> Refused {
+pub(super) fn ended() -> Refused {
     Refused::new("the service is ending", 0)
 }
 
@@ -204,10 +204,11 @@ impl Authorizer {
         name: impl Into<String>,
         public_key: impl Into<String>,
     ) -> Result<Challenge, Refused> {
-        let (cell, name) = (cell(from)?, name.into());
+        let name = name.into();
         let key = Zeroizing::new(public_key.into().into_bytes());
-        let bytes = self.ask(&cell, 4, name.clone(), key).await?.bytes;
-        Ok(Challenge { authorizer: self.clone(), cell, name, bytes })
+        let bytes = self.ask(from, 4, name.clone(), key).await?.bytes;
+        let caller = Asking { cell: cell(from)?, source: sealed::Caller::source(from).to_owned() };
+        Ok(Challenge { authorizer: self.clone(), caller, name, bytes })
     }
 
     /// By a public key, as OpenSSH writes it, of which the service says that the client has proven to have it: for protocols with
@@ -233,34 +234,59 @@ impl Authorizer {
         mut secret: Zeroizing<String>,
     ) -> Result<Login, Refused> {
         let secret = Zeroizing::new(std::mem::take(&mut *secret).into_bytes());
-        self.log_in(&cell(from)?, kind, name, secret).await
+        self.log_in(from, kind, name, secret).await
     }
 
     async fn log_in(
         &self,
-        cell: &Arc<StreamCell>,
+        from: &impl super::Caller,
         kind: u64,
         name: String,
         secret: Zeroizing<Vec<u8>>,
     ) -> Result<Login, Refused> {
-        let login = self.ask(cell, kind, name, secret).await?.login.ok_or_else(ended)?;
-        cell.set_login(Arc::clone(&login.0));
+        let login = self.ask(from, kind, name, secret).await?.login.ok_or_else(ended)?;
+        cell(from)?.set_login(Arc::clone(&login.0));
         Ok(login)
     }
 
-    async fn ask(&self, cell: &Arc<StreamCell>, kind: u64, name: String, secret: Zeroizing<Vec<u8>>) -> Asked {
+    pub(super) async fn ask(
+        &self,
+        from: &impl super::Caller,
+        kind: u64,
+        name: String,
+        secret: Zeroizing<Vec<u8>>,
+    ) -> Asked {
         let posts = self.posts.as_ref().ok_or_else(ended)?;
-        let stream = cell.number;
+        let (stream, source) = (cell(from)?.number, sealed::Caller::source(from).to_owned());
         asked(posts, move |core, request| {
-            let (name, secret) = (name.as_str(), secret.as_slice());
-            let size = name.len() + secret.len() + 64;
-            core.push_secret(&ToHost::Authenticate { request, stream, kind, name, secret }, size);
+            let (name, secret, source) = (name.as_str(), secret.as_slice(), source.as_str());
+            let size = name.len() + secret.len() + source.len() + 64;
+            core.push_secret(&ToHost::Authenticate { request, stream, kind, name, secret, source }, size);
         })
         .await
     }
 }
 
-fn cell(from: &impl super::Caller) -> Result<Arc<StreamCell>, Refused> {
+/// Who is asking, for later.
+#[derive(Debug)]
+struct Asking {
+    cell: Arc<StreamCell>,
+    source: String,
+}
+
+impl super::Caller for Asking {}
+
+impl sealed::Caller for Asking {
+    fn cell(&self) -> Option<Arc<StreamCell>> {
+        Some(Arc::clone(&self.cell))
+    }
+
+    fn source(&self) -> &str {
+        &self.source
+    }
+}
+
+pub(super) fn cell(from: &impl super::Caller) -> Result<Arc<StreamCell>, Refused> {
     sealed::Caller::cell(from).ok_or_else(|| Refused::new("the client has gone", 0))
 }
 
@@ -268,7 +294,7 @@ fn cell(from: &impl super::Caller) -> Result<Arc<StreamCell>, Refused> {
 #[derive(Debug)]
 pub struct Challenge {
     authorizer: Authorizer,
-    cell: Arc<StreamCell>,
+    caller: Asking,
     name: String,
     bytes: Vec<u8>,
 }
@@ -286,7 +312,7 @@ impl Challenge {
     /// As [`Authorizer::password`].
     pub async fn respond(self, signature: impl Into<Vec<u8>>) -> Result<Login, Refused> {
         let signature = Zeroizing::new(signature.into());
-        self.authorizer.log_in(&self.cell, 5, self.name, signature).await
+        self.authorizer.log_in(&self.caller, 5, self.name, signature).await
     }
 }
 
@@ -327,16 +353,6 @@ impl LoginCell {
         })
     }
 
-    #[cfg(feature = "attach")]
-    pub(super) fn number(&self) -> u64 {
-        self.number
-    }
-
-    #[cfg(feature = "attach")]
-    pub(super) fn posts(&self) -> &Posts {
-        &self.posts
-    }
-
     /// This stream belongs to it.
     pub(super) fn has(&self, stream: u64) {
         self.stream.store(stream, Ordering::Relaxed);
@@ -368,6 +384,14 @@ impl Drop for LoginCell {
 }
 
 impl Login {
+    pub(super) fn number(&self) -> u64 {
+        self.0.number
+    }
+
+    pub(super) fn posts(&self) -> &Posts {
+        &self.0.posts
+    }
+
     /// The identity's name.
     #[must_use]
     pub fn identity(&self) -> &str {

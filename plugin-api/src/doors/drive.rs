@@ -33,13 +33,28 @@ const BY_AND_BY: Duration = Duration::from_millis(20);
 
 /// A connection at rest, for the code that comes next.
 #[derive(Serialize, Deserialize)]
-struct Resting {
+pub(super) struct Resting {
     /// What the door has made of it.
     door: jelly::Bytes,
     /// What has come, and is not whole.
     input: jelly::Bytes,
     /// What was written, and has not left.
     output: jelly::Bytes,
+}
+
+impl Resting {
+    /// One that no door has: with what has come.
+    pub(super) fn stream(input: Vec<u8>) -> Vec<u8> {
+        let resting =
+            Self { door: jelly::Bytes(Vec::new()), input: jelly::Bytes(input), output: jelly::Bytes(Vec::new()) };
+        jelly::to_vec(&resting).unwrap_or_default()
+    }
+
+    /// What has come to one that no door has.
+    pub(super) fn of_stream(state: &[u8]) -> Option<Vec<u8>> {
+        let resting: Self = jelly::from_scanned(state).ok()?;
+        (resting.door.is_empty() && resting.output.is_empty()).then(|| resting.input.to_vec())
+    }
 }
 
 /// A connection that is served.

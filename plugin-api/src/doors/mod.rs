@@ -10,6 +10,7 @@ mod attach;
 mod authorizer;
 mod drive;
 mod input;
+mod remembered;
 mod stream;
 mod table;
 mod transport;
@@ -24,8 +25,11 @@ pub(crate) use self::authorizer::Wait;
 pub use self::authorizer::{Authorizer, Challenge, Login, Refused};
 pub(crate) use self::drive::serve;
 pub use self::input::Input;
+pub use self::remembered::{Account, CredentialShown, Lasts, RememberedShown, SessionShown};
 pub(crate) use self::stream::lent;
 pub use self::stream::{Caller, Client, Listener, Peer, Stream};
+#[cfg(feature = "web")]
+pub(crate) use self::stream::{StreamCell, sealed};
 pub(crate) use self::table::{Table, tend};
 pub use self::transport::Transport;
 

@@ -7,11 +7,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context as Poller, Poll, ready};
 
+use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::{mpsc, oneshot};
 
 use super::authorizer::{Login, LoginCell, asked};
+use super::drive::Resting;
 use super::table::Posts;
 use crate::abi::descriptor;
 use crate::abi::frame::{ToHost, ToLibrary};
@@ -26,15 +28,16 @@ pub struct Peer {
     tls: bool,
     starttls: bool,
     asked: String,
+    forwarded: bool,
 }
 
 impl Peer {
     /// The peer that a frame `Stream` tells of.
     pub(super) fn of(frame: &ToLibrary<'_>) -> Self {
         match *frame {
-            ToLibrary::Stream { listener, peer, tls, starttls, asked, .. } => {
+            ToLibrary::Stream { listener, peer, tls, starttls, asked, forwarded, .. } => {
                 let (listener, address, asked) = (listener.to_owned(), peer.to_owned(), asked.to_owned());
-                Self { listener, address, tls, starttls, asked }
+                Self { listener, address, tls, starttls, asked, forwarded }
             }
             _ => Self::default(),
         }
@@ -69,6 +72,13 @@ impl Peer {
     #[must_use]
     pub fn asked_for(&self) -> Option<&str> {
         Some(self.asked.as_str()).filter(|name| !name.is_empty())
+    }
+
+    /// Whether it is a proxy's, which passes on others' requests and says whose they are: the operator believes it
+    /// (`proxies = ["127.0.0.1"]` for the listener).
+    #[must_use]
+    pub fn is_proxy(&self) -> bool {
+        self.forwarded
     }
 }
 
@@ -150,6 +160,12 @@ impl StreamCell {
         drop(before);
     }
 
+    /// It belongs to no login any more.
+    pub(super) fn forget_login(&self) {
+        let before = self.login.lock().unwrap_or_else(PoisonError::into_inner).take();
+        drop(before);
+    }
+
     /// It has been handed on: its end here is nobody's business.
     pub(super) fn carry(&self) {
         self.carried.store(true, Ordering::Relaxed);
@@ -187,13 +203,19 @@ impl Caller for Stream {}
 impl Caller for Client {}
 impl Caller for super::Transport {}
 
-pub(super) mod sealed {
+pub(crate) mod sealed {
     use std::sync::Arc;
 
     /// What has a stream.
     pub trait Caller {
         #[doc(hidden)]
         fn cell(&self) -> Option<Arc<super::StreamCell>>;
+
+        /// Whose request a proxy passes on: an address; empty: it is the stream's own.
+        #[doc(hidden)]
+        fn source(&self) -> &str {
+            ""
+        }
     }
 
     impl Caller for super::Stream {
@@ -219,12 +241,14 @@ pub(super) mod sealed {
 #[derive(Debug)]
 pub(super) struct Committed {
     socket: Socket,
+    /// What has come before, to other code.
+    ahead: Bytes,
     committing: Option<oneshot::Receiver<Result<()>>>,
 }
 
 impl Committed {
     pub(super) fn new(socket: Socket) -> Self {
-        Self { socket, committing: None }
+        Self { socket, ahead: Bytes::new(), committing: None }
     }
 
     /// Whether every change before is committed.
@@ -255,6 +279,11 @@ impl Committed {
 
 impl AsyncRead for Committed {
     fn poll_read(mut self: Pin<&mut Self>, poll: &mut Poller<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if !self.ahead.is_empty() {
+            let count = self.ahead.len().min(buffer.remaining());
+            buffer.put_slice(&self.ahead.split_to(count));
+            return Poll::Ready(Ok(()));
+        }
         either!(&mut self.socket, socket => Pin::new(socket).poll_read(poll, buffer))
     }
 }
@@ -299,8 +328,27 @@ pub struct Stream {
 }
 
 impl Stream {
-    pub(super) fn new(socket: Socket, cell: Arc<StreamCell>) -> Self {
-        Self { socket: Committed::new(socket), cell }
+    /// `ahead` is what has come before, to the code that had it.
+    pub(super) fn new(socket: Socket, cell: Arc<StreamCell>, ahead: Vec<u8>) -> Self {
+        Self { socket: Committed { ahead: ahead.into(), ..Committed::new(socket) }, cell }
+    }
+
+    /// Hands it on to the code that has replaced this ([`Context::replaced`](crate::Context::replaced)), which accepts it like a new
+    /// one: for protocols with nothing to remember between two messages, as HTTP's. `input` is what was read of it, and not used;
+    /// what was written has left. Once it has been handed on nothing may be done with it here.
+    pub fn hand_on(self, input: &[u8]) {
+        let state = Resting::stream([input, &self.socket.ahead].concat());
+        let (cell, number) = (Arc::clone(&self.cell), self.cell.number);
+        let posts = self.cell.posts.clone();
+        drop(self);
+        // The service may have ended: the host knows then.
+        let _ = posts.send(Box::new(move |core| {
+            // If nothing has replaced it, it is closed.
+            if core.retired.get() {
+                core.push(&ToHost::Carry { stream: number, replacement: 0, state: &state });
+                cell.carry();
+            }
+        }));
     }
 
     /// Who is at the other end, for when a library has the stream itself.
@@ -364,8 +412,10 @@ impl Listener {
         // The host bounds how many there are.
         let (come, streams) = mpsc::unbounded_channel();
         let taker = move |taken: super::table::Taken| {
+            // What another kind of code has made of one means nothing to this: it is closed.
+            let Some(ahead) = taken.state.as_deref().map_or(Some(Vec::new()), Resting::of_stream) else { return };
             // Who listens may have ceased to: then it is closed.
-            let _ = come.send(Stream::new(taken.socket, taken.cell));
+            let _ = come.send(Stream::new(taken.socket, taken.cell, ahead));
         };
         core.doors.listen(core, listener, public, std::rc::Rc::new(taker));
         Self { streams }

@@ -385,7 +385,7 @@ impl<S: Service> Runtime<S> {
             ToLibrary::Lent { request, stream, descriptor, asked } => {
                 core.answered(request, Ok(doors::lent(core, stream, descriptor, asked)));
             }
-            ToLibrary::Challenge { request, bytes } => {
+            ToLibrary::Told { request, bytes } => {
                 core.answered(request, Ok(Reply { bytes: bytes.to_vec(), ..Reply::default() }));
             }
             ToLibrary::Dropped { object, count, had } => core.given_back(object, count, had),

@@ -22,6 +22,8 @@ pub(super) struct Doors {
     streams: HashMap<u64, Opened>,
     logins: HashMap<u64, LoggedIn>,
     identities: HashMap<String, Account>,
+    /// Logins that are remembered: by their tokens, whose they are, and their numbers while the service has them.
+    remembered: HashMap<String, (String, Option<u64>)>,
 }
 
 struct Opened {
@@ -47,10 +49,18 @@ impl Doors {
         self.logins.get(&login).map(|of| (of.identity.clone(), of.perspectives.clone())).unwrap_or_default()
     }
 
+    fn log_out(&mut self, login: u64) {
+        self.logins.remove(&login);
+        for (_, of) in self.remembered.values_mut() {
+            of.take_if(|of| *of == login);
+        }
+    }
+
     /// Whether a name and a password, or a token, are right: whose they are, and the names of their perspectives.
     fn check(&self, kind: u64, name: &str, secret: &str) -> Option<(String, Vec<u8>)> {
         let (name, account) = match kind {
             1 => self.identities.get_key_value(name).filter(|(_, account)| account.password == secret)?,
+            6 => self.identities.get_key_value(&self.remembered.get(secret)?.0)?,
             _ => self.identities.iter().find(|(_, account)| account.password == secret)?,
         };
         Some((name.clone(), jelly::to_vec(&account.perspectives).unwrap_or_default()))
@@ -72,6 +82,7 @@ impl<S: Service> TestHost<S> {
         {
             let doors = &mut self.state.borrow_mut().doors;
             doors.identities.remove(name);
+            doors.remembered.retain(|_, (of, _)| of != name);
             ended.extend(doors.logins.iter().filter(|(_, of)| of.identity == name).map(|(login, _)| *login));
             for stream in doors.streams.values().filter(|stream| ended.contains(&stream.login)) {
                 // It may have gone.
@@ -117,6 +128,7 @@ impl<S: Service> TestHost<S> {
             login,
             identity: &identity,
             perspectives: &perspectives,
+            forwarded: false,
         });
     }
 
@@ -148,21 +160,38 @@ impl<S: Service> TestHost<S> {
                 // From code that was replaced already.
                 state.late.extend((!served).then_some(stream));
             }
-            ToHost::Authenticate { request, stream, kind, name, secret } => {
+            ToHost::Authenticate { request, stream, kind, name, secret, .. } => {
                 let secret = String::from_utf8_lossy(secret);
                 let Some((identity, perspectives)) = state.doors.check(kind, name, &secret) else {
                     tell(&ToLibrary::NotLoggedIn { request, message: "wrong name or password", wait: 0 });
                     return true;
                 };
                 state.next += 1;
-                let login = state.next;
+                let next = state.next;
+                let kept = state.doors.remembered.get_mut(&*secret).filter(|_| kind == 6);
+                let login = kept.map_or(next, |(_, login)| *login.get_or_insert(next));
                 tell(&ToLibrary::LoggedIn { request, login, identity: &identity, perspectives: &perspectives });
                 state.doors.logins.insert(login, LoggedIn { identity, perspectives });
-                if let Some(opened) = state.doors.streams.get_mut(&stream) {
+                if let Some(opened) = state.doors.streams.get_mut(&stream).filter(|_| kind != 6) {
                     opened.login = login;
                 }
             }
-            ToHost::LogOut { login } => drop(state.doors.logins.remove(&login)),
+            ToHost::LogOut { login } => state.doors.log_out(login),
+            ToHost::Remember { request, login, .. } => {
+                let (identity, _) = state.doors.of(login);
+                state.next += 1;
+                let token = format!("token-{}", state.next);
+                tell(&ToLibrary::Told { request, bytes: token.as_bytes() });
+                state.doors.remembered.insert(token, (identity, None));
+            }
+            ToHost::SignOut { request, login } => {
+                state.doors.remembered.retain(|_, (_, of)| *of != Some(login));
+                tell(&ToLibrary::LoginEnded { login });
+                tell(&ToLibrary::Told { request, bytes: &[] });
+            }
+            ToHost::Account { request, .. } | ToHost::EndOwn { request, .. } | ToHost::Attach { request, .. } => {
+                tell(&ToLibrary::NotLoggedIn { request, message: "a test has no other services", wait: 0 });
+            }
             ToHost::StartTls { request, .. } => {
                 tell(&ToLibrary::NotLoggedIn { request, message: "a test has no certificate", wait: 0 });
             }
@@ -204,6 +233,32 @@ impl<S: Service> TestStream<'_, S> {
         Ok(self.own.shutdown(Shutdown::Write)?)
     }
 
+    /// All that comes until the service closes it.
+    ///
+    /// # Errors
+    /// When it does not; when that is no UTF-8.
+    pub fn rest(&mut self) -> Result<String> {
+        let began = Instant::now();
+        while began.elapsed() < PATIENCE {
+            if !self.receive()? {
+                return Ok(String::from_utf8(std::mem::take(&mut self.read))?);
+            }
+        }
+        Err(Fault::new("TimeoutError", "the service does not close it"))
+    }
+
+    /// Takes in what has come, if something has; false: the service has closed it.
+    fn receive(&mut self) -> Result<bool> {
+        let mut some = [0; 4096];
+        match self.own.read(&mut some) {
+            Ok(0) => return Ok(false),
+            Ok(count) => self.read.extend_from_slice(&some[..count]),
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => self.host.look()?,
+            Err(error) => return Err(error.into()),
+        }
+        Ok(true)
+    }
+
     /// The next line, without its end.
     ///
     /// # Errors
@@ -219,12 +274,8 @@ impl<S: Service> TestStream<'_, S> {
             if began.elapsed() > PATIENCE {
                 return Err(Fault::new("TimeoutError", "the service does not answer"));
             }
-            let mut some = [0; 4096];
-            match self.own.read(&mut some) {
-                Ok(0) => return Err(Fault::new("EOFError", "the service has closed the stream")),
-                Ok(count) => self.read.extend_from_slice(&some[..count]),
-                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => self.host.look()?,
-                Err(error) => return Err(error.into()),
+            if !self.receive()? {
+                return Err(Fault::new("EOFError", "the service has closed the stream"));
             }
         }
     }

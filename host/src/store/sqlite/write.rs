@@ -10,8 +10,8 @@ use rusqlite::{Connection, OptionalExtension, TransactionBehavior};
 
 use super::reserve::Reserve;
 use super::{ANCHOR, FULL, Job, anchor};
+use crate::cred::StoreSecret;
 use crate::cred::throttle::Counter;
-use crate::cred::{ProofBy, StoreSecret};
 use crate::health;
 use crate::store::audit::Edge;
 use crate::store::{Change, Record, StoreError, Write, audit};
@@ -321,7 +321,7 @@ fn apply(
             };
             must(changed, format!("the identity {name}"))?;
             for credential in &identity.credentials {
-                if let ProofBy::Token(digest) = &credential.proof {
+                if let Some(digest) = credential.proof.digest() {
                     run("INSERT INTO token VALUES (?1, ?2)", &[&digest.as_slice(), &name])?;
                 }
             }

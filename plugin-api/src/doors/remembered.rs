@@ -1,0 +1,181 @@
+//! Logins that outlive their streams, and what there is to know of who has logged in.
+
+use std::time::Duration;
+
+use serde::Deserialize;
+use zeroize::Zeroizing;
+
+use super::Caller;
+use super::authorizer::{Authorizer, Login, Refused, asked, cell, ended};
+use crate::abi::frame::ToHost;
+use crate::runtime::core::Core;
+
+/// How long a remembered login lasts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Lasts {
+    /// How long it may be unused.
+    pub idle: Duration,
+    /// How long in all.
+    pub longest: Duration,
+}
+
+impl Authorizer {
+    /// Has the host remember a login, so that it outlives the stream that it came by: for protocols where a client comes by one
+    /// stream after another and shows a token each time, as browsers do with cookies. The login that is answered with belongs to
+    /// no stream; the token is for the client alone, and for [`Authorizer::resume`], also after the code was replaced and after the
+    /// host has begun anew. It is gone with what it began with: the identity, the credential, the keys for this service.
+    ///
+    /// # Errors
+    /// When the login has ended, or the host cannot write it down.
+    ///
+    /// ```
+    /// # use plugin_api::prelude::*;
+    /// # use plugin_api::{Lasts, Login, Refused, Stream};
+    /// # use std::time::Duration;
+    /// # async fn sign_in<S: Service>(context: Context<S>, stream: Stream) -> Result<(), Refused> {
+    /// let authorizer = context.authorizer();
+    /// let login = authorizer.password(&stream, "alice", "correct horse").await?;
+    /// let hour = Duration::from_secs(3600);
+    /// let (login, token) = authorizer.remember(&stream, login, Lasts { idle: hour, longest: 12 * hour }).await?;
+    /// // The next stream, which the same client has come by.
+    /// let again: Login = authorizer.resume(&stream, token.as_str()).await?;
+    /// again.forget().await?;
+    /// # Ok(()) }
+    /// ```
+    pub async fn remember(
+        &self,
+        from: &impl Caller,
+        login: Login,
+        lasts: Lasts,
+    ) -> Result<(Login, Zeroizing<String>), Refused> {
+        let (number, idle, longest) = (login.number(), lasts.idle.as_secs(), lasts.longest.as_secs());
+        let remember =
+            move |core: &Core, request| core.push(&ToHost::Remember { request, login: number, idle, longest });
+        let told = Zeroizing::new(asked(login.posts(), remember).await?.bytes);
+        let token = Zeroizing::new(String::from_utf8_lossy(&told).into_owned());
+        // The stream belongs to nobody from now on: others may come by it next.
+        cell(from)?.forget_login();
+        drop(login);
+        Ok((self.resume(from, token.as_str()).await?, token))
+    }
+
+    /// A remembered login, by its token: the same for as long as somebody has it. To be asked for again at times, at least once
+    /// in a tenth of [`Lasts::idle`]: by this the host knows that it is in use.
+    ///
+    /// # Errors
+    /// When it is nobody's, or is over.
+    pub async fn resume(&self, from: &impl Caller, token: impl Into<String>) -> Result<Login, Refused> {
+        let secret = Zeroizing::new(token.into().into_bytes());
+        self.ask(from, 6, String::new(), secret).await?.login.ok_or_else(ended)
+    }
+}
+
+/// What there is to know of who has logged in: from [`Login::account`]. Times are seconds since 1970.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+#[non_exhaustive]
+pub struct Account {
+    /// What the identity can prove itself with.
+    pub credentials: Vec<CredentialShown>,
+    /// Where it is logged in now, by all doors.
+    pub sessions: Vec<SessionShown>,
+    /// Its logins that outlive their streams.
+    pub remembered: Vec<RememberedShown>,
+    /// Its keyring: for each key a service's name, and a perspective's.
+    pub keys: Vec<(String, String)>,
+}
+
+/// A credential, without what is secret of it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+#[non_exhaustive]
+pub struct CredentialShown {
+    /// "password", "pubkey" or "token".
+    pub kind: String,
+    /// For a person to know it by.
+    pub label: String,
+    /// When it was added; 0: not known.
+    pub created: u64,
+    /// From when on it is not taken any more.
+    pub expires: Option<u64>,
+    /// Of a public key: its fingerprint, as OpenSSH writes it.
+    pub fingerprint: Option<String>,
+}
+
+/// A connection that the identity has logged in by.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+#[non_exhaustive]
+pub struct SessionShown {
+    /// Its number: for [`Login::end_session`].
+    pub number: u64,
+    /// Where the client is.
+    pub peer: String,
+    /// Since when.
+    pub since: u64,
+    /// What it is attached to: "todo/alice", or a door, "chat:irc".
+    pub perspectives: Vec<String>,
+    /// Whether it is this login's own.
+    pub own: bool,
+}
+
+/// A remembered login.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+#[non_exhaustive]
+pub struct RememberedShown {
+    /// Its number: for [`Login::end_remembered`].
+    pub number: u64,
+    /// The door that it came by, and where it came from.
+    pub label: String,
+    /// Since when.
+    pub since: u64,
+    /// When it is over, if it is not used again.
+    pub expires: u64,
+    /// Whether it is this login.
+    pub own: bool,
+}
+
+impl Login {
+    /// Forgets a remembered login: it is over at once, and its token worth nothing any more. In a browser: signing out.
+    ///
+    /// # Errors
+    /// When it is none that is remembered, or the host cannot write it down.
+    pub async fn forget(&self) -> Result<(), Refused> {
+        let login = self.number();
+        asked(self.posts(), move |core, request| core.push(&ToHost::SignOut { request, login })).await.map(drop)
+    }
+
+    /// What there is to know of the identity: its credentials, where it is logged in, its keys. For services that the operator
+    /// lets (`[service.NAME] may = ["attach"]`).
+    ///
+    /// # Errors
+    /// When the operator does not let it, or the login has ended.
+    pub async fn account(&self) -> Result<Account, Refused> {
+        let login = self.number();
+        let told = asked(self.posts(), move |core, request| core.push(&ToHost::Account { request, login })).await?;
+        jelly::from_slice(&told.bytes).map_err(|error| Refused::new(format!("an account cannot be read: {error}"), 0))
+    }
+
+    /// Ends one of the identity's sessions, by its number.
+    ///
+    /// # Errors
+    /// As [`Login::account`]; when the identity has no such session.
+    pub async fn end_session(&self, session: u64) -> Result<(), Refused> {
+        self.end_own(false, session).await
+    }
+
+    /// Ends one of the identity's remembered logins, by its number.
+    ///
+    /// # Errors
+    /// As [`Login::account`]; when the identity has no such login.
+    pub async fn end_remembered(&self, number: u64) -> Result<(), Refused> {
+        self.end_own(true, number).await
+    }
+
+    async fn end_own(&self, remembered: bool, number: u64) -> Result<(), Refused> {
+        let login = self.number();
+        let end = move |core: &Core, request| core.push(&ToHost::EndOwn { request, login, remembered, number });
+        asked(self.posts(), end).await.map(drop)
+    }
+}

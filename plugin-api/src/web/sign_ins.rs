@@ -1,0 +1,220 @@
+//! Who has signed in by a browser: a cookie, and the login that it stands for.
+
+use std::collections::HashMap;
+use std::hash::{Hash, Hasher};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use axum::http::{HeaderMap, HeaderValue, header};
+use zeroize::Zeroizing;
+
+use super::Visitor;
+use crate::doors::{Authorizer, Lasts, Login, Refused};
+
+/// How many logins are kept at hand; others are asked of the host.
+const KEPT: usize = 10_000;
+/// The longest cookie that is looked at.
+const LONGEST: usize = 128;
+/// How long one is taken from here before the host is asked again, at most.
+const AT_HAND: Duration = Duration::from_secs(60);
+
+/// What a cookie is like.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cookie {
+    /// Its name, without what browsers ask for before it.
+    pub name: String,
+    /// The domain whose hosts all get it; none: this host alone, which is safer.
+    pub domain: Option<String>,
+    /// How long who has signed in stays so.
+    pub lasts: Lasts,
+}
+
+impl Cookie {
+    /// Its whole name: by that a browser knows that no other host, and nothing in the clear, may set it.
+    fn full_name(&self) -> String {
+        let before = if self.domain.is_some() { "__Secure-" } else { "__Host-" };
+        format!("{before}{}", self.name)
+    }
+
+    /// The token in a request's cookies. Two of them are none: another host of the domain may have set one.
+    fn token(&self, headers: &HeaderMap) -> Option<Token> {
+        let name = self.full_name();
+        let all = headers.get_all(header::COOKIE).into_iter().filter_map(|value| value.to_str().ok());
+        let own = all.flat_map(|value| value.split(';')).filter_map(|pair| pair.trim().split_once('='));
+        let mut own = own.filter(|(of, _)| *of == name).map(|(_, token)| token);
+        let token = own.next().filter(|token| !token.is_empty() && token.len() <= LONGEST)?;
+        own.next().is_none().then(|| Token(Zeroizing::new(token.to_owned())))
+    }
+
+    fn set(&self, token: &str, more: &str) -> HeaderValue {
+        let domain = self.domain.as_ref().map(|domain| format!("; Domain={domain}")).unwrap_or_default();
+        let name = self.full_name();
+        let text = Zeroizing::new(format!("{name}={token}; Path=/{domain}; Secure; HttpOnly; SameSite=Lax{more}"));
+        let mut value = HeaderValue::from_str(&text).unwrap_or_else(|_| HeaderValue::from_static(""));
+        value.set_sensitive(true);
+        value
+    }
+}
+
+/// What a cookie says.
+#[derive(PartialEq, Eq)]
+struct Token(Zeroizing<String>);
+
+impl Hash for Token {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.0.as_str().hash(state);
+    }
+}
+
+/// A login that is at hand.
+struct Known {
+    login: Login,
+    asked: Instant,
+}
+
+/// Who has signed in by a browser. Shared by all pages of a service.
+///
+/// Whoever signs in gets a cookie with a new token, which the host remembers ([`Authorizer::remember`]): so they stay signed in
+/// while code is replaced and when the host begins anew, and are signed out everywhere when what they signed in with is taken away.
+pub struct SignIns {
+    authorizer: Authorizer,
+    cookie: Cookie,
+    known: Mutex<HashMap<Token, Known>>,
+}
+
+impl std::fmt::Debug for SignIns {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SignIns").field("cookie", &self.cookie).finish_non_exhaustive()
+    }
+}
+
+impl SignIns {
+    /// Nobody is known yet.
+    #[must_use]
+    pub fn new(authorizer: Authorizer, cookie: Cookie) -> Arc<Self> {
+        Arc::new(Self { authorizer, cookie, known: Mutex::default() })
+    }
+
+    /// Signs somebody in: the login, and what `Set-Cookie` is to say. Whatever cookie came with the request is worth nothing from
+    /// then on.
+    ///
+    /// # Errors
+    /// When the password is wrong, or is not looked at; when others could listen.
+    pub async fn sign_in(
+        &self,
+        visitor: &Visitor,
+        headers: &HeaderMap,
+        name: &str,
+        password: &str,
+    ) -> Result<(Login, HeaderValue), Refused> {
+        if !visitor.is_secure() {
+            return Err(Refused::new("passwords are not taken in the clear: use https", 0));
+        }
+        let login = self.authorizer.password(visitor, name, password).await?;
+        let (login, token) = self.authorizer.remember(visitor, login, self.cookie.lasts).await?;
+        // Who signs in anew is not to be found by an older cookie.
+        self.sign_out(visitor, headers).await;
+        let set = self.cookie.set(&token, "");
+        self.keep(Token(token), &login);
+        Ok((login, set))
+    }
+
+    /// Who is asking, if they have signed in.
+    pub async fn login(&self, visitor: &Visitor, headers: &HeaderMap) -> Option<Login> {
+        let token = self.cookie.token(headers)?;
+        if let Some(login) = self.at_hand(&token) {
+            return Some(login);
+        }
+        let resumed = self.authorizer.resume(visitor, token.0.as_str()).await;
+        match resumed {
+            Ok(login) => {
+                self.keep(token, &login);
+                Some(login)
+            }
+            Err(_) => {
+                self.forget(&token);
+                None
+            }
+        }
+    }
+
+    /// Signs out who is asking; what `Set-Cookie` is to say.
+    pub async fn sign_out(&self, visitor: &Visitor, headers: &HeaderMap) -> HeaderValue {
+        if let Some(login) = self.login(visitor, headers).await {
+            // One that has ended meanwhile is as good.
+            let _ = login.forget().await;
+        }
+        if let Some(token) = self.cookie.token(headers) {
+            self.forget(&token);
+        }
+        self.cookie.set("", "; Max-Age=0")
+    }
+
+    fn at_hand(&self, token: &Token) -> Option<Login> {
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let at_hand = (self.cookie.lasts.idle / 10).min(AT_HAND);
+        let fresh = |known: &&Known| !known.login.is_ended() && known.asked.elapsed() < at_hand;
+        known.get(token).filter(fresh).map(|known| known.login.clone())
+    }
+
+    fn keep(&self, token: Token, login: &Login) {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.len() >= KEPT {
+            // Those that nobody has asked for lately; all, if these are too many.
+            known.retain(|_, known| !known.login.is_ended() && known.asked.elapsed() < AT_HAND);
+            if known.len() >= KEPT {
+                known.clear();
+            }
+        }
+        known.insert(token, Known { login: login.clone(), asked: Instant::now() });
+    }
+
+    fn forget(&self, token: &Token) {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let gone = known.remove(token);
+        drop(known);
+        drop(gone);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn cookie(domain: Option<&str>) -> Cookie {
+        let hour = Duration::from_secs(3600);
+        let lasts = Lasts { idle: hour, longest: hour };
+        Cookie { name: "credhost".to_owned(), domain: domain.map(str::to_owned), lasts }
+    }
+
+    #[test]
+    fn a_token_is_read_from_the_one_cookie_of_its_name() {
+        let long = format!("__Host-credhost={}", "x".repeat(LONGEST + 1));
+        let cases: [(&[&str], Option<&str>); 9] = [
+            (&["__Host-credhost=abc"], Some("abc")),
+            (&["a=1; __Host-credhost=abc; b=2"], Some("abc")),
+            (&["a=1", "__Host-credhost=abc"], Some("abc")),
+            (&["credhost=abc"], None),
+            (&["__Secure-credhost=abc"], None),
+            (&["__Host-credhost="], None),
+            (&["__Host-credhost=abc; __Host-credhost=def"], None),
+            (&["__Host-credhost=abc", "__Host-credhost=abc"], None),
+            (&[&long], None),
+        ];
+        for (said, wanted) in cases {
+            let headers: HeaderMap = said.iter().map(|value| (header::COOKIE, value.parse().unwrap())).collect();
+            let token = cookie(None).token(&headers);
+            assert_eq!(token.as_ref().map(|token| token.0.as_str()), wanted, "{said:?}");
+        }
+    }
+
+    #[test]
+    fn a_cookie_is_for_this_host_alone_or_for_a_domain_and_never_in_the_clear() {
+        let set = |domain: Option<&str>| cookie(domain).set("abc", "").to_str().unwrap().to_owned();
+        assert_eq!(set(None), "__Host-credhost=abc; Path=/; Secure; HttpOnly; SameSite=Lax");
+        assert_eq!(
+            set(Some("example.org")),
+            "__Secure-credhost=abc; Path=/; Domain=example.org; Secure; HttpOnly; SameSite=Lax"
+        );
+    }
+}

@@ -1,0 +1,115 @@
+//! Who asks for a page.
+
+use std::convert::Infallible;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use axum::extract::FromRequestParts;
+use axum::http::request::Parts;
+use axum::http::{HeaderMap, HeaderName, header};
+
+use crate::doors::{Caller, Client, Peer, Stream, sealed};
+
+const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+
+/// The connection that a request has come by.
+#[derive(Debug, Clone)]
+pub(super) struct Visit(Arc<(Client, Peer)>);
+
+impl Visit {
+    pub(super) fn of(stream: &Stream) -> Self {
+        Self(Arc::new((stream.client(), stream.peer())))
+    }
+}
+
+/// Who asks for a page: for handlers, as an extractor, and to sign in by.
+///
+/// Where a proxy that the operator believes passes on the request (`proxies` of the listener), it is whoever the proxy says: by
+/// the last address in `X-Forwarded-For`, which is the one that the proxy itself has seen. What others say there means nothing.
+#[derive(Debug, Clone)]
+pub struct Visitor {
+    visit: Option<Visit>,
+    source: String,
+    secure: bool,
+    hosts: Vec<String>,
+}
+
+/// The last element of a header that proxies append to.
+fn last(headers: &HeaderMap, name: &HeaderName) -> Option<String> {
+    let last = headers.get_all(name).into_iter().next_back()?.to_str().ok()?;
+    Some(last.rsplit(',').next().unwrap_or_default().trim().to_owned())
+}
+
+impl Visitor {
+    fn of(visit: Option<Visit>, headers: &HeaderMap) -> Self {
+        let host = headers.get(header::HOST).and_then(|host| host.to_str().ok());
+        let mut hosts: Vec<String> = host.map(str::to_ascii_lowercase).into_iter().collect();
+        let Some(known) = visit.clone() else { return Self { visit, source: String::new(), secure: false, hosts } };
+        let (_, peer) = &*known.0;
+        let near = || match peer.address().parse::<std::net::SocketAddr>() {
+            Ok(address) => address.ip().to_canonical().is_loopback(),
+            // By a Unix socket.
+            Err(_) => true,
+        };
+        if !peer.is_proxy() {
+            return Self { visit, source: String::new(), secure: peer.is_tls() || near(), hosts };
+        }
+        let source = last(headers, &FORWARDED_FOR).and_then(|source| source.parse::<IpAddr>().ok());
+        hosts.extend(last(headers, &FORWARDED_HOST).map(|host| host.to_ascii_lowercase()));
+        let secure = match last(headers, &FORWARDED_PROTO) {
+            Some(scheme) => scheme.eq_ignore_ascii_case("https"),
+            None => false,
+        };
+        let secure = secure || source.is_some_and(|source| source.to_canonical().is_loopback());
+        Self { visit, source: source.map(|source| source.to_string()).unwrap_or_default(), secure, hosts }
+    }
+
+    /// Where the client is, for a person to read.
+    #[must_use]
+    pub fn address(&self) -> &str {
+        match &self.visit {
+            Some(visit) if self.source.is_empty() => visit.0.1.address(),
+            _ => &self.source,
+        }
+    }
+
+    /// Whether nobody can listen on the way: TLS, also as a proxy says that the operator believes, or one machine.
+    #[must_use]
+    pub fn is_secure(&self) -> bool {
+        self.secure
+    }
+
+    /// The names that it has asked for this host by, as `Host` has them: a proxy may say another.
+    #[must_use]
+    pub fn hosts(&self) -> &[String] {
+        &self.hosts
+    }
+
+    /// Whether its request comes by a proxy that the operator believes.
+    #[must_use]
+    pub fn is_by_proxy(&self) -> bool {
+        self.visit.as_ref().is_some_and(|visit| visit.0.1.is_proxy())
+    }
+}
+
+impl<S: Sync> FromRequestParts<S> for Visitor {
+    type Rejection = Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Infallible> {
+        Ok(Self::of(parts.extensions.get::<Visit>().cloned(), &parts.headers))
+    }
+}
+
+impl Caller for Visitor {}
+
+impl sealed::Caller for Visitor {
+    fn cell(&self) -> Option<Arc<crate::doors::StreamCell>> {
+        self.visit.as_ref().and_then(|visit| sealed::Caller::cell(&visit.0.0))
+    }
+
+    fn source(&self) -> &str {
+        &self.source
+    }
+}

@@ -1,0 +1,118 @@
+//! Who somebody is, for a proxy that asks before it passes a request on: nginx's `auth_request`, Caddy's `forward_auth`, Traefik's
+//! ForwardAuth.
+//!
+//! The proxy hands us the visitor's cookies. The answer is 200 with who it is in `Remote-User` (and `Remote-Identity`, and a signed
+//! `Credhost-Assertion`), 401 if nobody has signed in, 403 if they may not. A proxy that says which page was wanted
+//! (`X-Forwarded-Uri`: Caddy, Traefik) has its visitor sent to sign in. What visitors say in these headers goes nowhere.
+
+use plugin_api::Login;
+use plugin_api::web::Visitor;
+use plugin_api::web::axum::extract::{Path, State};
+use plugin_api::web::axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use plugin_api::web::axum::response::{IntoResponse, Response};
+use url::form_urlencoded;
+
+use crate::Site;
+
+const USER: HeaderName = HeaderName::from_static("remote-user");
+const IDENTITY: HeaderName = HeaderName::from_static("remote-identity");
+const ASSERTION: HeaderName = HeaderName::from_static("credhost-assertion");
+const FORWARDED_URI: HeaderName = HeaderName::from_static("x-forwarded-uri");
+const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+const FORWARDED_METHOD: HeaderName = HeaderName::from_static("x-forwarded-method");
+
+/// Whoever has signed in, whatever else they have keys for.
+pub(crate) async fn anybody(State(site): State<Site>, visitor: Visitor, headers: HeaderMap) -> Response {
+    match site.sign_ins.login(&visitor, &headers).await {
+        Some(login) => {
+            let name = login.identity().to_owned();
+            known(&site, &login, &name, &audience(&headers))
+        }
+        None => nobody(&site, &headers),
+    }
+}
+
+/// Whoever has a key for this service: as the perspective that the key is for.
+pub(crate) async fn with_key(
+    State(site): State<Site>,
+    Path(service): Path<String>,
+    visitor: Visitor,
+    headers: HeaderMap,
+) -> Response {
+    let Some(login) = site.sign_ins.login(&visitor, &headers).await else { return nobody(&site, &headers) };
+    match login.keys().await {
+        Ok(keys) => match keys.into_iter().find(|(of, _)| *of == service) {
+            Some((_, perspective)) => known(&site, &login, &perspective, &service),
+            None => (StatusCode::FORBIDDEN, "You have no key for this.\n").into_response(),
+        },
+        // It has ended while it was asked about.
+        Err(_) if login.is_ended() => nobody(&site, &headers),
+        Err(error) => {
+            tracing::error!("keys cannot be looked up: {error}");
+            StatusCode::SERVICE_UNAVAILABLE.into_response()
+        }
+    }
+}
+
+fn known(site: &Site, login: &Login, perspective: &str, audience: &str) -> Response {
+    // What is taken away while it is being looked at is gone.
+    if login.is_ended() {
+        return StatusCode::UNAUTHORIZED.into_response();
+    }
+    let mut response = StatusCode::OK.into_response();
+    let said = response.headers_mut();
+    said.insert(USER, written(perspective));
+    said.insert(IDENTITY, written(login.identity()));
+    if let Some(signed) = site.assertion(login.identity(), perspective, audience)
+        && let Ok(signed) = HeaderValue::from_str(&signed)
+    {
+        said.insert(ASSERTION, signed);
+    }
+    response
+}
+
+/// Nobody has signed in: a person is sent where they can, if the proxy says what they wanted.
+fn nobody(site: &Site, headers: &HeaderMap) -> Response {
+    let text = |name: &HeaderName| headers.get(name).and_then(|value| value.to_str().ok());
+    let reads = text(&FORWARDED_METHOD).is_none_or(|method| method == "GET" || method == "HEAD");
+    let page = text(&header::ACCEPT).is_some_and(|accepts| accepts.contains("text/html"));
+    let Some(uri) = text(&FORWARDED_URI).filter(|_| reads && page) else {
+        return StatusCode::UNAUTHORIZED.into_response();
+    };
+    let to = match (text(&FORWARDED_PROTO), text(&FORWARDED_HOST)) {
+        (Some(scheme), Some(host)) => format!("{scheme}://{host}{uri}"),
+        _ => uri.to_owned(),
+    };
+    // Whether somebody may be sent there is looked at when they have signed in.
+    let to: String = form_urlencoded::Serializer::new(String::new()).append_pair("to", &to).finish();
+    let location = format!("{}/sign-in?{to}", site.address);
+    (StatusCode::FOUND, [(header::LOCATION, location)]).into_response()
+}
+
+/// Whom the proxy asks for: the site's name.
+fn audience(headers: &HeaderMap) -> String {
+    let host = headers.get(&FORWARDED_HOST).or_else(|| headers.get(header::HOST));
+    host.and_then(|host| host.to_str().ok()).unwrap_or_default().to_owned()
+}
+
+/// A name as a header's value: what is not ASCII, and `%`, as `%XX`.
+fn written(name: &str) -> HeaderValue {
+    const ODD: &percent_encoding::AsciiSet = &percent_encoding::CONTROLS.add(b'%');
+    let text = percent_encoding::utf8_percent_encode(name, ODD).to_string();
+    HeaderValue::from_str(&text).unwrap_or_else(|_| HeaderValue::from_static(""))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_written_so_that_no_two_are_the_same() {
+        for (name, wanted) in
+            [("alice", "alice"), ("a b", "a b"), ("100%", "100%25"), ("zoë", "zo%C3%AB"), ("a\nb", "a%0Ab")]
+        {
+            assert_eq!(written(name), wanted);
+        }
+    }
+}

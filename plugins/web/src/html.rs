@@ -1,0 +1,147 @@
+//! The pages themselves. They work without scripts, by keyboard, and read aloud.
+
+use std::time::{Duration, UNIX_EPOCH};
+
+use maud::{DOCTYPE, Markup, html};
+use plugin_api::{Account, Refused};
+
+use crate::Site;
+
+fn page(site: &Site, title: &str, content: &Markup) -> Markup {
+    html! {
+        (DOCTYPE)
+        html lang="en" {
+            head {
+                meta charset="utf-8";
+                meta name="viewport" content="width=device-width, initial-scale=1";
+                meta name="color-scheme" content="light dark";
+                title { (title) " – " (site.title) }
+                link rel="stylesheet" href={ (site.path) "/style.css" };
+                link rel="icon" href="data:,";
+            }
+            body {
+                main { (content) }
+            }
+        }
+    }
+}
+
+/// The form for signing in.
+pub(crate) fn sign_in(site: &Site, name: &str, to: &str, refused: Option<&Refused>) -> Markup {
+    let content = html! {
+        h1 { "Sign in to " (site.title) }
+        @if let Some(refused) = refused {
+            p.wrong role="alert" id="wrong" {
+                (sentence(refused.message()))
+                @if refused.wait() > 0 { " Try again in " (refused.wait()) " s." }
+            }
+        }
+        form method="post" action={ (site.path) "/sign-in" } {
+            input type="hidden" name="to" value=(to);
+            label for="name" { "Name" }
+            input id="name" name="name" type="text" value=(name) autocomplete="username" autocapitalize="none" spellcheck="false"
+                required autofocus[name.is_empty()] aria-describedby=[refused.map(|_| "wrong")];
+            label for="password" { "Password" }
+            input id="password" name="password" type="password" autocomplete="current-password" required
+                autofocus[!name.is_empty()] aria-describedby=[refused.map(|_| "wrong")];
+            button type="submit" { "Sign in" }
+        }
+    };
+    page(site, "Sign in", &content)
+}
+
+/// One's own page.
+pub(crate) fn own(site: &Site, identity: &str, account: &Account, said: Option<&str>) -> Markup {
+    let content = html! {
+        header {
+            h1 { (identity) }
+            form method="post" action={ (site.path) "/sign-out" } { button type="submit" { "Sign out" } }
+        }
+        @if let Some(said) = said { p.wrong role="alert" { (sentence(said)) } }
+        section aria-labelledby="where" {
+            h2 id="where" { "Where you are signed in" }
+            ul.rows {
+                @for login in &account.remembered {
+                    li {
+                        div {
+                            strong { (login.label) }
+                            @if login.own { " " span.own { "this browser" } }
+                            p { "since " (when(login.since)) ", until " (when(login.expires)) " if it is not used" }
+                        }
+                        @if !login.own { (end(site, login.number, true, &login.label)) }
+                    }
+                }
+                @for session in &account.sessions {
+                    li {
+                        div {
+                            strong { (session.peer) }
+                            p { "since " (when(session.since)) @if !session.perspectives.is_empty() { ": " (session.perspectives.join(", ")) } }
+                        }
+                        (end(site, session.number, false, &session.peer))
+                    }
+                }
+            }
+        }
+        section aria-labelledby="what" {
+            h2 id="what" { "What you sign in with" }
+            ul.rows {
+                @for credential in &account.credentials {
+                    li {
+                        div {
+                            strong { (kind(&credential.kind)) @if credential.kind != "password" { ": " (credential.label) } }
+                            p {
+                                @if let Some(fingerprint) = &credential.fingerprint { code { (fingerprint) } " " }
+                                @if credential.created > 0 { "since " (when(credential.created)) }
+                                @if let Some(expires) = credential.expires { ", until " (when(expires)) }
+                            }
+                        }
+                    }
+                }
+            }
+        }
+        section aria-labelledby="keys" {
+            h2 id="keys" { "What you have keys for" }
+            ul.keys { @for (service, perspective) in &account.keys { li { (service) "/" (perspective) } } }
+        }
+    };
+    page(site, identity, &content)
+}
+
+/// A page that says one thing.
+pub(crate) fn message(site: &Site, said: &str) -> Markup {
+    page(site, said, &html! { h1 { (said) } p { a href={ (site.path) "/" } { "To your own page" } } })
+}
+
+fn end(site: &Site, number: u64, remembered: bool, what: &str) -> Markup {
+    html! {
+        form method="post" action={ (site.path) "/sessions/end" } {
+            input type="hidden" name="number" value=(number);
+            input type="hidden" name="remembered" value=(remembered);
+            button.quiet type="submit" aria-label={ "End " (what) } { "End" }
+        }
+    }
+}
+
+fn kind(kind: &str) -> &str {
+    match kind {
+        "password" => "Password",
+        "pubkey" => "SSH key",
+        "token" => "Access token",
+        other => other,
+    }
+}
+
+/// A time, in seconds since 1970.
+fn when(time: u64) -> Markup {
+    let Some(time) = UNIX_EPOCH.checked_add(Duration::from_secs(time)) else { return html! { "?" } };
+    let whole = humantime::format_rfc3339_seconds(time).to_string();
+    let shown = whole.get(..16).unwrap_or_default().replace('T', " ");
+    html! { time datetime=(whole) { (shown) " UTC" } }
+}
+
+/// What the host says, as a sentence.
+fn sentence(said: &str) -> String {
+    let mut letters = said.chars();
+    let first: String = letters.next().into_iter().flat_map(char::to_uppercase).collect();
+    format!("{first}{}.", letters.as_str())
+}

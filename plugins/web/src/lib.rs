@@ -1,0 +1,196 @@
+//! Signing in by a browser, one's own page, and who somebody is for sites behind a proxy: the model for a door of pages.
+//!
+//! Whoever has a key for this service on their keyring can sign in. The operator gives it an address, and lets it look at the
+//! accounts of those who have signed in:
+//!
+//! ```toml
+//! [service.web]
+//! may = ["attach"]
+//! domain = "example.org"              # sites of this domain know who has signed in
+//! url = "https://auth.example.org"    # where people find these pages
+//!
+//! [service.web.listen]
+//! http = { address = "unix:/run/credhost/web.sock", proxies = ["unix"] }
+//! ```
+
+mod assertion;
+mod forward;
+mod html;
+mod pages;
+mod place;
+
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, SystemTime};
+
+use plugin_api::Lasts;
+use plugin_api::prelude::*;
+use plugin_api::web::axum::Router;
+use plugin_api::web::axum::routing::{any, get, post};
+use plugin_api::web::{self, Cookie, SignIns};
+
+use self::assertion::Signer;
+use self::place::Places;
+
+plugin_api::export!(Web);
+
+/// `[service.web]` in credhost.toml.
+#[derive(Clone, Deserialize)]
+#[serde(default)]
+struct Settings {
+    /// What it is that people sign in to.
+    title: String,
+    /// Where people find the pages, for proxies of other hosts to send them there: "https://auth.example.org".
+    url: String,
+    /// What the pages' paths begin with: "/account".
+    path: String,
+    /// The domain whose hosts all know who has signed in; none: this host alone.
+    domain: Option<String>,
+    /// How long one stays signed in without asking for anything.
+    idle: String,
+    /// How long one stays signed in at most.
+    longest: String,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            title: "credhost".to_owned(),
+            url: String::new(),
+            path: String::new(),
+            domain: None,
+            idle: "1 hour".to_owned(),
+            longest: "12 hours".to_owned(),
+        }
+    }
+}
+
+impl Settings {
+    /// How long one stays signed in.
+    fn lasts(&self) -> Result<Lasts> {
+        let time = |name: &str, text: &str| {
+            let wrong = |why: String| Fault::value(format!("{name} = {text:?}: {why}; a time is \"12 hours\""));
+            let time: Duration = humantime::parse_duration(text).map_err(|error| wrong(error.to_string()))?;
+            if time < Duration::from_secs(60) { Err(wrong("it is at least a minute".to_owned())) } else { Ok(time) }
+        };
+        Ok(Lasts { idle: time("idle", &self.idle)?, longest: time("longest", &self.longest)? })
+    }
+
+    /// Says what of it cannot be.
+    fn check(&self) -> Result<()> {
+        self.lasts()?;
+        let wrong = |name: &str, why: &str| Err(Fault::value(format!("{name}: {why}")));
+        let host =
+            |text: &str| url::Url::parse(&format!("https://{text}/")).is_ok_and(|url| url.host_str() == Some(text));
+        match self {
+            Self { path, .. } if !path.is_empty() && !(path.starts_with('/') && !path.ends_with('/')) => {
+                wrong("path", "it begins with a / and ends without one: \"/account\"")
+            }
+            Self { path, .. } if path.contains(['{', '}', '?', '#', '"', ' ']) => wrong("path", "it is a path alone"),
+            Self { domain: Some(domain), .. } if !host(domain) || !domain.contains('.') => {
+                wrong("domain", "it is a domain, such as \"example.org\"")
+            }
+            Self { url, .. } if !url.is_empty() && url::Url::parse(url).is_err() => {
+                wrong("url", "it is where people find the pages: \"https://auth.example.org\"")
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// What all pages know.
+pub(crate) struct Known {
+    pub(crate) title: String,
+    /// What paths begin with.
+    pub(crate) path: String,
+    /// Where the pages are for somebody who is elsewhere.
+    pub(crate) address: String,
+    pub(crate) places: Places,
+    pub(crate) sign_ins: Arc<SignIns>,
+    /// Read once the service serves.
+    pub(crate) signer: OnceLock<Signer>,
+}
+
+/// The same, for all of them.
+pub(crate) type Site = Arc<Known>;
+
+impl Known {
+    /// Signed words about who somebody is.
+    pub(crate) fn assertion(&self, identity: &str, perspective: &str, audience: &str) -> Option<String> {
+        let now = SystemTime::UNIX_EPOCH.elapsed().ok()?.as_secs();
+        self.signer.get()?.sign((&self.address, audience), (identity, perspective), now)
+    }
+}
+
+struct Web {
+    settings: Settings,
+    /// What assertions are verified with; empty before it has started.
+    public: String,
+}
+
+/// Signing in by a browser.
+#[service("web", save = "never")]
+impl Service for Web {
+    type Perspective = Person;
+
+    fn init(_: &Context<Self>, config: &Config) -> Result<Self> {
+        let settings: Settings = config.read()?;
+        settings.check()?;
+        Ok(Self { settings, public: String::new() })
+    }
+
+    async fn start(me: Handle<Self>, context: Context<Self>) -> Result<()> {
+        let settings = me.read(|web| web.settings.clone())?;
+        let cookie = Cookie { name: "credhost".to_owned(), domain: settings.domain.clone(), lasts: settings.lasts()? };
+        let Settings { title, url, path, domain, .. } = settings;
+        let site = Arc::new(Known {
+            title,
+            address: format!("{}{path}", url.trim_end_matches('/')),
+            path,
+            places: Places::new(domain),
+            sign_ins: SignIns::new(context.authorizer(), cookie),
+            signer: OnceLock::new(),
+        });
+        let streams = context.listen_public("http")?;
+        context.spawn(web::serve(context.clone(), streams, web::guard(router(&site))));
+        // Beside it: the store takes what a service writes once it serves.
+        context.clone().spawn(async move {
+            match Signer::own(&context).await {
+                Ok(signer) => {
+                    // It may have been replaced meanwhile.
+                    let _ = me.write(|web| web.public.clone_from(&signer.public));
+                    let _ = site.signer.set(signer);
+                }
+                Err(fault) => tracing::error!("nothing is signed for sites: {fault}"),
+            }
+        });
+        Ok(())
+    }
+}
+
+fn router(site: &Site) -> Router {
+    let pages = Router::new()
+        .route("/", get(pages::own))
+        .route("/sign-in", get(pages::sign_in_form).post(pages::sign_in))
+        .route("/sign-out", post(pages::sign_out))
+        .route("/sessions/end", post(pages::end))
+        .route("/style.css", get(pages::style))
+        .route("/keys.json", get(pages::keys))
+        .route("/auth", any(forward::anybody))
+        .route("/auth/{service}", any(forward::with_key))
+        .fallback(pages::missing)
+        .with_state(Arc::clone(site));
+    if site.path.is_empty() { pages } else { Router::new().nest(&site.path, pages) }
+}
+
+/// Somebody who may sign in.
+#[derive(Default)]
+struct Person;
+
+/// What there is to know of signing in.
+#[perspective]
+impl Person {
+    /// What a site verifies `Credhost-Assertion` with: a JSON Web Key Set (RFC 7517).
+    fn assertion_keys(&self, context: &Context<Web>) -> Result<String> {
+        context.service()?.read(|web| web.public.clone())
+    }
+}

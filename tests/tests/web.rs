@@ -1,0 +1,352 @@
+//! Signing in by a browser, one's own page, and who somebody is for sites behind a proxy.
+
+use std::net::SocketAddr;
+
+use system_tests::host::{TestHome, TestHost};
+use system_tests::web::{Browser, Page};
+
+const PASSWORD: &str = "ottern-quirk-velvet-93-lamp";
+const OTHER: &str = "marble-thicket-21-oboe-sand";
+
+fn address(host: &mut TestHost) -> SocketAddr {
+    let line = host.wait_for("serving http on ");
+    line.split_whitespace().find_map(|word| word.parse().ok()).expect("an address")
+}
+
+/// A host with the services web and todo, for alice, who has keys for both, and for bob, who has one for web.
+fn host() -> (TestHost, SocketAddr) {
+    host_with("domain = \"example.org\"", "")
+}
+
+/// The same, with these settings of the service's, and of its listener's.
+fn host_with(settings: &str, listener: &str) -> (TestHost, SocketAddr) {
+    let home = TestHome::new();
+    home.make();
+    let listen = format!("http = {{ address = \"127.0.0.1:0\"{listener} }}");
+    let section = format!("[service.web]\nmay = [\"attach\"]\n{settings}\n[service.web.listen]\n{listen}\n");
+    home.configure(|text| format!("{text}\n{section}"));
+    home.identity("alice", PASSWORD, &["web", "todo", "todo/work"]);
+    home.identity("bob", OTHER, &["web"]);
+    ["web", "todo"].iter().for_each(|service| home.install(service));
+    let mut host = home.start();
+    let address = address(&mut host);
+    host.wait_for("libweb.so serves");
+    (host, address)
+}
+
+fn is_sent_to_sign_in(page: &Page) -> bool {
+    (page.status, page.header("location")) == (303, "/sign-in")
+}
+
+/// The lines of the trail about this, once there are so many.
+fn trail(host: &TestHost, what: &str, count: usize) -> Vec<serde_json::Value> {
+    for _ in 0..600 {
+        let all = host.home.run(&["--json", "audit", "show", "--last", "200"], "");
+        let read = |line: &str| serde_json::from_str::<serde_json::Value>(line).expect("JSON");
+        let all: Vec<serde_json::Value> = match all.starts_with('[') {
+            true => read(&all).as_array().cloned().unwrap_or_default(),
+            false => all.lines().map(read).collect(),
+        };
+        let found: Vec<_> = all.into_iter().filter(|event| event.to_string().contains(what)).collect();
+        if found.len() >= count {
+            return found;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    panic!("{count} lines with {what} do not come");
+}
+
+#[test]
+fn somebody_signs_in_sees_their_own_page_and_signs_out() {
+    let (host, address) = host_with("title = \"the <club>\"", "");
+    let mut alice = Browser::new(address);
+    assert!(is_sent_to_sign_in(&alice.get("/")));
+    let page = alice.get("/sign-in?to=%2F%22%3E%3Cscript%3E");
+    assert!(page.body.contains("Sign in to the &lt;club&gt;") && !page.body.contains("<script"), "{}", page.body);
+    assert!(page.header("content-security-policy").contains("default-src 'none'"));
+    let page = alice.post("/sign-in", &[("name", "\"><b>alice"), ("password", "wrong")]);
+    assert_eq!(page.status, 403);
+    assert!(page.body.contains("Wrong name or password.") && !page.body.contains("<b>alice"), "{}", page.body);
+    assert!(alice.cookies.is_empty());
+    let page = alice.post("/sign-in", &[("name", "alice"), ("password", PASSWORD)]);
+    assert_eq!((page.status, page.header("location")), (303, "/"));
+    let cookie = page.header("set-cookie");
+    assert!(cookie.starts_with("__Host-credhost=") && cookie.ends_with("; Path=/; Secure; HttpOnly; SameSite=Lax"));
+    let page = alice.get("/");
+    for wanted in ["<h1>alice</h1>", "this browser", "Password", "todo/work", "web:http from 127.0.0.1"] {
+        assert!(page.body.contains(wanted), "{wanted}: {}", page.body);
+    }
+    assert_eq!((page.header("cache-control"), page.header("x-frame-options")), ("no-store", "DENY"));
+    let listed = host.home.run(&["session", "list"], "");
+    assert!(listed.contains("alice") && listed.contains("web:http"), "{listed}");
+    let mut stolen = alice.again(address);
+    assert!(stolen.is_signed_in());
+    let page = alice.post("/sign-out", &[]);
+    assert!(is_sent_to_sign_in(&page) && page.header("set-cookie").contains("Max-Age=0"));
+    assert!(!stolen.is_signed_in() && alice.cookies.is_empty());
+    let shown = host.home.run(&["identity", "show", "alice"], "");
+    assert!(!shown.contains("web:http"), "nothing of it is kept: {shown}");
+    assert_eq!(trail(&host, "login.remembered", 1).len(), 1);
+    assert_eq!(trail(&host, "signed out", 1).len(), 1);
+}
+
+#[test]
+fn who_signs_in_anew_gets_another_cookie_and_the_old_one_is_worth_nothing() {
+    let (_host, address) = host();
+    let mut alice = Browser::new(address);
+    alice.cookies.insert("__Secure-credhost".to_owned(), "chosen-by-somebody-else".to_owned());
+    alice.sign_in("alice", PASSWORD);
+    let first = alice.cookies.clone();
+    assert!(first.values().all(|token| token != "chosen-by-somebody-else"));
+    let mut old = alice.again(address);
+    alice.sign_in("alice", PASSWORD);
+    assert_ne!(alice.cookies, first);
+    assert!(alice.is_signed_in() && !old.is_signed_in());
+}
+
+#[test]
+fn a_browser_notices_no_reload_and_stays_signed_in_when_the_host_begins_anew() {
+    let (mut host, address) = host();
+    let mut alice = Browser::new(address);
+    alice.sign_in("alice", PASSWORD);
+    let mut half = alice.again(address);
+    half.say("GET", "/auth", &[("X-Long", &"x".repeat(3000))], "");
+    for round in 2..6 {
+        host.home.run(&["service", "reload", "web"], "");
+        // By the connection that there was before.
+        assert!(alice.is_signed_in(), "reload {round}");
+        assert_eq!(alice.get("/").status, 200);
+    }
+    assert_eq!(half.answer().status, 200, "what was sent before");
+    // As a power cut.
+    host.kill();
+    let mut host = host.into_home().start();
+    let address = self::address(&mut host);
+    host.wait_for("libweb.so serves");
+    assert!(alice.again(address).is_signed_in(), "what was acknowledged is there");
+}
+
+/// What takes a login away: a command, or something that alice does by another browser.
+type Take = fn(&TestHost, &mut Browser);
+
+#[test]
+fn what_is_taken_away_is_gone_when_the_command_returns_and_does_not_come_back() {
+    let ways: [(&str, Take); 7] = [
+        ("disabled", |host, _| {
+            host.home.run(&["identity", "disable", "alice"], "");
+        }),
+        ("removed", |host, _| {
+            host.home.run(&["identity", "remove", "alice"], "");
+        }),
+        ("another password", |host, _| {
+            host.home.run(&["identity", "password", "alice", "--password-stdin"], OTHER);
+        }),
+        ("no key", |host, _| {
+            host.home.run(&["key", "remove", "alice", "web"], "");
+        }),
+        ("cut", |host, _| {
+            host.home.run(&["session", "cut", "alice"], "");
+        }),
+        ("ended by herself", |_, other| {
+            let page = other.get("/");
+            // The other one's button: her own has none.
+            let number = page.body.split("name=\"number\" value=\"").nth(1).and_then(|rest| rest.split('"').next());
+            let page = other.post("/sessions/end", &[("number", number.expect("a button")), ("remembered", "true")]);
+            assert_eq!(page.status, 303, "{}", page.body);
+        }),
+        ("all sessions, where no code has them", |host, _| {
+            host.home.run(&["service", "stop", "web"], "");
+            host.home.run(&["session", "cut", "alice"], "");
+            host.home.run(&["service", "start", "web"], "");
+        }),
+    ];
+    for (way, take) in ways {
+        let (host, address) = host();
+        let (mut alice, mut other, mut bob) = (Browser::new(address), Browser::new(address), Browser::new(address));
+        alice.sign_in("alice", PASSWORD);
+        other.sign_in("alice", PASSWORD);
+        bob.sign_in("bob", OTHER);
+        assert!(alice.is_signed_in() && other.is_signed_in());
+        take(&host, &mut other);
+        if way.contains("no code") {
+            // With a service that is stopped its connections end.
+            [&mut alice, &mut bob].into_iter().for_each(|browser| *browser = browser.again(address));
+        }
+        let page = alice.get("/");
+        assert!(is_sent_to_sign_in(&page), "{way}: {} {}", page.status, page.body);
+        assert!(!alice.is_signed_in(), "{way}");
+        assert!(bob.is_signed_in(), "{way}: bob notices nothing");
+        // What is given back is not what was taken away.
+        match way {
+            "disabled" => drop(host.home.run(&["identity", "enable", "alice"], "")),
+            "removed" => host.home.identity("alice", PASSWORD, &["web", "todo"]),
+            _ => continue,
+        }
+        assert!(!alice.is_signed_in() && !other.is_signed_in(), "{way}");
+    }
+}
+
+#[test]
+fn no_other_site_acts_in_her_name() {
+    let (_host, address) = host();
+    let mut alice = Browser::new(address);
+    alice.sign_in("alice", PASSWORD);
+    let own = format!("http://{address}");
+    let cases: [(&[(&str, &str)], bool); 8] = [
+        (&[("Origin", "https://evil.com")], false),
+        (&[("Origin", "null")], false),
+        (&[("Origin", "https://evil.example.org")], false),
+        (&[("Sec-Fetch-Site", "cross-site")], false),
+        (&[("Sec-Fetch-Site", "same-site"), ("Origin", &own)], false),
+        (&[("Origin", "https://evil.com"), ("X-Forwarded-Host", "evil.com")], false),
+        (&[("Sec-Fetch-Site", "same-origin")], true),
+        (&[("Origin", &own)], true),
+    ];
+    for (path, body) in [("/sessions/end", "number=1"), ("/sign-in", "name=bob&password=x"), ("/sign-out", "")] {
+        for (headers, taken) in &cases {
+            if path == "/sign-out" && *taken {
+                continue;
+            }
+            let page = alice.send("POST", path, headers, body);
+            let refused = page.status == 403 && page.body.contains("another site");
+            assert_eq!(!refused, *taken, "{path} {headers:?}: {} {}", page.status, page.body);
+        }
+    }
+    assert!(alice.is_signed_in(), "nothing has come of it");
+    // Nor is anything changed by what a link can do.
+    for path in ["/sign-out", "/sessions/end"] {
+        assert_eq!(alice.get(path).status, 405);
+    }
+    assert!(alice.is_signed_in());
+}
+
+#[test]
+fn nobody_is_sent_where_a_stranger_wants() {
+    let (_host, address) = host();
+    let cases = [
+        ("/x?y", "/x?y"),
+        ("https://wiki.example.org/page", "https://wiki.example.org/page"),
+        ("https://evil.com/", "/"),
+        ("//evil.com/", "/"),
+        ("/\\evil.com/", "/"),
+        ("https://example.org.evil.com/", "/"),
+        ("https://example.org@evil.com/", "/"),
+        ("javascript:alert(1)", "/"),
+        ("/\r\nSet-Cookie: x=y", "/Set-Cookie:%20x=y"),
+    ];
+    let mut alice = Browser::new(address);
+    for (to, wanted) in cases {
+        let page = alice.post("/sign-in", &[("name", "alice"), ("password", PASSWORD), ("to", to)]);
+        assert_eq!((page.status, page.header("location")), (303, wanted), "{to}");
+        assert!(!alice.cookies.contains_key("x"));
+        // The same for whoever has signed in already.
+        let page = alice.get(&format!("/sign-in?{}", system_tests::web::form(&[("to", to)])));
+        assert_eq!((page.status, page.header("location")), (303, wanted), "{to}");
+    }
+}
+
+#[test]
+fn a_proxy_is_told_who_is_asking() {
+    let (_host, address) = host_with("domain = \"example.org\"\nurl = \"https://auth.example.org\"", "");
+    let (mut alice, mut bob, mut nobody) = (Browser::new(address), Browser::new(address), Browser::new(address));
+    alice.sign_in("alice", PASSWORD);
+    bob.sign_in("bob", OTHER);
+    let page = alice.get("/auth");
+    assert_eq!((page.status, page.header("remote-user"), page.header("remote-identity")), (200, "alice", "alice"));
+    // By a key for that service, and as the perspective that it is for.
+    let page = alice.get("/auth/todo");
+    assert_eq!((page.status, page.header("remote-user")), (200, "alice"));
+    assert_eq!((bob.get("/auth/todo").status, bob.get("/auth").status), (403, 200));
+    // What a visitor says goes nowhere.
+    let lies =
+        [("Remote-User", "root"), ("Remote_User", "root"), ("Remote-Identity", "root"), ("Credhost-Assertion", "x")];
+    let page = alice.send("GET", "/auth", &lies, "");
+    assert_eq!((page.status, page.header("remote-user"), page.header("remote-identity")), (200, "alice", "alice"));
+    assert!(page.headers.iter().filter(|(name, _)| name.eq_ignore_ascii_case("remote-user")).count() == 1);
+    for path in ["/auth", "/auth/todo"] {
+        let page = nobody.send("GET", path, &lies, "");
+        assert_eq!((page.status, page.header("remote-user")), (401, ""));
+    }
+    // Who can read a page is sent to sign in, and comes back.
+    let wanted = [
+        ("Accept", "text/html,*/*"),
+        ("X-Forwarded-Method", "GET"),
+        ("X-Forwarded-Proto", "https"),
+        ("X-Forwarded-Host", "wiki.example.org"),
+        ("X-Forwarded-Uri", "/page?a=1&b=2"),
+    ];
+    let page = nobody.send("GET", "/auth", &wanted, "");
+    let to = "https://auth.example.org/sign-in?to=https%3A%2F%2Fwiki.example.org%2Fpage%3Fa%3D1%26b%3D2";
+    assert_eq!((page.status, page.header("location")), (302, to));
+    for other in [("Accept", "application/json"), ("X-Forwarded-Method", "POST")] {
+        let headers: Vec<_> = wanted.iter().copied().filter(|(name, _)| *name != other.0).chain([other]).collect();
+        assert_eq!(nobody.send("GET", "/auth", &headers, "").status, 401, "{other:?}");
+    }
+    // Bytes that two readers could read differently are refused.
+    for smuggled in [
+        "GET /auth HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        "GET /auth HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nabcdef",
+        "GET /auth HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: xchunked\r\n\r\n",
+        "GET /auth HTTP/1.1\r\nHost: x\r\nRemote-User : root\r\n\r\n",
+        "GET /auth HTTP/1.1\r\nHost: x\r\n Remote-User: root\r\n\r\n",
+    ] {
+        use std::io::{Read, Write};
+        let mut stream = std::net::TcpStream::connect(address).unwrap();
+        stream.write_all(smuggled.as_bytes()).unwrap();
+        let _ = stream.shutdown(std::net::Shutdown::Write);
+        let mut said = String::new();
+        stream.read_to_string(&mut said).unwrap();
+        assert!(said.starts_with("HTTP/1.1 400") || said.is_empty(), "{smuggled:?}: {said}");
+    }
+}
+
+#[test]
+fn whose_request_it_is_a_proxy_is_believed_and_nobody_else() {
+    let from = |listener: &str, headers: &[(&str, &str)]| {
+        let (host, address) = host_with("", listener);
+        let mut browser = Browser::new(address);
+        let origin = format!("http://{address}");
+        let headers: Vec<_> = headers.iter().copied().chain([("Origin", origin.as_str())]).collect();
+        let body = system_tests::web::form(&[("name", "alice"), ("password", PASSWORD)]);
+        let status = browser.send("POST", "/sign-in", &headers, &body).status;
+        let line = trail(&host, "web:http", 1).remove(0);
+        (status, line.to_string())
+    };
+    let https = [("X-Forwarded-For", "6.6.6.6, 203.0.113.7"), ("X-Forwarded-Proto", "https")];
+    let (status, line) = from(", proxies = [\"127.0.0.1\"]", &https);
+    assert!(status == 303 && line.contains("203.0.113.7") && !line.contains("6.6.6.6"), "{status} {line}");
+    let (status, line) = from(", proxies = [\"10.0.0.1\"]", &https);
+    assert!(status == 303 && line.contains("127.0.0.1:") && !line.contains("203.0.113.7"), "{status} {line}");
+    // What is no address means nothing.
+    let odd = [("X-Forwarded-For", "\"alice\""), ("X-Forwarded-Proto", "https")];
+    let (status, line) = from(", proxies = [\"127.0.0.1\"]", &odd);
+    assert!(status == 303 && line.contains("127.0.0.1:"), "{status} {line}");
+    // A password that came to the proxy in the clear is refused, and no try.
+    let (host, address) = host_with("", ", proxies = [\"127.0.0.1\"]");
+    let mut browser = Browser::new(address);
+    let (origin, body) =
+        (format!("http://{address}"), system_tests::web::form(&[("name", "alice"), ("password", PASSWORD)]));
+    let headers = [("Origin", origin.as_str()), ("X-Forwarded-For", "203.0.113.7"), ("X-Forwarded-Proto", "http")];
+    let page = browser.send("POST", "/sign-in", &headers, &body);
+    assert!(page.status == 403 && page.body.contains("use https"), "{}", page.body);
+    drop(host);
+}
+
+#[test]
+fn settings_that_cannot_be_are_said() {
+    for (setting, wanted) in [
+        ("domain = \"org\"", "it is a domain"),
+        ("domain = \"https://example.org\"", "it is a domain"),
+        ("path = \"account\"", "it begins with a /"),
+        ("url = \"auth.example.org\"", "where people find"),
+        ("idle = \"soon\"", "a time is"),
+        ("longest = \"1 s\"", "at least a minute"),
+    ] {
+        let home = TestHome::new();
+        home.make();
+        home.configure(|text| format!("{text}\n[service.web]\n{setting}\n"));
+        home.install("web");
+        let mut host = home.start();
+        host.wait_for(wanted);
+    }
+}
