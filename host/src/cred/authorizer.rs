@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use super::error::AuthorizerError;
 use super::identity::Identity;
+use super::login_change::LoginChange;
 use super::password::Password;
-use super::remembered::LoginChange;
 use super::token::TokenDigest;
 
 /// An authorizer's answer, which may take its time.

@@ -8,8 +8,8 @@ use parking_lot::RwLock;
 use super::authorizer::{Answer, Authorizer};
 use super::error::{DuplicateIdentity, NoSuchIdentity};
 use super::identity::Identity;
+use super::login_change::LoginChange;
 use super::name::Name;
-use super::remembered::LoginChange;
 use super::token::TokenDigest;
 
 /// Identities in memory, by name.

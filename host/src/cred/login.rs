@@ -13,10 +13,10 @@ use super::cost::HashCost;
 use super::error::{AuthorizerError, KeyNotFound, Refusal};
 use super::identity::{Credential, Identity, ProofBy};
 use super::keyring::Key;
+use super::login_change::LoginChange;
 use super::name::NameError;
 use super::password::Password;
 use super::public_key::{PublicKey, to_be_signed};
-use super::remembered::LoginChange;
 use super::sealed::{MasterKey, Sealed};
 use super::token::Token;
 

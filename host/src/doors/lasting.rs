@@ -16,7 +16,6 @@ use tokio::time::Instant;
 use super::Doors;
 use super::ends::number;
 use super::logins::{Denied, still};
-use super::ways::Owner;
 use super::words::{Asker, LoggedIn, Via};
 use crate::config::Grants;
 use crate::cred::{Identity, LoginChange, ProofBy, Token};
@@ -250,18 +249,6 @@ impl Doors {
         lasting.by_connection.get(&connection).filter(|lasting| lasting.service == from.service).cloned()
     }
 
-    /// A login of a stream's is to outlive it.
-    pub(super) fn remembers(&self, from: Speaker<'_>, asker: Asker, login: u64, lasts: (u64, u64)) {
-        match self.owner(from, login) {
-            Some((Owner::Stream(held), login)) => {
-                let label = format!("{} from {}", held.door(), login.from);
-                self.remember(asker, login, label, lasts);
-            }
-            Some(_) => self.refuse(asker, "the login is remembered already"),
-            None => self.refuse(asker, "the login has ended"),
-        }
-    }
-
     /// A service asks whose remembered login a token is.
     pub(super) fn resume(&self, asker: Asker, via: Via, from: Source, token: Token) {
         let (Some(me), request) = (self.me.upgrade(), asker.request) else { return };
@@ -459,7 +446,7 @@ impl Doors {
     }
 
     /// Has it written down, and answers with the token.
-    fn remember(&self, asker: Asker, login: LoggedIn, label: String, lasts: (u64, u64)) {
+    pub(super) fn remember(&self, asker: Asker, login: LoggedIn, label: String, lasts: (u64, u64)) {
         let Some(me) = self.me.upgrade() else { return };
         self.spawn(async move {
             let mut random = zeroize::Zeroizing::new([0; 32]);

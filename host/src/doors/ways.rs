@@ -115,6 +115,18 @@ impl Doors {
         Err(format!("the operator does not let the service {what} whoever logs in by it: [service.{service}] {may}"))
     }
 
+    /// A login of a stream's is to outlive it.
+    pub(super) fn remembers(&self, from: Speaker<'_>, asker: Asker, login: u64, lasts: (u64, u64)) {
+        match self.owner(from, login) {
+            Some((Owner::Stream(held), login)) => {
+                let label = format!("{} from {}", held.door(), login.from);
+                self.remember(asker, login, label, lasts);
+            }
+            Some(_) => self.refuse(asker, "the login is remembered already"),
+            None => self.refuse(asker, "the login has ended"),
+        }
+    }
+
     /// A service wants a way to what a login has keys for.
     pub(super) fn attach(&self, from: Speaker<'_>, asker: Asker, login: u64) {
         let (owner, has) = match self.owner_for(from, login, "attach") {

@@ -1,0 +1,153 @@
+//! What becomes of an identity's remembered logins.
+
+use super::identity::{Identity, ProofBy};
+use super::remembered::Remembered;
+
+/// So many remembered logins an identity has at most: the one that would end first makes room.
+pub const MOST_LOGINS: usize = 32;
+
+/// What becomes of a remembered login.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LoginChange {
+    /// It begins.
+    Begins {
+        /// What is to be kept.
+        login: Remembered,
+        /// For a person to know it by.
+        label: String,
+    },
+    /// It was used.
+    Used {
+        /// Its number, as a credential.
+        credential: u64,
+    },
+    /// It is over.
+    Ends {
+        /// Its number, as a credential.
+        credential: u64,
+        /// Why, for the trail.
+        why: &'static str,
+    },
+}
+
+impl Identity {
+    /// Changes a remembered login at this time, in seconds since 1970. Answers with its number; `None`: there is nothing to change.
+    pub fn change_login(&mut self, change: &LoginChange, now: u64) -> Option<u64> {
+        match change {
+            LoginChange::Begins { login, label } => {
+                self.drop_logins(now);
+                while self.logins().count() >= MOST_LOGINS {
+                    let first = self.logins().min_by_key(|(_, expires)| *expires).map(|(id, _)| id)?;
+                    self.credentials.retain(|credential| credential.id != first);
+                }
+                let expires = login.expires(now);
+                Some(self.add(ProofBy::Login(login.clone()), label.clone(), now, Some(expires)))
+            }
+            LoginChange::Used { credential } => {
+                let has = self.credentials.iter_mut().find(|has| has.id == *credential)?;
+                let ProofBy::Login(login) = &has.proof else { return None };
+                let expires = login.expires(now);
+                // Not for each use: an identity is written down when a tenth of the time has gone.
+                let worth = expires.saturating_sub(has.expires.unwrap_or(0)) > login.idle / 10;
+                worth.then(|| has.expires = Some(expires))?;
+                Some(*credential)
+            }
+            LoginChange::Ends { credential, .. } => {
+                let at = self.credentials.iter().position(|has| has.id == *credential)?;
+                matches!(self.credentials[at].proof, ProofBy::Login(_)).then(|| self.credentials.remove(at).id)
+            }
+        }
+    }
+
+    /// The numbers of its remembered logins, and when each is over.
+    fn logins(&self) -> impl Iterator<Item = (u64, u64)> {
+        let all = self.credentials.iter().filter(|credential| matches!(credential.proof, ProofBy::Login(_)));
+        all.map(|credential| (credential.id, credential.expires.unwrap_or(u64::MAX)))
+    }
+
+    /// Forgets those of its remembered logins that are over at this time: all, if it may not log in.
+    pub fn drop_logins(&mut self, now: u64) {
+        let over = |id: u64| !self.enabled || !self.takes(id, now);
+        let over: Vec<u64> = self.logins().map(|(id, _)| id).filter(|id| over(*id)).collect();
+        self.credentials.retain(|credential| !over.contains(&credential.id));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn begins(token: u8, by: u64) -> LoginChange {
+        let login = Remembered { token: [token; 32], service: "web".to_owned(), by, idle: 100, until: 1000 };
+        LoginChange::Begins { login, label: "web:http".to_owned() }
+    }
+
+    fn alice() -> (Identity, u64) {
+        let mut alice = Identity::new("alice").unwrap();
+        let by = alice.add(ProofBy::Token([9; 32]), "laptop", 0, None);
+        (alice, by)
+    }
+
+    #[test]
+    fn a_login_goes_on_while_it_is_used_and_not_for_ever() {
+        let (mut alice, by) = alice();
+        let login = alice.change_login(&begins(1, by), 10).unwrap();
+        assert!(alice.takes(login, 109) && !alice.takes(login, 110));
+        let used = LoginChange::Used { credential: login };
+        assert_eq!(alice.change_login(&used, 15), None, "not worth writing down");
+        assert_eq!(alice.change_login(&used, 100), Some(login));
+        assert!(alice.takes(login, 199) && !alice.takes(login, 200));
+        alice.change_login(&used, 990);
+        assert!(alice.takes(login, 999) && !alice.takes(login, 1000), "however much it is used");
+        assert_eq!(alice.change_login(&LoginChange::Used { credential: by }, 20), None, "no login");
+    }
+
+    #[test]
+    fn it_is_gone_with_what_it_began_with() {
+        type Take = fn(&mut Identity, u64);
+        let ways: [(&str, Take); 4] = [
+            ("the credential", |alice, by| alice.credentials.retain(|credential| credential.id != by)),
+            ("its time", |alice, by| {
+                alice.credentials.iter_mut().find(|has| has.id == by).unwrap().expires = Some(15);
+            }),
+            ("the identity is disabled", |alice, _| alice.enabled = false),
+            ("signed out", |alice, by| {
+                let ends = LoginChange::Ends { credential: by + 1, why: "" };
+                assert_eq!(alice.change_login(&ends, 20), Some(by + 1));
+            }),
+        ];
+        for (way, take) in ways {
+            let (mut alice, by) = alice();
+            let login = alice.change_login(&begins(1, by), 10).unwrap();
+            take(&mut alice, by);
+            assert!(!alice.enabled || !alice.takes(login, 20), "{way}");
+            alice.drop_logins(20);
+            alice.enabled = true;
+            assert!(!alice.has(login), "{way}: it does not come back");
+        }
+    }
+
+    #[test]
+    fn no_login_begins_with_another() {
+        let (mut alice, by) = alice();
+        let one = alice.change_login(&begins(1, by), 10).unwrap();
+        let other = alice.change_login(&begins(2, one), 10).unwrap();
+        assert!(!alice.takes(other, 10) && !alice.has(other));
+        // Nor with itself.
+        let next = alice.next;
+        let own = alice.change_login(&begins(3, next), 10).unwrap();
+        assert!(!alice.takes(own, 10));
+        assert_eq!(alice.change_login(&LoginChange::Ends { credential: by, why: "" }, 10), None, "no login");
+    }
+
+    #[test]
+    fn there_are_so_many_and_no_more() {
+        let (mut alice, by) = alice();
+        let first = alice.change_login(&begins(0, by), 10).unwrap();
+        for token in 1..=u8::try_from(MOST_LOGINS).unwrap() {
+            alice.change_login(&begins(token, by), 11);
+        }
+        assert_eq!((alice.logins().count(), alice.has(first)), (MOST_LOGINS, false));
+        assert!(alice.has(by));
+    }
+}
