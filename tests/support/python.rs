@@ -11,6 +11,8 @@ use rustix::fs::{FlockOperation, flock};
 const TWISTED: &str = "Twisted[tls,conch]==26.10.0";
 /// A product that speaks Perspective Broker.
 const BUILDBOT: &str = "buildbot-worker==4.3.0";
+/// What moves Chromium, and what reads JSON Web Tokens.
+const SELENIUM: &str = "selenium==4.51.0 PyJWT[crypto]==2.15.1";
 
 /// A Python with today's Twisted, set up under the target directory by the first test that wants it.
 ///
@@ -33,7 +35,17 @@ pub fn buildbot() -> PathBuf {
     python.parent().expect("it is in a folder").to_owned()
 }
 
-/// A Python with a package from PyPI, in a folder of this name under the target directory.
+/// Runs one of `tests/chromium`'s programs, which asserts for itself; answers with what it prints.
+///
+/// # Panics
+/// When it fails.
+pub fn chromium(program: &str, arguments: &[&str]) -> String {
+    static READY: OnceLock<PathBuf> = OnceLock::new();
+    let python = READY.get_or_init(|| environment("selenium", SELENIUM));
+    run(python, &[], &format!("../chromium/{program}"), arguments)
+}
+
+/// A Python with packages from PyPI, in a folder of this name under the target directory.
 fn environment(name: &str, package: &str) -> PathBuf {
     let folder = crate::target().join(name);
     std::fs::create_dir_all(&folder).expect("the folder for Python can be made");
@@ -56,7 +68,8 @@ fn set_up(environment: &Path, python: &Path, package: &str) {
     let said = String::from_utf8_lossy(&made.stdout).into_owned();
     assert!(made.status.success(), "python3 cannot make an environment; install python3-venv: {said}");
     let installed = Command::new(python)
-        .args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", package])
+        .args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check"])
+        .args(package.split(' '))
         .status()
         .expect("pip runs");
     assert!(installed.success(), "{package} cannot be installed from PyPI; pip says why above");

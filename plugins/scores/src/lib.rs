@@ -1,7 +1,10 @@
-//! High scores: the model for a service whose state is shared by all.
+//! High scores: the model for a service whose state is shared by all, and for one with a page of its own.
 //!
 //! The table belongs to the service itself, which is `shared`: it is saved after each change, as a perspective is. A
-//! player's own perspective counts tries.
+//! player's own perspective counts tries. The page ([`page`]) is a door: everybody may see it, by a browser, and who has
+//! signed in hands in a score there. The operator gives it an address: `[service.scores.listen] http = "127.0.0.1:8080"`.
+
+mod page;
 
 use std::collections::BTreeMap;
 
@@ -19,6 +22,20 @@ struct Scores {
 #[service("scores", shared)]
 impl Service for Scores {
     type Perspective = Player;
+
+    async fn start(_me: Handle<Self>, context: Context<Self>) -> Result<()> {
+        page::serve(&context)
+    }
+}
+
+impl Scores {
+    /// The best players first, so many of them.
+    fn top(&self, count: usize) -> Vec<(String, u64)> {
+        let mut all: Vec<(String, u64)> = self.best.iter().map(|(name, best)| (name.clone(), *best)).collect();
+        all.sort_by(|one, other| other.1.cmp(&one.1).then_with(|| one.0.cmp(&other.0)));
+        all.truncate(count);
+        all
+    }
 }
 
 /// One player.
@@ -40,24 +57,25 @@ struct Standing {
 impl Player {
     /// Hands in a score; answers with the player's `best`, `tries` and `rank`.
     fn submit(&mut self, context: &Context<Scores>, call: &Call, score: u64) -> Result<Standing> {
+        self.hand_in(context, call.attachment().perspective(), score)
+    }
+
+    /// The best players first, as pairs of name and score; ten, if no `count` is given.
+    fn top(&self, context: &Context<Scores>, count: Option<usize>) -> Result<Vec<(String, u64)>> {
+        context.service()?.read(|scores| scores.top(count.unwrap_or(10)))
+    }
+}
+
+impl Player {
+    /// Hands in a score, by whatever door.
+    fn hand_in(&mut self, context: &Context<Scores>, player: &str, score: u64) -> Result<Standing> {
         self.tries += 1;
-        let player = call.attachment().perspective();
         context.service()?.write(|scores| {
             let best = scores.best.entry(player.to_owned()).or_insert(0);
             *best = score.max(*best);
             let best = *best;
             let rank = 1 + scores.best.values().filter(|other| **other > best).count();
             Standing { best, tries: self.tries, rank }
-        })
-    }
-
-    /// The best players first, as pairs of name and score; ten, if no `count` is given.
-    fn top(&self, context: &Context<Scores>, count: Option<usize>) -> Result<Vec<(String, u64)>> {
-        context.service()?.read(|scores| {
-            let mut all: Vec<(String, u64)> = scores.best.iter().map(|(name, best)| (name.clone(), *best)).collect();
-            all.sort_by(|one, other| other.1.cmp(&one.1).then_with(|| one.0.cmp(&other.0)));
-            all.truncate(count.unwrap_or(10));
-            all
         })
     }
 }

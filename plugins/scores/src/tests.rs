@@ -27,3 +27,32 @@ fn the_table_is_there_again_after_a_restart() {
     let top: Vec<(String, u64)> = host.attach("bob").unwrap().call("top", ()).unwrap();
     assert_eq!(top, [("alice".to_owned(), 50)]);
 }
+
+#[test]
+fn who_has_signed_in_hands_in_a_score_by_the_page_and_everybody_sees_it() {
+    let host = TestHost::<Scores>::start().unwrap();
+    host.identity("alice", "correct horse", &["alice"]);
+    let ask = |head: &str, cookie: &str, form: &str| {
+        let mut browser = host.connect("http").unwrap();
+        let length = form.len();
+        let kind = "Content-Type: application/x-www-form-urlencoded";
+        let close = "Connection: close";
+        let text = format!(
+            "{head} HTTP/1.1\r\nHost: scores\r\n{close}\r\n{kind}\r\nCookie: {cookie}\r\nContent-Length: {length}\r\n\r\n{form}"
+        );
+        browser.send(text).unwrap();
+        browser.rest().unwrap()
+    };
+    let page = ask("POST /sign-in", "", "name=alice&password=wrong");
+    assert!(page.starts_with("HTTP/1.1 403") && page.contains("wrong name or password"), "{page}");
+    let page = ask("POST /sign-in", "", "name=alice&password=correct%20horse");
+    let cookie = page.split("set-cookie: ").nth(1).and_then(|rest| rest.split(';').next()).unwrap().to_owned();
+    assert!(ask("GET /", &cookie, "").contains("Your score, alice"));
+    assert!(ask("POST /submit", &cookie, "score=70").starts_with("HTTP/1.1 303"));
+    assert!(ask("POST /submit", "", "score=99").starts_with("HTTP/1.1 303"), "a stranger's counts nothing");
+    assert!(ask("GET /", "", "").contains("<td>1</td><td>alice</td><td>70</td>"));
+    // The same table as by Perspective Broker, and the same try.
+    assert_eq!(standing(&host.attach("alice").unwrap().call("submit", (50,)).unwrap()), (70, 2, 1));
+    ask("POST /sign-out", &cookie, "");
+    assert!(ask("GET /", &cookie, "").contains("Sign in to hand in a score"));
+}

@@ -99,7 +99,7 @@ fn form(site: &Site, status: StatusCode, name: &str, to: &str, refused: Option<&
     let mut response = (status, html::sign_in(site, name, to, refused)).into_response();
     // Who has signed in is sent on, maybe to another host of the domain: browsers count that as where the form leads.
     let policy = format!(
-        "default-src 'none'; style-src 'self'; img-src 'self'; form-action {}; base-uri 'none'; frame-ancestors 'none'",
+        "default-src 'none'; style-src 'self'; img-src 'self' data:; form-action {}; base-uri 'none'; frame-ancestors 'none'",
         site.places.policy()
     );
     if let Ok(policy) = HeaderValue::from_str(&policy) {
