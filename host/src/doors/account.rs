@@ -97,7 +97,10 @@ impl Doors {
             let still = |identity: &&Arc<Identity>| identity.takes(has.credential, store::now());
             match found.as_ref().map(|identity| identity.as_ref().filter(still)) {
                 Ok(Some(identity)) => {
-                    let account = account(identity, me.around.sessions.list(), &has, owner.entry().number());
+                    // Those of remembered logins are listed as these.
+                    let mut sessions = me.around.sessions.list();
+                    sessions.retain(|session| !me.is_lasting(session.session));
+                    let account = account(identity, sessions, &has, owner.entry().number());
                     let bytes = jelly::to_vec(&account).unwrap_or_default();
                     me.tell(&asker, &bytes);
                 }

@@ -445,6 +445,11 @@ impl Doors {
         });
     }
 
+    /// Whether this connection is none, but what a remembered login hears of changes by.
+    pub(super) fn is_lasting(&self, connection: u32) -> bool {
+        self.lasting.lock().by_connection.contains_key(&u64::from(connection))
+    }
+
     /// Has it written down, and answers with the token.
     pub(super) fn remember(&self, asker: Asker, login: LoggedIn, label: String, lasts: (u64, u64)) {
         let Some(me) = self.me.upgrade() else { return };

@@ -66,7 +66,7 @@ pub(crate) fn own(site: &Site, identity: &str, account: &Account, said: Option<&
                         div {
                             strong { (login.label) }
                             @if login.own { " " span.own { "this browser" } }
-                            p { "since " (when(login.since)) ", until " (when(login.expires)) " if it is not used" }
+                            p { "since " (when(login.since)) "; if it is not used, until " (when(login.expires)) }
                         }
                         @if !login.own { (end(site, login.number, true, &login.label)) }
                     }
