@@ -113,6 +113,49 @@ fn one(arguments: &[&str], package: &str) -> PathBuf {
     libraries.find(|(name, _)| name.replace('_', "-") == package).expect("it is built").1
 }
 
+/// A sample service whose author has changed this of its source, each the first for the second: built beside the others.
+///
+/// # Panics
+/// When something is not there to be changed, or it does not build.
+#[must_use]
+pub fn changed(package: &str, changes: &[(&str, &str)]) -> PathBuf {
+    let (folder, workspace) = (crate::target().join("changed").join(package), crate::workspace());
+    let source = workspace.join("plugins").join(package);
+    let sources = folder.join("src");
+    std::fs::create_dir_all(&sources).expect("a folder");
+    let mut left: Vec<&(&str, &str)> = changes.iter().collect();
+    for file in std::fs::read_dir(source.join("src")).expect("it has sources").map_while(Result::ok) {
+        let mut text = std::fs::read_to_string(file.path()).expect("a text");
+        left.retain(|(before, after)| {
+            let found = text.contains(before);
+            text = text.replace(before, after);
+            !found
+        });
+        write_if_changed(&sources.join(file.file_name()), &text);
+    }
+    assert!(left.is_empty(), "nothing to change: {left:?}");
+    // A workspace of its own, with the versions of ours.
+    let ours = std::fs::read_to_string(workspace.join("Cargo.toml")).expect("it is there");
+    let own = std::fs::read_to_string(source.join("Cargo.toml")).expect("it is there");
+    // By another name, so that it is not put in the other's place.
+    let name = format!("{package}-changed");
+    let own = own.replacen(&format!("name = \"{package}\""), &format!("name = \"{name}\""), 1);
+    let from = |mark: &str| ours.find(mark).map(|at| &ours[at..]).expect("it has a section");
+    let common = from("[workspace.package]").replace("path = \"", &format!("path = \"{}/", workspace.display()));
+    write_if_changed(&folder.join("Cargo.toml"), &format!("{own}\n[workspace]\n{common}"));
+    std::fs::copy(workspace.join("Cargo.lock"), folder.join("Cargo.lock")).expect("it can be written");
+    let manifest = folder.join("Cargo.toml").display().to_string();
+    one(&["build", "--manifest-path", &manifest], &name)
+}
+
+/// So that nothing is built anew for nothing.
+fn write_if_changed(path: &Path, text: &str) {
+    if std::fs::read_to_string(path).is_ok_and(|kept| kept == text) {
+        return;
+    }
+    std::fs::write(path, text).expect("it can be written");
+}
+
 /// The command `credhost`.
 ///
 /// # Panics

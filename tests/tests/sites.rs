@@ -1,13 +1,11 @@
 //! Sites behind a proxy that asks who somebody is, and pages as a browser shows them: judged by nginx, Caddy, Chromium, curl
 //! and PyJWT.
 
-use std::io::{BufRead, BufReader, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
-use std::path::Path;
-use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::net::SocketAddr;
+use std::process::Command;
 
 use system_tests::host::{TestHome, TestHost};
+use system_tests::sites::{caddy, nginx, site};
 use system_tests::web::{Browser, Page};
 use system_tests::{debian, python};
 
@@ -25,153 +23,6 @@ fn host() -> (TestHost, tempfile::TempDir) {
     let mut host = home.start();
     host.wait_for("libweb.so serves");
     (host, folder)
-}
-
-/// A site that shows what it is told by who passes a request on.
-fn site() -> SocketAddr {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
-    let address = listener.local_addr().expect("an address");
-    std::thread::spawn(move || {
-        for stream in listener.incoming().map_while(Result::ok) {
-            std::thread::spawn(move || {
-                let mut lines = BufReader::new(stream.try_clone().expect("a descriptor")).lines().map_while(Result::ok);
-                let told: Vec<String> = lines.by_ref().take_while(|line| !line.is_empty()).collect();
-                let told = told.join("\n");
-                let answer = format!("HTTP/1.0 200 OK\r\nContent-Length: {}\r\n\r\n{told}", told.len());
-                // The proxy may have gone.
-                let _ = (&stream).write_all(answer.as_bytes());
-            });
-        }
-    });
-    address
-}
-
-/// A proxy that runs.
-struct Proxy {
-    child: Child,
-    address: SocketAddr,
-}
-
-impl Drop for Proxy {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-/// Starts a proxy at a port that is free: neither of them can say which it has been given, so it is chosen beforehand, and another
-/// if somebody else was quicker.
-fn proxy(start: impl Fn(SocketAddr) -> Command) -> Proxy {
-    for _ in 0..5 {
-        let free = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).and_then(|listener| listener.local_addr());
-        let address = free.expect("a port");
-        let mut child = start(address).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("it runs");
-        while child.try_wait().is_ok_and(|ended| ended.is_none()) {
-            if TcpStream::connect(address).is_ok() {
-                return Proxy { child, address };
-            }
-            std::thread::sleep(Duration::from_millis(10));
-        }
-    }
-    panic!("the proxy does not start");
-}
-
-/// nginx, as the guide has it, in front of this site.
-fn nginx(folder: &Path, site: SocketAddr) -> Proxy {
-    let program = debian::program("nginx", "nginx-light");
-    proxy(|address| {
-        let (here, temporary) =
-            (folder.display(), |name: &str| format!("{name}_temp_path {}/{name};", folder.display()));
-        let temporary = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"].map(temporary).join("\n");
-        let config = format!(
-            "daemon off; master_process off; pid {here}/pid; error_log {here}/errors;\n\
-             events {{}}\n\
-             http {{\n\
-               access_log off; {temporary}\n\
-               map $http_cookie $others {{\n\
-                 default $http_cookie;\n\
-                 \"~^(?<before>.*?)__Host-credhost=[^;]*(; )?(?<after>.*)$\" $before$after;\n\
-               }}\n\
-               upstream credhost {{ server unix:{here}/web; keepalive 8; }}\n\
-               server {{\n\
-                 listen {address};\n\
-                 proxy_http_version 1.1;\n\
-                 proxy_set_header Connection \"\";\n\
-                 proxy_set_header Host $http_host;\n\
-                 proxy_set_header X-Forwarded-For $remote_addr;\n\
-                 proxy_set_header X-Forwarded-Proto $scheme;\n\
-                 proxy_set_header X-Forwarded-Host $http_host;\n\
-                 location /account/ {{ proxy_pass http://credhost; }}\n\
-                 location / {{\n\
-                   auth_request /who;\n\
-                   auth_request_set $who $upstream_http_remote_user;\n\
-                   auth_request_set $assertion $upstream_http_credhost_assertion;\n\
-                   error_page 401 = @sign_in;\n\
-                   proxy_set_header Remote-User $who;\n\
-                   proxy_set_header Remote-Identity \"\";\n\
-                   proxy_set_header Credhost-Assertion $assertion;\n\
-                   proxy_set_header Connection \"\";\n\
-                   proxy_set_header Cookie $others;\n\
-                   proxy_pass http://{site};\n\
-                 }}\n\
-                 location = /who {{\n\
-                   internal;\n\
-                   proxy_pass http://credhost/account/auth/todo;\n\
-                   proxy_pass_request_body off;\n\
-                   proxy_set_header Content-Length \"\";\n\
-                   proxy_set_header Connection \"\";\n\
-                   proxy_set_header Host $http_host;\n\
-                   proxy_set_header X-Forwarded-For $remote_addr;\n\
-                   proxy_set_header X-Forwarded-Uri \"\";\n\
-                 }}\n\
-                 location @sign_in {{\n\
-                   proxy_pass http://credhost;\n\
-                   rewrite ^ /account/auth break;\n\
-                   proxy_set_header Connection \"\";\n\
-                   proxy_set_header Host $http_host;\n\
-                   proxy_set_header X-Forwarded-For $remote_addr;\n\
-                   proxy_set_header X-Forwarded-Proto $scheme;\n\
-                   proxy_set_header X-Forwarded-Host $http_host;\n\
-                   proxy_set_header X-Forwarded-Method $request_method;\n\
-                   proxy_set_header X-Forwarded-Uri $request_uri;\n\
-                 }}\n\
-               }}\n\
-             }}\n"
-        );
-        std::fs::write(folder.join("nginx.conf"), config).expect("it can be written");
-        let mut command = Command::new(&program);
-        command.arg("-c").arg(folder.join("nginx.conf")).arg("-p").arg(folder);
-        command
-    })
-}
-
-/// Caddy, in front of this site.
-fn caddy(folder: &Path, site: SocketAddr) -> Proxy {
-    let program = debian::program("caddy", "caddy");
-    proxy(|address| {
-        let (here, port) = (folder.display(), address.port());
-        let config = format!(
-            "{{\n  admin off\n  auto_https off\n}}\n\
-             http://127.0.0.1:{port} {{\n\
-               bind 127.0.0.1\n\
-               handle /account/* {{\n    reverse_proxy unix/{here}/web\n  }}\n\
-               handle {{\n\
-                 request_header -Remote-Identity\n\
-                 request_header -Remote_User\n\
-                 forward_auth unix/{here}/web {{\n\
-                   uri /account/auth/todo\n\
-                   copy_headers Remote-User Credhost-Assertion\n\
-                 }}\n\
-                 request_header Cookie \"^(.*?)__Host-credhost=[^;]*(?:; )?(.*)$\" \"$1$2\"\n\
-                 reverse_proxy {site}\n\
-               }}\n\
-             }}\n"
-        );
-        std::fs::write(folder.join("Caddyfile"), config).expect("it can be written");
-        let mut command = Command::new(&program);
-        command.args(["run", "--adapter", "caddyfile", "--config"]).arg(folder.join("Caddyfile")).env("HOME", folder);
-        command
-    })
 }
 
 /// What a page's reader says: that they take HTML, and lies about who they are.

@@ -246,6 +246,23 @@ fn nobody_is_sent_where_a_stranger_wants() {
 }
 
 #[test]
+fn the_pages_may_be_below_a_path() {
+    let (_host, address) = host_with("path = \"/account\"", "");
+    let mut alice = Browser::new(address);
+    for path in ["/account", "/account/"] {
+        let page = alice.get(path);
+        assert_eq!((page.status, page.header("location")), (303, "/account/sign-in"), "{path}");
+    }
+    let page = alice.post("/account/sign-in", &[("name", "alice"), ("password", PASSWORD)]);
+    assert_eq!((page.status, page.header("location")), (303, "/account/"));
+    let page = alice.get("/account/");
+    assert!(page.body.contains("<h1>alice</h1>") && page.body.contains("/account/style.css"), "{}", page.body);
+    assert_eq!((alice.get("/account/style.css").status, alice.get("/account/auth").status), (200, 200));
+    assert_eq!((alice.get("/").status, alice.get("/account/none").status), (404, 404));
+    assert_eq!(alice.post("/account/sign-out", &[]).header("location"), "/account/sign-in");
+}
+
+#[test]
 fn a_proxy_is_told_who_is_asking() {
     let (_host, address) = host_with("domain = \"example.org\"\nurl = \"https://auth.example.org\"", "");
     let (mut alice, mut bob, mut nobody) = (Browser::new(address), Browser::new(address), Browser::new(address));

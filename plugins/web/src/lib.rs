@@ -179,7 +179,12 @@ fn router(site: &Site) -> Router {
         .route("/auth/{service}", any(forward::with_key))
         .fallback(pages::missing)
         .with_state(Arc::clone(site));
-    if site.path.is_empty() { pages } else { Router::new().nest(&site.path, pages) }
+    if site.path.is_empty() {
+        return pages;
+    }
+    // axum's `nest` has the first page without a slash alone.
+    let own = Router::new().route(&format!("{}/", site.path), get(pages::own)).with_state(Arc::clone(site));
+    own.nest(&site.path, pages)
 }
 
 /// Somebody who may sign in.
