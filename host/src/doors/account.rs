@@ -67,7 +67,7 @@ fn account(identity: &Identity, sessions: Vec<SessionStatus>, login: &LoggedIn, 
         };
         account.credentials.push(Credential { kind: credential.proof.kind(), label, created, expires, fingerprint });
     }
-    let of = |session: &SessionStatus| session.identities.iter().any(|name| *name == login.identity);
+    let of = |session: &SessionStatus| session.identities.contains(&login.identity);
     account.sessions = sessions
         .into_iter()
         .filter(of)
