@@ -82,7 +82,7 @@ impl Settings {
         let host =
             |text: &str| url::Url::parse(&format!("https://{text}/")).is_ok_and(|url| url.host_str() == Some(text));
         match self {
-            Self { path, .. } if !path.is_empty() && !(path.starts_with('/') && !path.ends_with('/')) => {
+            Self { path, .. } if !path.is_empty() && (!path.starts_with('/') || path.ends_with('/')) => {
                 wrong("path", "it begins with a / and ends without one: \"/account\"")
             }
             Self { path, .. } if path.contains(['{', '}', '?', '#', '"', ' ']) => wrong("path", "it is a path alone"),
