@@ -7,7 +7,9 @@ import threading
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
+from selenium.common.exceptions import StaleElementReferenceException
 from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.support.ui import WebDriverWait
 
 chromium, driver_path, url, name, password, folder = sys.argv[1:]
 
@@ -42,6 +44,12 @@ def said():
 
 def field(of):
     return driver.find_element(By.NAME, of)
+
+
+def comes(heading):
+    """Waits for a page: the one before may be there for a moment."""
+    wait = WebDriverWait(driver, 20, ignored_exceptions=[StaleElementReferenceException])
+    wait.until(lambda _: driver.find_element(By.TAG_NAME, "h1").text.startswith(heading), heading)
 
 
 def contrast(element):
@@ -91,7 +99,7 @@ field("password").send_keys(password, Keys.ENTER)
 assert driver.find_element(By.CSS_SELECTOR, ".own").text == "this browser"
 driver.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
 driver.refresh()
-assert driver.find_element(By.TAG_NAME, "h1").text == name
+comes(name)
 look("own")
 readable("own")
 assert ("heading", "Where you are signed in") in said()
@@ -128,7 +136,7 @@ driver.get(f"http://127.0.0.1:{evil.server_port}/")
 driver.find_element(By.XPATH, "//*[contains(text(), 'another site')]")
 assert driver.current_url == url + "sign-out", driver.current_url
 driver.get(url)
-assert driver.find_element(By.TAG_NAME, "h1").text == name, "she is signed in"
+comes(name)
 
 # No site can show it in a frame of its own.
 driver.get(f"data:text/html,<iframe src='{url}'></iframe>")
@@ -138,9 +146,10 @@ driver.switch_to.default_content()
 
 driver.get(url)
 driver.find_element(By.XPATH, "//button[text()='Sign out']").click()
-assert driver.find_element(By.TAG_NAME, "h1").text.startswith("Sign in")
+comes("Sign in")
 assert driver.execute_cdp_cmd("Network.getAllCookies", {})["cookies"] == []
 driver.back()
 driver.refresh()
-assert driver.find_element(By.TAG_NAME, "h1").text.startswith("Sign in"), "nothing was kept to go back to"
+# Nothing was kept to go back to.
+comes("Sign in")
 driver.quit()

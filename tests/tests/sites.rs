@@ -84,7 +84,7 @@ fn nginx_lets_in_whom_the_host_knows() {
     let curl = Command::new("curl").args(["-s", &format!("http://{}/account/keys.json", nginx.address)]).output();
     let keys = String::from_utf8(curl.expect("curl runs").stdout).unwrap();
     let said = python::chromium("verify.py", &[&keys, assertion, "todo"]);
-    assert_eq!(said.trim(), "alice alice /account");
+    assert_eq!(said.trim(), "alice alice credhost");
 }
 
 #[test]

@@ -1,6 +1,8 @@
 //! Signing in by a browser, one's own page, and who somebody is for sites behind a proxy.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use system_tests::host::{TestHome, TestHost};
 use system_tests::web::{Browser, Page};
@@ -180,10 +182,187 @@ fn what_is_taken_away_is_gone_when_the_command_returns_and_does_not_come_back() 
         match way {
             "disabled" => drop(host.home.run(&["identity", "enable", "alice"], "")),
             "removed" => host.home.identity("alice", PASSWORD, &["web", "todo"]),
+            "no key" => drop(host.home.run(&["key", "add", "alice", "web"], "")),
             _ => continue,
         }
         assert!(!alice.is_signed_in() && !other.is_signed_in(), "{way}");
     }
+}
+
+#[test]
+fn a_session_that_is_cut_while_its_browser_asks_on_is_over() {
+    let (host, address) = host();
+    for round in 0..15 {
+        let mut alice = Browser::new(address);
+        alice.sign_in("alice", PASSWORD);
+        let done = Arc::new(AtomicBool::new(false));
+        let asking: Vec<_> = (0..3)
+            .map(|_| {
+                let (mut again, done) = (alice.again(address), Arc::clone(&done));
+                std::thread::spawn(move || {
+                    while !done.load(Ordering::Relaxed) {
+                        again.get("/auth");
+                    }
+                    // What is asked behind the command.
+                    again.get("/auth").status
+                })
+            })
+            .collect();
+        let sessions = host.home.run(&["--json", "session", "list"], "");
+        let sessions: serde_json::Value = serde_json::from_str(&sessions).unwrap();
+        let number = sessions[0]["session"].to_string();
+        host.home.run(&["session", "cut", &number], "");
+        done.store(true, Ordering::Relaxed);
+        let after: Vec<u16> = asking.into_iter().map(|asks| asks.join().unwrap()).collect();
+        assert_eq!(after, [401, 401, 401], "round {round}");
+        assert!(!alice.is_signed_in());
+    }
+}
+
+#[test]
+fn the_login_that_makes_room_for_another_is_over_at_once() {
+    let (host, address) = host();
+    let mut all = Vec::new();
+    // One address has so many tries in a while.
+    for _ in 0..33 {
+        let mut alice = Browser::new(address);
+        alice.sign_in("alice", PASSWORD);
+        assert!(alice.is_signed_in());
+        all.push(alice);
+    }
+    let still: Vec<bool> = all.iter_mut().map(Browser::is_signed_in).collect();
+    assert_eq!(still.iter().filter(|still| !**still).count(), 1);
+    assert!(!still[0], "the first");
+    assert_eq!(trail(&host, "made room", 1).len(), 1);
+}
+
+#[test]
+fn a_login_is_over_with_the_token_that_it_began_with() {
+    let (host, address) = host();
+    let token = host.home.run(&["--json", "token", "new", "alice", "--label", "short", "--expires", "3 s"], "");
+    let token: serde_json::Value = serde_json::from_str(&token).unwrap();
+    let mut alice = Browser::new(address);
+    alice.sign_in("alice", token["token"].as_str().unwrap());
+    // However often it is used meanwhile.
+    let began = std::time::Instant::now();
+    while alice.is_signed_in() {
+        assert!(began.elapsed().as_secs() < 30, "it does not end");
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
+    assert!(is_sent_to_sign_in(&alice.get("/")));
+}
+
+#[test]
+fn what_others_have_set_in_a_cookie_does_not_matter() {
+    let (_host, address) = host();
+    let mut alice = Browser::new(address);
+    alice.cookies.insert("other".to_owned(), "zo\u{e9}".to_owned());
+    alice.sign_in("alice", PASSWORD);
+    assert!(alice.is_signed_in());
+}
+
+/// Replaces the service again and again, until this is dropped.
+struct Reloading {
+    done: Arc<AtomicBool>,
+    thread: Option<std::thread::JoinHandle<u32>>,
+}
+
+impl Reloading {
+    fn new(host: Arc<TestHost>) -> Self {
+        let done = Arc::new(AtomicBool::new(false));
+        let until = Arc::clone(&done);
+        let thread = std::thread::spawn(move || {
+            let mut reloads = 0;
+            while !until.load(Ordering::Relaxed) {
+                host.home.run(&["service", "reload", "web"], "");
+                reloads += 1;
+            }
+            reloads
+        });
+        Self { done, thread: Some(thread) }
+    }
+
+    fn ends(mut self) -> u32 {
+        self.done.store(true, Ordering::Relaxed);
+        self.thread.take().unwrap().join().unwrap()
+    }
+}
+
+#[test]
+fn no_new_connection_is_lost_while_the_code_is_replaced() {
+    let (host, address) = host();
+    let reloading = Reloading::new(Arc::new(host));
+    let clients: Vec<_> = (0..8)
+        .map(|_| {
+            std::thread::spawn(move || {
+                for turn in 0..300 {
+                    let mut browser = Browser::new(address);
+                    if turn % 10 == 0 {
+                        std::thread::sleep(std::time::Duration::from_millis(5));
+                    }
+                    assert_eq!(browser.get("/style.css").status, 200);
+                }
+            })
+        })
+        .collect();
+    clients.into_iter().for_each(|client| client.join().expect("none is lost"));
+    assert!(reloading.ends() > 2);
+}
+
+#[test]
+fn what_is_in_a_body_is_no_request_whatever_is_replaced_meanwhile() {
+    use std::io::{Read, Write};
+    let (host, address) = host();
+    let reloading = Reloading::new(Arc::new(host));
+    let clients: Vec<_> = (0..4)
+        .map(|_| {
+            std::thread::spawn(move || {
+                let inner = "GET /style.css HTTP/1.1\r\nHost: x\r\n\r\n".repeat(2000);
+                for _ in 0..60 {
+                    let mut stream = std::net::TcpStream::connect(address).unwrap();
+                    stream.set_read_timeout(Some(std::time::Duration::from_millis(100))).unwrap();
+                    let head = format!("POST /sign-out HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n", inner.len());
+                    let (mut said, mut some) = (Vec::new(), [0; 16 << 10]);
+                    let mut sent = stream.write_all(head.as_bytes());
+                    for part in inner.as_bytes().chunks(4 << 10) {
+                        sent = sent.and_then(|()| stream.write_all(part));
+                        std::thread::sleep(std::time::Duration::from_millis(1));
+                    }
+                    while let Ok(count) = stream.read(&mut some) {
+                        said.extend_from_slice(&some[..count]);
+                        if count == 0 {
+                            break;
+                        }
+                    }
+                    let said = String::from_utf8_lossy(&said);
+                    assert!(said.matches("HTTP/1.1 ").count() <= 1 && !said.contains("200 OK"), "{said}");
+                }
+            })
+        })
+        .collect();
+    clients.into_iter().for_each(|client| client.join().expect("each has one answer at most"));
+    assert!(reloading.ends() > 2);
+}
+
+#[test]
+fn whoever_is_slow_behind_a_proxy_keeps_nobody_else_out() {
+    use std::io::Write;
+    let (_host, address) = host_with("", ", proxies = [\"127.0.0.1\"]");
+    let slow: Vec<_> = (0..100)
+        .map(|_| {
+            let mut stream = std::net::TcpStream::connect(address).unwrap();
+            let head = "POST /sign-in HTTP/1.1\r\nHost: x\r\nX-Forwarded-For: 203.0.113.7\r\nContent-Length: 100\r\n";
+            let kind = "Content-Type: application/x-www-form-urlencoded\r\n\r\nname=";
+            stream.write_all(format!("{head}{kind}").as_bytes()).unwrap();
+            stream
+        })
+        .collect();
+    let mut other = Browser::new(address);
+    assert_eq!(other.send("GET", "/sign-in", &[("X-Forwarded-For", "203.0.113.8")], "").status, 200);
+    // So many at once of one, and no more.
+    let mut same = Browser::new(address);
+    assert_eq!(same.send("GET", "/sign-in", &[("X-Forwarded-For", "203.0.113.7")], "").status, 429);
+    drop(slow);
 }
 
 #[test]
@@ -299,6 +478,8 @@ fn a_proxy_is_told_who_is_asking() {
         let headers: Vec<_> = wanted.iter().copied().filter(|(name, _)| *name != other.0).chain([other]).collect();
         assert_eq!(nobody.send("GET", "/auth", &headers, "").status, 401, "{other:?}");
     }
+    // Nobody gets a signed word about themselves but by a proxy.
+    assert!(alice.get("/auth/todo").header("credhost-assertion").is_empty());
     // Bytes that two readers could read differently are refused.
     for smuggled in [
         "GET /auth HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
@@ -355,6 +536,7 @@ fn settings_that_cannot_be_are_said() {
         ("domain = \"org\"", "it is a domain"),
         ("domain = \"https://example.org\"", "it is a domain"),
         ("path = \"account\"", "it begins with a /"),
+        ("path = \"/:x\"", "letters, digits"),
         ("url = \"auth.example.org\"", "where people find"),
         ("idle = \"soon\"", "a time is"),
         ("longest = \"1 s\"", "at least a minute"),

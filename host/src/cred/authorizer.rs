@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::error::AuthorizerError;
 use super::identity::Identity;
-use super::login_change::LoginChange;
+use super::login_change::{LoginChange, LoginChanged};
 use super::password::Password;
 use super::token::TokenDigest;
 
@@ -26,9 +26,9 @@ pub trait Authorizer: Send + Sync + 'static {
         Box::pin(std::future::ready(Ok(None)))
     }
 
-    /// Changes a remembered login of an identity's, at this time (in seconds since 1970). Answers with its number, as a
-    /// credential; `None`: there is nothing to change. Filled in: none is remembered.
-    fn remember<'a>(&'a self, name: &'a str, change: &'a LoginChange, now: u64) -> Answer<'a, Option<u64>> {
+    /// Changes a remembered login of an identity's, at this time (in seconds since 1970). `None`: there is
+    /// nothing to change. Filled in: none is remembered.
+    fn remember<'a>(&'a self, name: &'a str, change: &'a LoginChange, now: u64) -> Answer<'a, Option<LoginChanged>> {
         let _ = (name, change, now);
         Box::pin(std::future::ready(Ok(None)))
     }

@@ -8,7 +8,7 @@ use parking_lot::RwLock;
 use super::authorizer::{Answer, Authorizer};
 use super::error::{DuplicateIdentity, NoSuchIdentity};
 use super::identity::Identity;
-use super::login_change::LoginChange;
+use super::login_change::{LoginChange, LoginChanged};
 use super::name::Name;
 use super::token::TokenDigest;
 
@@ -89,7 +89,7 @@ impl Authorizer for DefaultAuthorizer {
         Box::pin(std::future::ready(Ok(self.identities.read().values().find(has).cloned())))
     }
 
-    fn remember<'a>(&'a self, name: &'a str, change: &'a LoginChange, now: u64) -> Answer<'a, Option<u64>> {
+    fn remember<'a>(&'a self, name: &'a str, change: &'a LoginChange, now: u64) -> Answer<'a, Option<LoginChanged>> {
         let changed = self.update(name, |identity| identity.change_login(change, now));
         Box::pin(std::future::ready(Ok(changed.ok().flatten())))
     }

@@ -13,7 +13,7 @@ use super::cost::HashCost;
 use super::error::{AuthorizerError, KeyNotFound, Refusal};
 use super::identity::{Credential, Identity, ProofBy};
 use super::keyring::Key;
-use super::login_change::LoginChange;
+use super::login_change::{LoginChange, LoginChanged};
 use super::name::NameError;
 use super::password::Password;
 use super::public_key::{PublicKey, to_be_signed};
@@ -283,7 +283,12 @@ impl Login {
     ///
     /// # Errors
     /// When the authorizer cannot.
-    pub async fn remember(&self, name: &str, change: &LoginChange, now: u64) -> Result<Option<u64>, AuthorizerError> {
+    pub async fn remember(
+        &self,
+        name: &str,
+        change: &LoginChange,
+        now: u64,
+    ) -> Result<Option<LoginChanged>, AuthorizerError> {
         self.authorizer.remember(name, change, now).await
     }
 

@@ -33,7 +33,7 @@ pub use identity::{Credential, Identity, LabelError, ProofBy, check_label};
 pub use kept_hash::{check_hash, check_hashes};
 pub use keyring::{Key, Keyring};
 pub use listener_rules::{ListenerRules, RuleError};
-pub use login_change::{LoginChange, MOST_LOGINS};
+pub use login_change::{LoginChange, LoginChanged, MOST_LOGINS};
 pub use name::{Name, NameError, NameOf};
 pub use password::{Entropy, Password, challenge_response, keep_memory};
 pub use public_key::{PublicKey, to_be_signed};

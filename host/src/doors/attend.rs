@@ -357,7 +357,8 @@ impl Doors {
         let around = &self.around;
         let address = source.unwrap_or(SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0));
         let known = source.is_none() || around.gate.is_known(address.ip());
-        let Some(place) = listening.admit(address.ip(), known) else {
+        let proxy = listening.settings.is_proxy(source.map(|source| source.ip()));
+        let Some(place) = listening.admit(address.ip(), known, proxy) else {
             return tracing::debug!(%address, listener = listening.settings.name, "too many connections");
         };
         let account = around.memory.account(AccountKey::Source(network(address.ip())));

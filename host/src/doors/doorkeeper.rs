@@ -48,7 +48,7 @@ impl Doorkeeper for Doors {
             ToHost::EndOwn { request, login, remembered, number } => {
                 self.end_own(from, Asker::new(from, request), login, (remembered, number));
             }
-            ToHost::LogOut { login } => self.log_out(from, login),
+            ToHost::LogOut { login, answers } => self.log_out(from, login, answers),
             ToHost::Attach { request, login } => self.attach(from, Asker::new(from, request), login),
             ToHost::StartTls { request, stream } => {
                 let asker = Asker::new(from, request);

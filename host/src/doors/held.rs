@@ -226,7 +226,8 @@ impl Held {
             tls: state.tls,
             starttls: self.listening.settings.starttls,
             asked: &state.asked,
-            state: state.carried.as_ref().map(|carried| carried.bytes.as_slice()),
+            // One that nothing was done with is as it was.
+            state: state.carried.as_ref().map(|carried| carried.bytes.as_slice()).filter(|bytes| !bytes.is_empty()),
             login,
             identity,
             perspectives: &perspectives,

@@ -3,7 +3,7 @@
 //! What is remembered of one is the authorizer's: it is a credential of its identity's ([`crate::cred::Remembered`]). Here is what
 //! a service has of it: a number, a line in the list of sessions, a way to hear that it is over.
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -18,7 +18,7 @@ use super::ends::number;
 use super::logins::{Denied, still};
 use super::words::{Asker, LoggedIn, Via};
 use crate::config::Grants;
-use crate::cred::{Identity, LoginChange, ProofBy, Token};
+use crate::cred::{AuthorizerError, Identity, LoginChange, LoginChanged, Token};
 use crate::login_gate::{Source, network};
 use crate::memory::{AccountKey, Kept, Meter};
 use crate::multiservice::router::Mailbox;
@@ -55,15 +55,26 @@ pub(super) struct Lasting {
     told: Notify,
 }
 
+/// Why one is over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Over {
+    /// No code has it any more: it may be asked for again.
+    Left,
+    /// What it came by was taken away.
+    Gone,
+    /// It is to be forgotten.
+    Forgotten,
+}
+
 #[derive(Default)]
 struct State {
-    /// The generations that have it.
-    holders: BTreeSet<u32>,
+    /// The generations that have it, and how often each was answered with it.
+    holders: BTreeMap<u32, u64>,
     /// Until when it goes on, if it is not used, in seconds since 1970.
     expires: u64,
     /// Descriptors that frames have named, and to which generation, that no library has answered yet.
-    lent: VecDeque<(u32, Arc<OwnedFd>)>,
-    over: bool,
+    lent: Vec<(u32, Arc<OwnedFd>)>,
+    over: Option<Over>,
     /// Who waits until the service has heard it.
     waiting: Vec<Acknowledgement>,
 }
@@ -84,44 +95,68 @@ impl Lasting {
     }
 
     pub(super) fn is_over(&self) -> bool {
+        self.over().is_some()
+    }
+
+    fn over(&self) -> Option<Over> {
         self.state.lock().over
     }
 
     /// It is over; false: it was already.
-    fn end(&self, acknowledgement: Option<Acknowledgement>) -> bool {
+    fn end(&self, over: Over, acknowledgement: Option<Acknowledgement>) -> bool {
         let mut state = self.state.lock();
         state.waiting.extend(acknowledgement);
-        let first = !std::mem::replace(&mut state.over, true);
+        let first = state.over.is_none();
+        if matches!(state.over, None | Some(Over::Left)) {
+            state.over = Some(over);
+        }
         drop(state);
         self.told.notify_one();
         first
     }
 
-    /// A generation has it, until it is used by nobody for so long. False: it is over.
-    fn is_held_by(&self, generation: u32, expires: u64) -> bool {
+    /// A generation is about to be answered with it; why not, if it is over.
+    fn is_held_by(&self, generation: u32, expires: u64) -> Result<(), Over> {
         let mut state = self.state.lock();
-        if state.over {
-            return false;
+        if let Some(over) = state.over {
+            return Err(over);
         }
-        state.holders.insert(generation);
-        state.expires = state.expires.max(expires);
-        true
+        *state.holders.entry(generation).or_default() += 1;
+        state.expires = expires;
+        Ok(())
     }
 
-    /// A generation has it no more, or has heard that it is over.
+    /// A generation has no more of it than what it has yet to hear of, or has heard that it is over. `answers`: how many it has had.
+    pub(super) fn let_go_by(&self, generation: u32, answers: u64) {
+        let mut state = self.state.lock();
+        let over = state.over.is_some();
+        if let Some(left) = state.holders.get_mut(&generation) {
+            *left = left.saturating_sub(answers);
+            if *left == 0 || over {
+                state.holders.remove(&generation);
+            }
+        }
+        drop(state);
+        self.told.notify_one();
+    }
+
+    /// A generation has ended.
     pub(super) fn left_by(&self, generation: u32) {
         let mut state = self.state.lock();
         state.holders.remove(&generation);
-        state.lent.retain(|(of, _)| *of != generation);
+        let unread = state.lent.extract_if(.., |(of, _)| *of == generation).collect::<Vec<_>>();
         drop(state);
+        drop(unread);
         self.told.notify_one();
     }
 
     /// It ends, if no code has it any more: it may be asked for again.
     fn ends_if_left(&self) -> bool {
         let mut state = self.state.lock();
-        state.over |= state.holders.is_empty();
-        state.over
+        if state.over.is_none() && state.holders.is_empty() {
+            state.over = Some(Over::Left);
+        }
+        state.over.is_some()
     }
 
     /// Whether no code has it any more.
@@ -132,8 +167,8 @@ impl Lasting {
     /// A descriptor that a frame is about to name.
     pub(super) fn lend(&self, generation: u32, end: OwnedFd) -> Option<Arc<OwnedFd>> {
         let mut state = self.state.lock();
-        let end = Some(Arc::new(end)).filter(|_| !state.over)?;
-        state.lent.push_back((generation, Arc::clone(&end)));
+        let end = Some(Arc::new(end)).filter(|_| state.over.is_none())?;
+        state.lent.push((generation, Arc::clone(&end)));
         Some(end)
     }
 
@@ -141,7 +176,7 @@ impl Lasting {
     pub(super) fn taken(&self, descriptor: u64) {
         let mut state = self.state.lock();
         let at = state.lent.iter().position(|(_, end)| number(end) == descriptor);
-        let taken = at.and_then(|at| state.lent.remove(at));
+        let taken = at.map(|at| state.lent.remove(at));
         drop(state);
         drop(taken);
     }
@@ -150,7 +185,7 @@ impl Lasting {
     pub(super) fn takes_back(&self, named: &Arc<OwnedFd>) {
         let mut state = self.state.lock();
         let at = state.lent.iter().rposition(|(_, end)| Arc::ptr_eq(end, named));
-        let unread = at.and_then(|at| state.lent.remove(at));
+        let unread = at.map(|at| state.lent.remove(at));
         drop(state);
         drop(unread);
     }
@@ -211,10 +246,7 @@ impl Drop for Attended {
 
 /// Attends to one to its end.
 async fn attend(doors: &Arc<Doors>, lasting: &Arc<Lasting>) {
-    while !lasting.is_over() {
-        if lasting.ends_if_left() {
-            return;
-        }
+    while !lasting.ends_if_left() {
         // A clock that is set back and forth shows when it is looked at anew: at least once in an hour.
         let left = lasting.state.lock().expires.saturating_sub(store::now()).clamp(1, 3600);
         tokio::select! {
@@ -223,6 +255,17 @@ async fn attend(doors: &Arc<Doors>, lasting: &Arc<Lasting>) {
             () = tokio::time::sleep(Duration::from_secs(left)) => doors.look_at_lasting(lasting).await,
         }
     }
+    if lasting.over() == Some(Over::Left) {
+        // Nobody asks for this one any more; what it was told last counts all the same.
+        lasting.entry.close();
+        doors.lasting_notices(lasting);
+    }
+    if lasting.over() == Some(Over::Forgotten)
+        && let Err(error) = doors.forget_remembered(&lasting.key(), "the session was ended").await
+    {
+        tracing::error!(%error, "that a login is over cannot be written down");
+    }
+    // Only now may it be asked for again.
     doors.lasting.lock().unlist(lasting);
     let number = lasting.login.number;
     doors.close_ways(number);
@@ -300,8 +343,10 @@ impl Doors {
                     self.enlist(new).await?
                 }
             };
-            if lasting.is_held_by(asker.generation, expires) {
-                return Ok(lasting);
+            match lasting.is_held_by(asker.generation, expires) {
+                Ok(()) => return Ok(lasting),
+                Err(Over::Forgotten) => return Err(OVER.into()),
+                Err(Over::Left | Over::Gone) => {}
             }
             // It has just ended: for good, or because nobody had it.
             let again = around.login.resume(token, &via.service, store::now()).await.map_err(|_| BROKEN)?;
@@ -348,7 +393,7 @@ impl Doors {
         };
         let (service, slot, source) = (via.service.clone(), asker.slot, from.address);
         // Who asks for it has it.
-        let state = State { holders: [asker.generation].into(), ..State::default() };
+        let state = State { holders: [(asker.generation, 0)].into(), ..State::default() };
         let (state, told, grants) = (Mutex::new(state), Notify::new(), via.grants);
         Ok(Arc::new(Lasting {
             connection,
@@ -374,11 +419,6 @@ impl Doors {
         new.entry.attached(&new.door);
         // Whatever comes of it, it is forgotten.
         let attended = Attended { doors: Arc::clone(self), lasting: Arc::clone(&new) };
-        let found = self.around.login.identity(&name).await.map_err(|_| BROKEN)?;
-        let gone = new.entry.removed_since(new.login.removals, &name);
-        let identity = found.filter(|identity| !gone && still(identity, &new.login, &new.service));
-        let identity = identity.ok_or(OVER)?;
-        new.state.lock().expires = expires(&identity, new.login.credential, store::now());
         {
             let mut lasting = self.lasting.lock();
             if let Some(other) = lasting.by_key.get(&new.key()) {
@@ -387,6 +427,14 @@ impl Doors {
             lasting.insert(&new);
         }
         self.spawn(async move { attend(&attended.doors, &attended.lasting).await });
+        // Behind that: whoever forgets it from here on finds it, and whoever has before shows here.
+        let found = self.around.login.identity(&name).await.map_err(|_| BROKEN)?;
+        let gone = new.entry.removed_since(new.login.removals, &name);
+        let identity = found.filter(|identity| !gone && still(identity, &new.login, &new.service));
+        if identity.is_none() {
+            new.end(Over::Gone, None);
+            return Err(OVER.into());
+        }
         Ok(new)
     }
 
@@ -410,13 +458,12 @@ impl Doors {
             match notice {
                 Notice::Cut => {
                     // Or else the client would come by it again, at once.
-                    self.forget_remembered(lasting.key(), "the session was ended");
-                    lasting.end(Some(acknowledgement));
+                    lasting.end(Over::Forgotten, Some(acknowledgement));
                 }
                 Notice::Changed(name, identity) if name == lasting.login.identity => {
                     if !identity.is_some_and(|identity| still(&identity, &lasting.login, &lasting.service)) {
                         tracing::debug!(name, "what a login came by was taken away");
-                        lasting.end(Some(acknowledgement));
+                        lasting.end(Over::Gone, Some(acknowledgement));
                     }
                 }
                 Notice::Changed(..) => {}
@@ -430,19 +477,22 @@ impl Doors {
         let Ok(found) = self.around.login.identity(identity).await else { return };
         match found.filter(|found| still(found, &lasting.login, &lasting.service)) {
             Some(found) => lasting.state.lock().expires = expires(&found, *credential, store::now()),
-            None => drop(lasting.end(None)),
+            None => drop(lasting.end(Over::Gone, None)),
         }
     }
 
-    /// Its token is worth nothing any more.
-    fn forget_remembered(self: &Arc<Self>, (name, credential): (String, u64), why: &'static str) {
-        let me = Arc::clone(self);
-        self.spawn(async move {
-            let ends = LoginChange::Ends { credential, why };
-            if let Err(error) = me.around.login.remember(&name, &ends, store::now()).await {
-                tracing::error!(name, %error, "that a login is over cannot be written down");
-            }
-        });
+    /// The one of this key ends, if some code has it; false: none has.
+    fn end_lasting(&self, key: &(String, u64)) -> bool {
+        let live = self.lasting.lock().by_key.get(key).cloned();
+        live.is_some_and(|live| live.end(Over::Gone, None))
+    }
+
+    /// A token is worth nothing any more, and whoever has come by it has. False: there was none.
+    async fn forget_remembered(&self, key: &(String, u64), why: &'static str) -> Result<bool, AuthorizerError> {
+        let ends = LoginChange::Ends { credential: key.1, why };
+        let ended = self.around.login.remember(&key.0, &ends, store::now()).await?.is_some();
+        // Behind that: whoever asks for it from here on finds that it is over.
+        Ok(self.end_lasting(key) || ended)
     }
 
     /// Whether this connection is none, but what a remembered login hears of changes by.
@@ -465,7 +515,12 @@ impl Doors {
             let kept = crate::cred::Remembered { token: digest, service, by, idle, until };
             let begins = LoginChange::Begins { login: kept, label };
             match me.around.login.remember(&login.identity, &begins, now).await {
-                Ok(Some(_)) => me.tell(&asker, token.reveal().as_bytes()),
+                Ok(Some(LoginChanged { made_room, .. })) => {
+                    for credential in made_room {
+                        me.end_lasting(&(login.identity.clone(), credential));
+                    }
+                    me.tell(&asker, token.reveal().as_bytes());
+                }
                 Ok(None) => me.not_logged_in(&asker, "logins are not remembered here", 0),
                 Err(error) => {
                     tracing::error!(%error, "a login cannot be remembered");
@@ -485,16 +540,9 @@ impl Doors {
 
     /// Ends a remembered login, whether any code has it or not, and answers.
     pub(super) async fn end_remembered(&self, asker: &Asker, key: (String, u64), why: &'static str) {
-        let ends = LoginChange::Ends { credential: key.1, why };
-        match self.around.login.remember(&key.0, &ends, store::now()).await {
-            Ok(ended) => {
-                let live = self.lasting.lock().by_key.get(&key).cloned();
-                let was_live = live.is_some_and(|live| live.end(None));
-                match ended.is_some() || was_live {
-                    true => self.tell(asker, &[]),
-                    false => self.not_logged_in(asker, "there is no such login", 0),
-                }
-            }
+        match self.forget_remembered(&key, why).await {
+            Ok(true) => self.tell(asker, &[]),
+            Ok(false) => self.not_logged_in(asker, "there is no such login", 0),
             Err(error) => {
                 tracing::error!(%error, "a login cannot be forgotten");
                 self.not_logged_in(asker, BROKEN, 0);
@@ -505,9 +553,5 @@ impl Doors {
 
 /// Until when a remembered login goes on, if it is not used, in seconds since 1970.
 fn expires(identity: &Identity, credential: u64, now: u64) -> u64 {
-    let found = identity.credentials.iter().find(|has| has.id == credential);
-    match found.map(|found| (&found.proof, found.expires)) {
-        Some((ProofBy::Login(login), expires)) => expires.unwrap_or(login.until),
-        _ => now,
-    }
+    identity.expires(credential).unwrap_or(now)
 }

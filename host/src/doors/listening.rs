@@ -195,13 +195,15 @@ impl Listening {
     }
 
     /// A place for one more, if there is one.
-    pub(super) fn admit(&self, source: IpAddr, known: bool) -> Option<Place> {
+    pub(super) fn admit(&self, source: IpAddr, known: bool, proxy: bool) -> Option<Place> {
         let waiting = self.waiting.lock();
         if waiting.taken.is_none() && waiting.held.len() >= HELD {
             return None;
         }
         drop(waiting);
-        let place = Place { source: Some(network(source)), stranger: !known };
+        // By a proxy everybody comes: what each may do is counted by who is behind it.
+        let source = (!proxy).then(|| network(source));
+        let place = Place { source, stranger: !known && !proxy };
         let most = Most { connections: self.settings.connections, per_source: self.settings.per_source };
         self.sources.lock().enter(place, most).then_some(place)
     }

@@ -264,9 +264,9 @@ impl Doors {
     }
 
     /// Nobody in the service has a login any more, or it has heard that it has ended.
-    pub(super) fn log_out(&self, from: Speaker<'_>, login: u64) {
+    pub(super) fn log_out(&self, from: Speaker<'_>, login: u64, answers: u64) {
         if let Some(lasting) = self.lasting_of(from, login) {
-            return lasting.left_by(from.generation);
+            return lasting.let_go_by(from.generation, answers);
         }
         let of = self.logins.lock().get(&login).copied();
         let held = of.and_then(|number| self.stream_of(from, u64::from(number)));

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::audit::Event;
 use super::{Store, StoreError, Write, ask};
-use crate::cred::{Answer, Authorizer, AuthorizerError, Identity, LoginChange, TokenDigest};
+use crate::cred::{Answer, Authorizer, AuthorizerError, Identity, LoginChange, LoginChanged, TokenDigest};
 
 /// The identities of a store. It keeps none in memory: a million cost no more than a hundred.
 #[derive(Clone)]
@@ -39,32 +39,36 @@ impl Authorizer for StoreAuthorizer {
         Box::pin(async move { Ok(ask(|done| self.0.bearer(token, done)).await?.map(|kept| kept.identity)) })
     }
 
-    fn remember<'a>(&'a self, name: &'a str, change: &'a LoginChange, now: u64) -> Answer<'a, Option<u64>> {
+    fn remember<'a>(&'a self, name: &'a str, change: &'a LoginChange, now: u64) -> Answer<'a, Option<LoginChanged>> {
         Box::pin(async move {
             loop {
                 let Some(kept) = ask(|done| self.0.identity(name, done)).await? else { return Ok(None) };
                 let mut identity = Identity::clone(&kept.identity);
-                let Some(number) = identity.change_login(change, now) else { return Ok(None) };
+                let Some(changed) = identity.change_login(change, now) else { return Ok(None) };
                 let mut writes = vec![Write::Identity { identity: Arc::new(identity), base: kept.version }];
-                writes.extend(event(name, change, number).map(Write::Audit));
+                writes.extend(events(name, change, &changed).into_iter().map(Write::Audit));
                 match ask(|done| self.0.commit(writes, done)).await {
                     // Somebody has changed it meanwhile: once more.
                     Err(StoreError::Conflict(_)) => {}
-                    other => return Ok(other.map(|()| Some(number))?),
+                    other => return Ok(other.map(|()| Some(changed))?),
                 }
             }
         })
     }
 }
 
-/// The line in the trail. That one was used is none: its login has one.
-fn event(name: &str, change: &LoginChange, number: u64) -> Option<Event> {
-    let event = |what| Event::new(what).with("identity", name).with("login", number);
-    match change {
+/// The lines in the trail. That one was used is none: its login has one.
+fn events(name: &str, change: &LoginChange, changed: &LoginChanged) -> Vec<Event> {
+    let event = |what, number| Event::new(what).with("identity", name).with("login", number);
+    let own = match change {
         LoginChange::Begins { login, label } => {
-            Some(event("login.remembered").with("label", label.as_str()).with("until", login.until))
+            let remembered = event("login.remembered", changed.number);
+            Some(remembered.with("label", label.as_str()).with("until", login.until))
         }
         LoginChange::Used { .. } => None,
-        LoginChange::Ends { why, .. } => Some(event("login.forgotten").with("why", *why)),
-    }
+        LoginChange::Ends { why, .. } => Some(event("login.forgotten", changed.number).with("why", *why)),
+    };
+    let made_room =
+        changed.made_room.iter().map(move |number| event("login.forgotten", *number).with("why", "made room"));
+    made_room.chain(own).collect()
 }

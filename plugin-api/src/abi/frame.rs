@@ -601,7 +601,7 @@ frames! {
             stream: number,
             /// The request of `Freeze` that it belongs to; 0: the library is replaced already.
             replacement: number,
-            /// Whatever the library wants to be handed again.
+            /// Whatever the library wants to be handed again; empty: it has done nothing with it.
             state: bytes,
         }
         /// Is this right? The one frame of its batch. Answered by `LoggedIn` or `NotLoggedIn`.
@@ -625,6 +625,8 @@ frames! {
         29 LogOut {
             /// Which.
             login: number,
+            /// How many answers `LoggedIn` with it the library has had since it said so last: another may be on its way.
+            answers: number,
         }
         /// The client is about to speak TLS: the host does, from here on. Answered by `Lent` or `NotLoggedIn`.
         30 StartTls {

@@ -51,10 +51,10 @@ impl Authorizer {
         let (number, idle, longest) = (login.number(), lasts.idle.as_secs(), lasts.longest.as_secs());
         let remember =
             move |core: &Core, request| core.push(&ToHost::Remember { request, login: number, idle, longest });
+        // The stream belongs to nobody from now on, whatever comes of this: others may come by it next.
+        cell(from)?.forget_login();
         let told = Zeroizing::new(asked(login.posts(), remember).await?.bytes);
         let token = Zeroizing::new(String::from_utf8_lossy(&told).into_owned());
-        // The stream belongs to nobody from now on: others may come by it next.
-        cell(from)?.forget_login();
         drop(login);
         Ok((self.resume(from, token.as_str()).await?, token))
     }

@@ -161,7 +161,7 @@ impl StreamCell {
     }
 
     /// It belongs to no login any more.
-    pub(super) fn forget_login(&self) {
+    pub(crate) fn forget_login(&self) {
         let before = self.login.lock().unwrap_or_else(PoisonError::into_inner).take();
         drop(before);
     }
@@ -337,7 +337,9 @@ impl Stream {
     /// one: for protocols with nothing to remember between two messages, as HTTP's. `input` is what was read of it, and not used;
     /// what was written has left. Once it has been handed on nothing may be done with it here.
     pub fn hand_on(self, input: &[u8]) {
-        let state = Resting::stream([input, &self.socket.ahead].concat());
+        let ahead = [input, &self.socket.ahead].concat();
+        // One that nothing has come of is as it was.
+        let state = if ahead.is_empty() { Vec::new() } else { Resting::stream(ahead) };
         let (cell, number) = (Arc::clone(&self.cell), self.cell.number);
         let posts = self.cell.posts.clone();
         drop(self);
@@ -405,6 +407,16 @@ impl AsyncWrite for Stream {
 #[derive(Debug)]
 pub struct Listener {
     streams: mpsc::UnboundedReceiver<Stream>,
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        self.streams.close();
+        // Those that nobody has accepted are the next code's, if it is replaced.
+        while let Ok(stream) = self.streams.try_recv() {
+            stream.hand_on(&[]);
+        }
+    }
 }
 
 impl Listener {

@@ -43,6 +43,14 @@ pub(super) trait Carried {
     fn end(&self);
 }
 
+/// A login.
+#[derive(Default)]
+struct Known {
+    cell: std::sync::Weak<LoginCell>,
+    /// How often the host has answered with it.
+    answers: u64,
+}
+
 /// What a generation knows of its doors.
 pub(crate) struct Table {
     posts: Posts,
@@ -55,7 +63,7 @@ pub(crate) struct Table {
     open: Cell<usize>,
     /// Bytes that wait for clients, of all doors.
     unread: Cell<usize>,
-    logins: RefCell<HashMap<u64, std::sync::Weak<LoginCell>>>,
+    logins: RefCell<HashMap<u64, Known>>,
     /// Logins that have ended before anything of them was here: the latest.
     ended_unknown: RefCell<BTreeSet<u64>>,
     /// Told when other code serves.
@@ -116,8 +124,12 @@ impl Table {
         let socket = descriptor::duplicate(descriptor).and_then(|own| Socket::new(own, tcp));
         core.push(&ToHost::Taken { stream, descriptor });
         let late = login != 0 && self.ended_unknown.borrow().contains(&login);
+        if core.retired.get() && !late && socket.is_ok() {
+            // Other code serves: it is as it was.
+            return core.push(&ToHost::Carry { stream, replacement: 0, state: state.unwrap_or_default() });
+        }
         let (taker, socket) = match (taker, socket) {
-            (Some(taker), Ok(socket)) if !core.retired.get() && !late => (taker, socket),
+            (Some(taker), Ok(socket)) if !late => (taker, socket),
             (_, socket) => {
                 if let Err(error) = socket {
                     tracing::error!(%error, "a connection cannot be taken");
@@ -223,35 +235,47 @@ impl Table {
     /// A login, as the host tells of it.
     pub(super) fn login(&self, login: u64, identity: &str, perspectives: &[u8]) -> Arc<LoginCell> {
         let mut logins = self.logins.borrow_mut();
-        if let Some(known) = logins.get(&login).and_then(std::sync::Weak::upgrade) {
-            return known;
+        let known = logins.entry(login).or_default();
+        if let Some(cell) = known.cell.upgrade() {
+            return cell;
         }
         let names = jelly::from_slice::<Vec<String>>(perspectives).unwrap_or_default();
         let cell = LoginCell::new(login, identity, names, self.posts());
-        logins.insert(login, Arc::downgrade(&cell));
+        known.cell = Arc::downgrade(&cell);
         cell
     }
 
     /// Nobody here has a login any more; `said`: the host is to hear of it.
     pub(super) fn logged_out(&self, core: &Core, login: u64, said: bool) {
         // It may have come once more meanwhile.
-        let gone = self.logins.borrow().get(&login).is_some_and(|cell| cell.strong_count() == 0);
+        let gone = self.logins.borrow().get(&login).is_some_and(|known| known.cell.strong_count() == 0);
         if gone {
-            self.logins.borrow_mut().remove(&login);
+            let answers = self.logins.borrow_mut().remove(&login).map_or(0, |known| known.answers);
             if said && !core.retired.get() {
-                core.push(&ToHost::LogOut { login });
+                core.push(&ToHost::LogOut { login, answers });
             }
         }
     }
 
     /// Somebody has logged in.
     pub(crate) fn logged_in(&self, login: u64, identity: &str, perspectives: &[u8]) -> Login {
-        Login(self.login(login, identity, perspectives))
+        let cell = self.login(login, identity, perspectives);
+        if let Some(known) = self.logins.borrow_mut().get_mut(&login) {
+            known.answers += 1;
+        }
+        // That it has ended may have come before it: that goes ahead of all that waits.
+        if self.ended_unknown.borrow().contains(&login) {
+            cell.end();
+        }
+        Login(cell)
     }
 
     /// What a login came by was taken away: nothing that has come by it is served any more.
     pub(crate) fn login_ended(&self, core: &Core, login: u64) {
-        let cell = self.logins.borrow().get(&login).and_then(std::sync::Weak::upgrade);
+        let (cell, answers) = match self.logins.borrow_mut().get_mut(&login) {
+            Some(known) => (known.cell.upgrade(), std::mem::take(&mut known.answers)),
+            None => (None, 0),
+        };
         if cell.is_none() {
             // A stream of it may be on its way here.
             let mut unknown = self.ended_unknown.borrow_mut();
@@ -267,6 +291,6 @@ impl Table {
                 driven.end();
             }
         }
-        core.push(&ToHost::LogOut { login });
+        core.push(&ToHost::LogOut { login, answers });
     }
 }

@@ -176,7 +176,7 @@ impl<S: Service> TestHost<S> {
                     opened.login = login;
                 }
             }
-            ToHost::LogOut { login } => state.doors.log_out(login),
+            ToHost::LogOut { login, .. } => state.doors.log_out(login),
             ToHost::Remember { request, login, .. } => {
                 let (identity, _) = state.doors.of(login);
                 state.next += 1;

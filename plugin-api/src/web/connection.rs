@@ -1,24 +1,29 @@
 //! One connection of HTTP/1.1, by hyper: served, and handed on when the code is replaced.
 
-use std::cell::Cell;
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::convert::Infallible;
 use std::future::poll_fn;
 use std::io;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::task::{Context as Poller, Poll, ready};
 use std::time::Duration;
 
 use axum::Router;
-use axum::body::Body;
+use axum::body::{Body, HttpBody};
 use axum::http::{Request, Response, StatusCode};
 use axum::response::IntoResponse;
-use hyper::body::Incoming;
+use hyper::body::{Frame, Incoming, SizeHint};
 use hyper::server::conn::http1::{Builder, Connection};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tower_service::Service as _;
 
-use super::visitor::Visit;
+use super::visitor::{Visit, Visitor};
 use crate::context::Context;
 use crate::doors::{Listener, Stream};
 use crate::service::Service;
@@ -28,6 +33,10 @@ use crate::service::Service;
 const HEAD: Duration = Duration::from_secs(75);
 /// How long a request may take, with its body.
 const REQUEST: Duration = Duration::from_secs(60);
+/// How long a client may read nothing while something waits for it.
+const STALLED: Duration = Duration::from_secs(30);
+/// How many requests of one visitor are answered at once: by a proxy all come by its few connections.
+const AT_ONCE: usize = 32;
 /// How many bytes a request's head may have.
 const LONGEST_HEAD: usize = 64 << 10;
 
@@ -37,32 +46,102 @@ const LONGEST_HEAD: usize = 64 << 10;
 /// When the code is replaced, requests under way are answered by this code; then, or at once where there is none, the connection is
 /// handed on to the new code. The client notices nothing.
 pub async fn serve<S: Service>(context: Context<S>, mut streams: Listener, pages: Router) {
+    let at_once = AtOnce::default();
     while let Some(stream) = streams.accept().await {
-        context.spawn_for(one(context.clone(), stream, pages.clone()));
+        context.spawn_for(one(context.clone(), stream, pages.clone(), Rc::clone(&at_once)));
     }
 }
 
-/// How a connection stands.
+/// How a connection stands. On one thread; axum asks for what could be moved.
 #[derive(Default)]
 struct Progress {
     /// Requests that are being answered.
-    open: Cell<usize>,
+    open: AtomicUsize,
     /// How many have begun.
-    begun: Cell<u64>,
+    begun: AtomicUsize,
+    /// Whether the body of the last has yet to be read to its end: what is left of it is no request.
+    unread: AtomicBool,
     /// Whether something was written that has yet to leave.
-    unsent: Cell<bool>,
+    unsent: AtomicBool,
 }
 
 impl Progress {
     fn is_at_rest(&self) -> bool {
-        self.open.get() == 0 && !self.unsent.get()
+        let unsent = self.unsent.load(Relaxed) || self.unread.load(Relaxed);
+        self.open.load(Relaxed) == 0 && !unsent
+    }
+}
+
+/// A request's body.
+struct Reading {
+    body: Incoming,
+    progress: Arc<Progress>,
+}
+
+impl HttpBody for Reading {
+    type Data = bytes::Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        poll: &mut Poller<'_>,
+    ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
+        let frame = ready!(Pin::new(&mut self.body).poll_frame(poll));
+        if frame.is_none() || self.body.is_end_stream() {
+            self.progress.unread.store(false, Relaxed);
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// How many requests of each visitor are being answered, of those that come by proxies.
+type AtOnce = Rc<RefCell<HashMap<String, usize>>>;
+
+/// One of them.
+struct Counted {
+    all: AtOnce,
+    visitor: String,
+}
+
+impl Counted {
+    /// Counts one more; `None`: there are too many.
+    fn new(all: &AtOnce, visitor: &str) -> Option<Self> {
+        let mut counts = all.borrow_mut();
+        let count = counts.entry(visitor.to_owned()).or_default();
+        if *count >= AT_ONCE {
+            return None;
+        }
+        *count += 1;
+        Some(Self { all: Rc::clone(all), visitor: visitor.to_owned() })
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        let mut counts = self.all.borrow_mut();
+        if let Some(count) = counts.get_mut(&self.visitor) {
+            *count -= 1;
+            if *count == 0 {
+                counts.remove(&self.visitor);
+            }
+        }
     }
 }
 
 /// A stream, and how it stands.
 struct Tracked {
     stream: Stream,
-    progress: Rc<Progress>,
+    progress: Arc<Progress>,
+    /// Until when a client that reads nothing is waited for.
+    stalled: Option<Pin<Box<tokio::time::Sleep>>>,
 }
 
 impl AsyncRead for Tracked {
@@ -73,14 +152,23 @@ impl AsyncRead for Tracked {
 
 impl AsyncWrite for Tracked {
     fn poll_write(mut self: Pin<&mut Self>, poll: &mut Poller<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        self.progress.unsent.set(true);
-        Pin::new(&mut self.stream).poll_write(poll, bytes)
+        self.progress.unsent.store(true, Relaxed);
+        let written = Pin::new(&mut self.stream).poll_write(poll, bytes);
+        if written.is_ready() {
+            self.stalled = None;
+            return written;
+        }
+        let stalled = self.stalled.get_or_insert_with(|| Box::pin(tokio::time::sleep(STALLED)));
+        match stalled.as_mut().poll(poll) {
+            Poll::Ready(()) => Poll::Ready(Err(io::ErrorKind::TimedOut.into())),
+            Poll::Pending => Poll::Pending,
+        }
     }
 
     // hyper flushes when all that it has was written.
     fn poll_flush(mut self: Pin<&mut Self>, poll: &mut Poller<'_>) -> Poll<io::Result<()>> {
         let flushed = ready!(Pin::new(&mut self.stream).poll_flush(poll));
-        self.progress.unsent.set(false);
+        self.progress.unsent.store(false, Relaxed);
         Poll::Ready(flushed)
     }
 
@@ -93,25 +181,35 @@ impl AsyncWrite for Tracked {
 struct Answers {
     pages: Router,
     visit: Visit,
-    progress: Rc<Progress>,
+    progress: Arc<Progress>,
+    at_once: AtOnce,
 }
 
-type Answer = Pin<Box<dyn Future<Output = Result<Response<Body>, std::convert::Infallible>>>>;
+type Answer = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>>>>;
 
 impl hyper::service::Service<Request<Incoming>> for Answers {
     type Response = Response<Body>;
-    type Error = std::convert::Infallible;
+    type Error = Infallible;
     type Future = Answer;
 
     fn call(&self, request: Request<Incoming>) -> Answer {
-        let (mut pages, progress) = (self.pages.clone(), Rc::clone(&self.progress));
-        progress.open.set(progress.open.get() + 1);
-        progress.begun.set(progress.begun.get() + 1);
-        let mut request = request.map(Body::new);
+        let (mut pages, progress) = (self.pages.clone(), Arc::clone(&self.progress));
+        progress.open.fetch_add(1, Relaxed);
+        progress.begun.fetch_add(1, Relaxed);
+        progress.unread.store(!request.body().is_end_stream(), Relaxed);
+        let visitor = Visitor::of(Some(self.visit.clone()), request.headers());
+        // Others are counted by the host, with their connections.
+        let counted = visitor.is_by_proxy().then(|| Counted::new(&self.at_once, visitor.address()));
+        let reading = Arc::clone(&progress);
+        let mut request = request.map(|body| Body::new(Reading { body, progress: reading }));
         request.extensions_mut().insert(self.visit.clone());
         Box::pin(async move {
-            let answered = tokio::time::timeout(REQUEST, pages.call(request)).await;
-            progress.open.set(progress.open.get() - 1);
+            let answered = match counted {
+                Some(None) => Ok(Ok(StatusCode::TOO_MANY_REQUESTS.into_response())),
+                _ => tokio::time::timeout(REQUEST, pages.call(request)).await,
+            };
+            progress.open.fetch_sub(1, Relaxed);
+            drop(counted);
             Ok(match answered {
                 Ok(answer) => answer.unwrap_or_else(|never| match never {}),
                 Err(_) => StatusCode::REQUEST_TIMEOUT.into_response(),
@@ -131,13 +229,13 @@ enum Goes {
 }
 
 /// Serves one connection to its end, or until it is handed on.
-async fn one<S: Service>(context: Context<S>, stream: Stream, pages: Router) {
-    let (visit, progress) = (Visit::of(&stream), Rc::<Progress>::default());
+async fn one<S: Service>(context: Context<S>, stream: Stream, pages: Router, at_once: AtOnce) {
+    let (visit, progress) = (Visit::of(&stream), Arc::<Progress>::default());
     let peer = stream.peer();
-    let io = TokioIo::new(Tracked { stream, progress: Rc::clone(&progress) });
+    let io = TokioIo::new(Tracked { stream, progress: Arc::clone(&progress), stalled: None });
     let mut builder = Builder::new();
     builder.timer(TokioTimer::new()).header_read_timeout(HEAD).max_buf_size(LONGEST_HEAD);
-    let mut serving = builder.serve_connection(io, Answers { pages, visit, progress: Rc::clone(&progress) });
+    let mut serving = builder.serve_connection(io, Answers { pages, visit, progress: Arc::clone(&progress), at_once });
     match until_replaced(&context, &mut serving, &progress).await {
         Goes::Ended(ended) => report(peer.address(), ended),
         Goes::Elsewhere => match rests(&mut serving, &progress).await {
@@ -172,8 +270,8 @@ async fn until_replaced<S: Service>(context: &Context<S>, serving: &mut Serving,
 
 /// Has hyper let go of a connection at rest; false: something has come of it meanwhile.
 async fn rests(serving: &mut Serving, progress: &Progress) -> bool {
-    let begun = progress.begun.get();
+    let begun = progress.begun.load(Relaxed);
     Pin::new(&mut *serving).graceful_shutdown();
     let ended = poll_fn(|poll| Poll::Ready(serving.poll_without_shutdown(poll).is_ready())).await;
-    ended && progress.begun.get() == begun && progress.is_at_rest()
+    ended && progress.begun.load(Relaxed) == begun && progress.is_at_rest()
 }

@@ -9,7 +9,7 @@ use axum::http::{HeaderMap, HeaderValue, header};
 use zeroize::Zeroizing;
 
 use super::Visitor;
-use crate::doors::{Authorizer, Lasts, Login, Refused};
+use crate::doors::{Authorizer, Lasts, Login, Refused, sealed};
 
 /// How many logins are kept at hand; others are asked of the host.
 const KEPT: usize = 10_000;
@@ -39,9 +39,11 @@ impl Cookie {
     /// The token in a request's cookies. Two of them are none: another host of the domain may have set one.
     fn token(&self, headers: &HeaderMap) -> Option<Token> {
         let name = self.full_name();
-        let all = headers.get_all(header::COOKIE).into_iter().filter_map(|value| value.to_str().ok());
-        let own = all.flat_map(|value| value.split(';')).filter_map(|pair| pair.trim().split_once('='));
-        let mut own = own.filter(|(of, _)| *of == name).map(|(_, token)| token);
+        // What others have set may be any bytes at all.
+        let all =
+            headers.get_all(header::COOKIE).into_iter().flat_map(|value| value.as_bytes().split(|byte| *byte == b';'));
+        let own = all.filter_map(|pair| pair.trim_ascii().strip_prefix(name.as_bytes())?.strip_prefix(b"="));
+        let mut own = own.map(|token| std::str::from_utf8(token).unwrap_or_default());
         let token = own.next().filter(|token| !token.is_empty() && token.len() <= LONGEST)?;
         own.next().is_none().then(|| Token(Zeroizing::new(token.to_owned())))
     }
@@ -70,6 +72,17 @@ impl Hash for Token {
 struct Known {
     login: Login,
     asked: Instant,
+}
+
+/// The connection belongs to nobody, once this is dropped.
+struct Forgets<'v>(&'v Visitor);
+
+impl Drop for Forgets<'_> {
+    fn drop(&mut self) {
+        if let Some(cell) = sealed::Caller::cell(self.0) {
+            cell.forget_login();
+        }
+    }
 }
 
 /// Who has signed in by a browser. Shared by all pages of a service.
@@ -110,6 +123,8 @@ impl SignIns {
         if !visitor.is_secure() {
             return Err(Refused::new("passwords are not taken in the clear: use https", 0));
         }
+        // However this ends, also by the visitor's going: others may come by the same connection of a proxy's.
+        let _forgets = Forgets(visitor);
         let login = self.authorizer.password(visitor, name, password).await?;
         let (login, token) = self.authorizer.remember(visitor, login, self.cookie.lasts).await?;
         // Who signs in anew is not to be found by an older cookie.
@@ -190,7 +205,9 @@ mod tests {
     #[test]
     fn a_token_is_read_from_the_one_cookie_of_its_name() {
         let long = format!("__Host-credhost={}", "x".repeat(LONGEST + 1));
-        let cases: [(&[&str], Option<&str>); 9] = [
+        let cases: [(&[&str], Option<&str>); 11] = [
+            (&["a=\u{e9}; __Host-credhost=abc"], Some("abc")),
+            (&["__Host-credhostile=abc; __Host-credhost =abc"], None),
             (&["__Host-credhost=abc"], Some("abc")),
             (&["a=1; __Host-credhost=abc; b=2"], Some("abc")),
             (&["a=1", "__Host-credhost=abc"], Some("abc")),
@@ -202,7 +219,8 @@ mod tests {
             (&[&long], None),
         ];
         for (said, wanted) in cases {
-            let headers: HeaderMap = said.iter().map(|value| (header::COOKIE, value.parse().unwrap())).collect();
+            let headers: HeaderMap =
+                said.iter().map(|value| (header::COOKIE, HeaderValue::from_bytes(value.as_bytes()).unwrap())).collect();
             let token = cookie(None).token(&headers);
             assert_eq!(token.as_ref().map(|token| token.0.as_str()), wanted, "{said:?}");
         }

@@ -43,7 +43,7 @@ fn last(headers: &HeaderMap, name: &HeaderName) -> Option<String> {
 }
 
 impl Visitor {
-    fn of(visit: Option<Visit>, headers: &HeaderMap) -> Self {
+    pub(super) fn of(visit: Option<Visit>, headers: &HeaderMap) -> Self {
         let host = headers.get(header::HOST).and_then(|host| host.to_str().ok());
         let mut hosts: Vec<String> = host.map(str::to_ascii_lowercase).into_iter().collect();
         let Some(known) = visit.clone() else { return Self { visit, source: String::new(), secure: false, hosts } };

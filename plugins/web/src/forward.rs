@@ -1,8 +1,8 @@
 //! Who somebody is, for a proxy that asks before it passes a request on: nginx's `auth_request`, Caddy's `forward_auth`, Traefik's
 //! ForwardAuth.
 //!
-//! The proxy hands us the visitor's cookies. The answer is 200 with who it is in `Remote-User` (and `Remote-Identity`, and a signed
-//! `Credhost-Assertion`), 401 if nobody has signed in, 403 if they may not. A proxy that says which page was wanted
+//! The proxy hands us the visitor's cookies. The answer is 200 with who it is in `Remote-User` (and `Remote-Identity`; for a service, a signed
+//! `Credhost-Assertion`, too), 401 if nobody has signed in, 403 if they may not. A proxy that says which page was wanted
 //! (`X-Forwarded-Uri`: Caddy, Traefik) has its visitor sent to sign in. What visitors say in these headers goes nowhere.
 
 use plugin_api::Login;
@@ -27,7 +27,7 @@ pub(crate) async fn anybody(State(site): State<Site>, visitor: Visitor, headers:
     match site.sign_ins.login(&visitor, &headers).await {
         Some(login) => {
             let name = login.identity().to_owned();
-            known(&site, &login, &name, &audience(&headers))
+            known(&login, &name, None)
         }
         None => nobody(&site, &headers),
     }
@@ -43,7 +43,12 @@ pub(crate) async fn with_key(
     let Some(login) = site.sign_ins.login(&visitor, &headers).await else { return nobody(&site, &headers) };
     match login.keys().await {
         Ok(keys) => match keys.into_iter().find(|(of, _)| *of == service) {
-            Some((_, perspective)) => known(&site, &login, &perspective, &service),
+            Some((_, perspective)) => {
+                // For a site of this service's name, by the proxy in front of it: for nobody else to show there.
+                let by_proxy = visitor.is_by_proxy();
+                let signed = by_proxy.then(|| site.assertion(login.identity(), &perspective, &service)).flatten();
+                known(&login, &perspective, signed)
+            }
             None => (StatusCode::FORBIDDEN, "You have no key for this.\n").into_response(),
         },
         // It has ended while it was asked about.
@@ -55,7 +60,7 @@ pub(crate) async fn with_key(
     }
 }
 
-fn known(site: &Site, login: &Login, perspective: &str, audience: &str) -> Response {
+fn known(login: &Login, perspective: &str, signed: Option<String>) -> Response {
     // What is taken away while it is being looked at is gone.
     if login.is_ended() {
         return StatusCode::UNAUTHORIZED.into_response();
@@ -64,9 +69,7 @@ fn known(site: &Site, login: &Login, perspective: &str, audience: &str) -> Respo
     let said = response.headers_mut();
     said.insert(USER, written(perspective));
     said.insert(IDENTITY, written(login.identity()));
-    if let Some(signed) = site.assertion(login.identity(), perspective, audience)
-        && let Ok(signed) = HeaderValue::from_str(&signed)
-    {
+    if let Some(signed) = signed.and_then(|signed| HeaderValue::from_str(&signed).ok()) {
         said.insert(ASSERTION, signed);
     }
     response
@@ -88,12 +91,6 @@ fn nobody(site: &Site, headers: &HeaderMap) -> Response {
     let to: String = form_urlencoded::Serializer::new(String::new()).append_pair("to", &to).finish();
     let location = format!("{}/sign-in?{to}", site.address);
     (StatusCode::FOUND, [(header::LOCATION, location)]).into_response()
-}
-
-/// Whom the proxy asks for: the site's name.
-fn audience(headers: &HeaderMap) -> String {
-    let host = headers.get(&FORWARDED_HOST).or_else(|| headers.get(header::HOST));
-    host.and_then(|host| host.to_str().ok()).unwrap_or_default().to_owned()
 }
 
 /// A name as a header's value: what is not ASCII, and `%`, as `%XX`.

@@ -85,7 +85,9 @@ impl Settings {
             Self { path, .. } if !path.is_empty() && (!path.starts_with('/') || path.ends_with('/')) => {
                 wrong("path", "it begins with a / and ends without one: \"/account\"")
             }
-            Self { path, .. } if path.contains(['{', '}', '?', '#', '"', ' ']) => wrong("path", "it is a path alone"),
+            Self { path, .. } if !path.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"/-_.~".contains(&byte)) => {
+                wrong("path", "it has letters, digits and -_.~ between its slashes")
+            }
             Self { domain: Some(domain), .. } if !host(domain) || !domain.contains('.') => {
                 wrong("domain", "it is a domain, such as \"example.org\"")
             }
@@ -102,6 +104,8 @@ pub(crate) struct Known {
     pub(crate) title: String,
     /// What paths begin with.
     pub(crate) path: String,
+    /// Who signs assertions.
+    issuer: String,
     /// Where the pages are for somebody who is elsewhere.
     pub(crate) address: String,
     pub(crate) places: Places,
@@ -117,7 +121,7 @@ impl Known {
     /// Signed words about who somebody is.
     pub(crate) fn assertion(&self, identity: &str, perspective: &str, audience: &str) -> Option<String> {
         let now = SystemTime::UNIX_EPOCH.elapsed().ok()?.as_secs();
-        self.signer.get()?.sign((&self.address, audience), (identity, perspective), now)
+        self.signer.get()?.sign((&self.issuer, audience), (identity, perspective), now)
     }
 }
 
@@ -144,6 +148,7 @@ impl Service for Web {
         let Settings { title, url, path, domain, .. } = settings;
         let site = Arc::new(Known {
             title,
+            issuer: if url.is_empty() { "credhost".to_owned() } else { url.clone() },
             address: format!("{}{path}", url.trim_end_matches('/')),
             path,
             places: Places::new(domain),

@@ -35,7 +35,9 @@ impl Places {
         let plain = matches!(url.scheme(), "http" | "https") && url.username().is_empty() && url.password().is_none();
         let host = url.host_str().filter(|_| plain)?;
         let with_port = url[Position::BeforeHost..Position::AfterPort].to_ascii_lowercase();
-        (hosts.contains(&with_port) || self.is_within(host)).then(|| url.to_string())
+        // What is not encrypted does not get the cookie: there is nothing to go back to.
+        let within = url.scheme() == "https" && self.is_within(host);
+        (hosts.contains(&with_port) || within).then(|| url.to_string())
     }
 
     /// Whether a host is one of the domain's.
@@ -47,7 +49,7 @@ impl Places {
     /// Where forms may lead, as a page's policy says it.
     pub(crate) fn policy(&self) -> String {
         match &self.domain {
-            Some(domain) => format!("'self' https://{domain} https://*.{domain}"),
+            Some(domain) => format!("'self' https://{domain}:* https://*.{domain}:*"),
             None => "'self'".to_owned(),
         }
     }
@@ -68,6 +70,7 @@ mod tests {
             ("https://example.org/x", "https://example.org/x"),
             ("https://WIKI.example.org/x?y", "https://wiki.example.org/x?y"),
             ("https://auth.local:8443/", "https://auth.local:8443/"),
+            ("https://wiki.example.org:8443/x", "https://wiki.example.org:8443/x"),
         ];
         for (to, wanted) in good {
             assert_eq!(places.allowed(to, &hosts).as_deref(), Some(wanted), "{to}");
@@ -91,6 +94,7 @@ mod tests {
             "https://evil.com/.example.org",
             "https://evil.com#.example.org",
             "https://evil.com\\.example.org",
+            "http://wiki.example.org/",
             "https://auth.local",
             "https://auth.local:8444/",
             "javascript:alert(1)",
