@@ -264,7 +264,7 @@ fn what_others_have_set_in_a_cookie_does_not_matter() {
 /// Replaces the service again and again, until this is dropped.
 struct Reloading {
     done: Arc<AtomicBool>,
-    thread: Option<std::thread::JoinHandle<u32>>,
+    thread: std::thread::JoinHandle<u32>,
 }
 
 impl Reloading {
@@ -279,12 +279,12 @@ impl Reloading {
             }
             reloads
         });
-        Self { done, thread: Some(thread) }
+        Self { done, thread }
     }
 
-    fn ends(mut self) -> u32 {
+    fn ends(self) -> u32 {
         self.done.store(true, Ordering::Relaxed);
-        self.thread.take().unwrap().join().unwrap()
+        self.thread.join().expect("each reload succeeds")
     }
 }
 
