@@ -162,6 +162,7 @@ impl Accounts {
                     Err(error) => return Err(error),
                 }
             }
+            identity.drop_logins(now());
             match kept {
                 Some(_) => done.replaced += 1,
                 None => done.added += 1,

@@ -279,6 +279,10 @@ impl Accounts {
     pub fn enable(&self, name: &str, enabled: bool) -> Result<(), AccountError> {
         let what = if enabled { "identity.enabled" } else { "identity.disabled" };
         self.change(name, self.event(what, name), |identity| {
+            if enabled && !identity.enabled {
+                // What was there before does not come back with it.
+                identity.drop_logins(now());
+            }
             identity.enabled = enabled;
             Ok(())
         })
@@ -472,10 +476,10 @@ impl Accounts {
             let kept = self.kept(name)?;
             let mut identity = Identity::clone(&kept.identity);
             change(&mut identity)?;
-            identity.drop_logins(now());
             if identity == *kept.identity {
                 return Ok(());
             }
+            identity.drop_logins(now());
             let identity = Arc::new(identity);
             let write = Write::Identity { identity: Arc::clone(&identity), base: kept.version };
             match wait(|done| self.store.commit(vec![write, Write::Audit(event.clone())], done)) {

@@ -132,7 +132,7 @@ pub fn perform(
                 accounts.note(event.with("identities", session.identities.clone()));
             }
             // Or else whoever has one would come by it again.
-            if let Some(name) = identity {
+            if let Some(name) = identity.as_ref().filter(|_| session.is_none()) {
                 match accounts.forget_logins(name) {
                     // What no code has just now is no session that anybody sees.
                     Ok(forgotten) if cut.is_empty() => {

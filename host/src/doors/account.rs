@@ -105,7 +105,7 @@ impl Doors {
                     me.tell(&asker, &bytes);
                 }
                 Ok(None) => me.not_logged_in(&asker, "the login has ended", 0),
-                Err(_) => me.not_logged_in(&asker, super::lasting::BROKEN, 0),
+                Err(_) => me.not_logged_in(&asker, super::remembering::BROKEN, 0),
             }
         });
     }

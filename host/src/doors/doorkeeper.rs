@@ -131,7 +131,11 @@ impl Doorkeeper for Doors {
                 held.listening.hold(held.number);
             }
         }
-        self.lasting.lock().all().filter(|lasting| lasting.is_of(slot)).for_each(|lasting| lasting.left_by(generation));
+        self.lasting
+            .lock()
+            .all()
+            .filter(|lasting| lasting.is_of(slot))
+            .for_each(|lasting| lasting.left_by(generation, stopped));
         if serving {
             self.listeners.iter().for_each(|listening| listening.give_up(slot));
             self.wanting.lock().retain(|(of, _)| of != service);

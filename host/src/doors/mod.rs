@@ -12,6 +12,7 @@ mod held;
 mod lasting;
 mod listening;
 mod logins;
+mod remembering;
 mod ways;
 mod words;
 

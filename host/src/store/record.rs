@@ -195,7 +195,7 @@ impl Record {
             let proof = record.proof().map_err(wrong)?;
             let id = if record.id == 0 { identity.next } else { record.id };
             identity.next = identity.next.max(id + 1);
-            if identity.has(id) {
+            if identity.credentials.iter().any(|has| has.id == id) {
                 return Err(RecordError::Content(format!("credential {}: the number {id} is twice", index + 1)));
             }
             identity.credentials.push(Credential {

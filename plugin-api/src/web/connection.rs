@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::body::{Body, HttpBody};
-use axum::http::{Request, Response, StatusCode};
+use axum::http::{HeaderValue, Request, Response, StatusCode, header};
 use axum::response::IntoResponse;
 use hyper::body::{Frame, Incoming, SizeHint};
 use hyper::server::conn::http1::{Builder, Connection};
@@ -210,10 +210,15 @@ impl hyper::service::Service<Request<Incoming>> for Answers {
             };
             progress.open.fetch_sub(1, Relaxed);
             drop(counted);
-            Ok(match answered {
+            let mut answer = match answered {
                 Ok(answer) => answer.unwrap_or_else(|never| match never {}),
                 Err(_) => StatusCode::REQUEST_TIMEOUT.into_response(),
-            })
+            };
+            // What is left of a body is nothing that other code could go on with.
+            if progress.unread.load(Relaxed) {
+                answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+            }
+            Ok(answer)
         })
     }
 }
@@ -268,10 +273,11 @@ async fn until_replaced<S: Service>(context: &Context<S>, serving: &mut Serving,
     .await
 }
 
-/// Has hyper let go of a connection at rest; false: something has come of it meanwhile.
+/// Has hyper let go of a connection at rest; false: something has come of it meanwhile. One by which no request has begun is at rest
+/// though a part of its first has come, which hyper gives back.
 async fn rests(serving: &mut Serving, progress: &Progress) -> bool {
     let begun = progress.begun.load(Relaxed);
     Pin::new(&mut *serving).graceful_shutdown();
     let ended = poll_fn(|poll| Poll::Ready(serving.poll_without_shutdown(poll).is_ready())).await;
-    ended && progress.begun.load(Relaxed) == begun && progress.is_at_rest()
+    (ended || begun == 0) && progress.begun.load(Relaxed) == begun && progress.is_at_rest()
 }

@@ -128,7 +128,7 @@ impl SignIns {
         let login = self.authorizer.password(visitor, name, password).await?;
         let (login, token) = self.authorizer.remember(visitor, login, self.cookie.lasts).await?;
         // Who signs in anew is not to be found by an older cookie.
-        self.sign_out(visitor, headers).await;
+        self.sign_out(visitor, headers).await?;
         let set = self.cookie.set(&token, "");
         self.keep(Token(token), &login);
         Ok((login, set))
@@ -142,11 +142,12 @@ impl SignIns {
         }
         let resumed = self.authorizer.resume(visitor, token.0.as_str()).await;
         match resumed {
-            Ok(login) => {
+            // What was taken away while it was asked for is nobody's.
+            Ok(login) if !login.is_ended() => {
                 self.keep(token, &login);
                 Some(login)
             }
-            Err(_) => {
+            Ok(_) | Err(_) => {
                 self.forget(&token);
                 None
             }
@@ -154,15 +155,20 @@ impl SignIns {
     }
 
     /// Signs out who is asking; what `Set-Cookie` is to say.
-    pub async fn sign_out(&self, visitor: &Visitor, headers: &HeaderMap) -> HeaderValue {
-        if let Some(login) = self.login(visitor, headers).await {
-            // One that has ended meanwhile is as good.
-            let _ = login.forget().await;
-        }
+    ///
+    /// # Errors
+    /// When the host cannot write it down just now: they are signed in still.
+    pub async fn sign_out(&self, visitor: &Visitor, headers: &HeaderMap) -> Result<HeaderValue, Refused> {
         if let Some(token) = self.cookie.token(headers) {
+            match self.authorizer.resume(visitor, token.0.as_str()).await {
+                Ok(login) => login.forget().await?,
+                Err(refused) if refused.wait() > 0 => return Err(refused),
+                // It is nobody's already.
+                Err(_) => {}
+            }
             self.forget(&token);
         }
-        self.cookie.set("", "; Max-Age=0")
+        Ok(self.cookie.set("", "; Max-Age=0"))
     }
 
     fn at_hand(&self, token: &Token) -> Option<Login> {

@@ -73,8 +73,10 @@ async fn sign_in(
 }
 
 async fn sign_out(State(site): State<Site>, visitor: Visitor, headers: HeaderMap) -> Response {
-    let cookie = site.sign_ins.sign_out(&visitor, &headers).await;
-    ([(header::SET_COOKIE, cookie)], Redirect::to("/")).into_response()
+    match site.sign_ins.sign_out(&visitor, &headers).await {
+        Ok(cookie) => ([(header::SET_COOKIE, cookie)], Redirect::to("/")).into_response(),
+        Err(refused) => (StatusCode::SERVICE_UNAVAILABLE, refused.message().to_owned()).into_response(),
+    }
 }
 
 /// Takes a score of whoever has signed in: as their perspective, which counts the try.

@@ -116,7 +116,14 @@ fn go(site: &Site, visitor: &Visitor, to: &str) -> Response {
 
 /// Signs out.
 pub(crate) async fn sign_out(State(site): State<Site>, visitor: Visitor, headers: HeaderMap) -> Response {
-    let cookie = site.sign_ins.sign_out(&visitor, &headers).await;
+    let cookie = match site.sign_ins.sign_out(&visitor, &headers).await {
+        Ok(cookie) => cookie,
+        Err(refused) => {
+            tracing::error!("nobody can sign out: {refused}");
+            let said = "You are still signed in: this cannot be done just now.";
+            return (StatusCode::SERVICE_UNAVAILABLE, html::message(&site, said)).into_response();
+        }
+    };
     let mut response = Redirect::to(&format!("{}/sign-in", site.path)).into_response();
     response.headers_mut().insert(header::SET_COOKIE, cookie);
     response

@@ -1,0 +1,382 @@
+//! Logins that outlive the streams that they came by: how they begin, are asked for again, and end.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use super::Doors;
+use super::lasting::{Lasting, Over, State};
+use super::logins::{Denied, still};
+use super::words::{Asker, LoggedIn, Via};
+use crate::cred::{AuthorizerError, Identity, LoginChange, LoginChanged, Token};
+use crate::login_gate::{Source, network};
+use crate::memory::{AccountKey, Kept, Meter};
+use crate::multiservice::Speaker;
+use crate::sessions::{Notice, SessionEntry};
+use crate::store;
+
+/// What is counted for one, in bytes.
+const COST: usize = 2 << 10;
+/// How long a service may take to hear that one is over, before the command that has ended it returns.
+const HEARS: Duration = Duration::from_secs(1);
+/// How long one lasts at most: browsers keep no cookie for longer.
+const LONGEST: u64 = 400 * 24 * 3600;
+/// What is said of a token that is nobody's, or nobody's any more.
+const OVER: &str = "signed out";
+/// What is said when the store does not answer: not that nobody has this token.
+fn busy() -> Denied {
+    Denied { message: BROKEN.to_owned(), wait: 1 }
+}
+
+/// What is said when the store does not answer.
+pub(super) const BROKEN: &str = "logins cannot be looked at just now; try again";
+
+/// However attending to one ends, it is forgotten.
+struct Attended {
+    doors: Arc<Doors>,
+    lasting: Arc<Lasting>,
+}
+
+impl Drop for Attended {
+    fn drop(&mut self) {
+        self.doors.forget_lasting(&self.lasting);
+    }
+}
+
+/// Attends to one to its end.
+async fn attend(doors: &Arc<Doors>, lasting: &Arc<Lasting>) {
+    while !lasting.ends_if_left() {
+        // A clock that is set back and forth shows when it is looked at anew: at least once in an hour.
+        let left = lasting.state.lock().expires.saturating_sub(store::now()).clamp(1, 3600);
+        tokio::select! {
+            () = lasting.mailbox.come() => doors.lasting_notices(lasting),
+            () = lasting.told.notified() => {}
+            () = tokio::time::sleep(Duration::from_secs(left)) => doors.look_at_lasting(lasting).await,
+        }
+    }
+    let number = lasting.login.number;
+    doors.close_ways(number);
+    doors.login_ended(&lasting.service, lasting.slot, number);
+    if lasting.over() == Some(Over::Left) {
+        // Nobody asks for this one any more; what it was told last counts all the same.
+        lasting.entry.close();
+        doors.lasting_notices(lasting);
+    }
+    doors.forgets(lasting).await;
+    // Only now may it be asked for again.
+    doors.lasting.lock().unlist(lasting);
+    // Whoever gave the command waits until the service has heard it: not for long, if that does not come round.
+    let by = Instant::now() + HEARS;
+    while !lasting.is_left() {
+        if tokio::time::timeout_at(by, lasting.told.notified()).await.is_err() {
+            break;
+        }
+    }
+    lasting.entry.close();
+    doors.lasting_notices(lasting);
+    doors.forgets(lasting).await;
+    lasting.heard();
+    while lasting.has_lent() {
+        lasting.told.notified().await;
+    }
+}
+
+impl Doors {
+    /// A login of this service's that no stream has.
+    pub(super) fn lasting_of(&self, from: Speaker<'_>, login: u64) -> Option<Arc<Lasting>> {
+        self.lasting.lock().by_login.get(&login).filter(|lasting| lasting.service == from.service).cloned()
+    }
+
+    /// The same, by its number as a connection.
+    pub(super) fn lasting_by(&self, from: Speaker<'_>, connection: u64) -> Option<Arc<Lasting>> {
+        let lasting = self.lasting.lock();
+        lasting.by_connection.get(&connection).filter(|lasting| lasting.service == from.service).cloned()
+    }
+
+    /// A service asks whose remembered login a token is.
+    pub(super) fn resume(&self, asker: Asker, via: Via, from: Source, token: Token) {
+        let (Some(me), request) = (self.me.upgrade(), asker.request) else { return };
+        self.spawn(async move {
+            match me.resumed(&asker, via, from, &token).await {
+                Ok(lasting) => {
+                    let login = &lasting.login;
+                    let perspectives = &*jelly::to_vec(&login.perspectives).unwrap_or_default();
+                    let (login, identity) = (login.number, login.identity.as_str());
+                    let frame = plugin_api::abi::frame::ToLibrary::LoggedIn { request, login, identity, perspectives };
+                    if !me.answer(&asker, &frame) {
+                        lasting.let_go_by(asker.generation, 1);
+                    } else if lasting.is_over() {
+                        // It may have ended between the two: the library hears of it behind the answer.
+                        me.login_ended(&lasting.service, lasting.slot, login);
+                    }
+                }
+                Err(Denied { message, wait }) => me.not_logged_in(&asker, &message, wait),
+            }
+        });
+    }
+
+    async fn resumed(
+        self: &Arc<Self>,
+        asker: &Asker,
+        via: Via,
+        from: Source,
+        token: &Token,
+    ) -> Result<Arc<Lasting>, Denied> {
+        let around = &self.around;
+        // Who is removed from here on is another, though the name be the same.
+        let removals = around.sessions.removals();
+        let now = store::now();
+        let found = around.login.resume(token, &via.service, now).await.map_err(|_| busy())?;
+        let proven = found.ok_or(OVER)?;
+        let mut proven = proven;
+        let (name, credential) = (proven.identity.name.to_string(), proven.credential);
+        let used = LoginChange::Used { credential };
+        if let Err(error) = around.login.remember(&name, &used, now).await {
+            tracing::error!(name, %error, "that a login is in use cannot be written down");
+        }
+        loop {
+            let expires = expires(&proven.identity, credential, now);
+            let key = (name.clone(), credential);
+            let known = self.lasting.lock().by_key.get(&key).cloned();
+            let lasting = match known {
+                Some(known) => known,
+                None => self.enlist(self.new_lasting(asker, &via, &from, &proven, removals)?),
+            };
+            if !lasting.is_of(asker.slot) {
+                // Of a service of this name that was here before.
+                lasting.end(Over::Left, None);
+                self.lasting.lock().unlist(&lasting);
+                continue;
+            }
+            match lasting.is_held_by(asker.generation, expires) {
+                Ok(()) => {
+                    self.verify(&lasting, asker, removals).await?;
+                    return Ok(lasting);
+                }
+                Err(Over::Forgotten) => return Err(OVER.into()),
+                Err(Over::Left | Over::Gone) => {}
+            }
+            // It has just ended: for good, or because nobody had it.
+            let again = around.login.resume(token, &via.service, store::now()).await.map_err(|_| busy())?;
+            proven = again.filter(|again| again.credential == credential).ok_or(OVER)?;
+            self.lasting.lock().unlist(&lasting);
+        }
+    }
+
+    /// One that is not in any list yet.
+    fn new_lasting(
+        &self,
+        asker: &Asker,
+        via: &Via,
+        from: &Source,
+        proven: &crate::cred::login::Proven,
+        removals: u64,
+    ) -> Result<Arc<Lasting>, Denied> {
+        let around = &self.around;
+        let identity = &proven.identity;
+        let perspectives = super::logins::perspectives(identity, &via.service);
+        if perspectives.is_empty() {
+            return Err("no key for this service".into());
+        }
+        let account = around.memory.account(AccountKey::Source(network(from.address.ip())));
+        let meter = Arc::new(Meter::new(account, usize::MAX));
+        if !meter.admits(COST) {
+            return Err("the host is busy; try again".into());
+        }
+        let (number, credential) = (self.next_login(), proven.credential);
+        let (connection, mailbox) = around.router.connect(meter);
+        mailbox.meter().add(Kept::Input, COST);
+        let (peer, door) = (from.peer.clone(), from.door.clone().unwrap_or_default());
+        let entry =
+            SessionEntry::new(&around.sessions, connection, &peer, via.encrypted, store::now(), Arc::clone(&mailbox));
+        let login = LoggedIn {
+            number,
+            identity: identity.name.to_string(),
+            credential,
+            perspectives,
+            removals,
+            from: peer.clone(),
+        };
+        let (service, slot, source) = (via.service.clone(), asker.slot, from.address);
+        // Who asks for it has it.
+        let state = State::of(asker.generation);
+        let (state, told, grants) = (Mutex::new(state), Notify::new(), via.grants);
+        Ok(Arc::new(Lasting {
+            connection,
+            service,
+            slot,
+            grants,
+            source,
+            peer,
+            door,
+            entry,
+            mailbox,
+            login,
+            state,
+            told,
+        }))
+    }
+
+    /// Lists one, and attends to it; another that is there already is answered with instead.
+    fn enlist(self: &Arc<Self>, new: Arc<Lasting>) -> Arc<Lasting> {
+        // From now on it hears of what changes.
+        new.entry.enter(&new.login.identity);
+        new.entry.attached(&new.door);
+        // Whatever comes of it, it is forgotten.
+        let attended = Attended { doors: Arc::clone(self), lasting: Arc::clone(&new) };
+        {
+            let mut lasting = self.lasting.lock();
+            if let Some(other) = lasting.by_key.get(&new.key()) {
+                return Arc::clone(other);
+            }
+            lasting.insert(&new);
+        }
+        self.spawn(async move { attend(&attended.doors, &attended.lasting).await });
+        new
+    }
+
+    /// Looks once more, now that it is listed: whoever takes it away from here on finds it, and whoever has before shows here.
+    async fn verify(&self, lasting: &Lasting, asker: &Asker, removals: u64) -> Result<(), Denied> {
+        let name = &lasting.login.identity;
+        let Ok(found) = self.around.login.identity(name).await else {
+            // Nobody is answered with it.
+            lasting.let_go_by(asker.generation, 1);
+            return Err(busy());
+        };
+        let removed = lasting.entry.removed_since(removals, name);
+        if removed || found.is_none_or(|identity| !still(&identity, &lasting.login, &lasting.service)) {
+            lasting.end(Over::Gone, None);
+            return Err(OVER.into());
+        }
+        Ok(())
+    }
+
+    fn forget_lasting(&self, of: &Arc<Lasting>) {
+        self.lasting.lock().remove(of);
+        self.over(of.login.number);
+        of.heard();
+        of.entry.close();
+        let mut last = Vec::new();
+        of.mailbox.close(&mut last);
+        self.around.router.disconnect(of.connection);
+    }
+
+    /// Applies its notices.
+    fn lasting_notices(self: &Arc<Self>, lasting: &Arc<Lasting>) {
+        // Frames that go to every connection mean nothing to it.
+        let mut mail = Vec::new();
+        lasting.mailbox.take(&mut mail);
+        lasting.mailbox.served(mail.len());
+        for (notice, acknowledgement) in lasting.entry.notices() {
+            match notice {
+                Notice::Cut => {
+                    // Or else the client would come by it again, at once.
+                    lasting.end(Over::Forgotten, Some(acknowledgement));
+                }
+                Notice::Changed(name, identity) if name == lasting.login.identity => {
+                    if !identity.is_some_and(|identity| still(&identity, &lasting.login, &lasting.service)) {
+                        tracing::debug!(name, "what a login came by was taken away");
+                        lasting.end(Over::Gone, Some(acknowledgement));
+                    }
+                }
+                Notice::Changed(..) => {}
+            }
+        }
+    }
+
+    /// Its time may have come.
+    async fn look_at_lasting(&self, lasting: &Arc<Lasting>) {
+        let LoggedIn { identity, credential, .. } = &lasting.login;
+        let Ok(found) = self.around.login.identity(identity).await else { return };
+        match found.filter(|found| still(found, &lasting.login, &lasting.service)) {
+            Some(found) => lasting.state.lock().expires = expires(&found, *credential, store::now()),
+            None => drop(lasting.end(Over::Gone, None)),
+        }
+    }
+
+    /// Forgets what is remembered of one, if it is to be.
+    async fn forgets(&self, lasting: &Arc<Lasting>) {
+        if lasting.over() == Some(Over::Forgotten)
+            && let Err(error) = self.forget_remembered(&lasting.key(), "the session was ended").await
+        {
+            tracing::error!(%error, "that a login is over cannot be written down");
+        }
+    }
+
+    /// The one of this key ends, if some code has it; false: none has.
+    fn end_lasting(&self, key: &(String, u64)) -> bool {
+        let live = self.lasting.lock().by_key.get(key).cloned();
+        live.is_some_and(|live| live.end(Over::Gone, None))
+    }
+
+    /// A token is worth nothing any more, and whoever has come by it has. False: there was none.
+    async fn forget_remembered(&self, key: &(String, u64), why: &'static str) -> Result<bool, AuthorizerError> {
+        let ends = LoginChange::Ends { credential: key.1, why };
+        let ended = self.around.login.remember(&key.0, &ends, store::now()).await?.is_some();
+        // Behind that: whoever asks for it from here on finds that it is over.
+        Ok(self.end_lasting(key) || ended)
+    }
+
+    /// Whether this connection is none, but what a remembered login hears of changes by.
+    pub(super) fn is_lasting(&self, connection: u32) -> bool {
+        self.lasting.lock().by_connection.contains_key(&u64::from(connection))
+    }
+
+    /// Has it written down, and answers with the token.
+    pub(super) fn remember(&self, asker: Asker, login: LoggedIn, label: String, lasts: (u64, u64)) {
+        let Some(me) = self.me.upgrade() else { return };
+        self.spawn(async move {
+            let mut random = zeroize::Zeroizing::new([0; 32]);
+            if getrandom::fill(&mut *random).is_err() {
+                return me.not_logged_in(&asker, "the machine has no randomness", 0);
+            }
+            let (token, now) = (Token::new(&random), store::now());
+            let longest = lasts.1.clamp(1, LONGEST);
+            let (digest, idle, until) = (token.digest(), lasts.0.clamp(1, longest), now + longest);
+            let (service, by) = (asker.service.clone(), login.credential);
+            let kept = crate::cred::Remembered { token: digest, service, by, idle, until };
+            let begins = LoginChange::Begins { login: kept, label };
+            match me.around.login.remember(&login.identity, &begins, now).await {
+                Ok(Some(LoginChanged { made_room, .. })) => {
+                    for credential in made_room {
+                        me.end_lasting(&(login.identity.clone(), credential));
+                    }
+                    me.tell(&asker, token.reveal().as_bytes());
+                }
+                Ok(None) => me.not_logged_in(&asker, "logins are not remembered here", 0),
+                Err(error) => {
+                    tracing::error!(%error, "a login cannot be remembered");
+                    me.not_logged_in(&asker, BROKEN, 0);
+                }
+            }
+        });
+    }
+
+    /// One is over, because its service says so.
+    pub(super) fn forget_login(&self, asker: Asker, lasting: Arc<Lasting>) {
+        let Some(me) = self.me.upgrade() else { return };
+        self.spawn(async move {
+            me.end_remembered(&asker, lasting.key(), "signed out").await;
+        });
+    }
+
+    /// Ends a remembered login, whether any code has it or not, and answers.
+    pub(super) async fn end_remembered(&self, asker: &Asker, key: (String, u64), why: &'static str) {
+        match self.forget_remembered(&key, why).await {
+            Ok(true) => self.tell(asker, &[]),
+            Ok(false) => self.not_logged_in(asker, "there is no such login", 0),
+            Err(error) => {
+                tracing::error!(%error, "a login cannot be forgotten");
+                self.not_logged_in(asker, BROKEN, 0);
+            }
+        }
+    }
+}
+
+/// Until when a remembered login goes on, if it is not used, in seconds since 1970.
+fn expires(identity: &Identity, credential: u64, now: u64) -> u64 {
+    identity.expires(credential).unwrap_or(now)
+}
