@@ -132,6 +132,8 @@ pub struct Folder {
     turns: Arc<Semaphore>,
     /// One service comes or goes at a time; any number are replaced meanwhile, each by its like.
     exchange: tokio::sync::RwLock<()>,
+    /// Commands about one file follow one another: each would be out of date by the other's.
+    commands: Mutex<BTreeMap<PathBuf, Arc<tokio::sync::Mutex<()>>>>,
 }
 
 /// The sections of a configuration, as services are handed them.
@@ -194,6 +196,7 @@ impl Folder {
             entries: Mutex::default(),
             turns: Arc::new(Semaphore::new(AT_ONCE)),
             exchange: tokio::sync::RwLock::default(),
+            commands: Mutex::default(),
         }))
     }
 

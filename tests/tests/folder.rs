@@ -523,3 +523,17 @@ fn what_was_rolled_back_stays_so_over_a_restart_until_there_is_another_file() {
     let host = host.into_home().start();
     assert_eq!((serves(&host), rolled_back(&host)), ("v=3".to_owned(), false));
 }
+
+#[test]
+fn commands_at_once_about_one_library_are_all_done() {
+    let host = TestHost::with(&["todo"]);
+    std::thread::scope(|scope| {
+        for _ in 0..6 {
+            scope.spawn(|| {
+                for _ in 0..4 {
+                    host.home.run(&["service", "reload", "todo"], "");
+                }
+            });
+        }
+    });
+}

@@ -78,6 +78,8 @@ impl Folder {
     /// Vets a file and makes it serve, now. The host may see at the same time that the file has changed, and see to it by
     /// itself: what is there then is what counts.
     async fn serve_now(self: &Rc<Self>, path: &Path, even: bool) -> Result<(), LibraryFault> {
+        let commands = Arc::clone(self.commands.lock().entry(path.to_owned()).or_default());
+        let _command = commands.lock().await;
         let mut tries = 0;
         loop {
             let turn = self.turn(path);
