@@ -1,5 +1,6 @@
 """Signs in by Chromium: what is seen, said aloud, kept, and refused. Writes what it looks like into a folder."""
 
+import atexit
 import http.server
 import sys
 import threading
@@ -20,6 +21,8 @@ for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-d
 options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
 driver = webdriver.Chrome(options=options, service=Service(driver_path))
 driver.implicitly_wait(20)
+# However this ends, nothing of it stays.
+atexit.register(driver.quit)
 
 
 def look(page):
@@ -152,4 +155,3 @@ driver.back()
 driver.refresh()
 # Nothing was kept to go back to.
 comes("Sign in")
-driver.quit()
