@@ -1,7 +1,7 @@
 //! High scores: the model for a service whose state is shared by all, and for one with a page of its own.
 //!
 //! The table belongs to the service itself, which is `shared`: it is saved after each change, as a perspective is. A
-//! player's own perspective counts tries. The page ([`page`]) is a door: everybody may see it, by a browser, and who has
+//! player's own perspective counts tries. The page (`page.rs`) is a door: everybody may see it, by a browser, and who has
 //! signed in hands in a score there. The operator gives it an address: `[service.scores.listen] http = "127.0.0.1:8080"`.
 
 mod page;
