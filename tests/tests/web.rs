@@ -261,6 +261,21 @@ fn a_login_is_over_with_the_token_that_it_began_with() {
 }
 
 #[test]
+fn who_signs_out_twice_at_once_is_signed_out() {
+    let (_host, address) = host();
+    for _ in 0..20 {
+        let mut alice = Browser::new(address);
+        alice.sign_in("alice", PASSWORD);
+        let mut windows: Vec<Browser> = (0..4).map(|_| alice.again(address)).collect();
+        let origin = format!("http://{address}");
+        windows.iter_mut().for_each(|window| window.say("POST", "/sign-out", &[("Origin", &origin)], ""));
+        let said: Vec<u16> = windows.iter_mut().map(|window| window.answer().status).collect();
+        assert_eq!(said, [303; 4]);
+        assert!(!alice.is_signed_in());
+    }
+}
+
+#[test]
 fn what_others_have_set_in_a_cookie_does_not_matter() {
     let (_host, address) = host();
     let mut alice = Browser::new(address);

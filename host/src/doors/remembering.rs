@@ -349,7 +349,7 @@ impl Doors {
                 Ok(None) => me.not_logged_in(&asker, "logins are not remembered here", 0),
                 Err(error) => {
                     tracing::error!(%error, "a login cannot be remembered");
-                    me.not_logged_in(&asker, BROKEN, 0);
+                    me.not_logged_in(&asker, BROKEN, 1);
                 }
             }
         });
@@ -370,7 +370,7 @@ impl Doors {
             Ok(false) => self.not_logged_in(asker, "there is no such login", 0),
             Err(error) => {
                 tracing::error!(%error, "a login cannot be forgotten");
-                self.not_logged_in(asker, BROKEN, 0);
+                self.not_logged_in(asker, BROKEN, 1);
             }
         }
     }

@@ -161,7 +161,11 @@ impl SignIns {
     pub async fn sign_out(&self, visitor: &Visitor, headers: &HeaderMap) -> Result<HeaderValue, Refused> {
         if let Some(token) = self.cookie.token(headers) {
             match self.authorizer.resume(visitor, token.0.as_str()).await {
-                Ok(login) => login.forget().await?,
+                Ok(login) => match login.forget().await {
+                    Err(refused) if refused.wait() > 0 => return Err(refused),
+                    // One that has ended meanwhile, by another request of the same browser's, is as good.
+                    Ok(()) | Err(_) => {}
+                },
                 Err(refused) if refused.wait() > 0 => return Err(refused),
                 // It is nobody's already.
                 Err(_) => {}
