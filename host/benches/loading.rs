@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use credhost::loader::generation::Source;
 use credhost::loader::private::PrivateFolder;
 use credhost::loader::unload::UnloadOutcome;
-use credhost::loader::vet::{Sections, Vet};
+use credhost::loader::vet::{Allowed, Sections, Vet};
 use credhost::multiservice::MultiService;
 use credhost::multiservice::context::HostContext;
 use credhost::multiservice::slot::Slot;
@@ -41,7 +41,7 @@ fn main() {
                 // A verdict is remembered: each time by another that remembers nothing.
                 let vet = Vet::new(build::credhost(), Duration::from_secs(10));
                 let start = Instant::now();
-                vet.vet(&copy, &Sections::new()).expect("it is good");
+                vet.vet(&copy, &Sections::new(), &Allowed::new()).expect("it is good");
                 parts[1].push(start.elapsed());
                 let start = Instant::now();
                 let slot = Slot::load(Source::Copy(copy), &context, |_| Vec::new()).await.expect("it loads");

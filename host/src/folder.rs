@@ -5,9 +5,10 @@
 //! take its service away, and an operator can go back.
 
 mod commands;
+mod confined;
 mod serve;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -16,13 +17,16 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 
-use crate::config::{self, ConfigFile, Home, Settings};
+use crate::config::{self, ConfigFile, Confinements, Home, Settings};
 use crate::control::LibraryStatus;
 use crate::fingerprint::Fingerprint;
 use crate::loader::fault::LibraryFault;
+use crate::loader::generation::Source;
 use crate::loader::private::{PrivateCopy, PrivateFolder};
 use crate::loader::vet::{Sections, Vet, Vetted};
 use crate::loader::watch::Change;
+use crate::loader::worker::Worker;
+use crate::loader::worker::confinement::Isolation;
 use crate::multiservice::MultiService;
 use crate::multiservice::context::HostContext;
 use crate::multiservice::ended::Unreleased;
@@ -126,6 +130,11 @@ pub struct Folder {
     config: PathBuf,
     /// What it said when it could be read last.
     sections: Mutex<Arc<Sections>>,
+    confinements: Mutex<Confinements>,
+    /// Code that has crashed too often, by its hash.
+    quarantined: Mutex<HashSet<[u8; 32]>>,
+    /// The program that services in processes of their own run in.
+    program: PathBuf,
     vet: Arc<Vet>,
     entries: Mutex<BTreeMap<PathBuf, Entry>>,
     /// So many libraries are vetted at once.
@@ -151,13 +160,14 @@ pub fn sections(settings: &Settings) -> Result<Sections, LibraryFault> {
     settings.service.iter().map(section).collect()
 }
 
-/// The sections as they stand in the file now.
-fn sections_now(config: &Path) -> Result<Sections, LibraryFault> {
+/// The settings as they stand in the file now.
+fn settings_now(config: &Path) -> Result<(Sections, Confinements), LibraryFault> {
     if !config.exists() {
         return Err(LibraryFault::Operator(format!("{} is gone", config.display())));
     }
     let settings = ConfigFile::open(config).and_then(|file| file.settings());
-    sections(&settings.map_err(|error| LibraryFault::Operator(error.to_string()))?)
+    let settings = settings.map_err(|error| LibraryFault::Operator(error.to_string()))?;
+    Ok((sections(&settings)?, config::confinements(&settings).map_err(LibraryFault::Operator)?))
 }
 
 impl Folder {
@@ -170,7 +180,7 @@ impl Folder {
         services: Arc<MultiService>,
         groups: Vec<Group>,
         context: HostContext,
-        sections: Sections,
+        (sections, confinements): (Sections, Confinements),
         vet: Vet,
         debuggable: bool,
     ) -> std::io::Result<Rc<Self>> {
@@ -192,6 +202,9 @@ impl Folder {
             context,
             config: home.config(),
             sections: Mutex::new(Arc::new(sections)),
+            confinements: Mutex::new(confinements),
+            quarantined: Mutex::default(),
+            program: vet.program().to_owned(),
             vet: Arc::new(vet),
             entries: Mutex::default(),
             turns: Arc::new(Semaphore::new(AT_ONCE)),
@@ -374,9 +387,20 @@ impl Folder {
 
     /// Reads the sections of the configuration anew.
     fn take_up_sections(&self) -> Result<(), LibraryFault> {
-        let sections = sections_now(&self.config)?;
+        let (sections, confinements) = settings_now(&self.config)?;
         *self.sections.lock() = Arc::new(sections);
+        *self.confinements.lock() = confinements;
         Ok(())
+    }
+
+    /// What a service is started from: where the operator has it run.
+    fn source(&self, service: &str, copy: PrivateCopy) -> Source {
+        let confinement = self.confinements.lock().of(service);
+        if confinement.isolation == Isolation::None {
+            return Source::Copy(copy);
+        }
+        let (program, quota) = (self.program.clone(), self.context.quota);
+        Source::Worker(Worker { program, copy: Arc::new(copy), confinement, quota })
     }
 
     fn vet(&self, path: PathBuf) -> tokio::task::JoinHandle<Result<(PrivateCopy, Vetted), LibraryFault>> {
@@ -384,14 +408,14 @@ impl Folder {
             // Nobody has asked for it by name: a service must not stay away because somebody writes to the file just now.
             tracing::warn!("services are made with what credhost.toml said before: {error}");
         }
-        let sections = Arc::clone(&self.sections.lock());
+        let (sections, allowed) = (Arc::clone(&self.sections.lock()), self.confinements.lock().allowed());
         let (private, vet) = (Arc::clone(&self.private), Arc::clone(&self.vet));
         let turns = Arc::clone(&self.turns);
         tokio::task::spawn_local(async move {
             let _turn = turns.acquire_owned().await;
             let vetted = tokio::task::spawn_blocking(move || {
                 let copy = private.copy(&path)?;
-                let vetted = vet.vet(&copy, &sections)?;
+                let vetted = vet.vet(&copy, &sections, &allowed)?;
                 Ok((copy, vetted))
             });
             vetted.await.unwrap_or_else(|error| Err(LibraryFault::State(error.to_string())))
@@ -533,11 +557,16 @@ fn status(path: &Path, entry: &Entry) -> LibraryStatus {
         }
         Library::Loaded { slot, notes, reloaded, .. } => {
             let notes: Vec<String> = entry.trouble.iter().chain(notes).cloned().collect();
+            let ((isolation, facts), crashes) = (slot.runs_in(), slot.crashes());
             LibraryStatus {
                 file,
                 service: Some(slot.name().to_string()),
                 state: match slot.state() {
-                    ServiceState::Serving => "serving".to_owned(),
+                    ServiceState::Serving => match (&crashes.waits, slot.late()) {
+                        (Some(waits), _) => format!("waits: {waits}"),
+                        (None, Some(late)) => format!("serving, but {late}"),
+                        (None, None) => "serving".to_owned(),
+                    },
                     ServiceState::Loaded => "starting".to_owned(),
                     ServiceState::Failed(why) => format!("failed: {why}"),
                     ServiceState::Stopped => "stopped".to_owned(),
@@ -551,6 +580,12 @@ fn status(path: &Path, entry: &Entry) -> LibraryStatus {
                 unreadable: slot.unreadable(),
                 reloaded: reloaded.clone(),
                 listeners: Vec::new(),
+                isolation,
+                process: facts,
+                allow: slot.confinement().allow.iter().map(ToString::to_string).collect(),
+                crashes: crashes.count,
+                restarts: crashes.restarts,
+                crashed: crashes.last,
             }
         }
     }

@@ -131,7 +131,7 @@ pub enum LimitError {
 }
 
 impl Unit {
-    fn expected(self) -> &'static str {
+    pub(crate) fn expected(self) -> &'static str {
         match self {
             Self::Bytes => "a size, such as 8388608 or \"8 MiB\"",
             Self::Time => "a time, such as 30 (seconds) or \"2 min\"",
@@ -153,7 +153,7 @@ impl Unit {
         }
     }
 
-    fn read(self, value: &LimitValue) -> Option<u64> {
+    pub(crate) fn read(self, value: &LimitValue) -> Option<u64> {
         let text = match value {
             LimitValue::Number(number) if self == Self::Time => return number.checked_mul(1000),
             LimitValue::Number(number) => return Some(*number),

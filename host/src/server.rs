@@ -10,6 +10,8 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::{Arc, Weak};
 
+use tokio::sync::mpsc;
+
 use self::retention::Retention;
 use crate::accounts::{AccountError, Accounts};
 use crate::config::{self, ConfigFile, Home, HomeError, ListenerSettings, Lock, Settings, random};
@@ -28,6 +30,7 @@ use crate::login_gate::{LoginGate, LoginRules};
 use crate::memory::Budget;
 use crate::multiservice::MultiService;
 use crate::multiservice::context::HostContext;
+use crate::multiservice::restart::Quarantined;
 use crate::session::Limits;
 use crate::sessions::Sessions;
 use crate::store::StoreError;
@@ -118,6 +121,10 @@ pub struct Host {
     doors: Arc<Doors>,
     memory: Arc<Budget>,
     limits: Cell<Limits>,
+    /// Services whose code has crashed too often.
+    quarantined: Cell<Option<mpsc::UnboundedReceiver<Quarantined>>>,
+    /// After how long a service is late that does not come back.
+    watchdog: Option<std::time::Duration>,
     retention: RefCell<Option<Retention>>,
     /// Has commands answered while it is polled.
     commands: Cell<Option<Pin<Box<dyn Future<Output = ()>>>>>,
@@ -155,10 +162,19 @@ impl Host {
             patience: 3 * std::time::Duration::from_secs(settings.plugins.patience.max(1)),
             ..HostContext::new(Arc::clone(accounts.store()))
         };
+        let (crashed, quarantined) = mpsc::unbounded_channel();
+        context.quarantine = Some(crashed);
         let services = MultiService::new("pb");
         let patience = std::time::Duration::from_secs(settings.plugins.patience.max(1));
         let vet = Vet::new(options.vetter.clone().unwrap_or_else(|| PathBuf::from(SELF)), patience);
+        let vetting = settings
+            .plugins
+            .vetting
+            .parse()
+            .map_err(|why| StartError::Section(format!("[plugins] vetting = {why}")))?;
+        let vet = vet.within(vetting);
         let sections = folder::sections(&settings).map_err(|fault| StartError::Section(fault.to_string()))?;
+        let confinements = config::confinements(&settings).map_err(StartError::Section)?;
 
         let address = options.listen.as_deref().unwrap_or(&settings.pb.listen);
         let listener = listen(address, options.plaintext || settings.pb.plaintext)?;
@@ -266,8 +282,15 @@ impl Host {
             roots.push((listener, root, tls));
         }
 
-        let folder =
-            Folder::new(&home, Arc::clone(&services), groups, context.clone(), sections, vet, options.debuggable)?;
+        let folder = Folder::new(
+            &home,
+            Arc::clone(&services),
+            groups,
+            context.clone(),
+            (sections, confinements),
+            vet,
+            options.debuggable,
+        )?;
         let mut watch = Watch::new(&home.plugins(), options.poll);
         roots.insert(0, (listener, root, None));
         let (endpoints, listening): (Vec<_>, Vec<_>) =
@@ -289,6 +312,10 @@ impl Host {
             doors,
             memory,
             limits: Cell::new(limits),
+            quarantined: Cell::new(Some(quarantined)),
+            watchdog: Some(settings.plugins.watchdog)
+                .filter(|seconds| *seconds > 0)
+                .map(std::time::Duration::from_secs),
             retention: RefCell::new(retention),
             commands: Cell::new(None),
             under_way: control::UnderWay::default(),
@@ -371,6 +398,8 @@ impl Host {
             () = summing => {}
             () = retention::drop_old_lines(&self.retention, self.accounts.store()) => {}
             () = self.hear_hangups() => {}
+            () = self.see_to_quarantined() => {}
+            () = self.look_after_services() => {}
             () = commands => {}
             () = self.folder.retry_refused() => {}
             () = folder => {}
@@ -391,6 +420,36 @@ impl Host {
         let _ = std::fs::remove_file(self.home.control());
         // Commands that have begun get their answers.
         let _ = tokio::time::timeout(COMMANDS, self.under_way.ended()).await;
+    }
+
+    /// Sees to services whose code has crashed too often, for as long as it is polled.
+    async fn see_to_quarantined(&self) {
+        let Some(mut quarantined) = self.quarantined.take() else { return std::future::pending().await };
+        while let Some(one) = quarantined.recv().await {
+            self.folder.quarantine(one).await;
+        }
+        std::future::pending().await
+    }
+
+    /// Looks whether services come back from what they were given, for as long as it is polled.
+    async fn look_after_services(&self) {
+        let Some(patience) = self.watchdog else { return std::future::pending().await };
+        loop {
+            tokio::time::sleep(patience / 8).await;
+            for service in self.services.services() {
+                // What it finds it has seen to.
+                let _ = service.look_after(patience);
+            }
+        }
+    }
+
+    /// Takes up what can be changed while it runs.
+    async fn take_up(&self) -> Result<Vec<String>, ControlFailure> {
+        let mut changed = self.reload()?;
+        let moved = self.folder.move_services().await;
+        let hint = Some("services stay where they are; put it right, and try again".to_owned());
+        changed.extend(moved.map_err(|error| ControlFailure { error: error.to_string(), hint })?);
+        Ok(changed)
     }
 
     /// Reads the limits in credhost.toml again, and takes them up.
@@ -435,9 +494,9 @@ impl Host {
             return std::future::pending().await;
         };
         while hangup.recv().await.is_some() {
-            match self.reload() {
+            match self.take_up().await {
                 Ok(changed) if changed.is_empty() => {
-                    tracing::info!("SIGHUP: the limits in credhost.toml are as they were")
+                    tracing::info!("SIGHUP: what can be changed in credhost.toml is as it was")
                 }
                 Ok(_) => self.accounts.note(Event::new("limits.changed").with("by", "SIGHUP")),
                 Err(failure) => tracing::error!("SIGHUP: {}; everything stays as it was", failure.error),

@@ -53,6 +53,9 @@ pub struct Manifest {
     /// Services that must serve before it starts, and are stopped after it.
     #[serde(default)]
     pub needs: Vec<String>,
+    /// What it needs in a sandbox beside computing, in the operator's words: "net:tcp:443", "read:/etc/ssl".
+    #[serde(default)]
+    pub permissions: Vec<String>,
     /// The version of `plugin-api` it was built with.
     pub api: String,
     /// The perspective's type, as written.

@@ -60,6 +60,10 @@ pub trait Service: Sized + 'static {
     /// Services of the same host that must serve before it starts, and are stopped after it
     /// (`#[service("name", needs = ["other"])]`). Filled in.
     const NEEDS: &'static [&'static str];
+    /// What it needs in a sandbox beside computing, in the operator's words
+    /// (`#[service("name", permissions = ["net:tcp:443", "read:/etc/ssl"])]`): the operator grants it by `[service.name] allow`, and
+    /// `credhost vet` says what is lacking. Filled in: nothing.
+    const PERMISSIONS: &'static [&'static str] = &[];
     /// The classes that untyped values ([`Value`]) may have instances of, in and out
     /// (`#[service("name", copyables = ["shop.Card"])]`): a stock client that does not know a class loses its
     /// connection over it, so a value with another class is an error to who sends it. Typed arguments and answers name

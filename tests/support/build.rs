@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 use std::sync::{Mutex, OnceLock};
 
 /// The sample services and the services for tests, which are all built at once.
-const LIBRARIES: [&str; 21] = [
+const LIBRARIES: [&str; 22] = [
     "todo",
     "scores",
     "chat",
@@ -26,6 +26,7 @@ const LIBRARIES: [&str; 21] = [
     "ponds",
     "talk",
     "lines",
+    "confined",
     "ssh",
     "web",
 ];

@@ -129,6 +129,18 @@ impl TestHome {
         std::fs::write(&config, changed).expect("it can be written");
     }
 
+    /// Services run there, if nothing else is said of one: "none", "process" or "sandbox".
+    ///
+    /// # Panics
+    /// When the configuration does not speak of that.
+    pub fn isolate(&self, isolation: &str) {
+        self.configure(|text| {
+            let place = text.lines().find(|line| line.trim_start_matches("# ").starts_with("isolation = "));
+            let place = place.expect("the configuration speaks of isolation");
+            text.replacen(place, &format!("isolation = \"{isolation}\""), 1)
+        });
+    }
+
     /// Copies a library into the folder.
     pub fn install(&self, package: &str) {
         let library = crate::build::library(package);
@@ -144,6 +156,13 @@ impl TestHome {
     /// Starts a host here, with more arguments and variables of the environment.
     #[must_use]
     pub fn start_with(self, arguments: &[&str], environment: &[(&str, &str)]) -> TestHost {
+        // `CREDHOST_ISOLATION=process cargo test …`: tests of services are tests of them in processes of their own, too.
+        if let Ok(isolation) = std::env::var("CREDHOST_ISOLATION") {
+            let config = std::fs::read_to_string(self.path().join("credhost.toml")).unwrap_or_default();
+            if config.contains("\n# isolation = \"process\"\n") {
+                self.isolate(&isolation);
+            }
+        }
         let mut command = self.command();
         command.args(["run", "--listen", "127.0.0.1:0"]).stdin(Stdio::null()).stdout(Stdio::null());
         command.env("CREDHOST_LOG", "debug").args(arguments).envs(environment.iter().copied());

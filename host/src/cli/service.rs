@@ -8,6 +8,7 @@ use credhost::config::Home;
 use credhost::control::{LibraryStatus, Request};
 use credhost::dev::states::Trial;
 use credhost::doors::ListenerStatus;
+use credhost::loader::worker::confinement::Isolation;
 use credhost::multiservice::reload::Reloaded;
 use credhost::show;
 
@@ -93,8 +94,9 @@ impl Service {
                         vec!["plugin-api".to_owned(), text("api")],
                     ];
                     if let Some(library) = library {
-                        rows.push(vec!["file".to_owned(), library.file]);
-                        rows.push(vec!["state".to_owned(), library.state]);
+                        rows.push(vec!["file".to_owned(), library.file.clone()]);
+                        rows.push(vec!["state".to_owned(), library.state.clone()]);
+                        rows.extend(place(&library));
                         rows.push(vec!["calls".to_owned(), library.calls.to_string()]);
                         rows.push(vec!["panics".to_owned(), library.faults.to_string()]);
                         rows.push(vec!["clients".to_owned(), library.attached.to_string()]);
@@ -147,6 +149,31 @@ fn listener(one: &ListenerStatus) -> String {
     let connections = show::many(one.connections, "connection", "connections");
     let taken = if one.taken { String::new() } else { "; the service does not take them".to_owned() };
     format!("{name}{tls} on {address}, {connections}{taken}")
+}
+
+fn times(count: u64) -> String {
+    show::many(usize::try_from(count).unwrap_or(usize::MAX), "time", "times")
+}
+
+/// Where it runs, and what has become of it there.
+fn place(library: &LibraryStatus) -> Vec<Vec<String>> {
+    let row = |what: &str, value: String| vec![what.to_owned(), value];
+    let mut rows = vec![row("isolation", library.isolation.to_string())];
+    if let Some(process) = &library.process {
+        let (memory, cpu) = (process.memory as f64 / f64::from(1 << 20), process.cpu_ms as f64 / 1e3);
+        rows.push(row("process", format!("{}, {memory:.1} MiB, {cpu:.2} s of the processor's time", process.pid)));
+    }
+    if library.isolation == Isolation::Sandbox {
+        let may =
+            if library.allow.is_empty() { "nothing beside computing".to_owned() } else { library.allow.join(", ") };
+        rows.push(row("may", may));
+    }
+    if library.crashes > 0 {
+        let (crashes, restarts) = (times(library.crashes), times(library.restarts));
+        rows.push(row("crashed", format!("{crashes}, started again {restarts}")));
+        rows.extend(library.crashed.as_ref().map(|how| row("last crash", format!("it {how}"))));
+    }
+    rows
 }
 
 /// When perspectives are saved, in words.

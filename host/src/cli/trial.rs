@@ -4,10 +4,11 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use credhost::config::{ConfigFile, Home};
+use credhost::config::{self, ConfigFile, Home};
 use credhost::folder;
 use credhost::loader::private::PrivateFolder;
-use credhost::loader::vet::{Sections, Vet, Vetted};
+use credhost::loader::vet::{Allowed, Sections, Vet, Vetted};
+use credhost::loader::worker::confinement::Isolation;
 
 use super::CliError;
 
@@ -19,21 +20,27 @@ pub(super) struct Trial {
     pub(super) private: PrivateFolder,
     /// What services are configured to be, where there is a home.
     pub(super) sections: Sections,
+    /// What they are allowed.
+    allowed: Allowed,
+    /// Where libraries are tried.
+    vetting: Isolation,
     // Last: it is removed when nothing in it is used any more. Its name is nobody's to guess.
     _folder: tempfile::TempDir,
 }
 
 impl Trial {
     pub(super) fn new(home: &Home) -> Result<Self, CliError> {
-        let sections = if home.config().exists() {
+        let (mut sections, mut allowed, mut vetting) = (Sections::new(), Allowed::new(), Isolation::Sandbox);
+        if home.config().exists() {
             let settings = ConfigFile::open(&home.config())?.settings()?;
-            folder::sections(&settings).map_err(|fault| CliError::new(fault.to_string()))?
-        } else {
-            Sections::new()
-        };
+            sections = folder::sections(&settings).map_err(|fault| CliError::new(fault.to_string()))?;
+            allowed = config::confinements(&settings).map_err(CliError::new)?.allowed();
+            vetting =
+                settings.plugins.vetting.parse().map_err(|why| CliError::new(format!("[plugins] vetting = {why}")))?;
+        }
         let folder = tempfile::Builder::new().prefix("credhost-").tempdir()?;
         let private = PrivateFolder::new(folder.path().join("libraries"))?;
-        Ok(Self { private, sections, _folder: folder })
+        Ok(Self { private, sections, allowed, vetting, _folder: folder })
     }
 
     /// The verdicts on all libraries in a home's folder, by their names.
@@ -52,8 +59,8 @@ impl Trial {
         if !file.is_file() {
             return Err(CliError::new(format!("{} is no file", file.display())).hint("build it: `cargo build`"));
         }
-        let vet = Vet::new(std::env::current_exe()?, patience);
-        let verdict = self.private.copy(file).and_then(|copy| vet.vet(&copy, &self.sections));
+        let vet = Vet::new(std::env::current_exe()?, patience).within(self.vetting);
+        let verdict = self.private.copy(file).and_then(|copy| vet.vet(&copy, &self.sections, &self.allowed));
         verdict.map_err(|why| CliError::new(format!("{} would not be loaded: {why}", file.display())))
     }
 }

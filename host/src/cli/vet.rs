@@ -23,6 +23,12 @@ impl Vet {
         let vetted = Trial::new(home)?.vet(&self.file, Duration::from_secs(self.patience.max(1)))?;
         output.show(&serde_json::json!(vetted), || {
             let mut text = format!("{} is good: it serves {}", self.file.display(), vetted.manifest.service);
+            if !vetted.lacks.is_empty() {
+                let (service, lacks) = (&vetted.manifest.service, vetted.lacks.join("\", \""));
+                text.push_str(&format!(
+                    "\n  in a sandbox it needs what it is not allowed: [service.{service}] allow = [\"{lacks}\"]"
+                ));
+            }
             for note in &vetted.notes {
                 text.push_str(&format!("\n  note: {note}"));
             }

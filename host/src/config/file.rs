@@ -58,6 +58,11 @@ passes = 2
 patience = 10
 # Seconds that calls which wait may go on in code that was replaced.
 grace = 10
+# Where services run: \"none\", in the host's own process, which a crash takes along; \"process\", each in one of its own; \"sandbox\",
+# where that may do nothing but what is allowed. A service may have another than most. `credhost reload` takes it up.
+# isolation = \"process\"
+# After how many seconds a service that does not come back is seen to: it is said, and in a process of its own it is started again.
+# watchdog = 30
 
 # [limits]
 # What clients may cost; `credhost limits` shows all of them, and what is in use. SIGHUP, or `credhost reload`, takes them up.
@@ -74,6 +79,10 @@ grace = 10
 # grace, encrypted). What a service may do besides: attach, vouch.
 # [service.ssh]
 # may = [\"attach\", \"vouch\"]
+# isolation = \"sandbox\"
+# What it may do there beside computing: read:/PATH, write:/PATH, net:tcp:PORT, net:udp, processes.
+# allow = [\"read:/etc/ssl\", \"net:tcp:443\"]
+# most = { memory = \"512 MiB\", files = 256 }
 # [service.chat.listen]
 # irc = [\"127.0.0.1:6667\", { address = \"0.0.0.0:6697\", tls = true }]
 
@@ -286,11 +295,18 @@ pub struct PluginsSection {
     pub patience: u64,
     /// How many seconds calls that wait may go on in code that was replaced.
     pub grace: u64,
+    /// Where services run, if nothing else is said of one: "none", "process" or "sandbox".
+    pub isolation: String,
+    /// Where libraries are tried before they are loaded: "sandbox", or "process" where the machine has none.
+    pub vetting: String,
+    /// After how many seconds a service that does not come back is seen to; 0: never.
+    pub watchdog: u64,
 }
 
 impl Default for PluginsSection {
     fn default() -> Self {
-        Self { patience: 10, grace: crate::multiservice::context::GRACE.as_secs() }
+        let (grace, isolation) = (crate::multiservice::context::GRACE.as_secs(), "none".to_owned());
+        Self { patience: 10, grace, isolation, vetting: "sandbox".to_owned(), watchdog: 30 }
     }
 }
 

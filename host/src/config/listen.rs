@@ -8,6 +8,7 @@ use ipnet::IpNet;
 use serde::Deserialize;
 
 use super::Settings;
+use super::confined::{ALLOW, ISOLATION, MOST};
 
 /// What of a service's section is the host's.
 const LISTEN: &str = "listen";
@@ -173,7 +174,8 @@ impl Default for Section {
 #[must_use]
 pub fn own(section: &serde_json::Map<String, serde_json::Value>) -> serde_json::Map<String, serde_json::Value> {
     let hosts = |(key, value): &(&String, &serde_json::Value)| {
-        key.as_str() == LISTEN && value.is_object() || key.as_str() == MAY
+        let of_one = matches!(key.as_str(), MAY | ISOLATION | ALLOW);
+        of_one || matches!(key.as_str(), LISTEN | MOST) && value.is_object()
     };
     section.iter().filter(|pair| !hosts(pair)).map(|(key, value)| (key.clone(), value.clone())).collect()
 }

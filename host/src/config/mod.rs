@@ -1,11 +1,13 @@
 //! What can be set, its default, and where it is kept: the home folder and its `credhost.toml`.
 
+mod confined;
 mod file;
 mod home;
 mod key;
 mod listen;
 mod private;
 
+pub use confined::{Confinements, confinements};
 pub use file::{
     AuditSection, ConfigError, ConfigFile, IdentitySection, LimitValue, PasswordSection, PbSection, Settings,
     TlsSection,

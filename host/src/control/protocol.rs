@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 
 use crate::doors::ListenerStatus;
+use crate::loader::worker::Facts;
+use crate::loader::worker::confinement::Isolation;
 use crate::multiservice::reload::Reloaded;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use zeroize::Zeroizing;
@@ -227,4 +229,22 @@ pub struct LibraryStatus {
     /// Its own doors.
     #[serde(default)]
     pub listeners: Vec<ListenerStatus>,
+    /// Where it runs.
+    #[serde(default)]
+    pub isolation: Isolation,
+    /// What the system says of its process, if it has one of its own.
+    #[serde(default)]
+    pub process: Option<Facts>,
+    /// What it may do beside computing, in a sandbox.
+    #[serde(default)]
+    pub allow: Vec<String>,
+    /// How often its process has died since the host has started; how often it was started again; and how it died last.
+    #[serde(default)]
+    pub crashes: u64,
+    /// See there.
+    #[serde(default)]
+    pub restarts: u64,
+    /// See there.
+    #[serde(default)]
+    pub crashed: Option<String>,
 }

@@ -300,6 +300,24 @@ impl<M: Clone> FairQueue<M> {
         self.owners.clear();
     }
 
+    /// Takes everything out, whoever may not begin: what the host has said, what is in each lane, and last what stands behind
+    /// barriers.
+    pub(super) fn take_all(&mut self, mut each: impl FnMut(Option<&Lane<M>>, &[u8])) {
+        each(None, &std::mem::take(&mut self.host));
+        for (_, waiting) in self.lanes.drain() {
+            if !waiting.records.is_empty() {
+                each(Some(&waiting.lane), &Vec::from(waiting.bytes));
+            }
+        }
+        for barrier in self.barriers.drain(..) {
+            self.epoch += 1;
+            each(None, &barrier.frames);
+        }
+        self.ready.clear();
+        self.owners.clear();
+        self.bytes = 0;
+    }
+
     /// Pops the barrier that is next, if nothing is before it any more.
     fn pop_barrier(&mut self, into: &mut Vec<u8>) -> bool {
         if self.barriers.front().is_none_or(|barrier| barrier.left > 0) {

@@ -4,18 +4,20 @@
 //! sleeps on an eventfd when there are none. A busy generation is not woken: it looks again before it sleeps. Calls of a
 //! connection whose client does not take its answers wait here, and those of others go on.
 
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::{Arc, OnceLock, Weak};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use plugin_api::abi::frame::{self, ToHost};
+use plugin_api::abi::frame::{self, ToHost, ToLibrary};
 use plugin_api::abi::import;
 use plugin_api::abi::types::{Host, HostRef, Span};
 use rustix::event::{EventfdFlags, eventfd};
 
 use super::fair;
 use super::queue::{Over, Queue};
+use super::worker::link::Link;
 use crate::memory::{Kept, Meter, Resume};
 
 /// The most bytes that may wait in a gate. Connections bound what each of them has in flight; this bounds them all.
@@ -44,6 +46,16 @@ impl Lane {
     pub fn unbounded(connection: u32) -> Self {
         Self { connection, meter: Arc::default() }
     }
+
+    /// So many bytes of it wait in a gate.
+    pub(super) fn enters_gate(&self, bytes: usize) {
+        self.meter.add(Kept::Gate, bytes);
+    }
+
+    /// They do not any more.
+    pub(super) fn left_gate(&self, bytes: usize) {
+        self.meter.sub(Kept::Gate, bytes);
+    }
 }
 
 /// Where a generation's frames go.
@@ -52,6 +64,13 @@ pub trait Outlet: Send + Sync + 'static {
     fn frames(&self, frames: &[u8]);
     /// A line for the log; may come from any thread of the library's.
     fn log(&self, level: u8, target: &str, text: &str);
+    /// Its process has died, and was not told to end: how, as the rest of a sentence; and where, in its library. What it owed is
+    /// answered.
+    fn crashed(&self, _how: &str, _at: &[u64]) {}
+    /// Whether so much of what was said waits to be written down that no more should be said just now.
+    fn is_full(&self) -> bool {
+        false
+    }
 }
 
 /// The gate is full: its service does not keep up.
@@ -64,10 +83,20 @@ pub struct Gate {
     queue: Queue<Arc<Meter>>,
     /// What was popped last: the library reads it until it pops again.
     popped: Mutex<Vec<u8>>,
-    eventfd: OwnedFd,
+    /// Since when it has been busy with that.
+    busy: Mutex<Option<Instant>>,
+    reader: Reader,
     outlet: Arc<dyn Outlet>,
     began: Instant,
     me: Weak<Self>,
+}
+
+/// Who pops.
+enum Reader {
+    /// A library's thread in this process, which sleeps on this descriptor.
+    Thread(OwnedFd),
+    /// A process.
+    Worker(Arc<Link>),
 }
 
 impl Drop for Gate {
@@ -98,8 +127,17 @@ impl Gate {
     /// When the machine has no descriptor left.
     pub fn new(outlet: Arc<dyn Outlet>) -> std::io::Result<Arc<Self>> {
         let eventfd = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        let (queue, popped, began) = (Queue::default(), Mutex::default(), Instant::now());
-        Ok(Arc::new_cyclic(|me: &Weak<Self>| Self { queue, popped, eventfd, outlet, began, me: Weak::clone(me) }))
+        Ok(Self::read_by(Reader::Thread(eventfd), outlet))
+    }
+
+    /// A gate whose generation is at the other end of this link.
+    pub(super) fn of_worker(link: Arc<Link>, outlet: Arc<dyn Outlet>) -> Arc<Self> {
+        Self::read_by(Reader::Worker(link), outlet)
+    }
+
+    fn read_by(reader: Reader, outlet: Arc<dyn Outlet>) -> Arc<Self> {
+        let (queue, popped, busy, began) = (Queue::default(), Mutex::default(), Mutex::default(), Instant::now());
+        Arc::new_cyclic(|me: &Weak<Self>| Self { queue, popped, busy, reader, outlet, began, me: Weak::clone(me) })
     }
 
     /// Hands whole frames of a connection's to the generation.
@@ -117,6 +155,11 @@ impl Gate {
     }
 
     fn push_within(&self, lane: &Lane, frames: &[u8], limit: usize) -> Result<(), Full> {
+        if let Reader::Worker(link) = &self.reader
+            && link.left_bytes().saturating_add(frames.len()) > limit
+        {
+            return Err(Full);
+        }
         // Counted before it can be popped.
         lane.meter.add(Kept::Gate, frames.len());
         let (connection, owner, meter) = (lane.connection, lane.meter.owner(), Arc::clone(&lane.meter));
@@ -159,12 +202,33 @@ impl Gate {
     }
 
     fn ring(&self) {
-        // It can fail only when its count is at its limit; then the generation is awake.
-        let _ = rustix::io::write(&self.eventfd, &1u64.to_ne_bytes());
+        match &self.reader {
+            Reader::Thread(eventfd) => {
+                // It can fail only when its count is at its limit; then the generation is awake.
+                let _ = rustix::io::write(eventfd, &1u64.to_ne_bytes());
+            }
+            Reader::Worker(link) => link.more(self),
+        }
     }
 
     fn pop(&self) -> Span {
         let mut popped = self.popped.lock();
+        self.pop_into(&mut popped);
+        Span::new(&popped)
+    }
+
+    /// The next batch, for who has it served elsewhere. `send` is given it; what it leaves is what is being served.
+    pub(super) fn take(&self, send: impl FnOnce(&mut Vec<u8>)) -> bool {
+        let mut popped = self.popped.lock();
+        self.pop_into(&mut popped);
+        if popped.is_empty() {
+            return false;
+        }
+        send(&mut popped);
+        true
+    }
+
+    fn pop_into(&self, popped: &mut Vec<u8>) {
         popped.clear();
         // A burst must not be kept for ever.
         if popped.capacity() > 1 << 20 {
@@ -173,20 +237,49 @@ impl Gate {
         let now = u64::try_from(self.began.elapsed().as_nanos()).unwrap_or(u64::MAX);
         let me: Weak<dyn Resume> = Weak::<Self>::clone(&self.me);
         self.queue.take(
-            &mut popped,
+            popped,
             now,
             |lane| !lane.meter.pause(&me, lane.connection),
             |lane, bytes| lane.meter.sub(Kept::Gate, bytes),
         );
-        Span::new(&popped)
+        *self.busy.lock() = if popped.is_empty() { None } else { Some(Instant::now()) };
     }
 
-    fn arm(&self) -> bool {
+    /// Takes everything out, for a reader that has died; `each` is given what the host has said, or with the lane it was in.
+    pub(super) fn drain(&self, mut each: impl FnMut(Option<&Lane>, &[u8])) {
+        self.queue.take_all(|lane, frames| {
+            let lane = lane.map(|lane| Lane { connection: lane.connection, meter: Arc::clone(&lane.meter) });
+            if let Some(lane) = &lane {
+                lane.left_gate(frames.len());
+            }
+            each(lane.as_ref(), frames);
+        });
+    }
+
+    /// For how long its generation has been busy with what it was given last, and with which methods that may be; if for so long.
+    pub(super) fn busy_for(&self, long: Duration) -> Option<(Duration, Vec<String>)> {
+        let since = (*self.busy.lock())?.elapsed();
+        if since < long {
+            return None;
+        }
+        let popped = self.popped.lock();
+        let (mut methods, mut rest): (Vec<String>, _) = (Vec::new(), popped.as_slice());
+        while let Some(frame) = ToLibrary::read(&mut rest) {
+            if let ToLibrary::Call { method, .. } = frame
+                && !methods.iter().any(|known| known == method)
+            {
+                methods.push(method.to_owned());
+            }
+        }
+        Some((since, methods))
+    }
+
+    pub(super) fn arm(&self) -> bool {
         self.queue.arm()
     }
 
     /// The generation has said something: who made it say much is served later.
-    fn said(&self, frames: &[u8]) {
+    pub(super) fn said(&self, frames: &[u8]) {
         if frames.len() <= LARGE {
             return self.outlet.frames(frames);
         }
@@ -208,10 +301,11 @@ impl Gate {
     }
 
     fn wait(&self) {
+        let Reader::Thread(eventfd) = &self.reader else { return };
         // The count is of earlier rings; a push from here on rings anew.
-        let _ = rustix::io::read(&self.eventfd, &mut [0; 8]);
+        let _ = rustix::io::read(eventfd, &mut [0; 8]);
         if self.queue.arm() {
-            let mut ready = [rustix::event::PollFd::new(&self.eventfd, rustix::event::PollFlags::IN)];
+            let mut ready = [rustix::event::PollFd::new(eventfd, rustix::event::PollFlags::IN)];
             // Who waits looks again anyway.
             let _ = rustix::event::poll(&mut ready, Some(&rustix::event::Timespec { tv_sec: 1, tv_nsec: 0 }));
         }
@@ -239,7 +333,7 @@ fn gate<'a>(number: usize) -> &'a Gate {
 }
 
 /// A panic must not cross the wall into the library.
-fn contained<R>(otherwise: R, run: impl FnOnce() -> R) -> R {
+pub(super) fn contained<R>(otherwise: R, run: impl FnOnce() -> R) -> R {
     std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)).unwrap_or_else(|_| {
         tracing::error!("a fault of the host's own at the wall; please report it");
         otherwise
@@ -247,7 +341,10 @@ fn contained<R>(otherwise: R, run: impl FnOnce() -> R) -> R {
 }
 
 extern "C" fn descriptor(number: usize) -> i32 {
-    gate(number).eventfd.as_raw_fd()
+    match &gate(number).reader {
+        Reader::Thread(eventfd) => eventfd.as_raw_fd(),
+        Reader::Worker(_) => -1,
+    }
 }
 
 extern "C" fn pop(number: usize) -> Span {
@@ -275,4 +372,15 @@ extern "C" fn log(number: usize, level: u8, target: Span, text: Span) {
         let (target, text) = unsafe { (target.bytes(), text.bytes()) };
         gate(number).outlet.log(level, &String::from_utf8_lossy(target), &String::from_utf8_lossy(text));
     });
+}
+
+/// A descriptor of one's own of one that a frame names.
+pub(super) fn descriptor_of(number: u64) -> io::Result<OwnedFd> {
+    let raw = RawFd::try_from(number).ok().filter(|raw| *raw >= 0);
+    let raw = raw.ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;
+    // SAFETY: the number stands in a frame `Stream` or `Lent` of this host's own that was just popped. Whoever wrote it (`doors`)
+    // keeps the descriptor open until the generation that it is for has said `Taken`, or has ended: neither can have happened, for
+    // the generation is given the frame after this. It is borrowed for this one call, which only duplicates it.
+    let borrowed = unsafe { BorrowedFd::borrow_raw(raw) };
+    borrowed.try_clone_to_owned()
 }

@@ -6,6 +6,7 @@
 use std::mem::ManuallyDrop;
 use std::sync::Arc;
 use std::thread::{Builder, JoinHandle};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use plugin_api::Service;
@@ -18,6 +19,8 @@ use super::gate::{Full, Gate, Lane, Outlet, host};
 use super::library::{self, OpenLibrary};
 use super::private::PrivateCopy;
 use super::unload::{UnloadOutcome, unload};
+use super::worker::link::Link;
+use super::worker::{self, Facts, Process, Worker, refuse};
 
 /// Where a generation's code comes from.
 pub enum Source {
@@ -25,6 +28,8 @@ pub enum Source {
     Copy(PrivateCopy),
     /// A service that is linked into this program.
     Linked(Linked),
+    /// A library, in a process of its own.
+    Worker(Worker),
 }
 
 /// A service that is linked into this program.
@@ -49,20 +54,21 @@ impl std::fmt::Debug for Linked {
 #[derive(Debug)]
 pub struct Generation {
     gate: Arc<Gate>,
-    thread: Mutex<Option<JoinHandle<Option<Left>>>>,
+    place: RunsIn,
+}
+
+/// Where it runs.
+#[derive(Debug)]
+enum RunsIn {
+    /// On a thread of this process.
+    Thread(Mutex<Option<JoinHandle<Option<Left>>>>),
+    /// In a process of its own, which this thread talks to.
+    Worker { worker: Worker, process: Arc<Process>, link: Arc<Link>, thread: Mutex<Option<JoinHandle<()>>> },
 }
 
 /// What a thread leaves. Dropped by nobody: a library whose thread was given up, and came back after all, is not closed
 /// without its account.
 type Left = ManuallyDrop<(OpenLibrary, Option<Place>)>;
-
-/// What is said to a generation's outlet when its library cannot be opened: as if it had refused to be made.
-fn refuse(outlet: &dyn Outlet, message: &str) {
-    let mut frame = Vec::new();
-    plugin_api::abi::frame::ToHost::Refused { message }.write(&mut frame);
-    plugin_api::abi::frame::ToHost::Stopped {}.write(&mut frame);
-    outlet.frames(&frame);
-}
 
 impl Generation {
     /// Starts the thread. What it says goes to `outlet`: first its manifest, or why there is none.
@@ -70,6 +76,10 @@ impl Generation {
     /// # Errors
     /// When the machine has no thread or descriptor left.
     pub fn start(source: Source, outlet: Arc<dyn Outlet>) -> std::io::Result<Self> {
+        let source = match source {
+            Source::Worker(worker) => return Self::start_worker(worker, outlet),
+            source => source,
+        };
         let gate = Gate::new(Arc::clone(&outlet))?;
         let own = Arc::clone(&gate);
         let thread = Builder::new().name("service".to_owned()).spawn(move || match source {
@@ -93,8 +103,63 @@ impl Generation {
                     None
                 }
             },
+            // It was started above.
+            Source::Worker(_) => None,
         })?;
-        Ok(Self { gate, thread: Mutex::new(Some(thread)) })
+        Ok(Self { gate, place: RunsIn::Thread(Mutex::new(Some(thread))) })
+    }
+
+    fn start_worker(of: Worker, outlet: Arc<dyn Outlet>) -> std::io::Result<Self> {
+        let (ours, theirs) = worker::sockets()?;
+        let (link, process) = (Link::new(ours)?, Arc::new(Process::default()));
+        let gate = Gate::of_worker(Arc::clone(&link), Arc::clone(&outlet));
+        let (own, of_link, of_process, running) =
+            (Arc::clone(&gate), Arc::clone(&link), Arc::clone(&process), of.clone());
+        // The process is started on the thread that lives as long as it does: it dies with that, if the host does.
+        let thread = Builder::new()
+            .name("worker".to_owned())
+            .spawn(move || running.run(&of_link, theirs, &own, &*outlet, &of_process))?;
+        Ok(Self { gate, place: RunsIn::Worker { worker: of, process, link, thread: Mutex::new(Some(thread)) } })
+    }
+
+    /// What another one like it is started from, if it runs in a process of its own.
+    #[must_use]
+    pub fn worker(&self) -> Option<&Worker> {
+        match &self.place {
+            RunsIn::Worker { worker, .. } => Some(worker),
+            RunsIn::Thread(_) => None,
+        }
+    }
+
+    /// What the system says of its process, if it has one of its own.
+    #[must_use]
+    pub fn facts(&self) -> Option<Facts> {
+        match &self.place {
+            RunsIn::Worker { process, .. } => process.facts(),
+            RunsIn::Thread(_) => None,
+        }
+    }
+
+    /// Ends its process, if it has one of its own, as if it had crashed. False: it has none.
+    pub fn kill(&self, why: &str) -> bool {
+        let RunsIn::Worker { process, .. } = &self.place else { return false };
+        process.kill(Some(why));
+        true
+    }
+
+    /// For how long it has been busy with what it was given last, and with which methods that may be; if for so long.
+    #[must_use]
+    pub fn busy_for(&self, long: Duration) -> Option<(Duration, Vec<String>)> {
+        self.gate.busy_for(long)
+    }
+
+    /// The calls that were not given to its process before that died, with their lanes: another's from now on.
+    #[must_use]
+    pub fn left(&self) -> Vec<(Lane, Vec<u8>)> {
+        match &self.place {
+            RunsIn::Worker { link, .. } => link.left(&self.gate),
+            RunsIn::Thread(_) => Vec::new(),
+        }
     }
 
     /// Hands whole frames of a connection's to it.
@@ -142,7 +207,15 @@ impl Generation {
     /// Joins its thread, which has said that it has stopped, and lets go of its library. Waits: not for a thread that
     /// serves.
     pub fn join(&self) -> UnloadOutcome {
-        let Some(thread) = self.thread.lock().take() else {
+        let thread = match &self.place {
+            RunsIn::Worker { thread, .. } => {
+                // A panic there is the host's own fault, and in the log; the process has ended with its socket.
+                let ended = thread.lock().take().map(JoinHandle::join);
+                return if ended.is_some() { UnloadOutcome::Retired { left: 0 } } else { UnloadOutcome::Nothing };
+            }
+            RunsIn::Thread(thread) => thread,
+        };
+        let Some(thread) = thread.lock().take() else {
             return UnloadOutcome::Nothing;
         };
         let account = match thread.join() {
@@ -161,9 +234,17 @@ impl Generation {
         account
     }
 
-    /// Gives up on a thread that does not come back: it and its library stay for as long as the process does.
+    /// Gives up on a thread that does not come back: it and its library stay for as long as the process does. A process of its
+    /// own is ended.
     pub fn condemn(&self) -> UnloadOutcome {
-        if let Some(thread) = self.thread.lock().take() {
+        let thread = match &self.place {
+            RunsIn::Worker { process, .. } => {
+                process.kill(Some("did not stop in time, and was killed"));
+                return self.join();
+            }
+            RunsIn::Thread(thread) => thread,
+        };
+        if let Some(thread) = thread.lock().take() {
             self.gate.give_up();
             std::mem::forget(Arc::clone(&self.gate));
             drop(thread);

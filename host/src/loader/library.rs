@@ -14,13 +14,13 @@ use super::mapping;
 /// A library that is open, and found to be a service.
 #[derive(Debug)]
 pub struct OpenLibrary {
-    pub(super) library: Library,
+    pub(in crate::loader) library: Library,
     /// Closed by `unload` alone.
     pub(super) opened: Opened,
     /// The private copy that it was opened from; the file has gone, its name in the list of mappings stays.
     pub(super) file: PathBuf,
     /// Where it is mapped.
-    pub(super) code: Option<Range<usize>>,
+    pub(in crate::loader) code: Option<Range<usize>>,
     /// The system's number of its own thread.
     pub(super) main: i32,
     /// Whether its file is to be removed when it is closed.

@@ -20,6 +20,7 @@ pub mod relocations;
 pub mod unload;
 pub mod vet;
 pub mod watch;
+pub mod worker;
 
 /// The locks of `queue`; its model has others.
 mod sync {

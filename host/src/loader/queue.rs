@@ -95,6 +95,11 @@ impl<M: Clone> Queue<M> {
         self.frames.lock().drain(each);
     }
 
+    /// Takes everything out, for a reader that has died: see [`FairQueue::take_all`].
+    pub(super) fn take_all(&self, each: impl FnMut(Option<&Lane<M>>, &[u8])) {
+        self.frames.lock().take_all(each);
+    }
+
     /// The reader will sleep; false: something has come, and it must not.
     pub(super) fn arm(&self) -> bool {
         self.asleep.swap(true, Ordering::SeqCst);

@@ -5,6 +5,9 @@
 //! starts it with nothing saved, asks whether it is well, stops it, and lets go of it, and says before each step what
 //! comes next. The bytes that were vetted are the bytes that are loaded: both open the same private copy, and a verdict
 //! is known again by its hash; so is the section of the configuration that it is made with.
+//!
+//! The child is in a sandbox from before it opens the library, wherever the service is to run: what is not known yet may do nothing
+//! but compute. What the operator allows a service it may do once it has said that it is that: then it is tried anew, with that.
 
 use std::collections::{BTreeMap, HashMap};
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -27,6 +30,8 @@ use super::generation::{Generation, Source};
 use super::private::PrivateCopy;
 use super::relocations;
 use super::unload::UnloadOutcome;
+use super::worker::confinement::{Confinement, Isolation, Permission};
+use super::worker::{confine, may_be_known};
 
 /// The word by which a program that hosts services is run again, to vet a library. See [`child`].
 pub const WORD: &str = "vet-in-child";
@@ -48,6 +53,9 @@ pub struct Vetted {
     /// May have secrets: not for showing.
     #[serde(skip)]
     pub section: Vec<u8>,
+    /// What it says that it needs in a sandbox, and is not allowed.
+    #[serde(default)]
+    pub lacks: Vec<String>,
 }
 
 /// A verdict: one sentence, if it is refused.
@@ -55,6 +63,17 @@ pub type Verdict = Result<Vetted, LibraryFault>;
 
 /// The sections of the configuration, each a dictionary in Jelly, by the name of the service it is for.
 pub type Sections = BTreeMap<String, jelly::Bytes>;
+
+/// What services are allowed in a sandbox, by their names.
+pub type Allowed = BTreeMap<String, Vec<Permission>>;
+
+/// How a child is kept apart.
+#[derive(Debug, Serialize, Deserialize)]
+struct Apart {
+    confinement: Confinement,
+    /// A folder of its own.
+    folder: PathBuf,
+}
 
 /// Where a child is. What follows from the next step is told by what was said last.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -98,6 +117,8 @@ impl Step {
 enum Said {
     At(Step),
     Manifest(Manifest),
+    /// The system does not keep it apart; why.
+    Open(String),
     Note(String),
     Refused(String),
     Done,
@@ -109,6 +130,8 @@ pub struct Vet {
     program: PathBuf,
     /// For each step.
     patience: Duration,
+    /// Where libraries are tried: in a sandbox, or in a process alone.
+    isolation: Isolation,
     known: Mutex<HashMap<[u8; 32], Verdict>>,
 }
 
@@ -116,15 +139,27 @@ impl Vet {
     /// Vets by this program, which calls [`child`] when its first argument is [`WORD`].
     #[must_use]
     pub fn new(program: PathBuf, patience: Duration) -> Self {
-        Self { program, patience, known: Mutex::default() }
+        Self { program, patience, isolation: Isolation::Sandbox, known: Mutex::default() }
+    }
+
+    /// The same in a process that is kept apart like this, where the machine has no sandbox.
+    #[must_use]
+    pub fn within(self, isolation: Isolation) -> Self {
+        Self { isolation, ..self }
+    }
+
+    /// The program that vets.
+    #[must_use]
+    pub fn program(&self) -> &Path {
+        &self.program
     }
 
     /// The verdict on a library. Takes milliseconds, or as long as there is patience: not for a thread that serves.
     ///
     /// # Errors
     /// One sentence: why it must not be loaded.
-    pub fn vet(&self, copy: &PrivateCopy, sections: &Sections) -> Verdict {
-        let mut vetted = self.verdict(copy, sections)?;
+    pub fn vet(&self, copy: &PrivateCopy, sections: &Sections, allowed: &Allowed) -> Verdict {
+        let mut vetted = self.verdict(copy, sections, allowed)?;
         let hex = |hash| data_encoding::HEXLOWER.encode(hash);
         vetted.hashes = (hex(copy.original()), hex(copy.hash()));
         if copy.was_nodelete() {
@@ -135,7 +170,7 @@ impl Vet {
         Ok(vetted)
     }
 
-    fn verdict(&self, copy: &PrivateCopy, sections: &Sections) -> Verdict {
+    fn verdict(&self, copy: &PrivateCopy, sections: &Sections, allowed: &Allowed) -> Verdict {
         let all = match jelly::to_vec(sections) {
             Ok(all) => all,
             Err(error) => {
@@ -144,11 +179,13 @@ impl Vet {
             }
         };
         // Another configuration may lead to another verdict.
-        let known_as: [u8; 32] = Blake2s256::new().chain_update(copy.hash()).chain_update(&all).finalize().into();
+        let words = serde_json::to_vec(allowed).unwrap_or_default();
+        let known_as = Blake2s256::new().chain_update(copy.hash()).chain_update(&all).chain_update(words);
+        let known_as: [u8; 32] = known_as.finalize().into();
         if let Some(verdict) = self.known.lock().get(&known_as) {
             return verdict.clone();
         }
-        let (mut verdict, lasting) = match self.run(copy.path(), &all) {
+        let (mut verdict, lasting) = match self.run(copy.path(), &all, allowed) {
             Ok(done) => done,
             // Of the machine, not of the library.
             Err(error) => return Err(LibraryFault::machine("it cannot be vetted", error)),
@@ -168,11 +205,38 @@ impl Vet {
     }
 
     /// The verdict, and whether it would be the same again.
-    fn run(&self, copy: &Path, sections: &[u8]) -> io::Result<(Verdict, bool)> {
+    fn run(&self, copy: &Path, sections: &[u8], allowed: &Allowed) -> io::Result<(Verdict, bool)> {
+        let done = self.run_with(copy, sections, Vec::new(), allowed)?;
+        let done = match done {
+            Heard::Verdict(verdict, lasting) => return Ok((verdict, lasting)),
+            Heard::IsAllowed(allow) => self.run_with(copy, sections, allow, &Allowed::new())?,
+        };
+        match done {
+            Heard::Verdict(mut verdict, lasting) => {
+                if let Ok(vetted) = &mut verdict {
+                    let allow = allowed.get(&vetted.manifest.service).map_or(&[][..], Vec::as_slice);
+                    vetted.lacks = lacks(&vetted.manifest, allow);
+                }
+                Ok((verdict, lasting))
+            }
+            // It is not held against anything the second time.
+            Heard::IsAllowed(_) => Err(io::ErrorKind::Other.into()),
+        }
+    }
+
+    fn run_with(&self, copy: &Path, sections: &[u8], allow: Vec<Permission>, allowed: &Allowed) -> io::Result<Heard> {
+        let own = tempfile::Builder::new().prefix("vet-").tempdir_in(copy.parent().unwrap_or(copy))?;
+        let confinement = Confinement { isolation: self.isolation, allow, ..Confinement::default() };
+        let mut told = serde_json::to_vec(&Apart { confinement, folder: own.path().to_owned() })?;
+        told.push(b'\n');
+        told.extend_from_slice(sections);
         let mut child = Killed(
             Command::new(&self.program)
                 .arg(WORD)
                 .arg(copy)
+                .env_clear()
+                .envs(std::env::vars_os().filter(|(name, _)| may_be_known(name)))
+                .env("TMPDIR", own.path())
                 .stdin(Stdio::piped())
                 .stdout(Stdio::piped())
                 .stderr(Stdio::null())
@@ -181,7 +245,7 @@ impl Vet {
         );
         if let Some(mut stdin) = child.0.stdin.take() {
             // A child that has ended already says why by its end.
-            let _ = stdin.write_all(sections);
+            let _ = stdin.write_all(&told);
         }
         let (said, heard) = channel();
         let stdout = child.0.stdout.take();
@@ -195,44 +259,69 @@ impl Vet {
                 }
             }
         })?;
-        let found = self.listen(&heard, &mut child);
+        let found = self.listen(&heard, &mut child, allowed);
         // The reader ends with the last who holds the pipe, which may be one that the library started: nobody waits.
         drop((child, reader));
         found
     }
 
-    fn listen(&self, heard: &Receiver<Said>, child: &mut Killed) -> io::Result<(Verdict, bool)> {
+    fn listen(&self, heard: &Receiver<Said>, child: &mut Killed, allowed: &Allowed) -> io::Result<Heard> {
+        let verdict = |verdict, lasting| Ok(Heard::Verdict(verdict, lasting));
         let (mut step, mut manifest, mut notes) = (Step::Open, None, Vec::new());
         loop {
             match heard.recv_timeout(self.patience) {
                 Ok(Said::At(at)) => step = at,
-                Ok(Said::Manifest(found)) => manifest = Some(found),
+                Ok(Said::Manifest(found)) => {
+                    if let Some(allow) = allowed.get(&found.service).filter(|allow| !allow.is_empty()) {
+                        return Ok(Heard::IsAllowed(allow.clone()));
+                    }
+                    manifest = Some(found);
+                }
+                Ok(Said::Open(why)) => {
+                    let why = format!("libraries cannot be vetted here: {why}; or [plugins] vetting = \"process\"");
+                    return verdict(Err(LibraryFault::Operator(why)), false);
+                }
                 Ok(Said::Note(note)) => notes.push(note),
                 // What it says once it runs may be of its surroundings, which change.
-                Ok(Said::Refused(why)) => return Ok((Err(LibraryFault::Library(why)), step == Step::Open)),
+                Ok(Said::Refused(why)) => return verdict(Err(LibraryFault::Library(why)), step == Step::Open),
                 Ok(Said::Done) => {
-                    let verdict = match manifest {
+                    let found = match manifest {
                         Some(manifest) => {
-                            Ok(Vetted { manifest, notes, hashes: Default::default(), section: Vec::new() })
+                            let lacks = lacks(&manifest, &[]);
+                            Ok(Vetted { manifest, notes, hashes: Default::default(), section: Vec::new(), lacks })
                         }
                         None => Err(LibraryFault::Library("it does not say what it is".to_owned())),
                     };
-                    return Ok((verdict, true));
+                    return verdict(found, true);
                 }
                 // A busy machine may make it slow: next time may be better.
                 Err(RecvTimeoutError::Timeout) => {
-                    return Ok((Err(LibraryFault::Library(step.hangs(self.patience))), false));
+                    return verdict(Err(LibraryFault::Library(step.hangs(self.patience))), false);
                 }
                 Err(RecvTimeoutError::Disconnected) => {
                     let Some(status) = child.end(self.patience)? else {
-                        return Ok((Err(LibraryFault::Library(step.hangs(self.patience))), false));
+                        return verdict(Err(LibraryFault::Library(step.hangs(self.patience))), false);
                     };
                     let lasting = step == Step::Open && status.signal().is_some_and(|signal| signal != libc::SIGKILL);
-                    return Ok((Err(LibraryFault::Library(step.crashes(&ended(status)))), lasting));
+                    return verdict(Err(LibraryFault::Library(step.crashes(&ended(status)))), lasting);
                 }
             }
         }
     }
+}
+
+/// What has come of a child.
+enum Heard {
+    /// The verdict, and whether it would be the same again.
+    Verdict(Verdict, bool),
+    /// It is a service that is allowed more than it had.
+    IsAllowed(Vec<Permission>),
+}
+
+/// What a service says that it needs, and is not allowed.
+fn lacks(manifest: &Manifest, allow: &[Permission]) -> Vec<String> {
+    let is_allowed = |wanted: &&String| wanted.parse::<Permission>().is_ok_and(|wanted| wanted.is_within(allow));
+    manifest.permissions.iter().filter(|wanted| !is_allowed(wanted)).cloned().collect()
 }
 
 /// A child that is ended with who waits for it, with whatever it has started.
@@ -286,10 +375,6 @@ pub(crate) fn ended(status: ExitStatus) -> String {
 pub fn child(copy: &Path) -> ! {
     // An orphan must not stay.
     let _ = rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL));
-    // What a crash would write, and how much memory a library may take from the machine before it is known.
-    let limit = |bytes| rustix::process::Rlimit { current: Some(bytes), maximum: Some(bytes) };
-    let _ = rustix::process::setrlimit(rustix::process::Resource::Core, limit(0));
-    let _ = rustix::process::setrlimit(rustix::process::Resource::Data, limit(2 << 30));
     let done = own_stdout().and_then(|out| try_out(copy, out));
     std::process::exit(i32::from(done.is_err()));
 }
@@ -326,14 +411,20 @@ impl Outlet for Words {
 }
 
 fn try_out(copy: &Path, mut out: std::fs::File) -> io::Result<()> {
-    let mut sections = Vec::new();
-    io::stdin().read_to_end(&mut sections)?;
-    let sections: Sections = jelly::from_slice(&sections).map_err(io::Error::other)?;
+    let mut told = Vec::new();
+    io::stdin().read_to_end(&mut told)?;
+    let end = told.iter().position(|byte| *byte == b'\n').ok_or(io::ErrorKind::UnexpectedEof)?;
+    let (apart, sections) = (&told[..end], &told[end + 1..]);
+    let Apart { confinement, folder } = serde_json::from_slice(apart)?;
+    let sections: Sections = jelly::from_slice(sections).map_err(io::Error::other)?;
     let mut say = move |said: &Said| -> io::Result<()> {
         let mut line = serde_json::to_vec(said)?;
         line.push(b'\n');
         out.write_all(&line)
     };
+    if let Err(why) = confine(&confinement, copy, &folder) {
+        return say(&Said::Open(why));
+    }
     say(&Said::At(Step::Open))?;
     if let Err(fault) = relocations::check(&std::fs::read(copy)?) {
         return say(&Said::Refused(fault.to_string()));

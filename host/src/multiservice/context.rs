@@ -3,12 +3,17 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::mpsc;
+
 use super::doorkeeper::{Doorkeeper, NoDoors};
 use super::ended::Ended;
+use super::outgoing::Crash;
+use super::restart::Quarantined;
 use super::router::Router;
 pub use super::slot_no::SlotNo;
 use crate::memory::{self, Budget};
-use crate::store::Store;
+use crate::store::audit::Event;
+use crate::store::{Store, StoreError, Write};
 
 /// What services share: where states are kept, and where connections are.
 #[derive(Clone)]
@@ -31,6 +36,10 @@ pub struct HostContext {
     pub memory: Arc<Budget>,
     /// Who keeps services' own doors.
     pub doors: Arc<dyn Doorkeeper>,
+    /// Who hears of services whose code has crashed too often; without anybody, they stop.
+    pub quarantine: Option<mpsc::UnboundedSender<Quarantined>>,
+    /// Names the places of a crash, by the addresses in a service's library.
+    pub places: Option<Arc<dyn Fn(&str, &[u64]) -> Option<String> + Send + Sync>>,
 }
 
 /// How many bytes a saved state may have, if nothing else is said.
@@ -48,7 +57,41 @@ impl HostContext {
     pub fn new(store: Arc<dyn Store>) -> Self {
         let (router, memory) = (Router::new(), Budget::new(memory::available() / 2));
         let (orphans, ended, doors) = (ORPHANS, Arc::default(), Arc::new(NoDoors));
-        Self { store, router, quota: QUOTA, orphans, grace: GRACE, patience: PATIENCE, ended, memory, doors }
+        Self {
+            store,
+            router,
+            quota: QUOTA,
+            orphans,
+            grace: GRACE,
+            patience: PATIENCE,
+            ended,
+            memory,
+            doors,
+            quarantine: None,
+            places: None,
+        }
+    }
+
+    /// Writes of a service into the audit trail, and does not wait for it.
+    pub(super) fn note(&self, what: &'static str, service: &str, more: &[(&'static str, &str)]) {
+        let event =
+            more.iter().fold(Event::new(what).with("service", service), |event, (key, value)| event.with(key, *value));
+        let done = |done: Result<(), StoreError>| {
+            if let Err(error) = done {
+                tracing::error!(%error, "the audit trail cannot be written");
+            }
+        };
+        self.store.commit(vec![Write::Audit(event)], Box::new(done));
+    }
+
+    /// A crash, as the rest of a sentence: with the places in the code, where they can be named.
+    pub(super) fn crash_shown(&self, service: &str, crash: &Crash) -> String {
+        let places =
+            self.places.as_ref().filter(|_| !crash.at.is_empty()).and_then(|places| places(service, &crash.at));
+        match places {
+            Some(places) => format!("{} in {places}", crash.how),
+            None => crash.how.clone(),
+        }
     }
 }
 

@@ -27,7 +27,7 @@ pub(super) struct Instance {
     pub(super) manifest: Arc<Manifest>,
     pub(super) generation: Arc<Generation>,
     pub(super) outgoing: Arc<Outgoing>,
-    config: Vec<u8>,
+    pub(super) config: Vec<u8>,
     quota: usize,
     orphans: Duration,
     patience: Duration,

@@ -13,7 +13,9 @@ mod doorkeeper;
 pub mod ended;
 mod instance;
 mod outgoing;
+mod recovery;
 pub mod reload;
+pub mod restart;
 pub mod router;
 pub mod slot;
 mod slot_no;
@@ -23,6 +25,7 @@ pub use backend::{Backend, Backends};
 pub use context::SlotNo;
 pub use current::AttachmentChange;
 pub use doorkeeper::{Doorkeeper, NoDoors, Speaker};
+pub use recovery::Crashes;
 
 use std::sync::Arc;
 

@@ -165,6 +165,16 @@ impl Slot {
     /// # Errors
     /// Why the new one does not serve.
     pub async fn replace(self: &Arc<Self>, prepared: Prepared) -> Result<(Reloaded, Retired), LibraryFault> {
+        let replaced = self.take_over(prepared).await;
+        if replaced.is_ok() {
+            // This code has not crashed yet.
+            self.recovery.lock().reset();
+        }
+        replaced
+    }
+
+    /// The same, also by the code that served before.
+    pub(super) async fn take_over(self: &Arc<Self>, prepared: Prepared) -> Result<(Reloaded, Retired), LibraryFault> {
         let me = Arc::clone(self);
         let replaced = tokio::spawn(async move { me.hand_over(prepared).await });
         replaced.await.unwrap_or_else(|error| Err(LibraryFault::State(error.to_string())))
@@ -206,6 +216,8 @@ impl Slot {
         };
         prepared.instance = None;
         let (attached, held, streams) = self.switch(&old, &new);
+        // It may have died since it was asked whether it is well.
+        self.watch(&new);
         let freeze_ms = began.elapsed().as_secs_f64() * 1e3;
         let lost = new.outgoing.replayed().await;
         new.generation.send(&ToLibrary::Resume {});
@@ -260,6 +272,12 @@ impl Slot {
             streams = std::iter::from_fn(|| ToLibrary::read(&mut rest)).count();
             new.generation.push_host(&carried);
             new.revoke(revoked, false);
+            // What its predecessor died before, in front of what has come since.
+            let left = old.generation.left();
+            for (lane, frames) in &left {
+                counts.1 += calls(frames);
+                new.generation.push_anyway(lane, frames);
+            }
             for (lane, mut frames) in waited.iter().map(|(lane, frames)| (lane, frames.as_slice())) {
                 new.generation.push_anyway(lane, frames);
                 // Who has gone meanwhile has gone for calls that wait in the old code, too.

@@ -13,11 +13,14 @@ use super::context::{HostContext, SlotNo};
 use super::current::{AttachmentChange, Current, NotHanded};
 use super::instance::{Instance, STOP};
 use super::outgoing::Outgoing;
+use super::recovery::{Crashes, Recovery};
 use crate::cred::Name;
 use crate::loader::fault::LibraryFault;
 use crate::loader::gate::{Full, Lane};
 use crate::loader::generation::{Linked, Source};
 use crate::loader::unload::UnloadOutcome;
+use crate::loader::worker::Facts;
+use crate::loader::worker::confinement::{Confinement, Isolation};
 
 /// The most bytes that wait while a service is replaced.
 const WAITING: usize = 256 << 20;
@@ -54,6 +57,11 @@ pub struct Slot {
     pub(super) turn: AsyncMutex<()>,
     calls: AtomicU64,
     faults: Arc<AtomicU64>,
+    /// When its process is started again that has died.
+    pub(super) recovery: Mutex<Recovery>,
+    pub(super) crashes: Mutex<Crashes>,
+    /// What it does instead of coming back, if it is late.
+    pub(super) late: Mutex<Option<String>>,
 }
 
 impl std::fmt::Debug for Slot {
@@ -99,6 +107,9 @@ impl Slot {
             turn: AsyncMutex::default(),
             calls: AtomicU64::new(0),
             faults,
+            recovery: Mutex::default(),
+            crashes: Mutex::default(),
+            late: Mutex::default(),
         }))
     }
 
@@ -131,7 +142,7 @@ impl Slot {
     ///
     /// # Errors
     /// Why it does not serve. It is then ended.
-    pub async fn start(&self) -> Result<(), LibraryFault> {
+    pub async fn start(self: &Arc<Self>) -> Result<(), LibraryFault> {
         let _turn = self.turn.lock().await;
         if *self.state.lock() != ServiceState::Loaded {
             return Err(LibraryFault::State(format!("{} was started already", self.name)));
@@ -147,6 +158,7 @@ impl Slot {
         match started.await {
             Ok(()) => {
                 *self.state.lock() = ServiceState::Serving;
+                self.watch(&instance);
                 self.context.doors.serves(self.number, self.name.as_str(), instance.number);
                 Ok(())
             }
@@ -203,6 +215,9 @@ impl Slot {
         if *self.state.lock() == ServiceState::Loaded {
             return Err(LibraryFault::State(format!("{} is starting", self.name)));
         }
+        if let Some(waits) = &self.crashes.lock().waits {
+            return Err(LibraryFault::State(waits.clone()));
+        }
         let handed = self.current.hand_over((lane, frames), changes, WAITING, |instance| {
             if instance.outgoing.is_over() { Err(None) } else { instance.generation.push(lane, frames).map_err(Some) }
         });
@@ -255,6 +270,28 @@ impl Slot {
         for old in &*self.retiring.lock() {
             old.generation.send(frame);
         }
+    }
+
+    pub(super) fn set_state(&self, state: ServiceState) {
+        *self.state.lock() = state;
+    }
+
+    /// Where the code that serves runs, and what the system says of its process, if it has one of its own.
+    #[must_use]
+    pub fn runs_in(&self) -> (Isolation, Option<Facts>) {
+        let generation = self.current.get().map(|instance| Arc::clone(&instance.generation));
+        let isolation =
+            generation.as_ref().and_then(|generation| generation.worker()).map(|worker| worker.confinement.isolation);
+        (isolation.unwrap_or_default(), generation.and_then(|generation| generation.facts()))
+    }
+
+    /// What it may do beside computing, if it is in a sandbox.
+    #[must_use]
+    pub fn confinement(&self) -> Confinement {
+        let generation = self.current.get().map(|instance| Arc::clone(&instance.generation));
+        generation
+            .and_then(|generation| generation.worker().map(|worker| worker.confinement.clone()))
+            .unwrap_or_default()
     }
 
     /// Counts calls, for the operator.

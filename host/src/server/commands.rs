@@ -53,7 +53,7 @@ impl Host {
             );
         }
         if let Request::Reload {} = &request {
-            let changed = self.reload()?;
+            let changed = self.take_up().await?;
             if !changed.is_empty() {
                 accounts.note(Event::new("limits.changed").with("by", accounts.by()));
             }

@@ -14,14 +14,16 @@ struct Attribute {
     save: Option<LitStr>,
     shared: bool,
     needs: Vec<LitStr>,
+    permissions: Vec<LitStr>,
     copyables: Vec<LitStr>,
 }
 
 impl Parse for Attribute {
     fn parse(input: ParseStream<'_>) -> Result<Self> {
-        const USAGE: &str = "write #[service(\"name\")]; after the name may stand save = \"call\", \"detach\" or \"never\", shared, needs = [\"other\"], and copyables = [\"module.Class\"]";
+        const USAGE: &str = "write #[service(\"name\")]; after the name may stand save = \"call\", \"detach\" or \"never\", shared, needs = [\"other\"], permissions = [\"net:tcp:443\"], and copyables = [\"module.Class\"]";
         let name: LitStr = input.parse().map_err(|error| Error::new(error.span(), USAGE))?;
-        let mut attribute = Self { name, save: None, shared: false, needs: Vec::new(), copyables: Vec::new() };
+        let mut attribute =
+            Self { name, save: None, shared: false, needs: Vec::new(), permissions: Vec::new(), copyables: Vec::new() };
         while !input.is_empty() {
             input.parse::<Token![,]>()?;
             if input.is_empty() {
@@ -35,6 +37,7 @@ impl Parse for Attribute {
                 }
                 "shared" => attribute.shared = true,
                 "needs" => attribute.needs = names(input)?,
+                "permissions" => attribute.permissions = names(input)?,
                 "copyables" => {
                     attribute.copyables = names(input)?;
                     if let Some(plain) = attribute.copyables.iter().find(|name| !name.value().contains('.')) {
@@ -182,7 +185,7 @@ pub(crate) fn expand(attribute: TokenStream, item: TokenStream) -> Result<TokenS
         (quote_spanned!(at=> ::plugin_api::__private::save::<#perspective>(perspective)), load)
     };
     let shared = attribute.shared;
-    let (needs, copyables) = (&attribute.needs, &attribute.copyables);
+    let (needs, permissions, copyables) = (&attribute.needs, &attribute.permissions, &attribute.copyables);
     let (save_service, load_service) = if shared {
         let load = if has("migrate_shared") {
             quote!(::plugin_api::__private::load_migrated(state, <Self as ::plugin_api::Service>::migrate_shared))
@@ -202,6 +205,7 @@ pub(crate) fn expand(attribute: TokenStream, item: TokenStream) -> Result<TokenS
             const SAVE: ::plugin_api::Save = ::plugin_api::Save::#save;
             const SHARED: bool = #shared;
             const NEEDS: &'static [&'static str] = &[#(#needs),*];
+            const PERMISSIONS: &'static [&'static str] = &[#(#permissions),*];
             const COPYABLES: &'static [&'static str] = &[#(#copyables),*];
             const DOC: &'static str = #doc;
             #(#items)*

@@ -601,6 +601,7 @@ fn manifest<S: Service>() -> Manifest {
         .to_owned(),
         shared: S::SHARED,
         needs: S::NEEDS.iter().map(|name| (*name).to_owned()).collect(),
+        permissions: S::PERMISSIONS.iter().map(|word| (*word).to_owned()).collect(),
         api: env!("CARGO_PKG_VERSION").to_owned(),
         perspective: S::Perspective::NAME.to_owned(),
         perspective_doc: S::Perspective::DOC.to_owned(),

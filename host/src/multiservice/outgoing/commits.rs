@@ -77,6 +77,8 @@ struct Pending {
     changes: Vec<Change>,
     /// The perspectives of the changes, also once these are handed to the store; and where in `changes` each is.
     changed: HashMap<String, usize>,
+    /// How much all of it is.
+    bytes: usize,
 }
 
 impl Pending {
@@ -87,11 +89,13 @@ impl Pending {
     /// One more change; of several of one perspective, the last counts.
     fn change(&mut self, service: &str, perspective: &str, state: &[u8], base: u64, version: u64) {
         if let Some(earlier) = self.changed.get(perspective).and_then(|at| self.changes.get_mut(*at)) {
+            self.bytes = self.bytes + state.len() - earlier.state.len();
             earlier.state.clear();
             earlier.state.extend_from_slice(state);
             earlier.version = version;
             return;
         }
+        self.bytes += perspective.len() + state.len();
         self.changed.insert(perspective.to_owned(), self.changes.len());
         self.changes.push(Change {
             service: service.to_owned(),
@@ -104,6 +108,7 @@ impl Pending {
 
     fn frame(&mut self, frame: &ToHost<'_>, raw: &[u8]) {
         self.to.extend(connection(frame));
+        self.bytes += raw.len();
         self.frames.extend_from_slice(raw);
     }
 }
@@ -198,6 +203,11 @@ impl CommitQueue {
             }
         }
         settled
+    }
+
+    /// How many bytes of changes, and of what waits for them, are to be written.
+    pub(super) fn unwritten(&self) -> usize {
+        self.waiting.bytes
     }
 
     fn pending(&self) -> impl Iterator<Item = &Pending> {

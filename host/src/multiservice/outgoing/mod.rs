@@ -7,7 +7,7 @@ mod commits;
 mod replay;
 mod report;
 
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 
 use parking_lot::Mutex;
@@ -37,8 +37,30 @@ pub(super) enum Lifecycle {
     Stopped,
 }
 
+/// The end of a generation's process.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Crash {
+    /// How it ended, as the rest of a sentence.
+    pub(super) how: String,
+    /// Where it was, in its library.
+    pub(super) at: Vec<u64>,
+}
+
+/// Who sees to a crash.
+type SeesTo = Box<dyn Fn(Crash) + Send + Sync>;
+
+/// A crash, until somebody sees to it; and who does.
+#[derive(Default)]
+struct Crashing {
+    crash: Option<Crash>,
+    sees_to: Option<SeesTo>,
+}
+
 /// After how long a store that could not be read is asked again.
 const STORE_RETRY: std::time::Duration = std::time::Duration::from_secs(1);
+
+/// While so many bytes of changes, and of what waits for them, have yet to be written, a process of its own is not heard.
+const UNWRITTEN: usize = 256 << 20;
 
 /// What a generation says, on its way out: see the module's page.
 pub(super) struct Outgoing {
@@ -53,6 +75,9 @@ pub(super) struct Outgoing {
     writing: Mutex<Writing>,
     replay: Replay,
     report: Report,
+    crashing: Mutex<Crashing>,
+    /// How many bytes of changes the store has yet to write.
+    unwritten: AtomicUsize,
     lifecycle: mpsc::UnboundedSender<Lifecycle>,
     router: Arc<Router>,
     store: Arc<dyn Store>,
@@ -90,6 +115,8 @@ impl Outgoing {
             writing: Mutex::default(),
             replay: Replay::default(),
             report: Report::new(number, faults),
+            crashing: Mutex::default(),
+            unwritten: AtomicUsize::new(0),
             lifecycle,
             router: Arc::clone(&context.router),
             store: Arc::clone(&context.store),
@@ -219,6 +246,18 @@ impl Outgoing {
     /// Waits until it has taken all of them, or refused them; not for long. Answers with how many it has refused.
     pub(super) async fn replayed(&self) -> usize {
         self.replay.done().await
+    }
+
+    /// The end of its process is seen to by this from now on, also one that has been.
+    pub(super) fn watch_crashes(&self, sees_to: SeesTo) {
+        let mut crashing = self.crashing.lock();
+        match crashing.crash.take() {
+            Some(crash) => {
+                drop(crashing);
+                sees_to(crash);
+            }
+            None => crashing.sees_to = Some(sees_to),
+        }
     }
 
     /// The perspectives whose states it could not read, and why.
@@ -443,6 +482,7 @@ impl Outgoing {
         let mut queue = self.queue.lock();
         let effects = queue.committed(self.phase(), result.is_ok());
         let commit = self.perform(effects);
+        self.unwritten.store(queue.unwritten(), Ordering::Relaxed);
         drop(queue);
         self.commit(commit);
     }
@@ -571,8 +611,25 @@ impl Outlet for Outgoing {
         }
         let effects = queue.said(phase, self.name(), frames);
         let commit = self.perform(effects);
+        self.unwritten.store(queue.unwritten(), Ordering::Relaxed);
         drop(queue);
         self.commit(commit);
+    }
+
+    fn is_full(&self) -> bool {
+        self.unwritten.load(Ordering::Relaxed) > UNWRITTEN && !self.is_over()
+    }
+
+    fn crashed(&self, how: &str, at: &[u64]) {
+        let crash = Crash { how: how.to_owned(), at: at.to_vec() };
+        self.replay.give_up();
+        let mut crashing = self.crashing.lock();
+        if let (Some(sees_to), Phase::Serving) = (&crashing.sees_to, self.phase()) {
+            return sees_to(crash);
+        }
+        // It does not serve yet: whoever waits for it to hears of it, and if it comes to serve all the same, so does its slot.
+        crashing.crash = Some(crash);
+        self.reached(Lifecycle::Refused(format!("its process {how}")));
     }
 
     fn log(&self, level: u8, target: &str, text: &str) {

@@ -39,6 +39,12 @@ impl Replay {
         }
     }
 
+    /// It takes none any more.
+    pub(super) fn give_up(&self) {
+        self.state.lock().waiting.clear();
+        self.done.notify_one();
+    }
+
     /// Waits until it has taken all of them, or refused them; not for long. Answers with how many it has refused.
     pub(super) async fn done(&self) -> usize {
         let all = async {

@@ -1,0 +1,91 @@
+//! Services in processes of their own: those that crash too often, and those that are to run elsewhere.
+
+use std::rc::Rc;
+use std::sync::Arc;
+
+use super::{Folder, Library, shown};
+use crate::loader::fault::LibraryFault;
+use crate::loader::private;
+use crate::multiservice::restart::Quarantined;
+use crate::multiservice::slot::{ServiceState, Slot};
+
+impl Folder {
+    /// A service's code has crashed too often: what served before it does again, if it has not done the same.
+    pub async fn quarantine(self: &Rc<Self>, quarantined: Quarantined) {
+        let Quarantined { service, why } = quarantined;
+        let Some(path) = self.path_of(&service) else { return };
+        let Some((slot, hash)) = self.loaded_at(&path) else { return };
+        self.quarantined.lock().insert(hash);
+        let file = shown(&path);
+        let known = private::hash(&self.previous_copy(&path)).ok();
+        let is_other = known.is_some_and(|known| !self.quarantined.lock().contains(&known));
+        let mut lacks = "nothing else has served under its name".to_owned();
+        if is_other {
+            match self.rollback(&service).await {
+                Ok(_) => {
+                    tracing::error!(service, "{file} crashed too often; what served before it does again");
+                    let trouble =
+                        format!("quarantined: the file crashed too often (it {why}); what served before does");
+                    return self.trouble(&path, trouble);
+                }
+                Err(error) => lacks = format!("what served before it does not: {error}"),
+            }
+        } else if known.is_some() {
+            lacks = "what served before it had crashed too often, too".to_owned();
+        }
+        slot.fail(&format!("it crashed too often (the last time it {why}), and {lacks}")).await;
+    }
+
+    fn loaded_at(&self, path: &std::path::Path) -> Option<(Arc<Slot>, [u8; 32])> {
+        match self.entries.lock().get(path).map(|entry| &entry.library) {
+            Some(Library::Loaded { slot, hash, .. }) => Some((Arc::clone(slot), *hash)),
+            _ => None,
+        }
+    }
+
+    /// Takes up where services are to run: each that runs elsewhere is replaced by itself, there. Answers with what was done, a
+    /// line each.
+    ///
+    /// # Errors
+    /// When the settings cannot be.
+    pub async fn move_services(self: &Rc<Self>) -> Result<Vec<String>, LibraryFault> {
+        self.take_up_sections()?;
+        let slots: Vec<Arc<Slot>> = {
+            let entries = self.entries.lock();
+            let loaded = entries.values().filter_map(|entry| match &entry.library {
+                Library::Loaded { slot, .. } => Some(Arc::clone(slot)),
+                _ => None,
+            });
+            loaded.filter(|slot| slot.state() == ServiceState::Serving).collect()
+        };
+        let mut done = Vec::new();
+        for slot in slots {
+            let service = slot.name().as_str();
+            let (is, wanted) = (slot.confinement(), self.confinements.lock().of(service));
+            if is == wanted || is.isolation == wanted.isolation && !is_of_its_own(&wanted) {
+                continue;
+            }
+            let Some(path) = self.path_of(service) else { continue };
+            let turn = self.turn(&path);
+            // What serves, which may be another than the file.
+            let copy = self.vet(self.good_copy(&path)).await;
+            let copy = copy.unwrap_or_else(|error| Err(LibraryFault::State(error.to_string())));
+            let trouble = self.entries.lock().get(&path).and_then(|entry| entry.trouble.clone());
+            let (from, to) = (is.isolation, wanted.isolation);
+            match self.serve_even(&path, turn, copy, true).await {
+                Ok(true) => done.push(format!("{service}: isolation {from} → {to}")),
+                Ok(false) => {}
+                Err(why) => done.push(format!("{service} stays where it is ({from}): {why}")),
+            }
+            if let Some(trouble) = trouble {
+                self.trouble(&path, trouble);
+            }
+        }
+        Ok(done)
+    }
+}
+
+/// Whether it runs in a process of its own.
+fn is_of_its_own(confinement: &crate::loader::worker::confinement::Confinement) -> bool {
+    confinement.isolation != crate::loader::worker::confinement::Isolation::None
+}

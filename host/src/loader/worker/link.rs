@@ -1,0 +1,367 @@
+//! The host's end of a worker: what waits in the gate goes through the socket when the worker asks for it, and what it says comes
+//! back. When the worker has died, what it owes is said in its place.
+//!
+//! Whoever pushes into the gate writes to the socket itself if the worker waits, so that no other thread has to be woken for it;
+//! what the socket does not take at once is written by the link's own thread, which reads. That thread never waits for the worker.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use parking_lot::Mutex;
+use plugin_api::abi::frame::{ToHost, ToLibrary};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+
+use super::channel::{Come, Inbound, Outbound};
+use super::owed::{Owed, Told, fail};
+use super::wire::{self, Kind, Malformed};
+use crate::loader::gate::{Gate, Lane, Outlet, descriptor_of};
+
+/// A worker's end of the socket has a limit of its own; this is of what it may say at once, beyond the largest state, in bytes.
+pub(super) const SAID_BESIDE: u64 = 64 << 20;
+/// While the store has so many bytes of the worker's to write, it is not read.
+const UNWRITTEN_PAUSE: std::time::Duration = std::time::Duration::from_millis(1);
+
+/// See the file's page.
+#[derive(Debug)]
+pub(crate) struct Link {
+    socket: OwnedFd,
+    /// Wakes the link's thread.
+    wake: OwnedFd,
+    state: Mutex<State>,
+    /// How many bytes of calls are left.
+    left: AtomicUsize,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    out: Outbound,
+    owed: Owed,
+    /// The worker has nothing to do, and is given what comes at once.
+    asks: bool,
+    life: Life,
+    /// Calls that the worker died before: for its successor.
+    left: Vec<(Lane, Vec<u8>)>,
+}
+
+/// Empties a list of calls; answers with what was in it.
+fn emptied(state: &mut State, bytes: &AtomicUsize) -> Vec<(Lane, Vec<u8>)> {
+    let left = std::mem::take(&mut state.left);
+    for (lane, calls) in &left {
+        lane.left_gate(calls.len());
+        bytes.fetch_sub(calls.len(), Ordering::Relaxed);
+    }
+    left
+}
+
+#[derive(Debug, Default)]
+enum Life {
+    #[default]
+    Alive,
+    /// It has died; why.
+    Dead(String),
+    /// It has ended, or died and was let go of.
+    Over,
+}
+
+/// How a worker's socket came to its end.
+#[derive(Debug)]
+pub(super) enum Ending {
+    /// It has closed it.
+    Closed,
+    /// It has said what it may not.
+    Malformed(Malformed),
+}
+
+impl Link {
+    /// The host's end of this socket.
+    ///
+    /// # Errors
+    /// When the machine has no descriptor left.
+    pub(crate) fn new(socket: OwnedFd) -> io::Result<Arc<Self>> {
+        let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        Ok(Arc::new(Self { socket, wake, state: Mutex::default(), left: AtomicUsize::new(0) }))
+    }
+
+    /// There may be something for the worker in its gate.
+    pub(crate) fn more(&self, gate: &Gate) {
+        let mut state = self.state.lock();
+        match state.life {
+            Life::Alive if state.asks => self.give(&mut state, gate),
+            Life::Alive => {}
+            Life::Dead(_) | Life::Over => self.wake(),
+        }
+    }
+
+    fn wake(&self) {
+        // It can fail only when its count is at its limit; then the thread is awake.
+        let _ = rustix::io::write(&self.wake, &1_u64.to_ne_bytes());
+    }
+
+    /// The worker's first message.
+    pub(super) fn set_up(&self, setup: &[u8]) -> io::Result<()> {
+        self.state.lock().out.send(&self.socket, Kind::Setup, setup, Vec::new())
+    }
+
+    /// Gives the worker what waits, or notes that it waits.
+    fn give(&self, state: &mut State, gate: &Gate) {
+        state.asks = true;
+        let State { owed, out, .. } = &mut *state;
+        let mut sent = Ok(());
+        while !gate.take(|batch| {
+            let descriptors = descriptors(owed, batch);
+            sent = out.send(&self.socket, Kind::Batch, batch, descriptors);
+        }) {
+            if gate.arm() {
+                return;
+            }
+        }
+        state.asks = false;
+        if let Err(error) = &sent {
+            // It has gone: whoever reads will see it.
+            tracing::debug!(%error, "a worker is not given what it is sent");
+        }
+        if sent.is_err() || state.out.is_waiting() {
+            self.wake();
+        }
+    }
+
+    /// Moves everything until the worker's end of the socket is closed. `crash` is given what it says of its crash.
+    pub(super) fn serve(&self, gate: &Gate, outlet: &dyn Outlet, limit: u64, crash: &mut Vec<u8>) -> Ending {
+        // One: a memory file.
+        let mut inbound = Inbound::new(limit, 1);
+        loop {
+            match inbound.read(&self.socket) {
+                Err(malformed) => return Ending::Malformed(malformed),
+                Ok(Come::End) => return Ending::Closed,
+                Ok(Come::Nothing) => self.wait(),
+                Ok(Come::Some) => loop {
+                    match inbound.next() {
+                        Ok(None) => break,
+                        Err(malformed) => return Ending::Malformed(malformed),
+                        Ok(Some(message)) => {
+                            if let Err(malformed) = self.said(gate, outlet, message.kind, &message.body, crash) {
+                                return Ending::Malformed(malformed);
+                            }
+                        }
+                    }
+                },
+            }
+        }
+    }
+
+    fn said(
+        &self,
+        gate: &Gate,
+        outlet: &dyn Outlet,
+        kind: Kind,
+        body: &[u8],
+        crash: &mut Vec<u8>,
+    ) -> Result<(), Malformed> {
+        match kind {
+            Kind::Frames => {
+                self.state.lock().owed.said(body)?;
+                gate.said(body);
+                while outlet.is_full() {
+                    std::thread::sleep(UNWRITTEN_PAUSE);
+                }
+            }
+            Kind::Log => {
+                let (level, target, text) = wire::line(body).ok_or(Malformed::Frames)?;
+                outlet.log(level, &String::from_utf8_lossy(target), &String::from_utf8_lossy(text));
+            }
+            Kind::Ask => {
+                let mut state = self.state.lock();
+                if state.asks {
+                    return Err(Malformed::Unasked);
+                }
+                self.give(&mut state, gate);
+            }
+            Kind::Crash => *crash = body.to_vec(),
+            Kind::Setup | Kind::Batch => return Err(Malformed::Kind(kind as u8)),
+        }
+        Ok(())
+    }
+
+    /// Waits until the worker has said something, or has room for what waits to be written; writes that.
+    fn wait(&self) {
+        let writes = {
+            let mut state = self.state.lock();
+            if state.out.is_waiting() && state.out.go_on(&self.socket).is_err() {
+                // The next look finds that it has gone.
+                return;
+            }
+            state.out.is_waiting()
+        };
+        let wanted = if writes { PollFlags::IN | PollFlags::OUT } else { PollFlags::IN };
+        let mut ready = [PollFd::new(&self.socket, wanted), PollFd::new(&self.wake, PollFlags::IN)];
+        // An interruption is a reason to look again, too.
+        let _ = poll(&mut ready, None);
+        let _ = rustix::io::read(&self.wake, &mut [0; 8]);
+    }
+
+    /// What the worker was told of its end.
+    pub(super) fn told(&self) -> Told {
+        self.state.lock().owed.told()
+    }
+
+    /// Whether the worker has said its last word.
+    pub(super) fn has_stopped(&self) -> bool {
+        self.state.lock().owed.has_stopped()
+    }
+
+    /// It has ended in order.
+    pub(super) fn over(&self, gate: &Gate) {
+        self.state.lock().life = Life::Over;
+        gate.give_up();
+    }
+
+    /// It has died: whoever waits for its answers gets this for one.
+    pub(super) fn died(&self, outlet: &dyn Outlet, why: &str) {
+        let failed = {
+            let mut state = self.state.lock();
+            state.life = Life::Dead(why.to_owned());
+            state.asks = false;
+            state.out = Outbound::default();
+            state.owed.failed(why)
+        };
+        if !failed.is_empty() {
+            outlet.frames(&failed);
+        }
+    }
+
+    /// Says what a dead worker would, until it is let go of.
+    pub(super) fn stand_in(&self, gate: &Gate, outlet: &dyn Outlet) {
+        loop {
+            let said = {
+                let mut state = self.state.lock();
+                self.drain(&mut state, gate);
+                let reverted = state.owed.reverted();
+                match state.owed.told() {
+                    _ if !reverted.is_empty() => Some(reverted),
+                    Told::Nothing => state.owed.frozen(),
+                    Told::Retire | Told::Stop => {
+                        let mut frames = Vec::new();
+                        let why = if let Life::Dead(why) = &state.life { why.clone() } else { String::new() };
+                        for (_, calls) in emptied(&mut state, &self.left) {
+                            let mut rest = calls.as_slice();
+                            while let Some(frame) = ToLibrary::read(&mut rest) {
+                                if let ToLibrary::Call { call, .. } = frame {
+                                    fail(&mut frames, call, &why);
+                                }
+                            }
+                        }
+                        frames.extend(state.owed.ended());
+                        state.life = Life::Over;
+                        Some(frames)
+                    }
+                }
+            };
+            if let Some(frames) = said {
+                outlet.frames(&frames);
+                if self.has_stopped() {
+                    return gate.give_up();
+                }
+                continue;
+            }
+            if gate.arm() {
+                let mut ready = [PollFd::new(&self.wake, PollFlags::IN)];
+                let _ = poll(&mut ready, None);
+                let _ = rustix::io::read(&self.wake, &mut [0; 8]);
+            }
+        }
+    }
+
+    /// The calls that a dead worker was not given, with their lanes: its successor's from now on.
+    pub(crate) fn left(&self, gate: &Gate) -> Vec<(Lane, Vec<u8>)> {
+        let mut state = self.state.lock();
+        if !matches!(state.life, Life::Dead(_)) {
+            return Vec::new();
+        }
+        self.drain(&mut state, gate);
+        emptied(&mut state, &self.left)
+    }
+
+    /// How many bytes of calls are left.
+    pub(crate) fn left_bytes(&self) -> usize {
+        self.left.load(Ordering::Relaxed)
+    }
+
+    /// Takes everything out of the gate of a dead worker: calls are kept, of all else is taken note.
+    fn drain(&self, state: &mut State, gate: &Gate) {
+        let State { owed, left, .. } = state;
+        gate.drain(|lane, mut frames| {
+            let mut calls = Vec::new();
+            while let Some(frame) = ToLibrary::read(&mut frames) {
+                match (frame, lane) {
+                    (frame @ (ToLibrary::Call { .. } | ToLibrary::Gone { .. }), Some(_)) => frame.write(&mut calls),
+                    (frame, _) => {
+                        // What it names stays the host's.
+                        let _ = owed.given(&frame);
+                    }
+                }
+            }
+            if let (Some(lane), false) = (lane, calls.is_empty()) {
+                lane.enters_gate(calls.len());
+                self.left.fetch_add(calls.len(), Ordering::Relaxed);
+                left.push((lane.clone(), calls));
+            }
+        });
+    }
+}
+
+/// Takes note of a batch, and has descriptors of its own of those that are named in it. One that cannot be had is named as none.
+fn descriptors(owed: &mut Owed, batch: &mut Vec<u8>) -> Vec<OwnedFd> {
+    let (mut named, mut rest) = (Vec::new(), batch.as_slice());
+    while let Some(frame) = ToLibrary::read(&mut rest) {
+        named.extend(owed.given(&frame));
+    }
+    if named.is_empty() {
+        return Vec::new();
+    }
+    let mut own = Vec::new();
+    *batch = renamed(batch, |number| match descriptor_of(number) {
+        Ok(descriptor) => {
+            own.push(descriptor);
+            number
+        }
+        Err(error) => {
+            tracing::warn!(%error, "a stream cannot be handed to its service");
+            u64::MAX
+        }
+    });
+    own
+}
+
+/// The same frames, with other numbers for the descriptors in them.
+pub(super) fn renamed(frames: &[u8], mut name: impl FnMut(u64) -> u64) -> Vec<u8> {
+    let (mut out, mut rest) = (Vec::with_capacity(frames.len()), frames);
+    loop {
+        let before = rest;
+        let Some(mut frame) = ToLibrary::read(&mut rest) else { return out };
+        match &mut frame {
+            ToLibrary::Stream { descriptor, .. } | ToLibrary::Lent { descriptor, .. } => {
+                *descriptor = name(*descriptor);
+                frame.write(&mut out);
+            }
+            _ => out.extend_from_slice(&before[..before.len() - rest.len()]),
+        }
+    }
+}
+
+/// The same, of what a worker says.
+pub(super) fn renamed_taken(frames: &[u8], mut name: impl FnMut(u64) -> u64) -> Vec<u8> {
+    let (mut out, mut rest) = (Vec::with_capacity(frames.len()), frames);
+    loop {
+        let before = rest;
+        let Some(mut frame) = ToHost::read(&mut rest) else { return out };
+        match &mut frame {
+            ToHost::Taken { descriptor, .. } => {
+                *descriptor = name(*descriptor);
+                frame.write(&mut out);
+            }
+            _ => out.extend_from_slice(&before[..before.len() - rest.len()]),
+        }
+    }
+}

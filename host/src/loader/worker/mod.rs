@@ -1,0 +1,38 @@
+//! A generation in a process of its own.
+//!
+//! The worker is this very program, started anew: it opens the library, and has the wall to it, on the other side of a socket
+//! (`wire`: messages; `channel`: its ends). `link` is the host's end, `inside` the worker's. `owed` knows what a worker was given and
+//! has not answered, so that a death is no more than an error to who waits. `confinement` is what the operator says of it, `sandbox`
+//! how the system is told.
+
+pub(crate) mod channel;
+pub mod confinement;
+mod crash;
+mod inside;
+pub(crate) mod link;
+mod owed;
+mod process;
+mod sandbox;
+mod syscalls;
+pub mod wire;
+
+pub use self::inside::{WORD, child};
+pub use self::process::{Facts, Worker};
+pub(crate) use self::process::{Process, may_be_known, refuse, sockets};
+pub use self::sandbox::confine;
+
+use serde::{Deserialize, Serialize};
+
+use self::confinement::Confinement;
+
+/// What a worker is told first.
+#[derive(Debug, Serialize, Deserialize)]
+struct Setup {
+    /// The private copy of its library.
+    copy: std::path::PathBuf,
+    /// The host's process.
+    host: u32,
+    /// A folder of its own.
+    folder: std::path::PathBuf,
+    confinement: Confinement,
+}

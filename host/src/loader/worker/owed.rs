@@ -1,0 +1,358 @@
+//! What a worker owes: what it was given and has not answered or given back. Known from what crosses the wall, so that the host
+//! can say it in the worker's place when that has died. No IO.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+
+use plugin_api::abi::frame::{ToHost, ToLibrary, numbers};
+
+use super::wire::Malformed;
+
+/// The most questions that a worker may have open. What it asks for is kept until it has taken the answer.
+const QUESTIONS: usize = 1 << 18;
+
+/// The class of the error that callers are told.
+const CRASHED: &str = "credhost.Crashed";
+
+/// How far a worker has come.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) enum Told {
+    /// It serves, or will.
+    #[default]
+    Nothing,
+    /// Its successor serves.
+    Retire,
+    /// It is to end.
+    Stop,
+}
+
+/// See the file's page.
+#[derive(Debug)]
+pub(super) struct Owed {
+    calls: HashSet<u64>,
+    /// Clients' objects that it has, and how often.
+    handles: HashMap<u64, u64>,
+    /// Streams that it was told of, and has not taken.
+    streams: BTreeSet<u64>,
+    /// The highest number that an object of its own was given.
+    objects: u64,
+    /// Steps of its life that it was asked for, and has not answered.
+    steps: usize,
+    questions: usize,
+    /// It was told to stand still, by this request, and has not answered.
+    freezing: Option<u64>,
+    /// Perspectives that are to go back to their last commit, and have not.
+    reverts: usize,
+    told: Told,
+    /// It has said its last word.
+    stopped: bool,
+}
+
+impl Default for Owed {
+    fn default() -> Self {
+        Self {
+            calls: HashSet::new(),
+            handles: HashMap::new(),
+            streams: BTreeSet::new(),
+            objects: 0,
+            // What it is, which nobody asks it for.
+            steps: 1,
+            questions: 0,
+            freezing: None,
+            reverts: 0,
+            told: Told::Nothing,
+            stopped: false,
+        }
+    }
+}
+
+impl Owed {
+    /// It is given this; answers with whether it is a descriptor's.
+    pub(super) fn given(&mut self, frame: &ToLibrary<'_>) -> Option<u64> {
+        match *frame {
+            ToLibrary::Call { call, handles, .. } => {
+                self.calls.insert(call);
+                self.holds(handles);
+            }
+            ToLibrary::Answer { handles, .. } => {
+                self.answered();
+                self.holds(handles);
+            }
+            ToLibrary::Attach { mind, .. } | ToLibrary::Linger { mind, .. } if mind != 0 => {
+                *self.handles.entry(mind).or_default() += 1;
+            }
+            ToLibrary::Stream { stream, descriptor, .. } => {
+                self.streams.insert(stream);
+                return Some(descriptor);
+            }
+            ToLibrary::Lent { descriptor, .. } => {
+                self.answered();
+                return Some(descriptor);
+            }
+            ToLibrary::Init { .. } | ToLibrary::Start { .. } | ToLibrary::Health { .. } | ToLibrary::Try { .. } => {
+                self.steps += 1
+            }
+            ToLibrary::Adopt { numbers, .. } => {
+                self.steps += 1;
+                self.objects = self.objects.max(numbers);
+            }
+            ToLibrary::Freeze { request } => {
+                self.steps += 1;
+                self.freezing = Some(request);
+            }
+            ToLibrary::Revert { .. } => self.reverts += 1,
+            ToLibrary::Thaw {} => self.freezing = None,
+            ToLibrary::Retire {} => {
+                self.freezing = None;
+                self.told = if self.told == Told::Stop { Told::Stop } else { Told::Retire };
+            }
+            ToLibrary::Stop {} => {
+                self.freezing = None;
+                self.told = Told::Stop;
+            }
+            ToLibrary::Failed { .. }
+            | ToLibrary::Loaded { .. }
+            | ToLibrary::NotLoaded { .. }
+            | ToLibrary::Entries { .. }
+            | ToLibrary::Committed { .. }
+            | ToLibrary::LoggedIn { .. }
+            | ToLibrary::NotLoggedIn { .. }
+            | ToLibrary::Told { .. } => self.answered(),
+            _ => {}
+        }
+        None
+    }
+
+    fn holds(&mut self, handles: &[u8]) {
+        numbers(handles).for_each(|handle| *self.handles.entry(handle).or_default() += 1);
+    }
+
+    fn answered(&mut self) {
+        self.questions = self.questions.saturating_sub(1);
+    }
+
+    /// It has said this.
+    ///
+    /// # Errors
+    /// When these are no frames, or ones that no library says.
+    pub(super) fn said(&mut self, mut frames: &[u8]) -> Result<(), Malformed> {
+        while !frames.is_empty() {
+            let frame = ToHost::read(&mut frames).ok_or(Malformed::Frames)?;
+            match frame {
+                ToHost::Answer { call, objects, .. } => {
+                    self.calls.remove(&call);
+                    self.hands_out(objects);
+                }
+                ToHost::Failed { call, .. } => drop(self.calls.remove(&call)),
+                ToHost::Call { answer, objects, .. } => {
+                    self.hands_out(objects);
+                    if answer {
+                        self.asks()?;
+                    }
+                }
+                ToHost::Update { objects, .. } => self.hands_out(objects),
+                ToHost::Release { handle, count } => {
+                    if let Some(held) = self.handles.get_mut(&handle) {
+                        *held = held.saturating_sub(count);
+                        if *held == 0 {
+                            self.handles.remove(&handle);
+                        }
+                    }
+                }
+                ToHost::Taken { stream, .. } => drop(self.streams.remove(&stream)),
+                ToHost::Closed { stream } => drop(self.streams.remove(&stream)),
+                ToHost::Frozen { numbers, .. } => {
+                    self.objects = self.objects.max(numbers);
+                    self.freezing = None;
+                    self.step()?;
+                }
+                ToHost::Refused { .. } => {
+                    self.freezing = None;
+                    self.step()?;
+                }
+                ToHost::Manifest { .. }
+                | ToHost::Initialised {}
+                | ToHost::Started {}
+                | ToHost::Healthy { .. }
+                | ToHost::Adopted { .. }
+                | ToHost::Tried { .. } => self.step()?,
+                ToHost::Load { .. }
+                | ToHost::Data { .. }
+                | ToHost::Write { .. }
+                | ToHost::Sync { .. }
+                | ToHost::Authenticate { .. }
+                | ToHost::StartTls { .. }
+                | ToHost::Attach { .. }
+                | ToHost::Remember { .. }
+                | ToHost::SignOut { .. }
+                | ToHost::Account { .. }
+                | ToHost::EndOwn { .. } => self.asks()?,
+                ToHost::Reverted {} => self.reverts = self.reverts.saturating_sub(1),
+                ToHost::Stopped {} => self.stopped = true,
+                // The host's own.
+                ToHost::Retained { .. } => return Err(Malformed::Frames),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn hands_out(&mut self, objects: &[u8]) {
+        self.objects = numbers(objects).fold(self.objects, u64::max);
+    }
+
+    fn step(&mut self) -> Result<(), Malformed> {
+        self.steps = self.steps.checked_sub(1).ok_or(Malformed::Unasked)?;
+        Ok(())
+    }
+
+    fn asks(&mut self) -> Result<(), Malformed> {
+        self.questions += 1;
+        if self.questions > QUESTIONS { Err(Malformed::Questions(self.questions)) } else { Ok(()) }
+    }
+
+    /// Whether it has said its last word.
+    pub(super) fn has_stopped(&self) -> bool {
+        self.stopped
+    }
+
+    /// What it was told of its end.
+    pub(super) fn told(&self) -> Told {
+        self.told
+    }
+
+    /// It has died: its calls are answered, with why.
+    pub(super) fn failed(&mut self, why: &str) -> Vec<u8> {
+        let mut frames = Vec::new();
+        let calls: BTreeSet<u64> = self.calls.drain().collect();
+        calls.into_iter().for_each(|call| fail(&mut frames, call, why));
+        frames
+    }
+
+    /// It has died, and was told to go back to what was committed last: its successor will begin there.
+    pub(super) fn reverted(&mut self) -> Vec<u8> {
+        let mut frames = Vec::new();
+        (0..std::mem::take(&mut self.reverts)).for_each(|_| ToHost::Reverted {}.write(&mut frames));
+        frames
+    }
+
+    /// It has died, and was told to stand still: it does, and hands on the streams that it has not touched.
+    pub(super) fn frozen(&mut self) -> Option<Vec<u8>> {
+        let request = self.freezing.take()?;
+        let mut frames = Vec::new();
+        for stream in std::mem::take(&mut self.streams) {
+            ToHost::Carry { stream, replacement: request, state: &[] }.write(&mut frames);
+        }
+        let numbers = self.objects;
+        ToHost::Frozen { request, calls: &[], objects: &[], numbers, states: 0 }.write(&mut frames);
+        Some(frames)
+    }
+
+    /// It has died, and is let go of: what it had is given back, and its last word said.
+    pub(super) fn ended(&mut self) -> Vec<u8> {
+        let mut frames = Vec::new();
+        let handles: BTreeMap<u64, u64> = self.handles.drain().collect();
+        for (handle, count) in handles {
+            ToHost::Release { handle, count }.write(&mut frames);
+        }
+        ToHost::Stopped {}.write(&mut frames);
+        self.stopped = true;
+        frames
+    }
+}
+
+/// A call is answered: the code that it was for has died.
+pub(super) fn fail(out: &mut Vec<u8>, call: u64, why: &str) {
+    ToHost::Failed { call, class: CRASHED, message: why, fault: false, detail: &[] }.write(out);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CALL: ToLibrary<'_> = ToLibrary::Call {
+        call: 7,
+        attachment: 1,
+        object: 0,
+        answer: true,
+        method: "add",
+        arguments: &[],
+        keywords: &[],
+        handles: &[9, 0, 0, 0, 0, 0, 0, 0, 9, 0, 0, 0, 0, 0, 0, 0],
+    };
+
+    fn said(owed: &mut Owed, frames: &[ToHost<'_>]) -> Result<(), Malformed> {
+        let mut bytes = Vec::new();
+        frames.iter().for_each(|frame| frame.write(&mut bytes));
+        owed.said(&bytes)
+    }
+
+    fn read(bytes: &[u8]) -> Vec<String> {
+        let mut rest = bytes;
+        std::iter::from_fn(|| ToHost::read(&mut rest)).map(|frame| format!("{frame:?}")).collect()
+    }
+
+    #[test]
+    fn what_a_dead_worker_had_is_answered_given_back_and_handed_on_once() {
+        let mut owed = Owed::default();
+        owed.given(&CALL);
+        owed.given(&ToLibrary::Call {
+            call: 8,
+            attachment: 1,
+            object: 0,
+            answer: true,
+            method: "",
+            arguments: &[],
+            keywords: &[],
+            handles: &[],
+        });
+        said(&mut owed, &[ToHost::Release { handle: 9, count: 1 }]).expect("it may");
+        let answer = ToHost::Answer { call: 8, value: &[], objects: &[5, 1, 0, 0, 0, 0, 0, 0] };
+        said(&mut owed, &[answer]).expect("it may");
+        let failed = owed.failed("it crashed");
+        assert_eq!(read(&failed).len(), 1);
+        assert!(read(&failed)[0].contains("call: 7"), "{:?}", read(&failed));
+        assert!(owed.failed("again").is_empty());
+
+        assert_eq!(owed.frozen(), None);
+        owed.given(&ToLibrary::Freeze { request: 3 });
+        let frozen = owed.frozen().expect("it was told to stand still");
+        let [only] = &read(&frozen)[..] else { panic!("{:?}", read(&frozen)) };
+        assert!(only.contains("request: 3") && only.contains("numbers: 261"), "{only}");
+
+        let ended = read(&owed.ended());
+        assert!(ended[0].contains("handle: 9, count: 1") && ended[1].contains("Stopped"), "{ended:?}");
+        assert!(owed.has_stopped());
+    }
+
+    #[test]
+    fn what_a_worker_may_not_say_is_an_error() {
+        let cases: [(&str, &[ToHost<'_>]); 4] = [
+            ("the host's own word", &[ToHost::Retained { handle: 1 }]),
+            ("a second manifest", &[ToHost::Manifest { manifest: &[] }, ToHost::Manifest { manifest: &[] }]),
+            ("well, unasked", &[ToHost::Manifest { manifest: &[] }, ToHost::Healthy { request: 1 }]),
+            (
+                "frozen, unasked",
+                &[
+                    ToHost::Manifest { manifest: &[] },
+                    ToHost::Frozen { request: 1, calls: &[], objects: &[], numbers: 0, states: 0 },
+                ],
+            ),
+        ];
+        for (what, frames) in cases {
+            assert!(said(&mut Owed::default(), frames).is_err(), "{what}");
+        }
+        assert_eq!(Owed::default().said(&[1, 2, 3]), Err(Malformed::Frames));
+        // More questions than may be open.
+        let mut owed = Owed::default();
+        let asks = ToHost::Load { request: 1, perspective: "a" };
+        let mut asked = 0;
+        while said(&mut owed, &[asks]).is_ok() {
+            asked += 1;
+        }
+        assert_eq!(asked, QUESTIONS);
+        // An answer makes room.
+        owed.given(&ToLibrary::Loaded { request: 1, state: None, version: 0 });
+        owed.given(&ToLibrary::Loaded { request: 1, state: None, version: 0 });
+        assert_eq!(said(&mut owed, &[asks]), Ok(()));
+    }
+}

@@ -1,0 +1,207 @@
+//! What the system is told that a worker may not, before its library is opened and before it has a second thread.
+//!
+//! Files by landlock; calls of the system by seccomp, of which those are let pass that services need; the network by both, and by a
+//! namespace of its own where the system allows one; memory and files by their number by resource limits; rights of root by dropping
+//! them. What the kernel lacks is an error: a sandbox that is asked for is whole, or there is none.
+
+use std::path::Path;
+
+use landlock::{
+    ABI, Access, AccessFs, AccessNet, CompatLevel, Compatible, NetPort, PathBeneath, PathFd, Ruleset, RulesetAttr,
+    RulesetCreated, RulesetCreatedAttr, RulesetStatus, Scope,
+};
+use rustix::process::{Resource, Rlimit, setrlimit};
+
+use super::confinement::{Confinement, Isolation, MEMORY, Permission};
+use super::syscalls;
+
+/// The longest file that a worker in a sandbox may write, in bytes.
+const LONGEST: u64 = 1 << 30;
+
+/// What every program reads: code, and what the system says of the machine and of itself.
+const READABLE: [&str; 17] = [
+    "/usr",
+    "/lib",
+    "/lib64",
+    "/etc/ld.so.cache",
+    "/etc/localtime",
+    "/etc/timezone",
+    "/proc/self",
+    "/proc/cpuinfo",
+    "/proc/meminfo",
+    "/proc/stat",
+    "/proc/sys/vm/overcommit_memory",
+    "/sys/devices/system/cpu",
+    "/sys/fs/cgroup",
+    "/dev/urandom",
+    "/dev/random",
+    "/dev/zero",
+    "/sys/kernel/mm/transparent_hugepage",
+];
+/// What every program writes.
+const WRITABLE: [&str; 1] = ["/dev/null"];
+/// What names of machines are found by.
+const NAMES: [&str; 5] = ["/etc/resolv.conf", "/etc/hosts", "/etc/nsswitch.conf", "/etc/services", "/etc/gai.conf"];
+
+/// Confines this process, which has one thread yet: `copy` is the library that it is to open, `folder` its own.
+///
+/// # Errors
+/// What the system does not do, in a sentence. The process must not go on then.
+pub fn confine(confinement: &Confinement, copy: &Path, folder: &Path) -> Result<(), String> {
+    if confinement.isolation == Isolation::None {
+        return Ok(());
+    }
+    limits(confinement).map_err(|error| format!("its limits cannot be set: {error}"))?;
+    if confinement.isolation == Isolation::Sandbox {
+        let wants_network =
+            confinement.allow.iter().any(|allowed| matches!(allowed, Permission::Connect(_) | Permission::Datagrams));
+        if !wants_network && !has_no_network() {
+            tracing::debug!("no namespace of its own: the network is closed by seccomp alone");
+        }
+        drop_rights().map_err(|error| format!("the sandbox cannot drop the rights of root: {error}"))?;
+        files(&confinement.allow, copy, folder)?;
+    }
+    syscalls::restrict(confinement)
+}
+
+/// Resource limits.
+fn limits(confinement: &Confinement) -> rustix::io::Result<()> {
+    let limit = |most| Rlimit { current: Some(most), maximum: Some(most) };
+    // What a crash would write.
+    setrlimit(Resource::Core, limit(0))?;
+    setrlimit(Resource::Data, limit(confinement.memory.unwrap_or(MEMORY)))?;
+    if let Some(files) = confinement.files {
+        setrlimit(Resource::Nofile, limit(files))?;
+    }
+    if confinement.isolation == Isolation::Sandbox {
+        setrlimit(Resource::Fsize, limit(LONGEST))?;
+    }
+    Ok(())
+}
+
+/// Whether the process has got a namespace without a network. It may not, where the system allows none: then it can make no
+/// sockets all the same (`syscalls`).
+fn has_no_network() -> bool {
+    use rustix::thread::UnshareFlags;
+    let (uid, gid) = (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw());
+    // SAFETY: the process has one thread, and what it has open stays as it is.
+    if unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNET) }.is_ok() {
+        return true;
+    }
+    // SAFETY: as above.
+    if unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWUSER | UnshareFlags::NEWNET) }.is_err() {
+        return false;
+    }
+    // It stays who it is; if that cannot be said, its files are nobody's, and it fails where it opens them.
+    let maps = [
+        ("setgroups", "deny".to_owned()),
+        ("uid_map", format!("{uid} {uid} 1")),
+        ("gid_map", format!("{gid} {gid} 1")),
+    ];
+    maps.into_iter().all(|(file, line)| std::fs::write(format!("/proc/self/{file}"), line).is_ok())
+}
+
+/// Rights of root's, which a host that runs as root has.
+fn drop_rights() -> rustix::io::Result<()> {
+    use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities, set_no_new_privs};
+    set_no_new_privs(true)?;
+    let none = CapabilitySet::empty();
+    set_capabilities(None, CapabilitySets { effective: none, permitted: none, inheritable: none })
+}
+
+/// What it may do to files, and to whom it may connect.
+fn files(allow: &[Permission], copy: &Path, folder: &Path) -> Result<(), String> {
+    let lacks = |what: &str, error: &dyn std::fmt::Display| {
+        format!("the kernel lacks what the sandbox needs: {what} ({error}); isolation = \"process\" does without")
+    };
+    let ports: Vec<u16> = allow
+        .iter()
+        .filter_map(|allowed| if let Permission::Connect(port) = allowed { Some(*port) } else { None })
+        .collect();
+    let mut rules = Ruleset::default()
+        .set_compatibility(CompatLevel::HardRequirement)
+        .handle_access(AccessFs::from_all(ABI::V3))
+        .map_err(|error| lacks("landlock for files, of Linux 6.2", &error))?;
+    if !ports.is_empty() {
+        rules = rules
+            .handle_access(AccessNet::from_all(ABI::V4))
+            .map_err(|error| lacks("landlock for connections (net:tcp), of Linux 6.7", &error))?;
+    }
+    // What newer kernels can do beside; seccomp sees to it on older ones.
+    let rules = rules
+        .set_compatibility(CompatLevel::BestEffort)
+        .handle_access(AccessFs::from_all(ABI::V5))
+        .and_then(|rules| rules.handle_access(AccessNet::from_all(ABI::V4)))
+        .and_then(|rules| rules.scope(Scope::from_all(ABI::V6)))
+        .and_then(Ruleset::create)
+        .map_err(|error| lacks("landlock", &error))?;
+    let mut rules = Rules(rules);
+    for path in READABLE {
+        rules.add(Path::new(path), AccessFs::from_read(ABI::V5), Absent::Passes)?;
+    }
+    for path in WRITABLE {
+        rules.add(Path::new(path), AccessFs::from_all(ABI::V5), Absent::Passes)?;
+    }
+    rules.add(copy, AccessFs::from_read(ABI::V5), Absent::Is)?;
+    rules.add(folder, AccessFs::from_all(ABI::V5), Absent::Is)?;
+    for allowed in allow {
+        match allowed {
+            Permission::Read(path) => rules.add(path, AccessFs::from_read(ABI::V5), Absent::Is)?,
+            Permission::Write(path) => rules.add(path, AccessFs::from_all(ABI::V5), Absent::Is)?,
+            Permission::Connect(_) | Permission::Datagrams => {
+                for path in NAMES {
+                    rules.add(Path::new(path), AccessFs::from_read(ABI::V5), Absent::Passes)?;
+                }
+            }
+            Permission::Processes => {}
+        }
+    }
+    let mut rules = rules.0;
+    for port in ports {
+        rules = rules
+            .add_rule(NetPort::new(port, AccessNet::ConnectTcp))
+            .map_err(|error| lacks("landlock for connections (net:tcp), of Linux 6.7", &error))?;
+    }
+    let status = rules.restrict_self().map_err(|error| lacks("landlock", &error))?;
+    if status.ruleset == RulesetStatus::NotEnforced {
+        return Err(lacks("landlock", &"it is not enforced"));
+    }
+    Ok(())
+}
+
+/// Whether a path has to be there.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Absent {
+    Passes,
+    Is,
+}
+
+struct Rules(RulesetCreated);
+
+impl Rules {
+    fn add(&mut self, path: &Path, access: landlock::BitFlags<AccessFs>, absent: Absent) -> Result<(), String> {
+        let wrong = |error: &dyn std::fmt::Display| format!("it cannot be allowed {}: {error}", path.display());
+        let (opened, is_file) = match (PathFd::new(path), std::fs::metadata(path)) {
+            (Ok(opened), Ok(found)) => (opened, !found.is_dir()),
+            _ if absent == Absent::Passes => return Ok(()),
+            (Err(error), _) => return Err(wrong(&error)),
+            (_, Err(error)) => return Err(wrong(&error)),
+        };
+        // What is of folders alone is no right to a file.
+        let access = if is_file { access & AccessFs::from_file(ABI::V5) } else { access };
+        // The rules go through the library by value.
+        (&mut self.0).add_rule(PathBeneath::new(opened, access)).map(drop).map_err(|error| wrong(&error))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_is_confined_that_is_not_to_be() {
+        let none = Confinement::default();
+        assert_eq!(confine(&none, Path::new("/nowhere.so"), Path::new("/nowhere")), Ok(()));
+        assert!(std::fs::read("/etc/passwd").is_ok());
+    }
+}

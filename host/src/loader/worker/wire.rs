@@ -1,0 +1,253 @@
+//! What goes through the socket between the host and a worker: messages of a header and a body. No IO.
+//!
+//! A header is 8 bytes, little-endian: the body's length (4), the kind (1), whether the body is in a sealed memory file instead
+//! (1), and how many descriptors come with it (2). The memory file is the first of them; its length is then the body, in 8 bytes.
+//! The other side is hostile: nothing is allocated for what has not come, and what is over a limit is an error.
+
+use std::fmt;
+
+/// How long a header is.
+pub const HEADER: usize = 8;
+
+/// What a message is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Kind {
+    /// From the host, the first: what the worker is to run, and how, in JSON.
+    Setup = 1,
+    /// From the host: the next batch of frames.
+    Batch = 2,
+    /// From the worker: frames.
+    Frames = 3,
+    /// From the worker: a line for the log. Its level (1), the length of its target (4), the target, the text.
+    Log = 4,
+    /// From the worker: it has served what it was given, and would be given more.
+    Ask = 5,
+    /// From the worker, the last: where it was when it crashed. Addresses, 8 bytes each, as offsets in its library.
+    Crash = 6,
+}
+
+impl Kind {
+    fn of(number: u8) -> Option<Self> {
+        const ALL: [Kind; 6] = [Kind::Setup, Kind::Batch, Kind::Frames, Kind::Log, Kind::Ask, Kind::Crash];
+        ALL.into_iter().find(|kind| *kind as u8 == number)
+    }
+}
+
+/// What stands before a body.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Header {
+    /// How long the body is, in bytes.
+    pub length: u32,
+    /// What it is.
+    pub kind: Kind,
+    /// Whether it is in a memory file.
+    pub large: bool,
+    /// How many descriptors come with it.
+    pub descriptors: u16,
+}
+
+impl Header {
+    /// As it goes through the socket.
+    #[must_use]
+    pub fn bytes(self) -> [u8; HEADER] {
+        let ([a, b, c, d], [e, f]) = (self.length.to_le_bytes(), self.descriptors.to_le_bytes());
+        [a, b, c, d, self.kind as u8, u8::from(self.large), e, f]
+    }
+
+    /// What stands in these bytes.
+    fn read(bytes: [u8; HEADER]) -> Result<Self, Malformed> {
+        let [a, b, c, d, kind, large, e, f] = bytes;
+        let kind = Kind::of(kind).ok_or(Malformed::Kind(kind))?;
+        let (length, descriptors) = (u32::from_le_bytes([a, b, c, d]), u16::from_le_bytes([e, f]));
+        Ok(Self { length, kind, large: large != 0, descriptors })
+    }
+}
+
+/// What the other side has sent is no message.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Malformed {
+    /// There is no such kind, or not from that side.
+    Kind(u8),
+    /// It has so many bytes, and may not.
+    Long(u64),
+    /// It names descriptors that did not come, or sends some that nobody wants.
+    Descriptors,
+    /// A memory file that can still be changed, or is not as long as it is said to be.
+    Unsealed,
+    /// What is in it are no frames.
+    Frames,
+    /// It says something that it was not asked.
+    Unasked,
+    /// It has so many questions open, and may not.
+    Questions(usize),
+}
+
+impl fmt::Display for Malformed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Kind(kind) => write!(f, "a message of kind {kind}, which there is not"),
+            Self::Long(length) => write!(f, "a message of {length} bytes"),
+            Self::Descriptors => f.write_str("descriptors that do not belong to a message"),
+            Self::Unsealed => f.write_str("a memory file that is not sealed, or not as long as it says"),
+            Self::Frames => f.write_str("what are no frames"),
+            Self::Unasked => f.write_str("the answer to what nobody has asked"),
+            Self::Questions(open) => write!(f, "{open} questions at once"),
+        }
+    }
+}
+
+/// Whole messages out of what comes in.
+#[derive(Debug)]
+pub struct Decoder {
+    buffer: Vec<u8>,
+    /// Where the next message begins.
+    at: usize,
+    /// The longest body, in bytes.
+    limit: u64,
+}
+
+/// A buffer that was large once is not kept so.
+const KEPT: usize = 1 << 20;
+
+impl Decoder {
+    /// One that takes bodies of so many bytes at most.
+    #[must_use]
+    pub fn new(limit: u64) -> Self {
+        Self { buffer: Vec::new(), at: 0, limit }
+    }
+
+    /// Bytes have come.
+    pub fn feed(&mut self, bytes: &[u8]) {
+        self.compact();
+        self.buffer.extend_from_slice(bytes);
+    }
+
+    fn compact(&mut self) {
+        if self.at == self.buffer.len() {
+            self.buffer.clear();
+            self.buffer.shrink_to(KEPT);
+        } else if self.at > 0 {
+            self.buffer.drain(..self.at);
+        }
+        self.at = 0;
+    }
+
+    /// How many bytes are still to come of the message that has begun, as far as is known.
+    #[must_use]
+    pub fn lacks(&self) -> usize {
+        let rest = self.buffer.get(self.at..).unwrap_or_default();
+        let Some(header) = rest.first_chunk::<HEADER>().and_then(|header| Header::read(*header).ok()) else {
+            return HEADER.saturating_sub(rest.len());
+        };
+        (HEADER + header.length as usize).saturating_sub(rest.len())
+    }
+
+    /// The next whole message, if it has come.
+    ///
+    /// # Errors
+    /// When it is none.
+    pub fn next(&mut self) -> Result<Option<(Header, &[u8])>, Malformed> {
+        let rest = self.buffer.get(self.at..).unwrap_or_default();
+        let Some(header) = rest.first_chunk::<HEADER>() else { return Ok(None) };
+        let header = Header::read(*header)?;
+        if u64::from(header.length) > self.limit {
+            return Err(Malformed::Long(header.length.into()));
+        }
+        let end = HEADER + header.length as usize;
+        if rest.len() < end {
+            return Ok(None);
+        }
+        let begin = self.at;
+        self.at += end;
+        Ok(self.buffer.get(begin + HEADER..begin + end).map(|body| (header, body)))
+    }
+}
+
+/// Appends a line of the log, as a body.
+pub fn put_line(out: &mut Vec<u8>, level: u8, target: &[u8], text: &[u8]) {
+    out.push(level);
+    out.extend_from_slice(&u32::try_from(target.len()).unwrap_or(u32::MAX).to_le_bytes());
+    out.extend_from_slice(target);
+    out.extend_from_slice(text);
+}
+
+/// A line of the log: level, target, text.
+#[must_use]
+pub fn line(body: &[u8]) -> Option<(u8, &[u8], &[u8])> {
+    let (level, rest) = body.split_first()?;
+    let (length, rest) = rest.split_first_chunk::<4>()?;
+    let (target, text) = rest.split_at_checked(u32::from_le_bytes(*length) as usize)?;
+    Some((*level, target, text))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn message(kind: Kind, body: &[u8]) -> Vec<u8> {
+        let header = Header { length: body.len() as u32, kind, large: false, descriptors: 0 };
+        [&header.bytes()[..], body].concat()
+    }
+
+    #[test]
+    fn a_line_of_the_log_is_read_as_written() {
+        let mut body = Vec::new();
+        put_line(&mut body, 3, b"todo", "saved ✓".as_bytes());
+        assert_eq!(line(&body), Some((3, &b"todo"[..], "saved ✓".as_bytes())));
+        for end in 0..5 {
+            assert_eq!(line(&body[..end]), None);
+        }
+    }
+
+    #[test]
+    fn what_is_no_message_is_an_error() {
+        let cases = [
+            ([0, 0, 0, 0, 9, 0, 0, 0], Malformed::Kind(9)),
+            ([0, 0, 0, 0, 0, 0, 0, 0], Malformed::Kind(0)),
+            ([101, 0, 0, 0, 3, 0, 0, 0], Malformed::Long(101)),
+            ([255, 255, 255, 255, 3, 0, 0, 0], Malformed::Long(u64::from(u32::MAX))),
+        ];
+        for (bytes, wrong) in cases {
+            let mut decoder = Decoder::new(100);
+            decoder.feed(&bytes);
+            assert_eq!(decoder.next(), Err(wrong));
+        }
+    }
+
+    proptest! {
+        /// However a socket cuts them, messages come out as they went in.
+        #[test]
+        fn messages_come_out_as_they_went_in(
+            bodies in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..300), 0..8),
+            cuts in proptest::collection::vec(1_usize..200, 1..40),
+        ) {
+            let all: Vec<u8> = bodies.iter().flat_map(|body| message(Kind::Frames, body)).collect();
+            let (mut decoder, mut found, mut at, mut cuts) = (Decoder::new(300), Vec::new(), 0, cuts.iter().cycle());
+            while at < all.len() {
+                let end = (at + cuts.next().copied().unwrap_or(1)).min(all.len());
+                decoder.feed(&all[at..end]);
+                at = end;
+                while let Some((header, body)) = decoder.next().expect("they are messages") {
+                    prop_assert_eq!(header.kind, Kind::Frames);
+                    found.push(body.to_vec());
+                }
+            }
+            prop_assert_eq!(found, bodies);
+            prop_assert_eq!(decoder.lacks(), HEADER);
+        }
+
+        /// Whatever comes is a message, a part of one, or an error.
+        #[test]
+        fn nothing_is_worse_than_an_error(bytes in proptest::collection::vec(any::<u8>(), 0..400)) {
+            let mut decoder = Decoder::new(200);
+            decoder.feed(&bytes);
+            while let Ok(Some((header, body))) = decoder.next() {
+                prop_assert_eq!(header.length as usize, body.len());
+                let _ = line(body);
+            }
+        }
+    }
+}

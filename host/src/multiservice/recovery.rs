@@ -1,0 +1,101 @@
+//! When a service whose process has died is started again, and when it is given up. Reads no clock.
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+/// So many crashes within [`WINDOW`], and the code is not started any more.
+const CRASHES: usize = 3;
+const WINDOW: Duration = Duration::from_secs(60);
+/// How long it rests before the second start; twice as long each time, up to [`LONGEST`]. Before the first, not at all.
+const FIRST: Duration = Duration::from_millis(100);
+const LONGEST: Duration = Duration::from_secs(30);
+/// After so long without a crash, the next is the first again.
+const GOOD: Duration = Duration::from_secs(600);
+
+/// What comes after a crash.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Next {
+    /// It is started again, after so long.
+    Start(Duration),
+    /// This code is not started any more.
+    Quarantine,
+}
+
+/// The crashes of one code.
+#[derive(Debug, Default)]
+pub(super) struct Recovery {
+    latest: VecDeque<Instant>,
+    rest: Duration,
+}
+
+impl Recovery {
+    /// It has crashed, now.
+    pub(super) fn crashed(&mut self, now: Instant) -> Next {
+        if self.latest.back().is_some_and(|last| now.saturating_duration_since(*last) >= GOOD) {
+            self.rest = Duration::ZERO;
+        }
+        self.latest.push_back(now);
+        while self.latest.front().is_some_and(|first| now.saturating_duration_since(*first) >= WINDOW) {
+            self.latest.pop_front();
+        }
+        if self.latest.len() >= CRASHES {
+            return Next::Quarantine;
+        }
+        let rest = self.rest;
+        self.rest = (rest * 2).clamp(FIRST, LONGEST);
+        Next::Start(rest)
+    }
+
+    /// Other code serves: it has not crashed yet.
+    pub(super) fn reset(&mut self) {
+        *self = Self::default();
+    }
+}
+
+/// What an operator is told of a service's crashes.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Crashes {
+    /// How many there were, since the host has started.
+    pub count: u64,
+    /// How often it was started again.
+    pub restarts: u64,
+    /// The last: how, with the methods or the places in the code.
+    pub last: Option<String>,
+    /// It does not serve just now: why, and what comes next.
+    pub waits: Option<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What comes of crashes at these seconds after the first.
+    fn after(seconds: &[f64]) -> Vec<Next> {
+        let (mut recovery, began) = (Recovery::default(), Instant::now());
+        seconds.iter().map(|at| recovery.crashed(began + Duration::from_secs_f64(*at))).collect()
+    }
+
+    fn start(seconds: f64) -> Next {
+        Next::Start(Duration::from_secs_f64(seconds))
+    }
+
+    #[test]
+    fn the_first_start_is_at_once_and_three_within_a_minute_are_the_end() {
+        for (crashes, comes) in [
+            (&[0.0][..], vec![start(0.0)]),
+            (&[0.0, 1.0], vec![start(0.0), start(0.1)]),
+            (&[0.0, 1.0, 59.0], vec![start(0.0), start(0.1), Next::Quarantine]),
+            (&[0.0, 30.0, 60.0, 89.0], vec![start(0.0), start(0.1), start(0.2), Next::Quarantine]),
+            // One in forty seconds: it rests longer each time, but no longer than half a minute.
+            (
+                &[0.0, 40.0, 80.0, 120.0, 160.0, 200.0, 240.0, 280.0, 320.0, 360.0, 400.0],
+                [0.0, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 12.8, 25.6, 30.0].map(start).to_vec(),
+            ),
+            // Ten good minutes.
+            (&[0.0, 40.0, 640.0], vec![start(0.0), start(0.1), start(0.0)]),
+            (&[0.0, 40.0, 639.0], vec![start(0.0), start(0.1), start(0.2)]),
+        ] {
+            assert_eq!(after(crashes), comes, "{crashes:?}");
+        }
+    }
+}

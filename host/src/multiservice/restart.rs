@@ -1,0 +1,154 @@
+//! What becomes of a service whose process has died: its successor is started from the same code, and takes over as in any
+//! replacement. The link of the dead one has answered what waited in it, and stands still in its place (`loader::worker`).
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::instance::Instance;
+use super::outgoing::Crash;
+use super::recovery::{Crashes, Next};
+use super::slot::{ServiceState, Slot};
+use crate::loader::generation::Source;
+
+/// For how long calls wait for the next start; if it is later, they are refused until then.
+const PATIENT: Duration = Duration::from_secs(1);
+
+/// A service's code has crashed too often: whoever keeps its files may have other code for it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Quarantined {
+    /// The service.
+    pub service: String,
+    /// How it crashed last.
+    pub why: String,
+}
+
+impl Slot {
+    /// From now on the end of this instance's process is this slot's affair.
+    pub(super) fn watch(self: &Arc<Self>, instance: &Arc<Instance>) {
+        let (me, of) = (Arc::downgrade(self), Arc::downgrade(instance));
+        // Services are started where tasks can be.
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
+        instance.outgoing.watch_crashes(Box::new(move |crash| {
+            if let (Some(me), Some(of)) = (me.upgrade(), of.upgrade()) {
+                runtime.spawn(async move { me.recover(of, crash).await });
+            }
+        }));
+    }
+
+    fn is_current(&self, instance: &Arc<Instance>) -> bool {
+        self.current.get().is_some_and(|current| Arc::ptr_eq(&current, instance))
+    }
+
+    /// Starts it again, after a rest, as often as it takes or may be.
+    async fn recover(self: Arc<Self>, dead: Arc<Instance>, crash: Crash) {
+        let service = self.name.as_str();
+        let mut how = self.context.crash_shown(service, &crash);
+        loop {
+            if !self.is_current(&dead) {
+                // Somebody has replaced or stopped it meanwhile.
+                return;
+            }
+            let next = self.recovery.lock().crashed(Instant::now());
+            self.note_crash(&how, next);
+            let rest = match next {
+                Next::Quarantine => return self.quarantine(how).await,
+                Next::Start(rest) => rest,
+            };
+            if rest > PATIENT {
+                let waits = format!("{service} {how}; it is started again in {} s", rest.as_secs());
+                self.crashes.lock().waits = Some(waits);
+            }
+            tokio::time::sleep(rest).await;
+            self.crashes.lock().waits = None;
+            let Some(worker) = dead.generation.worker().filter(|_| self.is_current(&dead)) else { return };
+            let (source, config) = (Source::Worker(worker.clone()), dead.config.clone());
+            let began = Instant::now();
+            let started = match self.prepare(source, move |_| config).await {
+                Ok(prepared) => self.take_over(prepared).await,
+                Err(why) => Err(why),
+            };
+            match started {
+                Ok((reloaded, _)) => {
+                    self.crashes.lock().restarts += 1;
+                    let ms = began.elapsed().as_secs_f64() * 1e3;
+                    tracing::warn!(service, "it serves again, {ms:.0} ms after it was started: {reloaded}");
+                    return;
+                }
+                Err(why) => how = format!("could not be started again: {why}"),
+            }
+        }
+    }
+
+    fn note_crash(&self, how: &str, next: Next) {
+        let service = self.name.as_str();
+        let comes = match next {
+            Next::Quarantine => "its code is not started any more".to_owned(),
+            Next::Start(rest) if rest.is_zero() => "it is started again".to_owned(),
+            Next::Start(rest) => format!("it is started again in {:.1} s", rest.as_secs_f64()),
+        };
+        tracing::error!(service, "it {how}; {comes}");
+        self.context.note("service.crashed", service, &[("how", how)]);
+        let mut crashes = self.crashes.lock();
+        crashes.count += 1;
+        crashes.last = Some(how.to_owned());
+    }
+
+    /// This code is not started any more: another may be, or the service stops.
+    async fn quarantine(&self, how: String) {
+        let service = self.name.to_string();
+        self.context.note("service.quarantined", &service, &[("how", &how)]);
+        let Some(tell) = &self.context.quarantine else {
+            return self.fail(&format!("it crashed too often: it {how}")).await;
+        };
+        if tell.send(Quarantined { service, why: how.clone() }).is_err() {
+            // Nobody keeps files any more: the host is ending.
+            self.fail(&format!("it crashed too often: it {how}")).await;
+        }
+    }
+
+    /// It does not serve any more, and says why; its clients are told.
+    pub async fn fail(&self, why: &str) {
+        let _turn = self.turn.lock().await;
+        let Some(instance) = self.current.take() else { return };
+        tracing::error!(service = self.name.as_str(), "it does not serve any more: {why}");
+        self.set_state(ServiceState::Failed(why.to_owned()));
+        instance.end().await;
+        instance.outgoing.over();
+    }
+
+    /// What there is to say of its crashes.
+    #[must_use]
+    pub fn crashes(&self) -> Crashes {
+        self.crashes.lock().clone()
+    }
+
+    /// Looks whether the code that serves comes back in time from what it was given. One in a process of its own that does not is
+    /// ended, and started again; of one in the host's own, it is said. Answers with what it does, if it is late.
+    pub fn look_after(&self, patience: Duration) -> Option<String> {
+        let instance = self.current.get().filter(|_| self.state() == ServiceState::Serving)?;
+        let Some((long, methods)) = instance.generation.busy_for(patience) else {
+            *self.late.lock() = None;
+            return None;
+        };
+        let what = match methods.as_slice() {
+            [] => "with none of its methods".to_owned(),
+            [one] => format!("in {one}"),
+            [first, rest @ ..] => format!("in {first}, or what was to come after it ({})", rest.join(", ")),
+        };
+        let late = format!("has not come back for {} s, {what}", long.as_secs());
+        let first = self.late.lock().replace(late.clone()).is_none();
+        if first {
+            let service = self.name.as_str();
+            self.context.note("service.late", service, &[("how", &late)]);
+            tracing::error!(service, "it {late}");
+            instance.generation.kill(&format!("{late}, and was killed for it"));
+        }
+        Some(late)
+    }
+
+    /// What it does instead of coming back, if it is late.
+    #[must_use]
+    pub fn late(&self) -> Option<String> {
+        self.late.lock().clone()
+    }
+}
