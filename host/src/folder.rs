@@ -20,13 +20,14 @@ use tokio::sync::Semaphore;
 use crate::config::{self, ConfigFile, Confinements, Home, Settings};
 use crate::control::LibraryStatus;
 use crate::fingerprint::Fingerprint;
+use crate::limits::Unit;
 use crate::loader::fault::LibraryFault;
 use crate::loader::generation::Source;
 use crate::loader::private::{PrivateCopy, PrivateFolder};
 use crate::loader::vet::{Sections, Vet, Vetted};
 use crate::loader::watch::Change;
 use crate::loader::worker::Worker;
-use crate::loader::worker::confinement::Isolation;
+use crate::loader::worker::confinement::{Confinement, Isolation};
 use crate::multiservice::MultiService;
 use crate::multiservice::context::HostContext;
 use crate::multiservice::ended::Unreleased;
@@ -394,13 +395,13 @@ impl Folder {
     }
 
     /// What a service is started from: where the operator has it run.
-    fn source(&self, service: &str, copy: PrivateCopy) -> Source {
+    fn source(&self, service: &str, file: &Path, copy: PrivateCopy) -> Source {
         let confinement = self.confinements.lock().of(service);
         if confinement.isolation == Isolation::None {
             return Source::Copy(copy);
         }
         let (program, quota) = (self.program.clone(), self.context.quota);
-        Source::Worker(Worker { program, copy: Arc::new(copy), confinement, quota })
+        Source::Worker(Worker { program, copy: Arc::new(copy), file: file.to_owned(), confinement, quota })
     }
 
     fn vet(&self, path: PathBuf) -> tokio::task::JoinHandle<Result<(PrivateCopy, Vetted), LibraryFault>> {
@@ -544,6 +545,13 @@ fn shown(path: &Path) -> String {
     path.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned())
 }
 
+/// What a service has at most, in words.
+fn most(confinement: &Confinement) -> Vec<String> {
+    let memory = confinement.memory.map(|memory| format!("{} of memory", Unit::Bytes.shown(memory)));
+    let files = confinement.files.map(|files| format!("{files} descriptors"));
+    memory.into_iter().chain(files).collect()
+}
+
 fn status(path: &Path, entry: &Entry) -> LibraryStatus {
     let file = shown(path);
     let plain = |service, state| LibraryStatus { file: shown(path), service, state, ..LibraryStatus::default() };
@@ -583,6 +591,7 @@ fn status(path: &Path, entry: &Entry) -> LibraryStatus {
                 isolation,
                 process: facts,
                 allow: slot.confinement().allow.iter().map(ToString::to_string).collect(),
+                most: most(&slot.confinement()),
                 crashes: crashes.count,
                 restarts: crashes.restarts,
                 crashed: crashes.last,

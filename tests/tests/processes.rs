@@ -382,6 +382,30 @@ async fn code_that_does_not_come_back_is_told_of_and_in_a_process_started_again(
     }
 }
 
+/// A host that is killed leaves nobody behind: its workers end with it, and the next begins with what was committed.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_host_that_is_killed_takes_its_workers_along() {
+    let mut host = serving("process", &["ledger", "todo"]);
+    let account = login(&connect(&host).await, "alice", "ledger", None).await;
+    assert_eq!(read::<u64>(within(account.call("next", &(1,))).await), 1);
+    let workers = [pid(&host, "ledger"), pid(&host, "todo")];
+    host.kill();
+    let began = Instant::now();
+    while workers.iter().any(|pid| is_alive(*pid)) {
+        assert!(began.elapsed() < PATIENCE, "they end with it");
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    let host = host.into_home().start();
+    let account = login(&connect(&host).await, "alice", "ledger", None).await;
+    assert_eq!(read::<(u64, u64)>(within(account.call("total", &())).await), (1, 0));
+}
+
+fn is_alive(pid: u32) -> bool {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // What has ended may wait for somebody to hear of it.
+    !status.is_empty() && !status.contains(") Z ")
+}
+
 /// However it ends, by its own fault or by what it says to the host: the host goes on, and so does everybody else.
 #[tokio::test(flavor = "multi_thread")]
 async fn however_a_worker_ends_the_host_and_all_others_go_on() {
@@ -422,6 +446,14 @@ async fn however_a_worker_ends_the_host_and_all_others_go_on() {
         counted += 1;
         assert_eq!(read::<u64>(within(prisoner.call("count", &())).await), counted, "{how}");
         assert_eq!(read::<u64>(within(todo.call("add", &("milk",))).await), counted - 1, "{how}");
+        if matches!(how, "segv" | "abort" | "overflow") {
+            // Its author is told where; a client is not.
+            let at = if how == "overflow" { "confined::deeper" } else { "Prisoner::die" };
+            let status =
+                until(&host, "confined", |status| status.crashed.as_ref().is_some_and(|how| how.contains(", in ")));
+            let crashed = status.crashed.expect("it has");
+            assert!(crashed.contains(at) && !text.contains(at), "{crashed}");
+        }
         ask(&host, Request::ServiceReload { name: "confined".to_owned() });
     }
     assert_eq!(host.id(), before);

@@ -105,6 +105,15 @@ async fn all_that_a_sandbox_forbids_is_refused() {
         ("netlink", String::new()),
         ("vsock", String::new()),
         ("mptcp", String::new()),
+        ("datagrams", String::new()),
+        ("packets", String::new()),
+        // What can be asked of an open file beside its bytes.
+        ("lease", "/usr/bin/id".to_owned()),
+        ("signals-to", "/usr/bin/id".to_owned()),
+        ("asynchronous", "/usr/bin/id".to_owned()),
+        ("news-of", "/usr".to_owned()),
+        ("memory-file", String::new()),
+        ("namespace", String::new()),
         // Processes, its own and others'.
         ("fork", String::new()),
         ("spawn", String::new()),
@@ -213,6 +222,8 @@ async fn a_service_starts_no_processes_unless_it_may() {
     for what in ["fork", "spawn"] {
         assert_eq!(attempt(&prisoner, what, "").await, "done", "{what}");
     }
+    // In no other namespaces.
+    assert_eq!(attempt(&prisoner, "namespace", "").await, "EPERM");
 }
 
 #[tokio::test(flavor = "multi_thread")]

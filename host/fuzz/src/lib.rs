@@ -9,7 +9,7 @@ use jelly::{Limits, Scanner, Shape, Value};
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All targets.
-pub const TARGETS: [Target; 11] = [
+pub const TARGETS: [Target; 12] = [
     ("value", value),
     ("typed", typed),
     ("broker", broker),
@@ -21,6 +21,7 @@ pub const TARGETS: [Target; 11] = [
     ("credential", credential),
     ("record", record),
     ("entries", entries),
+    ("worker", worker),
 ];
 
 /// Untyped values: what is taken is written, and taken again as the same.
@@ -178,4 +179,28 @@ pub fn entries(bytes: &[u8]) {
         frame::put_object(&mut written, *object, *count, name);
     }
     assert!(frame::objects(&written).eq(read));
+}
+
+/// What a worker says, by hand: messages, the frames in them, and what is said in its place when it is dead.
+pub fn worker(bytes: &[u8]) {
+    use credhost::loader::worker::owed::Owed;
+    use credhost::loader::worker::wire::{Decoder, Kind, line};
+    use plugin_api::abi::frame::ToHost;
+
+    let (mut decoder, mut owed) = (Decoder::new(1 << 16), Owed::default());
+    decoder.feed(bytes);
+    while let Ok(Some((header, body))) = decoder.message() {
+        let good = match header.kind {
+            Kind::Frames => owed.said(body).is_ok(),
+            Kind::Log => line(body).is_some(),
+            _ => true,
+        };
+        if !good {
+            break;
+        }
+    }
+    // Nobody has asked it anything: there is nothing to answer, and nothing to give back.
+    assert!(owed.failed("it crashed").is_empty());
+    let last = owed.ended();
+    assert_eq!(ToHost::read(&mut last.as_slice()), Some(ToHost::Stopped {}));
 }

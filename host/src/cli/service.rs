@@ -158,7 +158,9 @@ fn times(count: u64) -> String {
 /// Where it runs, and what has become of it there.
 fn place(library: &LibraryStatus) -> Vec<Vec<String>> {
     let row = |what: &str, value: String| vec![what.to_owned(), value];
-    let mut rows = vec![row("isolation", library.isolation.to_string())];
+    let runs = !["failed", "stopped"].iter().any(|state| library.state.starts_with(state));
+    let mut rows = Vec::new();
+    rows.extend(runs.then(|| row("isolation", library.isolation.to_string())));
     if let Some(process) = &library.process {
         let (memory, cpu) = (process.memory as f64 / f64::from(1 << 20), process.cpu_ms as f64 / 1e3);
         rows.push(row("process", format!("{}, {memory:.1} MiB, {cpu:.2} s of the processor's time", process.pid)));
@@ -167,6 +169,9 @@ fn place(library: &LibraryStatus) -> Vec<Vec<String>> {
         let may =
             if library.allow.is_empty() { "nothing beside computing".to_owned() } else { library.allow.join(", ") };
         rows.push(row("may", may));
+    }
+    if !library.most.is_empty() {
+        rows.push(row("has at most", library.most.join(", ")));
     }
     if library.crashes > 0 {
         let (crashes, restarts) = (times(library.crashes), times(library.restarts));

@@ -238,6 +238,9 @@ pub struct LibraryStatus {
     /// What it may do beside computing, in a sandbox.
     #[serde(default)]
     pub allow: Vec<String>,
+    /// What it has at most, in a process of its own.
+    #[serde(default)]
+    pub most: Vec<String>,
     /// How often its process has died since the host has started; how often it was started again; and how it died last.
     #[serde(default)]
     pub crashes: u64,

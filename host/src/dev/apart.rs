@@ -9,7 +9,8 @@ use std::process::{Command, Stdio};
 use serde::{Deserialize, Serialize};
 
 use super::check::Found;
-use crate::loader::vet::{ended, own_stdout};
+use crate::loader::exit::ended;
+use crate::loader::vet::own_stdout;
 
 /// A line of the child's.
 #[derive(Debug, Serialize, Deserialize)]

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::{Folder, Library, shown};
 use crate::loader::fault::LibraryFault;
 use crate::loader::private;
-use crate::multiservice::restart::Quarantined;
+use crate::multiservice::Quarantined;
 use crate::multiservice::slot::{ServiceState, Slot};
 
 impl Folder {
@@ -73,6 +73,7 @@ impl Folder {
             let trouble = self.entries.lock().get(&path).and_then(|entry| entry.trouble.clone());
             let (from, to) = (is.isolation, wanted.isolation);
             match self.serve_even(&path, turn, copy, true).await {
+                Ok(true) if from == to => done.push(format!("{service}: what it may and has at most in its {to}")),
                 Ok(true) => done.push(format!("{service}: isolation {from} → {to}")),
                 Ok(false) => {}
                 Err(why) => done.push(format!("{service} stays where it is ({from}): {why}")),

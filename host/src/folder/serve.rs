@@ -200,7 +200,7 @@ impl Folder {
         }
         let kept = Kept::new(&self.good_copy(path), &copy);
         let section = vetted.section.clone();
-        let source = self.source(slot.name().as_str(), copy);
+        let source = self.source(slot.name().as_str(), path, copy);
         let prepared = slot.prepare(source, |_| section).await?;
         Ok(Next::Prepared { slot, prepared, kept: (kept, hash) })
     }
@@ -255,7 +255,7 @@ impl Folder {
         if let Some(before) = before {
             self.end(&before).await;
         }
-        let slot = match self.start(&name, copy, vetted.section).await {
+        let slot = match self.start(&name, path, copy, vetted.section).await {
             Ok(slot) => slot,
             Err(why) => return self.back(path, why).await,
         };
@@ -269,7 +269,7 @@ impl Folder {
             matches!(self.entries.lock().get(path).map(|entry| &entry.library), Some(Library::Loaded { .. }));
         if was_loaded && let Ok(Ok((copy, vetted))) = self.vet(self.good_copy(path)).await {
             let hash = *copy.hash();
-            if let Ok(slot) = self.start(&vetted.manifest.service, copy, vetted.section).await {
+            if let Ok(slot) = self.start(&vetted.manifest.service, path, copy, vetted.section).await {
                 if let Some(entry) = self.entries.lock().get_mut(path) {
                     entry.library = Library::Loaded { slot, hash, notes: vetted.notes, reloaded: None };
                 }
@@ -283,8 +283,14 @@ impl Folder {
     }
 
     /// Loads a library with its section of the configuration.
-    async fn start(&self, service: &str, copy: PrivateCopy, section: Vec<u8>) -> Result<Arc<Slot>, LibraryFault> {
-        let slot = Slot::load(self.source(service, copy), &self.context, |_| section).await?;
+    async fn start(
+        &self,
+        service: &str,
+        path: &Path,
+        copy: PrivateCopy,
+        section: Vec<u8>,
+    ) -> Result<Arc<Slot>, LibraryFault> {
+        let slot = Slot::load(self.source(service, path, copy), &self.context, |_| section).await?;
         match self.collection(slot.name().as_str()).add(Arc::clone(&slot)).await {
             Ok(()) => Ok(slot),
             Err(NotAdded::Fault(fault)) => Err(fault),

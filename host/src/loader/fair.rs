@@ -300,6 +300,11 @@ impl<M: Clone> FairQueue<M> {
         self.owners.clear();
     }
 
+    /// How many bytes of the host's own wait.
+    pub(super) fn of_host(&self) -> usize {
+        self.host.len() + self.barriers.iter().map(|barrier| barrier.frames.len()).sum::<usize>()
+    }
+
     /// Takes everything out, whoever may not begin: what the host has said, what is in each lane, and last what stands behind
     /// barriers.
     pub(super) fn take_all(&mut self, mut each: impl FnMut(Option<&Lane<M>>, &[u8])) {

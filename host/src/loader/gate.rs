@@ -17,7 +17,6 @@ use rustix::event::{EventfdFlags, eventfd};
 
 use super::fair;
 use super::queue::{Over, Queue};
-use super::worker::link::Link;
 use crate::memory::{Kept, Meter, Resume};
 
 /// The most bytes that may wait in a gate. Connections bound what each of them has in flight; this bounds them all.
@@ -96,8 +95,21 @@ enum Reader {
     /// A library's thread in this process, which sleeps on this descriptor.
     Thread(OwnedFd),
     /// A process.
-    Worker(Arc<Link>),
+    Worker(Arc<dyn Elsewhere>),
 }
+
+/// Whoever gives a process what waits in its gate.
+pub trait Elsewhere: Send + Sync {
+    /// There may be something in the gate.
+    fn more(&self, gate: &Gate);
+    /// How many bytes of it were taken out, and wait all the same.
+    fn left_bytes(&self) -> usize;
+    /// It does not take what it asks for: so much waits that it must not go on.
+    fn overrun(&self);
+}
+
+/// The most bytes of the host's own that may wait in a process's gate: answers to what it has asked for.
+const ANSWERS: usize = 256 << 20;
 
 impl Drop for Gate {
     fn drop(&mut self) {
@@ -131,7 +143,7 @@ impl Gate {
     }
 
     /// A gate whose generation is at the other end of this link.
-    pub(super) fn of_worker(link: Arc<Link>, outlet: Arc<dyn Outlet>) -> Arc<Self> {
+    pub(super) fn of_worker(link: Arc<dyn Elsewhere>, outlet: Arc<dyn Outlet>) -> Arc<Self> {
         Self::read_by(Reader::Worker(link), outlet)
     }
 
@@ -178,6 +190,12 @@ impl Gate {
     pub fn push_host(&self, frames: &[u8]) {
         if self.queue.host(frames) {
             self.ring();
+        }
+        if let Reader::Worker(worker) = &self.reader
+            && frames.len() > LARGE
+            && self.queue.of_host() > ANSWERS
+        {
+            worker.overrun();
         }
     }
 
@@ -379,8 +397,9 @@ pub(super) fn descriptor_of(number: u64) -> io::Result<OwnedFd> {
     let raw = RawFd::try_from(number).ok().filter(|raw| *raw >= 0);
     let raw = raw.ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;
     // SAFETY: the number stands in a frame `Stream` or `Lent` of this host's own that was just popped. Whoever wrote it (`doors`)
-    // keeps the descriptor open until the generation that it is for has said `Taken`, or has ended: neither can have happened, for
-    // the generation is given the frame after this. It is borrowed for this one call, which only duplicates it.
+    // keeps the descriptor open until the generation that it is for has said `Taken` of it or `Closed` of its stream, or has ended.
+    // That has not happened: the generation is given the frame after this, and what it says of descriptors and streams that it was
+    // not given is refused before the host hears it (`worker::owed`). It is borrowed for this one call, which only duplicates it.
     let borrowed = unsafe { BorrowedFd::borrow_raw(raw) };
     borrowed.try_clone_to_owned()
 }

@@ -20,7 +20,8 @@ use super::library::{self, OpenLibrary};
 use super::private::PrivateCopy;
 use super::unload::{UnloadOutcome, unload};
 use super::worker::link::Link;
-use super::worker::{self, Facts, Process, Worker, refuse};
+use super::worker::owed::refused;
+use super::worker::{self, Facts, Process, Worker};
 
 /// Where a generation's code comes from.
 pub enum Source {
@@ -86,7 +87,7 @@ impl Generation {
             Source::Linked(Linked(module)) => {
                 match Library::of(module) {
                     Ok(library) => library.run(host(), own.number()),
-                    Err(wrong) => refuse(&*outlet, &wrong.message),
+                    Err(wrong) => outlet.frames(&refused(&wrong.message)),
                 }
                 None
             }
@@ -99,7 +100,7 @@ impl Generation {
                     Some(ManuallyDrop::new((open, place)))
                 }
                 Err(fault) => {
-                    refuse(&*outlet, &fault.to_string());
+                    outlet.frames(&refused(&fault.to_string()));
                     None
                 }
             },
@@ -111,14 +112,15 @@ impl Generation {
 
     fn start_worker(of: Worker, outlet: Arc<dyn Outlet>) -> std::io::Result<Self> {
         let (ours, theirs) = worker::sockets()?;
-        let (link, process) = (Link::new(ours)?, Arc::new(Process::default()));
-        let gate = Gate::of_worker(Arc::clone(&link), Arc::clone(&outlet));
+        let process = Arc::new(Process::default());
+        let link = Link::new(ours, Arc::clone(&process))?;
+        let gate = Gate::of_worker(Arc::clone(&link) as Arc<_>, Arc::clone(&outlet));
         let (own, of_link, of_process, running) =
             (Arc::clone(&gate), Arc::clone(&link), Arc::clone(&process), of.clone());
         // The process is started on the thread that lives as long as it does: it dies with that, if the host does.
         let thread = Builder::new()
             .name("worker".to_owned())
-            .spawn(move || running.run(&of_link, theirs, &own, &*outlet, &of_process))?;
+            .spawn(move || running.run(&of_link, theirs, &own, &outlet, &of_process))?;
         Ok(Self { gate, place: RunsIn::Worker { worker: of, process, link, thread: Mutex::new(Some(thread)) } })
     }
 
@@ -143,7 +145,7 @@ impl Generation {
     /// Ends its process, if it has one of its own, as if it had crashed. False: it has none.
     pub fn kill(&self, why: &str) -> bool {
         let RunsIn::Worker { process, .. } = &self.place else { return false };
-        process.kill(Some(why));
+        process.kill(why);
         true
     }
 
@@ -239,8 +241,8 @@ impl Generation {
     pub fn condemn(&self) -> UnloadOutcome {
         let thread = match &self.place {
             RunsIn::Worker { process, .. } => {
-                process.kill(Some("did not stop in time, and was killed"));
-                return self.join();
+                process.kill("did not stop in time, and was killed");
+                return UnloadOutcome::Condemned;
             }
             RunsIn::Thread(thread) => thread,
         };

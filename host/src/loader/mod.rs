@@ -7,6 +7,7 @@
 //! memory) and `ledger` (four of the system's functions).
 
 pub mod elf;
+pub(crate) mod exit;
 mod fair;
 pub mod fault;
 pub mod gate;

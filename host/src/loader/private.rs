@@ -47,6 +47,23 @@ pub fn hash(copy: &Path) -> io::Result<[u8; 32]> {
     Ok(hasher.finalize().into())
 }
 
+/// The hash of what is loaded of a library's file: see [`PrivateCopy::original`].
+///
+/// # Errors
+/// One sentence that says what is wrong with it.
+pub fn original(file: &Path) -> Result<[u8; 32], LibraryFault> {
+    let mut file = File::open(file).map_err(unreadable)?;
+    let mut head = Vec::new();
+    (&mut file).take(HEAD).read_to_end(&mut head).map_err(unreadable)?;
+    let extent = elf::check(&head, file.metadata().map_err(unreadable)?.len())?;
+    let mut hasher = Blake2s256::new();
+    let from_head = head.len().min(usize::try_from(extent.loaded).unwrap_or(usize::MAX));
+    hasher.update(&head[..from_head]);
+    io::copy(&mut file.take(extent.loaded - from_head as u64), &mut Hashing(&mut hasher, io::sink()))
+        .map_err(unreadable)?;
+    Ok(hasher.finalize().into())
+}
+
 /// Passes bytes on, and takes note of them.
 struct Hashing<'h, W>(&'h mut Blake2s256, W);
 

@@ -95,6 +95,11 @@ impl<M: Clone> Queue<M> {
         self.frames.lock().drain(each);
     }
 
+    /// How many bytes of the host's own wait.
+    pub(super) fn of_host(&self) -> usize {
+        self.frames.lock().of_host()
+    }
+
     /// Takes everything out, for a reader that has died: see [`FairQueue::take_all`].
     pub(super) fn take_all(&self, each: impl FnMut(Option<&Lane<M>>, &[u8])) {
         self.frames.lock().take_all(each);

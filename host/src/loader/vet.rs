@@ -24,14 +24,15 @@ use plugin_api::abi::frame::{ToHost, ToLibrary};
 use plugin_api::manifest::Manifest;
 use serde::{Deserialize, Serialize};
 
+use super::exit::ended;
 use super::fault::LibraryFault;
 use super::gate::Outlet;
 use super::generation::{Generation, Source};
 use super::private::PrivateCopy;
 use super::relocations;
 use super::unload::UnloadOutcome;
-use super::worker::confinement::{Confinement, Isolation, Permission};
-use super::worker::{confine, may_be_known};
+use super::worker::confinement::{Confinement, Isolation, LACKS, Permission};
+use super::worker::{OwnFolder, confine, may_be_known};
 
 /// The word by which a program that hosts services is run again, to vet a library. See [`child`].
 pub const WORD: &str = "vet-in-child";
@@ -208,16 +209,16 @@ impl Vet {
     fn run(&self, copy: &Path, sections: &[u8], allowed: &Allowed) -> io::Result<(Verdict, bool)> {
         let done = self.run_with(copy, sections, Vec::new(), allowed)?;
         let done = match done {
-            Heard::Verdict(verdict, lasting) => return Ok((verdict, lasting)),
+            Heard::Verdict(verdict, lasting) => return Ok((*verdict, lasting)),
             Heard::IsAllowed(allow) => self.run_with(copy, sections, allow, &Allowed::new())?,
         };
         match done {
             Heard::Verdict(mut verdict, lasting) => {
-                if let Ok(vetted) = &mut verdict {
+                if let Ok(vetted) = &mut *verdict {
                     let allow = allowed.get(&vetted.manifest.service).map_or(&[][..], Vec::as_slice);
                     vetted.lacks = lacks(&vetted.manifest, allow);
                 }
-                Ok((verdict, lasting))
+                Ok((*verdict, lasting))
             }
             // It is not held against anything the second time.
             Heard::IsAllowed(_) => Err(io::ErrorKind::Other.into()),
@@ -225,7 +226,7 @@ impl Vet {
     }
 
     fn run_with(&self, copy: &Path, sections: &[u8], allow: Vec<Permission>, allowed: &Allowed) -> io::Result<Heard> {
-        let own = tempfile::Builder::new().prefix("vet-").tempdir_in(copy.parent().unwrap_or(copy))?;
+        let own = OwnFolder::beside(copy)?;
         let confinement = Confinement { isolation: self.isolation, allow, ..Confinement::default() };
         let mut told = serde_json::to_vec(&Apart { confinement, folder: own.path().to_owned() })?;
         told.push(b'\n');
@@ -266,7 +267,7 @@ impl Vet {
     }
 
     fn listen(&self, heard: &Receiver<Said>, child: &mut Killed, allowed: &Allowed) -> io::Result<Heard> {
-        let verdict = |verdict, lasting| Ok(Heard::Verdict(verdict, lasting));
+        let verdict = |verdict, lasting| Ok(Heard::Verdict(Box::new(verdict), lasting));
         let (mut step, mut manifest, mut notes) = (Step::Open, None, Vec::new());
         loop {
             match heard.recv_timeout(self.patience) {
@@ -278,7 +279,9 @@ impl Vet {
                     manifest = Some(found);
                 }
                 Ok(Said::Open(why)) => {
-                    let why = format!("libraries cannot be vetted here: {why}; or [plugins] vetting = \"process\"");
+                    let lesser =
+                        if why.starts_with(LACKS) { "; [plugins] vetting = \"process\" does without" } else { "" };
+                    let why = format!("libraries cannot be vetted: {why}{lesser}");
                     return verdict(Err(LibraryFault::Operator(why)), false);
                 }
                 Ok(Said::Note(note)) => notes.push(note),
@@ -313,7 +316,7 @@ impl Vet {
 /// What has come of a child.
 enum Heard {
     /// The verdict, and whether it would be the same again.
-    Verdict(Verdict, bool),
+    Verdict(Box<Verdict>, bool),
     /// It is a service that is allowed more than it had.
     IsAllowed(Vec<Permission>),
 }
@@ -349,24 +352,6 @@ impl Drop for Killed {
         // It may have left its group.
         let _ = self.0.kill();
         let _ = self.0.wait();
-    }
-}
-
-/// How a process has ended that a library was tried in.
-pub(crate) fn ended(status: ExitStatus) -> String {
-    let name = |signal| match signal {
-        libc::SIGSEGV => "SIGSEGV".to_owned(),
-        libc::SIGBUS => "SIGBUS".to_owned(),
-        libc::SIGABRT => "SIGABRT".to_owned(),
-        libc::SIGILL => "SIGILL".to_owned(),
-        libc::SIGFPE => "SIGFPE".to_owned(),
-        libc::SIGTRAP => "SIGTRAP".to_owned(),
-        libc::SIGKILL => "SIGKILL".to_owned(),
-        other => format!("signal {other}"),
-    };
-    match (status.signal(), status.code()) {
-        (Some(signal), _) => format!("crashes ({})", name(signal)),
-        (None, code) => format!("ends the process (exit code {})", code.unwrap_or(0)),
     }
 }
 

@@ -7,8 +7,7 @@ use tokio::sync::mpsc;
 
 use super::doorkeeper::{Doorkeeper, NoDoors};
 use super::ended::Ended;
-use super::outgoing::Crash;
-use super::restart::Quarantined;
+use super::recovery::Quarantined;
 use super::router::Router;
 pub use super::slot_no::SlotNo;
 use crate::memory::{self, Budget};
@@ -38,8 +37,6 @@ pub struct HostContext {
     pub doors: Arc<dyn Doorkeeper>,
     /// Who hears of services whose code has crashed too often; without anybody, they stop.
     pub quarantine: Option<mpsc::UnboundedSender<Quarantined>>,
-    /// Names the places of a crash, by the addresses in a service's library.
-    pub places: Option<Arc<dyn Fn(&str, &[u64]) -> Option<String> + Send + Sync>>,
 }
 
 /// How many bytes a saved state may have, if nothing else is said.
@@ -68,7 +65,6 @@ impl HostContext {
             memory,
             doors,
             quarantine: None,
-            places: None,
         }
     }
 
@@ -82,16 +78,6 @@ impl HostContext {
             }
         };
         self.store.commit(vec![Write::Audit(event)], Box::new(done));
-    }
-
-    /// A crash, as the rest of a sentence: with the places in the code, where they can be named.
-    pub(super) fn crash_shown(&self, service: &str, crash: &Crash) -> String {
-        let places =
-            self.places.as_ref().filter(|_| !crash.at.is_empty()).and_then(|places| places(service, &crash.at));
-        match places {
-            Some(places) => format!("{} in {places}", crash.how),
-            None => crash.how.clone(),
-        }
     }
 }
 

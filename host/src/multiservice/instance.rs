@@ -208,7 +208,12 @@ async fn end(
     steps: &mut mpsc::UnboundedReceiver<Lifecycle>,
 ) -> UnloadOutcome {
     generation.send_last(&ToLibrary::Stop {});
-    if tokio::time::timeout(STOP, until_stopped(outgoing, steps)).await.is_ok() {
+    let mut stopped = tokio::time::timeout(STOP, until_stopped(outgoing, steps)).await.is_ok();
+    if !stopped && generation.kill("did not stop in time, and was killed") {
+        // Its last word is said in its place.
+        stopped = tokio::time::timeout(STOP, until_stopped(outgoing, steps)).await.is_ok();
+    }
+    if stopped {
         // It has said its last: its thread is about to end.
         let generation = Arc::clone(generation);
         let (done, joined) = tokio::sync::oneshot::channel();

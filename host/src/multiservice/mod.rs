@@ -15,7 +15,7 @@ mod instance;
 mod outgoing;
 mod recovery;
 pub mod reload;
-pub mod restart;
+mod restart;
 pub mod router;
 pub mod slot;
 mod slot_no;
@@ -25,7 +25,7 @@ pub use backend::{Backend, Backends};
 pub use context::SlotNo;
 pub use current::AttachmentChange;
 pub use doorkeeper::{Doorkeeper, NoDoors, Speaker};
-pub use recovery::Crashes;
+pub use recovery::{Crashes, Quarantined};
 
 use std::sync::Arc;
 

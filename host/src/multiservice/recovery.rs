@@ -65,6 +65,15 @@ pub struct Crashes {
     pub waits: Option<String>,
 }
 
+/// A service's code has crashed too often: whoever keeps its files may have other code for it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Quarantined {
+    /// The service.
+    pub service: String,
+    /// How it crashed last.
+    pub why: String,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -6,21 +6,13 @@ use std::time::{Duration, Instant};
 
 use super::instance::Instance;
 use super::outgoing::Crash;
-use super::recovery::{Crashes, Next};
+use super::recovery::{Crashes, Next, Quarantined};
 use super::slot::{ServiceState, Slot};
 use crate::loader::generation::Source;
+use crate::loader::worker::places;
 
 /// For how long calls wait for the next start; if it is later, they are refused until then.
 const PATIENT: Duration = Duration::from_secs(1);
-
-/// A service's code has crashed too often: whoever keeps its files may have other code for it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Quarantined {
-    /// The service.
-    pub service: String,
-    /// How it crashed last.
-    pub why: String,
-}
 
 impl Slot {
     /// From now on the end of this instance's process is this slot's affair.
@@ -42,7 +34,8 @@ impl Slot {
     /// Starts it again, after a rest, as often as it takes or may be.
     async fn recover(self: Arc<Self>, dead: Arc<Instance>, crash: Crash) {
         let service = self.name.as_str();
-        let mut how = self.context.crash_shown(service, &crash);
+        let mut how = crash.how.clone();
+        self.name_places(&dead, crash);
         loop {
             if !self.is_current(&dead) {
                 // Somebody has replaced or stopped it meanwhile.
@@ -77,6 +70,22 @@ impl Slot {
                 Err(why) => how = format!("could not be started again: {why}"),
             }
         }
+    }
+
+    /// Says where the code was, for its author, as soon as that has been looked up: nobody waits for it.
+    fn name_places(self: &Arc<Self>, dead: &Instance, crash: Crash) {
+        let Some(worker) = dead.generation.worker().filter(|_| !crash.at.is_empty()) else { return };
+        let (me, file, original) = (Arc::downgrade(self), worker.file.clone(), *worker.copy.original());
+        tokio::task::spawn_blocking(move || {
+            let found = places::named(&file, &original, &crash.at);
+            if let (Some(me), Some(found)) = (me.upgrade(), found) {
+                tracing::error!(service = me.name.as_str(), "where it crashed: {found}");
+                let mut crashes = me.crashes.lock();
+                if crashes.last.as_ref() == Some(&crash.how) {
+                    crashes.last = Some(format!("{}, in {found}", crash.how));
+                }
+            }
+        });
     }
 
     fn note_crash(&self, how: &str, next: Next) {

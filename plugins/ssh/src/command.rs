@@ -254,6 +254,7 @@ mod tests {
             save: "call".to_owned(),
             shared: false,
             needs: Vec::new(),
+            permissions: Vec::new(),
             api: "1".to_owned(),
             perspective: "Tasks".to_owned(),
             perspective_doc: String::new(),

@@ -23,6 +23,8 @@ const READ: usize = 64 << 10;
 /// The way out.
 #[derive(Debug, Default)]
 pub(super) struct Outbound {
+    /// All goes through the socket, however long it is: memory files cannot be made.
+    plain: bool,
     /// What the socket did not take yet, in order.
     waiting: VecDeque<Part>,
 }
@@ -47,7 +49,7 @@ impl Outbound {
         body: &[u8],
         descriptors: Vec<OwnedFd>,
     ) -> io::Result<()> {
-        if body.len() <= LARGE {
+        if body.len() <= LARGE || self.plain {
             return self.send_parts(socket, kind, false, body, descriptors);
         }
         let mut all = vec![sealed(body)?];
@@ -108,6 +110,11 @@ impl Outbound {
             }
         }
         Ok(())
+    }
+
+    /// From now on no memory files are made.
+    pub(super) fn be_plain(&mut self) {
+        self.plain = true;
     }
 
     /// Whether something waits for room in the socket.
@@ -177,6 +184,8 @@ pub(super) struct Inbound {
     /// The most of them.
     most: usize,
     buffer: Box<[u8]>,
+    /// No other descriptors are taken than those of memory files.
+    memory_alone: bool,
 }
 
 /// A message that has come whole.
@@ -202,7 +211,12 @@ impl Inbound {
     /// Takes bodies of so many bytes, and so many descriptors ahead of their messages.
     pub(super) fn new(limit: u64, most: usize) -> Self {
         let (decoder, buffer) = (Decoder::new(limit.min(u64::from(u32::MAX))), vec![0; READ].into());
-        Self { decoder, limit, descriptors: VecDeque::new(), most, buffer }
+        Self { decoder, limit, descriptors: VecDeque::new(), most, buffer, memory_alone: false }
+    }
+
+    /// The other side is a stranger: no other descriptors are taken from it than those of memory files.
+    pub(super) fn memory_alone(self) -> Self {
+        Self { memory_alone: true, ..self }
     }
 
     /// Reads what has come; does not wait.
@@ -226,7 +240,12 @@ impl Inbound {
                 self.descriptors.extend(descriptors);
             }
         }
-        if received.flags.contains(ReturnFlags::CTRUNC) || self.descriptors.len() > self.most {
+        let other = |descriptor: &OwnedFd| rustix::fs::fcntl_get_seals(descriptor).is_err();
+        let unwanted = self.memory_alone && self.descriptors.iter().any(other);
+        if unwanted || received.flags.contains(ReturnFlags::CTRUNC) || self.descriptors.len() > self.most {
+            // A socket can take as long as it likes to be closed: nobody waits for that.
+            let unwanted = std::mem::take(&mut self.descriptors);
+            let _ = std::thread::Builder::new().name("close".to_owned()).spawn(move || drop(unwanted));
             return Err(Malformed::Descriptors);
         }
         if received.bytes == 0 {
@@ -240,8 +259,8 @@ impl Inbound {
     ///
     /// # Errors
     /// When it is none.
-    pub(super) fn next(&mut self) -> Result<Option<Message<'_>>, Malformed> {
-        let Some((header, body)) = self.decoder.next()? else { return Ok(None) };
+    pub(super) fn message(&mut self) -> Result<Option<Message<'_>>, Malformed> {
+        let Some((header, body)) = self.decoder.message()? else { return Ok(None) };
         let count = usize::from(header.descriptors);
         if self.descriptors.len() < count || usize::from(header.large) > count {
             return Err(Malformed::Descriptors);
@@ -281,7 +300,7 @@ mod tests {
         loop {
             out.go_on(&a).expect("it is sent");
             let come = inbound.read(&b).expect("it is a message");
-            while let Some(message) = inbound.next().expect("it is a message") {
+            while let Some(message) = inbound.message().expect("it is a message") {
                 let sum = message.body.iter().map(|byte| u64::from(*byte)).sum();
                 found.push((message.body.len(), sum, message.descriptors.len()));
             }
@@ -332,7 +351,7 @@ mod tests {
             let (mut out, mut inbound) = (Outbound::default(), Inbound::new(1 << 20, 4));
             out.send_parts(&a, Kind::Frames, true, &length.to_le_bytes(), vec![file()]).expect("it is sent");
             assert_eq!(inbound.read(&b), Ok(Come::Some), "{what}");
-            assert!(inbound.next().is_err(), "{what}");
+            assert!(inbound.message().is_err(), "{what}");
         }
         // Fewer than it says.
         let (a, b) = pair();
@@ -340,6 +359,6 @@ mod tests {
         rustix::io::write(&a, &header.bytes()).expect("it is written");
         let mut inbound = Inbound::new(100, 4);
         assert_eq!(inbound.read(&b), Ok(Come::Some));
-        assert!(matches!(inbound.next(), Err(Malformed::Descriptors)));
+        assert!(matches!(inbound.message(), Err(Malformed::Descriptors)));
     }
 }

@@ -137,6 +137,9 @@ pub struct Confinement {
     pub files: Option<u64>,
 }
 
+/// How what is said begins where the kernel lacks something.
+pub(crate) const LACKS: &str = "the kernel lacks what the sandbox needs";
+
 /// How much memory a service in a process of its own may have, in bytes, if nothing else is said.
 pub const MEMORY: u64 = 2 << 30;
 

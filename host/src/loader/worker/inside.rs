@@ -14,15 +14,13 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::Setup;
 use super::channel::{Come, Inbound, Outbound};
+use super::confinement::Isolation;
 use super::link::{renamed, renamed_taken};
-use super::process::refuse;
+use super::owed::refused;
 use super::wire::{self, Kind};
 use super::{crash, sandbox};
 use crate::loader::gate::{Outlet, contained};
 use crate::loader::library;
-
-/// The first argument of a program that is to be a worker.
-pub const WORD: &str = "serve-in-child";
 
 /// The longest message of the host's, in bytes: it is believed.
 const LIMIT: u64 = u32::MAX as u64;
@@ -59,7 +57,7 @@ impl Inside {
     fn setup(&self) -> io::Result<Setup> {
         let mut incoming = self.incoming.lock();
         loop {
-            let found = incoming.inbound.next().map_err(|wrong| io::Error::other(wrong.to_string()))?;
+            let found = incoming.inbound.message().map_err(|wrong| io::Error::other(wrong.to_string()))?;
             if let Some(message) = found {
                 return serde_json::from_slice(&message.body).map_err(io::Error::other);
             }
@@ -108,7 +106,7 @@ impl Inside {
             self.send(Kind::Ask, &[]);
         }
         loop {
-            match incoming.inbound.next() {
+            match incoming.inbound.message() {
                 Ok(Some(message)) => {
                     let (batch, descriptors) = (message.body.into_owned(), message.descriptors);
                     incoming.asked = false;
@@ -268,8 +266,12 @@ fn serve() -> io::Result<()> {
         gone();
     }
     let _ = INSIDE.set(Arc::clone(&inside));
+    if setup.confinement.isolation == Isolation::Sandbox {
+        // There it could keep as much in them as it liked.
+        inside.out.lock().be_plain();
+    }
     if let Err(why) = sandbox::confine(&setup.confinement, &setup.copy, &setup.folder) {
-        refuse(&*inside, &why);
+        inside.frames(&refused(&why));
         return Ok(());
     }
     match library::open(&setup.copy) {
@@ -279,7 +281,7 @@ fn serve() -> io::Result<()> {
             // It is not closed: its threads may still run, until the process ends.
             std::mem::forget(open);
         }
-        Err(fault) => refuse(&*inside, &fault.to_string()),
+        Err(fault) => inside.frames(&refused(&fault.to_string())),
     }
     Ok(())
 }

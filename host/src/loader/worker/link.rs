@@ -15,8 +15,37 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 
 use super::channel::{Come, Inbound, Outbound};
 use super::owed::{Owed, Told, fail};
+use super::pid::Process;
 use super::wire::{self, Kind, Malformed};
-use crate::loader::gate::{Gate, Lane, Outlet, descriptor_of};
+use crate::loader::gate::{Elsewhere, Gate, Lane, Outlet, descriptor_of};
+
+impl Elsewhere for Link {
+    fn more(&self, gate: &Gate) {
+        let mut state = self.state.lock();
+        match state.life {
+            Life::Alive if state.asks => self.give(&mut state, gate),
+            Life::Alive => {}
+            Life::Dead(_) | Life::Over => self.wake(),
+        }
+    }
+
+    fn left_bytes(&self) -> usize {
+        self.left.load(Ordering::Relaxed)
+    }
+
+    fn overrun(&self) {
+        self.process.kill("asked for more than it took, and was killed for it");
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        // To close what a worker may have put into the socket can take as long as it likes: nobody waits for that.
+        if let Some(socket) = self.socket.take() {
+            let _ = std::thread::Builder::new().name("close".to_owned()).spawn(move || drop(socket));
+        }
+    }
+}
 
 /// A worker's end of the socket has a limit of its own; this is of what it may say at once, beyond the largest state, in bytes.
 pub(super) const SAID_BESIDE: u64 = 64 << 20;
@@ -26,7 +55,9 @@ const UNWRITTEN_PAUSE: std::time::Duration = std::time::Duration::from_millis(1)
 /// See the file's page.
 #[derive(Debug)]
 pub(crate) struct Link {
-    socket: OwnedFd,
+    /// There until it is dropped.
+    socket: Option<OwnedFd>,
+    process: Arc<Process>,
     /// Wakes the link's thread.
     wake: OwnedFd,
     state: Mutex<State>,
@@ -79,19 +110,14 @@ impl Link {
     ///
     /// # Errors
     /// When the machine has no descriptor left.
-    pub(crate) fn new(socket: OwnedFd) -> io::Result<Arc<Self>> {
+    pub(crate) fn new(socket: OwnedFd, process: Arc<Process>) -> io::Result<Arc<Self>> {
         let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        Ok(Arc::new(Self { socket, wake, state: Mutex::default(), left: AtomicUsize::new(0) }))
+        let socket = Some(socket);
+        Ok(Arc::new(Self { socket, process, wake, state: Mutex::default(), left: AtomicUsize::new(0) }))
     }
 
-    /// There may be something for the worker in its gate.
-    pub(crate) fn more(&self, gate: &Gate) {
-        let mut state = self.state.lock();
-        match state.life {
-            Life::Alive if state.asks => self.give(&mut state, gate),
-            Life::Alive => {}
-            Life::Dead(_) | Life::Over => self.wake(),
-        }
+    fn socket(&self) -> io::Result<&OwnedFd> {
+        self.socket.as_ref().ok_or_else(|| io::ErrorKind::NotConnected.into())
     }
 
     fn wake(&self) {
@@ -101,7 +127,7 @@ impl Link {
 
     /// The worker's first message.
     pub(super) fn set_up(&self, setup: &[u8]) -> io::Result<()> {
-        self.state.lock().out.send(&self.socket, Kind::Setup, setup, Vec::new())
+        self.state.lock().out.send(self.socket()?, Kind::Setup, setup, Vec::new())
     }
 
     /// Gives the worker what waits, or notes that it waits.
@@ -111,7 +137,7 @@ impl Link {
         let mut sent = Ok(());
         while !gate.take(|batch| {
             let descriptors = descriptors(owed, batch);
-            sent = out.send(&self.socket, Kind::Batch, batch, descriptors);
+            sent = self.socket().and_then(|socket| out.send(socket, Kind::Batch, batch, descriptors));
         }) {
             if gate.arm() {
                 return;
@@ -130,19 +156,24 @@ impl Link {
     /// Moves everything until the worker's end of the socket is closed. `crash` is given what it says of its crash.
     pub(super) fn serve(&self, gate: &Gate, outlet: &dyn Outlet, limit: u64, crash: &mut Vec<u8>) -> Ending {
         // One: a memory file.
-        let mut inbound = Inbound::new(limit, 1);
+        let mut inbound = Inbound::new(limit, 1).memory_alone();
+        let Ok(socket) = self.socket() else { return Ending::Closed };
         loop {
-            match inbound.read(&self.socket) {
+            match inbound.read(socket) {
                 Err(malformed) => return Ending::Malformed(malformed),
                 Ok(Come::End) => return Ending::Closed,
-                Ok(Come::Nothing) => self.wait(),
+                Ok(Come::Nothing) => self.wait(socket),
                 Ok(Come::Some) => loop {
-                    match inbound.next() {
+                    match inbound.message() {
                         Ok(None) => break,
                         Err(malformed) => return Ending::Malformed(malformed),
                         Ok(Some(message)) => {
                             if let Err(malformed) = self.said(gate, outlet, message.kind, &message.body, crash) {
                                 return Ending::Malformed(malformed);
+                            }
+                            if message.kind == Kind::Frames && self.has_stopped() {
+                                // That was its last word, whatever it does.
+                                return Ending::Closed;
                             }
                         }
                     }
@@ -185,17 +216,17 @@ impl Link {
     }
 
     /// Waits until the worker has said something, or has room for what waits to be written; writes that.
-    fn wait(&self) {
+    fn wait(&self, socket: &OwnedFd) {
         let writes = {
             let mut state = self.state.lock();
-            if state.out.is_waiting() && state.out.go_on(&self.socket).is_err() {
+            if state.out.is_waiting() && state.out.go_on(socket).is_err() {
                 // The next look finds that it has gone.
                 return;
             }
             state.out.is_waiting()
         };
         let wanted = if writes { PollFlags::IN | PollFlags::OUT } else { PollFlags::IN };
-        let mut ready = [PollFd::new(&self.socket, wanted), PollFd::new(&self.wake, PollFlags::IN)];
+        let mut ready = [PollFd::new(socket, wanted), PollFd::new(&self.wake, PollFlags::IN)];
         // An interruption is a reason to look again, too.
         let _ = poll(&mut ready, None);
         let _ = rustix::io::read(&self.wake, &mut [0; 8]);
@@ -224,6 +255,10 @@ impl Link {
             state.life = Life::Dead(why.to_owned());
             state.asks = false;
             state.out = Outbound::default();
+            let untaken = state.owed.untaken();
+            if !untaken.is_empty() {
+                self.keep(&mut state.left, &Lane::unbounded(0), untaken);
+            }
             state.owed.failed(why)
         };
         if !failed.is_empty() {
@@ -283,11 +318,6 @@ impl Link {
         emptied(&mut state, &self.left)
     }
 
-    /// How many bytes of calls are left.
-    pub(crate) fn left_bytes(&self) -> usize {
-        self.left.load(Ordering::Relaxed)
-    }
-
     /// Takes everything out of the gate of a dead worker: calls are kept, of all else is taken note.
     fn drain(&self, state: &mut State, gate: &Gate) {
         let State { owed, left, .. } = state;
@@ -295,7 +325,9 @@ impl Link {
             let mut calls = Vec::new();
             while let Some(frame) = ToLibrary::read(&mut frames) {
                 match (frame, lane) {
-                    (frame @ (ToLibrary::Call { .. } | ToLibrary::Gone { .. }), Some(_)) => frame.write(&mut calls),
+                    (frame @ (ToLibrary::Call { .. } | ToLibrary::Gone { .. } | ToLibrary::Stream { .. }), Some(_)) => {
+                        frame.write(&mut calls)
+                    }
                     (frame, _) => {
                         // What it names stays the host's.
                         let _ = owed.given(&frame);
@@ -303,11 +335,15 @@ impl Link {
                 }
             }
             if let (Some(lane), false) = (lane, calls.is_empty()) {
-                lane.enters_gate(calls.len());
-                self.left.fetch_add(calls.len(), Ordering::Relaxed);
-                left.push((lane.clone(), calls));
+                self.keep(left, lane, calls);
             }
         });
+    }
+
+    fn keep(&self, left: &mut Vec<(Lane, Vec<u8>)>, lane: &Lane, frames: Vec<u8>) {
+        lane.enters_gate(frames.len());
+        self.left.fetch_add(frames.len(), Ordering::Relaxed);
+        left.push((lane.clone(), frames));
     }
 }
 

@@ -10,20 +10,29 @@ pub mod confinement;
 mod crash;
 mod inside;
 pub(crate) mod link;
-mod owed;
+pub mod owed;
+mod own_folder;
+mod pid;
+pub mod places;
 mod process;
 mod sandbox;
 mod syscalls;
 pub mod wire;
 
-pub use self::inside::{WORD, child};
-pub use self::process::{Facts, Worker};
-pub(crate) use self::process::{Process, may_be_known, refuse, sockets};
+pub use self::inside::child;
+pub(crate) use self::own_folder::OwnFolder;
+pub use self::pid::Facts;
+pub(crate) use self::pid::Process;
+pub use self::process::Worker;
+pub(crate) use self::process::{may_be_known, sockets};
 pub use self::sandbox::confine;
 
 use serde::{Deserialize, Serialize};
 
 use self::confinement::Confinement;
+
+/// The first argument of a program that is to be a worker.
+pub const WORD: &str = "serve-in-child";
 
 /// What a worker is told first.
 #[derive(Debug, Serialize, Deserialize)]

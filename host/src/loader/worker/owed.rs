@@ -15,7 +15,7 @@ const CRASHED: &str = "credhost.Crashed";
 
 /// How far a worker has come.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(super) enum Told {
+pub enum Told {
     /// It serves, or will.
     #[default]
     Nothing,
@@ -27,12 +27,14 @@ pub(super) enum Told {
 
 /// See the file's page.
 #[derive(Debug)]
-pub(super) struct Owed {
+pub struct Owed {
     calls: HashSet<u64>,
     /// Clients' objects that it has, and how often.
     handles: HashMap<u64, u64>,
-    /// Streams that it was told of, and has not taken.
-    streams: BTreeSet<u64>,
+    /// Streams that it was told of, until it has let go of them; with the frame that told it, until it has taken them.
+    streams: BTreeMap<u64, Vec<u8>>,
+    /// Descriptors that it was told of, and has not taken: how often each.
+    lent: HashMap<u64, usize>,
     /// The highest number that an object of its own was given.
     objects: u64,
     /// Steps of its life that it was asked for, and has not answered.
@@ -52,7 +54,8 @@ impl Default for Owed {
         Self {
             calls: HashSet::new(),
             handles: HashMap::new(),
-            streams: BTreeSet::new(),
+            streams: BTreeMap::new(),
+            lent: HashMap::new(),
             objects: 0,
             // What it is, which nobody asks it for.
             steps: 1,
@@ -67,7 +70,7 @@ impl Default for Owed {
 
 impl Owed {
     /// It is given this; answers with whether it is a descriptor's.
-    pub(super) fn given(&mut self, frame: &ToLibrary<'_>) -> Option<u64> {
+    pub fn given(&mut self, frame: &ToLibrary<'_>) -> Option<u64> {
         match *frame {
             ToLibrary::Call { call, handles, .. } => {
                 self.calls.insert(call);
@@ -81,11 +84,16 @@ impl Owed {
                 *self.handles.entry(mind).or_default() += 1;
             }
             ToLibrary::Stream { stream, descriptor, .. } => {
-                self.streams.insert(stream);
+                let mut told = Vec::new();
+                frame.write(&mut told);
+                self.streams.insert(stream, told);
+                *self.lent.entry(descriptor).or_default() += 1;
                 return Some(descriptor);
             }
-            ToLibrary::Lent { descriptor, .. } => {
+            ToLibrary::Lent { stream, descriptor, .. } => {
                 self.answered();
+                self.streams.entry(stream).or_default();
+                *self.lent.entry(descriptor).or_default() += 1;
                 return Some(descriptor);
             }
             ToLibrary::Init { .. } | ToLibrary::Start { .. } | ToLibrary::Health { .. } | ToLibrary::Try { .. } => {
@@ -134,7 +142,7 @@ impl Owed {
     ///
     /// # Errors
     /// When these are no frames, or ones that no library says.
-    pub(super) fn said(&mut self, mut frames: &[u8]) -> Result<(), Malformed> {
+    pub fn said(&mut self, mut frames: &[u8]) -> Result<(), Malformed> {
         while !frames.is_empty() {
             let frame = ToHost::read(&mut frames).ok_or(Malformed::Frames)?;
             match frame {
@@ -158,8 +166,8 @@ impl Owed {
                         }
                     }
                 }
-                ToHost::Taken { stream, .. } => drop(self.streams.remove(&stream)),
-                ToHost::Closed { stream } => drop(self.streams.remove(&stream)),
+                ToHost::Taken { stream, descriptor } => self.takes(stream, descriptor)?,
+                ToHost::Closed { stream } => drop(self.streams.remove(&stream).ok_or(Malformed::Unasked)?),
                 ToHost::Frozen { numbers, .. } => {
                     self.objects = self.objects.max(numbers);
                     self.freezing = None;
@@ -196,6 +204,22 @@ impl Owed {
         Ok(())
     }
 
+    /// Only what it was given: the host holds a descriptor until then, and not any longer.
+    fn takes(&mut self, stream: u64, descriptor: u64) -> Result<(), Malformed> {
+        if descriptor == u64::MAX {
+            // There was none left for it, and it was told so.
+            self.streams.get_mut(&stream).ok_or(Malformed::Unasked)?.clear();
+            return Ok(());
+        }
+        let lent = self.lent.get_mut(&descriptor).ok_or(Malformed::Unasked)?;
+        *lent -= 1;
+        if *lent == 0 {
+            self.lent.remove(&descriptor);
+        }
+        self.streams.get_mut(&stream).ok_or(Malformed::Unasked)?.clear();
+        Ok(())
+    }
+
     fn hands_out(&mut self, objects: &[u8]) {
         self.objects = numbers(objects).fold(self.objects, u64::max);
     }
@@ -211,17 +235,20 @@ impl Owed {
     }
 
     /// Whether it has said its last word.
-    pub(super) fn has_stopped(&self) -> bool {
+    #[must_use]
+    pub fn has_stopped(&self) -> bool {
         self.stopped
     }
 
     /// What it was told of its end.
-    pub(super) fn told(&self) -> Told {
+    #[must_use]
+    pub fn told(&self) -> Told {
         self.told
     }
 
     /// It has died: its calls are answered, with why.
-    pub(super) fn failed(&mut self, why: &str) -> Vec<u8> {
+    #[must_use]
+    pub fn failed(&mut self, why: &str) -> Vec<u8> {
         let mut frames = Vec::new();
         let calls: BTreeSet<u64> = self.calls.drain().collect();
         calls.into_iter().for_each(|call| fail(&mut frames, call, why));
@@ -229,26 +256,32 @@ impl Owed {
     }
 
     /// It has died, and was told to go back to what was committed last: its successor will begin there.
-    pub(super) fn reverted(&mut self) -> Vec<u8> {
+    #[must_use]
+    pub fn reverted(&mut self) -> Vec<u8> {
         let mut frames = Vec::new();
         (0..std::mem::take(&mut self.reverts)).for_each(|_| ToHost::Reverted {}.write(&mut frames));
         frames
     }
 
-    /// It has died, and was told to stand still: it does, and hands on the streams that it has not touched.
-    pub(super) fn frozen(&mut self) -> Option<Vec<u8>> {
+    /// It has died: the frames that told it of streams that it has not taken. They are its successor's.
+    #[must_use]
+    pub fn untaken(&mut self) -> Vec<u8> {
+        std::mem::take(&mut self.streams).into_values().flatten().collect()
+    }
+
+    /// It has died, and was told to stand still: it does.
+    #[must_use]
+    pub fn frozen(&mut self) -> Option<Vec<u8>> {
         let request = self.freezing.take()?;
         let mut frames = Vec::new();
-        for stream in std::mem::take(&mut self.streams) {
-            ToHost::Carry { stream, replacement: request, state: &[] }.write(&mut frames);
-        }
         let numbers = self.objects;
         ToHost::Frozen { request, calls: &[], objects: &[], numbers, states: 0 }.write(&mut frames);
         Some(frames)
     }
 
     /// It has died, and is let go of: what it had is given back, and its last word said.
-    pub(super) fn ended(&mut self) -> Vec<u8> {
+    #[must_use]
+    pub fn ended(&mut self) -> Vec<u8> {
         let mut frames = Vec::new();
         let handles: BTreeMap<u64, u64> = self.handles.drain().collect();
         for (handle, count) in handles {
@@ -263,6 +296,15 @@ impl Owed {
 /// A call is answered: the code that it was for has died.
 pub(super) fn fail(out: &mut Vec<u8>, call: u64, why: &str) {
     ToHost::Failed { call, class: CRASHED, message: why, fault: false, detail: &[] }.write(out);
+}
+
+/// What is said of a worker that could not be started: as if it had refused to be made.
+#[must_use]
+pub fn refused(message: &str) -> Vec<u8> {
+    let mut frames = Vec::new();
+    ToHost::Refused { message }.write(&mut frames);
+    ToHost::Stopped {}.write(&mut frames);
+    frames
 }
 
 #[cfg(test)]
@@ -326,7 +368,9 @@ mod tests {
 
     #[test]
     fn what_a_worker_may_not_say_is_an_error() {
-        let cases: [(&str, &[ToHost<'_>]); 4] = [
+        let cases: [(&str, &[ToHost<'_>]); 6] = [
+            ("a descriptor that it was not given", &[ToHost::Taken { stream: 1, descriptor: 5 }]),
+            ("a stream that it was not given", &[ToHost::Closed { stream: 1 }]),
             ("the host's own word", &[ToHost::Retained { handle: 1 }]),
             ("a second manifest", &[ToHost::Manifest { manifest: &[] }, ToHost::Manifest { manifest: &[] }]),
             ("well, unasked", &[ToHost::Manifest { manifest: &[] }, ToHost::Healthy { request: 1 }]),

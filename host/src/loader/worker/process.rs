@@ -1,27 +1,32 @@
 //! A worker, as the host has it: a process, and the thread that talks to it.
 
-use std::io;
+use std::io::{self, BufRead, BufReader, Read};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::{Arc, OnceLock};
+use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
+use std::sync::Arc;
+use std::thread::Builder;
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use rustix::process::{Pid, Signal};
 
 use super::confinement::Confinement;
 use super::link::{Ending, Link, SAID_BESIDE};
-use super::owed::Told;
+use super::owed::{Told, refused};
+use super::own_folder::OwnFolder;
+use super::pid::Process;
 use super::{Setup, WORD};
+use crate::loader::exit::ended;
 use crate::loader::gate::{Gate, Outlet};
 use crate::loader::private::PrivateCopy;
-use crate::loader::vet::ended;
 
 /// How long a worker that has said its last word may take to be gone.
 const GONE: Duration = Duration::from_secs(5);
+/// The longest line of its standard error that is one line of the log, in bytes.
+const LINE: u64 = 2_000;
 /// How long one may that has closed its socket.
 const CLOSED: Duration = Duration::from_millis(500);
 
@@ -32,72 +37,25 @@ pub struct Worker {
     pub program: PathBuf,
     /// The private copy of the library.
     pub copy: Arc<PrivateCopy>,
+    /// The file that it was copied from: its functions have names.
+    pub file: PathBuf,
     /// How it is kept apart.
     pub confinement: Confinement,
     /// The largest state that it may save, in bytes.
     pub quota: usize,
 }
 
-/// A worker's process.
-#[derive(Debug, Default)]
-pub(crate) struct Process {
-    handle: OnceLock<(u32, OwnedFd)>,
-    /// Why the host has killed it, if it has.
-    killed: OnceLock<String>,
-}
-
-/// What the system says of a worker's process.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub struct Facts {
-    /// Its number.
-    pub pid: u32,
-    /// Its memory, in bytes.
-    pub memory: u64,
-    /// The processor's time that it has had, in milliseconds.
-    pub cpu_ms: u64,
-}
-
-impl Process {
-    /// Ends it at once; why is told to who waits for it.
-    pub(crate) fn kill(&self, why: Option<&str>) {
-        if let Some(why) = why {
-            // The first reason counts.
-            let _ = self.killed.set(why.to_owned());
-        }
-        if let Some((_, handle)) = self.handle.get() {
-            // One that has ended is told nothing.
-            let _ = pidfd_send_signal(handle, Signal::KILL);
-        }
-    }
-
-    /// What the system says of it, while it lives.
-    pub(crate) fn facts(&self) -> Option<Facts> {
-        let (pid, _) = self.handle.get()?;
-        facts(*pid)
-    }
-}
-
-fn facts(pid: u32) -> Option<Facts> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // Its name is in brackets, and may have blanks.
-    let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
-    let number = |at: usize| fields.get(at).and_then(|field| field.parse::<u64>().ok());
-    let (user, system, pages) = (number(11)?, number(12)?, number(21)?);
-    let ticks = rustix::param::clock_ticks_per_second().max(1);
-    let memory = pages * rustix::param::page_size() as u64;
-    Some(Facts { pid, memory, cpu_ms: (user + system) * 1000 / ticks })
-}
-
 impl Worker {
     /// The thread's work: starts the process, moves what it says, and stands in for it when it has died.
-    pub(crate) fn run(&self, link: &Link, theirs: OwnedFd, gate: &Gate, outlet: &dyn Outlet, process: &Process) {
-        let folder = match own_folder(self.copy.path()) {
+    pub(crate) fn run(&self, link: &Link, theirs: OwnedFd, gate: &Gate, outlet: &Arc<dyn Outlet>, process: &Process) {
+        let (outlet, says) = (&**outlet, Arc::clone(outlet));
+        let folder = match OwnFolder::beside(self.copy.path()) {
             Ok(folder) => folder,
-            Err(error) => return refuse(outlet, &format!("no folder of its own can be made for it: {error}")),
+            Err(error) => return outlet.frames(&refused(&format!("no folder of its own can be made for it: {error}"))),
         };
-        let mut child = match self.start(link, theirs, folder.path(), process) {
+        let mut child = match self.start(link, theirs, folder.path(), process, says) {
             Ok(child) => child,
-            Err(error) => return refuse(outlet, &format!("no process can be started for it: {error}")),
+            Err(error) => return outlet.frames(&refused(&format!("no process can be started for it: {error}"))),
         };
         let (limit, mut crash) = (self.quota as u64 + SAID_BESIDE, Vec::new());
         let ending = link.serve(gate, outlet, limit, &mut crash);
@@ -107,11 +65,11 @@ impl Worker {
             return;
         }
         if let Ending::Malformed(wrong) = &ending {
-            process.kill(Some(&format!("said {wrong}, and was killed for it")));
+            process.kill(&format!("said {wrong}, and was killed for it"));
         }
         // Its socket is closed before it is gone.
-        let status = reap(&mut child, process, if process.killed.get().is_some() { Duration::ZERO } else { CLOSED });
-        let how = died(status, process.killed.get());
+        let status = reap(&mut child, process, if process.killed().is_some() { Duration::ZERO } else { CLOSED });
+        let how = died(status, process.killed());
         link.died(outlet, &format!("the service {how}; whether the call was done is not known"));
         if link.told() == Told::Nothing {
             outlet.crashed(&how, &place(&crash));
@@ -119,28 +77,62 @@ impl Worker {
         link.stand_in(gate, outlet);
     }
 
-    fn start(&self, link: &Link, theirs: OwnedFd, folder: &Path, process: &Process) -> io::Result<Child> {
-        let child = Command::new(&self.program)
+    fn start(
+        &self,
+        link: &Link,
+        theirs: OwnedFd,
+        folder: &Path,
+        process: &Process,
+        says: Arc<dyn Outlet>,
+    ) -> io::Result<Child> {
+        let mut child = Command::new(&self.program)
             .arg(WORD)
             .env_clear()
             .envs(std::env::vars_os().filter(|(name, _)| may_be_known(name)))
             .env("TMPDIR", folder)
             .current_dir(folder)
             .stdin(Stdio::from(theirs))
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
             .process_group(0)
             .spawn()?;
-        if let Some(pid) = Pid::from_raw(child.id().cast_signed()) {
-            let handle = pidfd_open(pid, PidfdFlags::empty())?;
-            let _ = process.handle.set((child.id(), handle));
+        let begun = self.begin(&mut child, link, folder, process, says);
+        if let Err(error) = begun {
+            let _ = child.kill();
+            let _ = child.wait();
+            return Err(error);
         }
-        if process.killed.get().is_some() {
-            // It was given up before it was there.
-            process.kill(None);
+        Ok(child)
+    }
+
+    fn begin(
+        &self,
+        child: &mut Child,
+        link: &Link,
+        folder: &Path,
+        process: &Process,
+        says: Arc<dyn Outlet>,
+    ) -> io::Result<()> {
+        if let Some(stderr) = child.stderr.take() {
+            Builder::new().name("worker-says".to_owned()).spawn(move || hear(stderr, &*says))?;
         }
+        process.is(child.id())?;
         let (copy, confinement) = (self.copy.path().to_owned(), self.confinement.clone());
         let setup = Setup { copy, host: std::process::id(), folder: folder.to_owned(), confinement };
-        link.set_up(&serde_json::to_vec(&setup)?)?;
-        Ok(child)
+        link.set_up(&serde_json::to_vec(&setup)?)
+    }
+}
+
+/// What a worker writes to its standard error is lines of its service's log.
+fn hear(stderr: ChildStderr, outlet: &dyn Outlet) {
+    let mut stderr = BufReader::new(stderr);
+    loop {
+        let mut line = Vec::new();
+        // A line has an end, also one that goes on for ever.
+        match (&mut stderr).take(LINE).read_until(b'\n', &mut line) {
+            Ok(0) | Err(_) => return,
+            Ok(_) => outlet.log(3, "stderr", String::from_utf8_lossy(&line).trim_end()),
+        }
     }
 }
 
@@ -156,43 +148,9 @@ pub(crate) fn may_be_known(name: &std::ffi::OsStr) -> bool {
     name.to_str().is_some_and(|name| KNOWN.contains(&name) || name.starts_with("LC_"))
 }
 
-/// A folder that nobody else has, removed when it is dropped.
-struct OwnFolder(PathBuf);
-
-impl OwnFolder {
-    fn path(&self) -> &Path {
-        &self.0
-    }
-}
-
-impl Drop for OwnFolder {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
-}
-
-/// A folder for what a worker writes, beside the copy of its library.
-fn own_folder(copy: &Path) -> io::Result<OwnFolder> {
-    use std::os::unix::fs::DirBuilderExt;
-    use std::sync::atomic::{AtomicU64, Ordering};
-    static NEXT: AtomicU64 = AtomicU64::new(1);
-    let number = NEXT.fetch_add(1, Ordering::Relaxed);
-    let path = copy.with_extension(format!("{number}.tmp"));
-    std::fs::DirBuilder::new().mode(0o700).create(&path)?;
-    Ok(OwnFolder(path))
-}
-
-/// What is said of a worker that could not be started: as if it had refused to be made.
-pub(crate) fn refuse(outlet: &dyn Outlet, message: &str) {
-    let mut frame = Vec::new();
-    plugin_api::abi::frame::ToHost::Refused { message }.write(&mut frame);
-    plugin_api::abi::frame::ToHost::Stopped {}.write(&mut frame);
-    outlet.frames(&frame);
-}
-
 /// Waits until it has ended, for so long; then it is ended, with all that it has started.
 fn reap(child: &mut Child, process: &Process, patience: Duration) -> io::Result<ExitStatus> {
-    if let Some((_, handle)) = process.handle.get() {
+    if let Some(handle) = process.handle() {
         let patience = Timespec { tv_sec: patience.as_secs().cast_signed(), tv_nsec: patience.subsec_nanos().into() };
         // It is readable when the process has ended; if it does not come to that, it is ended now.
         let _ = poll(&mut [PollFd::new(handle, PollFlags::IN)], Some(&patience));

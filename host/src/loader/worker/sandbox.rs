@@ -10,13 +10,15 @@ use landlock::{
     ABI, Access, AccessFs, AccessNet, CompatLevel, Compatible, NetPort, PathBeneath, PathFd, Ruleset, RulesetAttr,
     RulesetCreated, RulesetCreatedAttr, RulesetStatus, Scope,
 };
-use rustix::process::{Resource, Rlimit, setrlimit};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-use super::confinement::{Confinement, Isolation, MEMORY, Permission};
+use super::confinement::{Confinement, Isolation, LACKS, MEMORY, Permission};
 use super::syscalls;
 
 /// The longest file that a worker in a sandbox may write, in bytes.
 const LONGEST: u64 = 1 << 30;
+/// How much a process maps beside memory of its own, in bytes: code, stacks that are hardly used.
+const BESIDE: u64 = 1 << 30;
 
 /// What every program reads: code, and what the system says of the machine and of itself.
 const READABLE: [&str; 17] = [
@@ -51,7 +53,7 @@ pub fn confine(confinement: &Confinement, copy: &Path, folder: &Path) -> Result<
     if confinement.isolation == Isolation::None {
         return Ok(());
     }
-    limits(confinement).map_err(|error| format!("its limits cannot be set: {error}"))?;
+    limits(confinement)?;
     if confinement.isolation == Isolation::Sandbox {
         let wants_network =
             confinement.allow.iter().any(|allowed| matches!(allowed, Permission::Connect(_) | Permission::Datagrams));
@@ -65,16 +67,26 @@ pub fn confine(confinement: &Confinement, copy: &Path, folder: &Path) -> Result<
 }
 
 /// Resource limits.
-fn limits(confinement: &Confinement) -> rustix::io::Result<()> {
-    let limit = |most| Rlimit { current: Some(most), maximum: Some(most) };
+fn limits(confinement: &Confinement) -> Result<(), String> {
+    let limit = |resource, most, what: &str| {
+        let limit = Rlimit { current: Some(most), maximum: Some(most) };
+        setrlimit(resource, limit).map_err(|error| {
+            let may =
+                getrlimit(resource).maximum.map_or_else(String::new, |may| format!("; the host itself may have {may}"));
+            format!("its {what} cannot be limited to {most}: {error}{may}")
+        })
+    };
     // What a crash would write.
-    setrlimit(Resource::Core, limit(0))?;
-    setrlimit(Resource::Data, limit(confinement.memory.unwrap_or(MEMORY)))?;
+    limit(Resource::Core, 0, "core file")?;
+    let memory = confinement.memory.unwrap_or(MEMORY);
+    limit(Resource::Data, memory, "memory (most.memory)")?;
     if let Some(files) = confinement.files {
-        setrlimit(Resource::Nofile, limit(files))?;
+        limit(Resource::Nofile, files, "descriptors (most.files)")?;
     }
     if confinement.isolation == Isolation::Sandbox {
-        setrlimit(Resource::Fsize, limit(LONGEST))?;
+        // What is shared counts here alone, and with it the code of the host's and the library's own.
+        limit(Resource::As, memory.saturating_add(BESIDE), "memory (most.memory)")?;
+        limit(Resource::Fsize, LONGEST, "files")?;
     }
     Ok(())
 }
@@ -111,9 +123,7 @@ fn drop_rights() -> rustix::io::Result<()> {
 
 /// What it may do to files, and to whom it may connect.
 fn files(allow: &[Permission], copy: &Path, folder: &Path) -> Result<(), String> {
-    let lacks = |what: &str, error: &dyn std::fmt::Display| {
-        format!("the kernel lacks what the sandbox needs: {what} ({error}); isolation = \"process\" does without")
-    };
+    let lacks = |what: &str, error: &dyn std::fmt::Display| format!("{LACKS}: {what} ({error})");
     let ports: Vec<u16> = allow
         .iter()
         .filter_map(|allowed| if let Permission::Connect(port) = allowed { Some(*port) } else { None })
@@ -180,7 +190,7 @@ struct Rules(RulesetCreated);
 
 impl Rules {
     fn add(&mut self, path: &Path, access: landlock::BitFlags<AccessFs>, absent: Absent) -> Result<(), String> {
-        let wrong = |error: &dyn std::fmt::Display| format!("it cannot be allowed {}: {error}", path.display());
+        let wrong = |error: &dyn std::fmt::Display| format!("its allow has {}: {error}", path.display());
         let (opened, is_file) = match (PathFd::new(path), std::fs::metadata(path)) {
             (Ok(opened), Ok(found)) => (opened, !found.is_dir()),
             _ if absent == Absent::Passes => return Ok(()),

@@ -10,7 +10,7 @@ use seccompiler::{
     SeccompFilter, SeccompRule,
 };
 
-use super::confinement::{Confinement, Isolation, Permission};
+use super::confinement::{Confinement, Isolation, LACKS, Permission};
 
 /// Whatever is in their arguments.
 const PLAIN: &[libc::c_long] = &[
@@ -33,7 +33,6 @@ const PLAIN: &[libc::c_long] = &[
     libc::SYS_newfstatat,
     libc::SYS_dup,
     libc::SYS_dup3,
-    libc::SYS_fcntl,
     libc::SYS_flock,
     libc::SYS_fsync,
     libc::SYS_fdatasync,
@@ -76,7 +75,6 @@ const PLAIN: &[libc::c_long] = &[
     libc::SYS_mlock,
     libc::SYS_munlock,
     libc::SYS_brk,
-    libc::SYS_memfd_create,
     libc::SYS_membarrier,
     // Threads of its own.
     libc::SYS_futex,
@@ -197,14 +195,38 @@ const PRCTL: [u64; 6] = [
 ];
 
 /// What `ioctl` may be asked for: how many bytes there are, whether to wait, and what sort of terminal it is.
-const IOCTL: [u64; 6] = [
-    libc::FIONBIO as u64,
-    libc::FIONREAD as u64,
-    libc::FIOCLEX as u64,
-    libc::FIONCLEX as u64,
-    libc::TCGETS as u64,
-    libc::TIOCGWINSZ as u64,
+const IOCTL: [u64; 6] = [libc::FIONBIO, libc::FIONREAD, libc::FIOCLEX, libc::FIONCLEX, libc::TCGETS, libc::TIOCGWINSZ];
+
+/// What `fcntl` may be asked for: descriptors, locks, and the seals of memory files; not leases, signals, or news of folders.
+const FCNTL: [libc::c_int; 13] = [
+    libc::F_DUPFD,
+    libc::F_DUPFD_CLOEXEC,
+    libc::F_GETFD,
+    libc::F_SETFD,
+    libc::F_GETFL,
+    libc::F_GETLK,
+    libc::F_SETLK,
+    libc::F_SETLKW,
+    libc::F_OFD_GETLK,
+    libc::F_OFD_SETLK,
+    libc::F_OFD_SETLKW,
+    libc::F_GET_SEALS,
+    libc::F_GETPIPE_SZ,
 ];
+
+/// What makes a namespace, or another's child: `clone` is not asked for that.
+const CLONES_NOT: libc::c_int = libc::CLONE_NEWNS
+    | libc::CLONE_NEWCGROUP
+    | libc::CLONE_NEWUTS
+    | libc::CLONE_NEWIPC
+    | libc::CLONE_NEWUSER
+    | libc::CLONE_NEWPID
+    | libc::CLONE_NEWNET
+    | libc::CLONE_PARENT
+    | libc::CLONE_PTRACE;
+
+/// The same calls by the other numbers that one family of processors has for them.
+const X32: libc::c_long = 0x4000_0000;
 
 /// The kind of a socket, without flags.
 const SOCKET_KIND: u64 = 0xf;
@@ -220,10 +242,10 @@ pub(super) fn restrict(confinement: &Confinement) -> Result<(), String> {
     if confinement.isolation == Isolation::Process && may_start {
         return Ok(());
     }
-    let failed = |error: &dyn std::fmt::Display| format!("the kernel lacks what the sandbox needs: seccomp ({error})");
+    let failed = |error: &dyn std::fmt::Display| format!("{LACKS}: seccomp ({error})");
     let mut filters = Vec::new();
     let eperm = || SeccompAction::Errno(libc::EPERM.cast_unsigned());
-    if !may_start {
+    if !may_start || confinement.isolation == Isolation::Sandbox {
         // Its arguments are in memory, where nobody can look: whoever wants a thread asks the older call instead. The first: the
         // other lets no filter be added.
         let rules = Rules::from([(libc::SYS_clone3, Vec::new())]);
@@ -261,6 +283,13 @@ fn allowed(allow: &[Permission], may_start: bool) -> Result<Rules, Refused> {
     };
     rules.insert(libc::SYS_prctl, one_of(0, &PRCTL)?);
     rules.insert(libc::SYS_ioctl, one_of(1, &IOCTL)?);
+    let mut control = one_of(1, &FCNTL.map(|word| word.cast_unsigned().into()))?;
+    let asynchronous = libc::O_ASYNC.cast_unsigned().into();
+    control.push(rule(&[
+        (1, Length::Dword, Is::Eq, libc::F_SETFL.cast_unsigned().into()),
+        (2, Length::Dword, Is::MaskedEq(asynchronous), 0),
+    ])?);
+    rules.insert(libc::SYS_fcntl, control);
     let own = u64::from(std::process::id());
     rules.insert(libc::SYS_kill, one_of(0, &[own])?);
     rules.insert(libc::SYS_tgkill, one_of(0, &[own])?);
@@ -268,7 +297,12 @@ fn allowed(allow: &[Permission], may_start: bool) -> Result<Rules, Refused> {
     rules.insert(libc::SYS_prlimit64, one_of(0, &[0, own])?);
     #[cfg(target_arch = "x86_64")]
     rules.insert(libc::SYS_getrlimit, Vec::new());
-    rules.insert(libc::SYS_socketpair, one_of(0, &[libc::AF_UNIX.cast_unsigned().into()])?);
+    // Both ends are its own, and stay so: one that is not of a stream could be sent from to any path.
+    let pair = rule(&[
+        (0, Length::Dword, Is::Eq, libc::AF_UNIX.cast_unsigned().into()),
+        (1, Length::Dword, Is::MaskedEq(SOCKET_KIND), libc::SOCK_STREAM.cast_unsigned().into()),
+    ])?;
+    rules.insert(libc::SYS_socketpair, vec![pair]);
     // A connection must not be begun by sending: landlock looks at `connect` alone.
     let fast = libc::MSG_FASTOPEN.cast_unsigned().into();
     for (call, at) in [(libc::SYS_sendto, 3), (libc::SYS_sendmsg, 2), (libc::SYS_sendmmsg, 3)] {
@@ -295,7 +329,9 @@ fn allowed(allow: &[Permission], may_start: bool) -> Result<Rules, Refused> {
     // Another filter answers it, where no processes may be started.
     rules.insert(libc::SYS_clone3, Vec::new());
     if may_start {
-        rules.extend(STARTS.iter().chain(&[libc::SYS_clone]).map(|call| (*call, Vec::new())));
+        rules.extend(STARTS.iter().map(|call| (*call, Vec::new())));
+        let not = CLONES_NOT.cast_unsigned().into();
+        rules.insert(libc::SYS_clone, vec![rule(&[(0, Length::Qword, Is::MaskedEq(not), 0)])?]);
     } else {
         let thread = libc::CLONE_THREAD as u64;
         rules.insert(libc::SYS_clone, vec![rule(&[(0, Length::Dword, Is::MaskedEq(thread), thread)])?]);
@@ -307,6 +343,10 @@ fn allowed(allow: &[Permission], may_start: bool) -> Result<Rules, Refused> {
 fn starting() -> Result<Rules, Refused> {
     let mut rules: Rules = STARTS.iter().map(|call| (*call, Vec::new())).collect();
     rules.insert(libc::SYS_clone, vec![rule(&[(0, Length::Dword, Is::MaskedEq(libc::CLONE_THREAD as u64), 0)])?]);
+    if cfg!(target_arch = "x86_64") {
+        let others: Vec<_> = rules.iter().map(|(call, of)| (*call | X32, of.clone())).collect();
+        rules.extend(others);
+    }
     Ok(rules)
 }
 

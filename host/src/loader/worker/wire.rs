@@ -147,7 +147,7 @@ impl Decoder {
     ///
     /// # Errors
     /// When it is none.
-    pub fn next(&mut self) -> Result<Option<(Header, &[u8])>, Malformed> {
+    pub fn message(&mut self) -> Result<Option<(Header, &[u8])>, Malformed> {
         let rest = self.buffer.get(self.at..).unwrap_or_default();
         let Some(header) = rest.first_chunk::<HEADER>() else { return Ok(None) };
         let header = Header::read(*header)?;
@@ -213,7 +213,7 @@ mod tests {
         for (bytes, wrong) in cases {
             let mut decoder = Decoder::new(100);
             decoder.feed(&bytes);
-            assert_eq!(decoder.next(), Err(wrong));
+            assert_eq!(decoder.message(), Err(wrong));
         }
     }
 
@@ -230,7 +230,7 @@ mod tests {
                 let end = (at + cuts.next().copied().unwrap_or(1)).min(all.len());
                 decoder.feed(&all[at..end]);
                 at = end;
-                while let Some((header, body)) = decoder.next().expect("they are messages") {
+                while let Some((header, body)) = decoder.message().expect("they are messages") {
                     prop_assert_eq!(header.kind, Kind::Frames);
                     found.push(body.to_vec());
                 }
@@ -244,7 +244,7 @@ mod tests {
         fn nothing_is_worse_than_an_error(bytes in proptest::collection::vec(any::<u8>(), 0..400)) {
             let mut decoder = Decoder::new(200);
             decoder.feed(&bytes);
-            while let Ok(Some((header, body))) = decoder.next() {
+            while let Ok(Some((header, body))) = decoder.message() {
                 prop_assert_eq!(header.length as usize, body.len());
                 let _ = line(body);
             }

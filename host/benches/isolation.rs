@@ -1,0 +1,166 @@
+//! What a process of its own costs: calls one at a time and 100 in flight, a start, a replacement, and memory, of the same service in
+//! the host's process, in one of its own, and in a sandbox; all in one run, in turns, with ratios to the first.
+//!
+//! `cargo bench -p credhost --bench isolation`.
+
+use std::time::Instant;
+
+use credhost::control::{LibraryStatus, Request, send};
+use futures_like::join_all;
+use pb::client::{Client, Remote};
+use system_tests::build;
+use system_tests::host::{TestHome, TestHost};
+
+const MODES: [&str; 3] = ["none", "process", "sandbox"];
+const ROUNDS: usize = 10;
+const CALLS: u64 = 2_000;
+const IN_FLIGHT: u64 = 100;
+const RELOADS: usize = 40;
+const LARGE: usize = 600 << 10;
+
+fn main() {
+    if !std::env::args().any(|argument| argument == "--bench") {
+        return;
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    runtime.block_on(run());
+}
+
+struct Place {
+    host: TestHost,
+    account: Remote,
+    todo: Remote,
+    _client: (Client, Client),
+}
+
+async fn place(isolation: &str) -> Place {
+    let home = TestHome::new();
+    home.make();
+    home.isolate(isolation);
+    home.identity("alice", "alice-pw", &["ledger", "judge"]);
+    for package in ["ledger", "judge"] {
+        std::fs::copy(build::release(package), home.plugins().join(format!("lib{package}.so")))
+            .expect("it can be copied");
+    }
+    let host = home.start();
+    let (client, account) = login(&host, "ledger").await;
+    let (other, todo) = login(&host, "judge").await;
+    Place { host, account, todo, _client: (client, other) }
+}
+
+async fn login(host: &TestHost, service: &str) -> (Client, Remote) {
+    let stream = tokio::net::TcpStream::connect(host.address()).await.expect("the door is open");
+    let client = Client::new(stream).await.expect("it speaks PB");
+    let found = client.login_password(&format!("alice/{service}"), "alice-pw", None).await.expect("there is a key");
+    (client, found)
+}
+
+async fn run() {
+    let mut places = Vec::new();
+    for isolation in MODES {
+        places.push(place(isolation).await);
+    }
+    let mut table: Vec<(&str, [Vec<f64>; 3])> = [
+        "a call, one at a time, us",
+        "a call, 100 in flight, us",
+        "a call with 600 KiB, there and back, us",
+        "a replacement: loaded and made, ms",
+        "a replacement: calls wait, ms",
+    ]
+    .map(|what| (what, [const { Vec::new() }; 3]))
+    .into();
+    for _ in 0..ROUNDS {
+        for (at, place) in places.iter().enumerate() {
+            let large = vec![7_u8; LARGE];
+            table[0].1[at].push(one_at_a_time(&place.account, CALLS).await);
+            table[1].1[at].push(in_flight(&place.account).await);
+            table[2].1[at].push(large_calls(&place.todo, &large).await);
+        }
+    }
+    for _ in 0..RELOADS {
+        for (at, place) in places.iter().enumerate() {
+            let request = Request::ServiceReload { name: "ledger".to_owned() };
+            let answer = send(&place.host.home.path().join("control.sock"), &request, &mut |_, _| {});
+            let answer = answer.expect("the host answers").expect("it is replaced");
+            table[3].1[at].push(answer["reloaded"]["load_ms"].as_f64().unwrap_or(0.0));
+            table[4].1[at].push(answer["reloaded"]["freeze_ms"].as_f64().unwrap_or(0.0));
+        }
+    }
+    println!("{:44} {:>9} {:>9} {:>9} {:>8} {:>8}", "p50", "none", "process", "sandbox", "process", "sandbox");
+    for (what, of) in table {
+        let of = of.map(|mut times| {
+            times.sort_by(f64::total_cmp);
+            times.get(times.len() / 2).copied().unwrap_or(0.0)
+        });
+        println!(
+            "{what:44} {:>9.2} {:>9.2} {:>9.2} {:>7.2}x {:>7.2}x",
+            of[0],
+            of[1],
+            of[2],
+            of[1] / of[0],
+            of[2] / of[0]
+        );
+    }
+    for (isolation, place) in MODES.iter().zip(&places).skip(1) {
+        let process = status(&place.host).process.expect("it has one");
+        println!("memory of a worker, {isolation}: {:.1} MiB", process.memory as f64 / f64::from(1 << 20));
+    }
+}
+
+async fn one_at_a_time(account: &Remote, calls: u64) -> f64 {
+    let began = Instant::now();
+    for _ in 0..calls {
+        account.call("total", &()).await.expect("it answers");
+    }
+    began.elapsed().as_secs_f64() * 1e6 / calls as f64
+}
+
+async fn in_flight(account: &Remote) -> f64 {
+    let (began, rounds) = (Instant::now(), CALLS * 5 / IN_FLIGHT);
+    for _ in 0..rounds {
+        let calls = (0..IN_FLIGHT).map(|_| account.call("total", &()));
+        for answer in join_all(calls).await {
+            answer.expect("it answers");
+        }
+    }
+    began.elapsed().as_secs_f64() * 1e6 / (rounds * IN_FLIGHT) as f64
+}
+
+async fn large_calls(judge: &Remote, large: &[u8]) -> f64 {
+    const TIMES: u32 = 20;
+    let began = Instant::now();
+    for _ in 0..TIMES {
+        judge.call("echo", &(jelly::Bytes(large.to_vec()),)).await.expect("it answers");
+    }
+    began.elapsed().as_secs_f64() * 1e6 / f64::from(TIMES)
+}
+
+fn status(host: &TestHost) -> LibraryStatus {
+    let request = Request::ServiceShow { name: "ledger".to_owned() };
+    let answer = send(&host.home.path().join("control.sock"), &request, &mut |_, _| {});
+    let answer = answer.expect("the host answers").expect("it is there");
+    serde_json::from_value(answer["library"].clone()).expect("a status")
+}
+
+/// All of them at once, each polled whenever one may have come on.
+mod futures_like {
+    use std::pin::Pin;
+    use std::task::Poll;
+
+    pub(super) async fn join_all<F: Future>(futures: impl Iterator<Item = F>) -> Vec<F::Output> {
+        let mut waiting: Vec<Pin<Box<F>>> = futures.map(Box::pin).collect();
+        let mut done = Vec::with_capacity(waiting.len());
+        std::future::poll_fn(|context| {
+            waiting.retain_mut(|future| match future.as_mut().poll(context) {
+                Poll::Ready(output) => {
+                    done.push(output);
+                    false
+                }
+                Poll::Pending => true,
+            });
+            if waiting.is_empty() { Poll::Ready(()) } else { Poll::Pending }
+        })
+        .await;
+        done
+    }
+}

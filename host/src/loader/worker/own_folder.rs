@@ -1,0 +1,154 @@
+//! A folder for what a process of a service's writes. Whatever is in it, it goes.
+
+use std::ffi::CString;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, chmodat, openat, renameat, unlinkat};
+use rustix::io::Errno;
+
+/// A folder that nobody else has, removed when it is dropped.
+#[derive(Debug)]
+pub(crate) struct OwnFolder(PathBuf);
+
+impl OwnFolder {
+    /// One beside the copy of a library.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub(crate) fn beside(copy: &Path) -> io::Result<Self> {
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let path = copy.with_extension(format!("{number}.tmp"));
+        std::fs::DirBuilder::new().mode(0o700).create(&path)?;
+        Ok(Self(path))
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for OwnFolder {
+    fn drop(&mut self) {
+        if let Err(error) = remove(&self.0) {
+            tracing::warn!(%error, "what a service has written stays: {}", self.0.display());
+        }
+    }
+}
+
+/// Removes a folder with all that is in it, however deep: nothing of it is gone down into. What is in a folder is moved up beside
+/// it, until that is empty.
+fn remove(folder: &Path) -> io::Result<()> {
+    let top = open(CWD, folder)?;
+    let mut next = 0_u64;
+    loop {
+        let names = names(&top)?;
+        if names.is_empty() {
+            break;
+        }
+        for (name, is_folder) in names {
+            if !is_folder {
+                unlinkat(&top, &name, AtFlags::empty())?;
+                continue;
+            }
+            match unlinkat(&top, &name, AtFlags::REMOVEDIR) {
+                Err(Errno::NOTEMPTY | Errno::EXIST) => {}
+                done => {
+                    done?;
+                    continue;
+                }
+            }
+            let inner = match open(&top, &name) {
+                Err(Errno::ACCESS) => {
+                    chmodat(&top, &name, Mode::RWXU, AtFlags::empty())?;
+                    open(&top, &name)?
+                }
+                opened => opened?,
+            };
+            for (name, is_folder) in self::names(&inner)? {
+                if is_folder {
+                    // Of all names only those of ours are taken, in a folder of ours.
+                    let free = loop {
+                        let free = format!("up-{next}");
+                        next += 1;
+                        if rustix::fs::statat(&top, &free, AtFlags::SYMLINK_NOFOLLOW)
+                            .is_err_and(|error| error == Errno::NOENT)
+                        {
+                            break free;
+                        }
+                    };
+                    match renameat(&inner, &name, &top, &free) {
+                        Err(Errno::ACCESS) => {
+                            // To be moved, a folder has to be writable: where it is, is in it.
+                            chmodat(&inner, &name, Mode::RWXU, AtFlags::empty())?;
+                            renameat(&inner, &name, &top, &free)?;
+                        }
+                        done => done?,
+                    }
+                } else {
+                    unlinkat(&inner, &name, AtFlags::empty())?;
+                }
+            }
+            unlinkat(&top, &name, AtFlags::REMOVEDIR)?;
+        }
+    }
+    drop(top);
+    std::fs::remove_dir(folder)
+}
+
+fn open<P: rustix::path::Arg>(at: impl std::os::fd::AsFd, path: P) -> Result<OwnedFd, Errno> {
+    openat(at, path, OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+}
+
+/// What is in a folder, and whether each is one.
+fn names(folder: &OwnedFd) -> io::Result<Vec<(CString, bool)>> {
+    let mut found = Vec::new();
+    for entry in Dir::read_from(folder)? {
+        let entry = entry?;
+        let name = entry.file_name().to_owned();
+        if name.as_bytes() != b"." && name.as_bytes() != b".." {
+            let is_folder = match entry.file_type() {
+                FileType::Unknown => {
+                    let stat = rustix::fs::statat(folder, &name, AtFlags::SYMLINK_NOFOLLOW)?;
+                    FileType::from_raw_mode(stat.st_mode) == FileType::Directory
+                }
+                known => known == FileType::Directory,
+            };
+            found.push((name, is_folder));
+        }
+    }
+    Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn however_deep_and_whatever_it_is_it_goes() {
+        let home = tempfile::tempdir().expect("a folder");
+        let folder = OwnFolder::beside(&home.path().join("lib.so")).expect("it is made");
+        let path = folder.path().to_owned();
+        // As deep as no path can be long: each level is put around the one before.
+        std::fs::create_dir(path.join("d")).expect("it is made");
+        for _ in 0..5_000 {
+            std::fs::create_dir(path.join("n")).expect("it is made");
+            std::fs::rename(path.join("d"), path.join("n/d")).expect("it is moved");
+            std::fs::rename(path.join("n"), path.join("d")).expect("it is moved");
+        }
+        std::fs::create_dir_all(path.join("a/b/c")).expect("they are made");
+        for file in ["a/file", "a/b/file", "a/b/c/up-0", "up-0", "up-1"] {
+            std::fs::write(path.join(file), b"x").expect("it is written");
+        }
+        std::os::unix::fs::symlink("/", path.join("a/root")).expect("a link");
+        let closed = std::os::unix::fs::PermissionsExt::from_mode(0o0);
+        std::fs::set_permissions(path.join("a/b"), closed).expect("it is closed");
+        drop(folder);
+        assert!(!path.exists());
+        assert_eq!(std::fs::read_dir(home.path()).expect("it is there").count(), 0);
+    }
+}

@@ -1,0 +1,77 @@
+//! A worker's process, as the system has it: to be ended, and looked at.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::OnceLock;
+
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+
+/// A worker's process.
+#[derive(Debug, Default)]
+pub(crate) struct Process {
+    handle: OnceLock<(u32, OwnedFd)>,
+    /// Why the host has killed it, if it has.
+    killed: OnceLock<String>,
+}
+
+/// What the system says of a worker's process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Facts {
+    /// Its number.
+    pub pid: u32,
+    /// Its memory, in bytes.
+    pub memory: u64,
+    /// The processor's time that it has had, in milliseconds.
+    pub cpu_ms: u64,
+}
+
+impl Process {
+    /// It has been started, under this number.
+    pub(super) fn is(&self, number: u32) -> io::Result<()> {
+        if let Some(pid) = Pid::from_raw(number.cast_signed()) {
+            let _ = self.handle.set((number, pidfd_open(pid, PidfdFlags::empty())?));
+        }
+        if let Some(why) = self.killed.get() {
+            // It was given up before it was there.
+            self.kill(why);
+        }
+        Ok(())
+    }
+
+    /// What is readable once it has ended.
+    pub(super) fn handle(&self) -> Option<&OwnedFd> {
+        self.handle.get().map(|(_, handle)| handle)
+    }
+
+    /// Why the host has killed it, if it has.
+    pub(super) fn killed(&self) -> Option<&String> {
+        self.killed.get()
+    }
+
+    /// Ends it at once; why is told to who waits for it.
+    pub(crate) fn kill(&self, why: &str) {
+        // The first reason counts.
+        let _ = self.killed.set(why.to_owned());
+        if let Some((_, handle)) = self.handle.get() {
+            // One that has ended is told nothing.
+            let _ = pidfd_send_signal(handle, Signal::KILL);
+        }
+    }
+
+    /// What the system says of it, while it lives.
+    pub(crate) fn facts(&self) -> Option<Facts> {
+        let (pid, _) = self.handle.get()?;
+        facts(*pid)
+    }
+}
+
+fn facts(pid: u32) -> Option<Facts> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // Its name is in brackets, and may have blanks.
+    let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
+    let number = |at: usize| fields.get(at).and_then(|field| field.parse::<u64>().ok());
+    let (user, system, pages) = (number(11)?, number(12)?, number(21)?);
+    let ticks = rustix::param::clock_ticks_per_second().max(1);
+    let memory = pages * rustix::param::page_size() as u64;
+    Some(Facts { pid, memory, cpu_ms: (user + system) * 1000 / ticks })
+}
