@@ -77,6 +77,12 @@ pub fn services(libraries: &[LibraryStatus], held: &[Unreleased]) -> Vec<Finding
                 Some("put the library in the folder that is to serve"),
             ));
         }
+        if library.crashes > 0 {
+            let how = library.crashed.as_deref().unwrap_or("ended");
+            let times = many(usize::try_from(library.crashes).unwrap_or(usize::MAX), "time", "times");
+            let what = format!("{name} has crashed {times} since the host has started; the last time it {how}");
+            found.push(finding("warning", what, Some("`credhost service show NAME`; `audit show` has each")));
+        }
         for listener in library.listeners.iter().filter(|listener| !listener.taken && library.state == "serving") {
             let what = format!("{name} takes no listener {}: whoever comes by it waits in vain", listener.name);
             found.push(finding("warning", what, Some("`credhost service show NAME` shows those that it takes")));

@@ -59,11 +59,11 @@ impl Check {
     fn inside(self, trial: Trial) -> Result<(), CliError> {
         // Panics of the library's, with file and line.
         let _log = log::start();
-        let sections = Arc::new(trial.sections);
+        let (sections, allowed, program) = (Arc::new(trial.sections), trial.allowed, std::env::current_exe()?);
         apart::inside(|progress| {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
             let runtime = runtime.map_err(|error| error.to_string())?;
-            runtime.block_on(check(&self.file, &trial.private, &sections, self.reloads, progress))
+            runtime.block_on(check(&self.file, &trial.private, &sections, self.reloads, (&program, &allowed), progress))
         })?;
         Ok(())
     }
@@ -104,6 +104,7 @@ fn shown(found: &Found) -> String {
             ),
         ));
     }
+    rows.extend(found.elsewhere.iter().map(|how| row("elsewhere", how.clone())));
     if !found.grown.is_empty() {
         let grown: Vec<String> = found.grown.iter().map(|(what, by)| format!("{by:+} {what}")).collect();
         rows.push(row("left behind", grown.join(", ")));

@@ -21,7 +21,7 @@ pub(super) struct Trial {
     /// What services are configured to be, where there is a home.
     pub(super) sections: Sections,
     /// What they are allowed.
-    allowed: Allowed,
+    pub(super) allowed: Allowed,
     /// Where libraries are tried.
     vetting: Isolation,
     // Last: it is removed when nothing in it is used any more. Its name is nobody's to guess.

@@ -10,11 +10,14 @@ use plugin_api::abi::frame::{ToHost, ToLibrary};
 use plugin_api::manifest::Manifest;
 use serde::{Deserialize, Serialize};
 
+use crate::loader::fault::LibraryFault;
 use crate::loader::generation::Source;
 use crate::loader::ledger;
 use crate::loader::private::PrivateFolder;
 use crate::loader::unload::UnloadOutcome;
-use crate::loader::vet::Sections;
+use crate::loader::vet::{Allowed, Sections};
+use crate::loader::worker::Worker;
+use crate::loader::worker::confinement::{Confinement, Isolation};
 use crate::multiservice::context::HostContext;
 use crate::multiservice::router::Mailbox;
 use crate::multiservice::slot::Slot;
@@ -86,12 +89,18 @@ pub struct Found {
     pub calls_per_second: f64,
     /// The method that was timed.
     pub timed: String,
+    /// The same, with its arguments.
+    #[serde(skip)]
+    pub(super) good: Option<(String, Vec<u8>)>,
     /// Replacements.
     pub reloads: usize,
     /// How long calls wait while it is replaced, in milliseconds: the middle, and the longest.
     pub freeze_ms: (f64, f64),
     /// From the library's bytes to its serving, in milliseconds, the middle; without vetting.
     pub reload_ms: f64,
+    /// How it went elsewhere than in the host's process: in one of its own, and in a sandbox.
+    #[serde(default)]
+    pub elsewhere: Vec<String>,
     /// What has grown over the replacements.
     pub grown: BTreeMap<String, i64>,
     /// What is wrong with it.
@@ -196,6 +205,7 @@ pub async fn check(
     private: &PrivateFolder,
     sections: &Arc<Sections>,
     reloads: usize,
+    (program, allowed): (&Path, &Allowed),
     mut progress: impl FnMut(&str),
 ) -> Result<Found, String> {
     let section = || {
@@ -225,7 +235,9 @@ pub async fn check(
                 return Ok(found);
             }
             progress("timing it");
-            time_calls(&mut client, good.unwrap_or_default(), &mut found).await;
+            found.good = good.unwrap_or_default();
+            let good = found.good.clone();
+            time_calls(&mut client, good, &mut found).await;
         }
         Err(why) => found.notes.push(format!("nobody could attach as \"check\", and no method was called: {why}")),
     }
@@ -235,6 +247,19 @@ pub async fn check(
             .push("this program does not keep account of what libraries leave: nothing is said of that".to_owned());
     }
     replace(&slot, || Ok((Source::Copy(copy()?), section())), reloads, &mut found, &mut progress).await?;
+    for isolation in [Isolation::Process, Isolation::Sandbox] {
+        progress(&format!("moving it: {isolation}"));
+        let allow = allowed.get(&found.service).cloned().unwrap_or_default();
+        let confinement = Confinement { isolation, allow, ..Confinement::default() };
+        let (program, quota) = (program.to_owned(), context.quota);
+        let worker = Worker { program, copy: Arc::new(copy()?), file: file.to_owned(), confinement, quota };
+        let moved = slot.reload(Source::Worker(worker), section()).await;
+        elsewhere(&mut client, isolation, moved.map(drop), attached.is_ok(), &mut found).await;
+    }
+    // Back again: its end is looked at here.
+    if let Err(why) = slot.reload(Source::Copy(copy()?), section()).await {
+        found.faults.push(format!("it does not come back into the host's process: {why}"));
+    }
     if attached.is_ok() {
         let answer = client.call("credhost check: no such method", EMPTY_TUPLE, EMPTY_DICTIONARY).await;
         if !matches!(&answer, Some(Err(why)) if why.contains("has no method")) {
@@ -357,6 +382,33 @@ async fn time_calls(client: &mut Client, good: Option<(String, Vec<u8>)>, found:
     }
     found.calls_per_second = answered as f64 / began.elapsed().as_secs_f64();
     found.timed = method;
+}
+
+/// How it goes where it was moved to, while its client stayed.
+async fn elsewhere(
+    client: &mut Client,
+    isolation: Isolation,
+    moved: Result<(), LibraryFault>,
+    attached: bool,
+    found: &mut Found,
+) {
+    let place = if isolation == Isolation::Sandbox { "in a sandbox" } else { "in a process of its own" };
+    if let Err(why) = moved {
+        let why = format!("{place}: it does not serve: {why}");
+        // What a sandbox forbids the operator may allow.
+        let into = if isolation == Isolation::Sandbox { &mut found.notes } else { &mut found.faults };
+        return into.push(why);
+    }
+    if !attached || found.timed.is_empty() {
+        return found.elsewhere.push(format!("{place}: it serves"));
+    }
+    // The same call as before.
+    let here = (found.calls_per_second, found.timed.clone());
+    let good = found.good.clone();
+    time_calls(client, good, found).await;
+    let (calls, of_here) = (found.calls_per_second, found.calls_per_second / here.0.max(1.0) * 100.0);
+    found.elsewhere.push(format!("{place}: {calls:.0} calls a second, {of_here:.0} % of those in the host's process"));
+    (found.calls_per_second, found.timed) = here;
 }
 
 async fn replace<C: FnOnce(&str) -> Vec<u8> + Send + 'static>(
