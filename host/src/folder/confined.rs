@@ -12,9 +12,13 @@ use crate::multiservice::slot::{ServiceState, Slot};
 impl Folder {
     /// A service's code has crashed too often: what served before it does again, if it has not done the same.
     pub async fn quarantine(self: &Rc<Self>, quarantined: Quarantined) {
-        let Quarantined { service, why } = quarantined;
+        let Quarantined { service, generation, why } = quarantined;
         let Some(path) = self.path_of(&service) else { return };
         let Some((slot, hash)) = self.loaded_at(&path) else { return };
+        if slot.generation() != generation {
+            // Somebody has put other code in its place meanwhile.
+            return;
+        }
         self.quarantined.lock().insert(hash);
         let file = shown(&path);
         let known = private::hash(&self.previous_copy(&path)).ok();

@@ -274,6 +274,11 @@ impl Gate {
         });
     }
 
+    /// Nobody is busy with what was popped any more.
+    pub(super) fn rests(&self) {
+        *self.busy.lock() = None;
+    }
+
     /// For how long its generation has been busy with what it was given last, and with which methods that may be; if for so long.
     pub(super) fn busy_for(&self, long: Duration) -> Option<(Duration, Vec<String>)> {
         let since = (*self.busy.lock())?.elapsed();

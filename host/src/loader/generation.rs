@@ -242,7 +242,8 @@ impl Generation {
         let thread = match &self.place {
             RunsIn::Worker { process, .. } => {
                 process.kill("did not stop in time, and was killed");
-                return UnloadOutcome::Condemned;
+                // Nothing of it is in this process.
+                return UnloadOutcome::Retired { left: 0 };
             }
             RunsIn::Thread(thread) => thread,
         };

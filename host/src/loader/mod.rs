@@ -15,6 +15,7 @@ pub mod generation;
 pub mod ledger;
 pub mod library;
 pub mod mapping;
+pub(crate) mod own_folder;
 pub mod private;
 mod queue;
 pub mod relocations;

@@ -11,6 +11,7 @@ use blake2::{Blake2s256, Digest};
 
 use super::elf;
 use super::fault::LibraryFault;
+use super::own_folder;
 
 /// What is read of a library to see its headers; they stand at its start.
 const HEAD: u64 = 64 << 10;
@@ -117,10 +118,17 @@ impl PrivateFolder {
     /// # Errors
     /// When it cannot be made.
     pub fn new(folder: PathBuf) -> io::Result<Self> {
-        match fs::remove_dir_all(&folder) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => fs::create_dir_all(&folder)?,
+        match own_folder::remove(&folder) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => {
+                // Whatever a service has left there keeps nobody from starting.
+                let aside = folder.with_extension(format!("left-{}", std::process::id()));
+                tracing::warn!(%error, "what was left in {} is put aside: {}", folder.display(), aside.display());
+                fs::rename(&folder, aside)?;
+            }
+            Ok(()) => {}
         }
+        fs::create_dir_all(&folder)?;
         // As the list of mappings names it.
         Ok(Self { folder: folder.canonicalize()?, whole: false })
     }

@@ -28,11 +28,12 @@ use super::exit::ended;
 use super::fault::LibraryFault;
 use super::gate::Outlet;
 use super::generation::{Generation, Source};
+use super::own_folder::OwnFolder;
 use super::private::PrivateCopy;
 use super::relocations;
 use super::unload::UnloadOutcome;
 use super::worker::confinement::{Confinement, Isolation, LACKS, Permission};
-use super::worker::{OwnFolder, confine, may_be_known};
+use super::worker::{ARENAS, confine, may_be_known};
 
 /// The word by which a program that hosts services is run again, to vet a library. See [`child`].
 pub const WORD: &str = "vet-in-child";
@@ -238,6 +239,7 @@ impl Vet {
                 .env_clear()
                 .envs(std::env::vars_os().filter(|(name, _)| may_be_known(name)))
                 .env("TMPDIR", own.path())
+                .env(ARENAS.0, ARENAS.1)
                 .stdin(Stdio::piped())
                 .stdout(Stdio::piped())
                 .stderr(Stdio::null())

@@ -216,6 +216,7 @@ async fn end(
     if stopped {
         // It has said its last: its thread is about to end.
         let generation = Arc::clone(generation);
+        let generation_is_worker = generation.worker().is_some();
         let (done, joined) = tokio::sync::oneshot::channel();
         // A thread of its own, which nobody has to wait for: code of the library's runs when its thread ends, and when it
         // is closed.
@@ -227,6 +228,8 @@ async fn end(
         });
         match (joining, tokio::time::timeout(STOP, joined).await) {
             (Ok(_), Ok(Ok(account))) => account,
+            // Nothing of a process of its own is in this one.
+            _ if generation_is_worker => UnloadOutcome::Retired { left: 0 },
             _ => UnloadOutcome::Condemned,
         }
     } else {

@@ -70,6 +70,8 @@ pub struct Crashes {
 pub struct Quarantined {
     /// The service.
     pub service: String,
+    /// Which generation of it.
+    pub generation: u32,
     /// How it crashed last.
     pub why: String,
 }

@@ -165,7 +165,7 @@ impl Slot {
     /// # Errors
     /// Why the new one does not serve.
     pub async fn replace(self: &Arc<Self>, prepared: Prepared) -> Result<(Reloaded, Retired), LibraryFault> {
-        let replaced = self.take_over(prepared).await;
+        let replaced = self.take_over(prepared, None).await;
         if replaced.is_ok() {
             // This code has not crashed yet.
             self.recovery.lock().reset();
@@ -173,16 +173,26 @@ impl Slot {
         replaced
     }
 
-    /// The same, also by the code that served before.
-    pub(super) async fn take_over(self: &Arc<Self>, prepared: Prepared) -> Result<(Reloaded, Retired), LibraryFault> {
+    /// The same, also by the code that served before. `of`: only if this still is what serves.
+    pub(super) async fn take_over(
+        self: &Arc<Self>,
+        prepared: Prepared,
+        of: Option<Arc<Instance>>,
+    ) -> Result<(Reloaded, Retired), LibraryFault> {
         let me = Arc::clone(self);
-        let replaced = tokio::spawn(async move { me.hand_over(prepared).await });
+        let replaced = tokio::spawn(async move { me.hand_over(prepared, of).await });
         replaced.await.unwrap_or_else(|error| Err(LibraryFault::State(error.to_string())))
     }
 
-    async fn hand_over(self: Arc<Self>, mut prepared: Prepared) -> Result<(Reloaded, Retired), LibraryFault> {
+    async fn hand_over(
+        self: Arc<Self>,
+        mut prepared: Prepared,
+        of: Option<Arc<Instance>>,
+    ) -> Result<(Reloaded, Retired), LibraryFault> {
         let _turn = self.turn.lock().await;
         let old = self.current.get().filter(|_| self.state() == ServiceState::Serving);
+        // Somebody may have replaced it meanwhile.
+        let old = old.filter(|old| of.as_ref().is_none_or(|of| Arc::ptr_eq(of, old)));
         let new = prepared.instance.clone().filter(|instance| instance.name.as_str() == self.name.as_str());
         let (Some(old), Some(new)) = (old, new) else {
             return Err(LibraryFault::State(format!("{} does not serve", self.name)));
@@ -215,6 +225,7 @@ impl Slot {
             }
         };
         prepared.instance = None;
+        self.crashes.lock().waits = None;
         let (attached, held, streams) = self.switch(&old, &new);
         // It may have died since it was asked whether it is well.
         self.watch(&new);

@@ -11,6 +11,8 @@ use super::slot::{ServiceState, Slot};
 use crate::loader::generation::Source;
 use crate::loader::worker::places;
 
+/// When it is tried again where the machine has no room for it.
+const LACKED: Duration = Duration::from_secs(1);
 /// For how long calls wait for the next start; if it is later, they are refused until then.
 const PATIENT: Duration = Duration::from_secs(1);
 
@@ -34,17 +36,18 @@ impl Slot {
     /// Starts it again, after a rest, as often as it takes or may be.
     async fn recover(self: Arc<Self>, dead: Arc<Instance>, crash: Crash) {
         let service = self.name.as_str();
-        let mut how = crash.how.clone();
+        let (mut how, mut lacks) = (crash.how.clone(), false);
         self.name_places(&dead, crash);
         loop {
             if !self.is_current(&dead) {
                 // Somebody has replaced or stopped it meanwhile.
                 return;
             }
-            let next = self.recovery.lock().crashed(Instant::now());
+            // What the machine lacks is no fault of the code's.
+            let next = if lacks { Next::Start(LACKED) } else { self.recovery.lock().crashed(Instant::now()) };
             self.note_crash(&how, next);
             let rest = match next {
-                Next::Quarantine => return self.quarantine(how).await,
+                Next::Quarantine => return self.quarantine(dead.number, how).await,
                 Next::Start(rest) => rest,
             };
             if rest > PATIENT {
@@ -57,7 +60,7 @@ impl Slot {
             let (source, config) = (Source::Worker(worker.clone()), dead.config.clone());
             let began = Instant::now();
             let started = match self.prepare(source, move |_| config).await {
-                Ok(prepared) => self.take_over(prepared).await,
+                Ok(prepared) => self.take_over(prepared, Some(Arc::clone(&dead))).await,
                 Err(why) => Err(why),
             };
             match started {
@@ -67,7 +70,10 @@ impl Slot {
                     tracing::warn!(service, "it serves again, {ms:.0} ms after it was started: {reloaded}");
                     return;
                 }
-                Err(why) => how = format!("could not be started again: {why}"),
+                Err(why) => {
+                    lacks = why.may_pass();
+                    how = format!("could not be started again: {why}");
+                }
             }
         }
     }
@@ -103,13 +109,13 @@ impl Slot {
     }
 
     /// This code is not started any more: another may be, or the service stops.
-    async fn quarantine(&self, how: String) {
+    async fn quarantine(&self, generation: u32, how: String) {
         let service = self.name.to_string();
         self.context.note("service.quarantined", &service, &[("how", &how)]);
         let Some(tell) = &self.context.quarantine else {
             return self.fail(&format!("it crashed too often: it {how}")).await;
         };
-        if tell.send(Quarantined { service, why: how.clone() }).is_err() {
+        if tell.send(Quarantined { service, generation, why: how.clone() }).is_err() {
             // Nobody keeps files any more: the host is ending.
             self.fail(&format!("it crashed too often: it {how}")).await;
         }

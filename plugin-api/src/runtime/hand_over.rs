@@ -22,7 +22,12 @@ impl<S: Service> Runtime<S> {
         let live = self.perspectives.borrow().live();
         let saved = live
             .iter()
-            .try_for_each(|perspective| contained("save", || perspective.hand_over()))
+            .try_for_each(|perspective| {
+                let saved = contained("save", || perspective.hand_over());
+                // Not all at once.
+                core.flush_large();
+                saved
+            })
             .and_then(|()| self.service().and_then(|service| contained("save", || service.hand_over())));
         let states = live.iter().filter(|perspective| perspective.is_saved()).count() as u64;
         drop(live);

@@ -539,6 +539,8 @@ impl<S: Service> Runtime<S> {
             if let Err(fault) = contained("save", || perspective.flush()) {
                 tracing::error!(%fault, "a perspective could not be saved");
             }
+            // Not all at once.
+            self.core.flush_large();
         }
         self.core.flush();
     }

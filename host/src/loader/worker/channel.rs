@@ -52,7 +52,11 @@ impl Outbound {
         if body.len() <= LARGE || self.plain {
             return self.send_parts(socket, kind, false, body, descriptors);
         }
-        let mut all = vec![sealed(body)?];
+        let Ok(file) = sealed(body) else {
+            // Where there is no descriptor for it, all goes through the socket.
+            return self.send_parts(socket, kind, false, body, descriptors);
+        };
+        let mut all = vec![file];
         all.extend(descriptors);
         self.send_parts(socket, kind, true, &(body.len() as u64).to_le_bytes(), all)
     }
@@ -186,6 +190,8 @@ pub(super) struct Inbound {
     buffer: Box<[u8]>,
     /// No other descriptors are taken than those of memory files.
     memory_alone: bool,
+    /// This process had no descriptor left for one of those of the next message: it has what came before that.
+    truncated: bool,
 }
 
 /// A message that has come whole.
@@ -194,6 +200,8 @@ pub(super) struct Message<'b> {
     pub(super) kind: Kind,
     pub(super) body: std::borrow::Cow<'b, [u8]>,
     pub(super) descriptors: Vec<OwnedFd>,
+    /// Whether there were to be some.
+    pub(super) lends: bool,
 }
 
 /// What has come of looking for more.
@@ -211,7 +219,7 @@ impl Inbound {
     /// Takes bodies of so many bytes, and so many descriptors ahead of their messages.
     pub(super) fn new(limit: u64, most: usize) -> Self {
         let (decoder, buffer) = (Decoder::new(limit.min(u64::from(u32::MAX))), vec![0; READ].into());
-        Self { decoder, limit, descriptors: VecDeque::new(), most, buffer, memory_alone: false }
+        Self { decoder, limit, descriptors: VecDeque::new(), most, buffer, memory_alone: false, truncated: false }
     }
 
     /// The other side is a stranger: no other descriptors are taken from it than those of memory files.
@@ -237,12 +245,16 @@ impl Inbound {
         };
         for message in control.drain() {
             if let RecvAncillaryMessage::ScmRights(descriptors) = message {
-                self.descriptors.extend(descriptors);
+                let descriptors = descriptors.collect::<Vec<_>>();
+                if !self.truncated {
+                    self.descriptors.extend(descriptors);
+                }
             }
         }
+        self.truncated |= received.flags.contains(ReturnFlags::CTRUNC);
         let other = |descriptor: &OwnedFd| rustix::fs::fcntl_get_seals(descriptor).is_err();
         let unwanted = self.memory_alone && self.descriptors.iter().any(other);
-        if unwanted || received.flags.contains(ReturnFlags::CTRUNC) || self.descriptors.len() > self.most {
+        if unwanted || self.truncated && self.memory_alone || self.descriptors.len() > self.most {
             // A socket can take as long as it likes to be closed: nobody waits for that.
             let unwanted = std::mem::take(&mut self.descriptors);
             let _ = std::thread::Builder::new().name("close".to_owned()).spawn(move || drop(unwanted));
@@ -261,20 +273,26 @@ impl Inbound {
     /// When it is none.
     pub(super) fn message(&mut self) -> Result<Option<Message<'_>>, Malformed> {
         let Some((header, body)) = self.decoder.message()? else { return Ok(None) };
-        let count = usize::from(header.descriptors);
+        let mut count = usize::from(header.descriptors);
+        if std::mem::take(&mut self.truncated) {
+            // What is missing are the last of them.
+            count = count.min(self.descriptors.len());
+        }
         if self.descriptors.len() < count || usize::from(header.large) > count {
             return Err(Malformed::Descriptors);
         }
         let mut descriptors: Vec<OwnedFd> = self.descriptors.drain(..count).collect();
         if !header.large {
-            return Ok(Some(Message { kind: header.kind, body: body.into(), descriptors }));
+            let lends = header.descriptors > 0;
+            return Ok(Some(Message { kind: header.kind, body: body.into(), descriptors, lends }));
         }
         let length = body.first_chunk::<8>().map(|length| u64::from_le_bytes(*length)).ok_or(Malformed::Unsealed)?;
         if length > self.limit {
             return Err(Malformed::Long(length));
         }
         let file = descriptors.remove(0);
-        Ok(Some(Message { kind: header.kind, body: unsealed(&file, length)?.into(), descriptors }))
+        let lends = header.descriptors > 1;
+        Ok(Some(Message { kind: header.kind, body: unsealed(&file, length)?.into(), descriptors, lends }))
     }
 }
 

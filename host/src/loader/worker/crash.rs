@@ -18,6 +18,8 @@ const STACK: usize = 256 << 10;
 static SOCKET: AtomicI32 = AtomicI32::new(-1);
 static START: AtomicUsize = AtomicUsize::new(0);
 static END: AtomicUsize = AtomicUsize::new(0);
+/// Something is on its way to the host, of any thread's.
+pub(super) static SENDING: AtomicBool = AtomicBool::new(false);
 static CRASHING: AtomicBool = AtomicBool::new(false);
 
 const SIGNALS: [c_int; 6] = [libc::SIGSEGV, libc::SIGBUS, libc::SIGILL, libc::SIGFPE, libc::SIGABRT, libc::SIGTRAP];
@@ -51,7 +53,7 @@ struct Found {
 }
 
 extern "C" fn handle(signal: c_int) {
-    if !CRASHING.swap(true, Ordering::SeqCst) {
+    if !CRASHING.swap(true, Ordering::SeqCst) && !SENDING.load(Ordering::SeqCst) {
         let mut found = Found { at: [0; MOST], count: 0 };
         // SAFETY: the callback is of the kind that is asked for, and is given what it expects. Walking takes the locks of no
         // allocator; if the stack is so damaged that walking crashes, the signal's old action, which was put back before this
@@ -65,8 +67,8 @@ extern "C" fn handle(signal: c_int) {
             place.copy_from_slice(&at.to_le_bytes());
         }
         let socket = SOCKET.load(Ordering::Relaxed);
-        // SAFETY: it writes bytes of this stack; it may be called by a handler (signal-safety(7)). Another thread may be in the
-        // middle of a message of its own: then the host takes this for a part of it, and learns of the death alone.
+        // SAFETY: it writes bytes of this stack; it may be called by a handler (signal-safety(7)). No message of
+        // another thread's is under way, as was just seen; one that begins now waits for its turn in the kernel.
         unsafe { libc::write(socket, message.as_ptr().cast::<c_void>(), HEADER + length) };
     }
     // The action is the default by now: it ends the process as soon as this handler has returned.

@@ -5,6 +5,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
@@ -84,12 +85,15 @@ impl Inside {
 
     fn send(&self, kind: Kind, body: &[u8]) {
         let mut out = self.out.lock();
+        // A crash meanwhile says nothing: it would be taken for a part of this.
+        crash::SENDING.store(true, Ordering::SeqCst);
         let mut sent = out.send(&self.socket, kind, body, Vec::new());
         while sent.is_ok() && out.is_waiting() {
             let mut ready = [PollFd::new(&self.socket, PollFlags::OUT)];
             let _ = poll(&mut ready, None);
             sent = out.go_on(&self.socket);
         }
+        crash::SENDING.store(false, Ordering::SeqCst);
         if sent.is_err() {
             // Without a host there is nobody to serve.
             gone();
@@ -108,9 +112,9 @@ impl Inside {
         loop {
             match incoming.inbound.message() {
                 Ok(Some(message)) => {
-                    let (batch, descriptors) = (message.body.into_owned(), message.descriptors);
+                    let (lends, batch, descriptors) = (message.lends, message.body.into_owned(), message.descriptors);
                     incoming.asked = false;
-                    incoming.next = if descriptors.is_empty() { batch } else { self.lend(&batch, descriptors) };
+                    incoming.next = if lends { self.lend(&batch, descriptors) } else { batch };
                     return;
                 }
                 Ok(None) => {}
@@ -156,7 +160,7 @@ impl Inside {
             return self.send(Kind::Frames, frames);
         }
         // Those that the library has made its own of are not lent any more.
-        let frames = renamed_taken(frames, |number| lent.remove(&number).map_or(number, |(_, hosts)| hosts));
+        let frames = renamed_taken(frames, |_, number| lent.remove(&number).map_or(number, |(_, hosts)| hosts));
         drop(lent);
         self.send(Kind::Frames, &frames);
     }

@@ -49,6 +49,10 @@ impl Drop for Link {
 
 /// A worker's end of the socket has a limit of its own; this is of what it may say at once, beyond the largest state, in bytes.
 pub(super) const SAID_BESIDE: u64 = 64 << 20;
+/// As many memory files as may come ahead of their messages.
+const FILES: usize = 4;
+/// The lane of streams that a worker had not taken when it died: of no connection's number.
+const UNTAKEN: u32 = u32::MAX;
 /// While the store has so many bytes of the worker's to write, it is not read.
 const UNWRITTEN_PAUSE: std::time::Duration = std::time::Duration::from_millis(1);
 
@@ -145,8 +149,9 @@ impl Link {
         }
         state.asks = false;
         if let Err(error) = &sent {
-            // It has gone: whoever reads will see it.
+            // It will not ask again. If it has gone already, whoever reads will see it.
             tracing::debug!(%error, "a worker is not given what it is sent");
+            self.process.kill(&format!("could not be given what it asked for ({error}), and was killed for it"));
         }
         if sent.is_err() || state.out.is_waiting() {
             self.wake();
@@ -155,14 +160,16 @@ impl Link {
 
     /// Moves everything until the worker's end of the socket is closed. `crash` is given what it says of its crash.
     pub(super) fn serve(&self, gate: &Gate, outlet: &dyn Outlet, limit: u64, crash: &mut Vec<u8>) -> Ending {
-        // One: a memory file.
-        let mut inbound = Inbound::new(limit, 1).memory_alone();
+        let mut gone = false;
+        let mut inbound = Inbound::new(limit, FILES).memory_alone();
         let Ok(socket) = self.socket() else { return Ending::Closed };
         loop {
             match inbound.read(socket) {
                 Err(malformed) => return Ending::Malformed(malformed),
                 Ok(Come::End) => return Ending::Closed,
-                Ok(Come::Nothing) => self.wait(socket),
+                // What it has said before its end is there by now.
+                Ok(Come::Nothing) if gone => return Ending::Closed,
+                Ok(Come::Nothing) => gone = !self.wait(socket),
                 Ok(Come::Some) => loop {
                     match inbound.message() {
                         Ok(None) => break,
@@ -192,9 +199,17 @@ impl Link {
     ) -> Result<(), Malformed> {
         match kind {
             Kind::Frames => {
-                self.state.lock().owed.said(body)?;
-                gate.said(body);
-                while outlet.is_full() {
+                let unnamed = self.state.lock().owed.said(body)?;
+                if unnamed.is_empty() {
+                    gate.said(body);
+                } else {
+                    // It had no descriptor left for these: the host knows them by its own numbers.
+                    let named = |stream, descriptor| unnamed.get(&stream).copied().filter(|_| descriptor == u64::MAX);
+                    gate.said(&renamed_taken(body, |stream, descriptor| {
+                        named(stream, descriptor).unwrap_or(descriptor)
+                    }));
+                }
+                while outlet.is_full() && !self.process.has_ended() {
                     std::thread::sleep(UNWRITTEN_PAUSE);
                 }
             }
@@ -215,21 +230,25 @@ impl Link {
         Ok(())
     }
 
-    /// Waits until the worker has said something, or has room for what waits to be written; writes that.
-    fn wait(&self, socket: &OwnedFd) {
+    /// Waits until the worker has said something, or has room for what waits to be written; writes that. False: it has ended, or
+    /// does not read any more.
+    fn wait(&self, socket: &OwnedFd) -> bool {
         let writes = {
             let mut state = self.state.lock();
             if state.out.is_waiting() && state.out.go_on(socket).is_err() {
-                // The next look finds that it has gone.
-                return;
+                return false;
             }
             state.out.is_waiting()
         };
         let wanted = if writes { PollFlags::IN | PollFlags::OUT } else { PollFlags::IN };
-        let mut ready = [PollFd::new(socket, wanted), PollFd::new(&self.wake, PollFlags::IN)];
+        let mut ready = vec![PollFd::new(socket, wanted), PollFd::new(&self.wake, PollFlags::IN)];
+        // Others may have its end of the socket, whom it has started.
+        ready.extend(self.process.handle().map(|handle| PollFd::new(handle, PollFlags::IN)));
         // An interruption is a reason to look again, too.
         let _ = poll(&mut ready, None);
+        let ended = ready.get(2).is_some_and(|handle| handle.revents().contains(PollFlags::IN));
         let _ = rustix::io::read(&self.wake, &mut [0; 8]);
+        !ended
     }
 
     /// What the worker was told of its end.
@@ -249,7 +268,8 @@ impl Link {
     }
 
     /// It has died: whoever waits for its answers gets this for one.
-    pub(super) fn died(&self, outlet: &dyn Outlet, why: &str) {
+    pub(super) fn died(&self, gate: &Gate, outlet: &dyn Outlet, why: &str) {
+        gate.rests();
         let failed = {
             let mut state = self.state.lock();
             state.life = Life::Dead(why.to_owned());
@@ -257,7 +277,7 @@ impl Link {
             state.out = Outbound::default();
             let untaken = state.owed.untaken();
             if !untaken.is_empty() {
-                self.keep(&mut state.left, &Lane::unbounded(0), untaken);
+                self.keep(&mut state.left, &Lane::unbounded(UNTAKEN), untaken);
             }
             state.owed.failed(why)
         };
@@ -387,14 +407,14 @@ pub(super) fn renamed(frames: &[u8], mut name: impl FnMut(u64) -> u64) -> Vec<u8
 }
 
 /// The same, of what a worker says.
-pub(super) fn renamed_taken(frames: &[u8], mut name: impl FnMut(u64) -> u64) -> Vec<u8> {
+pub(super) fn renamed_taken(frames: &[u8], mut name: impl FnMut(u64, u64) -> u64) -> Vec<u8> {
     let (mut out, mut rest) = (Vec::with_capacity(frames.len()), frames);
     loop {
         let before = rest;
         let Some(mut frame) = ToHost::read(&mut rest) else { return out };
         match &mut frame {
-            ToHost::Taken { descriptor, .. } => {
-                *descriptor = name(*descriptor);
+            ToHost::Taken { stream, descriptor } => {
+                *descriptor = name(*stream, *descriptor);
                 frame.write(&mut out);
             }
             _ => out.extend_from_slice(&before[..before.len() - rest.len()]),

@@ -11,7 +11,6 @@ mod crash;
 mod inside;
 pub(crate) mod link;
 pub mod owed;
-mod own_folder;
 mod pid;
 pub mod places;
 mod process;
@@ -20,11 +19,10 @@ mod syscalls;
 pub mod wire;
 
 pub use self::inside::child;
-pub(crate) use self::own_folder::OwnFolder;
 pub use self::pid::Facts;
 pub(crate) use self::pid::Process;
 pub use self::process::Worker;
-pub(crate) use self::process::{may_be_known, sockets};
+pub(crate) use self::process::{ARENAS, may_be_known, sockets};
 pub use self::sandbox::confine;
 
 use serde::{Deserialize, Serialize};

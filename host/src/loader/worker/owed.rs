@@ -138,11 +138,12 @@ impl Owed {
         self.questions = self.questions.saturating_sub(1);
     }
 
-    /// It has said this.
+    /// It has said this. Answers with the streams for which it had no descriptor left, and which the host has named for each.
     ///
     /// # Errors
     /// When these are no frames, or ones that no library says.
-    pub fn said(&mut self, mut frames: &[u8]) -> Result<(), Malformed> {
+    pub fn said(&mut self, mut frames: &[u8]) -> Result<HashMap<u64, u64>, Malformed> {
+        let mut unnamed = HashMap::new();
         while !frames.is_empty() {
             let frame = ToHost::read(&mut frames).ok_or(Malformed::Frames)?;
             match frame {
@@ -166,7 +167,11 @@ impl Owed {
                         }
                     }
                 }
-                ToHost::Taken { stream, descriptor } => self.takes(stream, descriptor)?,
+                ToHost::Taken { stream, descriptor } => {
+                    unnamed.extend(self.takes(stream, descriptor)?.map(|hosts| (stream, hosts)));
+                }
+                // Nobody answers a call that was given up.
+                ToHost::Forget { .. } => self.answered(),
                 ToHost::Closed { stream } => drop(self.streams.remove(&stream).ok_or(Malformed::Unasked)?),
                 ToHost::Frozen { numbers, .. } => {
                     self.objects = self.objects.max(numbers);
@@ -201,23 +206,31 @@ impl Owed {
                 _ => {}
             }
         }
-        Ok(())
+        Ok(unnamed)
     }
 
-    /// Only what it was given: the host holds a descriptor until then, and not any longer.
-    fn takes(&mut self, stream: u64, descriptor: u64) -> Result<(), Malformed> {
-        if descriptor == u64::MAX {
-            // There was none left for it, and it was told so.
-            self.streams.get_mut(&stream).ok_or(Malformed::Unasked)?.clear();
-            return Ok(());
+    /// Only what it was given: the host holds a descriptor until then, and not any longer. Answers with the host's number for it, if
+    /// the worker had none left and does not know it.
+    fn takes(&mut self, stream: u64, descriptor: u64) -> Result<Option<u64>, Malformed> {
+        // It may have let go of the stream by now.
+        let told = self.streams.get_mut(&stream);
+        let of_frame = told.as_ref().and_then(|told| match ToLibrary::read(&mut told.as_slice()) {
+            Some(ToLibrary::Stream { descriptor, .. }) => Some(descriptor),
+            _ => None,
+        });
+        let unnamed = descriptor == u64::MAX;
+        let descriptor = if unnamed { of_frame } else { Some(descriptor) };
+        if let Some(told) = told {
+            told.clear();
         }
+        // Of what was lent in the middle of something, nobody waits for the number.
+        let Some(descriptor) = descriptor else { return Ok(None) };
         let lent = self.lent.get_mut(&descriptor).ok_or(Malformed::Unasked)?;
         *lent -= 1;
         if *lent == 0 {
             self.lent.remove(&descriptor);
         }
-        self.streams.get_mut(&stream).ok_or(Malformed::Unasked)?.clear();
-        Ok(())
+        Ok(unnamed.then_some(descriptor))
     }
 
     fn hands_out(&mut self, objects: &[u8]) {
@@ -322,7 +335,7 @@ mod tests {
         handles: &[9, 0, 0, 0, 0, 0, 0, 0, 9, 0, 0, 0, 0, 0, 0, 0],
     };
 
-    fn said(owed: &mut Owed, frames: &[ToHost<'_>]) -> Result<(), Malformed> {
+    fn said(owed: &mut Owed, frames: &[ToHost<'_>]) -> Result<HashMap<u64, u64>, Malformed> {
         let mut bytes = Vec::new();
         frames.iter().for_each(|frame| frame.write(&mut bytes));
         owed.said(&bytes)
@@ -367,6 +380,44 @@ mod tests {
     }
 
     #[test]
+    fn what_is_lent_is_taken_once_also_by_a_worker_that_had_no_descriptor_left() {
+        let stream = ToLibrary::Stream {
+            stream: 3,
+            listener: "irc",
+            descriptor: 9,
+            tcp: true,
+            peer: "",
+            tls: false,
+            starttls: false,
+            asked: "",
+            state: None,
+            login: 0,
+            identity: "",
+            perspectives: &[],
+            forwarded: false,
+        };
+        let taken = |descriptor| [ToHost::Taken { stream: 3, descriptor }];
+        let mut owed = Owed::default();
+        assert_eq!(owed.given(&stream), Some(9));
+        assert_eq!(said(&mut owed, &taken(9)), Ok(HashMap::new()));
+        assert_eq!(said(&mut owed, &taken(9)), Err(Malformed::Unasked));
+        assert!(owed.untaken().is_empty());
+
+        let mut owed = Owed::default();
+        owed.given(&stream);
+        assert_eq!(said(&mut owed, &taken(u64::MAX)), Ok(HashMap::from([(3, 9)])));
+        // Something more of a stream that it has let go of meanwhile.
+        owed.given(&ToLibrary::Lent { request: 1, stream: 3, descriptor: 12, asked: "" });
+        assert_eq!(said(&mut owed, &[ToHost::Closed { stream: 3 }]), Ok(HashMap::new()));
+        assert_eq!(said(&mut owed, &taken(12)), Ok(HashMap::new()));
+
+        // One that it did not come to take is its successor's, as it was told.
+        let mut owed = Owed::default();
+        owed.given(&stream);
+        assert_eq!(ToLibrary::read(&mut owed.untaken().as_slice()), Some(stream));
+    }
+
+    #[test]
     fn what_a_worker_may_not_say_is_an_error() {
         let cases: [(&str, &[ToHost<'_>]); 6] = [
             ("a descriptor that it was not given", &[ToHost::Taken { stream: 1, descriptor: 5 }]),
@@ -397,6 +448,6 @@ mod tests {
         // An answer makes room.
         owed.given(&ToLibrary::Loaded { request: 1, state: None, version: 0 });
         owed.given(&ToLibrary::Loaded { request: 1, state: None, version: 0 });
-        assert_eq!(said(&mut owed, &[asks]), Ok(()));
+        assert_eq!(said(&mut owed, &[asks]), Ok(HashMap::new()));
     }
 }

@@ -4,6 +4,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::OnceLock;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 /// A worker's process.
@@ -41,6 +42,12 @@ impl Process {
     /// What is readable once it has ended.
     pub(super) fn handle(&self) -> Option<&OwnedFd> {
         self.handle.get().map(|(_, handle)| handle)
+    }
+
+    /// Whether it has ended.
+    pub(super) fn has_ended(&self) -> bool {
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        self.handle().is_some_and(|handle| poll(&mut [PollFd::new(handle, PollFlags::IN)], Some(&now)) == Ok(1))
     }
 
     /// Why the host has killed it, if it has.

@@ -16,11 +16,11 @@ use rustix::process::{Pid, Signal};
 use super::confinement::Confinement;
 use super::link::{Ending, Link, SAID_BESIDE};
 use super::owed::{Told, refused};
-use super::own_folder::OwnFolder;
 use super::pid::Process;
 use super::{Setup, WORD};
 use crate::loader::exit::ended;
 use crate::loader::gate::{Gate, Outlet};
+use crate::loader::own_folder::OwnFolder;
 use crate::loader::private::PrivateCopy;
 
 /// How long a worker that has said its last word may take to be gone.
@@ -70,7 +70,7 @@ impl Worker {
         // Its socket is closed before it is gone.
         let status = reap(&mut child, process, if process.killed().is_some() { Duration::ZERO } else { CLOSED });
         let how = died(status, process.killed());
-        link.died(outlet, &format!("the service {how}; whether the call was done is not known"));
+        link.died(gate, outlet, &format!("the service {how}; whether the call was done is not known"));
         if link.told() == Told::Nothing {
             outlet.crashed(&how, &place(&crash));
         }
@@ -90,6 +90,7 @@ impl Worker {
             .env_clear()
             .envs(std::env::vars_os().filter(|(name, _)| may_be_known(name)))
             .env("TMPDIR", folder)
+            .env(ARENAS.0, ARENAS.1)
             .current_dir(folder)
             .stdin(Stdio::from(theirs))
             .stdout(Stdio::null())
@@ -140,6 +141,9 @@ fn hear(stderr: ChildStderr, outlet: &dyn Outlet) {
 fn place(crash: &[u8]) -> Vec<u64> {
     crash.chunks_exact(8).filter_map(|at| at.try_into().ok().map(u64::from_le_bytes)).take(64).collect()
 }
+
+/// How the system's allocator is kept from reserving more than a process in a sandbox may map.
+pub(crate) const ARENAS: (&str, &str) = ("MALLOC_ARENA_MAX", "2");
 
 /// What of the host's surroundings a worker may know: no secret is handed on by accident.
 pub(crate) fn may_be_known(name: &std::ffi::OsStr) -> bool {

@@ -252,6 +252,9 @@ pub(super) fn restrict(confinement: &Confinement) -> Result<(), String> {
         filters.push((rules, SeccompAction::Allow, SeccompAction::Errno(libc::ENOSYS.cast_unsigned())));
     }
     if confinement.isolation == Isolation::Sandbox {
+        // Whoever copies a file sets its mode, and would fail: it is said to be done.
+        let rules = Rules::from([(libc::SYS_fchmod, Vec::new())]);
+        filters.push((rules, SeccompAction::Allow, SeccompAction::Errno(0)));
         let rules = allowed(&confinement.allow, may_start).map_err(|error| failed(&error))?;
         filters.push((rules, eperm(), SeccompAction::Allow));
     } else {
@@ -281,6 +284,8 @@ fn allowed(allow: &[Permission], may_start: bool) -> Result<Rules, Refused> {
     let one_of = |at: u8, values: &[u64]| -> Result<Vec<SeccompRule>, Refused> {
         values.iter().map(|value| rule(&[(at, Length::Dword, Is::Eq, *value)])).collect()
     };
+    // Another filter answers it.
+    rules.insert(libc::SYS_fchmod, Vec::new());
     rules.insert(libc::SYS_prctl, one_of(0, &PRCTL)?);
     rules.insert(libc::SYS_ioctl, one_of(1, &IOCTL)?);
     let mut control = one_of(1, &FCNTL.map(|word| word.cast_unsigned().into()))?;
@@ -310,14 +315,19 @@ fn allowed(allow: &[Permission], may_start: bool) -> Result<Rules, Refused> {
     }
     let mut sockets = Vec::new();
     let connects = allow.iter().any(|allowed| matches!(allowed, Permission::Connect(_)));
-    let kinds = [(connects, libc::SOCK_STREAM), (allow.contains(&Permission::Datagrams), libc::SOCK_DGRAM)];
-    for (_, kind) in kinds.into_iter().filter(|(may, _)| *may) {
-        for family in [libc::AF_INET, libc::AF_INET6] {
+    let kinds = [
+        (connects, libc::SOCK_STREAM, libc::IPPROTO_TCP),
+        (allow.contains(&Permission::Datagrams), libc::SOCK_DGRAM, libc::IPPROTO_UDP),
+    ];
+    for (_, kind, protocol) in kinds.into_iter().filter(|(may, ..)| *may) {
+        for (family, protocol) in
+            [(libc::AF_INET, 0), (libc::AF_INET, protocol), (libc::AF_INET6, 0), (libc::AF_INET6, protocol)]
+        {
             sockets.push(rule(&[
                 (0, Length::Dword, Is::Eq, family.cast_unsigned().into()),
                 (1, Length::Dword, Is::MaskedEq(SOCKET_KIND), kind.cast_unsigned().into()),
-                // Neither raw ones by another name, nor what is built on top.
-                (2, Length::Dword, Is::Le, libc::IPPROTO_UDP.cast_unsigned().into()),
+                // Neither what is raw by another name, nor what is built on top.
+                (2, Length::Dword, Is::Eq, protocol.cast_unsigned().into()),
             ])?);
         }
     }
@@ -379,7 +389,6 @@ mod tests {
             libc::SYS_capset,
             libc::SYS_personality,
             libc::SYS_open_by_handle_at,
-            libc::SYS_fchmod,
             libc::SYS_fchmodat,
             libc::SYS_fchown,
             libc::SYS_utimensat,

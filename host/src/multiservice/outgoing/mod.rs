@@ -193,6 +193,7 @@ impl Outgoing {
         }
         let effects = queue.next_commit(Phase::Serving);
         let commit = self.perform(effects);
+        self.unwritten.store(queue.unwritten(), Ordering::Relaxed);
         drop(queue);
         self.commit(commit);
     }
@@ -204,6 +205,7 @@ impl Outgoing {
         if self.advance(|phase| if phase == Phase::Embargoed { Phase::Abandoned } else { phase }) == Phase::Embargoed {
             // What is refused commits nothing.
             self.perform(queue.abandon());
+            self.unwritten.store(0, Ordering::Relaxed);
         }
     }
 

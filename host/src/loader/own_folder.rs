@@ -2,12 +2,12 @@
 
 use std::ffi::CString;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, chmodat, openat, renameat, unlinkat};
+use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, chmodat, fchmod, openat, renameat, statat, unlinkat};
 use rustix::io::Errno;
 
 /// A folder that nobody else has, removed when it is dropped.
@@ -40,71 +40,80 @@ impl Drop for OwnFolder {
     }
 }
 
+/// So many entries of a folder are looked at before it is read anew: one may have millions.
+const PORTION: usize = 4_096;
+
 /// Removes a folder with all that is in it, however deep: nothing of it is gone down into. What is in a folder is moved up beside
 /// it, until that is empty.
-fn remove(folder: &Path) -> io::Result<()> {
-    let top = open(CWD, folder)?;
-    let mut next = 0_u64;
+///
+/// # Errors
+/// When it is not there, or the system does not let go of something in it.
+pub(crate) fn remove(folder: &Path) -> io::Result<()> {
+    let (top, mut next) = (open(CWD, folder)?, 0);
     loop {
         let names = names(&top)?;
         if names.is_empty() {
             break;
         }
         for (name, is_folder) in names {
-            if !is_folder {
-                unlinkat(&top, &name, AtFlags::empty())?;
-                continue;
+            match is_folder {
+                true => remove_folder(&top, &name, &mut next)?,
+                false => unlinkat(&top, &name, AtFlags::empty())?,
             }
-            match unlinkat(&top, &name, AtFlags::REMOVEDIR) {
-                Err(Errno::NOTEMPTY | Errno::EXIST) => {}
-                done => {
-                    done?;
-                    continue;
-                }
-            }
-            let inner = match open(&top, &name) {
-                Err(Errno::ACCESS) => {
-                    chmodat(&top, &name, Mode::RWXU, AtFlags::empty())?;
-                    open(&top, &name)?
-                }
-                opened => opened?,
-            };
-            for (name, is_folder) in self::names(&inner)? {
-                if is_folder {
-                    // Of all names only those of ours are taken, in a folder of ours.
-                    let free = loop {
-                        let free = format!("up-{next}");
-                        next += 1;
-                        if rustix::fs::statat(&top, &free, AtFlags::SYMLINK_NOFOLLOW)
-                            .is_err_and(|error| error == Errno::NOENT)
-                        {
-                            break free;
-                        }
-                    };
-                    match renameat(&inner, &name, &top, &free) {
-                        Err(Errno::ACCESS) => {
-                            // To be moved, a folder has to be writable: where it is, is in it.
-                            chmodat(&inner, &name, Mode::RWXU, AtFlags::empty())?;
-                            renameat(&inner, &name, &top, &free)?;
-                        }
-                        done => done?,
-                    }
-                } else {
-                    unlinkat(&inner, &name, AtFlags::empty())?;
-                }
-            }
-            unlinkat(&top, &name, AtFlags::REMOVEDIR)?;
         }
     }
     drop(top);
     std::fs::remove_dir(folder)
 }
 
-fn open<P: rustix::path::Arg>(at: impl std::os::fd::AsFd, path: P) -> Result<OwnedFd, Errno> {
-    openat(at, path, OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+/// Removes a folder in the top one; what is a folder in it goes up beside it, by the next free name.
+fn remove_folder(top: &OwnedFd, name: &CString, next: &mut u64) -> io::Result<()> {
+    match unlinkat(top, name, AtFlags::REMOVEDIR) {
+        Err(Errno::NOTEMPTY | Errno::EXIST) => {}
+        done => return Ok(done?),
+    }
+    let inner = open(top, name)?;
+    loop {
+        let names = names(&inner)?;
+        if names.is_empty() {
+            break;
+        }
+        for (name, is_folder) in names {
+            if !is_folder {
+                unlinkat(&inner, &name, AtFlags::empty())?;
+                continue;
+            }
+            // To be moved, a folder has to be writable: where it is, is in it.
+            drop(open(&inner, &name)?);
+            let free = loop {
+                let free = format!("up-{next}");
+                *next += 1;
+                if statat(top, &free, AtFlags::SYMLINK_NOFOLLOW).is_err_and(|error| error == Errno::NOENT) {
+                    break free;
+                }
+            };
+            renameat(&inner, &name, top, &free)?;
+        }
+    }
+    Ok(unlinkat(top, name, AtFlags::REMOVEDIR)?)
 }
 
-/// What is in a folder, and whether each is one.
+/// Opens a folder, whatever its mode is, and makes it one that can be emptied.
+fn open<P: rustix::path::Arg + Copy>(at: impl AsFd, path: P) -> Result<OwnedFd, Errno> {
+    let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::RDONLY | OFlags::CLOEXEC;
+    let opened = match openat(&at, path, flags, Mode::empty()) {
+        Err(Errno::ACCESS) => {
+            // Whoever could put a link in its place has ended.
+            chmodat(&at, path, Mode::RWXU, AtFlags::empty())?;
+            openat(&at, path, flags, Mode::empty())?
+        }
+        opened => opened?,
+    };
+    fchmod(&opened, Mode::RWXU)?;
+    Ok(opened)
+}
+
+/// Some of what is in a folder, and whether each is one; nothing, when it is empty.
 fn names(folder: &OwnedFd) -> io::Result<Vec<(CString, bool)>> {
     let mut found = Vec::new();
     for entry in Dir::read_from(folder)? {
@@ -113,12 +122,15 @@ fn names(folder: &OwnedFd) -> io::Result<Vec<(CString, bool)>> {
         if name.as_bytes() != b"." && name.as_bytes() != b".." {
             let is_folder = match entry.file_type() {
                 FileType::Unknown => {
-                    let stat = rustix::fs::statat(folder, &name, AtFlags::SYMLINK_NOFOLLOW)?;
+                    let stat = statat(folder, &name, AtFlags::SYMLINK_NOFOLLOW)?;
                     FileType::from_raw_mode(stat.st_mode) == FileType::Directory
                 }
                 known => known == FileType::Directory,
             };
             found.push((name, is_folder));
+        }
+        if found.len() >= PORTION {
+            break;
         }
     }
     Ok(found)
@@ -145,8 +157,10 @@ mod tests {
             std::fs::write(path.join(file), b"x").expect("it is written");
         }
         std::os::unix::fs::symlink("/", path.join("a/root")).expect("a link");
-        let closed = std::os::unix::fs::PermissionsExt::from_mode(0o0);
-        std::fs::set_permissions(path.join("a/b"), closed).expect("it is closed");
+        for (folder, mode) in [("a/b/c", 0o555), ("a/b", 0o0), ("a", 0o500)] {
+            let closed = std::os::unix::fs::PermissionsExt::from_mode(mode);
+            std::fs::set_permissions(path.join(folder), closed).expect("it is closed");
+        }
         drop(folder);
         assert!(!path.exists());
         assert_eq!(std::fs::read_dir(home.path()).expect("it is there").count(), 0);
