@@ -149,6 +149,18 @@ struct Tally {
     failed: AtomicU64,
     /// From a crash to the next good answer of a client that has met it, in microseconds.
     recovered: std::sync::Mutex<Vec<u64>>,
+    /// From the kill to the error, in microseconds.
+    told: std::sync::Mutex<Vec<u64>>,
+    /// When it was killed last, in microseconds since `began`.
+    killed: AtomicU64,
+    began: std::sync::OnceLock<Instant>,
+}
+
+impl Tally {
+    /// Microseconds since it began.
+    fn now(&self) -> u64 {
+        u64::try_from(self.began.get_or_init(Instant::now).elapsed().as_micros()).expect("not for ever")
+    }
 }
 
 /// Counts one after the other for as long as it may; whatever is answered is there, once, and what is not may be.
@@ -168,7 +180,11 @@ async fn client_of_the_dead(account: Remote, tally: Arc<Tally>, done: Arc<Atomic
             Err(Error::Failure(failure)) => {
                 assert_eq!(failure.class, CRASHED, "{}", failure.value);
                 tally.failed.fetch_add(1, Ordering::Relaxed);
-                broken.get_or_insert_with(Instant::now);
+                if broken.is_none() {
+                    broken = Some(Instant::now());
+                    let took = tally.now().saturating_sub(tally.killed.load(Ordering::SeqCst));
+                    tally.told.lock().expect("nothing panics").push(took);
+                }
                 let (there, wrong) = loop {
                     match within(account.call("total", &())).await {
                         Ok(answer) => break answer.read::<(u64, u64)>().expect("two numbers"),
@@ -206,7 +222,12 @@ async fn after_many_kills_nothing_that_was_acknowledged_is_lost_or_doubled() {
         clients.push((tokio::spawn(client_of_the_dead(account, Arc::clone(&tally), Arc::clone(&done))), client));
     }
     let path = host.home.path();
+    let of_kills = Arc::clone(&tally);
     let killing = tokio::task::spawn_blocking(move || {
+        let kill = |pid| {
+            of_kills.killed.store(of_kills.now(), Ordering::SeqCst);
+            kill(pid);
+        };
         let mut random = 1_u64;
         for number in 0..kills {
             random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
@@ -226,7 +247,7 @@ async fn after_many_kills_nothing_that_was_acknowledged_is_lost_or_doubled() {
                 std::thread::sleep(Duration::from_micros((random >> 20) % 30_000));
             } else {
                 reloading.join().expect("it ends");
-                kill_shown(&path);
+                kill_shown(&path, &kill);
                 continue;
             }
             if let Some(pid) = pid {
@@ -238,27 +259,32 @@ async fn after_many_kills_nothing_that_was_acknowledged_is_lost_or_doubled() {
     killing.await.expect("it runs");
     // Whatever state that has left it in.
     until(&host, "ledger", |status| status.state == "serving" && status.process.is_some());
-    tokio::time::sleep(Duration::from_millis(200)).await;
-    done.store(true, Ordering::Relaxed);
+    // They leave as soon as they may.
     let status = shown(&host, "ledger");
-    assert_eq!(status.attached, names.len());
+    assert_eq!(status.attached, names.len(), "{status:?}\n{}", host.log());
+    done.store(true, Ordering::Relaxed);
     for (client, _) in clients {
         client.await.expect("nothing was lost or doubled");
     }
     let mut recovered = tally.recovered.lock().expect("nothing panics").clone();
     recovered.sort_unstable();
+    let mut told = tally.told.lock().expect("nothing panics").clone();
+    told.sort_unstable();
     println!(
-        "{kills} kills, {} crashes, {} calls answered, {} failed; from the error to the next good answer: p50 {} us, p99 {} us",
+        "{kills} kills, {} crashes, {} calls answered, {} failed; from the kill to the error: p50 {} us, p99 {} us; from the error to \
+         the next good answer: p50 {} us, p99 {} us",
         status.crashes,
         tally.answered.load(Ordering::Relaxed),
         tally.failed.load(Ordering::Relaxed),
+        part(&told, 50),
+        part(&told, 99),
         part(&recovered, 50),
         part(&recovered, 99),
     );
     assert!(status.crashes > 0 && tally.failed.load(Ordering::Relaxed) > 0, "something was killed");
 }
 
-fn kill_shown(path: &Path) {
+fn kill_shown(path: &Path, kill: &impl Fn(u32)) {
     let status = asked(path, Request::ServiceShow { name: "ledger".to_owned() });
     if let Some(pid) = status["library"]["process"]["pid"].as_u64() {
         kill(u32::try_from(pid).expect("a process"));

@@ -151,6 +151,8 @@ impl Link {
         if let Err(error) = &sent {
             // It will not ask again. If it has gone already, whoever reads will see it.
             tracing::debug!(%error, "a worker is not given what it is sent");
+        }
+        if let Some(error) = sent.as_ref().err().filter(|error| error.kind() != io::ErrorKind::BrokenPipe) {
             self.process.kill(&format!("could not be given what it asked for ({error}), and was killed for it"));
         }
         if sent.is_err() || state.out.is_waiting() {
