@@ -111,8 +111,6 @@ enum Command {
     Vet(vet::Vet),
     #[command(name = credhost::loader::vet::WORD, hide = true)]
     VetInChild { copy: PathBuf },
-    #[command(name = credhost::loader::worker::WORD, hide = true)]
-    ServeInChild,
     /// Print a script that completes commands in a shell.
     Completions {
         /// bash, zsh, fish …
@@ -219,8 +217,6 @@ pub(crate) fn main() -> ExitCode {
         Command::Service(service) => service.run(&home, output),
         Command::Vet(vet) => vet.run(&home, output),
         Command::VetInChild { copy } => credhost::loader::vet::child(&copy),
-        // `main` has seen to it before.
-        Command::ServeInChild => credhost::loader::worker::child(),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "credhost", &mut script);
