@@ -29,7 +29,7 @@ fn main() {
 struct Place {
     host: TestHost,
     account: Remote,
-    todo: Remote,
+    confined: Remote,
     _client: (Client, Client),
 }
 
@@ -37,15 +37,15 @@ async fn place(isolation: &str) -> Place {
     let home = TestHome::new();
     home.make();
     home.isolate(isolation);
-    home.identity("alice", "alice-pw", &["ledger", "judge"]);
-    for package in ["ledger", "judge"] {
+    home.identity("alice", "alice-pw", &["ledger", "confined"]);
+    for package in ["ledger", "confined"] {
         std::fs::copy(build::release(package), home.plugins().join(format!("lib{package}.so")))
             .expect("it can be copied");
     }
     let host = home.start();
     let (client, account) = login(&host, "ledger").await;
-    let (other, todo) = login(&host, "judge").await;
-    Place { host, account, todo, _client: (client, other) }
+    let (other, confined) = login(&host, "confined").await;
+    Place { host, account, confined, _client: (client, other) }
 }
 
 async fn login(host: &TestHost, service: &str) -> (Client, Remote) {
@@ -63,7 +63,7 @@ async fn run() {
     let mut table: Vec<(&str, [Vec<f64>; 3])> = [
         "a call, one at a time, us",
         "a call, 100 in flight, us",
-        "a call with 600 KiB, there and back, us",
+        "a call with 600 KiB of arguments, us",
         "a replacement: loaded and made, ms",
         "a replacement: calls wait, ms",
     ]
@@ -71,10 +71,10 @@ async fn run() {
     .into();
     for _ in 0..ROUNDS {
         for (at, place) in places.iter().enumerate() {
-            let large = vec![7_u8; LARGE];
+            let large = "a".repeat(LARGE);
             table[0].1[at].push(one_at_a_time(&place.account, CALLS).await);
             table[1].1[at].push(in_flight(&place.account).await);
-            table[2].1[at].push(large_calls(&place.todo, &large).await);
+            table[2].1[at].push(large_calls(&place.confined, &large).await);
         }
     }
     for _ in 0..RELOADS {
@@ -126,11 +126,11 @@ async fn in_flight(account: &Remote) -> f64 {
     began.elapsed().as_secs_f64() * 1e6 / (rounds * IN_FLIGHT) as f64
 }
 
-async fn large_calls(judge: &Remote, large: &[u8]) -> f64 {
+async fn large_calls(confined: &Remote, large: &str) -> f64 {
     const TIMES: u32 = 20;
     let began = Instant::now();
     for _ in 0..TIMES {
-        judge.call("echo", &(jelly::Bytes(large.to_vec()),)).await.expect("it answers");
+        confined.call("attempt", &("nothing", large)).await.expect("it answers");
     }
     began.elapsed().as_secs_f64() * 1e6 / f64::from(TIMES)
 }
