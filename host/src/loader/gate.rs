@@ -46,12 +46,12 @@ impl Lane {
         Self { connection, meter: Arc::default() }
     }
 
-    /// So many bytes of it wait in a gate.
+    /// Counts bytes of this lane that wait in a gate from now on.
     pub(super) fn enters_gate(&self, bytes: usize) {
         self.meter.add(Kept::Gate, bytes);
     }
 
-    /// They do not any more.
+    /// Counts bytes of this lane that wait no longer.
     pub(super) fn left_gate(&self, bytes: usize) {
         self.meter.sub(Kept::Gate, bytes);
     }
@@ -235,7 +235,7 @@ impl Gate {
         Span::new(&popped)
     }
 
-    /// The next batch, for who has it served elsewhere. `send` is given it; what it leaves is what is being served.
+    /// Pops the next batch and hands it to `send`, which may change it. Answers with whether there was one.
     pub(super) fn take(&self, send: impl FnOnce(&mut Vec<u8>)) -> bool {
         let mut popped = self.popped.lock();
         self.pop_into(&mut popped);

@@ -40,7 +40,7 @@ impl Drop for OwnFolder {
     }
 }
 
-/// So many entries of a folder are looked at before it is read anew: one may have millions.
+/// The most entries of a folder that are read at once: a folder may have millions.
 const PORTION: usize = 4_096;
 
 /// Removes a folder with all that is in it, however deep: nothing of it is gone down into. What is in a folder is moved up beside

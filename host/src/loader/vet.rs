@@ -7,7 +7,8 @@
 //! is known again by its hash; so is the section of the configuration that it is made with.
 //!
 //! The child is in a sandbox from before it opens the library, wherever the service is to run: what is not known yet may do nothing
-//! but compute. What the operator allows a service it may do once it has said that it is that: then it is tried anew, with that.
+//! but compute. When it has said which service it is, and the operator
+//! allows that service something, it is tried again with that.
 
 use std::collections::{BTreeMap, HashMap};
 use std::io::{self, BufRead, BufReader, Read, Write};

@@ -216,7 +216,7 @@ pub(super) enum Come {
 }
 
 impl Inbound {
-    /// Takes bodies of so many bytes, and so many descriptors ahead of their messages.
+    /// `limit` is the longest body, in bytes; `most` is how many descriptors may come ahead of their message.
     pub(super) fn new(limit: u64, most: usize) -> Self {
         let (decoder, buffer) = (Decoder::new(limit.min(u64::from(u32::MAX))), vec![0; READ].into());
         Self { decoder, limit, descriptors: VecDeque::new(), most, buffer, memory_alone: false, truncated: false }

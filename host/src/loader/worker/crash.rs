@@ -24,7 +24,7 @@ static CRASHING: AtomicBool = AtomicBool::new(false);
 
 const SIGNALS: [c_int; 6] = [libc::SIGSEGV, libc::SIGBUS, libc::SIGILL, libc::SIGFPE, libc::SIGABRT, libc::SIGTRAP];
 
-/// From now on crashes of this process are told of. `code` is where the library is mapped.
+/// Installs the handler for this process. `code` is where the library is mapped.
 pub(super) fn watch(socket: &OwnedFd, code: Option<Range<usize>>) {
     let Some(code) = code else { return };
     SOCKET.store(socket.as_raw_fd(), Ordering::Relaxed);

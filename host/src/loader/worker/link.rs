@@ -53,7 +53,7 @@ pub(super) const SAID_BESIDE: u64 = 64 << 20;
 const FILES: usize = 4;
 /// The lane of streams that a worker had not taken when it died: of no connection's number.
 const UNTAKEN: u32 = u32::MAX;
-/// While the store has so many bytes of the worker's to write, it is not read.
+/// How long the link rests before it asks again whether the store has written enough.
 const UNWRITTEN_PAUSE: std::time::Duration = std::time::Duration::from_millis(1);
 
 /// See the file's page.
@@ -253,7 +253,7 @@ impl Link {
         !ended
     }
 
-    /// What the worker was told of its end.
+    /// Whether the worker was told to retire, or to stop.
     pub(super) fn told(&self) -> Told {
         self.state.lock().owed.told()
     }

@@ -146,7 +146,7 @@ impl Decoder {
     /// The next whole message, if it has come.
     ///
     /// # Errors
-    /// When it is none.
+    /// When the bytes that have come are no message.
     pub fn message(&mut self) -> Result<Option<(Header, &[u8])>, Malformed> {
         let rest = self.buffer.get(self.at..).unwrap_or_default();
         let Some(header) = rest.first_chunk::<HEADER>() else { return Ok(None) };
