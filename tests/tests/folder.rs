@@ -326,22 +326,55 @@ fn a_copy_that_is_left_beside_it_does_not_serve_after_a_restart_either() {
     assert!(listed(&host).contains("is served by the file libtodo.so already"), "{}", listed(&host));
 }
 
+/// The lowest descriptor that the host does not use: its next file will have this number.
+fn first_free_descriptor(host: &TestHost) -> u64 {
+    let now = || {
+        let open: std::collections::HashSet<u64> = std::fs::read_dir(format!("/proc/{}/fd", host.id()))
+            .expect("it runs")
+            .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+            .collect();
+        (0..).find(|number| !open.contains(number)).expect("a number")
+    };
+    // What the host opens for a moment, as the line of the trail about its start does, raises the number.
+    host.home.run(&["audit", "show"], "");
+    let (mut lowest, mut seen) = (now(), 0);
+    while seen < 100 {
+        let number = now();
+        (lowest, seen) = if number < lowest { (number, 0) } else { (lowest, seen + 1) };
+        std::thread::yield_now();
+    }
+    lowest
+}
+
 #[test]
 fn what_is_refused_for_what_passes_is_tried_again_by_itself() {
     use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
     let mut host = serving(TestHome::new());
     let process = Pid::from_raw(host.id().cast_signed());
-    let open: std::collections::HashSet<u64> = std::fs::read_dir(format!("/proc/{}/fd", host.id()))
-        .expect("it runs")
-        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
-        .collect();
-    // The host may open one more file: it can read the folder and open the library, but not copy it.
-    let first = (0..).find(|number| !open.contains(number)).expect("a number");
-    let one_more = Rlimit { current: Some(first + 1), ..getrlimit(Resource::Nofile) };
-    let before = prlimit(process, Resource::Nofile, one_more).expect("it can be set");
+    let first = first_free_descriptor(&host);
+    let may_open = |more| {
+        let limit = Rlimit { current: Some(first + more), ..getrlimit(Resource::Nofile) };
+        prlimit(process, Resource::Nofile, limit).expect("it can be set");
+    };
+    may_open(0);
     host.home.install("todo");
+    host.wait_for("the folder of services cannot be read");
+    // It can read the folder and open the library, but not copy it.
+    may_open(1);
     host.wait_for("libtodo.so is not loaded: it cannot be");
-    prlimit(process, Resource::Nofile, before).expect("it can be set");
+    may_open(100);
+    host.wait_for("libtodo.so serves");
+    assert_eq!(call(&host, "todo", &["list"]), "[]");
+}
+
+#[test]
+fn a_link_that_leads_nowhere_keeps_nobody_from_serving() {
+    let mut host = serving(TestHome::new());
+    let plugins = host.home.plugins();
+    for (name, to) in [("libnone.so", "nothing"), ("libself.so", "libself.so"), ("libdir.so", ".")] {
+        std::os::unix::fs::symlink(to, plugins.join(name)).expect("it can be made");
+    }
+    host.home.install("todo");
     host.wait_for("libtodo.so serves");
     assert_eq!(call(&host, "todo", &["list"]), "[]");
 }

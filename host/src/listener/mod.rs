@@ -159,25 +159,30 @@ impl Endpoint {
     ) -> io::Result<Listener> {
         let address = listener.local_addr()?;
         listener.set_nonblocking(true)?;
+        // All that a thread needs is there before the thread: a door of which it is said that it is open, is.
+        let accepting = runtime()?;
+        let listener = {
+            let _within = accepting.enter();
+            tokio::net::TcpListener::from_std(listener)?
+        };
         let (closing, closed) = watch::channel(false);
         let mut workers = Vec::new();
         let mut senders = Vec::new();
         for index in 0..threads.max(1) {
             let (sender, connections) = mpsc::unbounded_channel();
-            let closed = closed.clone();
+            let (closed, runtime) = (closed.clone(), runtime()?);
             senders.push(sender);
             workers.push(std::thread::Builder::new().name(format!("io-{index}")).spawn(move || {
                 // What is to come is kept by the thread: whatever serves it ends, another goes on with it.
                 let connections = Arc::new(AsyncMutex::new(connections));
-                forever("a thread for connections", || work(Arc::clone(&connections), closed.clone()));
+                forever("a thread for connections", || work(&runtime, Arc::clone(&connections), closed.clone()));
             })?);
         }
         let (shared, threads) =
             (Arc::clone(&self.shared), senders.iter().map(mpsc::UnboundedSender::downgrade).collect());
         workers.push(std::thread::Builder::new().name("accept".to_owned()).spawn(move || {
-            forever("the thread that accepts connections", || match listener.try_clone() {
-                Ok(listener) => accept(&shared, listener, &senders, closed.clone(), tls.as_ref()),
-                Err(error) => tracing::error!(%error, "connections cannot be accepted"),
+            forever("the thread that accepts connections", || {
+                accepting.block_on(accept(&shared, &listener, &senders, closed.clone(), tls.as_ref()));
             });
         })?);
         let router = Arc::clone(&self.shared.context.router);
@@ -246,11 +251,11 @@ fn runtime() -> io::Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_current_thread().enable_all().build()
 }
 
-fn work(connections: Arc<AsyncMutex<mpsc::UnboundedReceiver<Coming>>>, closed: watch::Receiver<bool>) {
-    let runtime = match runtime() {
-        Ok(runtime) => runtime,
-        Err(error) => return tracing::error!(%error, "a thread for connections cannot start"),
-    };
+fn work(
+    runtime: &tokio::runtime::Runtime,
+    connections: Arc<AsyncMutex<mpsc::UnboundedReceiver<Coming>>>,
+    closed: watch::Receiver<bool>,
+) {
     let tasks = LocalSet::new();
     let serving = async move {
         let mut connections = connections.lock().await;
@@ -282,49 +287,39 @@ fn report(ended: Result<(), tokio::task::JoinError>) {
     }
 }
 
-fn accept(
+async fn accept(
     shared: &Arc<EndpointState>,
-    listener: TcpListener,
+    listener: &tokio::net::TcpListener,
     workers: &[mpsc::UnboundedSender<Coming>],
     mut closed: watch::Receiver<bool>,
     tls: Option<&Arc<Certificates>>,
 ) {
-    let runtime = match runtime() {
-        Ok(runtime) => runtime,
-        Err(error) => return tracing::error!(%error, "the thread that accepts connections cannot start"),
-    };
-    runtime.block_on(async {
-        let listener = match tokio::net::TcpListener::from_std(listener) {
-            Ok(listener) => listener,
-            Err(error) => return tracing::error!(%error, "connections cannot be accepted"),
+    let mut next = 0;
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            _ = closed.wait_for(|closed| *closed) => return,
         };
-        let mut next = 0;
-        loop {
-            let accepted = tokio::select! {
-                accepted = listener.accept() => accepted,
-                _ = closed.wait_for(|closed| *closed) => return,
-            };
-            let (stream, source) = match accepted {
-                Ok(accepted) => accepted,
-                Err(error) => {
-                    // Out of descriptors, most likely: what is connected goes on; look again in a while.
-                    tracing::warn!(%error, "a connection cannot be accepted");
-                    tokio::time::sleep(std::time::Duration::from_millis(100)).await;
-                    continue;
-                }
-            };
-            let Some(place) = shared.admit(source.ip()) else {
-                tracing::debug!(%source, "too many connections");
+        let (stream, source) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                // Out of descriptors, most likely: what is connected goes on; look again in a while.
+                tracing::warn!(%error, "a connection cannot be accepted");
+                tokio::time::sleep(std::time::Duration::from_millis(100)).await;
                 continue;
-            };
-            let (shared, place) = (Arc::clone(shared), Some(place));
-            let admitted = Admitted { shared, source, place, tls: tls.cloned(), within: None };
-            let Ok(stream) = stream.into_std() else { continue };
-            next = (next + 1) % workers.len();
-            // If nobody serves any more, the place is given back with it.
-            let _ = workers[next].send((Socket::Tcp(stream), admitted));
-        }
-    });
+            }
+        };
+        let Some(place) = shared.admit(source.ip()) else {
+            tracing::debug!(%source, "too many connections");
+            continue;
+        };
+        let (shared, place) = (Arc::clone(shared), Some(place));
+        let admitted = Admitted { shared, source, place, tls: tls.cloned(), within: None };
+        let Ok(stream) = stream.into_std() else { continue };
+        next = (next + 1) % workers.len();
+        // If nobody serves any more, the place is given back with it.
+        let _ = workers[next].send((Socket::Tcp(stream), admitted));
+    }
 }
 
 /// Where a connection comes from.

@@ -58,6 +58,22 @@ pub struct Watch {
     /// Which folder has the path.
     inode: Option<(u64, u64)>,
     poll: bool,
+    /// What could not be done at the last look: it is said once, and tried again at each.
+    failing: Failing,
+}
+
+/// What of a folder cannot be had at the moment.
+#[derive(Default)]
+struct Failing {
+    watched: bool,
+    read: bool,
+}
+
+impl Failing {
+    /// Whether this failure is news.
+    fn begins(failing: &mut bool) -> bool {
+        !std::mem::replace(failing, true)
+    }
 }
 
 impl std::fmt::Debug for Watch {
@@ -74,7 +90,8 @@ impl Watch {
         let (told, events) = mpsc::channel(1);
         let (folder, seen) = (folder.to_owned(), BTreeMap::new());
         let (watcher, whole, inode) = (None, Whole::default(), None);
-        let mut watch = Self { folder, seen, told, events, watcher, whole, inode, poll };
+        let failing = Failing::default();
+        let mut watch = Self { folder, seen, told, events, watcher, whole, inode, poll, failing };
         watch.arm();
         watch
     }
@@ -85,9 +102,8 @@ impl Watch {
         if self.poll || inode == self.inode {
             return;
         }
-        self.inode = inode;
         let (told, whole) = (self.told.clone(), Arc::clone(&self.whole));
-        self.watcher = notify::recommended_watcher(move |event: notify::Result<Event>| {
+        let watcher = notify::recommended_watcher(move |event: notify::Result<Event>| {
             // Looking at the folder is an event, too, and must not lead to another look.
             let read =
                 |kind| matches!(kind, EventKind::Access(access) if access != AccessKind::Close(AccessMode::Write));
@@ -112,11 +128,23 @@ impl Watch {
                 let _ = told.try_send(());
             }
         })
-        .and_then(|mut watcher| watcher.watch(&self.folder, RecursiveMode::NonRecursive).map(|()| watcher))
-        .inspect_err(|error| {
-            tracing::warn!(%error, "the folder of services cannot be watched; it is looked at four times a second");
-        })
-        .ok();
+        .and_then(|mut watcher| watcher.watch(&self.folder, RecursiveMode::NonRecursive).map(|()| watcher));
+        match watcher {
+            Ok(watcher) => {
+                (self.watcher, self.inode) = (Some(watcher), inode);
+                self.failing.watched = false;
+            }
+            Err(error) => {
+                // What kept it from that may pass: the next look tries again.
+                (self.watcher, self.inode) = (None, None);
+                if Failing::begins(&mut self.failing.watched) {
+                    tracing::warn!(
+                        %error,
+                        "the folder of services cannot be watched; it is looked at four times a second"
+                    );
+                }
+            }
+        }
     }
 
     /// The libraries that are there now, in the order of their names; they are not told of again until they change.
@@ -166,22 +194,22 @@ impl Watch {
     /// Compares the folder with what was seen of it; answers with what has gone.
     fn look(&mut self, now: Instant) -> Vec<Change> {
         self.arm();
-        let mut there = BTreeMap::new();
-        let entries = match fs::read_dir(&self.folder) {
-            Ok(entries) => Some(entries),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
-            // It cannot be told what is there: nothing has changed.
-            Err(_) => return Vec::new(),
-        };
-        for entry in entries.into_iter().flatten().flatten() {
-            let path = entry.path();
-            if is_library(&path)
-                && let Ok(about) = fs::metadata(&path)
-                && about.is_file()
-            {
-                there.insert(path, Fingerprint::from(&about));
+        let there = match libraries(&self.folder, &self.seen) {
+            Ok(there) => {
+                self.failing.read = false;
+                there
             }
-        }
+            Err(error) => {
+                // It cannot be told what is there: nothing has changed.
+                if Failing::begins(&mut self.failing.read) {
+                    tracing::warn!(
+                        %error,
+                        "the folder of services cannot be read: what serves goes on, and what is new waits"
+                    );
+                }
+                return Vec::new();
+            }
+        };
         let gone: Vec<PathBuf> = self.seen.keys().filter(|path| !there.contains_key(*path)).cloned().collect();
         for path in &gone {
             self.seen.remove(path);
@@ -199,6 +227,38 @@ impl Watch {
         }
         gone.into_iter().map(Change::Gone).collect()
     }
+}
+
+/// The libraries in a folder; none if there is no such folder. An error if it cannot be told what is there: half of
+/// a listing would end the services of the other half. A file that cannot be looked at is as it was `seen` last.
+fn libraries(folder: &Path, seen: &BTreeMap<PathBuf, Seen>) -> std::io::Result<BTreeMap<PathBuf, Fingerprint>> {
+    let none = |error: &std::io::Error| error.kind() == std::io::ErrorKind::NotFound;
+    let entries = match fs::read_dir(folder) {
+        Ok(entries) => entries,
+        Err(error) if none(&error) => return Ok(BTreeMap::new()),
+        Err(error) => return Err(error),
+    };
+    let mut there = BTreeMap::new();
+    for entry in entries {
+        let path = entry?.path();
+        if !is_library(&path) {
+            continue;
+        }
+        match fs::metadata(&path) {
+            Ok(about) if about.is_file() => {
+                there.insert(path, Fingerprint::from(&about));
+            }
+            Ok(_) => {}
+            // It went meanwhile, or is a link to what is not there.
+            Err(error) if none(&error) => {}
+            Err(_) => {
+                if let Some(before) = seen.get(&path) {
+                    there.insert(path, before.print);
+                }
+            }
+        }
+    }
+    Ok(there)
 }
 
 /// Whether a file of this name may be one.
