@@ -141,7 +141,8 @@ macro_rules! export {
     };
     (@ $service:ty, $memory:ty) => {
         extern "C" fn constructor() -> $crate::__private::ModuleResult {
-            $crate::__private::module::<$service, $memory>()
+            // Said here, in the author's crate: what `panic` is set to may be for that one alone.
+            $crate::__private::module::<$service, $memory, { ::core::cfg!(panic = "unwind") }>()
         }
 
         #[unsafe(no_mangle)]

@@ -183,7 +183,8 @@ pub fn credhost() -> PathBuf {
 /// When it does not build.
 #[must_use]
 pub fn example(name: &str) -> PathBuf {
-    let artifacts = cargo(&["build", "--package", "credhost", "--example", name], &crate::target());
+    // As `cargo test --workspace` has built it already: with the features of all.
+    let artifacts = cargo(&["build", "--workspace", "--example", name], &crate::target());
     let found = artifacts.into_iter().find(|(found, path)| found == name && path.extension().is_none());
     found.expect("the example is built").1
 }

@@ -73,7 +73,7 @@ fn check(what: &str, answered: &[String], there: &[String]) {
 /// `CREDHOST_KILLS=5000` for more of them.
 #[test]
 fn a_kill_in_the_middle_of_changes_loses_nothing_that_was_answered() {
-    let rounds: u32 = std::env::var("CREDHOST_KILLS").ok().and_then(|rounds| rounds.parse().ok()).unwrap_or(200);
+    let rounds: u32 = std::env::var("CREDHOST_KILLS").ok().and_then(|rounds| rounds.parse().ok()).unwrap_or(80);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     let mut home = TestHome::new();
     home.make();

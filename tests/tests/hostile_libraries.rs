@@ -2,14 +2,14 @@
 
 use std::ops::Range;
 use std::os::unix::fs::symlink;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use object::{Object, ObjectSection};
-use system_tests::build::{credhost, told};
+use system_tests::build::{library, told};
 use system_tests::host::{TestHome, TestHost};
 
 /// A guard against hanging.
@@ -386,20 +386,29 @@ fn bits_flipped_in_code_do_no_harm_to_who_vets() {
     assert!(refused > 0);
 }
 
-/// A build of a fixture by a cargo of its own, in a target directory of its own.
-fn built(mut cargo: Command, folder: &str) -> PathBuf {
-    let target = credhost().ancestors().nth(2).expect("target/debug/credhost").join(folder);
-    cargo.current_dir(system_tests::workspace()).args(["build", "--quiet", "--package", "another-service"]);
-    cargo.arg("--target-dir").arg(&target).env_remove("RUSTFLAGS").env_remove("CARGO_ENCODED_RUSTFLAGS");
+/// `another-service`, its last step done with these words for the compiler; what it depends on is built already.
+fn built_with(flags: &[&str]) -> Vec<u8> {
+    // Its place is the plain build's, too, which no other test here uses.
+    static TURN: std::sync::Mutex<()> = std::sync::Mutex::new(());
+    let _turn = TURN.lock();
+    let plain = library("another-service");
+    let target = plain.ancestors().nth(2).expect("target/plugins/debug/lib.so");
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.args(["rustc", "--package", "another-service", "--"]).args(flags);
+    of_another_service(cargo, target)
+}
+
+/// What this cargo makes of `another-service` below this target directory.
+fn of_another_service(mut cargo: Command, target: &Path) -> Vec<u8> {
+    cargo.current_dir(system_tests::workspace()).env("CARGO_TARGET_DIR", target);
+    cargo.env_remove("RUSTFLAGS").env_remove("CARGO_ENCODED_RUSTFLAGS");
     assert!(cargo.status().expect("cargo runs").success());
-    target.join("debug/libanother_service.so")
+    std::fs::read(target.join("debug/libanother_service.so")).expect("it is built")
 }
 
 #[test]
 fn a_library_with_packed_relocations_serves_and_is_looked_at_as_well() {
-    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo.env("CARGO_BUILD_RUSTFLAGS", "-Clink-arg=-Wl,-z,pack-relative-relocs");
-    let built = std::fs::read(built(cargo, "plugins-packed")).expect("it is built");
+    let built = built_with(&["-Clink-arg=-Wl,-z,pack-relative-relocs"]);
     let home = TestHome::new();
     home.make();
     let path = home.path().join("packed.so");
@@ -419,12 +428,12 @@ fn a_library_with_packed_relocations_serves_and_is_looked_at_as_well() {
 
 #[test]
 fn a_library_whose_panics_abort_is_refused() {
-    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo.env("CARGO_PROFILE_DEV_PANIC", "abort");
-    let built = built(cargo, "plugins-abort");
+    let built = built_with(&["-Cpanic=abort"]);
     let home = TestHome::new();
     home.make();
-    let verdict = home.refused(&["vet", &built.display().to_string()], "");
+    let path = home.path().join("aborts.so");
+    std::fs::write(&path, built).expect("it can be written");
+    let verdict = home.refused(&["vet", &path.display().to_string()], "");
     assert!(verdict.contains("it was built with panic = \"abort\": its first panic would end the host"), "{verdict}");
 }
 
@@ -441,11 +450,12 @@ fn a_library_of_another_compiler_serves() {
         system_tests::skipped("no nightly toolchain on this machine, to be the other compiler");
         return;
     }
-    let built = built(nightly(&["cargo"]), "plugins-nightly");
+    let target = system_tests::target().join("plugins-nightly");
+    let built = of_another_service(nightly(&["cargo", "build", "--package", "another-service"]), &target);
     let home = TestHome::new();
     home.make();
     home.identity("alice", "alice-pw", &["another service"]);
-    std::fs::copy(built, home.plugins().join("another.so")).expect("it can be copied");
+    std::fs::write(home.plugins().join("another.so"), built).expect("it can be written");
     let host = home.start();
     let target = format!("alice@{}/another service", host.address());
     assert_eq!(host.home.run(&["call", &target, "now", "--password-stdin"], "alice-pw"), "12345");

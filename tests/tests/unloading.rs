@@ -148,7 +148,7 @@ fn nothing_is_left_of_libraries_that_have_ended() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     runtime.block_on(async {
         let cycles: usize =
-            std::env::var("CREDHOST_CYCLES").ok().and_then(|cycles| cycles.parse().ok()).unwrap_or(2_000);
+            std::env::var("CREDHOST_CYCLES").ok().and_then(|cycles| cycles.parse().ok()).unwrap_or(1_000);
         let bench = Bench::new().await;
         // Whatever is made once is made by then.
         for _ in 0..50 {

@@ -28,22 +28,23 @@ pub const fn header(constructor: extern "C" fn() -> ModuleResult) -> LibHeader {
     unsafe { LibHeader::from_constructor::<ModuleRef>(constructor, CheckTypeLayout::Yes) }
 }
 
-/// The module of a service, in erased form.
+/// The module of a service, in erased form. `UNWINDS`: whether a panic of the library does.
 #[must_use]
-pub fn module<S: Service, M: Memory>() -> ModuleResult {
+pub fn module<S: Service, M: Memory, const UNWINDS: bool>() -> ModuleResult {
     // SAFETY: `cast` changes the type behind the reference to the erased one, which has no fields to read; the loader
     // casts it back to `ModuleRef` before it reads any.
-    ROk(unsafe { table::<S, M>().to_prefix_ref().cast::<ErasedPrefix>() })
+    ROk(unsafe { table::<S, M, UNWINDS>().to_prefix_ref().cast::<ErasedPrefix>() })
 }
 
 /// The module of a service that is linked into the host's own program: it shares the program's logging and panic hook.
 #[must_use]
 pub fn linked<S: Service>() -> ModuleRef {
+    let built = built::<{ cfg!(panic = "unwind") }>;
     Module { built, run: run_linked::<S>, hand_over: hand_over::<Foreigners> }.leak_into_prefix()
 }
 
-fn table<S: Service, M: Memory>() -> ModuleRef {
-    Module { built, run: run_library::<S>, hand_over: hand_over::<M> }.leak_into_prefix()
+fn table<S: Service, M: Memory, const UNWINDS: bool>() -> ModuleRef {
+    Module { built: built::<UNWINDS>, run: run_library::<S>, hand_over: hand_over::<M> }.leak_into_prefix()
 }
 
 /// Where a library's memory comes from. [`crate::export!`] says it.
@@ -70,8 +71,8 @@ extern "C" fn hand_over<M: Memory>(place: usize) -> bool {
     true
 }
 
-extern "C" fn built() -> Built {
-    Built { unwinds: cfg!(panic = "unwind") }
+extern "C" fn built<const UNWINDS: bool>() -> Built {
+    Built { unwinds: UNWINDS }
 }
 
 extern "C" fn run_library<S: Service>(host: HostRef, gate: usize) {
