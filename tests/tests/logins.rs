@@ -25,6 +25,37 @@ fn scene() -> (TestHost, String, Vec<String>) {
     (host, token, files.to_vec())
 }
 
+/// After a restart of the host all of somebody's windows come at once: that is no guessing.
+#[test]
+fn many_right_passwords_at_once_are_all_let_in_and_wrong_ones_are_not_looked_at() {
+    let home = TestHome::new();
+    home.make();
+    home.identity("alice", "alice-pw", &["todo"]);
+    home.install("todo");
+    let host = home.start();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let all = |password: &'static str, count: usize| {
+        runtime.block_on(async {
+            let one = async move |address| {
+                let stream = tokio::net::TcpStream::connect(address).await.expect("the door is open");
+                let client = pb::client::Client::new(stream).await.expect("it speaks PB");
+                client.login_password("alice/todo", password, None).await
+            };
+            let each: Vec<_> = (0..count).map(|_| tokio::task::spawn(one(host.address()))).collect();
+            let mut said = Vec::new();
+            for one in each {
+                said.push(one.await.expect("it ends").map(drop).map_err(|error| error.to_string()));
+            }
+            said
+        })
+    };
+    let said = all("alice-pw", 15);
+    assert!(said.iter().all(Result::is_ok), "{said:?}");
+    let said = all("wrong", 15);
+    let looked_at = said.iter().filter(|said| said.as_ref().is_err_and(|why| !why.contains("too many"))).count();
+    assert!(said.iter().all(Result::is_err) && looked_at == 3, "{said:?}");
+}
+
 /// Keys as conch makes them: this machine need not have OpenSSH.
 fn make_key(kind: &str, file: &Path) {
     let program = "

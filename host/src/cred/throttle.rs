@@ -11,6 +11,8 @@
 //! | 20, 21, 22 … | (15 min) | 1 s, 2 s, 4 s …, at most 60 s |
 //! | 100 | until a person acts | (60 s) |
 //!
+//! Where only tries that are still being checked stand in the way, the next is not refused: it waits until one of them has ended.
+//!
 //! A name that nobody has is counted like any other; names are known here by their digests alone. No clock is read: the
 //! time is an argument, in milliseconds from any beginning.
 
@@ -43,6 +45,14 @@ pub struct Counter {
     pub source: Option<Digest>,
 }
 
+impl Counter {
+    /// The one that a try for this name counts on. `known`: its owner has logged in from this source.
+    #[must_use]
+    pub fn of(name: Digest, source: Digest, known: bool) -> Self {
+        Self { name, source: known.then_some(source) }
+    }
+}
+
 /// What a counter says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Failures {
@@ -59,6 +69,17 @@ pub enum Denied {
     Wait(u64),
     /// A person must act.
     Locked,
+    /// It is looked at when one of those that are being checked has ended, if that was right.
+    Busy(Held),
+}
+
+/// What a try is charged to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Held {
+    /// A counter of its name's.
+    ByName(Counter),
+    /// Its source.
+    BySource(Digest),
 }
 
 /// A try that is being checked: to be ended by `succeeded` or `failed`.
@@ -104,12 +125,20 @@ impl Throttle {
         self.names.insert(counter, Failures { count, last: now });
     }
 
-    /// A try for a name, from a source. `known`: the owner of the name has logged in from it.
+    /// A try for a name, from a source. `known`: the owner of the name has logged in from it. `checking`: how many tries are
+    /// still being checked, of those that its counter has counted, and of its source's.
     ///
     /// # Errors
     /// When it must not be looked at yet.
-    pub fn begin(&mut self, name: Digest, source: Digest, known: bool, now: u64) -> Result<Try, Denied> {
-        let counter = Counter { name, source: known.then_some(source) };
+    pub fn begin(
+        &mut self,
+        name: Digest,
+        source: Digest,
+        known: bool,
+        checking: [u32; 2],
+        now: u64,
+    ) -> Result<Try, Denied> {
+        let counter = Counter::of(name, source, known);
         let by_name = self.names.get(&counter).copied().unwrap_or_default();
         if by_name.count >= LOCKED {
             return Err(Denied::Locked);
@@ -118,9 +147,18 @@ impl Throttle {
         if now.saturating_sub(by_source.last) > SOURCE_MEMORY {
             by_source.count = 0;
         }
-        let wait = wait(by_name, FREE, LONGEST, now).max(wait(by_source, SOURCE_FREE, SOURCE_LONGEST, now));
-        if wait > 0 {
-            return Err(Denied::Wait(wait));
+        // The first without those that are being checked.
+        let waits = |said: Failures, checking, free, longest| {
+            let settled = Failures { count: said.count.saturating_sub(checking), ..said };
+            (wait(settled, free, longest, now), wait(said, free, longest, now))
+        };
+        let of_name = waits(by_name, checking[0], FREE, LONGEST);
+        let of_source = waits(by_source, checking[1], SOURCE_FREE, SOURCE_LONGEST);
+        match (of_name, of_source) {
+            ((_, 0), (_, 0)) => {}
+            ((0, one), (0, _)) if one > 0 => return Err(Denied::Busy(Held::ByName(counter))),
+            ((0, _), (0, _)) => return Err(Denied::Busy(Held::BySource(source))),
+            ((_, one), (_, other)) => return Err(Denied::Wait(one.max(other))),
         }
         self.make_room();
         self.names.insert(counter, Failures { count: by_name.count + 1, last: now });
@@ -135,9 +173,13 @@ impl Throttle {
         of.counter
     }
 
-    /// The proof was right: its counter begins anew. True if there were failures before it.
-    pub fn succeeded(&mut self, ended: Try) -> bool {
-        self.names.remove(&ended.counter);
+    /// The proof was right: its counter begins anew, with those that are still being checked. True if there were failures
+    /// before it.
+    pub fn succeeded(&mut self, ended: Try, checking: u32) -> bool {
+        match self.names.get_mut(&ended.counter) {
+            Some(by_name) if checking > 0 => by_name.count = by_name.count.min(checking),
+            _ => drop(self.names.remove(&ended.counter)),
+        }
         if let Some(by_source) = self.sources.get_mut(&ended.source) {
             by_source.count = by_source.count.saturating_sub(1);
         }
@@ -206,7 +248,7 @@ mod tests {
     const THERE: Digest = [11; 16];
 
     fn fail(throttle: &mut Throttle, source: Digest, known: bool, now: u64) -> Result<u32, Denied> {
-        let one = throttle.begin(ALICE, source, known, now)?;
+        let one = throttle.begin(ALICE, source, known, [0; 2], now)?;
         Ok(throttle.failed(one).1.count)
     }
 
@@ -225,7 +267,7 @@ mod tests {
                     now += wait;
                     fail(&mut throttle, source, false, now).unwrap();
                 }
-                Err(Denied::Locked) => panic!("not yet"),
+                Err(other) => panic!("not yet: {other:?}"),
             }
         }
         assert_eq!(waits, [0, 0, 0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 900, 900, 900]);
@@ -241,7 +283,7 @@ mod tests {
             match fail(&mut throttle, HERE, false, now) {
                 Ok(_) => looked_at += 1,
                 Err(Denied::Locked) => break,
-                Err(Denied::Wait(_)) => {}
+                Err(Denied::Wait(_) | Denied::Busy(_)) => {}
             }
         }
         assert_eq!(looked_at, 100);
@@ -252,8 +294,50 @@ mod tests {
     #[test]
     fn guesses_at_once_count_as_guesses_in_a_row() {
         let mut throttle = Throttle::new();
-        let begun = (0..50).filter(|_| throttle.begin(ALICE, HERE, false, 5).is_ok()).count();
+        let begun = (0..50).filter(|_| throttle.begin(ALICE, HERE, false, [0; 2], 5).is_ok()).count();
         assert_eq!(begun, 3);
+    }
+
+    #[test]
+    fn who_is_in_the_way_of_what_is_being_checked_waits_for_it() {
+        let mut throttle = Throttle::new();
+        let tries: Vec<Try> = (0..3).map(|_| throttle.begin(ALICE, HERE, true, [0; 2], 5).unwrap()).collect();
+        let counter = Counter::of(ALICE, HERE, true);
+        let next = |throttle: &mut Throttle, checking, now| throttle.begin(ALICE, HERE, true, [checking; 2], now);
+        assert_eq!(next(&mut throttle, 3, 5), Err(Denied::Busy(Held::ByName(counter))));
+        // They were wrong: it waits as long as after three in a row.
+        for one in tries {
+            let _ = throttle.failed(one);
+        }
+        assert_eq!(next(&mut throttle, 0, 5), Err(Denied::Wait(1000)));
+        // The one after that is being checked: two at once are looked at no sooner than one after the other.
+        let right = next(&mut throttle, 0, 1005).unwrap();
+        assert_eq!(next(&mut throttle, 1, 1005), Err(Denied::Wait(2000)));
+        assert!(throttle.succeeded(right, 0));
+        assert!(next(&mut throttle, 0, 1005).is_ok());
+    }
+
+    #[test]
+    fn no_more_are_looked_at_at_once_however_many_are_right() {
+        let mut throttle = Throttle::new();
+        let begin = |throttle: &mut Throttle, checking| throttle.begin(ALICE, HERE, true, [checking; 2], 5);
+        let tries: Vec<Try> = (0..3).map(|checking| begin(&mut throttle, checking).unwrap()).collect();
+        for right in tries {
+            throttle.succeeded(right, 2);
+            let next = begin(&mut throttle, 2).unwrap();
+            assert!(matches!(begin(&mut throttle, 3), Err(Denied::Busy(_))));
+            throttle.withdrawn(next);
+        }
+    }
+
+    #[test]
+    fn a_source_that_many_share_waits_for_what_is_being_checked_too() {
+        let mut throttle = Throttle::new();
+        for name in 0..20u8 {
+            let _ = throttle.begin([name; 16], HERE, true, [0, u32::from(name)], 5).unwrap();
+        }
+        assert_eq!(throttle.begin(ALICE, HERE, true, [0, 20], 5), Err(Denied::Busy(Held::BySource(HERE))));
+        assert_eq!(throttle.begin(ALICE, HERE, true, [0, 0], 5), Err(Denied::Wait(1000)));
     }
 
     #[test]
@@ -263,8 +347,8 @@ mod tests {
             let _ = fail(&mut throttle, THERE, false, 5);
         }
         assert!(fail(&mut throttle, THERE, false, 6).is_err());
-        let owner = throttle.begin(ALICE, HERE, true, 6).unwrap();
-        assert!(!throttle.succeeded(owner));
+        let owner = throttle.begin(ALICE, HERE, true, [0; 2], 6).unwrap();
+        assert!(!throttle.succeeded(owner, 0));
         assert!(fail(&mut throttle, THERE, false, 7).is_err(), "the owner's login is no pardon for the rest");
     }
 
@@ -273,8 +357,8 @@ mod tests {
         let mut throttle = Throttle::new();
         fail(&mut throttle, HERE, false, 1).unwrap();
         fail(&mut throttle, HERE, false, 1).unwrap();
-        let right = throttle.begin(ALICE, HERE, false, 2).unwrap();
-        assert!(throttle.succeeded(right));
+        let right = throttle.begin(ALICE, HERE, false, [0; 2], 2).unwrap();
+        assert!(throttle.succeeded(right, 0));
         assert_eq!(fail(&mut throttle, HERE, false, 2), Ok(1));
     }
 
@@ -284,7 +368,7 @@ mod tests {
         for name in 0..100u8 {
             throttle.restore(Counter { name: [name; 16], source: None }, 3, 0);
         }
-        let _ = throttle.begin([200; 16], HERE, false, 1);
+        let _ = throttle.begin([200; 16], HERE, false, [0; 2], 1);
         assert!((50..=52).contains(&throttle.names.len()), "{}", throttle.names.len());
     }
 
@@ -294,18 +378,18 @@ mod tests {
         for _ in 0..3 {
             let _ = fail(&mut throttle, HERE, false, 0);
         }
-        let busy = throttle.begin(ALICE, HERE, false, 1000).unwrap();
+        let busy = throttle.begin(ALICE, HERE, false, [0; 2], 1000).unwrap();
         throttle.withdrawn(busy);
-        assert!(throttle.begin(ALICE, HERE, false, 1001).is_ok());
+        assert!(throttle.begin(ALICE, HERE, false, [0; 2], 1001).is_ok());
     }
 
     #[test]
     fn one_source_may_not_try_all_names() {
         let mut throttle = Throttle::new();
-        let tried = (0..200u8).filter(|name| throttle.begin([*name; 16], HERE, false, 5).is_ok()).count();
+        let tried = (0..200u8).filter(|name| throttle.begin([*name; 16], HERE, false, [0; 2], 5).is_ok()).count();
         assert_eq!(tried, 20);
-        assert!(throttle.begin(ALICE, THERE, false, 5).is_ok());
-        assert!(throttle.begin([250; 16], HERE, false, 5 + SOURCE_MEMORY + 1).is_ok(), "it is forgotten");
+        assert!(throttle.begin(ALICE, THERE, false, [0; 2], 5).is_ok());
+        assert!(throttle.begin([250; 16], HERE, false, [0; 2], 5 + SOURCE_MEMORY + 1).is_ok(), "it is forgotten");
     }
 
     #[test]
@@ -316,7 +400,7 @@ mod tests {
         }
         for name in 0..5000u128 {
             let source = Digest::from((name + 1).to_le_bytes());
-            let _ = throttle.begin(Digest::from((name + 1000).to_le_bytes()), source, false, 10 * LONGEST);
+            let _ = throttle.begin(Digest::from((name + 1000).to_le_bytes()), source, false, [0; 2], 10 * LONGEST);
         }
         assert!(throttle.names.len() <= 1000);
         assert_eq!(throttle.of(ALICE).len(), 1);

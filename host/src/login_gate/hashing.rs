@@ -15,6 +15,8 @@ const WAITING: usize = 256;
 const STRANGERS: usize = WAITING / 4 * 3;
 /// So many of one source.
 const PER_SOURCE: usize = 8;
+/// So many of one that somebody has logged in from before: as many as the throttle lets one source have checked at once.
+const PER_KNOWN_SOURCE: usize = 20;
 
 /// Something to be done, and how much memory that takes, in KiB.
 struct Work {
@@ -106,8 +108,9 @@ impl Hashing {
         if queue.count() >= WAITING || !known && queue.strangers.count >= STRANGERS {
             return Err(Busy);
         }
-        let line = if known { &mut queue.known } else { &mut queue.strangers };
-        line.push(source, Work { memory, run: Box::new(work) })?;
+        let (line, most) =
+            if known { (&mut queue.known, PER_KNOWN_SOURCE) } else { (&mut queue.strangers, PER_SOURCE) };
+        line.push(source, most, Work { memory, run: Box::new(work) })?;
         drop(queue);
         self.shared.come.notify_one();
         Ok(())
@@ -125,9 +128,9 @@ impl Drop for Hashing {
 }
 
 impl Line {
-    fn push(&mut self, source: IpAddr, work: Work) -> Result<(), Busy> {
+    fn push(&mut self, source: IpAddr, most: usize, work: Work) -> Result<(), Busy> {
         let own = self.waiting.entry(source).or_default();
-        if own.len() >= PER_SOURCE {
+        if own.len() >= most {
             return Err(Busy);
         }
         own.push_back(work);

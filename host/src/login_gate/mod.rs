@@ -1,17 +1,19 @@
 //! What stands before every login: the throttle, the threads that check passwords, and lines in the trail. One for all
 //! listeners of a host. It answers the questions of their sessions.
 
+mod checking;
 mod hashing;
 mod trail;
 
 use std::collections::{HashSet, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use unicode_normalization::UnicodeNormalization;
 
+use self::checking::{Begun, Checking};
 use self::hashing::Hashing;
 use self::trail::Trail;
 use crate::cred::login::{self, Login, Proven};
@@ -25,11 +27,15 @@ use crate::store::{Kept, Store, StoreError, Write, ask, now};
 /// Counters below this are not written down: a host that was restarted forgets a few failures.
 const WORTH_KEEPING: u32 = 3;
 
+/// How long a try waits for those that are being checked.
+const TURN: Duration = Duration::from_secs(10);
+
 /// See the module's page.
 pub struct LoginGate {
     store: Arc<dyn Store>,
     secret: StoreSecret,
     throttle: Mutex<Throttle>,
+    checking: Arc<Checking>,
     hashing: Hashing,
     trail: Trail,
     rules: LoginRules,
@@ -112,6 +118,8 @@ fn door(event: Event, door: Option<&str>) -> Event {
 #[derive(Debug, Clone)]
 struct Trying {
     attempt: Try,
+    /// What it stands in the way of waits for its end.
+    _begun: Arc<Begun>,
     name: String,
     source: IpAddr,
     peer: String,
@@ -147,6 +155,7 @@ impl LoginGate {
             store,
             secret,
             throttle: Mutex::new(Throttle::new()),
+            checking: Checking::new(),
             hashing: Hashing::new(budget, cost.memory),
             rules,
             known: Mutex::default(),
@@ -312,16 +321,18 @@ impl LoginGate {
         let (source, peer) = (from.address.ip(), from.peer.as_str());
         let (of_name, of_source) = (self.name_digest(name), self.source_digest(source));
         let known = ask(|done| self.store.is_known_source(name, &of_source, done)).await?;
-        let begun = self.throttle.lock().begin(of_name, of_source, known, self.now());
-        Ok(match begun {
-            Ok(attempt) => {
+        Ok(match self.turn(of_name, of_source, known).await {
+            Ok((attempt, begun)) => {
+                let _begun = Arc::new(begun);
                 let (name, peer, door) = (name.to_owned(), peer.to_owned(), from.door.clone());
-                Ok(Trying { attempt, name, source, peer, door, how, certain: false })
+                Ok(Trying { attempt, _begun, name, source, peer, door, how, certain: false })
             }
             Err(denied) => {
                 let refusal = match denied {
                     Denied::Wait(wait) => Refusal::Wait(wait.div_ceil(1000)),
                     Denied::Locked => Refusal::Locked,
+                    // What is being checked takes its time.
+                    Denied::Busy(_) => Refusal::Wait(1),
                 };
                 tracing::debug!(peer, how, "login not looked at: {refusal}");
                 // Looked up for every name alike, though it is written down of those alone that there are.
@@ -339,6 +350,33 @@ impl LoginGate {
         })
     }
 
+    /// Charges a try, when what is being checked does not stand in its way any more.
+    async fn turn(&self, name: Digest, source: Digest, known: bool) -> Result<(Try, Begun), Denied> {
+        let counter = Counter::of(name, source, known);
+        let begin = || {
+            // The lock is held until it is counted: of two at once the second sees the first.
+            let mut throttle = self.throttle.lock();
+            let attempt = throttle.begin(name, source, known, self.checking.of(counter, source), self.now())?;
+            Ok((attempt, self.checking.begins(counter, source)))
+        };
+        let deadline = tokio::time::Instant::now() + TURN;
+        let mut begun = begin();
+        while let Err(Denied::Busy(held)) = begun {
+            let mut ended = std::pin::pin!(self.checking.ended(held).notified());
+            ended.as_mut().enable();
+            // It may just have ended.
+            begun = begin();
+            if !matches!(begun, Err(Denied::Busy(_))) {
+                break;
+            }
+            if tokio::time::timeout_at(deadline, ended).await.is_err() {
+                break;
+            }
+            begun = begin();
+        }
+        begun
+    }
+
     /// The proof was checked: counts, and writes it down.
     fn record_outcome(&self, trying: Trying, proof: &login::Proof) {
         match proof {
@@ -350,7 +388,9 @@ impl LoginGate {
     /// The proof was right.
     fn succeeded(&self, trying: Trying, proven: &Proven) {
         let counter = self.counter(&trying);
-        let pardoned = self.throttle.lock().succeeded(trying.attempt);
+        // It is still among those that are being checked itself.
+        let [checking, _] = self.checking.of(counter, self.source_digest(trying.source));
+        let pardoned = self.throttle.lock().succeeded(trying.attempt, checking.saturating_sub(1));
         let name = proven.identity.name.as_str();
         let label = proven.identity.credentials.iter().find(|credential| credential.id == proven.credential);
         let event =
