@@ -57,6 +57,7 @@ use crate::multiservice::context::HostContext;
 use crate::multiservice::slot::Slot;
 use crate::multiservice::{MultiService, NotAdded};
 use crate::sessions::Sessions;
+use crate::successor::Inherited;
 
 pub use crate::cred::{
     Answer, Authorizer, AuthorizerError, Credential, CredentialError, DefaultAuthorizer, DuplicateIdentity, Identity,
@@ -196,7 +197,7 @@ impl Builder {
             certificates: None,
             limits: self.limits,
         };
-        let doors = Doors::new(around, listeners).map_err(EmbedError::Listener)?;
+        let doors = Doors::new(around, listeners, &Inherited::default()).map_err(EmbedError::Listener)?;
         context.doors = Arc::clone(&doors) as Arc<_>;
         for load in self.services {
             let loaded = load(context.clone()).await;

@@ -58,3 +58,5 @@ pub mod sessions;
 pub mod show;
 #[doc(hidden)]
 pub mod store;
+#[doc(hidden)]
+pub mod successor;

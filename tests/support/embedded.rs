@@ -231,7 +231,7 @@ impl Embedded {
         };
         let grants = Grants { attach: false, vouch: true };
         let knock = ListenerSettings::at("trial", "knock", "127.0.0.1:0").expect("an address").granted(grants);
-        let doors = Doors::new(around, vec![knock]).expect("they open");
+        let doors = Doors::new(around, vec![knock], &credhost::successor::Inherited::default()).expect("they open");
         context.doors = Arc::clone(&doors) as Arc<_>;
         runtime.block_on(async {
             let trial = Slot::linked::<Trial>(&context).await.expect("the service loads");

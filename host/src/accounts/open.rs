@@ -58,29 +58,7 @@ impl Accounts {
     ) -> Result<(Self, Settings), AccountError> {
         let mut file = ConfigFile::open(&home.config())?;
         let settings = file.settings()?;
-        let section = &settings.password;
-        let cost = HashCost { memory: section.memory, passes: section.passes };
-        if cost.memory < HashCost::LEAST.memory || cost.passes < HashCost::LEAST.passes {
-            return Err(file.wrong(format!(
-                "[password] memory and passes are less than OWASP's least for argon2id ({} KiB, {} passes)",
-                HashCost::LEAST.memory,
-                HashCost::LEAST.passes
-            )))?;
-        }
-        if cost.memory > DEAREST {
-            return Err(file.wrong(format!(
-                "[password] memory = {} is in KiB: {} GiB for each password that is checked; {DEAREST} (1 GiB) is the most",
-                cost.memory,
-                cost.memory >> 20
-            )))?;
-        }
-        let mut blocked = HashSet::new();
-        if let Some(list) = &section.blocked {
-            let path = home.path().join(list);
-            let text = fs::read_to_string(&path).map_err(|error| ConfigError::Io { path, error })?;
-            blocked.extend(text.lines().map(|line| line.trim().to_lowercase()));
-        }
-        let rules = PasswordRules { shortest: section.shortest, guesses: section.guesses, blocked };
+        let (rules, cost) = passwords(home, &file, &settings)?;
         let accounts = Self {
             store,
             key,
@@ -95,6 +73,20 @@ impl Accounts {
         };
         accounts.migrate(&mut file)?;
         Ok((accounts, settings))
+    }
+
+    /// Whether a host could start with what is in this home: reads, and changes nothing.
+    ///
+    /// # Errors
+    /// What of it cannot be read, or is of a later version's.
+    pub fn examine(home: &Home) -> Result<Settings, AccountError> {
+        let file = ConfigFile::open(&home.config())?;
+        let settings = file.settings()?;
+        passwords(home, &file, &settings)?;
+        if home.store().exists() {
+            SqliteStore::check(&home.store())?;
+        }
+        Ok(settings)
     }
 
     /// Moves identities from `credhost.toml` into the store, then out of the file: in this order, so that none is lost.
@@ -134,6 +126,33 @@ impl Accounts {
     pub fn note_host(&self, what: &'static str) {
         self.note(Event::new(what).with("by", self.by.clone()));
     }
+}
+
+/// What the configuration says of passwords.
+fn passwords(home: &Home, file: &ConfigFile, settings: &Settings) -> Result<(PasswordRules, HashCost), AccountError> {
+    let section = &settings.password;
+    let cost = HashCost { memory: section.memory, passes: section.passes };
+    if cost.memory < HashCost::LEAST.memory || cost.passes < HashCost::LEAST.passes {
+        return Err(AccountError::from(file.wrong(format!(
+            "[password] memory and passes are less than OWASP's least for argon2id ({} KiB, {} passes)",
+            HashCost::LEAST.memory,
+            HashCost::LEAST.passes
+        ))));
+    }
+    if cost.memory > DEAREST {
+        return Err(AccountError::from(file.wrong(format!(
+            "[password] memory = {} is in KiB: {} GiB for each password that is checked; {DEAREST} (1 GiB) is the most",
+            cost.memory,
+            cost.memory >> 20
+        ))));
+    }
+    let mut blocked = HashSet::new();
+    if let Some(list) = &section.blocked {
+        let path = home.path().join(list);
+        let text = fs::read_to_string(&path).map_err(|error| ConfigError::Io { path, error })?;
+        blocked.extend(text.lines().map(|line| line.trim().to_lowercase()));
+    }
+    Ok((PasswordRules { shortest: section.shortest, guesses: section.guesses, blocked }, cost))
 }
 
 #[cfg(test)]

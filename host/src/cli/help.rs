@@ -10,7 +10,7 @@ const GROUPS: [(&str, &[&str]); 4] = [
     ("For the operator: who may log in", &["identity", "pubkey", "token", "key", "session"]),
     (
         "For the operator: the host",
-        &["run", "service", "limits", "reload", "doctor", "audit", "backup", "restore", "tls", "master-key"],
+        &["run", "service", "limits", "reload", "upgrade", "doctor", "audit", "backup", "restore", "tls", "master-key"],
     ),
 ];
 

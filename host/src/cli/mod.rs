@@ -26,6 +26,7 @@ mod session;
 mod tls;
 mod token;
 mod trial;
+mod upgrade;
 mod vet;
 
 use std::path::PathBuf;
@@ -105,6 +106,8 @@ enum Command {
     Limits(limits::Limits),
     /// Take up what [limits] in credhost.toml says now.
     Reload(limits::Reload),
+    /// Let another version of credhost take over from the running host: nobody who connects meanwhile is refused.
+    Upgrade(upgrade::Upgrade),
     /// Look for what is wrong, or soon will be.
     Doctor(doctor::Doctor),
     /// The verdict on a library, without loading it into a host.
@@ -213,6 +216,7 @@ pub(crate) fn main() -> ExitCode {
         Command::MasterKey(key) => key.run(&home, output),
         Command::Limits(limits) => limits.run(&home, output),
         Command::Reload(reload) => reload.run(&home, output),
+        Command::Upgrade(upgrade) => upgrade.run(&home, output),
         Command::Doctor(doctor) => doctor.run(&home, output),
         Command::Service(service) => service.run(&home, output),
         Command::Vet(vet) => vet.run(&home, output),

@@ -4,7 +4,8 @@ use std::rc::Rc;
 
 use clap::Args;
 use credhost::config::Home;
-use credhost::server::{Host, Options};
+use credhost::server::{self, Host, Options};
+use credhost::successor::{Inherited, Successor, not_taken_over};
 use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -27,6 +28,9 @@ pub(super) struct Run {
     /// Keep whole copies of libraries while they are loaded: gdb and perf find their symbols and lines.
     #[arg(long)]
     debuggable: bool,
+    /// Look whether it would start, and change nothing; a host may be running there.
+    #[arg(long)]
+    check: bool,
 }
 
 impl Run {
@@ -38,8 +42,16 @@ impl Run {
             poll: self.poll,
             debuggable: self.debuggable,
             vetter: None,
+            inherited: Inherited::from_environment(),
+            words: Some(std::env::args_os().skip(1).collect()),
         };
+        if self.check {
+            return Ok(server::check(&home, &options)?);
+        }
         serve(home, &options, async |host| {
+            if let Some(why) = not_taken_over() {
+                tracing::error!("{why}; this program serves again");
+            }
             tracing::info!("serving Perspective Broker on {}", host.address());
             Ok(())
         })
@@ -61,7 +73,7 @@ pub(super) fn serve(
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let tasks = tokio::task::LocalSet::new();
-    let done = tasks.block_on(&runtime, async {
+    let done: Result<Ended, CliError> = tasks.block_on(&runtime, async {
         // Before anything else: a signal that comes while it starts must stop it, too.
         let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
         let mut stop = Box::pin(async move {
@@ -81,12 +93,15 @@ pub(super) fn serve(
             tell_systemd(&[NotifyState::Stopping]);
         };
         let run = Rc::clone(&host).run(watch, stop);
-        let served = async { tokio::join!(first(host), run).0 };
-        tokio::select! {
-            first = served => first?,
-            () = log.watch() => {}
-        }
-        Ok(Ended::AfterServing)
+        let served = async { tokio::join!(first(host), run) };
+        let successor = tokio::select! {
+            (first, successor) = served => {
+                first?;
+                successor
+            }
+            () = log.watch() => None,
+        };
+        Ok(Ended::AfterServing(successor))
     });
     if matches!(done, Ok(Ended::WhileStarting)) {
         tracing::info!("stopped while starting");
@@ -94,7 +109,24 @@ pub(super) fn serve(
         // A service that does not come back from its start is not waited for. What was committed is on the disk.
         std::process::exit(0);
     }
-    done.map(drop)
+    match done? {
+        Ended::AfterServing(Some(successor)) => {
+            // Nothing of this host is left when the other begins.
+            drop((tasks, runtime, log));
+            Err(become_program(&successor))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Becomes the program that takes over, or else this one once more. Comes back only where neither can be started.
+fn become_program(successor: &Successor) -> CliError {
+    if let Ok(now) = NotifyState::monotonic_usec_now() {
+        tell_systemd(&[NotifyState::Reloading, now]);
+    }
+    let why = successor.exec();
+    let again = successor.once_more(&why);
+    CliError::new(format!("{} cannot be started: {why}; this program neither: {again}", successor.program.display()))
 }
 
 /// Tells systemd how it stands, if that has started this process with `Type=notify`; nobody else is told anything.
@@ -107,5 +139,6 @@ fn tell_systemd(state: &[NotifyState<'_>]) {
 /// When a host was stopped.
 enum Ended {
     WhileStarting,
-    AfterServing,
+    /// With the program that takes over, if one does.
+    AfterServing(Option<Successor>),
 }

@@ -9,8 +9,8 @@ mod private;
 
 pub use confined::{Confinements, confinements};
 pub use file::{
-    AuditSection, ConfigError, ConfigFile, IdentitySection, LimitValue, PasswordSection, PbSection, Settings,
-    TlsSection,
+    AuditSection, ConfigError, ConfigFile, IdentitySection, LimitValue, MultiServiceSection, PasswordSection,
+    PbSection, Settings, TlsSection,
 };
 pub use home::{Home, Lock};
 pub use key::{entropy, existing_key, master_key, random, write_key};

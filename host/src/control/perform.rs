@@ -157,6 +157,8 @@ pub fn perform(
         | Request::ServiceReload { .. }
         | Request::ServiceRollback { .. }
         | Request::ServiceWhy { .. }
+        | Request::About {}
+        | Request::Upgrade { .. }
         | Request::Reload {} => {
             // Done by the host itself, which has the folder.
             running(host)?;

@@ -172,6 +172,12 @@ pub enum Request {
     Doctor {},
     Limits {},
     Reload {},
+    About {},
+    Upgrade {
+        program: std::path::PathBuf,
+        #[serde(default)]
+        anyway: bool,
+    },
 }
 
 /// What is answered.

@@ -10,11 +10,13 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tokio::net::{TcpListener, UnixListener};
+use tokio::sync::watch;
 
 use crate::config::{Address, ListenerSettings};
 use crate::listener::sources::{Most, Place, Sources};
 use crate::login_gate::network;
 use crate::multiservice::SlotNo;
+use crate::successor::{Inherited, Open};
 
 /// How many streams wait by a listener for a service to take them.
 const HELD: usize = 256;
@@ -71,25 +73,42 @@ struct Waiting {
 }
 
 impl Listening {
-    pub(super) fn open(settings: ListenerSettings) -> Result<Arc<Self>, String> {
+    /// Opens it, or takes it over from the host before this one.
+    pub(super) fn open(settings: ListenerSettings, inherited: &Inherited) -> Result<Arc<Self>, String> {
         let at = |why: &dyn std::fmt::Display| {
             format!(
                 "[service.{}.listen] {}: cannot listen on {}: {why}",
                 settings.service, settings.name, settings.shown
             )
         };
-        let socket = match &settings.address {
-            Address::Tcp(found) => {
+        let name = name(&settings);
+        let kept = match &settings.address {
+            Address::Tcp(found) => inherited.tcp(&name, found).map(Open::Tcp),
+            Address::Unix(_) | Address::Systemd(_) => inherited.any(&name),
+        };
+        let socket = match (kept, &settings.address) {
+            (Some(Open::Tcp(listener)), _) => Bound::Tcp(listener),
+            (Some(Open::Unix(listener)), _) => Bound::Unix(listener),
+            (None, Address::Tcp(found)) => {
                 let listener = std::net::TcpListener::bind(found.as_slice()).map_err(|error| at(&error))?;
                 // As many as the system lets wait: the library's own number is small.
                 rustix::net::listen(&listener, i32::MAX).map_err(|error| at(&error))?;
                 Bound::Tcp(listener)
             }
-            Address::Unix(path) => Bound::Unix(bind_unix(path).map_err(|error| at(&error))?),
-            Address::Systemd(name) => systemd(name).map_err(|why| at(&why))?,
+            (None, Address::Unix(path)) => Bound::Unix(bind_unix(path).map_err(|error| at(&error))?),
+            (None, Address::Systemd(name)) => systemd(name).map_err(|why| at(&why))?,
         };
         let (sources, waiting) = (Mutex::default(), Mutex::default());
         Ok(Arc::new(Self { settings, socket, sources, waiting }))
+    }
+
+    /// Its socket, for whoever serves it next, with its name.
+    pub(super) fn hand_on(&self) -> std::io::Result<(String, OwnedFd)> {
+        let socket = match &self.socket {
+            Bound::Tcp(listener) => listener.try_clone()?.into(),
+            Bound::Unix(listener) => listener.try_clone()?.into(),
+        };
+        Ok((name(&self.settings), socket))
     }
 
     /// Its socket, for a task that accepts.
@@ -209,6 +228,11 @@ impl Listening {
     }
 }
 
+/// What a listener's socket is known by to the host after this one.
+fn name(settings: &ListenerSettings) -> String {
+    format!("[service.{}.listen] {} = {:?}", settings.service, settings.name, settings.shown)
+}
+
 /// A Unix socket in a file. One that a host before this one has left is put out of the way; one that is served is not.
 fn bind_unix(path: &Path) -> std::io::Result<std::os::unix::net::UnixListener> {
     use std::os::unix::net::UnixListener;
@@ -249,7 +273,8 @@ fn systemd(name: &str) -> Result<Bound, String> {
 }
 
 impl Bound {
-    fn listen(self) -> std::io::Result<Socket> {
+    /// The same within a runtime of tokio's.
+    pub(super) fn listen(self) -> std::io::Result<Socket> {
         Ok(match self {
             Self::Tcp(listener) => Socket::Tcp(TcpListener::from_std(listener)?),
             Self::Unix(listener) => Socket::Unix(UnixListener::from_std(listener)?),
@@ -273,14 +298,18 @@ impl Socket {
     }
 }
 
-/// Takes connections in, for as long as the host lives: each with where it comes from, if that is an address.
-pub(super) async fn accept(socket: Bound, come: impl Fn(OwnedFd, Option<SocketAddr>)) {
-    let socket = match socket.listen() {
-        Ok(socket) => socket,
-        Err(error) => return tracing::error!(%error, "a service's door cannot be opened"),
-    };
+/// Takes connections in until it is `closed`: each with where it comes from, if that is an address.
+pub(super) async fn accept(
+    socket: Socket,
+    mut closed: watch::Receiver<bool>,
+    come: impl Fn(OwnedFd, Option<SocketAddr>),
+) {
     loop {
-        match socket.accept().await {
+        let accepted = tokio::select! {
+            accepted = socket.accept() => accepted,
+            _ = closed.wait_for(|closed| *closed) => return,
+        };
+        match accepted {
             Ok((client, source)) => come(client, source),
             Err(error) => {
                 // Out of descriptors, most likely: what is connected goes on; look again in a while.
@@ -301,7 +330,8 @@ mod tests {
     fn what_code_says_that_has_yet_to_serve_counts_once_it_does() {
         let folder = tempfile::tempdir().unwrap();
         let address = format!("unix:{}", folder.path().join("socket").display());
-        let listening = Listening::open(ListenerSettings::at("chat", "irc", &address).unwrap()).unwrap();
+        let listening =
+            Listening::open(ListenerSettings::at("chat", "irc", &address).unwrap(), &Inherited::default()).unwrap();
         let slot = SlotNo(1);
         listening.take(slot, 1, false, false);
         assert_eq!((listening.taken(), listening.is_public()), (Some(slot), false));

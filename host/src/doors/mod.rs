@@ -17,6 +17,7 @@ mod ways;
 mod words;
 
 use std::collections::{BTreeSet, HashMap};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
@@ -24,6 +25,7 @@ use std::time::Duration;
 
 use parking_lot::{Mutex, RwLock};
 use plugin_api::abi::frame::ToLibrary;
+use tokio::sync::watch;
 
 use self::held::{Held, Offer};
 pub use self::listening::ListenerStatus;
@@ -39,6 +41,7 @@ use crate::multiservice::router::Router;
 use crate::multiservice::{Backend, Backends, Lane, SlotNo, Speaker};
 use crate::session::Limits;
 use crate::sessions::Sessions;
+use crate::successor::Inherited;
 
 /// What doors need of their host.
 pub struct Surroundings {
@@ -90,6 +93,8 @@ pub struct Doors {
     next_login: AtomicU64,
     /// Listeners that services take, and that have no address.
     wanting: Mutex<BTreeSet<(String, String)>>,
+    /// Says that nobody is taken in any more.
+    closing: watch::Sender<bool>,
     /// Moves bytes of TLS, and watches streams.
     threads: Mutex<Option<tokio::runtime::Runtime>>,
     me: Weak<Self>,
@@ -106,9 +111,13 @@ impl Doors {
     ///
     /// # Errors
     /// When a listener cannot be opened, with its place in credhost.toml; when the machine has no threads.
-    pub fn new(around: Surroundings, settings: Vec<ListenerSettings>) -> Result<Arc<Self>, String> {
-        let (listeners, limits) = (settings.into_iter().map(Listening::open).collect::<Result<_, _>>()?, around.limits);
-        let limits = RwLock::new(limits);
+    pub fn new(
+        around: Surroundings,
+        settings: Vec<ListenerSettings>,
+        inherited: &Inherited,
+    ) -> Result<Arc<Self>, String> {
+        let listeners = settings.into_iter().map(|one| Listening::open(one, inherited)).collect::<Result<_, _>>()?;
+        let limits = RwLock::new(around.limits);
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
         let mut builder = tokio::runtime::Builder::new_multi_thread();
         let runtime = builder.worker_threads(threads).thread_name("door").enable_all().build();
@@ -126,6 +135,7 @@ impl Doors {
             next_login: AtomicU64::new(1),
             wanting: Mutex::default(),
             threads: Mutex::new(Some(runtime)),
+            closing: watch::Sender::new(false),
             me: Weak::clone(me),
         }))
     }
@@ -139,7 +149,8 @@ impl Doors {
         // They are opened once.
         let _ = self.within.set(within.ways(listener));
         for listening in &self.listeners {
-            let socket = listening.socket()?;
+            let socket = self.within_threads(|| listening.socket()?.listen())?;
+            let closed = self.closing.subscribe();
             let (Some(me), listening) = (self.me.upgrade(), Arc::clone(listening)) else { continue };
             let settings = &listening.settings;
             let how = match (settings.tls, settings.starttls) {
@@ -150,7 +161,7 @@ impl Doors {
             tracing::info!(service = settings.service, "serving {}{how} on {}", settings.name, listening.address());
             self.spawn(async move {
                 let of = Arc::clone(&listening);
-                listening::accept(socket, move |client, source| me.come(&of, client, source)).await;
+                listening::accept(socket, closed, move |client, source| me.come(&of, client, source)).await;
             });
         }
         Ok(())
@@ -159,6 +170,30 @@ impl Doors {
     /// Other limits from now on.
     pub fn set_limits(&self, limits: Limits) {
         *self.limits.write() = limits;
+    }
+
+    /// Takes nobody in any more; who connects waits. Answers with the sockets, and what each is for: they go on listening.
+    ///
+    /// # Errors
+    /// When the machine has no descriptor left.
+    pub fn hand_on(&self) -> std::io::Result<Vec<(String, OwnedFd)>> {
+        let sockets = self.listeners.iter().map(|listening| listening.hand_on()).collect();
+        self.stop_accepting();
+        sockets
+    }
+
+    /// Takes nobody in any more.
+    pub fn stop_accepting(&self) {
+        // Nobody listens if none was opened.
+        let _ = self.closing.send(true);
+    }
+
+    /// Does what has to be done where the doors' threads can be seen.
+    fn within_threads<T>(&self, act: impl FnOnce() -> std::io::Result<T>) -> std::io::Result<T> {
+        let handle = self.threads.lock().as_ref().map(|threads| threads.handle().clone());
+        let handle = handle.ok_or_else(|| std::io::Error::other("services' doors are closed"))?;
+        let _within = handle.enter();
+        act()
     }
 
     /// Closes them: nobody comes in, and who is connected is let go.

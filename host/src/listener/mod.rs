@@ -159,6 +159,7 @@ impl Endpoint {
     ) -> io::Result<Listener> {
         let address = listener.local_addr()?;
         listener.set_nonblocking(true)?;
+        let socket = Mutex::new(Some(listener.try_clone()?));
         // All that a thread needs is there before the thread: a door of which it is said that it is open, is.
         let accepting = runtime()?;
         let listener = {
@@ -186,7 +187,7 @@ impl Endpoint {
             });
         })?);
         let router = Arc::clone(&self.shared.context.router);
-        Ok(Listener { address, closing, router, threads, workers: Mutex::new(workers) })
+        Ok(Listener { address, socket, closing, router, threads, workers: Mutex::new(workers) })
     }
 
     /// Ways in for those who have logged in by services' own doors: on the threads of this listener.
@@ -202,6 +203,8 @@ type Coming = (Socket, Admitted);
 #[derive(Debug)]
 pub struct Listener {
     address: SocketAddr,
+    /// Its socket, as long as it is not closed.
+    socket: Mutex<Option<TcpListener>>,
     closing: watch::Sender<bool>,
     router: Arc<Router>,
     /// Where what comes is served: for as long as it listens.
@@ -216,9 +219,16 @@ impl Listener {
         self.address
     }
 
+    /// Its socket, for whoever serves it next: it goes on listening when this is closed, and who connects meanwhile waits.
+    #[must_use]
+    pub fn hand_on(&self) -> Option<TcpListener> {
+        self.socket.lock().take()
+    }
+
     /// Closes it: nobody comes in, calls in flight end, or are given up after the grace time. Blocks until all is
     /// closed.
     pub fn close(&self) {
+        drop(self.socket.lock().take());
         // Nobody listens any more if all has ended.
         let _ = self.closing.send(true);
         // Connections look when they wake: none of them keeps a place in a list for that.

@@ -59,6 +59,12 @@ impl Host {
             }
             return Ok(serde_json::json!(changed));
         }
+        if let Request::About {} = &request {
+            return Ok(self.about());
+        }
+        if let Request::Upgrade { program, anyway } = &request {
+            return self.make_way(program, *anyway, (accounts.by(), &progress)).await;
+        }
         if let Request::ServiceWhy { name } = &request {
             let known = self.libraries().iter().any(|library| library.service.as_ref() == Some(name));
             if !known && self.folder.why(name).is_empty() {

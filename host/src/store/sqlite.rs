@@ -108,6 +108,18 @@ impl SqliteStore {
         Ok(Self { path: path.to_owned(), jobs: Some(jobs), writer: Some(writer), readers: Mutex::default(), secret })
     }
 
+    /// Whether the store in this file is one that this program can open. Reads, and changes nothing; another program may have it
+    /// open.
+    ///
+    /// # Errors
+    /// When it cannot be read, is not this program's, or is newer than it.
+    pub fn check(path: &Path) -> Result<(), OpenError> {
+        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let connection = Connection::open_with_flags(path, flags);
+        let connection = connection.map_err(|error| OpenError::Sqlite { path: path.to_owned(), error })?;
+        belongs(&connection, path).map(|_| ())
+    }
+
     fn reader(&self) -> rusqlite::Result<Connection> {
         if let Some(connection) = self.readers.lock().pop() {
             return Ok(connection);

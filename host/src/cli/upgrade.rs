@@ -1,0 +1,82 @@
+//! `credhost upgrade`
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use clap::Args;
+use credhost::config::Home;
+use credhost::control::{self, ControlError, Request};
+use credhost::show;
+use serde_json::Value;
+
+use super::home::ask_running;
+use super::output::warn;
+use super::{CliError, Output};
+
+/// How long another program may take until it serves: its services may take their time to start.
+const PATIENCE: Duration = Duration::from_secs(120);
+/// How often it is looked whether it does.
+const LOOK: Duration = Duration::from_millis(20);
+
+#[derive(Debug, Args)]
+pub(super) struct Upgrade {
+    /// The program that takes over; this one, if none is named.
+    program: Option<PathBuf>,
+    /// Though libraries of services that serve would not be loaded by it.
+    #[arg(long)]
+    anyway: bool,
+}
+
+impl Upgrade {
+    pub(super) fn run(self, home: &Home, output: Output) -> Result<(), CliError> {
+        let program = match self.program {
+            Some(program) => std::path::absolute(program)?,
+            None => std::env::current_exe()?,
+        };
+        let began = Instant::now();
+        let request = Request::Upgrade { program, anyway: self.anyway };
+        let Some(answer) = ask_running(home, &request)? else {
+            return Err(CliError::new("no host runs in this home").hint("start the new program: `credhost run`"));
+        };
+        for lost in answer["lost"].as_array().into_iter().flatten().filter_map(Value::as_str) {
+            warn(&format!("credhost: warning: {}", show::line(lost)));
+        }
+        let mut now = served(home, &answer["before"])?;
+        if let Some(why) = now["not_taken_over"].as_str() {
+            let error = format!("{why}: the program that served before serves again");
+            return Err(CliError::new(error).hint("clients were disconnected, and can come again"));
+        }
+        let text = |value: &Value| value.as_str().unwrap_or("?").to_owned();
+        let (from, to) = (text(&answer["before"]["version"]), text(&answer["to"]));
+        now["seconds"] = began.elapsed().as_secs_f64().into();
+        output.show(&now, || {
+            format!(
+                "{to} serves, in place of credhost {from}, in the same process ({}), {:.1} s after it was asked for",
+                now["process"],
+                began.elapsed().as_secs_f64()
+            )
+        });
+        Ok(())
+    }
+}
+
+/// Waits until another host than the one `before` answers; answers with what that says of itself.
+fn served(home: &Home, before: &Value) -> Result<Value, CliError> {
+    let began = Instant::now();
+    let process = before["process"].as_u64().unwrap_or_default();
+    while began.elapsed() < PATIENCE {
+        match control::send(&home.control(), &Request::About {}, &mut |_, _| {}) {
+            Ok(Ok(now)) if now["began"] != before["began"] && now["serves"] == true => return Ok(now),
+            // Between the two nobody answers; the next answers while it starts.
+            Ok(_) | Err(ControlError::NoHost | ControlError::NotBegun | ControlError::Ended) => {}
+            Err(error) => return Err(error.into()),
+        }
+        if !std::path::Path::new(&format!("/proc/{process}")).exists() {
+            let error = "the new program has ended at its start: no host runs in this home";
+            return Err(CliError::new(error).hint("its log says why; `credhost run` starts a host"));
+        }
+        std::thread::sleep(LOOK);
+    }
+    let error = format!("the new program does not answer, {} s after it was started", PATIENCE.as_secs());
+    Err(CliError::new(error).hint("its log says what it waits for"))
+}

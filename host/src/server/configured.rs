@@ -1,0 +1,161 @@
+//! What a host is started with: read from its home, and checked whole before anything is opened.
+
+use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
+use std::sync::Arc;
+use std::time::Duration;
+
+use ipnet::IpNet;
+
+use super::options::{Options, SELF, StartError};
+use super::retention::Retention;
+use crate::accounts::Accounts;
+use crate::config::{self, Confinements, Home, ListenerSettings, Settings};
+use crate::cred::ListenerRules;
+use crate::folder;
+use crate::limits::{self, LimitError};
+use crate::listener::proxies;
+use crate::listener::tls::Certificates;
+use crate::loader::vet::{Sections, Vet};
+use crate::session::Limits;
+
+/// One of the host's own doors.
+pub(super) struct Door {
+    /// What its socket is known by, also to a host after this one.
+    pub(super) name: String,
+    addresses: Vec<SocketAddr>,
+    /// The address as it was written.
+    shown: String,
+    pub(super) tls: bool,
+    /// The `[multiservice.NAME]` that is served there; all services, if there is none.
+    pub(super) of: Option<String>,
+    pub(super) rules: ListenerRules,
+}
+
+/// See the file's page.
+pub(super) struct Configured {
+    pub(super) settings: Settings,
+    /// The first is the one that every host has.
+    pub(super) doors: Vec<Door>,
+    pub(super) of_services: Vec<ListenerSettings>,
+    pub(super) certificates: Option<Arc<Certificates>>,
+    pub(super) proxies: Vec<IpNet>,
+    pub(super) retention: Option<Retention>,
+    pub(super) sections: Sections,
+    pub(super) confinements: Confinements,
+    pub(super) vet: Vet,
+}
+
+impl Configured {
+    /// Reads everything, opens nothing.
+    pub(super) fn read(home: &Home, settings: Settings, options: &Options) -> Result<Self, StartError> {
+        let wrong = StartError::Section;
+        let of_services = config::listeners(&settings).map_err(wrong)?;
+        let doors = doors(&settings, options)?;
+        let over_tls = doors.iter().any(|door| door.tls) || of_services.iter().any(|one| one.tls || one.starttls);
+        let certificates = over_tls.then(|| certificates(home, &settings)).transpose()?;
+        let configured = Self {
+            doors,
+            certificates,
+            of_services,
+            proxies: proxies(&settings.pb.proxies).map_err(wrong)?,
+            retention: Retention::of(home, &settings.audit).map_err(wrong)?,
+            sections: folder::sections(&settings).map_err(|fault| wrong(fault.to_string()))?,
+            confinements: config::confinements(&settings).map_err(wrong)?,
+            vet: vet(&settings, options)?,
+            settings,
+        };
+        // What is right of them does not depend on how long a refusal takes.
+        configured.limits(Duration::ZERO)?;
+        Ok(configured)
+    }
+
+    /// What clients may cost, where a refusal takes so long.
+    pub(super) fn limits(&self, refusal: Duration) -> Result<Limits, StartError> {
+        limits::of_host(refusal, &self.settings.limits)
+            .map_err(|error: LimitError| StartError::Section(error.to_string()))
+    }
+
+    /// How long a step of a service's life may take.
+    pub(super) fn patience(&self) -> Duration {
+        patience(&self.settings)
+    }
+
+    /// Opens a door's socket, or takes it over from the host before this one.
+    pub(super) fn open(&self, door: &Door, options: &Options) -> Result<TcpListener, StartError> {
+        if let Some(listener) = options.inherited.tcp(&door.name, &door.addresses) {
+            return Ok(listener);
+        }
+        let failed = |error| StartError::Listen { address: door.shown.clone(), error };
+        let listener = TcpListener::bind(door.addresses.as_slice()).map_err(failed)?;
+        // As many as the system lets wait: the library's own number is small.
+        rustix::net::listen(&listener, i32::MAX).map_err(|error| failed(error.into()))?;
+        Ok(listener)
+    }
+}
+
+/// Looks whether a host could start in this home, and changes nothing. Another may be running there.
+///
+/// # Errors
+/// What would keep it from starting.
+pub fn check(home: &Home, options: &Options) -> Result<(), StartError> {
+    Configured::read(home, Accounts::examine(home)?, options).map(drop)
+}
+
+fn patience(settings: &Settings) -> Duration {
+    Duration::from_secs(settings.plugins.patience.max(1))
+}
+
+fn vet(settings: &Settings, options: &Options) -> Result<Vet, StartError> {
+    let program = options.vetter.clone().unwrap_or_else(|| SELF.into());
+    let isolation = settings.plugins.vetting.parse();
+    let isolation = isolation.map_err(|why| StartError::Section(format!("[plugins] vetting = {why}")))?;
+    Ok(Vet::new(program, patience(settings)).within(isolation))
+}
+
+fn doors(settings: &Settings, options: &Options) -> Result<Vec<Door>, StartError> {
+    let plaintext = options.plaintext || settings.pb.plaintext;
+    let door = |place: &str, key: &str, shown: &str, tls: bool, of: Option<&String>, rules: &ListenerRules| {
+        let failed = |error| StartError::Listen { address: shown.to_owned(), error };
+        let addresses: Vec<SocketAddr> = shown.to_socket_addrs().map_err(failed)?.collect();
+        match addresses.iter().find(|found| !found.ip().is_loopback()) {
+            Some(open) if !tls && !plaintext => Err(StartError::Plaintext(*open)),
+            _ => Ok(Door {
+                name: format!("[{place}] {key} = {shown:?}"),
+                addresses,
+                shown: shown.to_owned(),
+                tls,
+                of: of.cloned(),
+                rules: rules.clone(),
+            }),
+        }
+    };
+    let pb = &settings.pb;
+    let rules = pb.rules().map_err(|wrong| StartError::Section(format!("[pb] {wrong}")))?;
+    let of = pb.multiservice.as_ref();
+    if let Some(name) = of.filter(|name| !settings.multiservice.contains_key(*name)) {
+        let none = format!("[pb] multiservice = {name:?}: there is no [multiservice.{name}] in credhost.toml");
+        return Err(StartError::Section(none));
+    }
+    let mut all = vec![door("pb", "listen", options.listen.as_ref().unwrap_or(&pb.listen), false, of, &rules)?];
+    if let Some(address) = options.listen_tls.as_ref().or(pb.listen_tls.as_ref()) {
+        all.push(door("pb", "listen_tls", address, true, of, &rules)?);
+    }
+    for (name, section) in &settings.multiservice {
+        let place = format!("multiservice.{name}");
+        let rules = section.rules().map_err(|wrong| StartError::Section(format!("[{place}] {wrong}")))?;
+        for (key, address, tls) in [("listen", &section.listen, false), ("listen_tls", &section.listen_tls, true)] {
+            if let Some(address) = address {
+                all.push(door(&place, key, address, tls, Some(name), &rules)?);
+            }
+        }
+    }
+    Ok(all)
+}
+
+fn certificates(home: &Home, settings: &Settings) -> Result<Arc<Certificates>, StartError> {
+    let (certificate, key) = home.certificates(&settings.tls);
+    if key.exists() {
+        config::private(&key, 0o600)?;
+    }
+    Ok(Certificates::load(&certificate, &key)?)
+}

@@ -1,0 +1,247 @@
+//! How a host is put together.
+
+use std::cell::{Cell, OnceCell, RefCell};
+use std::rc::Rc;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use tokio::sync::{Notify, mpsc};
+
+use super::configured::{Configured, Door};
+use super::options::{Options, StartError};
+use super::{Host, Listening};
+use crate::accounts::Accounts;
+use crate::config::{Home, Lock, MultiServiceSection, Settings, random};
+use crate::control;
+use crate::cred::login::Login;
+use crate::cred::{Authorizer, HashCost, Password};
+use crate::doors::{Doors, Surroundings};
+use crate::folder::{Folder, Group};
+use crate::listener::Endpoint;
+use crate::loader::watch::Watch;
+use crate::login_gate::{LoginGate, LoginRules};
+use crate::multiservice::context::HostContext;
+use crate::multiservice::{MultiService, Quarantined};
+use crate::session::Limits;
+use crate::sessions::Sessions;
+
+/// How long a host waits while a command, or a host that stops, holds the home's lock. It does not wait for a host that runs.
+const LOCKED: std::time::Duration = std::time::Duration::from_secs(10);
+
+impl Host {
+    /// Starts a host: loads what is in its folder, then opens its door. Takes the home's lock.
+    ///
+    /// # Errors
+    /// What keeps it from starting. A library that cannot be loaded does not.
+    pub async fn start(home: Home, options: &Options) -> Result<(Rc<Self>, Watch), StartError> {
+        home.make()?;
+        let lock = locked(&home).await?;
+        let (accounts, settings) = Accounts::open(&home, "the host")?;
+        let accounts = Arc::new(accounts);
+        if let Some(weaker) = accounts.rules().weaker_than_standard() {
+            tracing::warn!("{weaker}");
+        }
+        let configured = Configured::read(&home, settings, options)?;
+        let open = |door: &Door| -> Result<_, StartError> {
+            let certificates = configured.certificates.clone().filter(|_| door.tls);
+            Ok((configured.open(door, options)?, certificates))
+        };
+        let listening = configured.doors.iter().map(open).collect::<Result<Listening, _>>()?;
+        let mut watch = Watch::new(&home.plugins(), options.poll);
+        let (host, socket) = put_together(home, lock, accounts, configured, options).await?;
+        host.load(socket, &mut watch).await;
+        host.open(listening)?;
+        for name in options.inherited.close_rest() {
+            tracing::info!("nobody serves any more by {name}, which the host before this one has served");
+        }
+        Ok((host, watch))
+    }
+}
+
+async fn put_together(
+    home: Home,
+    lock: Lock,
+    accounts: Arc<Accounts>,
+    configured: Configured,
+    options: &Options,
+) -> Result<(Rc<Host>, tokio::net::UnixListener), StartError> {
+    let (crashed, quarantined) = mpsc::unbounded_channel();
+    let mut context = context(&accounts, &configured, crashed)?;
+    let gate = gate(&accounts, &context, &configured.settings).await?;
+    let sessions = sessions(&accounts);
+    let limits = configured.limits(refusal(accounts.cost()).await)?;
+    context.memory.set_limit(limits.memory);
+    let services = MultiService::new("pb");
+    let groups = groups(&services, &configured.settings);
+    let roots = Roots { accounts: &accounts, gate: &gate, sessions: &sessions, limits };
+    let doors = roots.doors(&services, &context, &configured, options)?;
+    context.doors = Arc::clone(&doors) as Arc<_>;
+    let within = roots.endpoint(&services, &context, &configured)?;
+    let mut endpoints = Vec::new();
+    for door in &configured.doors {
+        let of = door.of.as_ref().and_then(|of| groups.iter().find(|group| group.services.name() == of));
+        let endpoint = roots.endpoint(of.map_or(&services, |group| &group.services), &context, &configured)?;
+        endpoint.set_rules(door.rules.clone());
+        endpoints.push(endpoint);
+    }
+    let memory = Arc::clone(&context.memory);
+    let Configured { settings, doors: own, certificates, retention, sections, confinements, vet, .. } = configured;
+    let folder =
+        Folder::new(&home, Arc::clone(&services), groups, context, (sections, confinements), vet, options.debuggable)?;
+    let socket = control::listen(&home.control())?;
+    let host = Host {
+        home,
+        _lock: lock,
+        accounts,
+        services,
+        folder,
+        gate,
+        sessions,
+        listeners: OnceCell::new(),
+        names: own.into_iter().map(|door| door.name).collect(),
+        certificates,
+        endpoints,
+        within,
+        doors,
+        memory,
+        limits: Cell::new(limits),
+        quarantined: Cell::new(Some(quarantined)),
+        watchdog: Some(settings.plugins.watchdog).filter(|seconds| *seconds > 0).map(Duration::from_secs),
+        retention: RefCell::new(retention),
+        commands: Cell::new(None),
+        under_way: control::UnderWay::default(),
+        words: options.words.clone(),
+        successor: RefCell::default(),
+        makes_way: Notify::new(),
+        began: std::time::SystemTime::now(),
+    };
+    Ok((Rc::new(host), socket))
+}
+
+async fn locked(home: &Home) -> Result<Lock, StartError> {
+    let home = home.clone();
+    let waiting = tokio::task::spawn_blocking(move || {
+        let began = std::time::Instant::now();
+        home.lock_patiently(|| {
+            std::thread::sleep(Duration::from_millis(10));
+            !control::is_served(&home.control()) && began.elapsed() < LOCKED
+        })
+    });
+    Ok(waiting.await.map_err(std::io::Error::other)??)
+}
+
+fn context(
+    accounts: &Accounts,
+    configured: &Configured,
+    crashed: mpsc::UnboundedSender<Quarantined>,
+) -> Result<HostContext, StartError> {
+    let settings = &configured.settings;
+    Ok(HostContext {
+        orphans: configured.limits(Duration::ZERO)?.orphans,
+        quota: settings.state.largest,
+        grace: Duration::from_secs(settings.plugins.grace),
+        // Vetting was patient already; the host has more to do besides.
+        patience: 3 * configured.patience(),
+        quarantine: Some(crashed),
+        ..HostContext::new(Arc::clone(accounts.store()))
+    })
+}
+
+async fn gate(accounts: &Accounts, context: &HostContext, settings: &Settings) -> Result<Arc<LoginGate>, StartError> {
+    let rules = LoginRules { stock: settings.pb.stock_login, loopback_is_private: settings.pb.loopback_is_private };
+    let gate = LoginGate::new(
+        Arc::clone(&context.store),
+        accounts.secret().clone(),
+        accounts.cost(),
+        settings.password.budget.saturating_mul(1024),
+        rules,
+    );
+    gate.restore().await?;
+    Ok(gate)
+}
+
+/// Who is logged in: told of whatever is taken away.
+fn sessions(accounts: &Accounts) -> Arc<Sessions> {
+    let sessions = Sessions::new();
+    let all = Arc::clone(&sessions);
+    accounts.on_change(Box::new(move |name, identity| {
+        let done = all.changed(name, identity);
+        if !done {
+            tracing::error!(name, "a connection does not end what it was told to; please report it");
+        }
+        done
+    }));
+    sessions
+}
+
+fn groups(services: &Arc<MultiService>, settings: &Settings) -> Vec<Group> {
+    let group = |(name, section): (&String, &MultiServiceSection)| {
+        let group = MultiService::new(name.clone());
+        // It has no services yet, whose names could be taken.
+        let _ = services.add_collection(Arc::clone(&group));
+        Group { services: group, names: section.services.clone() }
+    };
+    settings.multiservice.iter().map(group).collect()
+}
+
+/// After how long every refusal leaves: when the most expensive to find out has been found out for long.
+async fn refusal(own: HashCost) -> Duration {
+    let measured = tokio::task::spawn_blocking(move || {
+        let time = |cost| {
+            let began = std::time::Instant::now();
+            // What it comes to is not looked at.
+            let _ = std::hint::black_box(Password::new("").hash(cost, &[0; 16]));
+            began.elapsed()
+        };
+        // Of hashes of other programs, those are taken that are no more than eight times as much work.
+        (4 * time(own)).max(16 * time(HashCost::LEAST))
+    });
+    Limits::default().refusal.max(measured.await.unwrap_or_default())
+}
+
+/// What the roots of all doors have in common.
+struct Roots<'a> {
+    accounts: &'a Accounts,
+    gate: &'a Arc<LoginGate>,
+    sessions: &'a Arc<Sessions>,
+    limits: Limits,
+}
+
+impl Roots<'_> {
+    fn login(&self) -> Result<Login, StartError> {
+        let authorizer: Arc<dyn Authorizer> = Arc::new(self.accounts.authorizer());
+        Ok(Login::with_cost(authorizer, self.accounts.key().clone(), &random()?, self.accounts.cost()))
+    }
+
+    fn endpoint(
+        &self,
+        served: &Arc<MultiService>,
+        context: &HostContext,
+        configured: &Configured,
+    ) -> Result<Endpoint, StartError> {
+        let before = (Arc::clone(self.gate), Arc::clone(self.sessions));
+        let endpoint = Endpoint::with_gate(self.login()?, Arc::clone(served), context.clone(), self.limits, before);
+        endpoint.set_proxies(configured.proxies.clone());
+        Ok(endpoint)
+    }
+
+    fn doors(
+        &self,
+        services: &Arc<MultiService>,
+        context: &HostContext,
+        configured: &Configured,
+        options: &Options,
+    ) -> Result<Arc<Doors>, StartError> {
+        let around = Surroundings {
+            services: Arc::downgrade(services) as Weak<_>,
+            login: self.login()?,
+            gate: Arc::clone(self.gate),
+            sessions: Arc::clone(self.sessions),
+            router: Arc::clone(&context.router),
+            memory: Arc::clone(&context.memory),
+            certificates: configured.certificates.clone(),
+            limits: self.limits,
+        };
+        Doors::new(around, configured.of_services.clone(), &options.inherited).map_err(StartError::Section)
+    }
+}

@@ -1,0 +1,266 @@
+//! Another version of the program takes over from a host that runs: nobody who connects is refused, what was answered is there,
+//! and a program that cannot take over changes nothing.
+
+use std::io::Read;
+use std::net::{SocketAddr, TcpStream};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use pb::client::{Client, Error, Remote};
+use serde::Deserialize;
+use system_tests::build::credhost;
+use system_tests::host::{TestHome, TestHost};
+use system_tests::lines::Lines;
+
+#[derive(Deserialize)]
+struct Task {
+    text: String,
+}
+
+/// A host with a to-do list and a door of lines, by TCP and by a file.
+fn host() -> (TestHost, SocketAddr, PathBuf) {
+    let home = TestHome::new();
+    home.make();
+    let file = home.path().join("lines.sock");
+    let listen = format!("lines = [\"127.0.0.1:0\", \"unix:{}\"]", file.display());
+    home.configure(|text| format!("{text}\n[service.lines.listen]\n{listen}\n"));
+    home.identity("alice", "alice-pw", &["todo", "lines"]);
+    ["todo", "lines"].iter().for_each(|service| home.install(service));
+    let mut host = home.start();
+    let address = door(&mut host);
+    (host, address, file)
+}
+
+fn door(host: &mut TestHost) -> SocketAddr {
+    let line = host.wait_for("serving lines on 127");
+    line.split_whitespace().find_map(|word| word.parse().ok()).expect("an address")
+}
+
+/// A program in the home's folder: this script of the shell's.
+fn script(home: &TestHome, name: &str, text: &str) -> PathBuf {
+    let file = home.path().join(name);
+    std::fs::write(&file, format!("#!/bin/sh\n{text}\n")).expect("it can be written");
+    std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o755)).expect("it can be marked");
+    file
+}
+
+fn upgrade(host: &TestHost, program: &Path) -> String {
+    host.home.run(&["upgrade", &program.display().to_string()], "")
+}
+
+async fn todo(address: SocketAddr) -> Result<Remote, Error> {
+    let stream = tokio::net::TcpStream::connect(address).await.expect("nobody is refused");
+    Client::new(stream).await?.login_password("alice/todo", "alice-pw", None).await
+}
+
+/// Adds tasks until it is told to stop, over one connection after the other; answers with what was answered.
+async fn adds(address: SocketAddr, label: usize, stop: Arc<AtomicBool>) -> Vec<String> {
+    let (mut answered, mut number) = (Vec::new(), 0);
+    while !stop.load(Ordering::Relaxed) {
+        let Ok(list) = todo(address).await else { continue };
+        loop {
+            number += 1;
+            let text = format!("{label}-{number}");
+            if stop.load(Ordering::Relaxed) || list.call("add", &(&text,)).await.is_err() {
+                break;
+            }
+            answered.push(text);
+        }
+    }
+    answered
+}
+
+/// Connects again and again, to each door; answers with how often.
+fn connects(doors: &(SocketAddr, SocketAddr, PathBuf), stop: &AtomicBool) -> usize {
+    let mut count = 0;
+    while !stop.load(Ordering::Relaxed) {
+        let (pb, lines, file) = doors;
+        let mut client = TcpStream::connect(pb).expect("nobody is refused");
+        TcpStream::connect(lines).expect("nobody is refused");
+        UnixStream::connect(file).expect("nobody is refused");
+        // The host speaks first. A host that makes way lets go of whom it has taken in: that is no refusal.
+        let _ = client.read(&mut [0; 1]);
+        count += 3;
+    }
+    count
+}
+
+#[test]
+fn another_program_takes_over_and_nobody_is_refused() {
+    let (mut host, lines, file) = host();
+    let (pb, process) = (host.address(), host.id());
+    let other = host.home.path().join("credhost-new");
+    std::fs::copy(credhost(), &other).expect("it can be copied");
+    let stop = Arc::new(AtomicBool::new(false));
+    let connecting: Vec<_> = (0..2)
+        .map(|_| {
+            let (doors, stop) = ((pb, lines, file.clone()), Arc::clone(&stop));
+            std::thread::spawn(move || connects(&doors, &stop))
+        })
+        .collect();
+    let adding = std::thread::spawn({
+        let stop = Arc::clone(&stop);
+        move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+            runtime.block_on(async {
+                let each: Vec<_> = (0..3).map(|label| tokio::spawn(adds(pb, label, Arc::clone(&stop)))).collect();
+                let mut all = Vec::new();
+                for one in each {
+                    all.extend(one.await.expect("nobody is refused"));
+                }
+                all
+            })
+        }
+    });
+    for _ in 0..3 {
+        let said = upgrade(&host, &other);
+        assert!(said.contains("serves, in place of credhost ") && said.contains(&process.to_string()), "{said}");
+        let mut client = Lines::connect(lines);
+        client.send("login alice alice-pw");
+        assert_eq!(client.line(), "1: alice has alice");
+    }
+    stop.store(true, Ordering::Relaxed);
+    let connected: usize = connecting.into_iter().map(|one| one.join().expect("nobody is refused")).sum();
+    let answered = adding.join().expect("nobody is refused");
+    println!("3 programs took over; {connected} connections, none refused; {} tasks were answered", answered.len());
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let there: Vec<Task> = runtime.block_on(async {
+        let list = todo(pb).await.expect("the password is right");
+        list.call("list", &()).await.expect("it is answered").read().expect("tasks")
+    });
+    let there: Vec<&str> = there.iter().map(|task| task.text.as_str()).collect();
+    for text in &answered {
+        assert_eq!(there.iter().filter(|one| **one == text).count(), 1, "{text} was answered");
+    }
+    assert!(!answered.is_empty() && connected > 0);
+    assert_eq!(host.id(), process);
+    let runs = std::fs::read_link(format!("/proc/{process}/exe")).expect("it runs");
+    assert_eq!(runs.file_name(), other.file_name());
+    let trail = host.home.run(&["audit", "show", "--with", "host.upgraded"], "");
+    assert_eq!(trail.lines().count(), 3, "{trail}");
+    host.home.run(&["audit", "verify"], "");
+    assert_eq!(host.terminate(), Some(0));
+    assert!(TcpStream::connect(lines).is_err() && TcpStream::connect(pb).is_err(), "a host that ends closes its doors");
+}
+
+#[test]
+fn a_program_that_cannot_take_over_changes_nothing() {
+    let (host, lines, _) = host();
+    let home = &host.home;
+    let real = credhost().display().to_string();
+    let not = |words: &str, does: &str| format!("case \"$*\" in *{words}*) {does};; esac\nexec {real} \"$@\"");
+    let text = home.path().join("text");
+    std::fs::write(&text, "not a program").expect("it can be written");
+    let newer = "echo 'credhost: the store is of a later version' >&2; exit 1";
+    let rows = [
+        ("there is none", home.path().join("nothing"), "it cannot be started: No such file"),
+        ("no program", text, "it cannot be started: Permission denied"),
+        ("a folder", home.path(), "it cannot be started"),
+        ("says nothing", script(home, "mute", "exit 3"), "it says nothing, and ends (exit status: 3)"),
+        ("dies", script(home, "dies", "kill -9 $$"), "it says nothing, and ends (signal: 9"),
+        ("another program", script(home, "other", &not("--check", "echo hi >&2; exit 2")), "would not start here: hi"),
+        ("an older one", script(home, "older", &not("--check", newer)), "the store is of a later version"),
+        (
+            "cannot load",
+            script(home, "loads", &not("vet*todo", "echo 'credhost: no' >&2; exit 1")),
+            "would not load what serves: todo (libtodo.so): no",
+        ),
+    ];
+    let mut alice = Lines::connect(lines);
+    alice.send("login alice alice-pw");
+    assert!(alice.line().contains("alice has alice"));
+    for (what, program, wanted) in rows {
+        let refused = home.refused(&["upgrade", &program.display().to_string()], "");
+        assert!(refused.contains(wanted) && refused.contains("\n  "), "{what}: {refused}");
+        alice.send("ping");
+        assert!(!alice.line().is_empty(), "{what}: she is still connected");
+    }
+    // What is insisted on is done, and said.
+    let said = home.run_with(&["upgrade", &home.path().join("loads").display().to_string(), "--anyway"], "");
+    let warned = String::from_utf8_lossy(&said.stderr);
+    assert!(said.status.success() && warned.contains("warning: todo (libtodo.so): no"), "{warned}");
+    let no_host = TestHome::new();
+    no_host.make();
+    assert!(no_host.refused(&["upgrade"], "").contains("no host runs in this home"));
+}
+
+#[test]
+fn a_program_that_goes_at_the_last_moment_leaves_the_old_one_serving() {
+    let (mut host, lines, _) = host();
+    let (real, process) = (credhost().display().to_string(), host.id());
+    let goes = script(&host.home, "goes", &format!("case \"$*\" in *vet*) rm -f \"$0\";; esac\nexec {real} \"$@\""));
+    let before = host.address();
+    let refused = host.home.refused(&["upgrade", &goes.display().to_string(), "--anyway"], "");
+    assert!(refused.contains("cannot be started: No such file"), "{refused}");
+    assert!(refused.contains("the program that served before serves again"), "{refused}");
+    host.wait_for("this program serves again");
+    assert_eq!((host.id(), std::fs::read_link(format!("/proc/{process}/exe")).ok()), (process, Some(credhost())));
+    let mut client = Lines::connect(lines);
+    client.send("login alice alice-pw");
+    assert!(client.line().contains("alice has alice"));
+    TcpStream::connect(before).expect("it listens where it did");
+    // What has failed once is no reason against the next.
+    assert!(upgrade(&host, &credhost()).contains("serves, in place of"));
+}
+
+#[test]
+fn sockets_that_the_settings_name_no_more_are_closed_and_others_stay() {
+    let (host, lines, file) = host();
+    let address = lines.to_string();
+    host.home.configure(|text| text.replace(&format!(", \"unix:{}\"", file.display()), ""));
+    host.home.configure(|text| {
+        text.replace("[\"127.0.0.1:0\"]", &format!("{{ address = \"{address}\", login = \"9 s\" }}"))
+    });
+    upgrade(&host, &credhost());
+    assert!(host.log().contains("nobody serves any more by [service.lines.listen] lines = \"unix:"), "{}", host.log());
+    assert!(UnixStream::connect(&file).is_err());
+    let mut client = Lines::connect(lines);
+    client.send("login alice alice-pw");
+    assert!(client.line().contains("alice has alice"), "the same address, written otherwise");
+}
+
+/// What would keep a host from starting is known beforehand, in the same words, and nothing is changed by looking.
+#[test]
+fn a_check_says_what_a_start_would() {
+    let seen = AtomicUsize::new(0);
+    for (what, line) in [
+        ("no setting", "[pb]\nlistn = \"127.0.0.1:1\"\n"),
+        ("no address", "[pb]\nlisten = \"nowhere\"\n"),
+        ("in the clear", "[pb]\nlisten = \"0.0.0.0:0\"\n"),
+        ("no collection", "[pb]\nmultiservice = \"none\"\n"),
+        ("no proxy", "[pb]\nproxies = [\"nginx\"]\n"),
+        ("no certificate", "[pb]\nlisten_tls = \"127.0.0.1:0\"\n"),
+        ("no rule", "[pb]\nanonymous = \"todo\"\n"),
+        ("of a collection", "[multiservice.games]\nservices = []\nlisten = \"nowhere\"\n"),
+        ("a door", "[service.lines.listen]\nlines = \"nowhere\"\n"),
+        ("a permission", "[service.lines]\nallow = [\"fly\"]\n"),
+        ("no isolation", "[plugins]\nisolation = \"jail\"\n"),
+        ("no vetting", "[plugins]\nvetting = \"jail\"\n"),
+        ("no limit", "[limits]\nconnections = \"many\"\n"),
+        ("no keeping", "[audit]\nkeep = \"for ever\"\n"),
+        ("an archive", "[audit]\narchive = \"old\"\n"),
+        ("cheap", "[password]\nmemory = 1\n"),
+        ("dear", "[password]\nmemory = 99999999\n"),
+        ("no list", "[password]\nblocked = \"nothing.txt\"\n"),
+    ] {
+        let home = TestHome::new();
+        home.make();
+        std::fs::write(home.path().join("credhost.toml"), line).expect("it can be written");
+        let before = std::fs::read(home.path().join("store.db")).expect("it is there");
+        let checked = home.refused(&["run", "--check"], "");
+        assert_eq!(std::fs::read(home.path().join("store.db")).expect("it is there"), before, "{what}");
+        let started = home.refused(&["run"], "");
+        // The log may come before.
+        assert!(started.ends_with(&checked) && checked.starts_with("credhost: "), "{what}: {checked}\n{started}");
+        seen.fetch_add(1, Ordering::Relaxed);
+    }
+    println!("{} reasons", seen.load(Ordering::Relaxed));
+    let home = TestHome::new();
+    home.make();
+    assert_eq!(home.run(&["run", "--check"], ""), "");
+    let host = home.start();
+    assert_eq!(host.home.run(&["run", "--check"], ""), "", "while a host runs");
+}
