@@ -1,5 +1,6 @@
 //! What a process of its own costs: calls one at a time and 100 in flight, a start, a replacement, and memory, of the same service in
-//! the host's process, in one of its own, and in a sandbox; all in one run, in turns, with ratios to the first.
+//! the host's process, in one of its own, and in a sandbox; all in one run, in turns, with ratios to the first. Then what callers
+//! notice when its process is killed.
 //!
 //! `cargo bench -p credhost --bench isolation`.
 
@@ -16,6 +17,7 @@ const ROUNDS: usize = 10;
 const CALLS: u64 = 2_000;
 const IN_FLIGHT: u64 = 100;
 const RELOADS: usize = 40;
+const DEATHS: usize = 100;
 const LARGE: usize = 600 << 10;
 
 fn main() {
@@ -102,6 +104,9 @@ async fn run() {
         );
     }
     for (isolation, place) in MODES.iter().zip(&places).skip(1) {
+        deaths(isolation, place).await;
+    }
+    for (isolation, place) in MODES.iter().zip(&places).skip(1) {
         let process = status(&place.host).process.expect("it has one");
         println!("memory of a worker, {isolation}: {:.1} MiB", process.memory as f64 / f64::from(1 << 20));
     }
@@ -133,6 +138,59 @@ async fn large_calls(confined: &Remote, large: &str) -> f64 {
         confined.call("attempt", &("nothing", large)).await.expect("it answers");
     }
     began.elapsed().as_secs_f64() * 1e6 / f64::from(TIMES)
+}
+
+/// A call waits, its service's process is killed: when its caller hears of it, and when the next is answered.
+async fn deaths(isolation: &str, place: &Place) {
+    let (mut heard, mut gone, mut served) = (Vec::new(), Vec::new(), Vec::new());
+    for _ in 0..DEATHS {
+        let waits = tokio::spawn({
+            let account = place.account.clone();
+            async move {
+                let failed = account.call("never", &()).await.is_err();
+                (failed, Instant::now())
+            }
+        });
+        tokio::task::yield_now().await;
+        // It comes after the one that waits.
+        place.account.call("total", &()).await.expect("it answers");
+        let pid = status(&place.host).process.expect("it has one").pid;
+        let pid = rustix::process::Pid::from_raw(pid.cast_signed()).expect("a process");
+        // The control: when the system says that the process is gone, of which it frees the memory first.
+        let handle = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).expect("it runs");
+        let ends = std::thread::spawn(move || {
+            let mut ready = [rustix::event::PollFd::new(&handle, rustix::event::PollFlags::IN)];
+            rustix::event::poll(&mut ready, None).expect("it can be waited for");
+            Instant::now()
+        });
+        let killed = Instant::now();
+        rustix::process::kill_process(pid, rustix::process::Signal::KILL).expect("it runs");
+        let (failed, at) = waits.await.expect("it ends");
+        assert!(failed, "it was killed");
+        heard.push(at.duration_since(killed).as_secs_f64() * 1e3);
+        gone.push(ends.join().expect("it ends").duration_since(killed).as_secs_f64() * 1e3);
+        while place.account.call("total", &()).await.is_err() {}
+        served.push(killed.elapsed().as_secs_f64() * 1e3);
+        // Code that was loaded by somebody has not crashed yet.
+        let request = Request::ServiceReload { name: "ledger".to_owned() };
+        send(&place.host.home.path().join("control.sock"), &request, &mut |_, _| {})
+            .expect("the host answers")
+            .expect("it is replaced");
+    }
+    let at = |times: &mut Vec<f64>, part: f64| {
+        times.sort_by(f64::total_cmp);
+        times[((times.len() - 1) as f64 * part) as usize]
+    };
+    println!(
+        "killed, {isolation}: it is gone after p50 {:.2} ms, p99 {:.2} ms; its caller hears of it after p50 {:.2} ms, p99 {:.2} ms; it answers \
+         again after p50 {:.1} ms, p99 {:.1} ms",
+        at(&mut gone, 0.5),
+        at(&mut gone, 0.99),
+        at(&mut heard, 0.5),
+        at(&mut heard, 0.99),
+        at(&mut served, 0.5),
+        at(&mut served, 0.99)
+    );
 }
 
 fn status(host: &TestHost) -> LibraryStatus {
