@@ -7,6 +7,7 @@
 mod commands;
 mod confined;
 mod serve;
+mod trial;
 
 use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
@@ -396,7 +397,13 @@ impl Folder {
 
     /// What a service is started from: where the operator has it run.
     fn source(&self, service: &str, file: &Path, copy: PrivateCopy) -> Source {
+        self.source_in(service, file, copy, None)
+    }
+
+    /// The same, elsewhere than the operator has it run, if that is said.
+    fn source_in(&self, service: &str, file: &Path, copy: PrivateCopy, isolation: Option<Isolation>) -> Source {
         let confinement = self.confinements.lock().of(service);
+        let confinement = Confinement { isolation: isolation.unwrap_or(confinement.isolation), ..confinement };
         if confinement.isolation == Isolation::None {
             return Source::Copy(copy);
         }
@@ -595,6 +602,7 @@ fn status(path: &Path, entry: &Entry) -> LibraryStatus {
                 crashes: crashes.count,
                 restarts: crashes.restarts,
                 crashed: crashes.last,
+                tried: slot.trial().map(|trial| trial.status()),
             }
         }
     }

@@ -5,6 +5,7 @@ mod configured;
 mod options;
 mod retention;
 mod start;
+mod trial;
 mod upgrade;
 
 pub use configured::check;

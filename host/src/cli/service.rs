@@ -10,6 +10,7 @@ use credhost::dev::states::Trial;
 use credhost::doors::ListenerStatus;
 use credhost::loader::worker::confinement::Isolation;
 use credhost::multiservice::reload::Reloaded;
+use credhost::multiservice::trial::TrialStatus;
 use credhost::show;
 
 use super::home::{ask, ask_running, headed, table};
@@ -33,6 +34,23 @@ pub(super) enum Service {
         name: String,
         /// The library.
         file: PathBuf,
+    },
+    /// Let some identities try a library, while everybody else is served as before. Their connections are ended, and come
+    /// again by it; what they change in their perspectives is saved, what belongs to the whole service is not.
+    Try {
+        name: String,
+        /// The library; none to end the trial.
+        #[arg(required_unless_present = "end")]
+        file: Option<PathBuf>,
+        /// Who tries it: an identity, or several.
+        #[arg(long, value_name = "NAME", required_unless_present = "end")]
+        identity: Vec<String>,
+        /// Where it runs, instead of where the service does: none, process or sandbox.
+        #[arg(long, value_name = "WHERE")]
+        isolation: Option<String>,
+        /// End the trial: they come again by what serves everybody else.
+        #[arg(long, conflicts_with_all = ["file", "identity", "isolation"])]
+        end: bool,
     },
     /// Go back to the library that served before the present one.
     Rollback { name: String },
@@ -66,6 +84,28 @@ impl Service {
                 output.show(&answer, || reloaded.map_or_else(String::new, |reloaded| format!("{name}: {reloaded}")));
             }
             Self::CheckStates { name, file } => check_states(home, output, &name, &file)?,
+            Self::Try { name, file: Some(file), identity, isolation, .. } => {
+                let file = std::path::absolute(file)?;
+                let request = Request::ServiceTry { name: name.clone(), file, identities: identity.clone(), isolation };
+                let answer = ask(home, &request)?;
+                output.show(&answer, || {
+                    let ended = show::many_json(&answer["ended"], "connection", "connections");
+                    format!(
+                        "{} may come now; {ended} of theirs ended, and everybody else is served as before; `credhost service try {name} --end` ends it",
+                        identity.join(", ")
+                    )
+                });
+            }
+            Self::Try { name, .. } => {
+                let answer = ask(home, &Request::ServiceTryEnd { name: name.clone() })?;
+                output.show(&answer, || {
+                    let calls = show::many_json(&answer["tried"]["calls"], "call", "calls");
+                    format!(
+                        "everybody is served by the same {name} again; {calls} of the other, {} of them panicked",
+                        answer["tried"]["faults"]
+                    )
+                });
+            }
             Self::Rollback { name } => {
                 let answer = ask(home, &Request::ServiceRollback { name: name.clone() })?;
                 let reloaded: Option<Reloaded> = serde_json::from_value(answer["reloaded"].clone())?;
@@ -105,6 +145,7 @@ impl Service {
                         rows.extend(
                             library.reloaded.map(|reloaded| vec!["last reload".to_owned(), reloaded.to_string()]),
                         );
+                        rows.extend(library.tried.as_ref().map(tried));
                         if library.retiring > 0 {
                             let old = format!("{} replaced, with calls or connections that go on", library.retiring);
                             rows.push(vec!["old code".to_owned(), old]);
@@ -131,6 +172,15 @@ impl Service {
         }
         Ok(())
     }
+}
+
+/// Another version of it, in words.
+fn tried(trial: &TrialStatus) -> Vec<String> {
+    let TrialStatus { identities, file, state, calls, faults, attached, crashed } = trial;
+    let crashed = crashed.as_ref().map_or_else(String::new, |how| format!("; it {how}"));
+    let by = identities.join(", ");
+    let text = format!("{file}, by {by}: {state}, {attached} attached, {calls} calls, {faults} panics{crashed}");
+    vec!["tried".to_owned(), text]
 }
 
 /// One of its doors, in words.
@@ -251,6 +301,9 @@ fn listed(home: &Home, libraries: &[LibraryStatus]) -> String {
         let mut state = library.state.clone();
         if !library.unreadable.is_empty() {
             state += &format!("; {}", show::many(library.unreadable.len(), "unreadable state", "unreadable states"));
+        }
+        if let Some(trial) = &library.tried {
+            state += &format!("; {} tried by {}", trial.file, trial.identities.join(", "));
         }
         if let Some(note) = &library.note {
             state += &format!("; {note}");

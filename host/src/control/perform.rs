@@ -157,6 +157,8 @@ pub fn perform(
         | Request::ServiceReload { .. }
         | Request::ServiceRollback { .. }
         | Request::ServiceWhy { .. }
+        | Request::ServiceTry { .. }
+        | Request::ServiceTryEnd { .. }
         | Request::About {}
         | Request::Upgrade { .. }
         | Request::Reload {} => {

@@ -6,6 +6,7 @@ use crate::doors::ListenerStatus;
 use crate::loader::worker::Facts;
 use crate::loader::worker::confinement::Isolation;
 use crate::multiservice::reload::Reloaded;
+use crate::multiservice::trial::TrialStatus;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use zeroize::Zeroizing;
 
@@ -145,6 +146,16 @@ pub enum Request {
     ServiceWhy {
         name: String,
     },
+    ServiceTry {
+        name: String,
+        file: std::path::PathBuf,
+        identities: Vec<String>,
+        #[serde(default)]
+        isolation: Option<String>,
+    },
+    ServiceTryEnd {
+        name: String,
+    },
     Describe {
         service: String,
     },
@@ -256,4 +267,7 @@ pub struct LibraryStatus {
     /// See there.
     #[serde(default)]
     pub crashed: Option<String>,
+    /// Another version of it, which some try.
+    #[serde(default)]
+    pub tried: Option<TrialStatus>,
 }

@@ -52,4 +52,10 @@ pub trait Backend: Send + Sync {
 pub trait Backends: Send + Sync {
     /// The service of this name.
     fn backend(&self, name: &str) -> Option<Arc<dyn Backend>>;
+
+    /// The service of this name, as it serves this identity: it may be trying another version.
+    fn backend_for(&self, name: &str, identity: &str) -> Option<Arc<dyn Backend>> {
+        let _ = identity;
+        self.backend(name)
+    }
 }

@@ -20,6 +20,7 @@ pub mod router;
 pub mod slot;
 mod slot_no;
 mod sync;
+pub mod trial;
 
 pub use backend::{Backend, Backends};
 pub use context::SlotNo;
@@ -239,5 +240,9 @@ fn find(children: &[Child], name: &str) -> Option<Arc<Slot>> {
 impl Backends for MultiService {
     fn backend(&self, name: &str) -> Option<Arc<dyn Backend>> {
         self.service(name).map(|slot| slot as Arc<dyn Backend>)
+    }
+
+    fn backend_for(&self, name: &str, identity: &str) -> Option<Arc<dyn Backend>> {
+        self.service(name).map(|slot| slot.for_identity(identity) as Arc<dyn Backend>)
     }
 }

@@ -215,12 +215,7 @@ impl Slot {
         let (frozen, objects) = match ready.await {
             Ok(ready) => ready,
             Err(why) => {
-                self.current.thaw(|old, revoked, waited| {
-                    old.generation.send(&ToLibrary::Thaw {});
-                    old.revoke(revoked, false);
-                    waited.iter().for_each(|(lane, frames)| old.generation.push_anyway(lane, frames));
-                });
-                self.context.doors.stays(self.number);
+                self.go_on();
                 return Err(why);
             }
         };
@@ -246,6 +241,34 @@ impl Slot {
             staying: self.context.doors.with_others(self.number, new.number),
         };
         Ok((reloaded, self.retire(old, frozen.calls)))
+    }
+
+    /// Has what serves save all that has changed in it. It stands still for that, and goes on.
+    ///
+    /// # Errors
+    /// When it does not do so in time.
+    pub(super) async fn settle(&self) -> Result<(), LibraryFault> {
+        /// No generation comes to have this number.
+        const NONE: u64 = u64::MAX;
+        let _turn = self.turn.lock().await;
+        let Some(serving) = self.current.get().filter(|_| self.state() == ServiceState::Serving) else {
+            return Err(LibraryFault::State(format!("{} does not serve", self.name)));
+        };
+        serving.forget_steps().await;
+        self.current.freeze(|serving| serving.generation.send_last(&ToLibrary::Freeze { request: NONE }));
+        let settled = frozen(&serving, NONE).await;
+        self.go_on();
+        settled.map(drop)
+    }
+
+    /// What serves goes on, after it stood still.
+    fn go_on(&self) {
+        self.current.thaw(|serving, revoked, waited| {
+            serving.generation.send(&ToLibrary::Thaw {});
+            serving.revoke(revoked, false);
+            waited.iter().for_each(|(lane, frames)| serving.generation.push_anyway(lane, frames));
+        });
+        self.context.doors.stays(self.number);
     }
 
     /// From here on the new one serves, and nothing can go wrong any more.

@@ -124,6 +124,7 @@ impl Slot {
     /// It does not serve any more, and says why; its clients are told.
     pub async fn fail(&self, why: &str) {
         let _turn = self.turn.lock().await;
+        self.end_trial().await;
         let Some(instance) = self.current.take() else { return };
         tracing::error!(service = self.name.as_str(), "it does not serve any more: {why}");
         self.set_state(ServiceState::Failed(why.to_owned()));
@@ -140,6 +141,10 @@ impl Slot {
     /// Looks whether the code that serves comes back in time from what it was given. One in a process of its own that does not is
     /// ended, and started again; of one in the host's own, it is said. Answers with what it does, if it is late.
     pub fn look_after(&self, patience: Duration) -> Option<String> {
+        if let Some(trial) = self.trial() {
+            // What it finds it has seen to.
+            let _ = trial.slot().look_after(patience);
+        }
         let instance = self.current.get().filter(|_| self.state() == ServiceState::Serving)?;
         let Some((long, methods)) = instance.generation.busy_for(patience) else {
             *self.late.lock() = None;

@@ -1,5 +1,6 @@
 //! A service's name, and the generation that serves under it.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
@@ -39,6 +40,15 @@ pub enum ServiceState {
     Stopped,
 }
 
+/// Another version of a service, which some identities try: see `trial.rs`.
+#[derive(Debug)]
+pub struct Trial {
+    pub(super) identities: BTreeSet<String>,
+    pub(super) file: String,
+    /// Of its own, and nobody else's to find.
+    pub(super) slot: Arc<Slot>,
+}
+
 /// A service under its name.
 pub struct Slot {
     pub(super) number: SlotNo,
@@ -62,6 +72,8 @@ pub struct Slot {
     pub(super) crashes: Mutex<Crashes>,
     /// What it does instead of coming back, if it is late.
     pub(super) late: Mutex<Option<String>>,
+    /// Another version, which some try.
+    pub(super) trial: RwLock<Option<Arc<Trial>>>,
 }
 
 impl std::fmt::Debug for Slot {
@@ -110,6 +122,7 @@ impl Slot {
             recovery: Mutex::default(),
             crashes: Mutex::default(),
             late: Mutex::default(),
+            trial: RwLock::default(),
         }))
     }
 
@@ -174,6 +187,7 @@ impl Slot {
 
     /// Stops the service: what it has to save is saved, its clients are told, its library is let go of.
     pub async fn stop(&self) -> UnloadOutcome {
+        self.end_trial().await;
         let _turn = self.turn.lock().await;
         let Some(instance) = self.current.take() else {
             return UnloadOutcome::Nothing;

@@ -65,6 +65,12 @@ impl Host {
         if let Request::Upgrade { program, anyway } = &request {
             return self.make_way(program, *anyway, (accounts.by(), &progress)).await;
         }
+        if let Request::ServiceTry { name, file, identities, isolation } = &request {
+            return self.try_out(&accounts, (name, file), identities, isolation.as_deref()).await;
+        }
+        if let Request::ServiceTryEnd { name } = &request {
+            return self.end_trial(&accounts, name).await;
+        }
         if let Request::ServiceWhy { name } = &request {
             let known = self.libraries().iter().any(|library| library.service.as_ref() == Some(name));
             if !known && self.folder.why(name).is_empty() {

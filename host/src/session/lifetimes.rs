@@ -86,7 +86,7 @@ impl Owners {
     fn attach(&mut self, attach: Attach, request: Option<u64>) -> Result<AttachmentNo, Failure> {
         let Attach { identity, credential, key, era, mind, value } = attach;
         let service = key.service.as_str();
-        let backend = self.context.backends.backend(service);
+        let backend = self.context.backends.backend_for(service, &identity);
         let backend = backend.ok_or_else(|| Failure::new("KeyError", format!("'{service}'")))?;
         // Whoever is attached has logged in.
         let of_identity = self.context.meter.may_hold(Held::Attachments, self.limits.identity_attachments);

@@ -1,0 +1,65 @@
+//! A library that some identities try, before it comes into the folder.
+
+use std::path::Path;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use super::{Folder, Library};
+use crate::loader::fault::LibraryFault;
+use crate::loader::worker::confinement::Isolation;
+use crate::multiservice::slot::{ServiceState, Slot, Trial};
+use crate::multiservice::trial::Tries;
+
+impl Folder {
+    /// Vets a library, and loads it beside what serves under its name, for somebody to try; where the service runs, or
+    /// elsewhere. They come to it from now on, and are told to wait until [`Folder::start_trial`].
+    ///
+    /// # Errors
+    /// When there is no such service, or the library is refused.
+    pub async fn load_trial(
+        self: &Rc<Self>,
+        service: &str,
+        file: &Path,
+        tries: Tries,
+        isolation: Option<Isolation>,
+    ) -> Result<(), LibraryFault> {
+        let slot = self.tried(service)?;
+        let vetted = self.vet(file.to_owned()).await;
+        let (copy, vetted) = vetted.unwrap_or_else(|error| Err(LibraryFault::State(error.to_string())))?;
+        let lacks = self.services.lacks(&vetted.manifest.needs);
+        if !lacks.is_empty() {
+            return Err(LibraryFault::Operator(format!("it needs {}, which does not serve", lacks.join(", "))));
+        }
+        let source = self.source_in(service, file, copy, isolation);
+        let section = vetted.section;
+        slot.load_trial((source, file.display().to_string()), tries, |_| section).await
+    }
+
+    /// Starts what was loaded: those who try it have been let go of by what serves everybody else.
+    ///
+    /// # Errors
+    /// Why it does not serve. Nobody tries it then.
+    pub async fn start_trial(&self, service: &str) -> Result<(), LibraryFault> {
+        self.tried(service)?.start_trial().await
+    }
+
+    /// Ends a trial. Answers with what it was.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub async fn end_trial(&self, service: &str) -> Result<Arc<Trial>, LibraryFault> {
+        let none = || LibraryFault::State(format!("no other version of {service} is being tried"));
+        self.tried(service)?.end_trial().await.ok_or_else(none)
+    }
+
+    /// What serves under this name.
+    fn tried(&self, service: &str) -> Result<Arc<Slot>, LibraryFault> {
+        let serves = |library: &Library| match library {
+            Library::Loaded { slot, .. } if slot.name().as_str() == service => Some(Arc::clone(slot)),
+            _ => None,
+        };
+        let slot = self.entries.lock().values().find_map(|entry| serves(&entry.library));
+        slot.filter(|slot| slot.state() == ServiceState::Serving)
+            .ok_or_else(|| LibraryFault::State(format!("{service} does not serve: there is nothing to try it beside")))
+    }
+}

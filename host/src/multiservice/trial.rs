@@ -1,0 +1,257 @@
+//! A version of a service that some identities try, beside the one that serves everybody else.
+//!
+//! It is a slot of its own, which nobody finds by its name but those who try it. What is changed in perspectives that they have keys
+//! for is saved. What belongs to others, or to the service as a whole, is not: this version reads that as it was saved last, and its
+//! changes of it end with it, so that nobody else notices. It has no doors of its own.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use super::context::HostContext;
+use super::doorkeeper::NoDoors;
+use super::slot::{ServiceState, Slot, Trial};
+use crate::cred::MasterKey;
+use crate::cred::throttle::Counter;
+use crate::cred::{StoreSecret, TokenDigest};
+use crate::loader::fault::LibraryFault;
+use crate::loader::generation::Source;
+use crate::store::audit::{Head, Line};
+use crate::store::{Change, Done, Entries, Kept, Range, Saved, Store, StoreError, Write};
+
+/// Who tries something.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Tries {
+    /// Their names.
+    pub identities: BTreeSet<String>,
+    /// The perspectives of the service that they have keys for.
+    pub perspectives: BTreeSet<String>,
+}
+
+/// A version that is tried, for the operator to see.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TrialStatus {
+    /// Who tries it.
+    pub identities: Vec<String>,
+    /// The library.
+    pub file: String,
+    /// "serving", or what is wrong.
+    pub state: String,
+    /// Calls it was given.
+    pub calls: u64,
+    /// Calls of it that panicked.
+    pub faults: u64,
+    /// Clients that are attached.
+    pub attached: usize,
+    /// How its process died last, if it did.
+    pub crashed: Option<String>,
+}
+
+impl Trial {
+    /// What there is to say of it.
+    #[must_use]
+    pub fn status(&self) -> TrialStatus {
+        let (slot, crashes) = (&self.slot, self.slot.crashes());
+        TrialStatus {
+            identities: self.identities.iter().cloned().collect(),
+            file: self.file.clone(),
+            state: match (slot.state(), crashes.waits, slot.late()) {
+                (ServiceState::Serving, Some(waits), _) => format!("waits: {waits}"),
+                (ServiceState::Serving, None, Some(late)) => format!("serving, but {late}"),
+                (ServiceState::Serving, None, None) => "serving".to_owned(),
+                (ServiceState::Loaded, ..) => "starting".to_owned(),
+                (ServiceState::Failed(why), ..) => format!("failed: {why}"),
+                (ServiceState::Stopped, ..) => "stopped".to_owned(),
+            },
+            calls: slot.calls(),
+            faults: slot.faults(),
+            attached: slot.attached(),
+            crashed: crashes.last,
+        }
+    }
+
+    /// Its slot: as those who try it find it.
+    #[must_use]
+    pub fn slot(&self) -> &Arc<Slot> {
+        &self.slot
+    }
+}
+
+impl Slot {
+    /// Loads another version of this service, for somebody to try: from now on they come to it, and are told to wait
+    /// until [`Slot::start_trial`].
+    ///
+    /// # Errors
+    /// When it cannot be loaded, or one is being tried already.
+    pub async fn load_trial(
+        &self,
+        (source, file): (Source, String),
+        tries: Tries,
+        config: impl FnOnce(&str) -> Vec<u8>,
+    ) -> Result<(), LibraryFault> {
+        let Tries { identities, perspectives } = tries;
+        let context = HostContext {
+            store: Arc::new(OwnStates { store: Arc::clone(&self.context.store), perspectives }),
+            doors: Arc::new(NoDoors),
+            // It has nothing to go back to: if it crashes too often, it stops.
+            quarantine: None,
+            ..self.context.clone()
+        };
+        let slot = Self::load(source, &context, config).await?;
+        let why = if slot.name().as_str() != self.name().as_str() {
+            Some(LibraryFault::Operator(format!("it is the service {}, not {}", slot.name(), self.name())))
+        } else {
+            let mut trial = self.trial.write();
+            let tried = trial.is_some();
+            if !tried {
+                *trial = Some(Arc::new(Trial { identities, file, slot: Arc::clone(&slot) }));
+            }
+            tried.then(|| LibraryFault::State(format!("another version of {} is being tried already", self.name())))
+        };
+        match why {
+            None => Ok(()),
+            Some(why) => {
+                slot.stop().await;
+                Err(why)
+            }
+        }
+    }
+
+    /// Starts the version that is to be tried. Whoever tries it has been let go of by this one: what that has changed for them
+    /// is saved first.
+    ///
+    /// # Errors
+    /// Why it does not serve. Nobody tries it then.
+    pub async fn start_trial(&self) -> Result<(), LibraryFault> {
+        let Some(trial) = self.trial() else { return Err(LibraryFault::State("it has ended meanwhile".to_owned())) };
+        let started = match self.settle().await {
+            Ok(()) => trial.slot.start().await,
+            Err(why) => Err(why),
+        };
+        if started.is_err() {
+            self.end_trial().await;
+        }
+        started
+    }
+
+    /// Ends the trial: what was changed by it in perspectives is saved, and then those who tried it come to this one again.
+    /// Answers with what it was; none: nothing is being tried.
+    pub async fn end_trial(&self) -> Option<Arc<Trial>> {
+        let trial = self.trial()?;
+        // While it ends, nobody comes to the other with what it has yet to save. It is as a service of its own, which has no trial.
+        Box::pin(trial.slot.stop()).await;
+        self.trial.write().take_if(|now| Arc::ptr_eq(now, &trial));
+        Some(trial)
+    }
+
+    /// The version that is being tried.
+    #[must_use]
+    pub fn trial(&self) -> Option<Arc<Trial>> {
+        self.trial.read().clone()
+    }
+
+    /// What serves this identity.
+    pub(super) fn for_identity(self: &Arc<Self>, identity: &str) -> Arc<Self> {
+        let trial = self.trial.read();
+        let tries = trial.as_ref().filter(|trial| !identity.is_empty() && trial.identities.contains(identity));
+        tries.map_or_else(|| Arc::clone(self), |trial| Arc::clone(&trial.slot))
+    }
+}
+
+/// A store in which nothing is changed of a service but the states of some perspectives.
+struct OwnStates {
+    store: Arc<dyn Store>,
+    perspectives: BTreeSet<String>,
+}
+
+/// Whether it is to be kept; an error: whoever wants it is told that it is not.
+fn is_kept(write: &Write, perspectives: &BTreeSet<String>) -> Result<bool, StoreError> {
+    match write {
+        // Of others the service goes on as if it were saved. Its own has an empty name.
+        Write::State(Change { perspective, .. }) => Ok(perspectives.contains(perspective)),
+        Write::Data { .. } => Err(StoreError::Failed(
+            "this version is only being tried: it changes nothing that is the whole service's".to_owned(),
+        )),
+        _ => Ok(true),
+    }
+}
+
+impl Store for OwnStates {
+    fn commit(&self, writes: Vec<Write>, done: Done<()>) {
+        let mut kept = Vec::new();
+        for write in writes {
+            match is_kept(&write, &self.perspectives) {
+                Ok(true) => kept.push(write),
+                Ok(false) => {}
+                Err(error) => return done(Err(error)),
+            }
+        }
+        if kept.is_empty() { done(Ok(())) } else { self.store.commit(kept, done) }
+    }
+
+    fn state(&self, service: &str, perspective: &str, done: Done<Option<Saved>>) {
+        self.store.state(service, perspective, done);
+    }
+
+    fn data(&self, service: &str, range: &Range, done: Done<Entries>) {
+        self.store.data(service, range, done);
+    }
+
+    fn identity(&self, name: &str, done: Done<Option<Kept>>) {
+        self.store.identity(name, done);
+    }
+
+    fn states(&self, service: &str, after: Option<&str>, limit: usize, done: Done<Vec<(String, Saved)>>) {
+        self.store.states(service, after, limit, done);
+    }
+
+    fn bearer(&self, token: &TokenDigest, done: Done<Option<Kept>>) {
+        self.store.bearer(token, done);
+    }
+
+    fn identities(&self, after: Option<&str>, limit: usize, done: Done<Vec<Kept>>) {
+        self.store.identities(after, limit, done);
+    }
+
+    fn is_known_source(&self, name: &str, source: &[u8; 16], done: Done<bool>) {
+        self.store.is_known_source(name, source, done);
+    }
+
+    fn sources(&self, limit: usize, done: Done<Vec<[u8; 16]>>) {
+        self.store.sources(limit, done);
+    }
+
+    fn failures(&self, done: Done<Vec<(Counter, u32)>>) {
+        self.store.failures(done);
+    }
+
+    fn audit(&self, after: u64, limit: usize, done: Done<Vec<Line>>) {
+        self.store.audit(after, limit, done);
+    }
+
+    fn anchor(&self, done: Done<Head>) {
+        self.store.anchor(done);
+    }
+
+    fn secret(&self) -> &StoreSecret {
+        self.store.secret()
+    }
+
+    fn reseal(&self, key: &MasterKey, nonce: &[u8; 24]) -> Result<(), StoreError> {
+        self.store.reseal(key, nonce)
+    }
+
+    fn check(&self) -> Result<(), StoreError> {
+        self.store.check()
+    }
+
+    fn backup(&self, to: &Path, progress: &mut dyn FnMut(u32, u32)) -> Result<(), StoreError> {
+        self.store.backup(to, progress)
+    }
+
+    fn head(&self) -> Option<PathBuf> {
+        self.store.head()
+    }
+}

@@ -1,0 +1,216 @@
+//! A version of a service that some identities try: they are served by it, everybody else as before, between any two isolations; what
+//! is theirs is saved, and what belongs to all is as it was.
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use pb::client::{Client, Error, Remote};
+use system_tests::build::{library, mode, mode_of};
+use system_tests::host::{TestHome, TestHost};
+use tokio::net::TcpStream;
+
+async fn login(host: &TestHost, name: &str, service: &str) -> Result<Remote, Error> {
+    let stream = TcpStream::connect(host.address()).await.expect("the door is open");
+    let client = Client::new(stream).await?;
+    client.login_password(&format!("{name}/{service}"), &format!("{name}-pw"), None).await
+}
+
+async fn account(host: &TestHost, name: &str) -> Remote {
+    login(host, name, "ledger").await.expect("there is a key")
+}
+
+async fn number(remote: &Remote, method: &str, number: u64) -> u64 {
+    remote.call(method, &(number,)).await.expect("it is answered").read().expect("a number")
+}
+
+async fn keep(remote: &Remote, key: &str) -> u64 {
+    remote.call("keep", &(key,)).await.expect("it is answered").read().expect("a number")
+}
+
+async fn pair(remote: &Remote, method: &str) -> (u64, u64) {
+    remote.call(method, &()).await.expect("it is answered").read().expect("two numbers")
+}
+
+async fn which(remote: &Remote) -> String {
+    remote.call("mode", &()).await.expect("it is answered").read().expect("a text")
+}
+
+async fn is_over(remote: &Remote) -> bool {
+    remote.call("mode", &()).await.is_err()
+}
+
+/// A host with a ledger that runs there, whom alice and bob have accounts with.
+fn host(isolation: &str) -> TestHost {
+    let home = TestHome::new();
+    home.make();
+    home.isolate(isolation);
+    home.identity("alice", "alice-pw", &["ledger", "todo"]);
+    home.identity("bob", "bob-pw", &["ledger"]);
+    std::fs::write(home.plugins().join("libledger.so"), mode("ledger", "v=old")).expect("it can be written");
+    home.install("todo");
+    home.start()
+}
+
+/// Another build, beside the folder.
+fn next(host: &TestHost, bytes: &[u8]) -> String {
+    let file: PathBuf = host.home.path().join("next.so");
+    std::fs::write(&file, bytes).expect("it can be written");
+    file.display().to_string()
+}
+
+#[tokio::test]
+async fn who_tries_a_version_is_served_by_it_and_nobody_else_notices() {
+    for (serves, tries) in [
+        ("none", "none"),
+        ("none", "process"),
+        ("none", "sandbox"),
+        ("process", "none"),
+        ("sandbox", "process"),
+        ("process", "sandbox"),
+    ] {
+        let host = host(serves);
+        let (alice, bob) = (account(&host, "alice").await, account(&host, "bob").await);
+        for one in 1..=3 {
+            assert_eq!(number(&alice, "next", one).await, one);
+        }
+        assert_eq!(number(&bob, "add", 5).await, 5);
+        assert_eq!(keep(&bob, "one").await, 1);
+
+        let file = next(&host, &mode("ledger", "v=new"));
+        let said = host.home.run(&["service", "try", "ledger", &file, "--identity", "alice", "--isolation", tries], "");
+        assert!(said.contains("alice may come now; 1 connection of theirs ended"), "{said}");
+        assert!(is_over(&alice).await, "{serves}, {tries}: her connection has ended");
+        let alice = account(&host, "alice").await;
+        assert_eq!((which(&alice).await, which(&bob).await), ("v=new".to_owned(), "v=old".to_owned()));
+        assert_eq!(pair(&alice, "total").await, (3, 0), "{serves}, {tries}: what she had is there");
+        assert_eq!(number(&alice, "next", 4).await, 4);
+        // What all have together: hers is a copy from now on, and bob's is what counts.
+        assert_eq!(number(&alice, "add", 100).await, 105);
+        assert_eq!(number(&bob, "add", 1).await, 6, "{serves}, {tries}: he does not notice");
+        let refused = alice.call("keep", &("hers",)).await.expect_err("it is refused").to_string();
+        assert!(refused.contains("only being tried"), "{refused}");
+        assert_eq!(keep(&bob, "two").await, 2);
+        // Nor does what she changes of his come to pass.
+        let his: Remote = alice.call("account", &("bob",)).await.expect("it is answered").remote().expect("an object");
+        assert_eq!(number(&his, "next", 1).await, 1);
+        assert_eq!(pair(&bob, "total").await, (0, 0));
+        let shown = host.home.run(&["service", "show", "ledger"], "");
+        assert!(shown.contains("by alice: serving, 1 attached, ") && shown.contains(" calls, 0 panics"), "{shown}");
+        assert!(host.home.run(&["service", "list"], "").contains("next.so tried by alice"));
+
+        let said = host.home.run(&["service", "try", "ledger", "--end"], "");
+        assert!(said.contains("everybody is served by the same ledger again"), "{said}");
+        assert!(is_over(&alice).await && !is_over(&bob).await);
+        let alice = account(&host, "alice").await;
+        assert_eq!((which(&alice).await, pair(&alice, "total").await), ("v=old".to_owned(), (4, 0)));
+        assert_eq!(pair(&alice, "together").await.0, 6, "{serves}, {tries}");
+        assert_eq!(pair(&bob, "total").await, (0, 0));
+        let trail = host.home.run(&["audit", "show"], "");
+        assert!(trail.contains("service.tried") && trail.contains("service.trial-ended"), "{trail}");
+    }
+}
+
+/// What may go wrong with a version is of those alone who try it.
+#[tokio::test]
+async fn a_version_that_goes_wrong_is_the_trouble_of_those_who_try_it() {
+    let host = host("process");
+    let bob = account(&host, "bob").await;
+    let panics = mode("ledger", "v=new");
+    for (what, bytes, wanted) in [
+        ("no library", b"not at all".to_vec(), "it is no library"),
+        ("another service", std::fs::read(library("todo")).expect("it is built"), "it is the service todo, not ledger"),
+        ("refused when vetted", mode("ledger", "vet-error"), "vet says no"),
+        ("does not start", mode("ledger", "start-error"), "start says no"),
+        ("is not well", mode("ledger", "health-error"), "health says no"),
+    ] {
+        let alice = account(&host, "alice").await;
+        let file = next(&host, &bytes);
+        let refused = host.home.refused(&["service", "try", "ledger", &file, "--identity", "alice"], "");
+        assert!(refused.contains(wanted), "{what}: {refused}");
+        drop(alice);
+        assert_eq!(which(&account(&host, "alice").await).await, "v=old", "{what}: she is served as before");
+        assert!(host.home.refused(&["service", "try", "ledger", "--end"], "").contains("no other version"), "{what}");
+    }
+    let file = next(&host, &panics);
+    let tried = |more: &[&str]| {
+        let words: Vec<&str> = ["service", "try", "ledger", file.as_str()].iter().chain(more).copied().collect();
+        host.home.run_with(&words, "")
+    };
+    for (words, wanted) in [
+        (&["--identity", "alise"][..], "did you mean \"alice\""),
+        (&[][..], "--identity"),
+        (&["--identity", "alice", "--isolation", "jail"], "process"),
+    ] {
+        let said = tried(words);
+        let said = String::from_utf8_lossy(&said.stderr).into_owned();
+        assert!(said.contains(wanted), "{said}");
+    }
+    assert!(tried(&["--identity", "alice"]).status.success());
+    let again = String::from_utf8_lossy(&tried(&["--identity", "bob"]).stderr).into_owned();
+    assert!(again.contains("is being tried already"), "{again}");
+    // It crashes until it is given up: he is served all the while.
+    let alice = account(&host, "alice").await;
+    assert_eq!(number(&alice, "next", 1).await, 1);
+    for crash in 1..=3 {
+        rustix::process::kill_process(worker(&host), rustix::process::Signal::KILL).expect("it runs");
+        if crash < 3 {
+            // It answers again by itself, from what was saved.
+            while is_over(&alice).await {
+                tokio::task::yield_now().await;
+            }
+        }
+    }
+    while !host.home.run(&["service", "show", "ledger"], "").contains("by alice: failed") {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(which(&bob).await, "v=old");
+    host.home.run(&["service", "try", "ledger", "--end"], "");
+    let alice = account(&host, "alice").await;
+    assert_eq!((which(&alice).await, pair(&alice, "total").await), ("v=old".to_owned(), (1, 0)));
+}
+
+/// The process of the version that is tried: the host's only one that is of no service's.
+fn worker(host: &TestHost) -> rustix::process::Pid {
+    let of = |service: &str| {
+        let shown = host.home.run(&["--json", "service", "show", service], "");
+        let shown: serde_json::Value = serde_json::from_str(&shown).expect("JSON");
+        shown["library"]["process"]["pid"].as_i64().expect("a process")
+    };
+    let known = [of("ledger"), of("todo")];
+    let deadline = Instant::now() + Duration::from_secs(60);
+    loop {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", host.id())).expect("it runs").flatten();
+        let children = tasks.map(|task| std::fs::read_to_string(task.path().join("children")).unwrap_or_default());
+        let all: Vec<String> = children.collect();
+        let mut all = all.iter().flat_map(|all| all.split_whitespace()).filter_map(|pid| pid.parse::<i64>().ok());
+        if let Some(pid) = all.find(|pid| !known.contains(pid)) {
+            return rustix::process::Pid::from_raw(i32::try_from(pid).expect("a number")).expect("a process");
+        }
+        assert!(Instant::now() < deadline, "it is started again");
+        std::thread::yield_now();
+    }
+}
+
+/// Versions of another shape, and what ends a trial beside its command.
+#[tokio::test]
+async fn a_trial_ends_with_its_service_and_outlives_a_reload_of_it() {
+    let mut host = host("none");
+    let alice = account(&host, "alice").await;
+    assert_eq!(number(&alice, "next", 1).await, 1);
+    let migrates = mode_of(&library("ledger-next"), "migrates");
+    let file = next(&host, &migrates);
+    host.home.run(&["service", "try", "ledger", &file, "--identity", "alice"], "");
+    // What serves everybody else is replaced: she still tries the other.
+    std::fs::write(host.home.plugins().join("libledger.so"), mode("ledger", "v=later")).expect("it can be written");
+    host.wait_for("libledger.so serves, in place of");
+    let (alice, bob) = (account(&host, "alice").await, account(&host, "bob").await);
+    assert_eq!((which(&alice).await, which(&bob).await), ("migrates".to_owned(), "v=later".to_owned()));
+    // Who is disabled is out there, too.
+    host.home.run(&["identity", "disable", "alice"], "");
+    assert!(is_over(&alice).await && !is_over(&bob).await);
+    host.home.run(&["service", "stop", "ledger"], "");
+    host.home.run(&["service", "start", "ledger"], "");
+    assert!(host.home.refused(&["service", "try", "ledger", "--end"], "").contains("no other version"));
+    host.home.run(&["service", "try", "ledger", &file, "--identity", "bob"], "");
+    assert_eq!(host.terminate(), Some(0));
+}
