@@ -197,7 +197,7 @@ impl Builder {
             certificates: None,
             limits: self.limits,
         };
-        let doors = Doors::new(around, listeners, &Inherited::default()).map_err(EmbedError::Listener)?;
+        let doors = Doors::new(around, listeners, &Inherited::from_environment()).map_err(EmbedError::Listener)?;
         context.doors = Arc::clone(&doors) as Arc<_>;
         for load in self.services {
             let loaded = load(context.clone()).await;

@@ -38,7 +38,7 @@ use crate::multiservice::{MultiService, Quarantined};
 use crate::session::Limits;
 use crate::sessions::Sessions;
 use crate::store::audit::Event;
-use crate::successor::Successor;
+use crate::successor::{Inherited, Successor, TakenOver};
 
 /// How long a host that ends waits for commands that it has begun.
 const COMMANDS: std::time::Duration = std::time::Duration::from_secs(10);
@@ -48,6 +48,17 @@ const CERTIFICATES: std::time::Duration = std::time::Duration::from_secs(2);
 
 /// Sockets to be opened, each with its certificates if it is TLS.
 type Listening = Vec<(TcpListener, Option<Arc<Certificates>>)>;
+
+/// Whether another program takes over.
+#[derive(Debug, Default)]
+enum Upgrade {
+    #[default]
+    Idle,
+    /// One is being asked whether it can.
+    Asking,
+    /// This one does, when this host has ended.
+    MakesWay(PathBuf),
+}
 
 /// A host that serves.
 pub struct Host {
@@ -79,11 +90,12 @@ pub struct Host {
     /// Has commands answered while it is polled.
     commands: Cell<Option<Pin<Box<dyn Future<Output = ()>>>>>,
     under_way: control::UnderWay,
+    /// What a host before this one, or systemd, has opened, and nobody has taken.
+    inherited: Inherited,
     /// The words that start a host like this one.
     words: Option<Vec<OsString>>,
-    /// What takes over, once it has been asked whether it can.
-    successor: RefCell<Option<Successor>>,
-    /// Says that it is there.
+    upgrade: RefCell<Upgrade>,
+    /// Says that another program takes over.
     makes_way: Notify,
     began: std::time::SystemTime,
 }
@@ -138,6 +150,17 @@ impl Host {
         let _ = self.listeners.set(open);
         self.accounts.store().keep_room();
         self.accounts.note_host("host.started");
+        match TakenOver::from_environment() {
+            Some(TakenOver::From(version)) => {
+                let event = Event::new("host.upgraded").with("from", version);
+                self.accounts.note(event.with("to", concat!("credhost ", env!("CARGO_PKG_VERSION"))));
+            }
+            Some(TakenOver::Not(why)) => {
+                tracing::error!("{why}; this program serves again");
+                self.accounts.note(Event::new("host.upgrade-failed").with("why", why));
+            }
+            None => {}
+        }
         if let Ok(settings) = ConfigFile::open(&self.home.config()).and_then(|file| file.settings()) {
             let known = known::services(&self.home, Some(&self.libraries()));
             known::sections_of_none(&settings, &known).iter().for_each(|what| tracing::warn!("{what}"));

@@ -21,26 +21,47 @@ use parking_lot::Mutex;
 const NAMES: &str = "CREDHOST_SOCKETS";
 /// The environment variable that says why this program was started once more, and not the other.
 const FAILED: &str = "CREDHOST_NOT_TAKEN_OVER";
+/// The environment variable that says which version has made way for this one.
+const BEFORE: &str = "CREDHOST_BEFORE";
+/// What systemd calls the names of the sockets that it passes on, and what they are known by here.
+const OF_SYSTEMD: (&str, &str) = ("LISTEN_FDNAMES", "systemd:");
 /// The first descriptor that is passed on.
 const FIRST: i32 = 3;
 
 /// What takes over when a host has ended.
 #[derive(Debug)]
 pub struct Successor {
-    /// The program.
-    pub program: PathBuf,
-    /// What it is started with.
-    pub words: Vec<OsString>,
-    /// Sockets that listen, by what they are for.
-    pub sockets: Vec<(String, OwnedFd)>,
+    program: PathBuf,
+    words: Vec<OsString>,
+    /// Sockets that listen, by what they are for; none has a number that one is passed on by.
+    sockets: Vec<(String, OwnedFd)>,
 }
 
 impl Successor {
+    /// What takes over, by this program with these words, and these sockets.
+    ///
+    /// # Errors
+    /// When the machine has no descriptor left.
+    pub fn new(program: PathBuf, words: Vec<OsString>, sockets: Vec<(String, OwnedFd)>) -> io::Result<Self> {
+        // Out of the way of the numbers that they are passed on by, which are made before it is known whether the program can be
+        // started: where it cannot, each is still what it was.
+        let beyond = FIRST + i32::try_from(sockets.len()).map_err(io::Error::other)?;
+        let moved =
+            sockets.into_iter().map(|(name, socket)| Ok((name, rustix::io::fcntl_dupfd_cloexec(socket, beyond)?)));
+        Ok(Self { program, words, sockets: moved.collect::<io::Result<_>>()? })
+    }
+
     /// Becomes this program. Comes back only where that cannot be; then this very program can still be started once more:
     /// [`Successor::once_more`].
     #[must_use]
     pub fn exec(&self) -> io::Error {
         self.become_program(&self.program, None)
+    }
+
+    /// The program.
+    #[must_use]
+    pub fn program(&self) -> &Path {
+        &self.program
     }
 
     /// Becomes this very program again, whatever has become of its file. Comes back only where that cannot be.
@@ -52,6 +73,7 @@ impl Successor {
 
     fn become_program(&self, program: &Path, failed: Option<String>) -> io::Error {
         let mut command = Command::new(program);
+        command.env(BEFORE, concat!("credhost ", env!("CARGO_PKG_VERSION")));
         command.args(&self.words).env_remove("LISTEN_FDNAMES").env_remove(FAILED);
         command.envs(failed.map(|why| (FAILED, why)));
         match self.pass_on(&mut command) {
@@ -64,22 +86,31 @@ impl Successor {
         let names: Vec<&str> = self.sockets.iter().map(|(name, _)| name.as_str()).collect();
         command.env(NAMES, serde_json::to_string(&names)?);
         command.env("LISTEN_FDS", names.len().to_string()).env("LISTEN_PID", std::process::id().to_string());
-        let (mut mappings, mut child) = (Vec::new(), FIRST);
         let beyond = FIRST + i32::try_from(names.len()).map_err(io::Error::other)?;
-        for (_, socket) in &self.sockets {
-            // Out of the way of those numbers: where the program cannot be started, this one still has what it had.
-            let parent_fd = rustix::io::fcntl_dupfd_cloexec(socket, beyond)?;
-            mappings.push(FdMapping { parent_fd, child_fd: child });
-            child += 1;
+        let mut mappings = Vec::new();
+        for (child_fd, (_, socket)) in (FIRST..).zip(&self.sockets) {
+            mappings.push(FdMapping { parent_fd: rustix::io::fcntl_dupfd_cloexec(socket, beyond)?, child_fd });
         }
         command.fd_mappings(mappings).map(|_| ()).map_err(io::Error::other)
     }
 }
 
-/// Why this program was started once more, if the one that was to take over could not be.
-#[must_use]
-pub fn not_taken_over() -> Option<String> {
-    std::env::var(FAILED).ok()
+/// What became of another program's taking over.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TakenOver {
+    /// This one has, from that version.
+    From(String),
+    /// It could not be started, and this one was started once more; why.
+    Not(String),
+}
+
+impl TakenOver {
+    /// What this process was told; none: no host was here before.
+    #[must_use]
+    pub fn from_environment() -> Option<Self> {
+        let failed = std::env::var(FAILED).ok().map(Self::Not);
+        failed.or_else(|| std::env::var(BEFORE).ok().map(Self::From))
+    }
 }
 
 /// A socket that listens.
@@ -96,11 +127,16 @@ pub enum Open {
 pub struct Inherited(Arc<Mutex<Vec<(String, Open)>>>);
 
 impl Inherited {
-    /// What this process was given; nothing, if no host was here before.
+    /// What this process was given: by a host that was here before, or by systemd.
     #[must_use]
     pub fn from_environment() -> Self {
-        let names: Vec<String> =
-            std::env::var(NAMES).ok().and_then(|names| serde_json::from_str(&names).ok()).unwrap_or_default();
+        let passed = std::env::var(NAMES).ok().and_then(|names| serde_json::from_str::<Vec<String>>(&names).ok());
+        let (of_systemd, prefix) = OF_SYSTEMD;
+        let given = || {
+            let names = std::env::var(of_systemd).unwrap_or_default();
+            names.split(':').filter(|name| !name.is_empty()).map(|name| format!("{prefix}{name}")).collect()
+        };
+        let names: Vec<String> = passed.filter(|names| !names.is_empty()).unwrap_or_else(given);
         if names.is_empty() {
             return Self::default();
         }
@@ -117,32 +153,94 @@ impl Inherited {
         Self(Arc::new(Mutex::new(all)))
     }
 
-    /// The socket that has this name; or, for settings that have been written anew, one that listens on one of these addresses.
+    /// The socket that somebody wants.
     #[must_use]
-    pub fn tcp(&self, name: &str, addresses: &[SocketAddr]) -> Option<TcpListener> {
+    pub fn take(&self, wanted: &Wanted<'_>) -> Option<Open> {
         let mut all = self.0.lock();
-        let is = |open: &Open| matches!(open, Open::Tcp(_));
-        let there = |open: &Open| matches!(open, Open::Tcp(socket) if socket.local_addr().is_ok_and(|at| addresses.contains(&at)));
-        let by_name = all.iter().position(|(known, open)| known == name && is(open));
-        let found = by_name.or_else(|| all.iter().position(|(_, open)| there(open)))?;
-        match all.swap_remove(found).1 {
+        let found = wanted.among(&all)?;
+        Some(all.swap_remove(found).1)
+    }
+
+    /// The same, if it is for TCP.
+    #[must_use]
+    pub fn take_tcp(&self, wanted: &Wanted<'_>) -> Option<TcpListener> {
+        match self.take(wanted)? {
             Open::Tcp(listener) => Some(listener),
             Open::Unix(_) => None,
         }
     }
 
-    /// The socket that has this name, of whatever kind.
+    /// Closes what none of these wants, so that it is in nobody's way; answers with what it was for. What systemd has given
+    /// stays: it cannot be had again.
     #[must_use]
-    pub fn any(&self, name: &str) -> Option<Open> {
+    pub fn close_others(&self, wanted: &[Wanted<'_>]) -> Vec<String> {
         let mut all = self.0.lock();
-        let found = all.iter().position(|(known, _)| known == name)?;
-        Some(all.swap_remove(found).1)
+        let (mut kept, mut closed) = (Vec::new(), Vec::new());
+        for one in wanted {
+            if let Some(found) = one.among(&all) {
+                kept.push(all.swap_remove(found));
+            }
+        }
+        for (name, open) in all.drain(..) {
+            if name.starts_with(OF_SYSTEMD.1) { kept.push((name, open)) } else { closed.push(name) }
+        }
+        *all = kept;
+        closed
     }
 
-    /// Closes what nobody has asked for; answers with what it was for.
+    /// What is left, for whoever comes after this host.
+    ///
+    /// # Errors
+    /// When the machine has no descriptor left.
+    pub fn rest(&self) -> io::Result<Vec<(String, OwnedFd)>> {
+        let all = self.0.lock();
+        let copy = |open: &Open| match open {
+            Open::Tcp(listener) => listener.try_clone().map(OwnedFd::from),
+            Open::Unix(listener) => listener.try_clone().map(OwnedFd::from),
+        };
+        all.iter().map(|(name, open)| Ok((name.clone(), copy(open)?))).collect()
+    }
+
+    /// The names of the sockets that systemd has given, and nobody has taken.
     #[must_use]
-    pub fn close_rest(&self) -> Vec<String> {
-        std::mem::take(&mut *self.0.lock()).into_iter().map(|(name, _)| name).collect()
+    pub fn of_systemd(&self) -> Vec<String> {
+        let all = self.0.lock();
+        all.iter().filter_map(|(name, _)| Some(name.strip_prefix(OF_SYSTEMD.1)?.to_owned())).collect()
+    }
+}
+
+/// What a socket is wanted for.
+#[derive(Debug, Clone, Copy)]
+pub enum Wanted<'a> {
+    /// To listen on one of these addresses; by this name, it may be any of them.
+    Tcp(&'a str, &'a [SocketAddr]),
+    /// To listen in this file.
+    Unix(&'a Path),
+    /// What systemd has given by this name.
+    OfSystemd(&'a str),
+}
+
+impl Wanted<'_> {
+    /// Which of these it is.
+    fn among(&self, all: &[(String, Open)]) -> Option<usize> {
+        match *self {
+            Self::Tcp(name, addresses) => {
+                let fits = |open: &Open| {
+                    let Open::Tcp(socket) = open else { return false };
+                    let fits = |at: SocketAddr| addresses.iter().any(|one| *one == at || one.port() == 0);
+                    socket.local_addr().is_ok_and(fits)
+                };
+                let exact = |open: &Open| {
+                    matches!(open, Open::Tcp(socket) if socket.local_addr().is_ok_and(|at| addresses.contains(&at)))
+                };
+                let by_name = all.iter().position(|(known, open)| known == name && fits(open));
+                by_name.or_else(|| all.iter().position(|(_, open)| exact(open)))
+            }
+            Self::Unix(path) => all.iter().position(|(_, open)| {
+                matches!(open, Open::Unix(socket) if socket.local_addr().is_ok_and(|at| at.as_pathname() == Some(path)))
+            }),
+            Self::OfSystemd(name) => all.iter().position(|(known, _)| known.strip_prefix(OF_SYSTEMD.1) == Some(name)),
+        }
     }
 }
 
@@ -156,27 +254,48 @@ mod tests {
         (listener, address)
     }
 
+    fn inherited(all: Vec<(&str, Open)>) -> Inherited {
+        Inherited(Arc::new(Mutex::new(all.into_iter().map(|(name, open)| (name.to_owned(), open)).collect())))
+    }
+
     #[test]
     fn a_socket_is_had_once_by_its_name_or_else_by_where_it_listens() {
         let ((first, at_first), (second, at_second)) = (listener(), listener());
         let folder = tempfile::tempdir().unwrap();
-        let unix = UnixListener::bind(folder.path().join("socket")).unwrap();
-        let named = [("pb", Open::Tcp(first)), ("door", Open::Tcp(second)), ("local", Open::Unix(unix))];
-        let all = Inherited(Arc::new(Mutex::new(named.map(|(name, open)| (name.to_owned(), open)).into())));
-        let at = |listener: Option<TcpListener>| listener.map(|listener| listener.local_addr().unwrap());
-        assert_eq!(at(all.tcp("local", &[])), None, "of another kind");
-        assert_eq!(at(all.tcp("pb", &[at_second])), Some(at_first), "the name goes before the address");
-        assert_eq!(at(all.tcp("pb", &[at_first])), None, "once");
-        assert_eq!(at(all.tcp("renamed", &[at_first, at_second])), Some(at_second));
-        assert!(matches!(all.any("local"), Some(Open::Unix(_))) && all.any("local").is_none());
-        assert_eq!(all.close_rest(), Vec::<String>::new());
+        let path = folder.path().join("socket");
+        let unix = UnixListener::bind(&path).unwrap();
+        let all = inherited(vec![("pb", Open::Tcp(first)), ("door", Open::Tcp(second)), ("local", Open::Unix(unix))]);
+        let any_port: [SocketAddr; 1] = ["127.0.0.1:0".parse().unwrap()];
+        let at = |name: &str, addresses: &[SocketAddr]| {
+            all.take_tcp(&Wanted::Tcp(name, addresses)).map(|listener| listener.local_addr().unwrap())
+        };
+        assert_eq!(at("local", &any_port), None, "of another kind");
+        assert_eq!(at("pb", &["127.0.0.1:1".parse().unwrap()]), None, "the name alone is not where it should listen");
+        assert_eq!(at("pb", &any_port), Some(at_first));
+        assert_eq!(at("pb", &[at_first]), None, "once");
+        assert_eq!(at("renamed", &[at_first, at_second]), Some(at_second));
+        assert!(all.take(&Wanted::Unix(Path::new("/elsewhere"))).is_none());
+        assert!(all.take(&Wanted::Unix(&path)).is_some() && all.take(&Wanted::Unix(&path)).is_none());
     }
 
     #[test]
-    fn what_nobody_asks_for_is_closed() {
-        let (socket, address) = listener();
-        let all = Inherited(Arc::new(Mutex::new(vec![("old".to_owned(), Open::Tcp(socket))])));
-        assert_eq!(all.clone().close_rest(), ["old"]);
-        TcpListener::bind(address).unwrap();
+    fn what_nobody_wants_is_closed_but_what_systemd_has_given() {
+        let ((old, at_old), (kept, at_kept), (given, at_given)) = (listener(), listener(), listener());
+        let all =
+            inherited(vec![("old", Open::Tcp(old)), ("kept", Open::Tcp(kept)), ("systemd:web", Open::Tcp(given))]);
+        assert_eq!(all.close_others(&[Wanted::Tcp("other", &[at_kept])]), ["old"]);
+        TcpListener::bind(at_old).unwrap();
+        assert!(TcpListener::bind(at_kept).is_err() && TcpListener::bind(at_given).is_err());
+        assert_eq!(all.of_systemd(), ["web"]);
+        assert_eq!(all.rest().unwrap().len(), 2);
+        assert!(all.take(&Wanted::OfSystemd("web")).is_some() && all.of_systemd().is_empty());
+    }
+
+    #[test]
+    fn what_is_passed_on_has_none_of_the_numbers_that_it_is_passed_on_by() {
+        use std::os::fd::AsRawFd;
+        let sockets = (0..20).map(|number| (number.to_string(), listener().0.into())).collect();
+        let successor = Successor::new("/nothing".into(), Vec::new(), sockets).unwrap();
+        assert!(successor.sockets.iter().all(|(_, socket)| socket.as_raw_fd() >= FIRST + 20));
     }
 }

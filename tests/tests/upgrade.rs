@@ -51,6 +51,18 @@ fn upgrade(host: &TestHost, program: &Path) -> String {
     host.home.run(&["upgrade", &program.display().to_string()], "")
 }
 
+/// Waits until the trail says this so often, and no oftener.
+fn in_trail(host: &TestHost, what: &str, times: usize) {
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(30);
+    loop {
+        let trail = host.home.run(&["audit", "show", "--with", what], "");
+        if trail.lines().filter(|line| !line.is_empty()).count() == times {
+            return;
+        }
+        assert!(std::time::Instant::now() < deadline, "{trail}");
+    }
+}
+
 async fn todo(address: SocketAddr) -> Result<Remote, Error> {
     let stream = tokio::net::TcpStream::connect(address).await.expect("nobody is refused");
     Client::new(stream).await?.login_password("alice/todo", "alice-pw", None).await
@@ -139,8 +151,7 @@ fn another_program_takes_over_and_nobody_is_refused() {
     assert_eq!(host.id(), process);
     let runs = std::fs::read_link(format!("/proc/{process}/exe")).expect("it runs");
     assert_eq!(runs.file_name(), other.file_name());
-    let trail = host.home.run(&["audit", "show", "--with", "host.upgraded"], "");
-    assert_eq!(trail.lines().count(), 3, "{trail}");
+    in_trail(&host, "host.upgraded", 3);
     host.home.run(&["audit", "verify"], "");
     assert_eq!(host.terminate(), Some(0));
     assert!(TcpStream::connect(lines).is_err() && TcpStream::connect(pb).is_err(), "a host that ends closes its doors");
@@ -160,6 +171,8 @@ fn a_program_that_cannot_take_over_changes_nothing() {
         ("no program", text, "it cannot be started: Permission denied"),
         ("a folder", home.path(), "it cannot be started"),
         ("says nothing", script(home, "mute", "exit 3"), "it says nothing, and ends (exit status: 3)"),
+        ("says yes to everything", PathBuf::from("/bin/true"), "it is not credhost: it calls itself"),
+        ("speaks like it", script(home, "parrot", "echo credhost 9.9"), "would not start here: it does not say so"),
         ("dies", script(home, "dies", "kill -9 $$"), "it says nothing, and ends (signal: 9"),
         ("another program", script(home, "other", &not("--check", "echo hi >&2; exit 2")), "would not start here: hi"),
         ("an older one", script(home, "older", &not("--check", newer)), "the store is of a later version"),
@@ -222,6 +235,156 @@ fn sockets_that_the_settings_name_no_more_are_closed_and_others_stay() {
     assert!(client.line().contains("alice has alice"), "the same address, written otherwise");
 }
 
+/// What a listener is in the settings before an upgrade, and after it: the host serves there, and nowhere else.
+#[test]
+fn listeners_may_be_changed_before_an_upgrade() {
+    let free = || std::net::TcpListener::bind("127.0.0.1:0").and_then(|one| one.local_addr()).expect("a port").port();
+    let (one, two, three) = (free(), free(), free());
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("sock").display().to_string();
+    let steps = [
+        (format!("lines = \"127.0.0.1:{one}\""), vec![one]),
+        (format!("lines = {{ address = \"0.0.0.0:{one}\", plaintext = true }}"), vec![one]),
+        (format!("lines = \"127.0.0.1:{one}\""), vec![one]),
+        (format!("lines = [\"127.0.0.1:{two}\", \"127.0.0.1:{one}\", \"unix:{file}\"]"), vec![one, two]),
+        (format!("lines = [\"127.0.0.1:{one}\", \"127.0.0.1:{three}\", \"unix:{file}\"]"), vec![one, three]),
+        (format!("lines = \"127.0.0.1:{three}\"\nother = \"unix:{file}\""), vec![three]),
+        (format!("lines = [\"unix:{file}\", \"127.0.0.1:{two}\"]"), vec![two]),
+    ];
+    let home = TestHome::new();
+    home.make();
+    home.configure(|text| format!("{text}\n[service.lines.listen]\n{}\n", steps[0].0));
+    home.identity("alice", "alice-pw", &["lines"]);
+    home.install("lines");
+    let host = home.start();
+    for step in 0..steps.len() {
+        if step > 0 {
+            host.home.configure(|text| text.replace(&steps[step - 1].0, &steps[step].0));
+            upgrade(&host, &credhost());
+        }
+        let (settings, open) = &steps[step];
+        for port in [one, two, three] {
+            let address = SocketAddr::from(([127, 0, 0, 1], port));
+            if open.contains(&port) {
+                let mut client = Lines::connect(address);
+                client.send("login alice alice-pw");
+                assert!(client.line().contains("alice has alice"), "{settings}: {port}");
+            } else {
+                assert!(TcpStream::connect(address).is_err(), "{settings}: {port}");
+            }
+        }
+    }
+}
+
+/// Where the other program cannot be started, each socket is still what it was, whatever numbers they have.
+#[test]
+fn sockets_are_what_they_were_when_a_program_goes_at_the_last_moment() {
+    let home = TestHome::new();
+    home.make();
+    home.run(&["tls", "init"], "");
+    let extra = "[multiservice.a]\nservices = []\nlisten = \"127.0.0.1:0\"\n[multiservice.b]\nservices = []\nlisten = \"127.0.0.1:0\"\n";
+    let listen = "lines = [\"127.0.0.1:0\", { address = \"127.0.0.2:0\", tls = true }]";
+    home.configure(|text| format!("{text}\n{extra}[service.lines.listen]\n{listen}\n"));
+    home.identity("alice", "alice-pw", &["lines"]);
+    home.install("lines");
+    let mut host = home.start();
+    let plain = door(&mut host);
+    let line = host.wait_for("serving lines over TLS on ");
+    let tls: SocketAddr = line.split_whitespace().find_map(|word| word.parse().ok()).expect("an address");
+    host.home.configure(|text| text.replace(extra, ""));
+    upgrade(&host, &credhost());
+    let real = credhost().display().to_string();
+    for round in 0..3 {
+        let goes = format!("case \"$*\" in *vet*) rm -f \"$0\";; esac\nexec {real} \"$@\"");
+        let goes = script(&host.home, &format!("goes{round}"), &goes);
+        let refused = host.home.refused(&["upgrade", &goes.display().to_string()], "");
+        assert!(refused.contains("serves again"), "{refused}");
+        for _ in 0..4 {
+            let mut client = Lines::connect(plain);
+            client.send("login alice alice-pw");
+            assert!(client.line().contains("alice has alice"), "it is in the clear");
+            // An answer in the clear would be a line of text.
+            let mut client = Lines::socket(tls);
+            std::io::Write::write_all(&mut client, b"login alice alice-pw\r\n").expect("it can be sent");
+            let mut answer = [0; 1];
+            assert!(
+                client.read(&mut answer).map_or(true, |count| count == 0 || answer[0] == 21),
+                "{answer:?}: TLS alone"
+            );
+        }
+    }
+    let trail = host.home.run(&["audit", "show"], "");
+    assert!(
+        trail.matches("host.upgrade-failed").count() == 3 && trail.matches("host.upgraded").count() == 1,
+        "{trail}"
+    );
+}
+
+fn signal(host: &TestHost, signal: rustix::process::Signal) {
+    let process = rustix::process::Pid::from_raw(host.id().cast_signed()).expect("a process");
+    rustix::process::kill_process(process, signal).expect("it runs");
+}
+
+/// Whoever tells the process to read its settings, or to end, is heard, also while another program takes over.
+#[test]
+fn signals_are_heard_while_another_program_takes_over() {
+    let (mut host, lines, _) = host();
+    let mut upgrading = host.home.command().arg("upgrade").spawn().expect("it runs");
+    // From the other program's first line on.
+    while host.log().matches("passwords of 1 character").count() < 2 {
+        std::thread::yield_now();
+    }
+    while upgrading.try_wait().expect("it can be waited for").is_none() {
+        signal(&host, rustix::process::Signal::HUP);
+        std::thread::yield_now();
+    }
+    assert!(upgrading.wait().expect("it ends").success());
+    let mut alice = Lines::connect(lines);
+    alice.send("login alice alice-pw");
+    assert!(alice.line().contains("alice has alice"));
+
+    // A program that takes its time is asked; another is not meanwhile, and who ends the host does not wait for it.
+    let slow =
+        format!("case \"$*\" in *--check*) touch $0.asked; sleep 100;; esac\nexec {} \"$@\"", credhost().display());
+    let slow = script(&host.home, "slow", &slow);
+    let mut asking = host.home.command().args(["upgrade", &slow.display().to_string()]).spawn().expect("it runs");
+    while !slow.with_extension("asked").exists() {
+        std::thread::yield_now();
+    }
+    let refused = host.home.refused(&["upgrade"], "");
+    assert!(refused.contains("another program is taking over already, or is being asked"), "{refused}");
+    signal(&host, rustix::process::Signal::TERM);
+    assert_eq!(host.terminate(), Some(0));
+    assert!(!asking.wait().expect("it ends").success());
+
+    // One that was told to end when it had begun to make way ends.
+    let (mut host, ..) = self::host();
+    let upgrading = host.home.command().arg("upgrade").stdout(std::process::Stdio::null()).spawn();
+    let mut upgrading = upgrading.expect("it runs");
+    host.wait_for(" takes over");
+    signal(&host, rustix::process::Signal::TERM);
+    assert_eq!(host.terminate(), Some(0), "whichever of the two heard it");
+    let _ = upgrading.wait();
+}
+
+#[test]
+fn of_many_at_once_each_says_what_came_of_it() {
+    let (host, ..) = host();
+    let all: Vec<_> = (0..4)
+        .map(|_| {
+            let mut command = host.home.command();
+            command.args(["upgrade"]).arg(credhost()).stdout(std::process::Stdio::piped());
+            command.stderr(std::process::Stdio::piped()).spawn().expect("it runs")
+        })
+        .collect();
+    let said: Vec<_> = all.into_iter().map(|one| one.wait_with_output().expect("it ends")).collect();
+    let done = said.iter().filter(|said| said.status.success()).count();
+    let refused =
+        said.iter().filter(|said| String::from_utf8_lossy(&said.stderr).contains("another program is taking over"));
+    assert!(done >= 1 && done + refused.count() == 4, "{said:?}");
+    in_trail(&host, "host.upgraded", done);
+}
+
 /// What would keep a host from starting is known beforehand, in the same words, and nothing is changed by looking.
 #[test]
 fn a_check_says_what_a_start_would() {
@@ -258,9 +421,14 @@ fn a_check_says_what_a_start_would() {
         seen.fetch_add(1, Ordering::Relaxed);
     }
     println!("{} reasons", seen.load(Ordering::Relaxed));
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let taken = taken.local_addr().expect("it has one");
     let home = TestHome::new();
     home.make();
-    assert_eq!(home.run(&["run", "--check"], ""), "");
+    assert!(home.refused(&["run", "--check", "--listen", &taken.to_string()], "").contains("Address already in use"));
+    let home = TestHome::new();
+    home.make();
+    assert_eq!(home.run(&["run", "--check"], ""), "it would start");
     let host = home.start();
-    assert_eq!(host.home.run(&["run", "--check"], ""), "", "while a host runs");
+    assert_eq!(host.home.run(&["run", "--check"], ""), "it would start", "while a host runs");
 }

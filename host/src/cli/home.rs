@@ -56,10 +56,16 @@ pub(super) fn ask(home: &Home, request: &Request) -> Result<serde_json::Value, C
 
 /// Asks a running host; `None`: none runs.
 pub(super) fn ask_running(home: &Home, request: &Request) -> Result<Option<serde_json::Value>, CliError> {
-    match control::send(&home.control(), request, &mut |_, _| {}) {
-        Ok(answer) => answer.map(Some).map_err(cli_error),
-        Err(ControlError::NoHost) => Ok(None),
-        Err(error) => Err(error.into()),
+    let mut patience = Patience::new();
+    loop {
+        match control::send(&home.control(), request, &mut |_, _| {}) {
+            Ok(answer) => return answer.map(Some).map_err(cli_error),
+            // One that stops, or that has yet to answer, has the lock.
+            Err(ControlError::NoHost) if matches!(home.lock(), Err(HomeError::Locked(_))) && patience.again() => {}
+            Err(ControlError::NotBegun) if patience.again() => {}
+            Err(ControlError::NoHost) => return Ok(None),
+            Err(error) => return Err(error.into()),
+        }
     }
 }
 

@@ -201,7 +201,7 @@ pub(crate) fn main() -> ExitCode {
         Command::New(new) => new.run(output),
         Command::Dev(dev) => dev.run(home, output),
         Command::Check(check) => check.run(&home, output),
-        Command::Run(run) => run.run(home),
+        Command::Run(run) => run.run(home, output),
         Command::Call(call) => call.run(output),
         Command::Describe(describe) => describe.run(&home, output),
         Command::Identity(identity) => identity.run(&home, output),

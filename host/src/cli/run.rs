@@ -5,11 +5,11 @@ use std::rc::Rc;
 use clap::Args;
 use credhost::config::Home;
 use credhost::server::{self, Host, Options};
-use credhost::successor::{Inherited, Successor, not_taken_over};
+use credhost::successor::{Inherited, Successor};
 use sd_notify::NotifyState;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use super::{CliError, log};
+use super::{CliError, Output, log};
 
 #[derive(Debug, Args)]
 pub(super) struct Run {
@@ -34,7 +34,7 @@ pub(super) struct Run {
 }
 
 impl Run {
-    pub(super) fn run(self, home: Home) -> Result<(), CliError> {
+    pub(super) fn run(self, home: Home, output: Output) -> Result<(), CliError> {
         let options = Options {
             listen: self.listen,
             listen_tls: self.listen_tls,
@@ -46,12 +46,11 @@ impl Run {
             words: Some(std::env::args_os().skip(1).collect()),
         };
         if self.check {
-            return Ok(server::check(&home, &options)?);
+            server::check(&home, &options)?;
+            output.show(&serde_json::json!({ "would_start": true }), || "it would start".to_owned());
+            return Ok(());
         }
         serve(home, &options, async |host| {
-            if let Some(why) = not_taken_over() {
-                tracing::error!("{why}; this program serves again");
-            }
             tracing::info!("serving Perspective Broker on {}", host.address());
             Ok(())
         })
@@ -73,8 +72,13 @@ pub(super) fn serve(
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let tasks = tokio::task::LocalSet::new();
+    // Hear of the end as well, also when nobody else listens any more.
+    let mut late = Vec::new();
     let done: Result<Ended, CliError> = tasks.block_on(&runtime, async {
-        // Before anything else: a signal that comes while it starts must stop it, too.
+        // Before anything else: a signal that comes while it starts must stop it, too; and one to read the settings, which it
+        // is about to do, must not.
+        let _hangup = signal(SignalKind::hangup())?;
+        late.extend([signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?]);
         let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
         let mut stop = Box::pin(async move {
             tokio::select! {
@@ -110,6 +114,10 @@ pub(super) fn serve(
         std::process::exit(0);
     }
     match done? {
+        Ended::AfterServing(Some(_)) if runtime.block_on(has_come(&mut late)) => {
+            tracing::info!("no other program takes over: this host was told to end");
+            Ok(())
+        }
         Ended::AfterServing(Some(successor)) => {
             // Nothing of this host is left when the other begins.
             drop((tasks, runtime, log));
@@ -119,6 +127,16 @@ pub(super) fn serve(
     }
 }
 
+/// Whether one of these signals has come since they are listened for.
+async fn has_come(signals: &mut [Signal]) -> bool {
+    for one in signals {
+        if tokio::time::timeout(std::time::Duration::ZERO, one.recv()).await.is_ok() {
+            return true;
+        }
+    }
+    false
+}
+
 /// Becomes the program that takes over, or else this one once more. Comes back only where neither can be started.
 fn become_program(successor: &Successor) -> CliError {
     if let Ok(now) = NotifyState::monotonic_usec_now() {
@@ -126,7 +144,7 @@ fn become_program(successor: &Successor) -> CliError {
     }
     let why = successor.exec();
     let again = successor.once_more(&why);
-    CliError::new(format!("{} cannot be started: {why}; this program neither: {again}", successor.program.display()))
+    CliError::new(format!("{} cannot be started: {why}; this program neither: {again}", successor.program().display()))
 }
 
 /// Tells systemd how it stands, if that has started this process with `Type=notify`; nobody else is told anything.

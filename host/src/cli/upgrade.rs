@@ -33,6 +33,10 @@ impl Upgrade {
             Some(program) => std::path::absolute(program)?,
             None => std::env::current_exe()?,
         };
+        if program.to_str().is_none() {
+            let error = format!("{} cannot be asked for: its path is not UTF-8", program.display());
+            return Err(CliError::new(error).hint("give it another name"));
+        }
         let began = Instant::now();
         let request = Request::Upgrade { program, anyway: self.anyway };
         let Some(answer) = ask_running(home, &request)? else {
@@ -47,17 +51,25 @@ impl Upgrade {
             return Err(CliError::new(error).hint("clients were disconnected, and can come again"));
         }
         let text = |value: &Value| value.as_str().unwrap_or("?").to_owned();
-        let (from, to) = (text(&answer["before"]["version"]), text(&answer["to"]));
+        let (from, to) = (text(&answer["before"]["version"]), text(&now["version"]));
+        (now["before"], now["lost"]) = (answer["before"].clone(), answer["lost"].clone());
         now["seconds"] = began.elapsed().as_secs_f64().into();
         output.show(&now, || {
             format!(
-                "{to} serves, in place of credhost {from}, in the same process ({}), {:.1} s after it was asked for",
+                "credhost {to} serves, in place of credhost {from}, in the same process ({}), {:.1} s after it was asked for",
                 now["process"],
                 began.elapsed().as_secs_f64()
             )
         });
         Ok(())
     }
+}
+
+/// Whether a process has, also if nobody has waited for it yet.
+fn has_ended(process: u64) -> bool {
+    let state = std::fs::read_to_string(format!("/proc/{process}/stat"));
+    // The state stands behind the name, which is in brackets, and may have any characters.
+    state.is_err() || state.is_ok_and(|text| text.rsplit(") ").next().is_some_and(|rest| rest.starts_with(['Z', 'X'])))
 }
 
 /// Waits until another host than the one `before` answers; answers with what that says of itself.
@@ -71,7 +83,7 @@ fn served(home: &Home, before: &Value) -> Result<Value, CliError> {
             Ok(_) | Err(ControlError::NoHost | ControlError::NotBegun | ControlError::Ended) => {}
             Err(error) => return Err(error.into()),
         }
-        if !std::path::Path::new(&format!("/proc/{process}")).exists() {
+        if has_ended(process) {
             let error = "the new program has ended at its start: no host runs in this home";
             return Err(CliError::new(error).hint("its log says why; `credhost run` starts a host"));
         }

@@ -16,7 +16,7 @@ use crate::config::{Address, ListenerSettings};
 use crate::listener::sources::{Most, Place, Sources};
 use crate::login_gate::network;
 use crate::multiservice::SlotNo;
-use crate::successor::{Inherited, Open};
+use crate::successor::{Inherited, Open, Wanted};
 
 /// How many streams wait by a listener for a service to take them.
 const HELD: usize = 256;
@@ -81,12 +81,7 @@ impl Listening {
                 settings.service, settings.name, settings.shown
             )
         };
-        let name = name(&settings);
-        let kept = match &settings.address {
-            Address::Tcp(found) => inherited.tcp(&name, found).map(Open::Tcp),
-            Address::Unix(_) | Address::Systemd(_) => inherited.any(&name),
-        };
-        let socket = match (kept, &settings.address) {
+        let socket = match (inherited.take(&wanted(&settings, &name(&settings))), &settings.address) {
             (Some(Open::Tcp(listener)), _) => Bound::Tcp(listener),
             (Some(Open::Unix(listener)), _) => Bound::Unix(listener),
             (None, Address::Tcp(found)) => {
@@ -96,7 +91,7 @@ impl Listening {
                 Bound::Tcp(listener)
             }
             (None, Address::Unix(path)) => Bound::Unix(bind_unix(path).map_err(|error| at(&error))?),
-            (None, Address::Systemd(name)) => systemd(name).map_err(|why| at(&why))?,
+            (None, Address::Systemd(_)) => return Err(at(&not_given(&inherited.of_systemd()))),
         };
         let (sources, waiting) = (Mutex::default(), Mutex::default());
         Ok(Arc::new(Self { settings, socket, sources, waiting }))
@@ -229,8 +224,28 @@ impl Listening {
 }
 
 /// What a listener's socket is known by to the host after this one.
-fn name(settings: &ListenerSettings) -> String {
+pub(crate) fn name(settings: &ListenerSettings) -> String {
+    if let Address::Systemd(_) = &settings.address {
+        return settings.shown.clone();
+    }
     format!("[service.{}.listen] {} = {:?}", settings.service, settings.name, settings.shown)
+}
+
+/// Which socket a listener wants, that has this name.
+pub(crate) fn wanted<'a>(settings: &'a ListenerSettings, name: &'a str) -> Wanted<'a> {
+    match &settings.address {
+        Address::Tcp(found) => Wanted::Tcp(name, found),
+        Address::Unix(path) => Wanted::Unix(path),
+        Address::Systemd(name) => Wanted::OfSystemd(name),
+    }
+}
+
+/// Why systemd's socket is not there.
+fn not_given(names: &[String]) -> String {
+    match names.join(":") {
+        names if names.is_empty() => "systemd has given no sockets (LISTEN_FDNAMES)".to_owned(),
+        names => format!("systemd has given no socket of this name, but {names:?}; see FileDescriptorName="),
+    }
 }
 
 /// A Unix socket in a file. One that a host before this one has left is put out of the way; one that is served is not.
@@ -250,26 +265,6 @@ fn bind_unix(path: &Path) -> std::io::Result<std::os::unix::net::UnixListener> {
     // Who may come in is said by the folder that it is in.
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o666))?;
     Ok(listener)
-}
-
-/// A socket that systemd has opened.
-fn systemd(name: &str) -> Result<Bound, String> {
-    let names =
-        std::env::var("LISTEN_FDNAMES").map_err(|_| "systemd has given no sockets (LISTEN_FDNAMES)".to_owned())?;
-    let Some(index) = names.split(':').position(|one| one == name) else {
-        return Err(format!("systemd has given no socket of this name, but {names:?}; see FileDescriptorName="));
-    };
-    let mut given = listenfd::ListenFd::from_env();
-    match given.take_tcp_listener(index) {
-        Ok(Some(listener)) => return Ok(Bound::Tcp(listener)),
-        Ok(None) => return Err("systemd has given no such socket".to_owned()),
-        Err(_) => {}
-    }
-    match given.take_unix_listener(index) {
-        Ok(Some(listener)) => Ok(Bound::Unix(listener)),
-        Ok(None) => Err("systemd has given no such socket".to_owned()),
-        Err(error) => Err(error.to_string()),
-    }
 }
 
 impl Bound {

@@ -30,6 +30,7 @@ use tokio::sync::watch;
 use self::held::{Held, Offer};
 pub use self::listening::ListenerStatus;
 use self::listening::Listening;
+pub(crate) use self::listening::{name as socket_name, wanted as wanted_socket};
 use self::words::Asker;
 use crate::config::ListenerSettings;
 use crate::cred::login::Login;

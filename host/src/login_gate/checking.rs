@@ -1,5 +1,5 @@
-//! Tries that are being checked at the moment. Whoever may only be looked at when one of them has ended waits for that: an owner
-//! whose windows all log in at once is not somebody who guesses.
+//! Tries that are being checked at the moment, and those that wait for one of them to end: an owner whose windows all log in at once
+//! is not somebody who guesses.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -9,41 +9,63 @@ use tokio::sync::Notify;
 
 use crate::cred::throttle::{Counter, Digest, Held};
 
-/// Who waits is woken with those whose counter falls into the same part.
-const PARTS: usize = 256;
+/// So many wait for the same at most: as many as one source may have checked at once.
+const WAITING: u32 = 20;
 
-/// How many tries are being checked, by what they are charged to.
-#[derive(Debug)]
-pub(super) struct Checking {
-    counts: Mutex<HashMap<Held, u32>>,
-    ended: Vec<Notify>,
+/// See the file's page.
+#[derive(Debug, Default)]
+pub(super) struct Checking(Mutex<HashMap<Held, Place>>);
+
+#[derive(Debug, Default)]
+struct Place {
+    checking: u32,
+    waiting: u32,
+    /// Wakes one of those that wait, the first first.
+    ended: Arc<Notify>,
 }
 
 impl Checking {
     pub(super) fn new() -> Arc<Self> {
-        Arc::new(Self { counts: Mutex::default(), ended: (0..PARTS).map(|_| Notify::new()).collect() })
+        Arc::default()
     }
 
-    /// How many of a counter's, and of a source's.
+    /// How many of a counter's, and of a source's, are being checked.
     pub(super) fn of(&self, counter: Counter, source: Digest) -> [u32; 2] {
-        let counts = self.counts.lock();
-        [Held::ByName(counter), Held::BySource(source)].map(|held| counts.get(&held).copied().unwrap_or_default())
+        let places = self.0.lock();
+        let checking = |held| places.get(&held).map_or(0, |place: &Place| place.checking);
+        [checking(Held::ByName(counter)), checking(Held::BySource(source))]
     }
 
     /// One more, until it is dropped.
     pub(super) fn begins(self: &Arc<Self>, counter: Counter, source: Digest) -> Begun {
         let of = [Held::ByName(counter), Held::BySource(source)];
-        let mut counts = self.counts.lock();
+        let mut places = self.0.lock();
         for held in of {
-            *counts.entry(held).or_default() += 1;
+            places.entry(held).or_default().checking += 1;
         }
         Begun { all: Arc::clone(self), of }
     }
 
-    /// Is told when one of these ends. Ask before it is looked once more whether it has.
-    pub(super) fn ended(&self, held: Held) -> &Notify {
-        let (Held::ByName(Counter { name: digest, .. }) | Held::BySource(digest)) = held;
-        &self.ended[usize::from(digest[0]) % PARTS]
+    /// One more that waits; none: so many do that it is not worth the while.
+    pub(super) fn waits(self: &Arc<Self>, held: Held) -> Option<Waits> {
+        let mut places = self.0.lock();
+        let place = places.entry(held).or_default();
+        if place.waiting >= WAITING {
+            return None;
+        }
+        place.waiting += 1;
+        Some(Waits { ended: Arc::clone(&place.ended), all: Arc::clone(self), held })
+    }
+
+    fn leaves(&self, held: Held, leave: impl FnOnce(&mut Place)) {
+        let mut places = self.0.lock();
+        if let Some(place) = places.get_mut(&held) {
+            leave(place);
+            place.ended.notify_one();
+            if place.checking == 0 && place.waiting == 0 {
+                places.remove(&held);
+            }
+        }
     }
 }
 
@@ -56,16 +78,23 @@ pub(super) struct Begun {
 
 impl Drop for Begun {
     fn drop(&mut self) {
-        let mut counts = self.all.counts.lock();
         for held in self.of {
-            if let Some(count) = counts.get_mut(&held) {
-                *count -= 1;
-                if *count == 0 {
-                    counts.remove(&held);
-                }
-            }
+            self.all.leaves(held, |place| place.checking -= 1);
         }
-        drop(counts);
-        self.of.iter().for_each(|held| self.all.ended(*held).notify_waiters());
+    }
+}
+
+/// A try that waits for one that is being checked. When it has its turn, or gives up, the next looks whether it has.
+#[derive(Debug)]
+pub(super) struct Waits {
+    /// Says that it may have its turn.
+    pub(super) ended: Arc<Notify>,
+    all: Arc<Checking>,
+    pub(super) held: Held,
+}
+
+impl Drop for Waits {
+    fn drop(&mut self) {
+        self.all.leaves(self.held, |place| place.waiting -= 1);
     }
 }

@@ -331,8 +331,7 @@ impl LoginGate {
                 let refusal = match denied {
                     Denied::Wait(wait) => Refusal::Wait(wait.div_ceil(1000)),
                     Denied::Locked => Refusal::Locked,
-                    // What is being checked takes its time.
-                    Denied::Busy(_) => Refusal::Wait(1),
+                    Denied::Busy(_) => Refusal::Busy,
                 };
                 tracing::debug!(peer, how, "login not looked at: {refusal}");
                 // Looked up for every name alike, though it is written down of those alone that there are.
@@ -340,6 +339,7 @@ impl LoginGate {
                 let shown = if there { name.to_owned() } else { self.unknown(name) };
                 let why = match refusal {
                     Refusal::Locked => "locked: too many failed logins; `credhost identity unlock`",
+                    Refusal::Busy => "others of this name or source were being checked: not looked at",
                     _ => "too many failed logins: not looked at",
                 };
                 let event = from.event("login.refused", &shown);
@@ -362,17 +362,17 @@ impl LoginGate {
         let deadline = tokio::time::Instant::now() + TURN;
         let mut begun = begin();
         while let Err(Denied::Busy(held)) = begun {
-            let mut ended = std::pin::pin!(self.checking.ended(held).notified());
-            ended.as_mut().enable();
-            // It may just have ended.
+            let Some(waits) = self.checking.waits(held) else { break };
+            // It may just have ended, when nobody waited.
             begun = begin();
-            if !matches!(begun, Err(Denied::Busy(_))) {
-                break;
+            while let Err(Denied::Busy(now)) = begun
+                && now == held
+            {
+                if tokio::time::timeout_at(deadline, waits.ended.notified()).await.is_err() {
+                    return begun;
+                }
+                begun = begin();
             }
-            if tokio::time::timeout_at(deadline, ended).await.is_err() {
-                break;
-            }
-            begun = begin();
         }
         begun
     }

@@ -9,14 +9,17 @@ use ipnet::IpNet;
 use super::options::{Options, SELF, StartError};
 use super::retention::Retention;
 use crate::accounts::Accounts;
-use crate::config::{self, Confinements, Home, ListenerSettings, Settings};
+use crate::config::{self, Address, Confinements, Home, ListenerSettings, Settings};
+use crate::control;
 use crate::cred::ListenerRules;
+use crate::doors::{socket_name, wanted_socket};
 use crate::folder;
 use crate::limits::{self, LimitError};
 use crate::listener::proxies;
 use crate::listener::tls::Certificates;
 use crate::loader::vet::{Sections, Vet};
 use crate::session::Limits;
+use crate::successor::{Inherited, Wanted};
 
 /// One of the host's own doors.
 pub(super) struct Door {
@@ -82,7 +85,7 @@ impl Configured {
 
     /// Opens a door's socket, or takes it over from the host before this one.
     pub(super) fn open(&self, door: &Door, options: &Options) -> Result<TcpListener, StartError> {
-        if let Some(listener) = options.inherited.tcp(&door.name, &door.addresses) {
+        if let Some(listener) = options.inherited.take_tcp(&door.wanted()) {
             return Ok(listener);
         }
         let failed = |error| StartError::Listen { address: door.shown.clone(), error };
@@ -91,14 +94,59 @@ impl Configured {
         rustix::net::listen(&listener, i32::MAX).map_err(|error| failed(error.into()))?;
         Ok(listener)
     }
+
+    /// Closes what a host before this one has left that nobody serves any more; answers with what it was for.
+    pub(super) fn close_others(&self, inherited: &Inherited) -> Vec<String> {
+        let names: Vec<String> = self.of_services.iter().map(socket_name).collect();
+        let of_services = self.of_services.iter().zip(&names).map(|(one, name)| wanted_socket(one, name));
+        let wanted: Vec<Wanted<'_>> = self.doors.iter().map(Door::wanted).chain(of_services).collect();
+        inherited.close_others(&wanted)
+    }
+
+    /// Whether every address can be listened on that is not one of a host's that runs and makes way.
+    fn can_listen(&self, taken: &[SocketAddr]) -> Result<(), StartError> {
+        let free = |addresses: &[SocketAddr]| {
+            let theirs = |one: &SocketAddr| taken.iter().any(|taken| taken.port() == one.port());
+            if addresses.iter().any(theirs) { Ok(()) } else { TcpListener::bind(addresses).map(drop) }
+        };
+        for door in &self.doors {
+            free(&door.addresses).map_err(|error| StartError::Listen { address: door.shown.clone(), error })?;
+        }
+        for one in &self.of_services {
+            if let Address::Tcp(addresses) = &one.address {
+                let failed = |error| {
+                    let (service, name, shown) = (&one.service, &one.name, &one.shown);
+                    StartError::Section(format!("[service.{service}.listen] {name}: cannot listen on {shown}: {error}"))
+                };
+                free(addresses).map_err(failed)?;
+            }
+        }
+        Ok(())
+    }
 }
+
+impl Door {
+    fn wanted(&self) -> Wanted<'_> {
+        Wanted::Tcp(&self.name, &self.addresses)
+    }
+}
+
+/// The environment variable by which a host says where it listens to the program that it asks whether that could take over: a list of
+/// addresses in JSON.
+pub(super) const LISTENING: &str = "CREDHOST_LISTENING";
 
 /// Looks whether a host could start in this home, and changes nothing. Another may be running there.
 ///
 /// # Errors
 /// What would keep it from starting.
 pub fn check(home: &Home, options: &Options) -> Result<(), StartError> {
-    Configured::read(home, Accounts::examine(home)?, options).map(drop)
+    let configured = Configured::read(home, Accounts::examine(home)?, options)?;
+    match std::env::var(LISTENING).ok().and_then(|taken| serde_json::from_str::<Vec<SocketAddr>>(&taken).ok()) {
+        Some(taken) => configured.can_listen(&taken),
+        // It has the sockets, and does not say which.
+        None if control::is_served(&home.control()) => Ok(()),
+        None => configured.can_listen(&[]),
+    }
 }
 
 fn patience(settings: &Settings) -> Duration {

@@ -42,6 +42,9 @@ impl Host {
             tracing::warn!("{weaker}");
         }
         let configured = Configured::read(&home, settings, options)?;
+        for name in configured.close_others(&options.inherited) {
+            tracing::info!("nobody serves any more by {name}, which the host before this one has served");
+        }
         let open = |door: &Door| -> Result<_, StartError> {
             let certificates = configured.certificates.clone().filter(|_| door.tls);
             Ok((configured.open(door, options)?, certificates))
@@ -51,9 +54,6 @@ impl Host {
         let (host, socket) = put_together(home, lock, accounts, configured, options).await?;
         host.load(socket, &mut watch).await;
         host.open(listening)?;
-        for name in options.inherited.close_rest() {
-            tracing::info!("nobody serves any more by {name}, which the host before this one has served");
-        }
         Ok((host, watch))
     }
 }
@@ -110,8 +110,9 @@ async fn put_together(
         retention: RefCell::new(retention),
         commands: Cell::new(None),
         under_way: control::UnderWay::default(),
+        inherited: options.inherited.clone(),
         words: options.words.clone(),
-        successor: RefCell::default(),
+        upgrade: RefCell::default(),
         makes_way: Notify::new(),
         began: std::time::SystemTime::now(),
     };

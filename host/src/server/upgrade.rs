@@ -1,19 +1,23 @@
 //! Another program takes over: it is asked whether it can, then this host ends, and becomes it.
 
+use std::cell::RefCell;
 use std::ffi::OsString;
-use std::io;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Output, Stdio};
 use std::time::Duration;
 
+use rustix::process::{Pid, Signal};
 use serde_json::json;
+use tokio::process::Command;
 
-use super::Host;
+use super::configured::LISTENING;
+use super::{Host, Upgrade};
 use crate::control::{ControlFailure, Progress};
 use crate::listener::Listener;
 use crate::multiservice::slot::ServiceState;
 use crate::store::audit::Event;
-use crate::successor::{Successor, not_taken_over};
+use crate::successor::{Successor, TakenOver};
 
 /// How long another program may take for each thing that it is asked.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -29,7 +33,10 @@ impl Host {
             "process": std::process::id(),
             "began": began.as_micros().to_string(),
             "serves": self.listeners.get().is_some(),
-            "not_taken_over": not_taken_over(),
+            "not_taken_over": match TakenOver::from_environment() {
+                Some(TakenOver::Not(why)) => Some(why),
+                _ => None,
+            },
         })
     }
 
@@ -46,21 +53,23 @@ impl Host {
             let error = "this host was not started by `credhost run`, and cannot be replaced while it runs".to_owned();
             return Err(refused(error, "stop it, and start the other"));
         };
-        if self.successor.borrow().is_some() {
-            return Err(refused("another program is taking over already".to_owned(), "wait until it serves"));
-        }
+        let _asking = Asking::begins(&self.upgrade).ok_or_else(|| {
+            refused("another program is taking over already, or is being asked".to_owned(), "wait until that is done")
+        })?;
         let serving = self.serving();
         let steps = serving.len() as u64 + 1;
         // Who asked may have gone.
         let _ = progress.send((0, steps));
-        let mut check = words.clone();
-        check.push(OsString::from("--check"));
-        let version = asked(program, &["--version".into()]).await;
-        let version = version.and_then(said_well).map_err(|why| {
+        let version = asked(program, &["--version".into()], "").await.and_then(said_well);
+        // Any program may end well that does not know what it was asked.
+        let is_credhost = |said: &String| said.starts_with("credhost ");
+        let other = |said: &String| format!("it is not credhost: it calls itself {said:?}");
+        let version = version.and_then(|said| if is_credhost(&said) { Ok(said) } else { Err(other(&said)) });
+        let version = version.map_err(|why| {
             let error = format!("{} cannot take over: {why}", program.display());
             refused(error, "name the program of another version of credhost; this one goes on")
         })?;
-        asked(program, &check).await.and_then(said_well).map_err(|why| {
+        self.would_start(program, &words).await.map_err(|why| {
             let error = format!("{} ({version}) would not start here: {why}", program.display());
             refused(error, "this host goes on; put it right, and try again")
         })?;
@@ -75,13 +84,27 @@ impl Host {
             let error = format!("{} ({version}) would not load what serves: {}", program.display(), lost.join("; "));
             return Err(refused(error, "build these services anew for it first, or insist with --anyway"));
         }
-        let program = program.to_owned();
-        let event = Event::new("host.upgraded").with("to", version.clone()).with("by", by);
+        let event = Event::new("host.upgrading").with("to", version.clone()).with("by", by);
         self.accounts.note(event.with("program", program.display().to_string()));
         tracing::info!("{} ({version}) takes over", program.display());
-        *self.successor.borrow_mut() = Some(Successor { program, words, sockets: Vec::new() });
+        *self.upgrade.borrow_mut() = Upgrade::MakesWay(program.to_owned());
         self.makes_way.notify_one();
         Ok(json!({ "before": self.about(), "to": version, "lost": lost }))
+    }
+
+    /// Whether another program would start a host here, by these words.
+    async fn would_start(&self, program: &Path, words: &[OsString]) -> Result<(), String> {
+        let own = self.listeners.get().into_iter().flatten().map(Listener::address);
+        let of_services = self.doors.status().into_iter().filter_map(|one| one.address?.parse().ok());
+        let listening: Vec<SocketAddr> = own.chain(of_services).collect();
+        let listening = serde_json::to_string(&listening).map_err(|error| error.to_string())?;
+        let words: Vec<OsString> = words.iter().cloned().chain(["--check".into(), "--json".into()]).collect();
+        let said = asked(program, &words, &listening).await.and_then(said_well)?;
+        let would: Option<serde_json::Value> = serde_json::from_str(&said).ok();
+        if would.is_some_and(|would| would["would_start"] == true) {
+            return Ok(());
+        }
+        Err(format!("it does not say so, but {said:?}"))
     }
 
     /// The services that serve, each with its file.
@@ -96,10 +119,10 @@ impl Host {
     async fn would_load(&self, program: &Path, file: &str) -> Result<(), String> {
         let home = OsString::from("--home");
         let vet = |path: PathBuf| [home.clone(), self.home.path().into(), "vet".into(), path.into_os_string()];
-        let of_file = asked(program, &vet(self.home.plugins().join(file))).await.and_then(said_well);
+        let of_file = asked(program, &vet(self.home.plugins().join(file)), "").await.and_then(said_well);
         let Err(why) = of_file else { return Ok(()) };
         let copy = self.home.good().join(file);
-        if copy.exists() && asked(program, &vet(copy)).await.and_then(said_well).is_ok() {
+        if copy.exists() && asked(program, &vet(copy), "").await.and_then(said_well).is_ok() {
             return Ok(());
         }
         Err(why)
@@ -107,34 +130,57 @@ impl Host {
 
     /// What takes over, with the sockets that go on listening; none: this host just ends.
     pub(super) fn successor(&self) -> Option<Successor> {
-        let mut successor = self.successor.borrow_mut().take()?;
+        let Upgrade::MakesWay(program) = &*self.upgrade.borrow() else { return None };
+        let mut sockets = Vec::new();
         let own = self.listeners.get().into_iter().flatten().map(Listener::hand_on);
         for (name, socket) in self.names.iter().zip(own) {
-            successor.sockets.extend(socket.map(|socket| (name.clone(), socket.into())));
+            sockets.extend(socket.map(|socket| (name.clone(), socket.into())));
         }
-        match self.doors.hand_on() {
-            Ok(sockets) => successor.sockets.extend(sockets),
-            Err(error) => tracing::error!(%error, "services' doors are closed until the other program serves"),
-        }
-        Some(successor)
+        let all = self.doors.hand_on().and_then(|of_services| {
+            sockets.extend(of_services);
+            sockets.extend(self.inherited.rest()?);
+            Successor::new(program.clone(), self.words.clone().unwrap_or_default(), sockets)
+        });
+        all.inspect_err(|error| tracing::error!(%error, "no other program can take over: this host just ends")).ok()
     }
 }
 
-/// Runs a program to its end.
-async fn asked(program: &Path, words: &[OsString]) -> Result<Output, String> {
+/// Another program is being asked, until this is dropped.
+struct Asking<'a>(&'a RefCell<Upgrade>);
+
+impl<'a> Asking<'a> {
+    fn begins(upgrade: &'a RefCell<Upgrade>) -> Option<Self> {
+        if !matches!(*upgrade.borrow(), Upgrade::Idle) {
+            return None;
+        }
+        *upgrade.borrow_mut() = Upgrade::Asking;
+        Some(Self(upgrade))
+    }
+}
+
+impl Drop for Asking<'_> {
+    fn drop(&mut self) {
+        let mut upgrade = self.0.borrow_mut();
+        if matches!(*upgrade, Upgrade::Asking) {
+            *upgrade = Upgrade::Idle;
+        }
+    }
+}
+
+/// Runs a program to its end, which knows where this host listens. It is ended with whatever it has started if it takes too
+/// long, or nobody wants to know any more.
+async fn asked(program: &Path, words: &[OsString], listening: &str) -> Result<Output, String> {
     let mut command = Command::new(program);
-    command.args(words).env("NO_COLOR", "1").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command.args(words).env("NO_COLOR", "1").env(LISTENING, listening).process_group(0).kill_on_drop(true);
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let child = command.spawn().map_err(|error| format!("it cannot be started: {error}"))?;
-    let handle = i32::try_from(child.id()).ok().and_then(rustix::process::Pid::from_raw);
-    let handle = handle.and_then(|pid| rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).ok());
-    let mut ends = tokio::task::spawn_blocking(move || child.wait_with_output());
-    let failed = |error: io::Error| format!("it is not known what it says: {error}");
-    match tokio::time::timeout(PATIENCE, &mut ends).await {
-        Ok(ended) => ended.map_err(io::Error::other).and_then(|output| output).map_err(failed),
+    let group = child.id().and_then(|id| Pid::from_raw(id.cast_signed()));
+    match tokio::time::timeout(PATIENCE, child.wait_with_output()).await {
+        Ok(ended) => ended.map_err(|error| format!("it is not known what it says: {error}")),
         Err(_) => {
-            if let Some(handle) = handle {
-                // It may just have ended.
-                let _ = rustix::process::pidfd_send_signal(handle, rustix::process::Signal::KILL);
+            if let Some(group) = group {
+                // What it leads may have ended.
+                let _ = rustix::process::kill_process_group(group, Signal::KILL);
             }
             Err(format!("it does not answer within {} s", PATIENCE.as_secs()))
         }
