@@ -1,6 +1,6 @@
 //! What a process of its own costs: calls one at a time and 100 in flight, a start, a replacement, and memory, of the same service in
 //! the host's process, in one of its own, and in a sandbox; all in one run, in turns, with ratios to the first. Then what callers
-//! notice when its process is killed.
+//! notice when its process is killed, and callers of another service while it dies in all ways there are.
 //!
 //! `cargo bench -p credhost --bench isolation`.
 
@@ -17,6 +17,7 @@ const ROUNDS: usize = 10;
 const CALLS: u64 = 2_000;
 const IN_FLIGHT: u64 = 100;
 const RELOADS: usize = 40;
+const QUIET: usize = 5_000;
 const DEATHS: usize = 100;
 const LARGE: usize = 600 << 10;
 
@@ -106,6 +107,7 @@ async fn run() {
     for (isolation, place) in MODES.iter().zip(&places).skip(1) {
         deaths(isolation, place).await;
     }
+    beside(&places[1]).await;
     for (isolation, place) in MODES.iter().zip(&places).skip(1) {
         let process = status(&place.host).process.expect("it has one");
         println!("memory of a worker, {isolation}: {:.1} MiB", process.memory as f64 / f64::from(1 << 20));
@@ -138,6 +140,67 @@ async fn large_calls(confined: &Remote, large: &str) -> f64 {
         confined.call("attempt", &("nothing", large)).await.expect("it answers");
     }
     began.elapsed().as_secs_f64() * 1e6 / f64::from(TIMES)
+}
+
+/// What callers of another service notice while one dies in all ways there are, in a process of its own: the p99 of calls one
+/// at a time, beside that of a quiet host before and after.
+async fn beside(place: &Place) {
+    const WAYS: [&str; 14] = [
+        "segv",
+        "abort",
+        "exit",
+        "overflow",
+        "kill",
+        "garbage",
+        "unknown",
+        "long",
+        "no-frames",
+        "asks",
+        "half",
+        "close",
+        "descriptors",
+        "fill",
+    ];
+    let p99 = |mut times: Vec<f64>| {
+        times.sort_by(f64::total_cmp);
+        times[(times.len() - 1) * 99 / 100]
+    };
+    let before = p99(latencies(&place.account, QUIET).await);
+    let reload = || {
+        let request = Request::ServiceReload { name: "confined".to_owned() };
+        send(&place.host.home.path().join("control.sock"), &request, &mut |_, _| {})
+    };
+    let mut during = Vec::new();
+    for how in WAYS {
+        let dying = tokio::spawn({
+            let confined = place.confined.clone();
+            // It is an error, or an end of the connection to its process, that is heard of as one.
+            async move { drop(confined.call("die", &(how,)).await) }
+        });
+        while !dying.is_finished() {
+            during.extend(latencies(&place.account, 20).await);
+        }
+        // And while it is started again.
+        during.extend(latencies(&place.account, 500).await);
+        let _ = reload();
+    }
+    let during = p99(during);
+    let after = p99(latencies(&place.account, QUIET).await);
+    println!(
+        "another service's calls, p99: quiet {before:.0} and {after:.0} us; while one dies in {} ways {during:.0} us, {:.2}x",
+        WAYS.len(),
+        during / before.max(after)
+    );
+}
+
+async fn latencies(account: &Remote, calls: usize) -> Vec<f64> {
+    let mut times = Vec::with_capacity(calls);
+    for _ in 0..calls {
+        let began = Instant::now();
+        account.call("total", &()).await.expect("it answers");
+        times.push(began.elapsed().as_secs_f64() * 1e6);
+    }
+    times
 }
 
 /// A call waits, its service's process is killed: when its caller hears of it, and when the next is answered.
