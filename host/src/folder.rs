@@ -6,8 +6,13 @@
 
 mod commands;
 mod confined;
+mod places;
 mod serve;
+mod status;
 mod trial;
+mod vetting;
+
+pub use vetting::sections;
 
 use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
@@ -18,22 +23,16 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 
-use crate::config::{self, ConfigFile, Confinements, Home, Settings};
-use crate::control::LibraryStatus;
+use crate::config::{Confinements, Home};
 use crate::fingerprint::Fingerprint;
-use crate::limits::Unit;
 use crate::loader::fault::LibraryFault;
-use crate::loader::generation::Source;
 use crate::loader::private::{PrivateCopy, PrivateFolder};
 use crate::loader::vet::{Sections, Vet, Vetted};
 use crate::loader::watch::Change;
-use crate::loader::worker::Worker;
-use crate::loader::worker::confinement::{Confinement, Isolation};
 use crate::multiservice::MultiService;
 use crate::multiservice::context::HostContext;
-use crate::multiservice::ended::Unreleased;
 use crate::multiservice::reload::Reloaded;
-use crate::multiservice::slot::{ServiceState, Slot};
+use crate::multiservice::slot::Slot;
 use crate::store::audit::Event;
 use crate::store::{StoreError, Write};
 
@@ -145,31 +144,6 @@ pub struct Folder {
     exchange: tokio::sync::RwLock<()>,
     /// Commands about one file follow one another: each would be out of date by the other's.
     commands: Mutex<BTreeMap<PathBuf, Arc<tokio::sync::Mutex<()>>>>,
-}
-
-/// The sections of a configuration, as services are handed them.
-///
-/// # Errors
-/// Which cannot be.
-pub fn sections(settings: &Settings) -> Result<Sections, LibraryFault> {
-    let section = |(name, table): (&String, &serde_json::Map<_, _>)| match jelly::to_vec(&config::own(table)) {
-        Ok(bytes) => Ok((name.clone(), jelly::Bytes(bytes))),
-        Err(error) => {
-            let why = format!("[service.{name}] in credhost.toml cannot be handed to it: {error}");
-            Err(LibraryFault::Operator(why))
-        }
-    };
-    settings.service.iter().map(section).collect()
-}
-
-/// The settings as they stand in the file now.
-fn settings_now(config: &Path) -> Result<(Sections, Confinements), LibraryFault> {
-    if !config.exists() {
-        return Err(LibraryFault::Operator(format!("{} is gone", config.display())));
-    }
-    let settings = ConfigFile::open(config).and_then(|file| file.settings());
-    let settings = settings.map_err(|error| LibraryFault::Operator(error.to_string()))?;
-    Ok((sections(&settings)?, config::confinements(&settings).map_err(LibraryFault::Operator)?))
 }
 
 impl Folder {
@@ -387,49 +361,6 @@ impl Folder {
         }
     }
 
-    /// Reads the sections of the configuration anew.
-    fn take_up_sections(&self) -> Result<(), LibraryFault> {
-        let (sections, confinements) = settings_now(&self.config)?;
-        *self.sections.lock() = Arc::new(sections);
-        *self.confinements.lock() = confinements;
-        Ok(())
-    }
-
-    /// What a service is started from: where the operator has it run.
-    fn source(&self, service: &str, file: &Path, copy: PrivateCopy) -> Source {
-        self.source_in(service, file, copy, None)
-    }
-
-    /// The same, elsewhere than the operator has it run, if that is said.
-    fn source_in(&self, service: &str, file: &Path, copy: PrivateCopy, isolation: Option<Isolation>) -> Source {
-        let confinement = self.confinements.lock().of(service);
-        let confinement = Confinement { isolation: isolation.unwrap_or(confinement.isolation), ..confinement };
-        if confinement.isolation == Isolation::None {
-            return Source::Copy(copy);
-        }
-        let (program, quota) = (self.program.clone(), self.context.quota);
-        Source::Worker(Worker { program, copy: Arc::new(copy), file: file.to_owned(), confinement, quota })
-    }
-
-    fn vet(&self, path: PathBuf) -> tokio::task::JoinHandle<Result<(PrivateCopy, Vetted), LibraryFault>> {
-        if let Err(error) = self.take_up_sections() {
-            // Nobody has asked for it by name: a service must not stay away because somebody writes to the file just now.
-            tracing::warn!("services are made with what credhost.toml said before: {error}");
-        }
-        let (sections, allowed) = (Arc::clone(&self.sections.lock()), self.confinements.lock().allowed());
-        let (private, vet) = (Arc::clone(&self.private), Arc::clone(&self.vet));
-        let turns = Arc::clone(&self.turns);
-        tokio::task::spawn_local(async move {
-            let _turn = turns.acquire_owned().await;
-            let vetted = tokio::task::spawn_blocking(move || {
-                let copy = private.copy(&path)?;
-                let vetted = vet.vet(&copy, &sections, &allowed)?;
-                Ok((copy, vetted))
-            });
-            vetted.await.unwrap_or_else(|error| Err(LibraryFault::State(error.to_string())))
-        })
-    }
-
     /// Where a service of this name belongs.
     fn collection(&self, name: &str) -> &Arc<MultiService> {
         let group = self.groups.iter().find(|group| group.names.iter().any(|known| known == name));
@@ -466,28 +397,6 @@ impl Folder {
         self.forget_rollback(path);
     }
 
-    fn good_copy(&self, path: &Path) -> PathBuf {
-        self.good.join(shown(path))
-    }
-
-    /// Where it is written down of which file an operator has gone back: it stays so until there is another file.
-    fn rolled_back(&self, path: &Path) -> PathBuf {
-        self.good.join(shown(path)).with_extension("so.rolled-back")
-    }
-
-    fn is_rolled_back(&self, path: &Path, hash: &[u8; 32]) -> bool {
-        let of = std::fs::read_to_string(self.rolled_back(path));
-        of.is_ok_and(|of| of == data_encoding::HEXLOWER.encode(hash))
-    }
-
-    fn forget_rollback(&self, path: &Path) {
-        let _ = std::fs::remove_file(self.rolled_back(path));
-    }
-
-    fn previous_copy(&self, path: &Path) -> PathBuf {
-        self.good.join(shown(path)).with_extension("so.previous")
-    }
-
     fn file_of(&self, slot: &Arc<Slot>) -> Option<String> {
         self.entries.lock().iter().find_map(|(path, entry)| match &entry.library {
             Library::Loaded { slot: other, .. } if Arc::ptr_eq(other, slot) => Some(shown(path)),
@@ -510,30 +419,6 @@ impl Folder {
         let named = || entries.iter().find(|(path, _)| shown(path) == service);
         loaded.or_else(stopped).or_else(named).map(|(path, _)| path.clone())
     }
-
-    /// What holds the libraries of this service that could not be let go of.
-    #[must_use]
-    pub fn why(&self, service: &str) -> Vec<Unreleased> {
-        self.context.ended.held(service)
-    }
-
-    /// What holds libraries of any service.
-    #[must_use]
-    pub fn held(&self) -> Vec<Unreleased> {
-        self.context.ended.all_held()
-    }
-
-    /// How many generations have ended and were let go of.
-    #[must_use]
-    pub fn retired(&self) -> u64 {
-        self.context.ended.retired()
-    }
-
-    /// What became of each file.
-    #[must_use]
-    pub fn libraries(&self) -> Vec<LibraryStatus> {
-        self.entries.lock().iter().map(|(path, entry)| status(path, entry)).collect()
-    }
 }
 
 impl Library {
@@ -550,60 +435,4 @@ impl Library {
 
 fn shown(path: &Path) -> String {
     path.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned())
-}
-
-/// What a service has at most, in words.
-fn most(confinement: &Confinement) -> Vec<String> {
-    let memory = confinement.memory.map(|memory| format!("{} of memory", Unit::Bytes.shown(memory)));
-    let files = confinement.files.map(|files| format!("{files} descriptors"));
-    memory.into_iter().chain(files).collect()
-}
-
-fn status(path: &Path, entry: &Entry) -> LibraryStatus {
-    let file = shown(path);
-    let plain = |service, state| LibraryStatus { file: shown(path), service, state, ..LibraryStatus::default() };
-    match &entry.library {
-        Library::Vetting => plain(None, "being vetted".to_owned()),
-        Library::Refused(why) => plain(None, format!("refused: {why}")),
-        Library::Taken { why, .. } => plain(None, format!("refused: {why}")),
-        Library::Stopped { service } => plain(Some(service.clone()), "stopped".to_owned()),
-        Library::Waiting { service, needs } => {
-            plain(Some(service.clone()), format!("waits: it needs {}", needs.join(", ")))
-        }
-        Library::Loaded { slot, notes, reloaded, .. } => {
-            let notes: Vec<String> = entry.trouble.iter().chain(notes).cloned().collect();
-            let ((isolation, facts), crashes) = (slot.runs_in(), slot.crashes());
-            LibraryStatus {
-                file,
-                service: Some(slot.name().to_string()),
-                state: match slot.state() {
-                    ServiceState::Serving => match (&crashes.waits, slot.late()) {
-                        (Some(waits), _) => format!("waits: {waits}"),
-                        (None, Some(late)) => format!("serving, but {late}"),
-                        (None, None) => "serving".to_owned(),
-                    },
-                    ServiceState::Loaded => "starting".to_owned(),
-                    ServiceState::Failed(why) => format!("failed: {why}"),
-                    ServiceState::Stopped => "stopped".to_owned(),
-                },
-                note: (!notes.is_empty()).then(|| notes.join("; ")),
-                calls: slot.calls(),
-                faults: slot.faults(),
-                generation: slot.generation(),
-                attached: slot.attached(),
-                retiring: slot.retiring(),
-                unreadable: slot.unreadable(),
-                reloaded: reloaded.clone(),
-                listeners: Vec::new(),
-                isolation,
-                process: facts,
-                allow: slot.confinement().allow.iter().map(ToString::to_string).collect(),
-                most: most(&slot.confinement()),
-                crashes: crashes.count,
-                restarts: crashes.restarts,
-                crashed: crashes.last,
-                tried: slot.trial().map(|trial| trial.status()),
-            }
-        }
-    }
 }

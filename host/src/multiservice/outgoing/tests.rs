@@ -4,7 +4,7 @@ use super::*;
 use crate::cred::throttle::Counter;
 use crate::cred::{MasterKey, StoreSecret, TokenDigest};
 use crate::multiservice::context::HostContext;
-use crate::store::{Done, Kept, MemoryStore, audit};
+use crate::store::{Change, Done, Entries, Kept, MemoryStore, Write, audit};
 
 /// Commits when it is told to.
 #[derive(Default)]
