@@ -214,3 +214,77 @@ async fn a_trial_ends_with_its_service_and_outlives_a_reload_of_it() {
     host.home.run(&["service", "try", "ledger", &file, "--identity", "bob"], "");
     assert_eq!(host.terminate(), Some(0));
 }
+
+/// Whoever has a key for what somebody tries tries it, too; keys that come later count; objects that were kept do not live on beside.
+#[tokio::test]
+async fn what_is_tried_has_one_version_at_a_time() {
+    let host = host("process");
+    let file = next(&host, &mode("ledger", "v=new"));
+    host.home.run(&["key", "add", "bob", "ledger", "alice"], "");
+    let words = ["service", "try", "ledger", file.as_str(), "--identity", "alice"];
+    let refused = host.home.refused(&words, "");
+    assert!(refused.contains("bob has a key for ledger/alice, too") && refused.contains("--identity bob"), "{refused}");
+    while !host.home.run(&["audit", "show"], "").contains("service.tried") {
+        tokio::task::yield_now().await;
+    }
+    host.home.run(&["key", "remove", "bob", "ledger", "alice"], "");
+
+    // She lets go of her perspective, and keeps an object.
+    let alice = account(&host, "alice").await;
+    let kept: Remote = alice.call("account", &("alice",)).await.expect("it is answered").remote().expect("an object");
+    drop(alice);
+    host.home.run(&words, "");
+    assert!(is_over(&kept).await, "it was of the other version");
+
+    host.home.run(&["key", "add", "alice", "ledger", "work"], "");
+    let work = login(&host, "alice", "ledger/work").await.expect("there is a key");
+    assert_eq!((which(&work).await, number(&work, "next", 1).await), ("v=new".to_owned(), 1));
+    host.home.run(&["service", "try", "ledger", "--end"], "");
+    let work = login(&host, "alice", "ledger/work").await.expect("there is a key");
+    assert_eq!((which(&work).await, pair(&work, "total").await), ("v=old".to_owned(), (1, 0)), "it was saved");
+}
+
+/// Whatever a file is, and whenever the service stops, nothing of a trial is left, and nobody is locked out.
+#[tokio::test]
+async fn nothing_is_left_of_a_trial_that_comes_to_nothing() {
+    let mut host = host("process");
+    let pipe = host.home.path().join("pipe.so");
+    assert!(std::process::Command::new("mkfifo").arg(&pipe).status().expect("it runs").success());
+    for _ in 0..6 {
+        let words = ["service", "try", "ledger", &pipe.display().to_string(), "--identity", "alice"];
+        assert!(host.home.refused(&words, "").contains("it is no file"));
+    }
+    let file = next(&host, &mode("ledger", "v=new"));
+    let children = |host: &TestHost| {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", host.id())).expect("it runs").flatten();
+        let of = tasks.map(|task| std::fs::read_to_string(task.path().join("children")).unwrap_or_default());
+        of.map(|all| all.split_whitespace().count()).sum::<usize>()
+    };
+    let before = children(&host);
+    for _ in 0..4 {
+        let mut trying = host.home.command();
+        trying.args(["service", "try", "ledger", &file, "--identity", "alice"]).stderr(std::process::Stdio::null());
+        let mut trying = trying.stdout(std::process::Stdio::null()).spawn().expect("it runs");
+        host.home.run(&["service", "stop", "ledger"], "");
+        let _ = trying.wait();
+        host.home.run(&["service", "start", "ledger"], "");
+        let _ = host.home.run_with(&["service", "try", "ledger", "--end"], "");
+    }
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while children(&host) != before {
+        assert!(Instant::now() < deadline, "{} processes, and {before} before", children(&host));
+        tokio::task::yield_now().await;
+    }
+    // One that does not come to start is ended, though who asked for it has gone; its process need not be waited for.
+    let hangs = next(&host, &mode("ledger", "start-hang"));
+    let mut trying = host.home.command();
+    trying.args(["service", "try", "ledger", &hangs, "--identity", "alice"]).stderr(std::process::Stdio::null());
+    let mut trying = trying.spawn().expect("it runs");
+    while !host.home.run(&["service", "show", "ledger"], "").contains("by alice: starting") {
+        tokio::task::yield_now().await;
+    }
+    trying.kill().and_then(|()| trying.wait()).expect("it runs");
+    host.home.run(&["service", "try", "ledger", "--end"], "");
+    assert_eq!(which(&account(&host, "alice").await).await, "v=old");
+    assert_eq!(host.terminate(), Some(0));
+}

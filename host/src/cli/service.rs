@@ -86,13 +86,13 @@ impl Service {
             Self::CheckStates { name, file } => check_states(home, output, &name, &file)?,
             Self::Try { name, file: Some(file), identity, isolation, .. } => {
                 let file = std::path::absolute(file)?;
-                let request = Request::ServiceTry { name: name.clone(), file, identities: identity.clone(), isolation };
+                let request = Request::ServiceTry { name: name.clone(), file, identities: identity, isolation };
                 let answer = ask(home, &request)?;
                 output.show(&answer, || {
                     let ended = show::many_json(&answer["ended"], "connection", "connections");
                     format!(
                         "{} may come now; {ended} of theirs ended, and everybody else is served as before; `credhost service try {name} --end` ends it",
-                        identity.join(", ")
+                        answer["identities"].as_array().into_iter().flatten().filter_map(|one| one.as_str()).collect::<Vec<_>>().join(", ")
                     )
                 });
             }

@@ -1,5 +1,6 @@
 //! A library that some identities try, before it comes into the folder.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -8,11 +9,10 @@ use super::{Folder, Library};
 use crate::loader::fault::LibraryFault;
 use crate::loader::worker::confinement::Isolation;
 use crate::multiservice::slot::{ServiceState, Slot, Trial};
-use crate::multiservice::trial::Tries;
 
 impl Folder {
-    /// Vets a library, and loads it beside what serves under its name, for somebody to try; where the service runs, or
-    /// elsewhere. They come to it from now on, and are told to wait until [`Folder::start_trial`].
+    /// Vets a library, and loads it beside what serves under its name, for these identities to try; where the service runs, or
+    /// elsewhere. They come to it from now on, and are told to wait until [`Slot::start_trial`].
     ///
     /// # Errors
     /// When there is no such service, or the library is refused.
@@ -20,9 +20,9 @@ impl Folder {
         self: &Rc<Self>,
         service: &str,
         file: &Path,
-        tries: Tries,
+        identities: BTreeSet<String>,
         isolation: Option<Isolation>,
-    ) -> Result<(), LibraryFault> {
+    ) -> Result<(Arc<Slot>, Arc<Trial>), LibraryFault> {
         let slot = self.tried(service)?;
         let vetted = self.vet(file.to_owned()).await;
         let (copy, vetted) = vetted.unwrap_or_else(|error| Err(LibraryFault::State(error.to_string())))?;
@@ -32,15 +32,8 @@ impl Folder {
         }
         let source = self.source_in(service, file, copy, isolation);
         let section = vetted.section;
-        slot.load_trial((source, file.display().to_string()), tries, |_| section).await
-    }
-
-    /// Starts what was loaded: those who try it have been let go of by what serves everybody else.
-    ///
-    /// # Errors
-    /// Why it does not serve. Nobody tries it then.
-    pub async fn start_trial(&self, service: &str) -> Result<(), LibraryFault> {
-        self.tried(service)?.start_trial().await
+        let trial = slot.load_trial((source, file.display().to_string()), identities, |_| section).await?;
+        Ok((slot, trial))
     }
 
     /// Ends a trial. Answers with what it was.

@@ -145,7 +145,9 @@ impl PrivateFolder {
     /// One sentence that says what is wrong with it.
     pub fn copy(&self, source: &Path) -> Result<PrivateCopy, LibraryFault> {
         static NEXT: AtomicU64 = AtomicU64::new(1);
-        let mut file = File::open(source).map_err(unreadable)?;
+        // What is no file may have nobody at its other end: it is not waited for.
+        let mut open = fs::OpenOptions::new();
+        let mut file = open.read(true).custom_flags(libc::O_NONBLOCK).open(source).map_err(unreadable)?;
         let about = file.metadata().map_err(unreadable)?;
         if !about.is_file() {
             return Err(LibraryFault::File("it is no file".to_owned()));

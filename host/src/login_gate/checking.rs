@@ -20,7 +20,7 @@ pub(super) struct Checking(Mutex<HashMap<Held, Place>>);
 struct Place {
     checking: u32,
     waiting: u32,
-    /// Wakes one of those that wait, the first first.
+    /// Wakes one of those that wait.
     ended: Arc<Notify>,
 }
 

@@ -255,6 +255,8 @@ impl LoginGate {
             self.failed(kept, Refusal::Busy);
             return Ok(Found::NotChecked(Refusal::Busy));
         }
+        // Who checks it has it.
+        drop(kept);
         let Ok(proof) = checked.await else {
             return Err(AuthorizerError("a password's check came to no end".to_owned()));
         };

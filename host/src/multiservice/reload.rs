@@ -12,6 +12,7 @@
 //! wanted to be saved was not.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use plugin_api::abi::frame::{ToHost, ToLibrary, numbers};
@@ -248,15 +249,16 @@ impl Slot {
     /// # Errors
     /// When it does not do so in time.
     pub(super) async fn settle(&self) -> Result<(), LibraryFault> {
-        /// No generation comes to have this number.
-        const NONE: u64 = u64::MAX;
+        // Of no generation, and of no other time: what it says late is not taken for what it says next.
+        static NEXT: AtomicU64 = AtomicU64::new(1 << 32);
+        let request = NEXT.fetch_add(1, Ordering::Relaxed);
         let _turn = self.turn.lock().await;
         let Some(serving) = self.current.get().filter(|_| self.state() == ServiceState::Serving) else {
             return Err(LibraryFault::State(format!("{} does not serve", self.name)));
         };
         serving.forget_steps().await;
-        self.current.freeze(|serving| serving.generation.send_last(&ToLibrary::Freeze { request: NONE }));
-        let settled = frozen(&serving, NONE).await;
+        self.current.freeze(|serving| serving.generation.send_last(&ToLibrary::Freeze { request }));
+        let settled = frozen(&serving, request).await;
         self.go_on();
         settled.map(drop)
     }

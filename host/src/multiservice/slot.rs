@@ -74,6 +74,8 @@ pub struct Slot {
     pub(super) late: Mutex<Option<String>>,
     /// Another version, which some try.
     pub(super) trial: RwLock<Option<Arc<Trial>>>,
+    /// Which perspectives somebody has come to, if this is such a version.
+    pub(super) visited: Option<Arc<Mutex<BTreeSet<String>>>>,
 }
 
 impl std::fmt::Debug for Slot {
@@ -100,12 +102,21 @@ impl Slot {
         context: &HostContext,
         config: impl FnOnce(&str) -> Vec<u8>,
     ) -> Result<Arc<Self>, LibraryFault> {
+        Ok(Arc::new(Self::loaded(source, context, config).await?))
+    }
+
+    /// The same, to be looked at before others can.
+    pub(super) async fn loaded(
+        source: Source,
+        context: &HostContext,
+        config: impl FnOnce(&str) -> Vec<u8>,
+    ) -> Result<Self, LibraryFault> {
         static NEXT: AtomicU32 = AtomicU32::new(1);
         let number = SlotNo(NEXT.fetch_add(1, Ordering::Relaxed));
         let faults = Arc::default();
         let (outgoing, steps) = Outgoing::new((number, 1), true, context, &faults);
         let instance = Instance::load(source, outgoing, steps, context, config).await?;
-        Ok(Arc::new(Self {
+        Ok(Self {
             number,
             name: instance.name.clone(),
             context: context.clone(),
@@ -123,7 +134,8 @@ impl Slot {
             crashes: Mutex::default(),
             late: Mutex::default(),
             trial: RwLock::default(),
-        }))
+            visited: None,
+        })
     }
 
     /// Loads another generation for this slot, which serves nobody yet.
@@ -187,8 +199,8 @@ impl Slot {
 
     /// Stops the service: what it has to save is saved, its clients are told, its library is let go of.
     pub async fn stop(&self) -> UnloadOutcome {
-        self.end_trial().await;
         let _turn = self.turn.lock().await;
+        self.end_trial().await;
         let Some(instance) = self.current.take() else {
             return UnloadOutcome::Nothing;
         };
@@ -232,6 +244,7 @@ impl Slot {
         if let Some(waits) = &self.crashes.lock().waits {
             return Err(LibraryFault::State(waits.clone()));
         }
+        self.note_visits(changes);
         let handed = self.current.hand_over((lane, frames), changes, WAITING, |instance| {
             if instance.outgoing.is_over() { Err(None) } else { instance.generation.push(lane, frames).map_err(Some) }
         });

@@ -1,16 +1,19 @@
 //! A version of a service that some identities try, beside the one that serves everybody else.
 //!
-//! It is a slot of its own, which nobody finds by its name but those who try it. What is changed in perspectives that they have keys
-//! for is saved. What belongs to others, or to the service as a whole, is not: this version reads that as it was saved last, and its
+//! It is a slot of its own, which nobody finds by its name but those who try it. What is changed in perspectives that they come to
+//! is saved. What belongs to others, or to the service as a whole, is not: this version reads that as it was saved last, and its
 //! changes of it end with it, so that nobody else notices. It has no doors of its own.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use parking_lot::Mutex;
+use plugin_api::abi::frame::ToLibrary;
 use serde::{Deserialize, Serialize};
 
 use super::context::HostContext;
+use super::current::AttachmentChange;
 use super::doorkeeper::NoDoors;
 use super::slot::{ServiceState, Slot, Trial};
 use crate::cred::MasterKey;
@@ -20,15 +23,6 @@ use crate::loader::fault::LibraryFault;
 use crate::loader::generation::Source;
 use crate::store::audit::{Head, Line};
 use crate::store::{Change, Done, Entries, Kept, Range, Saved, Store, StoreError, Write};
-
-/// Who tries something.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Tries {
-    /// Their names.
-    pub identities: BTreeSet<String>,
-    /// The perspectives of the service that they have keys for.
-    pub perspectives: BTreeSet<String>,
-}
 
 /// A version that is tried, for the operator to see.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -80,52 +74,60 @@ impl Trial {
 }
 
 impl Slot {
-    /// Loads another version of this service, for somebody to try: from now on they come to it, and are told to wait
+    /// Loads another version of this service, for these identities to try: from now on they come to it, and are told to wait
     /// until [`Slot::start_trial`].
     ///
     /// # Errors
-    /// When it cannot be loaded, or one is being tried already.
+    /// When it cannot be loaded, this one does not serve, or one is being tried already.
     pub async fn load_trial(
         &self,
         (source, file): (Source, String),
-        tries: Tries,
+        identities: BTreeSet<String>,
         config: impl FnOnce(&str) -> Vec<u8>,
-    ) -> Result<(), LibraryFault> {
-        let Tries { identities, perspectives } = tries;
+    ) -> Result<Arc<Trial>, LibraryFault> {
+        let visited = Arc::new(Mutex::new(BTreeSet::new()));
         let context = HostContext {
-            store: Arc::new(OwnStates { store: Arc::clone(&self.context.store), perspectives }),
+            store: Arc::new(OwnStates { store: Arc::clone(&self.context.store), visited: Arc::clone(&visited) }),
             doors: Arc::new(NoDoors),
             // It has nothing to go back to: if it crashes too often, it stops.
             quarantine: None,
             ..self.context.clone()
         };
-        let slot = Self::load(source, &context, config).await?;
-        let why = if slot.name().as_str() != self.name().as_str() {
-            Some(LibraryFault::Operator(format!("it is the service {}, not {}", slot.name(), self.name())))
-        } else {
-            let mut trial = self.trial.write();
-            let tried = trial.is_some();
-            if !tried {
-                *trial = Some(Arc::new(Trial { identities, file, slot: Arc::clone(&slot) }));
-            }
-            tried.then(|| LibraryFault::State(format!("another version of {} is being tried already", self.name())))
-        };
-        match why {
-            None => Ok(()),
-            Some(why) => {
-                slot.stop().await;
-                Err(why)
-            }
+        let mut slot = Self::loaded(source, &context, config).await?;
+        slot.visited = Some(visited);
+        let slot = Arc::new(slot);
+        let trial = Arc::new(Trial { identities, file, slot });
+        let added = self.add_trial(&trial).await;
+        if added.is_err() {
+            trial.slot.stop().await;
         }
+        added.map(|()| trial)
     }
 
-    /// Starts the version that is to be tried. Whoever tries it has been let go of by this one: what that has changed for them
+    async fn add_trial(&self, trial: &Arc<Trial>) -> Result<(), LibraryFault> {
+        let name = self.name();
+        if trial.slot.name().as_str() != name.as_str() {
+            return Err(LibraryFault::Operator(format!("it is the service {}, not {name}", trial.slot.name())));
+        }
+        // One that is about to stop has ended its trial by then, or ends this one.
+        let _turn = self.turn.lock().await;
+        if self.state() != ServiceState::Serving {
+            return Err(LibraryFault::State(format!("{name} does not serve: there is nothing to try it beside")));
+        }
+        let mut now = self.trial.write();
+        if now.is_some() {
+            return Err(LibraryFault::State(format!("another version of {name} is being tried already")));
+        }
+        *now = Some(Arc::clone(trial));
+        Ok(())
+    }
+
+    /// Starts a version that is to be tried. Whoever tries it has been let go of by this one: what that has changed for them
     /// is saved first.
     ///
     /// # Errors
     /// Why it does not serve. Nobody tries it then.
-    pub async fn start_trial(&self) -> Result<(), LibraryFault> {
-        let Some(trial) = self.trial() else { return Err(LibraryFault::State("it has ended meanwhile".to_owned())) };
+    pub async fn start_trial(&self, trial: &Arc<Trial>) -> Result<(), LibraryFault> {
         let started = match self.settle().await {
             Ok(()) => trial.slot.start().await,
             Err(why) => Err(why),
@@ -137,13 +139,30 @@ impl Slot {
     }
 
     /// Ends the trial: what was changed by it in perspectives is saved, and then those who tried it come to this one again.
-    /// Answers with what it was; none: nothing is being tried.
+    /// Answers with what it was; none: nothing is being tried, or somebody else ends it.
     pub async fn end_trial(&self) -> Option<Arc<Trial>> {
         let trial = self.trial()?;
+        if trial.slot.state() == ServiceState::Loaded
+            && let Some(starting) = trial.slot.current.get()
+        {
+            // In a process of its own it need not be waited for.
+            starting.generation.kill("was ended while it started");
+        }
         // While it ends, nobody comes to the other with what it has yet to save. It is as a service of its own, which has no trial.
         Box::pin(trial.slot.stop()).await;
-        self.trial.write().take_if(|now| Arc::ptr_eq(now, &trial));
-        Some(trial)
+        self.trial.write().take_if(|now| Arc::ptr_eq(now, &trial))
+    }
+
+    /// Notes which perspectives somebody comes to, if this is a version that is tried.
+    pub(super) fn note_visits(&self, changes: &[AttachmentChange]) {
+        let Some(visited) = &self.visited else { return };
+        for change in changes {
+            if let AttachmentChange::Attached(_, frame) = change
+                && let Some(ToLibrary::Attach { perspective, .. }) = ToLibrary::read(&mut frame.as_slice())
+            {
+                visited.lock().insert(perspective.to_owned());
+            }
+        }
     }
 
     /// The version that is being tried.
@@ -163,7 +182,8 @@ impl Slot {
 /// A store in which nothing is changed of a service but the states of some perspectives.
 struct OwnStates {
     store: Arc<dyn Store>,
-    perspectives: BTreeSet<String>,
+    /// Those that somebody has come to.
+    visited: Arc<Mutex<BTreeSet<String>>>,
 }
 
 /// Whether it is to be kept; an error: whoever wants it is told that it is not.
@@ -182,7 +202,7 @@ impl Store for OwnStates {
     fn commit(&self, writes: Vec<Write>, done: Done<()>) {
         let mut kept = Vec::new();
         for write in writes {
-            match is_kept(&write, &self.perspectives) {
+            match is_kept(&write, &self.visited.lock()) {
                 Ok(true) => kept.push(write),
                 Ok(false) => {}
                 Err(error) => return done(Err(error)),

@@ -65,11 +65,20 @@ impl Host {
         if let Request::Upgrade { program, anyway } = &request {
             return self.make_way(program, *anyway, (accounts.by(), &progress)).await;
         }
-        if let Request::ServiceTry { name, file, identities, isolation } = &request {
-            return self.try_out(&accounts, (name, file), identities, isolation.as_deref()).await;
-        }
-        if let Request::ServiceTryEnd { name } = &request {
-            return self.end_trial(&accounts, name).await;
+        if let Request::ServiceTry { .. } | Request::ServiceTryEnd { .. } = &request {
+            // To its end, though nobody may wait for it any more: half of it would leave people without the service.
+            let done = tokio::task::spawn_local(async move {
+                match &request {
+                    Request::ServiceTry { name, file, identities, isolation } => {
+                        self.try_out(&accounts, (name, file), identities, isolation.as_deref()).await
+                    }
+                    Request::ServiceTryEnd { name } => self.end_trial(&accounts, name).await,
+                    _ => Ok(serde_json::Value::Null),
+                }
+            });
+            return done.await.unwrap_or_else(|_| {
+                Err(ControlFailure { error: "a fault of the host's own; please report it".to_owned(), hint: None })
+            });
         }
         if let Request::ServiceWhy { name } = &request {
             let known = self.libraries().iter().any(|library| library.service.as_ref() == Some(name));

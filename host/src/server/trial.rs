@@ -9,13 +9,27 @@ use serde_json::json;
 use super::Host;
 use crate::accounts::Accounts;
 use crate::control::{ControlFailure, known};
+use crate::cred::Identity;
 use crate::loader::fault::LibraryFault;
-use crate::multiservice::trial::Tries;
 use crate::store::audit::Event;
 
 impl Host {
-    /// Has these identities try a library: their connections to the service are ended, and come again by it.
+    /// Has these identities try a library: their connections are ended, and come again by it.
     pub(super) async fn try_out(
+        &self,
+        accounts: &Accounts,
+        (service, file): (&str, &Path),
+        identities: &[String],
+        isolation: Option<&str>,
+    ) -> Result<serde_json::Value, ControlFailure> {
+        let done = self.try_it(accounts, (service, file), identities, isolation).await;
+        let event = Event::new("service.tried").with("service", service).with("file", file.display().to_string());
+        let event = event.with("identities", identities.to_vec()).with("by", accounts.by());
+        accounts.note(event.with("refused", done.as_ref().err().map(|failed| failed.error.clone())));
+        done
+    }
+
+    async fn try_it(
         &self,
         accounts: &Accounts,
         (service, file): (&str, &Path),
@@ -25,25 +39,28 @@ impl Host {
         let failed = |error: String, hint: &str| ControlFailure { error, hint: Some(hint.to_owned()) };
         let isolation = isolation.map(str::parse).transpose();
         let isolation = isolation.map_err(|why: String| failed(why, "none, process or sandbox"))?;
-        let (mut tries, mut warnings) = (Tries::default(), Vec::new());
+        let (mut who, mut theirs, mut warnings) = (BTreeSet::new(), BTreeSet::new(), Vec::new());
         for name in identities {
             let identity = accounts.get(name)?;
-            let keys = identity.keyring.keys().filter(|key| key.service.as_str() == service);
-            let theirs: Vec<String> = keys.map(|key| key.perspective.to_string()).collect();
-            if theirs.is_empty() {
+            let keys: Vec<String> = perspectives(&identity, service).map(str::to_owned).collect();
+            if keys.is_empty() {
                 warnings.push(format!("{name} has no key for {service}"));
             }
-            tries.perspectives.extend(theirs);
-            tries.identities.insert(identity.name.to_string());
+            theirs.extend(keys);
+            who.insert(identity.name.to_string());
         }
-        let loaded = self.folder.load_trial(service, file, tries.clone(), isolation).await;
-        loaded.map_err(|why| self.fault(service, &why))?;
-        let ended = self.end_sessions(service, &tries.identities).await;
-        self.folder.start_trial(service).await.map_err(|why| self.fault(service, &why))?;
-        let event = Event::new("service.tried").with("service", service).with("file", file.display().to_string());
-        accounts.note(event.with("identities", identities.to_vec()).with("by", accounts.by()));
-        tracing::info!(service, "{} is tried by {}", file.display(), identities.join(", "));
-        Ok(json!({ "ended": ended, "warnings": warnings }))
+        if let Some((other, perspective)) = shared(accounts, service, &who, theirs).await? {
+            let error =
+                format!("{other} has a key for {service}/{perspective}, too: its state cannot be with two versions");
+            return Err(failed(error, &format!("let {other} try it as well: --identity {other}")));
+        }
+        let loaded = self.folder.load_trial(service, file, who.clone(), isolation).await;
+        let (slot, trial) = loaded.map_err(|why| self.fault(service, &why))?;
+        let ended = self.end_sessions(&who).await;
+        slot.start_trial(&trial).await.map_err(|why| self.fault(service, &why))?;
+        let by = who.iter().cloned().collect::<Vec<_>>();
+        tracing::info!(service, "{} is tried by {}", file.display(), by.join(", "));
+        Ok(json!({ "identities": by, "ended": ended, "warnings": warnings }))
     }
 
     /// Ends a trial: connections of those who tried it are ended, and come again by what serves everybody else.
@@ -56,7 +73,7 @@ impl Host {
         let who = tried.map(|trial| trial.status().identities).unwrap_or_default();
         let who: BTreeSet<String> = who.into_iter().collect();
         let trial = self.folder.end_trial(service).await.map_err(|why| self.fault(service, &why))?;
-        let ended = self.end_sessions(service, &who).await;
+        let ended = self.end_sessions(&who).await;
         accounts.note(Event::new("service.trial-ended").with("service", service).with("by", accounts.by()));
         tracing::info!(service, "it is tried no more");
         Ok(json!({ "tried": trial.status(), "ended": ended }))
@@ -66,16 +83,45 @@ impl Host {
         ControlFailure { error: why.to_string(), hint: Some(known::hint(service, &self.libraries())) }
     }
 
-    /// Ends the connections by which these identities are attached to a service; answers with how many.
-    async fn end_sessions(&self, service: &str, who: &BTreeSet<String>) -> usize {
-        let (sessions, place, who) = (Arc::clone(&self.sessions), format!("{service}/"), who.clone());
-        let ended = tokio::task::spawn_blocking(move || {
-            let is_attached = |perspectives: &[String]| perspectives.iter().any(|one| one.starts_with(&place));
-            let theirs = |identities: &[String]| identities.iter().any(|name| who.contains(name));
-            let all = sessions.list();
-            let all = all.iter().filter(|one| theirs(&one.identities) && is_attached(&one.perspectives));
-            all.map(|one| sessions.cut(Some(one.session), None).len()).sum()
-        });
+    /// Ends all connections of these identities, also where they have let go of what they came for, and kept objects; answers
+    /// with how many.
+    async fn end_sessions(&self, who: &BTreeSet<String>) -> usize {
+        let (sessions, who) = (Arc::clone(&self.sessions), who.clone());
+        let ended =
+            tokio::task::spawn_blocking(move || who.iter().map(|name| sessions.cut(None, Some(name)).len()).sum());
         ended.await.unwrap_or_default()
     }
 }
+
+/// The perspectives of a service that an identity has keys for.
+fn perspectives<'a>(identity: &'a Identity, service: &'a str) -> impl Iterator<Item = &'a str> {
+    identity.keyring.keys().filter(move |key| key.service.as_str() == service).map(|key| key.perspective.as_str())
+}
+
+/// Somebody else who has a key for one of these perspectives, and for which.
+async fn shared(
+    accounts: &Accounts,
+    service: &str,
+    who: &BTreeSet<String>,
+    theirs: BTreeSet<String>,
+) -> Result<Option<(String, String)>, ControlFailure> {
+    let (accounts, service, who) = (accounts.on_behalf(accounts.by()), service.to_owned(), who.clone());
+    let looked = tokio::task::spawn_blocking(move || {
+        let mut after: Option<String> = None;
+        loop {
+            let page = accounts.page(after.as_deref(), PAGE)?;
+            let Some(last) = page.last() else { return Ok(None) };
+            after = Some(last.name.to_string());
+            for identity in page.iter().filter(|identity| !who.contains(identity.name.as_str())) {
+                if let Some(perspective) = perspectives(identity, &service).find(|one| theirs.contains(*one)) {
+                    return Ok(Some((identity.name.to_string(), perspective.to_owned())));
+                }
+            }
+        }
+    });
+    let fault = |_| ControlFailure { error: "a fault of the host's own; please report it".to_owned(), hint: None };
+    looked.await.map_err(fault)?
+}
+
+/// So many identities are looked at at once.
+const PAGE: usize = 1_000;
