@@ -33,26 +33,25 @@ const FIRST: i32 = 3;
 pub struct Successor {
     program: PathBuf,
     words: Vec<OsString>,
-    /// Sockets that listen, by what they are for; none has a number that one is passed on by.
+    /// Sockets that listen, with their names; none has a number from [`FIRST`] on that the successor expects a socket at.
     sockets: Vec<(String, OwnedFd)>,
 }
 
 impl Successor {
-    /// What takes over, by this program with these words, and these sockets.
+    /// This program takes over, with these arguments and these sockets, each with its name.
     ///
     /// # Errors
     /// When the machine has no descriptor left.
     pub fn new(program: PathBuf, words: Vec<OsString>, sockets: Vec<(String, OwnedFd)>) -> io::Result<Self> {
-        // Out of the way of the numbers that they are passed on by, which are made before it is known whether the program can be
-        // started: where it cannot, each is still what it was.
+        // `exec` first copies the sockets to the numbers from FIRST on, and then may fail. The originals must not have such numbers:
+        // the copies would overwrite them.
         let beyond = FIRST + i32::try_from(sockets.len()).map_err(io::Error::other)?;
         let moved =
             sockets.into_iter().map(|(name, socket)| Ok((name, rustix::io::fcntl_dupfd_cloexec(socket, beyond)?)));
         Ok(Self { program, words, sockets: moved.collect::<io::Result<_>>()? })
     }
 
-    /// Becomes this program. Comes back only where that cannot be; then this very program can still be started once more:
-    /// [`Successor::once_more`].
+    /// Replaces this program by the other. Returns only if that fails; [`Successor::once_more`] is possible then.
     #[must_use]
     pub fn exec(&self) -> io::Error {
         self.become_program(&self.program, None)
@@ -64,7 +63,7 @@ impl Successor {
         &self.program
     }
 
-    /// Becomes this very program again, whatever has become of its file. Comes back only where that cannot be.
+    /// Starts this very program anew, also if its file was replaced. Returns only if that fails.
     #[must_use]
     pub fn once_more(&self, why: &io::Error) -> io::Error {
         let why = format!("{} cannot be started: {why}", self.program.display());
@@ -95,12 +94,12 @@ impl Successor {
     }
 }
 
-/// What became of another program's taking over.
+/// How an upgrade ended that this process began with.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum TakenOver {
-    /// This one has, from that version.
+    /// This program took over from that version.
     From(String),
-    /// It could not be started, and this one was started once more; why.
+    /// The other program could not be started, for this reason, and this one was started again.
     Not(String),
 }
 

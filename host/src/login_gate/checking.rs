@@ -1,5 +1,5 @@
-//! Tries that are being checked at the moment, and those that wait for one of them to end: an owner whose windows all log in at once
-//! is not somebody who guesses.
+//! Logins that are being checked at the moment, and logins that wait for one of them to end. An owner whose windows all log in at once is
+//! not somebody who guesses.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use tokio::sync::Notify;
 
 use crate::cred::throttle::{Counter, Digest, Held};
 
-/// So many wait for the same at most: as many as one source may have checked at once.
+/// The most logins that wait for the same counter: as many as one source may have checked at once.
 const WAITING: u32 = 20;
 
 /// See the file's page.
@@ -46,7 +46,7 @@ impl Checking {
         Begun { all: Arc::clone(self), of }
     }
 
-    /// One more that waits; none: so many do that it is not worth the while.
+    /// One more login waits, until this is dropped; `None`: [`WAITING`] others do.
     pub(super) fn waits(self: &Arc<Self>, held: Held) -> Option<Waits> {
         let mut places = self.0.lock();
         let place = places.entry(held).or_default();
@@ -84,7 +84,7 @@ impl Drop for Begun {
     }
 }
 
-/// A try that waits for one that is being checked. When it has its turn, or gives up, the next looks whether it has.
+/// A login that waits. When it goes on or gives up, the next one looks whether it may go on.
 #[derive(Debug)]
 pub(super) struct Waits {
     /// Says that it may have its turn.

@@ -1,8 +1,8 @@
-//! A version of a service that some identities try, beside the one that serves everybody else.
+//! A trial: some identities are served by another version of a service, everybody else by the one in the folder.
 //!
-//! It is a slot of its own, which nobody finds by its name but those who try it. What is changed in perspectives that they come to
-//! is saved. What belongs to others, or to the service as a whole, is not: this version reads that as it was saved last, and its
-//! changes of it end with it, so that nobody else notices. It has no doors of its own.
+//! The other version has a slot of its own, which only those identities find. It saves the perspectives that they attach to. It does not
+//! save other perspectives, nor the state and data of the whole service: it reads them as they were saved last, and its changes of them
+//! end with the trial, so that nobody else notices. It has no listeners of its own.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -122,8 +122,8 @@ impl Slot {
         Ok(())
     }
 
-    /// Starts a version that is to be tried. Whoever tries it has been let go of by this one: what that has changed for them
-    /// is saved first.
+    /// Starts a version that was loaded. Call this when the connections of its identities have ended: what this slot changed for them is
+    /// saved first.
     ///
     /// # Errors
     /// Why it does not serve. Nobody tries it then.
@@ -138,8 +138,8 @@ impl Slot {
         started
     }
 
-    /// Ends the trial: what was changed by it in perspectives is saved, and then those who tried it come to this one again.
-    /// Answers with what it was; none: nothing is being tried, or somebody else ends it.
+    /// Ends the trial: the other version saves and stops, then its identities attach to this one again. `None`: there is no trial, or
+    /// somebody else ends it.
     pub async fn end_trial(&self) -> Option<Arc<Trial>> {
         let trial = self.trial()?;
         if trial.slot.state() == ServiceState::Loaded

@@ -95,7 +95,7 @@ impl Configured {
         Ok(listener)
     }
 
-    /// Closes what a host before this one has left that nobody serves any more; answers with what it was for.
+    /// Closes inherited sockets that no listener of these settings wants; answers with their names.
     pub(super) fn close_others(&self, inherited: &Inherited) -> Vec<String> {
         let names: Vec<String> = self.of_services.iter().map(socket_name).collect();
         let of_services = self.of_services.iter().zip(&names).map(|(one, name)| wanted_socket(one, name));
@@ -103,7 +103,7 @@ impl Configured {
         inherited.close_others(&wanted)
     }
 
-    /// Whether every address can be listened on that is not one of a host's that runs and makes way.
+    /// Tries to listen on every address, except where `taken` says that the running host does, which makes way.
     fn can_listen(&self, taken: &[SocketAddr]) -> Result<(), StartError> {
         let free = |addresses: &[SocketAddr]| {
             let theirs = |one: &SocketAddr| taken.iter().any(|taken| taken.port() == one.port());
@@ -135,10 +135,10 @@ impl Door {
 /// addresses in JSON.
 pub(super) const LISTENING: &str = "CREDHOST_LISTENING";
 
-/// Looks whether a host could start in this home, and changes nothing. Another may be running there.
+/// Checks whether a host could start in this home. Changes nothing; a host may be running there.
 ///
 /// # Errors
-/// What would keep it from starting.
+/// The first reason why it could not.
 pub fn check(home: &Home, options: &Options) -> Result<(), StartError> {
     let configured = Configured::read(home, Accounts::examine(home)?, options)?;
     match std::env::var(LISTENING).ok().and_then(|taken| serde_json::from_str::<Vec<SocketAddr>>(&taken).ok()) {

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use rustix::process::{Pid, Signal};
 use serde_json::json;
+use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::process::Command;
 
 use super::configured::LISTENING;
@@ -21,11 +22,11 @@ use crate::successor::{Successor, TakenOver};
 
 /// How long another program may take for each thing that it is asked.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// How much of what it says is passed on, in bytes.
-const SAID: usize = 2_000;
+/// How much of what it says is read, in bytes: what says more finds nobody who listens.
+const SAID: u64 = 2_000;
 
 impl Host {
-    /// What runs here: so that a command can tell when another does.
+    /// The version and the process of this host, for commands: `began` differs from one start to the next.
     pub(super) fn about(&self) -> serde_json::Value {
         let began = self.began.duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
         json!({
@@ -40,8 +41,8 @@ impl Host {
         })
     }
 
-    /// Looks whether another program can take over, and makes way for it: this host ends, and what has called
-    /// [`Host::run`] is told to become it. `anyway`: though libraries of services that serve would not be loaded by it.
+    /// Asks another program whether it can take over, and makes way for it: this host stops, and [`Host::run`] answers with the
+    /// program. `anyway`: also if that would not load all libraries that serve.
     pub(super) async fn make_way(
         &self,
         program: &Path,
@@ -61,7 +62,7 @@ impl Host {
         // Who asked may have gone.
         let _ = progress.send((0, steps));
         let version = asked(program, &["--version".into()], "").await.and_then(said_well);
-        // Any program may end well that does not know what it was asked.
+        // A program that ignores its arguments succeeds, too.
         let is_credhost = |said: &String| said.starts_with("credhost ");
         let other = |said: &String| format!("it is not credhost: it calls itself {said:?}");
         let version = version.and_then(|said| if is_credhost(&said) { Ok(said) } else { Err(other(&said)) });
@@ -128,7 +129,7 @@ impl Host {
         Err(why)
     }
 
-    /// What takes over, with the sockets that go on listening; none: this host just ends.
+    /// The program that takes over, with the sockets that stay open; none: this host stops as usual.
     pub(super) fn successor(&self) -> Option<Successor> {
         let Upgrade::MakesWay(program) = &*self.upgrade.borrow() else { return None };
         let mut sockets = Vec::new();
@@ -167,16 +168,19 @@ impl Drop for Asking<'_> {
     }
 }
 
-/// Runs a program to its end, which knows where this host listens. It is ended with whatever it has started if it takes too
-/// long, or nobody wants to know any more.
+/// Runs a program to its end, and tells it where this host listens. If it takes too long, it is killed with all that it has
+/// started; if the caller gives up, it is killed.
 async fn asked(program: &Path, words: &[OsString], listening: &str) -> Result<Output, String> {
     let mut command = Command::new(program);
     command.args(words).env("NO_COLOR", "1").env(LISTENING, listening).process_group(0).kill_on_drop(true);
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let child = command.spawn().map_err(|error| format!("it cannot be started: {error}"))?;
+    let mut child = command.spawn().map_err(|error| format!("it cannot be started: {error}"))?;
+    let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
     let group = child.id().and_then(|id| Pid::from_raw(id.cast_signed()));
-    match tokio::time::timeout(PATIENCE, child.wait_with_output()).await {
-        Ok(ended) => ended.map_err(|error| format!("it is not known what it says: {error}")),
+    let all = async { tokio::join!(said(stdout), said(stderr), child.wait()) };
+    match tokio::time::timeout(PATIENCE, all).await {
+        Ok((stdout, stderr, Ok(status))) => Ok(Output { status, stdout, stderr }),
+        Ok((_, _, Err(error))) => Err(format!("it is not known how it ended: {error}")),
         Err(_) => {
             if let Some(group) = group {
                 // What it leads may have ended.
@@ -187,10 +191,20 @@ async fn asked(program: &Path, words: &[OsString], listening: &str) -> Result<Ou
     }
 }
 
-/// What a program has said that has done what it was asked; or why it has not.
+/// What a program says, up to [`SAID`].
+async fn said(from: Option<impl AsyncRead + Unpin>) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    if let Some(from) = from {
+        // What was read before an error is what there is.
+        let _ = from.take(SAID).read_to_end(&mut bytes).await;
+    }
+    bytes
+}
+
+/// The output of a program that did what it was asked; or else its reason why not.
 fn said_well(output: Output) -> Result<String, String> {
     let text = |bytes: &[u8]| {
-        let text = String::from_utf8_lossy(bytes.get(..SAID).unwrap_or(bytes)).into_owned();
+        let text = String::from_utf8_lossy(bytes);
         text.lines().map(str::trim).filter(|line| !line.is_empty()).collect::<Vec<_>>().join("; ")
     };
     if output.status.success() {
