@@ -2,7 +2,7 @@
 //! refused who connects meanwhile.
 //!
 //! They are passed on as systemd passes sockets (sd_listen_fds(3)): from descriptor 3 on, counted by `LISTEN_FDS`. What each is for
-//! stands in [`NAMES`], a list of texts in JSON.
+//! stands in `CREDHOST_SOCKETS`, a list of texts in JSON.
 
 use std::ffi::OsString;
 use std::io;
