@@ -61,7 +61,7 @@ pub(super) fn ask_running(home: &Home, request: &Request) -> Result<Option<serde
         match control::send(&home.control(), request, &mut |_, _| {}) {
             Ok(answer) => return answer.map(Some).map_err(cli_error),
             // One that stops, or that has yet to answer, has the lock.
-            Err(ControlError::NoHost) if matches!(home.lock(), Err(HomeError::Locked(_))) && patience.again() => {}
+            Err(ControlError::NoHost) if home.is_locked() && patience.again() => {}
             Err(ControlError::NotBegun) if patience.again() => {}
             Err(ControlError::NoHost) => return Ok(None),
             Err(error) => return Err(error.into()),

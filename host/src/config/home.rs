@@ -65,6 +65,13 @@ impl Home {
         }
     }
 
+    /// Whether a host or a command holds the lock. Whoever only looks leaves nothing behind.
+    #[must_use]
+    pub fn is_locked(&self) -> bool {
+        let file = OpenOptions::new().write(true).open(self.path.join("lock"));
+        file.is_ok_and(|file| flock(&file, FlockOperation::NonBlockingLockExclusive).is_err())
+    }
+
     /// Like [`Home::lock`], but tries again while another process holds the lock: a command that ends soon, or a host that
     /// stops. `again` waits a moment and says whether to try again.
     ///
