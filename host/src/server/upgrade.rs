@@ -64,7 +64,8 @@ impl Host {
         let version = asked(program, &["--version".into()], "").await.and_then(said_well);
         // A program that ignores its arguments succeeds, too.
         let is_credhost = |said: &String| said.starts_with("credhost ");
-        let other = |said: &String| format!("it is not credhost: it calls itself {said:?}");
+        let first = |said: &str| said.split("; ").next().unwrap_or_default().to_owned();
+        let other = |said: &String| format!("it is not credhost: it calls itself {:?}", first(said));
         let version = version.and_then(|said| if is_credhost(&said) { Ok(said) } else { Err(other(&said)) });
         let version = version.map_err(|why| {
             let error = format!("{} cannot take over: {why}", program.display());
