@@ -35,6 +35,20 @@ async fn which(remote: &Remote) -> String {
     remote.call("mode", &()).await.expect("it is answered").read().expect("a text")
 }
 
+/// A guard against hanging, for loops that wait.
+struct Guard(Instant);
+
+impl Guard {
+    fn new() -> Self {
+        Self(Instant::now() + Duration::from_secs(60))
+    }
+
+    async fn again(&self) {
+        assert!(Instant::now() < self.0, "it does not come to that");
+        tokio::task::yield_now().await;
+    }
+}
+
 async fn is_over(remote: &Remote) -> bool {
     remote.call("mode", &()).await.is_err()
 }
@@ -155,13 +169,15 @@ async fn a_version_that_goes_wrong_is_the_trouble_of_those_who_try_it() {
         rustix::process::kill_process(worker(&host), rustix::process::Signal::KILL).expect("it runs");
         if crash < 3 {
             // It answers again by itself, from what was saved.
+            let guard = Guard::new();
             while is_over(&alice).await {
-                tokio::task::yield_now().await;
+                guard.again().await;
             }
         }
     }
+    let guard = Guard::new();
     while !host.home.run(&["service", "show", "ledger"], "").contains("by alice: failed") {
-        tokio::task::yield_now().await;
+        guard.again().await;
     }
     assert_eq!(which(&bob).await, "v=old");
     host.home.run(&["service", "try", "ledger", "--end"], "");
@@ -224,8 +240,9 @@ async fn what_is_tried_has_one_version_at_a_time() {
     let words = ["service", "try", "ledger", file.as_str(), "--identity", "alice"];
     let refused = host.home.refused(&words, "");
     assert!(refused.contains("bob has a key for ledger/alice, too") && refused.contains("--identity bob"), "{refused}");
+    let guard = Guard::new();
     while !host.home.run(&["audit", "show"], "").contains("service.tried") {
-        tokio::task::yield_now().await;
+        guard.again().await;
     }
     host.home.run(&["key", "remove", "bob", "ledger", "alice"], "");
 
@@ -280,8 +297,9 @@ async fn nothing_is_left_of_a_trial_that_comes_to_nothing() {
     let mut trying = host.home.command();
     trying.args(["service", "try", "ledger", &hangs, "--identity", "alice"]).stderr(std::process::Stdio::null());
     let mut trying = trying.spawn().expect("it runs");
+    let guard = Guard::new();
     while !host.home.run(&["service", "show", "ledger"], "").contains("by alice: starting") {
-        tokio::task::yield_now().await;
+        guard.again().await;
     }
     trying.kill().and_then(|()| trying.wait()).expect("it runs");
     host.home.run(&["service", "try", "ledger", "--end"], "");
