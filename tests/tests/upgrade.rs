@@ -332,7 +332,9 @@ fn signals_are_heard_while_another_program_takes_over() {
     let (mut host, lines, _) = host();
     let mut upgrading = host.home.command().arg("upgrade").spawn().expect("it runs");
     // From the other program's first line on.
+    let guard = std::time::Instant::now();
     while host.log().matches("passwords of 1 character").count() < 2 {
+        assert!(guard.elapsed().as_secs() < 60, "it does not come to that");
         std::thread::yield_now();
     }
     while upgrading.try_wait().expect("it can be waited for").is_none() {
@@ -349,7 +351,9 @@ fn signals_are_heard_while_another_program_takes_over() {
         format!("case \"$*\" in *--check*) touch $0.asked; sleep 100;; esac\nexec {} \"$@\"", credhost().display());
     let slow = script(&host.home, "slow", &slow);
     let mut asking = host.home.command().args(["upgrade", &slow.display().to_string()]).spawn().expect("it runs");
+    let guard = std::time::Instant::now();
     while !slow.with_extension("asked").exists() {
+        assert!(guard.elapsed().as_secs() < 60, "it does not come to that");
         std::thread::yield_now();
     }
     let refused = host.home.refused(&["upgrade"], "");
