@@ -115,7 +115,7 @@ pub(super) fn serve(
     }
     match done? {
         Ended::AfterServing(Some(_)) if runtime.block_on(has_come(&mut late)) => {
-            tracing::info!("no other program takes over: this host was told to end");
+            tracing::info!("a signal asked this host to stop: no other program takes over");
             Ok(())
         }
         Ended::AfterServing(Some(successor)) => {

@@ -173,8 +173,8 @@ impl Throttle {
         of.counter
     }
 
-    /// The proof was right: its counter begins anew, with those that are still being checked. True if there were failures
-    /// before it.
+    /// The proof was right: the counter goes back to those tries that are still being checked. True if there were failures before
+    /// it.
     pub fn succeeded(&mut self, ended: Try, checking: u32) -> bool {
         match self.names.get_mut(&ended.counter) {
             Some(by_name) if checking > 0 => by_name.count = by_name.count.min(checking),

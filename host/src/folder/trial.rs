@@ -12,7 +12,7 @@ use crate::multiservice::slot::{ServiceState, Slot, Trial};
 
 impl Folder {
     /// Vets a library, and loads it beside what serves under its name, for these identities to try; where the service runs, or
-    /// elsewhere. They come to it from now on, and are told to wait until [`Slot::start_trial`].
+    /// elsewhere. From now on they attach to it; attaching fails until [`Slot::start_trial`] is done.
     ///
     /// # Errors
     /// When there is no such service, or the library is refused.

@@ -15,7 +15,7 @@ const WAITING: usize = 256;
 const STRANGERS: usize = WAITING / 4 * 3;
 /// So many of one source.
 const PER_SOURCE: usize = 8;
-/// So many of one that somebody has logged in from before: as many as the throttle lets one source have checked at once.
+/// The same for a source that somebody has logged in from before: as many as the throttle lets one source have checked at once.
 const PER_KNOWN_SOURCE: usize = 20;
 
 /// Something to be done, and how much memory that takes, in KiB.

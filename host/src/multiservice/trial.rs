@@ -74,8 +74,8 @@ impl Trial {
 }
 
 impl Slot {
-    /// Loads another version of this service, for these identities to try: from now on they come to it, and are told to wait
-    /// until [`Slot::start_trial`].
+    /// Loads another version of this service for these identities. From now on they attach to it; attaching fails until
+    /// [`Slot::start_trial`] is done.
     ///
     /// # Errors
     /// When it cannot be loaded, this one does not serve, or one is being tried already.

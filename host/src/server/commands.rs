@@ -4,6 +4,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use super::Host;
+use super::trial::Asked;
 use crate::control::{self, ControlFailure, Progress, Request, Running, known};
 use crate::limits;
 use crate::listener::Endpoint;
@@ -70,7 +71,8 @@ impl Host {
             let done = tokio::task::spawn_local(async move {
                 match &request {
                     Request::ServiceTry { name, file, identities, isolation } => {
-                        self.try_out(&accounts, (name, file), identities, isolation.as_deref()).await
+                        let isolation = isolation.as_deref();
+                        self.try_out(&accounts, &Asked { service: name, file, identities, isolation }).await
                     }
                     Request::ServiceTryEnd { name } => self.end_trial(&accounts, name).await,
                     _ => Ok(serde_json::Value::Null),

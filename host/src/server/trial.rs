@@ -13,29 +13,33 @@ use crate::cred::Identity;
 use crate::loader::fault::LibraryFault;
 use crate::store::audit::Event;
 
+/// What an operator wants to be tried.
+pub(super) struct Asked<'a> {
+    pub(super) service: &'a str,
+    /// The library; an absolute path.
+    pub(super) file: &'a Path,
+    pub(super) identities: &'a [String],
+    /// Where it runs, if not where the service does.
+    pub(super) isolation: Option<&'a str>,
+}
+
 impl Host {
-    /// Has these identities try a library: their connections are ended, and come again by it.
+    /// Starts a trial, and ends the connections of its identities: they come again by the other version.
     pub(super) async fn try_out(
         &self,
         accounts: &Accounts,
-        (service, file): (&str, &Path),
-        identities: &[String],
-        isolation: Option<&str>,
+        asked: &Asked<'_>,
     ) -> Result<serde_json::Value, ControlFailure> {
-        let done = self.try_it(accounts, (service, file), identities, isolation).await;
-        let event = Event::new("service.tried").with("service", service).with("file", file.display().to_string());
-        let event = event.with("identities", identities.to_vec()).with("by", accounts.by());
+        let done = self.try_it(accounts, asked).await;
+        let (service, file) = (asked.service, asked.file.display().to_string());
+        let event = Event::new("service.tried").with("service", service).with("file", file);
+        let event = event.with("identities", asked.identities.to_vec()).with("by", accounts.by());
         accounts.note(event.with("refused", done.as_ref().err().map(|failed| failed.error.clone())));
         done
     }
 
-    async fn try_it(
-        &self,
-        accounts: &Accounts,
-        (service, file): (&str, &Path),
-        identities: &[String],
-        isolation: Option<&str>,
-    ) -> Result<serde_json::Value, ControlFailure> {
+    async fn try_it(&self, accounts: &Accounts, asked: &Asked<'_>) -> Result<serde_json::Value, ControlFailure> {
+        let Asked { service, file, identities, isolation } = *asked;
         let failed = |error: String, hint: &str| ControlFailure { error, hint: Some(hint.to_owned()) };
         let isolation = isolation.map(str::parse).transpose();
         let isolation = isolation.map_err(|why: String| failed(why, "none, process or sandbox"))?;
