@@ -267,7 +267,7 @@ impl Slot {
         if handed.is_err() {
             // Also to one that is ending: it may wait for just this. Nobody is attached to it any more.
             changes.clear();
-            self.outgoing.read().hand_over(frames);
+            self.outgoing.read().hand_over(lane, frames);
         }
     }
 
@@ -285,7 +285,7 @@ impl Slot {
                 let outgoing = Arc::clone(&self.outgoing.read());
                 let asked = outgoing.number == generation && !outgoing.is_over();
                 if asked {
-                    outgoing.hand_over(frames);
+                    outgoing.hand_over(lane, frames);
                 }
                 asked
             }
@@ -440,3 +440,6 @@ impl Backend for Slot {
         Self::notify_retired(self, frame);
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -21,7 +21,7 @@ use self::report::Report;
 use super::context::{HostContext, SlotNo};
 use super::doorkeeper::{Doorkeeper, Speaker};
 use super::router::{Delivered, Delivery, Router, Weight};
-use crate::loader::gate::Outlet;
+use crate::loader::gate::{Lane, Outlet};
 use crate::loader::generation::Generation;
 use crate::store::{Range, Saved, Store, StoreError, ask};
 
@@ -139,10 +139,11 @@ impl Outgoing {
         Phase::of(self.phase.fetch_update(Ordering::SeqCst, Ordering::SeqCst, next).unwrap_or_else(|phase| phase))
     }
 
-    /// Hands over what the generation waits for while it ends.
-    pub(super) fn hand_over(&self, frames: &[u8]) {
+    /// Hands over what the generation waits for while it ends, or what ends something: behind the lane's calls, which may not
+    /// have begun.
+    pub(super) fn hand_over(&self, lane: &Lane, frames: &[u8]) {
         if let Some(generation) = self.generation.get().and_then(Weak::upgrade) {
-            generation.push_host(frames);
+            generation.push_anyway(lane, frames);
         }
     }
 
