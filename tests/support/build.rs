@@ -177,7 +177,7 @@ pub fn credhost() -> PathBuf {
         .clone()
 }
 
-/// An example of the package `credhost`.
+/// An example of the package `credhost`, or of `pb`.
 ///
 /// # Panics
 /// When it does not build.

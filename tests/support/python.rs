@@ -11,6 +11,8 @@ use rustix::fs::{FlockOperation, flock};
 const TWISTED: &str = "Twisted[tls,conch]==26.10.0";
 /// A product that speaks Perspective Broker.
 const BUILDBOT: &str = "buildbot-worker==4.3.0";
+/// Its master, which drives workers by it.
+const BUILDMASTER: &str = "buildbot==4.3.0";
 /// What moves Chromium, and what reads JSON Web Tokens.
 const SELENIUM: &str = "selenium==4.51.0 PyJWT[crypto]==2.15.1";
 
@@ -32,6 +34,17 @@ pub fn python() -> PathBuf {
 pub fn buildbot() -> PathBuf {
     static READY: OnceLock<PathBuf> = OnceLock::new();
     let python = READY.get_or_init(|| environment("buildbot", BUILDBOT));
+    python.parent().expect("it is in a folder").to_owned()
+}
+
+/// The folder of the programs of buildbot's master: set up as [`python`].
+///
+/// # Panics
+/// As [`python`].
+#[must_use]
+pub fn buildmaster() -> PathBuf {
+    static READY: OnceLock<PathBuf> = OnceLock::new();
+    let python = READY.get_or_init(|| environment("buildmaster", BUILDMASTER));
     python.parent().expect("it is in a folder").to_owned()
 }
 

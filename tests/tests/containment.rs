@@ -4,7 +4,7 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use pb::client::{Client, Error, Remote, Reply};
+use pb::client::{Call, Client, Error, Remote};
 use system_tests::host::{TestHome, TestHost};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -90,7 +90,7 @@ fn a_call_that_spins_stalls_its_own_service_alone_and_is_given_up() {
     run(async {
         let todo = login(address, "alice/todo").await.expect("alice may");
         let alice = login(address, "alice/hostile").await.expect("alice may");
-        alice.notify("spin", &()).expect("it is sent");
+        alice.notify("spin", &()).await.expect("it is sent");
         let hello = alice.call("hello", &());
         let mut hello = std::pin::pin!(hello);
         let first = tokio::time::timeout(Duration::from_millis(50), hello.as_mut()).await;
@@ -167,11 +167,11 @@ fn a_mind_that_is_pestered_and_does_not_read_is_one_connections_trouble() {
     run(async {
         let todo = login(address, "alice/todo").await.expect("alice may");
         let (client, mute) = mutable(address).await;
-        let mind = client.register(|_: &str, _, _| -> Reply { Box::pin(async { Ok(jelly::Value::none()) }) });
+        let mind = client.register(|_: Call| async { Ok(()) });
         let alice = client.login("alice/hostile", "alice-pw", Some(mind)).await.expect("alice may");
         mute.send(true).expect("it is read");
         // A hundred megabytes: more than is kept for anybody.
-        alice.notify("pester", &(100_000,)).expect("it is sent");
+        alice.notify("pester", &(100_000,)).await.expect("it is sent");
         let other = login(address, "alice/hostile/other").await.expect("the service goes on");
         assert_eq!(answers::<String>(&other, "hello").await, "hello");
         assert_eq!(answers::<Vec<jelly::Value>>(&todo, "list").await.len(), 0, "no other notices");

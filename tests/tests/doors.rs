@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
-use pb::client::{Client, Remote, Reply};
+use pb::client::{Call, Client, Remote};
 use system_tests::build;
 use system_tests::host::{TestHome, TestHost, put};
 use system_tests::lines::Lines;
@@ -48,10 +48,10 @@ fn door(host: &mut TestHost, name: &str) -> SocketAddr {
 async fn guest(host: &TestHost, name: &str) -> (Client, Remote, Receiver<String>) {
     let client = Client::new(TcpStream::connect(host.address()).await.expect("the door is open")).await.expect("PB");
     let (said, heard) = channel();
-    let ear = client.register(move |method: &str, arguments: jelly::Value, _: jelly::Value| -> Reply {
+    let ear = client.register(move |call: Call| {
         // Nobody may listen any more.
-        let _ = said.send(format!("{method}{arguments}"));
-        Box::pin(async { Ok(jelly::Value::none()) })
+        let _ = call.values().map(|(arguments, _)| said.send(format!("{}{arguments}", call.method())));
+        async { Ok(()) }
     });
     let avatar = client.login_password(name, PASSWORD, Some(ear)).await.expect("the password is right");
     let guest = avatar.call("attach", &("chat",)).await.expect("there is a key").remote().expect("a reference");

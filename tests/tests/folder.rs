@@ -158,8 +158,7 @@ fn a_file_that_is_removed_takes_its_service_away_and_leaves_its_state() {
         let stream = tokio::net::TcpStream::connect(address).await.expect("the door is open");
         let client = pb::client::Client::new(stream).await.expect("it speaks PB");
         let todo = client.login("alice/todo", "alice-pw", None).await.expect("alice may");
-        let ring =
-            client.register(|_: &str, _, _| -> pb::client::Reply { Box::pin(async { Ok(jelly::Value::none()) }) });
+        let ring = client.register(|_: pb::client::Call| async { Ok(()) });
         let minded = client.login("alice/todo", "alice-pw", Some(ring)).await.expect("alice may");
         let mut waiting = std::pin::pin!(minded.call("remind", &(0, 3600)));
         // Begun, and on its way before the next call's answer.

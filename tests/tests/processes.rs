@@ -9,8 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use credhost::control::{LibraryStatus, Request, send};
-use jelly::Value;
-use pb::client::{Answer, Client, Error, Local, Remote, Reply};
+use pb::client::{Answer, Call, Client, Error, Local, Remote};
 use serde::de::DeserializeOwned;
 use system_tests::build::mode;
 use system_tests::host::{TestHome, TestHost};
@@ -100,7 +99,7 @@ fn failure(answer: Result<Answer, Error>) -> (String, String) {
 
 /// A mind that answers with a number.
 fn mind(client: &Client) -> Local {
-    client.register(|_: &str, _: Value, _: Value| -> Reply { Box::pin(async { Ok(Value::from(7_i64)) }) })
+    client.register(|_: Call| async { Ok(7) })
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use credhost::control::{ControlFailure, LibraryStatus, Request, send};
 use credhost::multiservice::reload::Reloaded;
 use jelly::Value;
-use pb::client::{Answer, Client, Error, Local, Remote, Reply};
+use pb::client::{Answer, Call, Client, Error, Local, Remote};
 use serde::de::DeserializeOwned;
 use system_tests::build::{library, mode};
 use system_tests::host::{TestHome, TestHost};
@@ -125,9 +125,9 @@ struct Patient {
 impl Patient {
     fn mind(self: &Arc<Self>, client: &Client) -> Local {
         let me = Arc::clone(self);
-        client.register(move |method: &str, _: Value, _: Value| -> Reply {
-            let (me, waits) = (Arc::clone(&me), method == "wait");
-            Box::pin(async move {
+        client.register(move |call: Call| {
+            let (me, waits) = (Arc::clone(&me), call.method() == "wait");
+            async move {
                 if waits {
                     let may = me.may.notified();
                     tokio::pin!(may);
@@ -136,8 +136,8 @@ impl Patient {
                     me.come.notify_one();
                     may.await;
                 }
-                Ok(Value::none())
-            })
+                Ok(())
+            }
         })
     }
 
@@ -544,13 +544,13 @@ async fn a_call_that_waits_for_another_service_keeps_no_reload_waiting_nor_the_o
     let todo = client.login_password("alice/todo", "alice-pw", None).await.expect("there is a key");
     let asked = Arc::new(AtomicU64::new(0));
     let (other, count) = (todo.clone(), Arc::clone(&asked));
-    let mind = client.register(move |_: &str, _: Value, _: Value| -> Reply {
+    let mind = client.register(move |_: Call| {
         let (other, count) = (other.clone(), Arc::clone(&count));
-        Box::pin(async move {
+        async move {
             count.fetch_add(1, Ordering::SeqCst);
             let answered = other.call("add", &("asked",)).await;
-            Ok(Value::from(i64::from(answered.is_ok())))
-        })
+            Ok(i64::from(answered.is_ok()))
+        }
     });
     let ledger = login(&client, "alice", Some(mind)).await;
     for round in 0..5 {

@@ -36,7 +36,7 @@ fn name(name: &str) -> String {
 async fn dead(remote: &Remote, method: &str) -> String {
     match tokio::time::timeout(PATIENCE, remote.call(method, &())).await.expect("it is answered") {
         Err(Error::Failure(failure)) => failure.class,
-        Err(Error::Lost(_)) => name("lost"),
+        Err(Error::Lost(_) | Error::NotSent(_)) => name("lost"),
         other => panic!("{method} is answered with {other:?}"),
     }
 }
@@ -132,10 +132,10 @@ async fn a_mind_that_came_by_a_key_is_not_called_any_more() {
     let host = TestHost::with(&["my-service"]);
     let client = connect(&host).await;
     let (told, mut heard) = tokio::sync::mpsc::unbounded_channel();
-    let mind = client.register(move |method: &str, _: jelly::Value, _: jelly::Value| {
+    let mind = client.register(move |call: pb::client::Call| {
         // The test may have ended.
-        let _ = told.send(method.to_owned());
-        Box::pin(async { Ok(jelly::Value::none()) }) as pb::client::Reply
+        let _ = told.send(call.method().to_owned());
+        async { Ok(()) }
     });
     let mine = client.login_password("alice/my service", "alice-pw", Some(mind)).await.expect("she is let in");
     mine.call("callmind", &(1,)).await.expect("it is called back");

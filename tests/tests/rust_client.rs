@@ -22,7 +22,7 @@ fn a_call_that_wants_no_answer_goes_out_though_nobody_uses_the_client_any_more()
         };
         for _ in 0..20 {
             let mine = login().await;
-            mine.notify("bump", &()).expect("it can be written");
+            mine.notify("bump", &()).await.expect("it can be written");
             drop(mine);
         }
         // The host sees the last of them a moment later.

@@ -173,6 +173,12 @@ impl<O: Clone + Eq + Hash> Tables<O> {
         self.caches.find(luid)
     }
 
+    /// The luid under which the peer holds this object, if it does.
+    #[must_use]
+    pub fn exported_as(&self, object: &O) -> Option<u64> {
+        self.references.luids.get(object).copied()
+    }
+
     /// The luid under which the peer has this object's state, if it has.
     #[must_use]
     pub fn cached_as(&self, object: &O) -> Option<u64> {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use plugin_api::client::{Referenceable, Reply, Value};
+use plugin_api::client::{Call, Referenceable, Value};
 use plugin_api::shell::json;
 use tokio::sync::mpsc;
 
@@ -42,9 +42,11 @@ impl Called {
     /// The mind that a service is given.
     pub(crate) fn mind(&self, service: &str) -> Arc<dyn Referenceable> {
         let (service, shared) = (service.to_owned(), Arc::clone(&self.shared));
-        Arc::new(move |method: &str, arguments: Value, keywords: Value| -> Reply {
-            shared.called(&service, method, &arguments, &keywords);
-            Box::pin(async { Ok(Value::none()) })
+        Arc::new(move |call: Call| {
+            let said = call
+                .values()
+                .map(|(arguments, keywords)| shared.called(&service, call.method(), &arguments, &keywords));
+            async { said }
         })
     }
 

@@ -1,0 +1,79 @@
+//! Objects of ours that the other side has copies of.
+
+use std::sync::{Mutex, PoisonError};
+
+use jelly::Value;
+use jelly::types::{Name, reference};
+use serde::{Serialize, Serializer};
+
+use super::Error;
+use super::calling::plain_words;
+use super::link::{Command, Local};
+use super::objects::{Nothing, number};
+use super::{Client, link::LocalCell};
+use std::sync::Arc;
+
+/// An object of ours that the other side has a copy of, once it was sent, and is told the changes of.
+///
+/// ```no_run
+/// # async fn run(client: pb::client::Client, race: pb::client::Remote) -> Result<(), Box<dyn std::error::Error>> {
+/// #[derive(serde::Serialize)]
+/// struct Boat {
+///     knots: f64,
+/// }
+///
+/// let boat = client.cacheable("race.Boat", &Boat { knots: 5.0 })?;
+/// race.call("enter", &(&boat,)).await?;
+/// // Whoever gets it from now on gets this state; whoever has it is told.
+/// boat.change(&Boat { knots: 7.5 }, "speed", &(7.5,)).await?;
+/// # Ok(()) }
+/// ```
+///
+/// In Twisted: `twisted.spread.pb.Cacheable`; the service's copy is a `plugin_api::Followed`.
+#[derive(Debug)]
+pub struct Cacheable {
+    class: String,
+    state: Mutex<Value>,
+    local: Local,
+}
+
+impl Client {
+    /// An object of this type ("module.Class") and in this state, to be sent and followed.
+    ///
+    /// # Errors
+    /// When the state cannot be written.
+    pub fn cacheable<T: Serialize>(&self, class: &str, state: &T) -> Result<Cacheable, Error> {
+        let (link, number) = (self.link.clone(), number());
+        // It is dropped when the other side has given back its copy, and nobody here has it.
+        link.tell(Command::Register { number, object: Arc::new(Nothing) });
+        let local = Local { cell: Arc::new(LocalCell { link, number }) };
+        Ok(Cacheable { class: class.to_owned(), state: Mutex::new(Value::from_typed(state)?), local })
+    }
+}
+
+impl Cacheable {
+    /// It is in another state from now on, and whoever has a copy is told by a call of that: `method(*arguments)`.
+    ///
+    /// # Errors
+    /// When state or arguments cannot be written; when the connection is lost.
+    pub async fn change<T: Serialize, A: Serialize>(
+        &self,
+        state: &T,
+        method: &str,
+        arguments: &A,
+    ) -> Result<(), Error> {
+        let (state, words) = (Value::from_typed(state)?, plain_words(method, arguments)?);
+        let link = &self.local.cell.link;
+        let room = link.flow.room(words.size(), false).await?;
+        *self.state.lock().unwrap_or_else(PoisonError::into_inner) = state;
+        let number = self.local.cell.number;
+        link.commands.send(Command::Change { number, words, room }).map_err(|_| link.flow.not_sent())
+    }
+}
+
+impl Serialize for Cacheable {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        serializer.serialize_newtype_struct(reference::CACHE, &(Name(&self.class), self.local.cell.number, state))
+    }
+}

@@ -1,0 +1,170 @@
+//! Copies of the other side's objects, which follow its changes.
+
+use std::any::Any;
+use std::marker::PhantomData;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use jelly::types::reference;
+use serde::de::{DeserializeOwned, Error as _, IgnoredAny, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use tokio::sync::watch;
+
+use super::Error;
+use super::link::{Asked, HeldCopy, News, Typed};
+use super::received::{Call, referred};
+use crate::Failure;
+
+/// A type whose values are copies of the other side's objects.
+///
+/// In Twisted: `twisted.spread.pb.RemoteCache`; the service's object is a `Cacheable` of `plugin_api`, or of Twisted's.
+pub trait Follow: DeserializeOwned + Send + 'static {
+    /// The name by which the other side knows the type: "module.Class".
+    const TYPE: &'static str;
+
+    /// The object has changed: `observer.callRemote(method, …)` there. Called on the connection's task, in the order of the
+    /// changes and before answers that come behind them.
+    ///
+    /// # Errors
+    /// What the other side is told, if it asks.
+    fn observe(&mut self, change: &Call) -> Result<(), Failure>;
+}
+
+/// A copy of an object of the other side's, which follows its changes. Read out of an answer or a call. Clones are the same
+/// copy; the other side is told when the last has been dropped. Sent back, it is the object itself.
+///
+/// ```no_run
+/// # async fn run(todo: pb::client::Remote) -> Result<(), Box<dyn std::error::Error>> {
+/// use pb::Failure;
+/// use pb::client::{Call, Follow, Followed};
+///
+/// #[derive(serde::Deserialize)]
+/// struct Scores {
+///     points: i64,
+/// }
+///
+/// impl Follow for Scores {
+///     const TYPE: &'static str = "game.Scores";
+///
+///     fn observe(&mut self, change: &Call) -> Result<(), Failure> {
+///         match change.method() {
+///             "points" => (self.points,) = change.read()?,
+///             _ => return Err(change.unknown()),
+///         }
+///         Ok(())
+///     }
+/// }
+///
+/// let mut scores: Followed<Scores> = todo.call("scores", &()).await?.read()?;
+/// loop {
+///     println!("{}", scores.read(|scores| scores.points));
+///     scores.changed().await?;
+/// }
+/// # }
+/// ```
+pub struct Followed<T> {
+    value: Arc<Mutex<T>>,
+    held: Arc<HeldCopy>,
+    news: watch::Receiver<News>,
+}
+
+impl<T: Follow> Followed<T> {
+    /// Looks at the copy. Changes wait meanwhile, and all else of its connection: be brief.
+    pub fn read<R>(&self, look: impl FnOnce(&T) -> R) -> R {
+        // A change that panicked is the author's to have left whole.
+        look(&self.value.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Waits until it has changed since this was asked last of this clone.
+    ///
+    /// # Errors
+    /// When the connection is lost, or the other side has ended the object: it changes no more.
+    pub async fn changed(&mut self) -> Result<(), Error> {
+        let ended = || Error::Lost(self.held.link.flow.why());
+        let changed = self.news.changed().await;
+        match *self.news.borrow_and_update() {
+            News::Changed(_) if changed.is_ok() => Ok(()),
+            _ => Err(ended()),
+        }
+    }
+
+    fn new(held: Arc<HeldCopy>, made: Option<Typed>) -> Option<Self> {
+        let value = held.cell.typed(made)?.downcast().ok()?;
+        let news = held.cell.news.subscribe();
+        Some(Self { value, held, news })
+    }
+}
+
+fn change<T: Follow>(value: &(dyn Any + Send + Sync), asked: Asked) -> Result<(), Failure> {
+    let Some(value) = value.downcast_ref::<Mutex<T>>() else { return Ok(()) };
+    let (call, mut value) = (Call::new(asked, None), value.lock().unwrap_or_else(PoisonError::into_inner));
+    catch_unwind(AssertUnwindSafe(|| value.observe(&call)))
+        .unwrap_or_else(|_| Err(Failure::new("RuntimeError", "the client's own code has panicked")))
+}
+
+impl<T> Clone for Followed<T> {
+    fn clone(&self) -> Self {
+        Self { value: Arc::clone(&self.value), held: Arc::clone(&self.held), news: self.news.clone() }
+    }
+}
+
+/// Two are equal if they are copies of the same object.
+impl<T> PartialEq for Followed<T> {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.value, &other.value)
+    }
+}
+
+impl<T> Eq for Followed<T> {}
+
+impl<T> std::fmt::Debug for Followed<T> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Followed<{}>", std::any::type_name::<T>())
+    }
+}
+
+impl<T> Serialize for Followed<T> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_newtype_struct(reference::CACHED, &self.held.luid)
+    }
+}
+
+impl<'de, T: Follow> Deserialize<'de> for Followed<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Of<T>(PhantomData<T>);
+        impl<'de, T: Follow> Visitor<'de> for Of<T> {
+            type Value = Followed<T>;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                write!(f, "a cached object of the other side's, a {}", T::TYPE)
+            }
+
+            /// One that has come before.
+            fn visit_u64<E: serde::de::Error>(self, luid: u64) -> Result<Followed<T>, E> {
+                referred(|objects| objects.copies.get(&luid).cloned())
+                    .and_then(|held| Followed::new(held, None))
+                    .ok_or_else(|| E::custom(format!("no copy of it as a {} was made when its state came", T::TYPE)))
+            }
+
+            /// Its type, its number, its state.
+            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Followed<T>, A::Error> {
+                let short = || A::Error::custom("a cached object of the other side's with its state");
+                let class: &str = seq.next_element()?.ok_or_else(short)?;
+                if class != T::TYPE {
+                    while seq.next_element::<IgnoredAny>()?.is_some() {}
+                    return Err(A::Error::custom(format!("expected a {}, found a {class}", T::TYPE)));
+                }
+                let luid: u64 = seq.next_element()?.ok_or_else(short)?;
+                let value: T = seq.next_element()?.ok_or_else(short)?;
+                let made = Typed { value: Arc::new(Mutex::new(value)), change: change::<T> };
+                referred(|objects| objects.copies.get(&luid).cloned())
+                    .ok_or_else(|| A::Error::custom("a copy can be read out of an answer or a call only"))
+                    .and_then(|held| {
+                        Followed::new(held, Some(made))
+                            .ok_or_else(|| A::Error::custom("too much of it has changed before it was read"))
+                    })
+            }
+        }
+        deserializer.deserialize_newtype_struct(reference::CACHE, Of(PhantomData))
+    }
+}

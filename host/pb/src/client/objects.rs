@@ -1,0 +1,119 @@
+//! Objects of ours that the other side can call.
+
+use std::future::ready;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use serde::Serialize;
+
+use super::link::{Asked, Command, Link, Local, LocalCell, Made, Serve, Serving};
+use super::received::Call;
+use crate::Failure;
+
+/// What an object of ours answers with, one day.
+pub struct Reply(Serving);
+
+impl std::fmt::Debug for Reply {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Reply")
+    }
+}
+
+impl Reply {
+    /// An answer that takes its time. Until it waits for something the first time, no other call is looked at: so calls begin in
+    /// their order.
+    pub fn new<T, F>(answer: F) -> Self
+    where
+        T: Serialize + Send + 'static,
+        F: Future<Output = Result<T, Failure>> + Send + 'static,
+    {
+        Self(Box::pin(async move {
+            let value = answer.await?;
+            let bytes = jelly::to_vec(&value).map_err(|error| Failure::new("TypeError", error.to_string()))?;
+            Ok(Made { bytes, _keep: Box::new(value) })
+        }))
+    }
+
+    /// An answer that is there.
+    pub fn now<T: Serialize + Send + 'static>(answer: Result<T, Failure>) -> Self {
+        Self::new(ready(answer))
+    }
+}
+
+/// An object of ours that the other side can call: a mind, say. A closure is one, too:
+///
+/// ```no_run
+/// # fn register(client: &pb::client::Client) -> pb::client::Local {
+/// use pb::client::Call;
+///
+/// client.register(|call: Call| async move {
+///     match call.method() {
+///         "add" => call.read::<(i64, i64)>().map(|(one, other)| one + other),
+///         _ => Err(call.unknown()),
+///     }
+/// })
+/// # }
+/// ```
+///
+/// In Twisted: `twisted.spread.pb.Referenceable`, whose methods are called `remote_…`.
+pub trait Referenceable: Send + Sync + 'static {
+    /// Serves a call.
+    fn call(&self, call: Call) -> Reply;
+}
+
+impl<F, T, R> Referenceable for F
+where
+    F: Fn(Call) -> R + Send + Sync + 'static,
+    R: Future<Output = Result<T, Failure>> + Send + 'static,
+    T: Serialize + Send + 'static,
+{
+    fn call(&self, call: Call) -> Reply {
+        Reply::new(self(call))
+    }
+}
+
+/// An object with what its calls need to be read.
+struct Served<O: ?Sized> {
+    object: Arc<O>,
+    timeout: Option<Duration>,
+}
+
+impl<O: Referenceable + ?Sized> Serve for Served<O> {
+    fn serve(&self, asked: Asked) -> Serving {
+        self.object.call(Call::new(asked, self.timeout)).0
+    }
+}
+
+impl Call {
+    /// Makes an object of ours known to the connection that the call came by, so that it can be sent: in the answer, say.
+    #[must_use]
+    pub fn register(&self, object: impl Referenceable) -> Local {
+        register(&self.link, self.timeout, Arc::new(object))
+    }
+}
+
+/// Makes an object known to a connection.
+pub(super) fn register(link: &Link, timeout: Option<Duration>, object: Arc<dyn Referenceable>) -> Local {
+    let number = number();
+    link.tell(Command::Register { number, object: Arc::new(Served { object, timeout }) });
+    Local { cell: Arc::new(LocalCell { link: link.clone(), number }) }
+}
+
+/// The number of another object of ours, which no other has.
+pub(super) fn number() -> u64 {
+    static NEXT: AtomicU64 = AtomicU64::new(1);
+    NEXT.fetch_add(1, Ordering::Relaxed)
+}
+
+/// An object that there is no call of: it is a name for something else.
+pub(super) struct Nothing;
+
+impl Serve for Nothing {
+    fn serve(&self, asked: Asked) -> Serving {
+        let call = Call::new(asked, None);
+        let refused: Pin<Box<dyn Future<Output = _> + Send>> = Box::pin(ready(Err(call.unknown())));
+        refused
+    }
+}

@@ -1,0 +1,251 @@
+//! What comes from the other side: answers, calls of our objects, and the objects that they refer to.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use jelly::Value;
+use jelly::types::reference;
+use serde::de::{DeserializeOwned, Error as _, Visitor};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use super::Error;
+use super::link::{Asked, Came, Held, HeldCopy, Link, Local};
+use crate::Failure;
+
+/// An object of the other side's. Clones are the same reference; it is given back when the last is dropped.
+///
+/// It can be read out of an answer or a call, and be a part of what is read: `answer.read::<(String, Remote)>()`. Sent, it is
+/// the object itself to the side that it came from.
+#[derive(Debug, Clone)]
+pub struct Remote {
+    pub(super) held: Arc<Held>,
+    /// How long its calls may take.
+    pub(super) timeout: Option<Duration>,
+}
+
+/// Two are equal if they are the same object of the same connection's.
+impl PartialEq for Remote {
+    fn eq(&self, other: &Self) -> bool {
+        self.held.luid == other.held.luid && Arc::ptr_eq(&self.held.link.flow, &other.held.link.flow)
+    }
+}
+
+impl Eq for Remote {}
+
+impl Serialize for Remote {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_newtype_struct(reference::LOCAL, &self.held.luid.unwrap_or(0))
+    }
+}
+
+impl Serialize for Local {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_newtype_struct(reference::REMOTE, &self.cell.number)
+    }
+}
+
+/// What a value refers to.
+#[derive(Debug, Default)]
+pub(super) struct Objects {
+    remotes: HashMap<u64, Remote>,
+    locals: HashMap<u64, Local>,
+    pub(super) copies: HashMap<u64, Arc<HeldCopy>>,
+}
+
+thread_local! {
+    /// What the value refers to that is being read.
+    static READING: RefCell<Vec<Arc<Objects>>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Says what a value refers to, while it is read.
+struct Reading;
+
+impl Reading {
+    fn of(objects: &Arc<Objects>) -> Self {
+        READING.with_borrow_mut(|reading| reading.push(Arc::clone(objects)));
+        Self
+    }
+}
+
+impl Drop for Reading {
+    fn drop(&mut self) {
+        READING.with_borrow_mut(Vec::pop);
+    }
+}
+
+/// Finds an object that the value refers to which is being read.
+pub(super) fn referred<T>(find: impl FnOnce(&Objects) -> Option<T>) -> Option<T> {
+    READING.with_borrow(|reading| reading.last().map(Arc::clone)).and_then(|objects| find(&objects))
+}
+
+/// A number that stands for an object.
+pub(super) struct Number(pub(super) &'static str);
+
+impl Visitor<'_> for Number {
+    type Value = u64;
+
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.0)
+    }
+
+    fn visit_u64<E>(self, number: u64) -> Result<u64, E> {
+        Ok(number)
+    }
+}
+
+impl<'de> Deserialize<'de> for Remote {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let luid =
+            deserializer.deserialize_newtype_struct(reference::REMOTE, Number("an object of the other side's"))?;
+        referred(|objects| objects.remotes.get(&luid).cloned())
+            .ok_or_else(|| D::Error::custom("an object can be read out of an answer or a call only"))
+    }
+}
+
+impl<'de> Deserialize<'de> for Local {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let luid = deserializer.deserialize_newtype_struct(reference::LOCAL, Number("an object of one's own"))?;
+        referred(|objects| objects.locals.get(&luid).cloned())
+            .ok_or_else(|| D::Error::custom("an object of one's own that is not there any more"))
+    }
+}
+
+/// The answer to a call.
+#[derive(Debug)]
+pub struct Answer {
+    bytes: Vec<u8>,
+    objects: Arc<Objects>,
+}
+
+impl Answer {
+    pub(super) fn new(came: Came, timeout: Option<Duration>) -> Self {
+        let remote = |(luid, held)| (luid, Remote { held: Arc::new(held), timeout });
+        let objects = Objects {
+            remotes: came.remotes.into_iter().map(remote).collect(),
+            locals: came.locals,
+            copies: came.copies.into_iter().map(|(luid, copy)| (luid, Arc::new(copy))).collect(),
+        };
+        Self { bytes: came.bytes, objects: Arc::new(objects) }
+    }
+
+    /// As a type of one's own. [`Remote`]s, [`Local`]s and [`Followed`](super::Followed) copies may be in it.
+    ///
+    /// # Errors
+    /// When it does not fit.
+    pub fn read<T: DeserializeOwned>(&self) -> Result<T, jelly::Error> {
+        let _reading = Reading::of(&self.objects);
+        jelly::from_slice(&self.bytes)
+    }
+
+    /// As an untyped value. References are numbers in it: see [`Answer::remotes`].
+    ///
+    /// # Errors
+    /// When it is no Jelly.
+    pub fn value(&self) -> Result<Value, jelly::Error> {
+        Value::decode(&self.bytes)
+    }
+
+    /// The objects of the other side's that it refers to, by their numbers in the value.
+    #[must_use]
+    pub fn remotes(&self) -> &HashMap<u64, Remote> {
+        &self.objects.remotes
+    }
+
+    /// The one object that it is a reference to.
+    ///
+    /// # Errors
+    /// When it is something else.
+    pub fn remote(self) -> Result<Remote, Error> {
+        let shown = || Value::decode(&self.bytes).map_or_else(|error| error.to_string(), |value| value.to_string());
+        match self.objects.remotes.values().next() {
+            Some(remote) if self.objects.remotes.len() == 1 => Ok(remote.clone()),
+            _ => Err(Error::Unexpected(shown())),
+        }
+    }
+}
+
+/// A call of an object of ours, or a change of an object that we have a copy of.
+#[derive(Debug)]
+pub struct Call {
+    pub(super) link: Link,
+    pub(super) timeout: Option<Duration>,
+    method: String,
+    arguments: Answer,
+    keywords: Answer,
+}
+
+impl Call {
+    pub(super) fn new(asked: Asked, timeout: Option<Duration>) -> Self {
+        let Asked { link, method, arguments, keywords } = asked;
+        Self {
+            link,
+            timeout,
+            method,
+            arguments: Answer::new(arguments, timeout),
+            keywords: Answer::new(keywords, timeout),
+        }
+    }
+
+    /// The method's name.
+    #[must_use]
+    pub fn method(&self) -> &str {
+        &self.method
+    }
+
+    /// Its arguments, as a tuple: `call.read::<(String, u32)>()`, `(String,)` for one. Objects may be in it.
+    ///
+    /// # Errors
+    /// A TypeError for the caller, when they do not fit.
+    pub fn read<T: DeserializeOwned>(&self) -> Result<T, Failure> {
+        self.arguments.read().map_err(|error| self.wrong(&error))
+    }
+
+    /// Its keyword arguments, as a struct or a map.
+    ///
+    /// # Errors
+    /// A TypeError for the caller, when they do not fit.
+    pub fn keywords<T: DeserializeOwned>(&self) -> Result<T, Failure> {
+        self.keywords.read().map_err(|error| self.wrong(&error))
+    }
+
+    /// Its arguments, untyped: a tuple and a dictionary.
+    ///
+    /// # Errors
+    /// A TypeError for the caller, when they are no Jelly.
+    pub fn values(&self) -> Result<(Value, Value), Failure> {
+        let arguments = self.arguments.value().map_err(|error| self.wrong(&error))?;
+        Ok((arguments, self.keywords.value().map_err(|error| self.wrong(&error))?))
+    }
+
+    /// What to answer with when there is no such method.
+    #[must_use]
+    pub fn unknown(&self) -> Failure {
+        Failure::new("twisted.spread.flavors.NoSuchMethod", format!("No such method: remote_{}", self.method))
+    }
+
+    fn wrong(&self, error: &jelly::Error) -> Failure {
+        Failure::new("TypeError", format!("{}: {error}", self.method))
+    }
+}
+
+impl From<jelly::Error> for Failure {
+    /// For an object's method that reads what others answer.
+    fn from(error: jelly::Error) -> Self {
+        Self::new("TypeError", error.to_string())
+    }
+}
+
+impl From<Error> for Failure {
+    /// For an object's method that calls others: their exceptions go on to its caller.
+    fn from(error: Error) -> Self {
+        match error {
+            Error::Failure(failure) => failure,
+            Error::TimedOut(_) => Self::new("twisted.internet.error.TimeoutError", error.to_string()),
+            Error::Jelly(_) => Self::new("TypeError", error.to_string()),
+            Error::Lost(_) | Error::NotSent(_) => Self::new("twisted.spread.pb.PBConnectionLost", error.to_string()),
+            _ => Self::new("RuntimeError", error.to_string()),
+        }
+    }
+}

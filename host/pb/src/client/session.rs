@@ -1,0 +1,443 @@
+//! A login that is kept up: when the connection is lost, it connects, logs in and attaches anew.
+
+use std::collections::hash_map::RandomState;
+use std::hash::BuildHasher;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
+
+use serde::Serialize;
+use tokio::sync::{Mutex as AsyncMutex, Notify, watch};
+use tokio::task::AbortHandle;
+use tokio::time::Instant;
+
+use super::login::Credential;
+use super::objects::Referenceable;
+use super::received::{Answer, Remote};
+use super::{Client, Endpoint, Error};
+
+/// How long to wait before connecting again.
+#[derive(Debug, Clone, Copy)]
+pub struct Backoff {
+    /// The first time (0.1 s); then twice as long each time.
+    pub first: Duration,
+    /// The most (30 s).
+    pub most: Duration,
+    /// After a connection that has lasted so long, it begins anew (10 s).
+    pub good: Duration,
+}
+
+impl Default for Backoff {
+    fn default() -> Self {
+        let (first, most, good) = (Duration::from_millis(100), Duration::from_secs(30), Duration::from_secs(10));
+        Self { first, most, good }
+    }
+}
+
+impl Backoff {
+    /// How long before try `tries` (0: the first after a good connection), of `dice`, which is any number: a fifth more or less,
+    /// so that not all clients of a host come back at once.
+    fn delay(&self, tries: u32, dice: u64) -> Duration {
+        let doubled = self.first.saturating_mul(1 << tries.min(20)).min(self.most);
+        doubled.mul_f64(0.8 + 0.4 * (dice % 1024) as f64 / 1024.0)
+    }
+}
+
+/// How a session is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Status {
+    /// It connects, or waits to do so again.
+    Connecting {
+        /// How often it has tried in vain.
+        tries: u32,
+        /// What went wrong last; empty: nothing yet.
+        why: String,
+    },
+    /// Somebody is logged in.
+    Connected,
+    /// The host does not let them in, and would not if it was asked again: the session has ended.
+    Refused(String),
+}
+
+#[derive(Debug, Clone)]
+enum State {
+    Connecting { tries: u32, why: String },
+    Connected(Connection),
+    Refused(Arc<Error>),
+}
+
+/// A connection on which somebody is logged in.
+#[derive(Debug, Clone)]
+struct Connection {
+    number: u64,
+    client: Client,
+    avatar: Remote,
+}
+
+/// A login that is kept up. Clones are the same; it ends when the last clone and the last [`Perspective`] of it are gone.
+///
+/// ```no_run
+/// # async fn run() -> Result<(), Box<dyn std::error::Error>> {
+/// use pb::client::{Credential, Endpoint, Session};
+///
+/// let session = Session::builder(Endpoint::tcp("127.0.0.1:8787"), Credential::password("alice", "her password")).start();
+/// let todo = session.perspective("todo", None);
+/// // Waits for the connection, and for each that follows it.
+/// todo.call("add", &("milk",)).await?;
+/// # Ok(()) }
+/// ```
+///
+/// A call that was under way when the connection was lost is an error ([`Error::Lost`]): whether it was carried out is not known,
+/// and nothing is called twice by itself. Calls that were not sent yet, and those made meanwhile, wait; with
+/// [`Options::timeout`](super::Options), so long at most.
+///
+/// In Twisted: `PBClientFactory` with `twisted.application.internet.ClientService`.
+#[derive(Debug, Clone)]
+pub struct Session {
+    shared: Arc<Shared>,
+    /// Stops it with the last handle.
+    _keeper: Arc<Keeper>,
+}
+
+#[derive(Debug)]
+struct Keeper(AbortHandle);
+
+impl Drop for Keeper {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+struct Shared {
+    endpoint: Endpoint,
+    credential: Credential,
+    mind: Option<Arc<dyn Referenceable>>,
+    backoff: Backoff,
+    state: watch::Sender<State>,
+    /// Perspectives that have a mind: they are asked for on each connection, whether they are called or not.
+    minded: Mutex<Vec<Weak<Place>>>,
+    /// One of them has to be asked for.
+    wanted: Notify,
+}
+
+impl std::fmt::Debug for Shared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Session").field("endpoint", &self.endpoint).finish_non_exhaustive()
+    }
+}
+
+/// A session that has yet to begin.
+pub struct SessionBuilder {
+    endpoint: Endpoint,
+    credential: Credential,
+    mind: Option<Arc<dyn Referenceable>>,
+    backoff: Backoff,
+}
+
+impl std::fmt::Debug for SessionBuilder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SessionBuilder").field("endpoint", &self.endpoint).finish_non_exhaustive()
+    }
+}
+
+impl SessionBuilder {
+    /// What is called back by whoever the login leads to.
+    #[must_use]
+    pub fn mind(self, mind: impl Referenceable) -> Self {
+        Self { mind: Some(Arc::new(mind)), ..self }
+    }
+
+    /// How long to wait before connecting again.
+    #[must_use]
+    pub fn backoff(self, backoff: Backoff) -> Self {
+        Self { backoff, ..self }
+    }
+
+    /// Begins. The host need not be there yet: see [`Session::connected`].
+    #[must_use]
+    pub fn start(self) -> Session {
+        let Self { endpoint, credential, mind, backoff } = self;
+        let state = watch::Sender::new(State::Connecting { tries: 0, why: String::new() });
+        let (minded, wanted) = (Mutex::default(), Notify::new());
+        let shared = Arc::new(Shared { endpoint, credential, mind, backoff, state, minded, wanted });
+        let keeper = tokio::spawn(Arc::clone(&shared).keep());
+        Session { shared, _keeper: Arc::new(Keeper(keeper.abort_handle())) }
+    }
+}
+
+impl Session {
+    /// A session at this host, of whoever these words prove it to be.
+    #[must_use]
+    pub fn builder(endpoint: Endpoint, credential: Credential) -> SessionBuilder {
+        SessionBuilder { endpoint, credential, mind: None, backoff: Backoff::default() }
+    }
+
+    /// Waits until somebody is logged in.
+    ///
+    /// # Errors
+    /// [`Error::Refused`], when they are not let in; all else is tried again.
+    pub async fn connected(&self) -> Result<(), Error> {
+        self.shared.connection().await.map(drop)
+    }
+
+    /// How it is just now.
+    #[must_use]
+    pub fn status(&self) -> Status {
+        status(&self.shared.state.borrow())
+    }
+
+    /// To be told how it is from now on.
+    #[must_use]
+    pub fn watch(&self) -> Watch {
+        Watch(self.shared.state.subscribe())
+    }
+
+    /// What the login leads to: on a host of credhost's the avatar, if the name was `alice`, or a perspective, if it was
+    /// `alice/todo`; elsewhere whatever it gives out.
+    #[must_use]
+    pub fn avatar(&self) -> Perspective {
+        Perspective { session: self.clone(), place: Arc::default() }
+    }
+
+    /// The perspective on a service, by the avatar's `attach`; without a name, the one that is called as the identity is.
+    #[must_use]
+    pub fn perspective(&self, service: &str, name: Option<&str>) -> Perspective {
+        let path = Some((service.to_owned(), name.map(str::to_owned)));
+        Perspective { session: self.clone(), place: Arc::new(Place { path, ..Place::default() }) }
+    }
+
+    /// The same with an object that the service calls back. It is asked for on each connection, whether it is called or not.
+    #[must_use]
+    pub fn perspective_with(&self, service: &str, name: Option<&str>, mind: impl Referenceable) -> Perspective {
+        let path = Some((service.to_owned(), name.map(str::to_owned)));
+        let place = Arc::new(Place { path, mind: Some(Arc::new(mind)), current: AsyncMutex::default() });
+        let mut minded = self.shared.minded();
+        minded.retain(|known| known.strong_count() > 0);
+        minded.push(Arc::downgrade(&place));
+        drop(minded);
+        self.shared.wanted.notify_one();
+        Perspective { session: self.clone(), place }
+    }
+}
+
+fn status(state: &State) -> Status {
+    match state {
+        State::Connecting { tries, why } => Status::Connecting { tries: *tries, why: why.clone() },
+        State::Connected(_) => Status::Connected,
+        State::Refused(why) => Status::Refused(why.to_string()),
+    }
+}
+
+/// Tells how a session is.
+#[derive(Debug)]
+pub struct Watch(watch::Receiver<State>);
+
+impl Watch {
+    /// Waits until it has changed; `None`: the session is gone.
+    pub async fn next(&mut self) -> Option<Status> {
+        self.0.changed().await.ok()?;
+        Some(status(&self.0.borrow_and_update()))
+    }
+}
+
+/// What a session leads to, whichever connection it is on. Clones are the same.
+#[derive(Debug, Clone)]
+pub struct Perspective {
+    session: Session,
+    place: Arc<Place>,
+}
+
+/// How a perspective is come to, and what has come of that.
+#[derive(Default)]
+struct Place {
+    /// Service and perspective; `None`: what the login itself leads to.
+    path: Option<(String, Option<String>)>,
+    mind: Option<Arc<dyn Referenceable>>,
+    /// On the connection of this number.
+    current: AsyncMutex<Option<(u64, Remote)>>,
+}
+
+impl std::fmt::Debug for Place {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Place").field("path", &self.path).finish_non_exhaustive()
+    }
+}
+
+impl Place {
+    /// The perspective on this connection.
+    async fn on(&self, connection: &Connection) -> Result<Remote, Error> {
+        let Some((service, name)) = &self.path else { return Ok(connection.avatar.clone()) };
+        let mut current = self.current.lock().await;
+        if let Some((_, remote)) = current.as_ref().filter(|(number, _)| *number == connection.number) {
+            return Ok(remote.clone());
+        }
+        let mind = self.mind.as_ref().map(|mind| connection.client.register_shared(Arc::clone(mind)));
+        let answer = connection.avatar.call("attach", &(service, name, mind)).await?;
+        let remote = answer.remote()?;
+        *current = Some((connection.number, remote.clone()));
+        Ok(remote)
+    }
+
+    /// It does not lead there any more.
+    async fn forget(&self, remote: &Remote) {
+        let mut current = self.current.lock().await;
+        current.take_if(|(_, known)| known == remote);
+    }
+}
+
+impl Perspective {
+    /// The object itself, as long as the connection lasts that there is now. Waits for one.
+    ///
+    /// # Errors
+    /// [`Error::Refused`]; what the service refuses with.
+    pub async fn remote(&self) -> Result<Remote, Error> {
+        loop {
+            let connection = self.session.shared.connection().await?;
+            match self.place.on(&connection).await {
+                Err(Error::Lost(_) | Error::NotSent(_)) if connection.client.is_closed() => {}
+                other => return other,
+            }
+        }
+    }
+
+    /// Calls a method: as [`Remote::call`].
+    ///
+    /// # Errors
+    /// As [`Remote::call`], and [`Perspective::remote`]. [`Error::Lost`]: it is not known whether it was carried out.
+    pub async fn call<A: Serialize>(&self, method: &str, arguments: &A) -> Result<Answer, Error> {
+        let call = async {
+            loop {
+                let remote = self.remote().await?;
+                match remote.call(method, arguments).await {
+                    // It waits for the next connection.
+                    Err(Error::NotSent(_)) => {}
+                    Err(Error::Failure(failure)) if failure.is("twisted.spread.pb.DeadReferenceError") => {
+                        // Its service was stopped, or the key is gone: the next call asks for it anew.
+                        self.place.forget(&remote).await;
+                        self.session.shared.wanted.notify_one();
+                        return Err(Error::Failure(failure));
+                    }
+                    other => return other,
+                }
+            }
+        };
+        match self.session.shared.endpoint.timeout() {
+            None => call.await,
+            Some(limit) => tokio::time::timeout(limit, call).await.unwrap_or(Err(Error::TimedOut(limit))),
+        }
+    }
+}
+
+impl Shared {
+    fn minded(&self) -> MutexGuard<'_, Vec<Weak<Place>>> {
+        // Nothing is left half done in it.
+        self.minded.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits for a connection on which somebody is logged in.
+    async fn connection(&self) -> Result<Connection, Error> {
+        let mut state = self.state.subscribe();
+        let found = state.wait_for(|state| match state {
+            State::Connecting { .. } => false,
+            // One that was lost is followed by another state.
+            State::Connected(connection) => !connection.client.is_closed(),
+            State::Refused(_) => true,
+        });
+        match found.await.as_deref() {
+            Ok(State::Connected(connection)) => Ok(connection.clone()),
+            Ok(State::Refused(why)) => Err(Error::Refused(Arc::clone(why))),
+            _ => Err(Error::NotSent("the session has ended".to_owned())),
+        }
+    }
+
+    /// Keeps it up, until it is refused.
+    async fn keep(self: Arc<Self>) {
+        let (mut tries, mut number) = (0, 0);
+        loop {
+            let why = match self.log_in().await {
+                Ok((client, avatar)) => {
+                    number += 1;
+                    let (began, connection) = (Instant::now(), Connection { number, client, avatar });
+                    self.state.send_replace(State::Connected(connection.clone()));
+                    let lost = connection.client.closed();
+                    tokio::select! {
+                        () = lost => {}
+                        () = self.attend(&connection) => {}
+                    }
+                    if began.elapsed() >= self.backoff.good {
+                        tries = 0;
+                    }
+                    Error::Lost(connection.client.why())
+                }
+                Err(error) if is_final(&error) => {
+                    self.state.send_replace(State::Refused(Arc::new(error)));
+                    return;
+                }
+                Err(error) => error,
+            };
+            self.state.send_replace(State::Connecting { tries, why: why.to_string() });
+            tokio::time::sleep(self.backoff.delay(tries, dice())).await;
+            tries = tries.saturating_add(1);
+        }
+    }
+
+    async fn log_in(&self) -> Result<(Client, Remote), Error> {
+        let client = self.endpoint.connect().await?;
+        let mind = self.mind.as_ref().map(|mind| client.register_shared(Arc::clone(mind)));
+        let limit = self.endpoint.patience();
+        let avatar = tokio::time::timeout(limit, client.login_with(&self.credential, mind));
+        let avatar = avatar.await.map_err(|_| Error::TimedOut(limit))??;
+        Ok((client, avatar))
+    }
+
+    /// Asks for all perspectives that have a mind, whenever one is missing; does not end.
+    async fn attend(&self, connection: &Connection) {
+        let mut tries = 0;
+        loop {
+            let places: Vec<Arc<Place>> = self.minded().iter().filter_map(Weak::upgrade).collect();
+            let mut missing = false;
+            for place in places {
+                missing |= place.on(connection).await.is_err();
+            }
+            if missing {
+                // Its service may come back; nobody else would ask.
+                tokio::time::sleep(self.backoff.delay(tries, dice())).await;
+                tries = tries.saturating_add(1);
+            } else {
+                tries = 0;
+                self.wanted.notified().await;
+            }
+        }
+    }
+}
+
+/// Whether asking again would be in vain, and would count as one more wrong password.
+fn is_final(error: &Error) -> bool {
+    const FINAL: [&str; 3] = [
+        "twisted.cred.error.UnauthorizedLogin",
+        "twisted.cred.error.UnhandledCredentials",
+        "twisted.spread.flavors.NoSuchMethod",
+    ];
+    matches!(error, Error::Failure(failure) if FINAL.iter().any(|class| failure.is(class)))
+}
+
+/// Any number.
+fn dice() -> u64 {
+    RandomState::new().hash_one(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_waits_twice_as_long_each_time_up_to_a_limit_and_never_exactly_as_long_as_others() {
+        let backoff = Backoff::default();
+        let (least, most) = (|tries| backoff.delay(tries, 0), |tries| backoff.delay(tries, 1023));
+        assert_eq!(least(0), Duration::from_millis(80));
+        assert!(most(0) > Duration::from_millis(119) && most(0) <= Duration::from_millis(120));
+        assert_eq!(least(3), Duration::from_millis(640));
+        assert_eq!(least(40), Duration::from_secs(24));
+        assert!(most(u32::MAX) <= Duration::from_secs(36));
+    }
+}

@@ -1,0 +1,380 @@
+//! The client for Rust and Twisted's own server: all that the two can do with each other's objects.
+
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use pb::Failure;
+use pb::client::{
+    Call, Client, Credential, Endpoint, Error, Follow, Followed, Local, Options, Pages, Referenceable, Remote, Reply,
+    page,
+};
+use serde::{Deserialize, Serialize};
+use system_tests::{python, workspace};
+
+/// A guard against hanging, not a measure.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A server of Twisted's: ended with the test.
+struct Peer {
+    process: Child,
+    port: u16,
+}
+
+impl Drop for Peer {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+impl Peer {
+    fn start(arguments: &[&str]) -> Self {
+        let mut command = Command::new(python::python());
+        command.args(["-W", "ignore"]).arg(workspace().join("tests/twisted/client_peer.py")).args(arguments);
+        command.env("PYTHONDONTWRITEBYTECODE", "1").stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut process = command.spawn().expect("python runs");
+        let mut line = String::new();
+        let said = process.stdout.as_mut().map(|stdout| BufReader::new(stdout).read_line(&mut line));
+        said.expect("it has an output").expect("it says its port");
+        Self { process, port: line.trim().parse().expect("a port") }
+    }
+
+    fn endpoint(&self) -> Endpoint {
+        Endpoint::tcp(&format!("127.0.0.1:{}", self.port))
+    }
+
+    async fn connect(&self) -> Client {
+        self.endpoint().connect().await.expect("it speaks PB")
+    }
+}
+
+async fn within<T>(what: impl Future<Output = T>) -> T {
+    tokio::time::timeout(PATIENCE, what).await.expect("it does not hang")
+}
+
+/// Waits until what Twisted's end has in its tables is this: what is dropped here goes by itself.
+async fn held(root: &Remote, wanted: [usize; 2]) {
+    let mut held = [usize::MAX; 2];
+    let came = tokio::time::timeout(PATIENCE, async {
+        while held != wanted {
+            held = root.call("held", &()).await.expect("it answers").read().expect("two numbers");
+        }
+    });
+    came.await.unwrap_or_else(|_| panic!("{held:?}, not {wanted:?}"));
+}
+
+/// A type of the other side's, by value.
+#[derive(Debug, Deserialize, PartialEq)]
+#[serde(rename = "shop.Card")]
+struct Card {
+    name: String,
+}
+
+/// A copy of one of its objects.
+#[derive(Debug, Deserialize)]
+struct Scores {
+    points: i64,
+}
+
+impl Follow for Scores {
+    const TYPE: &'static str = "game.Scores";
+
+    fn observe(&mut self, change: &Call) -> Result<(), Failure> {
+        match change.method() {
+            "points" => (self.points,) = change.read()?,
+            _ => return Err(change.unknown()),
+        }
+        Ok(())
+    }
+}
+
+/// An object of our own, with a state.
+#[derive(Default)]
+struct Counter {
+    taken: Mutex<Vec<i64>>,
+}
+
+impl Referenceable for Counter {
+    fn call(&self, call: Call) -> Reply {
+        match call.method() {
+            "take" => Reply::now(call.read::<(i64,)>().map(|(number,)| {
+                let mut taken = self.taken.lock().expect("nothing panics");
+                taken.push(number);
+                taken.len()
+            })),
+            // Later than those that come behind it.
+            "wait" => Reply::new(async {
+                tokio::task::yield_now().await;
+                Ok("waited")
+            }),
+            "panic" => panic!("an object's own fault"),
+            "busy" => Reply::now(Err::<(), _>(Failure::new("shop.Busy", "not now").under(["LookupError"]))),
+            _ => Reply::now(Err::<(), _>(call.unknown())),
+        }
+    }
+}
+
+#[tokio::test]
+async fn objects_of_both_sides_are_called_passed_back_and_given_back() {
+    let peer = Peer::start(&[]);
+    let client = peer.connect().await;
+    let root = client.root();
+    let mut things: BTreeMap<String, Remote> = root.call("things", &()).await.unwrap().read().unwrap();
+    let (one, two) = (things.remove("one").unwrap(), things.remove("two").unwrap());
+    assert_eq!(two.call("name", &()).await.unwrap().read::<String>().unwrap(), "two");
+    assert!(root.call("is_mine", &(&one,)).await.unwrap().read::<bool>().unwrap(), "it is the object itself");
+    assert_eq!(root.call("things", &()).await.unwrap().read::<BTreeMap<String, Remote>>().unwrap()["one"], one);
+    drop((one, two));
+    held(&root, [0, 0]).await;
+
+    // Ours: it is called, comes home as itself, and is kept by whoever has it.
+    let counter = Arc::new(Counter::default());
+    let local = client.register_shared(Arc::<Counter>::clone(&counter));
+    root.call("keep", &(&local,)).await.unwrap();
+    let home: Local = root.call("give_back", &()).await.unwrap().read().unwrap();
+    assert_eq!(home, local);
+    drop((home, local));
+    let home: Local = root.call("give_back", &()).await.unwrap().read().unwrap();
+    let size: usize = root.call("ask", &(home, "take", 5)).await.unwrap().read().unwrap();
+    assert_eq!(size, 1);
+    assert_eq!(Arc::strong_count(&counter), 2, "the other side has it");
+    root.call("drop", &()).await.unwrap();
+    within(async {
+        while Arc::strong_count(&counter) > 1 {
+            root.call("echo", &()).await.unwrap();
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn our_objects_serve_in_order_and_their_faults_are_the_callers_alone() {
+    let peer = Peer::start(&[]);
+    let client = peer.connect().await;
+    let root = client.root();
+    let counter = Arc::new(Counter::default());
+    let local = client.register_shared(Arc::<Counter>::clone(&counter));
+    root.call("burst", &(&local, 500)).await.unwrap();
+    assert_eq!(*counter.taken.lock().unwrap(), (0..500).collect::<Vec<_>>());
+    let said: String = root.call("ask", &(&local, "wait")).await.unwrap().read().unwrap();
+    assert_eq!(said, "waited");
+    for (method, class) in [
+        ("panic", "builtins.RuntimeError"),
+        ("busy", "shop.Busy"),
+        ("nothing", "twisted.spread.flavors.NoSuchMethod"),
+        ("take", "builtins.TypeError"),
+    ] {
+        let Err(Error::Failure(failure)) = root.call("ask", &(&local, method)).await else { panic!("{method}") };
+        assert!(failure.is(class), "{method}: {failure:?}");
+    }
+    let Err(Error::Failure(failure)) = root.call("fail", &()).await else { panic!("it fails") };
+    assert!(failure.class.ends_with("Busy") && failure.value == "later", "{failure:?}");
+    // An object that calls another one, whose exception goes on to its caller.
+    let other = root.clone();
+    let relay = client.register(move |_: Call| {
+        let other = other.clone();
+        async move { Ok(other.call("fail", &()).await?.read::<()>()?) }
+    });
+    let Err(Error::Failure(failure)) = root.call("ask", &(relay, "go")).await else { panic!("it fails") };
+    assert!(failure.class.ends_with("Busy"), "{failure:?}");
+}
+
+#[tokio::test]
+async fn copies_follow_and_go_home_and_are_given_back() {
+    let peer = Peer::start(&[]);
+    let client = peer.connect().await;
+    let root = client.root();
+    let scores: Followed<Scores> = root.call("scores", &()).await.unwrap().read().unwrap();
+    let mut watching = scores.clone();
+    assert_eq!(scores.read(|scores| scores.points), 0);
+    // The change comes before the answer to the call that made it, and the answer brings the same copy.
+    let again: Followed<Scores> = root.call("set", &(7,)).await.unwrap().read().unwrap();
+    assert_eq!(scores.read(|scores| scores.points), 7);
+    assert!(scores == again);
+    within(watching.changed()).await.unwrap();
+    assert!(root.call("is_scores", &(&scores,)).await.unwrap().read::<bool>().unwrap(), "it goes home as itself");
+    // What came is read late: the changes since are in it.
+    drop((scores, again, watching));
+    held(&root, [0, 0]).await;
+    let came = root.call("scores", &()).await.unwrap();
+    for points in 10..20 {
+        root.call("set", &(points,)).await.unwrap();
+    }
+    let scores: Followed<Scores> = came.read().unwrap();
+    assert_eq!(scores.read(|scores| scores.points), 19);
+    drop((scores, came));
+    held(&root, [0, 0]).await;
+    assert_eq!(root.call("observers", &()).await.unwrap().read::<usize>().unwrap(), 0);
+    // One that is not followed reads as its state, and is given back, too.
+    #[derive(Deserialize)]
+    #[serde(rename = "game.Scores")]
+    struct Once {
+        points: i64,
+    }
+    assert_eq!(root.call("scores", &()).await.unwrap().read::<Once>().unwrap().points, 19);
+    held(&root, [0, 0]).await;
+}
+
+#[tokio::test]
+async fn our_own_cacheables_are_followed_by_the_other_side() {
+    #[derive(Serialize)]
+    struct Boat {
+        knots: f64,
+    }
+    let peer = Peer::start(&[]);
+    let client = peer.connect().await;
+    let root = client.root();
+    let boat = client.cacheable("race.Boat", &Boat { knots: 5.0 }).unwrap();
+    assert_eq!(root.call("enter", &(&boat,)).await.unwrap().read::<f64>().unwrap().to_string(), "5");
+    boat.change(&Boat { knots: 7.5 }, "speed", &(7.5,)).await.unwrap();
+    assert_eq!(root.call("knots", &()).await.unwrap().read::<f64>().unwrap().to_string(), "7.5");
+    // Sent once more, it is the same copy; sent after that was dropped, it has the state of today.
+    assert_eq!(root.call("enter", &(&boat,)).await.unwrap().read::<f64>().unwrap().to_string(), "7.5");
+    let other = client.cacheable("race.Boat", &Boat { knots: 1.0 }).unwrap();
+    root.call("enter", &(other,)).await.unwrap();
+    boat.change(&Boat { knots: 9.0 }, "speed", &(9.0,)).await.unwrap();
+    assert_eq!(root.call("enter", &(&boat,)).await.unwrap().read::<f64>().unwrap().to_string(), "9");
+}
+
+#[tokio::test]
+async fn copyables_are_types_of_ones_own_with_objects_beside_them() {
+    let peer = Peer::start(&[]);
+    let client = peer.connect().await;
+    let (card, thing): (Card, Remote) = {
+        let answer = client.root().call("card", &()).await.unwrap();
+        answer.read().unwrap()
+    };
+    assert_eq!(card, Card { name: "ace".into() });
+    assert_eq!(thing.call("name", &()).await.unwrap().read::<String>().unwrap(), "one");
+}
+
+#[tokio::test]
+async fn pages_go_both_ways() {
+    let peer = Peer::start(&[]);
+    let client = peer.connect().await;
+    let root = client.root();
+    let (collector, mut pages): (Local, Pages) = client.pages();
+    root.call("read", &(collector, 1_000_000, 8192)).await.unwrap();
+    let (mut size, mut count) = (0, 0);
+    while let Some(page) = within(pages.next()).await.unwrap() {
+        (size, count) = (size + page.len(), count + 1);
+    }
+    assert_eq!((size, count), (1_000_000, 123));
+    assert!(pages.next().await.unwrap().is_none());
+    let (collector, pages) = client.pages();
+    root.call("read", &(collector, 1_000_000, 8192)).await.unwrap();
+    let limited = within(pages.all(999_999)).await.unwrap_err().to_string();
+    assert!(limited.contains("more than 999999 bytes"), "{limited}");
+
+    let collector = root.call("store", &()).await.unwrap().remote().unwrap();
+    let data = vec![b'y'; 3_000_000];
+    assert_eq!(within(page(&collector, &data[..], 64 << 10)).await.unwrap(), 3_000_000);
+    assert_eq!(collector.call("done", &()).await.unwrap().read::<(usize, usize)>().unwrap(), (3_000_000, 46));
+    assert!(page(&collector, &data[..], 0).await.is_err());
+}
+
+#[tokio::test]
+async fn so_many_calls_are_under_way_and_the_rest_wait_their_turn() {
+    let peer = Peer::start(&[]);
+    let options = Options { calls: 8, ..Options::default() };
+    let client = peer.endpoint().options(options).connect().await.unwrap();
+    // Another connection looks on.
+    let (root, other) = (client.root(), peer.connect().await.root());
+    let calls: Vec<_> = (0..20)
+        .map(|_| {
+            let root = root.clone();
+            tokio::spawn(async move { root.call("never", &()).await.map(drop) })
+        })
+        .collect();
+    let under_way = async || other.call("under_way", &()).await.unwrap().read::<usize>().unwrap();
+    within(async { while under_way().await < 8 {} }).await;
+    for _ in 0..50 {
+        assert_eq!(under_way().await, 8);
+    }
+    // One that waits its turn and is given up is never sent.
+    calls[19].abort();
+    let mut answered = 0;
+    while answered < 19 {
+        let now = within(async {
+            loop {
+                let now = under_way().await;
+                if now > 0 {
+                    return now;
+                }
+            }
+        })
+        .await;
+        assert!(now <= 8);
+        other.call("answer", &()).await.unwrap();
+        answered += now;
+    }
+    assert_eq!(answered, 19);
+    for call in calls.into_iter().take(19) {
+        within(call).await.unwrap().unwrap();
+    }
+    // What came with answers was given back.
+    held(&root, [0, 0]).await;
+}
+
+#[tokio::test]
+async fn a_call_that_is_late_is_an_error_and_what_comes_of_it_is_given_back() {
+    let peer = Peer::start(&[]);
+    let client = peer.connect().await;
+    let root = client.root();
+    let hasty = root.with_timeout(Duration::from_millis(20));
+    assert!(matches!(hasty.call("never", &()).await, Err(Error::TimedOut(_))));
+    // Dropped while it waits: the same.
+    let given_up = tokio::time::timeout(Duration::from_millis(20), root.call("never", &())).await;
+    assert!(given_up.is_err());
+    within(async { while root.call("under_way", &()).await.unwrap().read::<usize>().unwrap() < 2 {} }).await;
+    root.call("answer", &()).await.unwrap();
+    held(&root, [0, 0]).await;
+}
+
+#[tokio::test]
+async fn what_was_under_way_when_the_connection_is_lost_is_told_from_what_was_not_sent() {
+    let peer = Peer::start(&[]);
+    let options = Options { calls: 1, ..Options::default() };
+    let client = peer.endpoint().options(options).connect().await.unwrap();
+    let other = peer.connect().await.root();
+    let root = client.root();
+    let mut scores: Followed<Scores> = root.call("scores", &()).await.unwrap().read().unwrap();
+    let sent = tokio::spawn({
+        let root = root.clone();
+        async move { root.call("never", &()).await.map(drop) }
+    });
+    within(async { while other.call("under_way", &()).await.unwrap().read::<usize>().unwrap() < 1 {} }).await;
+    let waits = tokio::spawn({
+        let root = root.clone();
+        async move { root.call("echo", &()).await.map(drop) }
+    });
+    tokio::task::yield_now().await;
+    drop(peer);
+    assert!(matches!(within(sent).await.unwrap(), Err(Error::Lost(_))));
+    assert!(matches!(within(waits).await.unwrap(), Err(Error::NotSent(_))));
+    assert!(matches!(root.call("echo", &()).await, Err(Error::NotSent(_))));
+    assert!(within(scores.changed()).await.is_err(), "it changes no more");
+    within(client.closed()).await;
+    assert!(client.is_closed() && root.is_lost());
+}
+
+#[tokio::test]
+async fn whoever_is_logged_in_gives_a_mind() {
+    let peer = Peer::start(&["--login"]);
+    let client = peer.connect().await;
+    let asked = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&asked);
+    let mind = client.register(move |call: Call| {
+        count.fetch_add(1, Ordering::SeqCst);
+        async move { call.read::<(i64, i64)>().map(|(one, other)| one + other) }
+    });
+    let avatar = client.login_with(&Credential::password("alice", "alice-pw"), Some(mind)).await.unwrap();
+    let sum: i64 = avatar.call("ask_mind", &("add", 2, 3)).await.unwrap().read().unwrap();
+    assert_eq!((sum, asked.load(Ordering::SeqCst)), (5, 1));
+    let wrong = client.login_with(&Credential::password("alice", "wrong"), None).await.unwrap_err();
+    assert!(matches!(wrong, Error::Failure(failure) if failure.is("twisted.cred.error.UnauthorizedLogin")));
+}
