@@ -164,7 +164,10 @@ impl TestHome {
             }
         }
         let mut command = self.command();
-        command.args(["run", "--listen", "127.0.0.1:0"]).stdin(Stdio::null()).stdout(Stdio::null());
+        command.arg("run").stdin(Stdio::null()).stdout(Stdio::null());
+        if !arguments.contains(&"--listen") {
+            command.args(["--listen", "127.0.0.1:0"]);
+        }
         command.env("CREDHOST_LOG", "debug").args(arguments).envs(environment.iter().copied());
         let mut child = command.stderr(Stdio::piped()).spawn().expect("credhost runs");
         let log = Arc::new(Log::default());

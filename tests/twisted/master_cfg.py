@@ -7,7 +7,7 @@ import os
 
 from buildbot.plugins import changes, schedulers, steps, util, worker
 from buildbot.util.service import BuildbotService
-from twisted.internet import reactor
+from twisted.internet import defer, reactor
 
 
 class Interrupted(steps.ShellCommand):
@@ -28,7 +28,10 @@ class Results(BuildbotService):
         await super().startService()
         self.consumer = await self.master.mq.startConsuming(self.built, ("builds", None, "finished"))
 
-    async def built(self, key, build):
+    def built(self, key, build):
+        return defer.ensureDeferred(self.write(build))
+
+    async def write(self, build):
         found = await self.master.data.get(("builds", build["buildid"], "steps"))
         told = {"results": build["results"], "steps": []}
         for step in found:

@@ -31,6 +31,8 @@ const COMMANDS: [&str; 9] =
     ["shell", "mkdir", "rmdir", "cpdir", "rmfile", "stat", "listdir", "uploadFile", "downloadFile"];
 /// The most that is sent of a command's output at once, in bytes.
 const OUTPUT: usize = 64 << 10;
+/// For how long it is gathered.
+const GATHER: Duration = Duration::from_millis(300);
 
 type Result<T, E = Failure> = std::result::Result<T, E>;
 
@@ -321,15 +323,21 @@ async fn silence(limit: Option<f64>, heard: &Notify) -> f64 {
     limit
 }
 
-/// Tells the master what comes out of a command, in whole lines.
+/// Tells the master what comes out of a command, in whole lines: a little later, and more at once, for it keeps each by itself.
 async fn tell(from: Option<impl AsyncRead + Unpin>, stream: &str, job: Job<'_>, heard: &Notify) -> Result<()> {
     let Some(mut from) = from else { return Ok(()) };
-    let mut waiting = Vec::new();
-    loop {
-        let read = from.read_buf(&mut waiting).await.unwrap_or(0);
-        heard.notify_one();
+    let (mut waiting, mut ended) = (Vec::new(), false);
+    while !ended {
+        let gather = async {
+            while waiting.len() < OUTPUT && !ended {
+                ended = from.read_buf(&mut waiting).await.unwrap_or(0) == 0;
+                heard.notify_one();
+            }
+        };
+        // Time is over when it is, whatever has come.
+        let _ = tokio::time::timeout(GATHER, gather).await;
         let whole = match waiting.iter().rposition(|byte| *byte == b'\n') {
-            _ if read == 0 || waiting.len() > OUTPUT => waiting.len(),
+            _ if ended || waiting.len() >= OUTPUT => waiting.len(),
             Some(last) => last + 1,
             None => continue,
         };
@@ -338,10 +346,8 @@ async fn tell(from: Option<impl AsyncRead + Unpin>, stream: &str, job: Job<'_>, 
         if !text.is_empty() {
             job.update(stream, text).await?;
         }
-        if read == 0 {
-            return Ok(());
-        }
     }
+    Ok(())
 }
 
 #[derive(Deserialize)]
