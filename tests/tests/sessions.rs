@@ -65,19 +65,28 @@ async fn a_session_outlives_the_host_and_nothing_is_called_twice() {
     let count = || acknowledged.lock().expect("nothing panics").len();
     for _ in 0..5 {
         let before = count();
-        within(async { while count() < before + 20 { tokio::task::yield_now().await } }).await;
+        within(async {
+            while count() < before + 20 {
+                tokio::task::yield_now().await
+            }
+        })
+        .await;
         // A SIGKILL.
         host = start(host.into_home(), &address);
     }
     let before = count();
-    within(async { while count() < before + 20 { tokio::task::yield_now().await } }).await;
+    within(async {
+        while count() < before + 20 {
+            tokio::task::yield_now().await
+        }
+    })
+    .await;
     stop.store(1, Ordering::SeqCst);
     let (lost, number) = within(added).await.expect("it ends");
     assert!(lost <= 5, "at most one was under way at each kill: {lost}");
-    let list: Vec<serde_json::Value> = serde_json::from_str(&host.home.run(
-        &["call", &format!("alice@{address}/todo"), "list", "--password-stdin", "--json"],
-        "alice-pw",
-    ))
+    let list: Vec<serde_json::Value> = serde_json::from_str(
+        &host.home.run(&["call", &format!("alice@{address}/todo"), "list", "--password-stdin", "--json"], "alice-pw"),
+    )
     .expect("it is JSON");
     let texts: Vec<&str> = list.iter().map(|task| task["text"].as_str().expect("a text")).collect();
     for text in &*acknowledged.lock().expect("nothing panics") {
@@ -105,7 +114,10 @@ async fn a_mind_is_given_anew_though_nobody_calls() {
     let mut hears = async || {
         within(async {
             loop {
-                mouth.call("say", &("hello",)).await.expect("it is said");
+                match mouth.call("say", &("hello",)).await {
+                    Ok(_) | Err(Error::Lost(_)) => {}
+                    Err(error) => panic!("{error:?}"),
+                }
                 while let Ok(method) = heard.try_recv() {
                     if method == "heard" {
                         return;
@@ -135,10 +147,12 @@ async fn who_is_refused_is_not_asked_for_again_and_again() {
     assert!(matches!(called, Err(Error::Refused(_))));
     within(async {
         // What is written down comes a moment later.
-        while !host.home.run(&["audit", "show"], "").contains("login.failed") {}
+        while !host.home.run(&["audit", "show"], "").contains("login.refused") {
+            tokio::task::yield_now().await;
+        }
     })
     .await;
-    assert_eq!(host.home.run(&["audit", "show"], "").matches("login.failed").count(), 1, "it has tried once");
+    assert_eq!(host.home.run(&["audit", "show"], "").matches("login.refused").count(), 1, "it has tried once");
 }
 
 #[tokio::test]
@@ -147,8 +161,8 @@ async fn what_a_service_refuses_is_the_callers_to_see_and_its_return_is_noticed(
     let session = session(Endpoint::tcp(&host.address().to_string()), "alice");
     let (todo, chat) = (session.perspective("todo", None), session.perspective("chat", None));
     todo.call("add", &("milk",)).await.expect("it is added");
-    let refused = chat.call("say", &("hello",)).await.expect_err("she has no key");
-    assert!(matches!(&refused, Error::Failure(failure) if failure.is("twisted.cred.error.KeyNotFound")), "{refused:?}");
+    let refused = chat.call("say", &("hello",)).await.expect_err("there is no such service").to_string();
+    assert!(refused.contains("No such perspective."), "{refused}");
     host.home.run(&["service", "stop", "todo"], "");
     assert!(matches!(todo.call("list", &()).await, Err(Error::Failure(_))));
     host.home.run(&["service", "start", "todo"], "");
@@ -182,7 +196,12 @@ async fn a_session_that_nobody_has_any_more_logs_out() {
     session.perspective("todo", None).call("list", &()).await.expect("it answers");
     assert!(sessions().contains("alice"), "{}", sessions());
     drop(session);
-    within(async { while sessions().contains("alice") { tokio::task::yield_now().await } }).await;
+    within(async {
+        while sessions().contains("alice") {
+            tokio::task::yield_now().await
+        }
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -215,7 +234,7 @@ async fn tokens_and_keys_are_credentials_too() {
     let key = ssh_key::PrivateKey::from(ssh_key::private::Ed25519Keypair::from_seed(&[7; 32]));
     let line = key.public_key().to_openssh().expect("it can be written");
     let host = start(home, &own_address());
-    host.home.run(&["identity", "key", "alice", "--add", &line], "");
+    host.home.run(&["pubkey", "add", "alice", "-"], &line);
     let token: serde_json::Value =
         serde_json::from_str(&host.home.run(&["token", "new", "alice", "--label", "ci", "--json"], "")).expect("JSON");
     let sign = move |bytes: &[u8]| {
