@@ -1,10 +1,13 @@
 //! Sessions of the client for Rust, at a host that is stopped, killed and reloaded under them.
 
+use std::io::{BufRead, BufReader, Write};
+use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use pb::client::{Backoff, Call, Client, Credential, Endpoint, Error, Options, Session, Status, tls::Trust};
+use system_tests::build;
 use system_tests::host::{TestHome, TestHost};
 
 /// A guard against hanging, not a measure.
@@ -250,4 +253,69 @@ async fn tokens_and_keys_are_credentials_too() {
     let client: Client = Endpoint::tcp(&host.address().to_string()).connect().await.expect("it serves");
     let nobody = client.login_with(&Credential::Anonymous, None).await.expect_err("nobody is let in without a name");
     assert!(matches!(&nobody, Error::Failure(failure) if failure.is("twisted.cred.error.UnhandledCredentials")));
+}
+
+/// The example, as somebody sits before it.
+struct Window {
+    process: std::process::Child,
+    lines: std::sync::mpsc::Receiver<String>,
+}
+
+impl Window {
+    fn open(arguments: &[&str]) -> Self {
+        let mut command = std::process::Command::new(build::example("chat"));
+        command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut process = command.spawn().expect("the example runs");
+        let (come, lines) = std::sync::mpsc::channel();
+        let output = BufReader::new(process.stdout.take().expect("it has an output"));
+        // The test may have ended.
+        std::thread::spawn(move || output.lines().map_while(Result::ok).all(|line| come.send(line).is_ok()));
+        let mut window = Self { process, lines };
+        window.say("alice-pw");
+        window
+    }
+
+    fn say(&mut self, line: &str) {
+        let input = self.process.stdin.as_mut().expect("it has an input");
+        writeln!(input, "{line}").expect("it reads");
+    }
+
+    fn shows(&self, text: &str) {
+        loop {
+            let line = self.lines.recv_timeout(PATIENCE).unwrap_or_else(|_| panic!("{text:?} is not shown"));
+            if line.contains(text) {
+                return;
+            }
+        }
+    }
+}
+
+impl Drop for Window {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+#[test]
+fn the_example_chats_over_tls_and_in_the_clear_and_stays_when_the_host_goes() {
+    let (address, tls) = (own_address(), own_address());
+    let home = home(&["chat"]);
+    home.identity("bob", "alice-pw", &["chat"]);
+    home.run(&["tls", "init", "--name", "localhost", "--name", tls.trim_end_matches(":8787")], "");
+    let ca = home.path().join("tls/ca.pem").display().to_string();
+    let run = |home: TestHome| home.start_with(&["--listen", &address, "--listen-tls", &tls], &[]);
+    let host = run(home);
+    let mut alice = Window::open(&[&format!("alice@{address}")]);
+    alice.say("is there anybody?");
+    alice.shows("alice: is there anybody?");
+    let mut bob = Window::open(&["--ca", &ca, &format!("bob@{tls}")]);
+    alice.shows("bob came");
+    bob.say("me");
+    alice.shows("bob: me");
+    let _host = run(host.into_home());
+    alice.shows("(here again)");
+    bob.shows("(here again)");
+    alice.say("and now?");
+    bob.shows("alice: and now?");
 }

@@ -13,7 +13,7 @@ use std::fmt::Display;
 use std::path::{Path, PathBuf};
 use std::process::{ExitCode, Stdio};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use pb::Failure;
 use pb::client::{Call, Credential, Endpoint, Local, Referenceable, Remote, Reply, Session, Value};
@@ -23,6 +23,7 @@ use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::process::Command;
 use tokio::sync::Notify;
+use tokio::time::Instant;
 
 /// How often the master hears that the worker is there.
 const KEEP_ALIVE: Duration = Duration::from_secs(10);
@@ -291,8 +292,7 @@ async fn shell(given: Shell, job: Job<'_>) -> Result<()> {
     let (out, error) = (child.stdout.take(), child.stderr.take());
     let heard = Notify::new();
     let ended = async {
-        let (out, error) = tokio::join!(tell(out, "stdout", job, &heard), tell(error, "stderr", job, &heard));
-        (out?, error?);
+        tokio::try_join!(tell(out, "stdout", job, &heard), tell(error, "stderr", job, &heard))?;
         child.wait().await.map_err(|error| refused_by(Path::new(&shown), &error))
     };
     let stopped = tokio::select! {

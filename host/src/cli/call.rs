@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use clap::Args;
 use credhost::control::Secret;
-use pb::client::{Client, Error, Remote};
+use pb::client::{Client, Credential, Error, Options, Remote};
 use pb::shell::{arguments, json, quoted};
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
@@ -74,8 +74,9 @@ impl Way<'_> {
                 CliError::new(format!("cannot reach {}:{}: {error}", target.host, target.port))
                     .hint("does a host run there? `credhost run` starts one")
             })?;
+        let options = Options { private: self.private(), ..Options::default() };
         if !self.tls {
-            let hello = tokio::time::timeout(CONNECT, Client::new(stream)).await;
+            let hello = tokio::time::timeout(CONNECT, Client::with(stream, options)).await;
             return Ok(hello.map_err(|_| {
                 CliError::new(format!("{}:{} does not speak Perspective Broker in the clear", target.host, target.port))
                     .hint("if it is a host's TLS port: --tls, and --ca FILE if its authority is one of its own")
@@ -106,7 +107,7 @@ impl Way<'_> {
             };
             CliError::new(format!("{}:{} {what}: {error}", target.host, target.port)).hint(hint)
         })?;
-        Ok(Client::new(stream).await?)
+        Ok(Client::with(stream, options).await?)
     }
 
     /// Whether a password can be sent as it is.
@@ -119,16 +120,7 @@ impl Way<'_> {
         let target = self.target;
         let name = format!("{}/{}", target.user, target.path);
         match &self.with {
-            With::Password(secret) if self.private() => {
-                match client.login_password(&name, &secret.0, None).await {
-                    // Another's host, that knows Twisted's own words alone.
-                    Err(Error::Failure(failure)) if failure.is("twisted.spread.flavors.NoSuchMethod") => {
-                        client.login(&name, &secret.0, None).await
-                    }
-                    other => other,
-                }
-            }
-            With::Password(secret) => client.login(&name, &secret.0, None).await,
+            With::Password(secret) => client.login_with(&Credential::password(&name, &secret.0), None).await,
             With::Token(token) => {
                 let avatar = client.login_token(&token.0, None).await?;
                 // A token says whose it is; the target does, too.

@@ -1,17 +1,16 @@
 //! Objects of ours that the other side has copies of.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use jelly::Value;
 use jelly::types::{Name, reference};
 use serde::{Serialize, Serializer};
 
-use super::Error;
 use super::calling::plain_words;
-use super::link::{Command, Local};
+use super::connection::Client;
+use super::error::Error;
+use super::link::{Command, Local, LocalCell};
 use super::objects::{Nothing, number};
-use super::{Client, link::LocalCell};
-use std::sync::Arc;
 
 /// An object of ours that the other side has a copy of, once it was sent, and is told the changes of.
 ///

@@ -6,7 +6,7 @@ use serde::Serialize;
 use tokio::sync::oneshot;
 use zeroize::Zeroizing;
 
-use super::Error;
+use super::error::Error;
 use super::link::{Command, Waiting, Words};
 use super::received::{Answer, Remote};
 

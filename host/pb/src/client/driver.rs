@@ -7,7 +7,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::{mpsc, oneshot};
 use zeroize::Zeroize;
 
-use super::Error;
+use super::error::Error;
 use super::link::{Command, News, WeakLink};
 use super::options::Options;
 use super::tables::Tables;

@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use tokio::net::{TcpStream, UnixStream};
 
+use super::connection::Client;
+use super::error::Error;
 use super::options::Options;
-use super::{Client, Error};
 
 /// How long it may take until a host has said that it speaks PB.
 const WITHIN: Duration = Duration::from_secs(10);

@@ -10,7 +10,7 @@ use serde::de::{DeserializeOwned, Error as _, IgnoredAny, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use tokio::sync::watch;
 
-use super::Error;
+use super::error::Error;
 use super::link::{Asked, HeldCopy, News, Typed};
 use super::received::{Call, referred};
 use crate::Failure;

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use zeroize::Zeroizing;
 
-use super::Error;
+use super::error::Error;
 use crate::Failure;
 
 /// The most bytes of a copy's changes that wait until its owner has read it.

@@ -6,9 +6,10 @@ use jelly::{Bytes, Node};
 use md5::{Digest, Md5};
 use zeroize::Zeroizing;
 
+use super::connection::Client;
+use super::error::Error;
 use super::link::Local;
 use super::received::{Answer, Remote};
-use super::{Client, Error};
 
 /// What somebody logs in with. It can be used again: when the connection was lost, say.
 #[derive(Clone)]
@@ -74,7 +75,7 @@ impl Client {
     /// [`Options::private`](super::Options)) and the host knows the words, else by Twisted's own challenge.
     ///
     /// # Errors
-    /// As [`Client::login`].
+    /// As [`Client::login`]; [`Error::InTheClear`], of a token that others could read: it is not sent.
     pub async fn login_with(&self, credential: &Credential, mind: Option<Local>) -> Result<Remote, Error> {
         match credential {
             Credential::Password { name, password } if self.private => {
@@ -87,6 +88,7 @@ impl Client {
                 }
             }
             Credential::Password { name, password } => self.login(name, password, mind).await,
+            Credential::Token(_) if !self.private => Err(Error::InTheClear),
             Credential::Token(token) => self.login_token(token, mind).await,
             Credential::Key { name, public_key, sign } => {
                 self.login_key(name, public_key, |bytes| sign(bytes), mind).await

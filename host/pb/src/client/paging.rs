@@ -9,10 +9,11 @@ use jelly::Bytes;
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::sync::mpsc;
 
+use super::connection::Client;
+use super::error::Error;
 use super::link::Local;
 use super::objects::{Referenceable, Reply};
 use super::received::{Call, Remote};
-use super::{Client, Error};
 use crate::Failure;
 
 /// So many pages are on their way before the first of them is answered.

@@ -10,7 +10,7 @@ use jelly::types::reference;
 use serde::de::{DeserializeOwned, Error as _, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::Error;
+use super::error::Error;
 use super::link::{Asked, Came, Held, HeldCopy, Link, Local};
 use crate::Failure;
 

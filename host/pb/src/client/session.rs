@@ -10,10 +10,12 @@ use tokio::sync::{Mutex as AsyncMutex, Notify, watch};
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
+use super::connection::Client;
+use super::endpoint::Endpoint;
+use super::error::Error;
 use super::login::Credential;
 use super::objects::Referenceable;
 use super::received::{Answer, Remote};
-use super::{Client, Endpoint, Error};
 
 /// How long to wait before connecting again.
 #[derive(Debug, Clone, Copy)]
@@ -418,7 +420,11 @@ fn is_final(error: &Error) -> bool {
         "twisted.cred.error.UnhandledCredentials",
         "twisted.spread.flavors.NoSuchMethod",
     ];
-    matches!(error, Error::Failure(failure) if FINAL.iter().any(|class| failure.is(class)))
+    match error {
+        Error::Failure(failure) => FINAL.iter().any(|class| failure.is(class)),
+        Error::InTheClear => true,
+        _ => false,
+    }
 }
 
 /// Any number.

@@ -9,7 +9,7 @@ use std::task::{Context, Poll, Waker};
 use jelly::{Defect, Limits, RefKind, Reference, Scanner, Shape};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::Error;
+use super::error::Error;
 use super::link::{
     Asked, Came, Command, CopyCell, Held, HeldCopy, Local, LocalCell, Made, News, Room, Serve, Waiting, WeakLink, Words,
 };

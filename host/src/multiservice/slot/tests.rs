@@ -1,12 +1,12 @@
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicBool, AtomicUsize};
 
 use plugin_api::prelude::*;
 
 use super::*;
 use crate::store::MemoryStore;
 
-/// Held by the test: `hold` keeps the service's thread until it is let go of.
-static HOLD: std::sync::Mutex<()> = std::sync::Mutex::new(());
+/// `hold` keeps the service's thread until the test says so.
+static MAY: AtomicBool = AtomicBool::new(false);
 static HELD: AtomicUsize = AtomicUsize::new(0);
 static MARKED: AtomicUsize = AtomicUsize::new(0);
 
@@ -26,7 +26,9 @@ impl Caller {
     /// Keeps the service's thread.
     fn hold(&self) {
         HELD.fetch_add(1, Ordering::SeqCst);
-        drop(HOLD.lock());
+        while !MAY.load(Ordering::SeqCst) {
+            std::thread::yield_now();
+        }
     }
 
     /// Counts.
@@ -58,7 +60,7 @@ async fn calls_of_who_leaves_while_the_service_stops_begin_first() {
     for moment in ["before the stop", "the service serves no more", "it is told so"] {
         let slot = Slot::linked::<Busy>(&HostContext::new(Arc::new(MemoryStore::new()))).await.unwrap();
         slot.start().await.unwrap();
-        let held = HOLD.lock().unwrap();
+        MAY.store(false, Ordering::SeqCst);
         HELD.store(0, Ordering::SeqCst);
         MARKED.store(0, Ordering::SeqCst);
         let lane = Lane::unbounded(1);
@@ -92,7 +94,7 @@ async fn calls_of_who_leaves_while_the_service_stops_begin_first() {
         if moment == "it is told so" {
             leaves();
         }
-        drop(held);
+        MAY.store(true, Ordering::SeqCst);
         assert!(instance.stopped(STOP).await, "{moment}");
         assert_eq!(MARKED.load(Ordering::SeqCst), 50, "{moment}");
     }

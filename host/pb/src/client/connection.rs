@@ -1,0 +1,88 @@
+//! One connection.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::{mpsc, oneshot};
+
+use super::driver::drive;
+use super::error::Error;
+use super::link::{Flow, Held, Link, Local, WeakLink};
+use super::objects::{Referenceable, register};
+use super::options::Options;
+use super::received::Remote;
+
+/// A connection, and the way to its root object. Clones are the same connection; it closes when the last clone and the
+/// last [`Remote`] are gone.
+#[derive(Debug, Clone)]
+pub struct Client {
+    pub(super) link: Link,
+    timeout: Option<Duration>,
+    /// Nobody but the host can read what is sent.
+    pub(super) private: bool,
+}
+
+impl Client {
+    /// A client on a connection that is open: any stream that tokio reads and writes. The connection is served by a task of
+    /// its own.
+    ///
+    /// # Errors
+    /// When the other side is no PB server, or goes before it has said so.
+    pub async fn new<S: AsyncRead + AsyncWrite + Send + 'static>(stream: S) -> Result<Self, Error> {
+        Self::with(stream, Options::default()).await
+    }
+
+    /// The same, with other options than the default ones.
+    ///
+    /// # Errors
+    /// As [`Client::new`].
+    pub async fn with<S: AsyncRead + AsyncWrite + Send + 'static>(stream: S, options: Options) -> Result<Self, Error> {
+        let (commands, receiver) = mpsc::unbounded_channel();
+        let flow = Arc::new(Flow::new(options.calls, options.bytes));
+        let weak = WeakLink { commands: commands.downgrade(), flow: Arc::clone(&flow) };
+        let (ready, done) = oneshot::channel();
+        tokio::spawn(drive(stream, receiver, weak, options, ready));
+        match done.await {
+            Ok(Ok(())) => {
+                Ok(Self { link: Link { commands, flow }, timeout: options.timeout, private: options.private })
+            }
+            Ok(Err(error)) => Err(error),
+            Err(_) => Err(Error::Lost("it closed before it said anything".to_owned())),
+        }
+    }
+
+    /// Whether the connection is lost: nothing more can be called.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        self.link.commands.is_closed()
+    }
+
+    /// Waits until the connection is lost.
+    pub async fn closed(&self) {
+        self.link.commands.closed().await;
+    }
+
+    /// Why it is lost, if it is.
+    #[must_use]
+    pub fn why(&self) -> String {
+        self.link.flow.why()
+    }
+
+    /// The root object.
+    #[must_use]
+    pub fn root(&self) -> Remote {
+        let held = Held { link: self.link.clone(), luid: None, count: 0 };
+        Remote { held: Arc::new(held), timeout: self.timeout }
+    }
+
+    /// Makes an object of ours known, so that it can be sent.
+    pub fn register(&self, object: impl Referenceable) -> Local {
+        self.register_shared(Arc::new(object))
+    }
+
+    /// The same, of an object that others have, too.
+    pub fn register_shared(&self, object: Arc<dyn Referenceable>) -> Local {
+        register(&self.link, self.timeout, object)
+    }
+}
