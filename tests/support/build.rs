@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 use std::sync::{Mutex, OnceLock};
 
 /// The sample services and the services for tests, which are all built at once.
-const LIBRARIES: [&str; 22] = [
+const LIBRARIES: [&str; 23] = [
     "todo",
     "scores",
     "chat",
@@ -20,6 +20,7 @@ const LIBRARIES: [&str; 22] = [
     "ledger",
     "ledger-next",
     "judge",
+    "dummy",
     "exchange",
     "buildmaster",
     "howto",

@@ -1,6 +1,6 @@
 """Tests of Twisted 2.1.0, of 2005, of Perspective Broker, turned on a host: see `judge.py`, which is for today's.
 
-    judge_2005.py PORT
+    judge_2005.py PORT LOGIN       LOGIN: the port of a host that has the service `test`, and no names
 
 Its runner does not run on Python 2.7: each test is a method, which is called.
 """
@@ -10,16 +10,18 @@ import os
 import shutil
 import sys
 import tempfile
+import time
 import traceback
 from StringIO import StringIO
 
-from twisted.python import log
+from twisted.internet import defer, reactor
+from twisted.python import failure, log
 from twisted.spread import pb
 from twisted.test import test_pb
 
 import relay
 
-PORT = int(sys.argv[1])
+PORT, LOGIN = int(sys.argv[1]), int(sys.argv[2])
 OPEN = []
 
 
@@ -30,15 +32,79 @@ def connectedServerAndClient():
     return broker, served, pump
 
 
+# Classes of tests that have a server of their own.
+SERVED = (test_pb.ConnectionTestCase, test_pb.NewCredTestCase)
 # Tests that cannot apply, each with its reason.
 NOT = {
     "NewStyleTestCase.testNewStyle": "waits for its reactor inside of a method, by Twisted's own runner",
     "BrokerTestCase.testViewPoint": "what Twisted 2.1.0 wraps it in does not run on Python 2.7",
+    "ConnectionTestCase.testGoodFailedConnect": "no server; and Twisted 2.1.0 cannot trap an exception on Python 2.7",
     "NewStyleTestCase.testAlloc": "counts the Python objects that its server makes",
 }
 
 
+class Perspective:
+    """What a test asks its realm's perspective. Another connection asks the host."""
+
+    def __init__(self):
+        self.watcher, _ = relay.connect(PORT, pb.Broker())
+        _, self.gone = self.watcher.ask("root", "judgeInside")
+
+    def inside(self):
+        return self.watcher.ask("root", "judgeInside")
+
+    loggedIn = property(lambda self: bool(self.inside()[0]))
+
+    @property
+    def loggedOut(self):
+        """The host sees the end of a connection a moment after its client."""
+        end = time.time() + relay.PATIENCE
+        while time.time() < end:
+            inside, gone = self.inside()
+            if gone > self.gone and not inside:
+                return True
+        return False
+
+
+def at_the_host(kind, port, before):
+    """A class of tests that has a server on a port: the host's, in its place."""
+
+    def setUp(self):
+        self.portno = port
+        before(self)
+
+    def tearDown(self):
+        for each in getattr(self, "refs", ()):
+            each.broker.transport.loseConnection()
+
+    kind.setUp, kind.tearDown = setUp, tearDown
+
+
+def realm(test):
+    class Realm:
+        p = Perspective()
+
+    test.realm = Realm
+
+
+def waited(result):
+    """What becomes of a Deferred; the reactor goes on until then."""
+    if not isinstance(result, defer.Deferred):
+        return
+    came = []
+    result.addBoth(came.append)
+    end = time.time() + relay.PATIENCE
+    while not came and time.time() < end:
+        reactor.iterate(0.01)
+    if not came:
+        raise AssertionError("nothing has come of it")
+    if isinstance(came[0], failure.Failure):
+        came[0].raiseException()
+
+
 def replace():
+    at_the_host(test_pb.ConnectionTestCase, LOGIN, lambda test: setattr(test, "refs", []))
+    at_the_host(test_pb.NewCredTestCase, PORT, realm)
     relay.Relay.make = test_pb.SimpleFactoryCopy
     test_pb.connectedServerAndClient = connectedServerAndClient
     test_pb.Observable, test_pb.DeferredRemote = relay.Observable, relay.DeferredRemote
@@ -71,7 +137,13 @@ def run(kind, name):
     try:
         if hasattr(case, "setUpClass"):
             case.setUpClass()
-        getattr(case, name)()
+        if kind in SERVED:
+            case.setUp()
+        try:
+            waited(getattr(case, name)())
+        finally:
+            if kind in SERVED:
+                case.tearDown()
         gc.collect()
         if "Unhandled" in said.getvalue():
             raise AssertionError(said.getvalue())
@@ -98,7 +170,7 @@ def main():
 
 
 def everything():
-    for kind in (test_pb.BrokerTestCase, test_pb.PagingTestCase, test_pb.NewStyleTestCase):
+    for kind in (test_pb.BrokerTestCase, test_pb.PagingTestCase, test_pb.NewStyleTestCase) + SERVED:
         for name in sorted(name for name in dir(kind) if name.startswith("test")):
             run(kind, name)
 
