@@ -252,29 +252,184 @@ async fn copyables_are_types_of_ones_own_with_objects_beside_them() {
     assert_eq!(thing.call("name", &()).await.unwrap().read::<String>().unwrap(), "one");
 }
 
-#[tokio::test]
-async fn pages_go_both_ways() {
+/// Bytes whose places can be told by what they are.
+fn pattern(size: usize) -> Vec<u8> {
+    let mut whole: Vec<u8> = (0..=size / 8).flat_map(|number| format!("{number:07}\n").into_bytes()).collect();
+    whole.truncate(size);
+    whole
+}
+
+/// Beside others' calls, which take the room, on threads that race.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn pages_go_both_ways_and_in_their_order() {
     let peer = Peer::start(&[]);
     let client = peer.connect().await;
     let root = client.root();
+    let others: Vec<_> = (0..300)
+        .map(|_| {
+            let root = root.clone();
+            tokio::spawn(async move {
+                loop {
+                    root.call("echo", &("x".repeat(2_000),)).await.expect("it answers");
+                }
+            })
+        })
+        .collect();
     let (collector, mut pages): (Local, Pages) = client.pages();
     root.call("read", &(collector, 1_000_000, 8192)).await.unwrap();
-    let (mut size, mut count) = (0, 0);
+    let (mut came, mut count) = (Vec::new(), 0);
     while let Some(page) = within(pages.next()).await.unwrap() {
-        (size, count) = (size + page.len(), count + 1);
+        came.extend_from_slice(&page);
+        count += 1;
     }
-    assert_eq!((size, count), (1_000_000, 123));
+    assert_eq!(count, 123);
+    assert!(came == pattern(1_000_000), "in their order");
     assert!(pages.next().await.unwrap().is_none());
+    let collector = root.call("store", &()).await.unwrap().remote().unwrap();
+    let data = pattern(3_000_000);
+    assert_eq!(within(page(&collector, &data[..], 64 << 10)).await.unwrap(), 3_000_000);
+    let stored: (usize, usize, bool) = collector.call("done", &()).await.unwrap().read().unwrap();
+    assert_eq!(stored, (3_000_000, 46, true));
+    others.iter().for_each(tokio::task::JoinHandle::abort);
+
+    // One that is read late: Twisted's pager waits for nobody, and nothing is lost.
+    let (collector, mut pages) = client.pages();
+    root.call("read", &(collector, 300_000, 100)).await.unwrap();
+    root.call("echo", &()).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let mut came = Vec::new();
+    while let Some(page) = within(pages.next()).await.unwrap() {
+        came.extend_from_slice(&page);
+    }
+    assert!(came == pattern(300_000));
     let (collector, pages) = client.pages();
     root.call("read", &(collector, 1_000_000, 8192)).await.unwrap();
     let limited = within(pages.all(999_999)).await.unwrap_err().to_string();
     assert!(limited.contains("more than 999999 bytes"), "{limited}");
+    assert!(page(&collector_of(&root).await, &data[..], 0).await.is_err());
+}
 
-    let collector = root.call("store", &()).await.unwrap().remote().unwrap();
-    let data = vec![b'y'; 3_000_000];
-    assert_eq!(within(page(&collector, &data[..], 64 << 10)).await.unwrap(), 3_000_000);
-    assert_eq!(collector.call("done", &()).await.unwrap().read::<(usize, usize)>().unwrap(), (3_000_000, 46));
-    assert!(page(&collector, &data[..], 0).await.is_err());
+async fn collector_of(root: &Remote) -> Remote {
+    root.call("store", &()).await.unwrap().remote().unwrap()
+}
+
+#[tokio::test]
+async fn who_gives_up_keeps_nobody_else_waiting() {
+    let peer = Peer::start(&[]);
+    let options = Options { calls: 4, ..Options::default() };
+    let client = peer.endpoint().options(options).connect().await.unwrap();
+    let hasty = client.root().with_timeout(Duration::from_millis(20));
+    for _ in 0..4 {
+        assert!(matches!(hasty.call("never", &()).await, Err(Error::TimedOut(_))));
+    }
+    within(client.root().call("echo", &())).await.expect("there is room");
+}
+
+#[tokio::test]
+async fn a_cacheable_goes_out_in_the_state_that_it_has_when_it_goes() {
+    #[derive(Serialize)]
+    struct Boat {
+        knots: f64,
+    }
+    let peer = Peer::start(&[]);
+    let options = Options { calls: 1, ..Options::default() };
+    let client = peer.endpoint().options(options).connect().await.unwrap();
+    let (root, other) = (client.root(), peer.connect().await.root());
+    let boat = Arc::new(client.cacheable("race.Boat", &Boat { knots: 5.0 }).unwrap());
+    let never = tokio::spawn({
+        let root = root.clone();
+        async move { root.call("never", &()).await.map(drop) }
+    });
+    within(async { while other.call("under_way", &()).await.unwrap().read::<usize>().unwrap() < 1 {} }).await;
+    // It waits for room.
+    let enters = tokio::spawn({
+        let (root, boat) = (root.clone(), Arc::clone(&boat));
+        async move { root.call("enter", &(&*boat,)).await.unwrap().read::<f64>().unwrap() }
+    });
+    tokio::task::yield_now().await;
+    boat.change(&Boat { knots: 9.0 }, "speed", &(9.0,)).await.unwrap();
+    other.call("answer", &()).await.unwrap();
+    within(never).await.unwrap().unwrap();
+    assert_eq!(within(enters).await.unwrap().to_string(), "9");
+    let objects = client.cacheable("race.Boat", &(client.register(|_: Call| async { Ok(()) }),));
+    assert!(objects.is_err(), "there are no objects in a state");
+}
+
+#[tokio::test]
+async fn what_cannot_be_sent_is_the_callers_error_and_the_connection_lives() {
+    let peer = Peer::start(&[]);
+    let options = Options { references: 4, ..Options::default() };
+    let client = peer.endpoint().options(options).connect().await.unwrap();
+    let (root, elsewhere) = (client.root(), peer.connect().await);
+    let thing: Remote =
+        elsewhere.root().call("things", &()).await.unwrap().read::<BTreeMap<String, Remote>>().unwrap()["one"].clone();
+    for (what, refused) in [
+        ("an object of another connection's", root.call("keep", &(&thing,)).await),
+        (
+            "an own object of another connection's",
+            root.call("keep", &(elsewhere.register(|_: Call| async { Ok(()) }),)).await,
+        ),
+        ("the root", root.call("keep", &(&root,)).await),
+        ("a text that no peer reads", root.call("echo", &("x".repeat(700_000),)).await),
+    ] {
+        assert!(matches!(refused, Err(Error::Jelly(_))), "{what}: {refused:?}");
+    }
+    let objects: Vec<Local> = (0..20).map(|_| client.register(|_: Call| async { Ok(()) })).collect();
+    for (number, object) in objects.iter().enumerate() {
+        let kept = root.call("keep", &(object,)).await;
+        assert_eq!(kept.is_ok(), number < 4, "{number}: {kept:?}");
+        assert!(number < 4 || matches!(kept, Err(Error::TooManyReferences)));
+    }
+    root.call("echo", &()).await.expect("the connection lives");
+}
+
+#[tokio::test]
+async fn as_many_copies_as_may_be_are_given_back_and_the_connection_lives() {
+    let peer = Peer::start(&[]);
+    let options = Options { references: 8, ..Options::default() };
+    let client = peer.endpoint().options(options).connect().await.unwrap();
+    for _ in 0..3 {
+        let copies: Vec<Followed<Scores>> = client.root().call("many", &(8,)).await.unwrap().read().unwrap();
+        assert_eq!(copies.len(), 8);
+        drop(copies);
+        held(&client.root(), [0, 0]).await;
+    }
+}
+
+#[tokio::test]
+async fn a_host_that_is_not_what_it_should_be_gets_no_secret() {
+    let peer = Peer::start(&[]);
+    let client = peer.connect().await;
+    let signed = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&signed);
+    let sign = move |_: &[u8]| {
+        count.fetch_add(1, Ordering::SeqCst);
+        Vec::new()
+    };
+    let key = Credential::key("alice", "ssh-ed25519 AAAA", sign);
+    let refused = client.login_with(&key, None).await.unwrap_err();
+    assert!(matches!(&refused, Error::NotSigned(name) if name == "alice"), "{refused:?}");
+    assert_eq!(signed.load(Ordering::SeqCst), 0, "the key is good for other hosts, too");
+    // Whoever listens on a port of this machine's is not told a password, but by who says that it may be.
+    let password = Credential::password("alice", "alice-pw");
+    client.login_with(&password, None).await.expect_err("it does not know the words");
+    let heard = async || client.root().call("under_way", &()).await.unwrap().read::<usize>().unwrap();
+    assert_eq!(heard().await, 0);
+    let private = peer.endpoint().private().connect().await.unwrap();
+    private.login_with(&password, None).await.expect_err("it says so");
+    assert_eq!(heard().await, 1);
+}
+
+/// A host that takes the connection, and never says anything.
+#[tokio::test]
+async fn a_connection_that_is_given_up_is_closed() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let endpoint = Endpoint::tcp(&listener.local_addr().unwrap().to_string()).within(Duration::from_millis(50));
+    let (refused, accepted) = tokio::join!(endpoint.connect(), listener.accept());
+    assert!(matches!(refused, Err(Error::Connect { .. })), "{refused:?}");
+    let (mut stream, _) = accepted.unwrap();
+    let read = within(tokio::io::AsyncReadExt::read(&mut stream, &mut [0; 8])).await.unwrap();
+    assert_eq!(read, 0, "it is closed");
 }
 
 #[tokio::test]
@@ -357,7 +512,9 @@ async fn what_was_under_way_when_the_connection_is_lost_is_told_from_what_was_no
     assert!(matches!(within(sent).await.unwrap(), Err(Error::Lost(_))));
     assert!(matches!(within(waits).await.unwrap(), Err(Error::NotSent(_))));
     assert!(matches!(root.call("echo", &()).await, Err(Error::NotSent(_))));
-    assert!(within(scores.changed()).await.is_err(), "it changes no more");
+    for _ in 0..2 {
+        assert!(within(scores.changed()).await.is_err(), "it changes no more");
+    }
     within(client.closed()).await;
     assert!(client.is_closed() && root.is_lost());
 }

@@ -247,8 +247,16 @@ async fn tokens_and_keys_are_credentials_too() {
     for credential in
         [Credential::token(token["token"].as_str().expect("a token")), Credential::key("alice", &line, sign)]
     {
-        let session = Session::builder(Endpoint::tcp(&host.address().to_string()), credential).start();
+        let endpoint = Endpoint::tcp(&host.address().to_string());
+        let session = Session::builder(endpoint.clone().private(), credential.clone()).start();
         within(session.perspective("todo", None).call("list", &())).await.expect("it answers");
+        // Where others could listen, a token is not sent; a key tells nobody anything.
+        let session = Session::builder(endpoint, credential.clone()).start();
+        let connected = within(session.connected()).await;
+        match credential {
+            Credential::Token(_) => assert!(connected.is_err_and(|error| error.to_string().contains("in the clear"))),
+            _ => connected.expect("she is let in"),
+        }
     }
     let client: Client = Endpoint::tcp(&host.address().to_string()).connect().await.expect("it serves");
     let nobody = client.login_with(&Credential::Anonymous, None).await.expect_err("nobody is let in without a name");

@@ -32,6 +32,8 @@ const COMMANDS: [&str; 9] =
     ["shell", "mkdir", "rmdir", "cpdir", "rmfile", "stat", "listdir", "uploadFile", "downloadFile"];
 /// The most that is sent of a command's output at once, in bytes.
 const OUTPUT: usize = 64 << 10;
+/// The largest page, in bytes: what a master reads as one string.
+const PAGE: u64 = 640 << 10;
 /// For how long it is gathered.
 const GATHER: Duration = Duration::from_millis(300);
 
@@ -50,8 +52,8 @@ async fn main() -> ExitCode {
     let mut watch = session.watch();
     let kept_alive = async {
         loop {
-            // What the master makes of it is not waited for here: a session that is lost is begun anew by itself.
-            let _ = master.call("keepalive", &()).await;
+            // What the master makes of it does not matter: a session that is lost is begun anew by itself.
+            let _ = tokio::time::timeout(KEEP_ALIVE, master.call("keepalive", &())).await;
             tokio::time::sleep(KEEP_ALIVE).await;
         }
     };
@@ -285,14 +287,18 @@ async fn shell(given: Shell, job: Job<'_>) -> Result<()> {
     let began = Instant::now();
     std::fs::create_dir_all(&folder).map_err(|error| refused_by(&folder, &error))?;
     let mut child = process.spawn().map_err(|error| refused_by(Path::new(&shown), &error))?;
-    if let Some(mut input) = child.stdin.take() {
-        // One that reads nothing may have gone.
-        let _ = input.write_all(given.initial_stdin.unwrap_or_default().as_bytes()).await;
-    }
+    let input = child.stdin.take();
+    let typed = async {
+        if let Some(mut input) = input {
+            // One that reads nothing may have gone.
+            let _ = input.write_all(given.initial_stdin.unwrap_or_default().as_bytes()).await;
+        }
+        Ok(())
+    };
     let (out, error) = (child.stdout.take(), child.stderr.take());
     let heard = Notify::new();
     let ended = async {
-        tokio::try_join!(tell(out, "stdout", job, &heard), tell(error, "stderr", job, &heard))?;
+        tokio::try_join!(typed, tell(out, "stdout", job, &heard), tell(error, "stderr", job, &heard))?;
         child.wait().await.map_err(|error| refused_by(Path::new(&shown), &error))
     };
     let stopped = tokio::select! {
@@ -377,7 +383,7 @@ async fn send(path: &Path, given: &Upload, job: Job<'_>) -> Result<()> {
     let mut left = given.maxsize.unwrap_or(u64::MAX);
     loop {
         let mut page = Vec::new();
-        (&mut file).take(given.blocksize.max(1)).read_to_end(&mut page).await.map_err(wrong)?;
+        (&mut file).take(given.blocksize.clamp(1, PAGE)).read_to_end(&mut page).await.map_err(wrong)?;
         if page.is_empty() {
             return Ok(());
         }

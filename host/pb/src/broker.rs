@@ -178,6 +178,10 @@ impl<O: Clone + Eq + Hash> Broker<O> {
             token::spelled(&mut bytes, b"pb");
             token::spelled(&mut bytes, b"none");
         }
+        let mut tables = Tables::new(references);
+        if role == Role::Client {
+            tables.set_own();
+        }
         Self {
             input: Input {
                 role,
@@ -188,13 +192,7 @@ impl<O: Clone + Eq + Hash> Broker<O> {
                 served: 0,
                 messages: 0,
             },
-            output: Output {
-                vocabulary: true,
-                bytes,
-                tables: Tables::new(references),
-                waiting: BTreeSet::new(),
-                request: 0,
-            },
+            output: Output { vocabulary: true, bytes, tables, waiting: BTreeSet::new(), request: 0 },
         }
     }
 
@@ -507,6 +505,14 @@ impl<O: Clone + Eq + Hash> Output<O> {
     pub fn decache(&mut self, luid: u64) {
         self.tables.keep(luid);
         self.about("decache", luid);
+    }
+
+    /// Gives back a cached object of the peer's that was kept: once for each time that it came. One that the peer has ended
+    /// meanwhile is gone.
+    pub fn give_back(&mut self, luid: u64) {
+        if self.tables.keeps(luid) {
+            self.about("decache", luid);
+        }
     }
 
     /// Ends a cached object that the peer has let go of: its number names nothing any more.

@@ -106,6 +106,8 @@ pub struct Tables<O> {
     next: u64,
     limit: usize,
     pub(crate) violations: u32,
+    /// What is exported is not the peer's to choose: that it is too much is our own fault, and no violation.
+    own: bool,
 }
 
 impl<O: Clone + Eq + Hash> Tables<O> {
@@ -117,7 +119,12 @@ impl<O: Clone + Eq + Hash> Tables<O> {
             next: 1,
             limit,
             violations: 0,
+            own: false,
         }
+    }
+
+    pub(crate) fn set_own(&mut self) {
+        self.own = true;
     }
 
     pub(crate) fn set_limit(&mut self, limit: usize) {
@@ -126,7 +133,7 @@ impl<O: Clone + Eq + Hash> Tables<O> {
 
     fn fresh(&mut self, held: usize) -> Result<u64, TooManyReferences> {
         if held >= self.limit {
-            self.violations += 1;
+            self.violations += u32::from(!self.own);
             return Err(TooManyReferences);
         }
         let luid = self.next;
@@ -228,7 +235,7 @@ impl<O: Clone + Eq + Hash> Tables<O> {
 
     /// A cached object of the peer's has come in. More than the limit are as much of a fault as too many references.
     pub fn keep(&mut self, luid: u64) {
-        if self.kept.len() >= self.limit {
+        if self.kept.len() >= self.limit && !self.kept.contains(&luid) {
             self.violations += 1;
         } else {
             self.kept.insert(luid);

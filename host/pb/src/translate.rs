@@ -12,12 +12,14 @@ pub struct Jelly<'b> {
 }
 
 /// What a reference becomes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Translated {
     /// The same kind of reference with this number.
     Number(u64),
     /// A reference of another kind, with this number, in place of the whole (of a cached object's state, too).
     As(RefKind, u64),
+    /// This value, which has no references of its own, in place of the whole.
+    Whole(Vec<u8>),
     /// Python's None: what Twisted makes of a `(local n)` that it does not know.
     None,
 }
@@ -71,16 +73,20 @@ impl<'b> Jelly<'b> {
                     return Err(error);
                 }
             };
-            match new {
+            match &new {
+                Translated::Whole(value) => {
+                    out.extend_from_slice(&self.bytes[copied..at(reference.open)]);
+                    out.extend_from_slice(value);
+                }
                 Translated::Number(number) => {
                     out.extend_from_slice(&self.bytes[copied..at(reference.start)]);
-                    token::uint(out, number);
+                    token::uint(out, *number);
                 }
                 Translated::As(kind, number) => {
                     out.extend_from_slice(&self.bytes[copied..at(reference.open)]);
                     token::list(out, 2);
-                    token::bytes(out, tag(kind));
-                    token::uint(out, number);
+                    token::bytes(out, tag(*kind));
+                    token::uint(out, *number);
                 }
                 Translated::None => {
                     out.extend_from_slice(&self.bytes[copied..at(reference.open)]);
@@ -90,7 +96,7 @@ impl<'b> Jelly<'b> {
             }
             copied = match new {
                 Translated::Number(_) => at(reference.end),
-                Translated::As(..) | Translated::None => at(reference.close),
+                Translated::As(..) | Translated::Whole(_) | Translated::None => at(reference.close),
             };
         }
         out.extend_from_slice(&self.bytes[copied..]);

@@ -1,15 +1,14 @@
 //! Objects of ours that the other side has copies of.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
-use jelly::Value;
 use jelly::types::{Name, reference};
 use serde::{Serialize, Serializer};
 
 use super::calling::plain_words;
 use super::connection::Client;
 use super::error::Error;
-use super::link::{Command, Local, LocalCell};
+use super::link::{Command, Local, LocalCell, Writing};
 use super::objects::{Nothing, number};
 
 /// An object of ours that the other side has a copy of, once it was sent, and is told the changes of.
@@ -32,47 +31,46 @@ use super::objects::{Nothing, number};
 #[derive(Debug)]
 pub struct Cacheable {
     class: String,
-    state: Mutex<Value>,
     local: Local,
 }
 
 impl Client {
-    /// An object of this type ("module.Class") and in this state, to be sent and followed.
+    /// An object of this type ("module.Class") and in this state, to be sent and followed. No objects are in its state.
     ///
     /// # Errors
     /// When the state cannot be written.
     pub fn cacheable<T: Serialize>(&self, class: &str, state: &T) -> Result<Cacheable, Error> {
-        let (link, number) = (self.link.clone(), number());
+        let (link, number, state) = (self.link.clone(), number(), jelly::to_vec(state)?);
         // It is dropped when the other side has given back its copy, and nobody here has it.
         link.tell(Command::Register { number, object: Arc::new(Nothing) });
-        let local = Local { cell: Arc::new(LocalCell { link, number }) };
-        Ok(Cacheable { class: class.to_owned(), state: Mutex::new(Value::from_typed(state)?), local })
+        link.tell(Command::Change { number, state, told: None });
+        Ok(Cacheable { class: class.to_owned(), local: Local { cell: Arc::new(LocalCell { link, number }) } })
     }
 }
 
 impl Cacheable {
-    /// It is in another state from now on, and whoever has a copy is told by a call of that: `method(*arguments)`.
+    /// It is in another state from now on, and whoever has a copy is told by a call of that: `method(*arguments)`. In order with
+    /// the calls that it is sent in.
     ///
     /// # Errors
     /// When state or arguments cannot be written; when the connection is lost.
-    pub async fn change<T: Serialize, A: Serialize>(
-        &self,
-        state: &T,
-        method: &str,
-        arguments: &A,
-    ) -> Result<(), Error> {
-        let (state, words) = (Value::from_typed(state)?, plain_words(method, arguments)?);
+    pub async fn change<T, A>(&self, state: &T, method: &str, arguments: &A) -> Result<(), Error>
+    where
+        T: Serialize,
+        A: Serialize,
+    {
         let link = &self.local.cell.link;
-        let room = link.flow.room(words.size(), false).await?;
-        *self.state.lock().unwrap_or_else(PoisonError::into_inner) = state;
-        let number = self.local.cell.number;
-        link.commands.send(Command::Change { number, words, room }).map_err(|_| link.flow.not_sent())
+        let (state, words) = (jelly::to_vec(state)?, plain_words(&link.flow, method, arguments)?);
+        let bytes = link.flow.bytes(words.size() + state.len()).await?;
+        let (number, told) = (self.local.cell.number, Some((words, bytes)));
+        link.commands.send(Command::Change { number, state, told }).map_err(|_| link.flow.not_sent())
     }
 }
 
 impl Serialize for Cacheable {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        serializer.serialize_newtype_struct(reference::CACHE, &(Name(&self.class), self.local.cell.number, state))
+        Writing::admits(&self.local.cell.link.flow)?;
+        // Its state of then is put in when it is sent.
+        serializer.serialize_newtype_struct(reference::CACHE, &(Name(&self.class), self.local.cell.number, ()))
     }
 }

@@ -1,5 +1,6 @@
 //! Calls of the other side's objects.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Serialize;
@@ -7,24 +8,35 @@ use tokio::sync::oneshot;
 use zeroize::Zeroizing;
 
 use super::error::Error;
-use super::link::{Command, Waiting, Words};
+use super::flow::{Flow, Room};
+use super::link::{Came, Command, Link, Words, Writing};
 use super::received::{Answer, Remote};
 
 #[derive(Serialize)]
 struct NoKeywords {}
 
+/// What a call with a secret in it has room for, in bytes: names and passwords are shorter.
+const SECRET: usize = 16 << 10;
 /// An empty tuple, as it is written for `&()`, which is Python's None to serde.
 const NONE: [u8; 4] = [1, 0x80, 1, 0x87];
 const EMPTY: [u8; 4] = [1, 0x80, 11, 0x87];
 
 /// Writes what a method is given. `arguments` is a tuple.
 pub(super) fn words<A: Serialize, K: Serialize>(
+    flow: &Arc<Flow>,
     method: &str,
     arguments: &A,
     keywords: &K,
     secret: bool,
 ) -> Result<Words, Error> {
-    let mut arguments = Zeroizing::new(jelly::to_vec(arguments)?);
+    let _writing = Writing::for_this(flow);
+    let mut written = Zeroizing::new(Vec::new());
+    if secret {
+        // So that it does not grow, and leave what it was behind.
+        written.reserve(SECRET);
+    }
+    jelly::write(&mut *written, arguments)?;
+    let mut arguments = written;
     if *arguments == NONE {
         *arguments = EMPTY.to_vec();
     }
@@ -33,8 +45,23 @@ pub(super) fn words<A: Serialize, K: Serialize>(
 }
 
 /// The same without keywords.
-pub(super) fn plain_words<A: Serialize>(method: &str, arguments: &A) -> Result<Words, Error> {
-    words(method, arguments, &NoKeywords {}, false)
+pub(super) fn plain_words<A: Serialize>(flow: &Arc<Flow>, method: &str, arguments: &A) -> Result<Words, Error> {
+    words(flow, method, arguments, &NoKeywords {}, false)
+}
+
+/// A call that was sent. Its room is others' as soon as it is not waited for any more.
+pub(super) struct Begun {
+    link: Link,
+    answer: oneshot::Receiver<Result<Came, Error>>,
+    _room: Room,
+}
+
+impl Begun {
+    /// Waits for the answer.
+    pub(super) async fn answer(self) -> Result<Came, Error> {
+        // Whoever drove the connection is gone without a word: it may have sent it.
+        self.answer.await.unwrap_or_else(|_| Err(self.link.flow.lost()))
+    }
 }
 
 impl Words {
@@ -66,22 +93,16 @@ impl Remote {
         arguments: &A,
         keywords: &K,
     ) -> Result<Answer, Error> {
-        self.ask(words(method, arguments, keywords, false)?).await
+        self.ask(words(&self.held.link.flow, method, arguments, keywords, false)?).await
     }
 
     /// [`Remote::call`] with something in it that must not be kept.
     pub(super) async fn call_secretly<A: Serialize>(&self, method: &str, arguments: &A) -> Result<Answer, Error> {
-        self.ask(words(method, arguments, &NoKeywords {}, true)?).await
+        self.ask(words(&self.held.link.flow, method, arguments, &NoKeywords {}, true)?).await
     }
 
     async fn ask(&self, words: Words) -> Result<Answer, Error> {
-        let link = &self.held.link;
-        let asked = async {
-            let (done, answer) = oneshot::channel();
-            self.send(words, Some(done)).await?;
-            // Whoever drove the connection has not come to it, or has said what became of it.
-            answer.await.unwrap_or_else(|_| Err(link.flow.not_sent()))
-        };
+        let asked = async { self.begin(words).await?.answer().await };
         let came = match self.timeout {
             None => asked.await?,
             Some(limit) => tokio::time::timeout(limit, asked).await.map_err(|_| Error::TimedOut(limit))??,
@@ -94,14 +115,20 @@ impl Remote {
     /// # Errors
     /// When the arguments cannot be written, or the connection is lost.
     pub async fn notify<A: Serialize>(&self, method: &str, arguments: &A) -> Result<(), Error> {
-        self.send(plain_words(method, arguments)?, None).await
+        let link = &self.held.link;
+        let words = plain_words(&link.flow, method, arguments)?;
+        let bytes = link.flow.bytes(words.size()).await?;
+        let command = Command::Call { target: self.held.luid, words, done: None, bytes };
+        link.commands.send(command).map_err(|_| link.flow.not_sent())
     }
 
-    async fn send(&self, words: Words, done: Option<Waiting>) -> Result<(), Error> {
-        let link = &self.held.link;
-        let room = link.flow.room(words.size(), done.is_some()).await?;
-        let command = Command::Call { target: self.held.luid, words, done, room };
-        link.commands.send(command).map_err(|_| link.flow.not_sent())
+    /// Sends a call, as soon as there is room for it.
+    pub(super) async fn begin(&self, words: Words) -> Result<Begun, Error> {
+        let (link, (done, answer)) = (self.held.link.clone(), oneshot::channel());
+        let room = link.flow.room(words.size()).await?;
+        let command = Command::Call { target: self.held.luid, words, done: Some(done), bytes: Arc::clone(&room.bytes) };
+        link.commands.send(command).map_err(|_| link.flow.not_sent())?;
+        Ok(Begun { link, answer, _room: room })
     }
 
     /// The same object; calls by this one that take longer than `limit` are an error, [`Error::TimedOut`], and are not waited

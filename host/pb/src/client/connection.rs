@@ -8,7 +8,8 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::driver::drive;
 use super::error::Error;
-use super::link::{Flow, Held, Link, Local, WeakLink};
+use super::flow::Flow;
+use super::link::{Held, Link, Local, WeakLink};
 use super::objects::{Referenceable, register};
 use super::options::Options;
 use super::received::Remote;
@@ -65,7 +66,7 @@ impl Client {
 
     /// Why it is lost, if it is.
     #[must_use]
-    pub fn why(&self) -> String {
+    pub fn why(&self) -> Option<String> {
         self.link.flow.why()
     }
 

@@ -1,22 +1,26 @@
 //! The task that drives a connection: it owns the broker, and does what handles ask for.
 
 use std::io;
-use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::{Instant, sleep_until};
 use zeroize::Zeroize;
 
 use super::error::Error;
+use super::flow::Bytes;
 use super::link::{Command, News, WeakLink};
 use super::options::Options;
 use super::tables::Tables;
 use crate::{Broker, Event, Role};
 
-/// While so many bytes wait to be written, no more is taken from the handles.
-const BACKLOG: usize = 1 << 20;
-/// While so many do, nothing is read either: the other side calls, and does not read the answers.
+/// While so many bytes wait to be written, nothing is read: the other side calls, and does not read the answers.
 const UNREAD: usize = 16 << 20;
+/// So many calls may have no answer yet that nobody waits for any more: beyond, the other side is taken for dead.
+const UNANSWERED: usize = 1 << 16;
+/// How long it may take until what nobody waits for any more has gone out.
+const LAST: Duration = Duration::from_secs(10);
 /// How much is read at once.
 const READ: usize = 64 << 10;
 
@@ -28,19 +32,44 @@ pub(super) async fn drive<S: AsyncRead + AsyncWrite>(
     options: Options,
     ready: oneshot::Sender<Result<(), Error>>,
 ) {
-    let flow = Arc::clone(&link.flow);
     let broker = Broker::new(Role::Client, options.limits, options.references);
-    let mut driver = Driver { broker, tables: Tables::new(link), ready: Some(ready) };
-    let why = driver.run(stream, commands).await;
-    flow.end(&why);
-    if let Some(ready) = driver.ready {
-        let _ = ready.send(Err(Error::Lost(why.clone())));
-    }
-    for (waiting, _) in driver.tables.waiting.into_values() {
-        let _ = waiting.send(Err(Error::Lost(why.clone())));
-    }
-    for copy in driver.tables.copies.values() {
-        copy.news.send_replace(News::Ended);
+    let driver = Driver { broker, tables: Tables::new(link.clone()), ready: Some(ready) };
+    let mut ending = Ending { driver, commands, link };
+    let (mut reader, mut writer) = tokio::io::split(Box::pin(stream));
+    let why = ending.driver.run(&mut reader, &mut writer, &mut ending.commands).await;
+    ending.link.flow.end(&why);
+    drop(ending);
+    // Whoever does not read does not hear of it.
+    let _ = tokio::time::timeout(Duration::from_secs(1), writer.shutdown()).await;
+}
+
+/// Tells everybody that the connection has ended, however it has.
+struct Ending {
+    driver: Driver,
+    commands: mpsc::UnboundedReceiver<Command>,
+    link: WeakLink,
+}
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        let flow = &self.link.flow;
+        flow.end("its task has ended");
+        if let Some(ready) = self.driver.ready.take() {
+            let _ = ready.send(Err(flow.lost()));
+        }
+        for (_, waiting) in self.driver.tables.waiting.drain() {
+            let _ = waiting.send(Err(flow.lost()));
+        }
+        // Those that come from now on hear it from their own sending.
+        self.commands.close();
+        while let Ok(command) = self.commands.try_recv() {
+            if let Command::Call { done: Some(done), .. } = command {
+                let _ = done.send(Err(flow.not_sent()));
+            }
+        }
+        for copy in self.driver.tables.copies.values() {
+            copy.news.send_replace(News::Ended);
+        }
     }
 }
 
@@ -55,6 +84,10 @@ struct Driver {
 struct Going {
     bytes: Vec<u8>,
     gone: usize,
+    /// There is a password in it.
+    secret: bool,
+    /// The room that it takes.
+    room: Vec<Bytes>,
     /// All that was written has been flushed, too.
     flushed: bool,
 }
@@ -65,18 +98,23 @@ impl Going {
     }
 
     /// Takes what there is, if all before has gone.
-    fn refill(&mut self, from: &mut Vec<u8>, secret: &mut bool) {
+    fn refill(&mut self, output: &mut Vec<u8>, tables: &mut Tables) {
         if self.gone < self.bytes.len() {
             return;
         }
-        if *secret {
+        self.forget();
+        self.bytes.shrink_to(READ);
+        std::mem::swap(&mut self.bytes, output);
+        self.secret = std::mem::take(&mut tables.secret);
+        self.room = std::mem::take(&mut tables.unwritten);
+    }
+
+    fn forget(&mut self) {
+        if self.secret {
             self.bytes.zeroize();
-            *secret = !from.is_empty();
         }
         self.bytes.clear();
-        self.bytes.shrink_to(READ);
         self.gone = 0;
-        std::mem::swap(&mut self.bytes, from);
     }
 
     /// Writes some of it, or sees to it that what was written goes (`None`). Given up, it can be begun once more.
@@ -88,56 +126,67 @@ impl Going {
     }
 }
 
+impl Drop for Going {
+    fn drop(&mut self) {
+        self.forget();
+    }
+}
+
 impl Driver {
     /// Until it ends; why.
-    async fn run<S: AsyncRead + AsyncWrite>(
+    async fn run(
         &mut self,
-        stream: S,
-        mut commands: mpsc::UnboundedReceiver<Command>,
+        reader: &mut (impl AsyncRead + Unpin),
+        writer: &mut (impl AsyncWrite + Unpin),
+        commands: &mut mpsc::UnboundedReceiver<Command>,
     ) -> String {
-        let (mut reader, mut writer) = tokio::io::split(Box::pin(stream));
         let mut buffer = vec![0; READ];
         // What comes is read while this goes, or both ends would wait.
-        let mut going = Going { flushed: true, ..Going::default() };
-        let mut unused = false;
-        let why = loop {
-            going.refill(&mut self.broker.output.bytes, &mut self.tables.secret);
+        let mut going = Going::default();
+        going.flushed = true;
+        let mut unused = None;
+        loop {
+            going.refill(&mut self.broker.output.bytes, &mut self.tables);
             let backlog = going.left().len() + self.broker.output.bytes.len();
             // What was asked for before still goes out.
-            if unused && backlog == 0 && going.flushed {
-                break "nobody uses it any more".to_owned();
+            if unused.is_some() && backlog == 0 && going.flushed {
+                return "nobody uses it any more".to_owned();
             }
-            let listens = self.ready.is_none() && !unused && backlog < BACKLOG;
+            let handled = self.ready.is_none() && unused.is_none();
             tokio::select! {
-                written = going.push(&mut writer), if !going.left().is_empty() || !going.flushed => match written {
+                written = going.push(writer), if !going.left().is_empty() || !going.flushed => match written {
                     Ok(None) => going.flushed = true,
-                    Ok(Some(0)) => break "the host takes nothing any more".to_owned(),
+                    Ok(Some(0)) => return "the host takes nothing any more".to_owned(),
                     Ok(Some(count)) => (going.gone, going.flushed) = (going.gone + count, false),
-                    Err(error) => break error.to_string(),
+                    Err(error) => return error.to_string(),
                 },
                 read = reader.read(&mut buffer), if backlog < UNREAD => match read {
-                    Ok(0) => break "the host closed it".to_owned(),
+                    Ok(0) => return "the host closed it".to_owned(),
                     Ok(count) => self.broker.receive(&buffer[..count]),
-                    Err(error) => break error.to_string(),
+                    Err(error) => return error.to_string(),
                 },
-                command = commands.recv(), if listens => match command {
+                command = commands.recv(), if handled => match command {
                     Some(command) => self.tables.command(&mut self.broker.output, command),
-                    None => unused = true,
+                    None => unused = Some(Instant::now() + LAST),
                 },
+                () = sleep_until(unused.unwrap_or_else(Instant::now)), if unused.is_some() => {
+                    return "the host does not take what was left for it".to_owned();
+                }
+                () = given_up(&mut self.ready) => return "nobody waits for it any more".to_owned(),
             }
             // Whatever else was asked for goes out in the same write.
             while self.ready.is_none()
-                && self.broker.output.bytes.len() < BACKLOG
                 && let Ok(command) = commands.try_recv()
             {
                 self.tables.command(&mut self.broker.output, command);
             }
             if let Err(fault) = self.events() {
-                break fault;
+                return fault;
             }
-        };
-        let _: io::Result<()> = writer.shutdown().await;
-        why
+            if self.tables.waiting.len() > UNANSWERED {
+                return "the host does not answer".to_owned();
+            }
+        }
     }
 
     fn events(&mut self) -> Result<(), String> {
@@ -153,5 +202,13 @@ impl Driver {
                 Some(event) => self.tables.event(output, event),
             }
         }
+    }
+}
+
+/// Nobody waits until it is ready.
+async fn given_up(ready: &mut Option<oneshot::Sender<Result<(), Error>>>) {
+    match ready {
+        Some(ready) => ready.closed().await,
+        None => std::future::pending().await,
     }
 }

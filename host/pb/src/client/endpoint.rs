@@ -4,6 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use rustix::net::sockopt;
 use tokio::net::{TcpStream, UnixStream};
 
 use super::connection::Client;
@@ -63,6 +64,13 @@ impl Endpoint {
         Self::to(To::Tls(address.to_owned(), trust))
     }
 
+    /// The same; nobody but the host can read what is sent, nor take its place, though it is no TLS: a port of this machine's,
+    /// where nobody else is. Passwords and tokens go as they are.
+    #[must_use]
+    pub fn private(self) -> Self {
+        Self { options: Options { private: true, ..self.options }, ..self }
+    }
+
     /// The same, with other options than the default ones.
     #[must_use]
     pub fn options(self, options: Options) -> Self {
@@ -99,8 +107,7 @@ impl Endpoint {
         match &self.to {
             To::Tcp(address) => {
                 let stream = self.dial(address).await?;
-                let near = stream.peer_addr().is_ok_and(|peer| peer.ip().to_canonical().is_loopback());
-                Client::with(stream, options(near)).await
+                Client::with(stream, options(false)).await
             }
             To::Unix(path) => {
                 let stream = UnixStream::connect(path).await.map_err(|error| self.failed(error))?;
@@ -117,12 +124,7 @@ impl Endpoint {
 
     async fn dial(&self, address: &str) -> Result<TcpStream, Error> {
         let stream = TcpStream::connect(address).await.map_err(|error| self.failed(error))?;
-        // Calls are small; and a host that is gone without a word is noticed after two minutes.
-        let keep = socket2::TcpKeepalive::new()
-            .with_time(Duration::from_secs(60))
-            .with_interval(Duration::from_secs(15))
-            .with_retries(4);
-        let set = stream.set_nodelay(true).and_then(|()| socket2::SockRef::from(&stream).set_tcp_keepalive(&keep));
+        let set = stream.set_nodelay(true).and_then(|()| watch(&stream));
         set.map_err(|error| self.failed(error))?;
         Ok(stream)
     }
@@ -130,6 +132,16 @@ impl Endpoint {
     fn failed(&self, why: io::Error) -> Error {
         Error::Connect { to: self.to_string(), why }
     }
+}
+
+/// A host that is gone without a word is noticed after two minutes, whether something was sent meanwhile or not.
+fn watch(socket: &TcpStream) -> io::Result<()> {
+    sockopt::set_socket_keepalive(socket, true)?;
+    sockopt::set_tcp_keepidle(socket, Duration::from_secs(60))?;
+    sockopt::set_tcp_keepintvl(socket, Duration::from_secs(15))?;
+    sockopt::set_tcp_keepcnt(socket, 4)?;
+    sockopt::set_tcp_user_timeout(socket, 120_000)?;
+    Ok(())
 }
 
 impl std::fmt::Display for Endpoint {

@@ -40,6 +40,12 @@ pub enum Error {
     /// A [`Session`](super::Session) is not let in, and does not try again.
     #[error("the host does not let in whoever this is: {0}")]
     Refused(Arc<Error>),
+    /// The other side holds as many of our objects as it may ([`Options::references`](super::Options)).
+    #[error("the other side holds as many of our objects as it may")]
+    TooManyReferences,
+    /// A host wanted something signed that is no login of this name's: it was not signed.
+    #[error("the host wants something signed that is no login of {0}'s; it was not signed")]
+    NotSigned(String),
     /// A token would go over the network in the clear, and was not sent.
     #[error("the token would go over the network in the clear, and was not sent")]
     InTheClear,

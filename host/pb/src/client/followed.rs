@@ -1,6 +1,7 @@
 //! Copies of the other side's objects, which follow its changes.
 
 use std::any::Any;
+use std::cell::Cell;
 use std::marker::PhantomData;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -11,7 +12,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use tokio::sync::watch;
 
 use super::error::Error;
-use super::link::{Asked, HeldCopy, News, Typed};
+use super::link::{Asked, HeldCopy, News, Typed, Writing};
 use super::received::{Call, referred};
 use crate::Failure;
 
@@ -70,8 +71,13 @@ pub struct Followed<T> {
 
 impl<T: Follow> Followed<T> {
     /// Looks at the copy. Changes wait meanwhile, and all else of its connection: be brief.
+    ///
+    /// # Panics
+    /// When it is called by the copy's own [`Follow::observe`].
     pub fn read<R>(&self, look: impl FnOnce(&T) -> R) -> R {
         // A change that panicked is the author's to have left whole.
+        let this = Arc::as_ptr(&self.value).cast::<()>();
+        assert!(OBSERVING.get() != this, "a copy is read while it is being changed, further up");
         look(&self.value.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
@@ -80,11 +86,13 @@ impl<T: Follow> Followed<T> {
     /// # Errors
     /// When the connection is lost, or the other side has ended the object: it changes no more.
     pub async fn changed(&mut self) -> Result<(), Error> {
-        let ended = || Error::Lost(self.held.link.flow.why());
+        if *self.news.borrow() == News::Ended {
+            return Err(self.held.link.flow.lost());
+        }
         let changed = self.news.changed().await;
         match *self.news.borrow_and_update() {
             News::Changed(_) if changed.is_ok() => Ok(()),
-            _ => Err(ended()),
+            _ => Err(self.held.link.flow.lost()),
         }
     }
 
@@ -95,11 +103,19 @@ impl<T: Follow> Followed<T> {
     }
 }
 
+thread_local! {
+    /// The value that is being changed on this thread just now.
+    static OBSERVING: Cell<*const ()> = const { Cell::new(std::ptr::null()) };
+}
+
 fn change<T: Follow>(value: &(dyn Any + Send + Sync), asked: Asked) -> Result<(), Failure> {
     let Some(value) = value.downcast_ref::<Mutex<T>>() else { return Ok(()) };
-    let (call, mut value) = (Call::new(asked, None), value.lock().unwrap_or_else(PoisonError::into_inner));
-    catch_unwind(AssertUnwindSafe(|| value.observe(&call)))
-        .unwrap_or_else(|_| Err(Failure::new("RuntimeError", "the client's own code has panicked")))
+    let call = Call::new(asked, None);
+    let before = OBSERVING.replace(std::ptr::from_ref(value).cast());
+    let observed =
+        catch_unwind(AssertUnwindSafe(|| value.lock().unwrap_or_else(PoisonError::into_inner).observe(&call)));
+    OBSERVING.set(before);
+    observed.unwrap_or_else(|_| Err(Failure::new("RuntimeError", "the client's own code has panicked")))
 }
 
 impl<T> Clone for Followed<T> {
@@ -125,6 +141,7 @@ impl<T> std::fmt::Debug for Followed<T> {
 
 impl<T> Serialize for Followed<T> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        Writing::admits(&self.held.link.flow)?;
         serializer.serialize_newtype_struct(reference::CACHED, &self.held.luid)
     }
 }

@@ -1,80 +1,29 @@
 //! What passes between a connection's handles, which anybody has, and the task that drives it.
 
-use std::any::Any;
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
+use serde::Serialize;
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
 use zeroize::Zeroizing;
 
 use super::error::Error;
+use super::flow::{Bytes, Flow};
 use crate::Failure;
 
-/// The most bytes of a copy's changes that wait until its owner has read it.
+/// The most bytes of changes that wait, of one connection, until their copies are read; and what each counts for beside its own.
 const UNREAD_CHANGES: usize = 4 << 20;
+/// See [`UNREAD_CHANGES`].
+const CHANGE: usize = 1 << 10;
 
 /// The handles' end. The connection lives for as long as anybody has one.
 #[derive(Debug, Clone)]
 pub(super) struct Link {
     pub(super) commands: mpsc::UnboundedSender<Command>,
     pub(super) flow: Arc<Flow>,
-}
-
-/// How much may be under way.
-#[derive(Debug)]
-pub(super) struct Flow {
-    /// Calls that wait for an answer.
-    pub(super) calls: Arc<Semaphore>,
-    /// Bytes of arguments: of calls that wait for an answer, and of those that have yet to be written.
-    bytes: Arc<Semaphore>,
-    most: usize,
-    /// Why the connection has ended.
-    ended: OnceLock<String>,
-}
-
-/// The room that one call takes.
-#[derive(Debug)]
-pub(super) struct Room {
-    _call: Option<OwnedSemaphorePermit>,
-    _bytes: OwnedSemaphorePermit,
-}
-
-impl Flow {
-    pub(super) fn new(calls: usize, bytes: usize) -> Self {
-        let most = bytes.clamp(1, u32::MAX as usize >> 1);
-        let permits = |count: usize| Arc::new(Semaphore::new(count.clamp(1, Semaphore::MAX_PERMITS)));
-        Self { calls: permits(calls), bytes: permits(most), most, ended: OnceLock::new() }
-    }
-
-    /// Waits until there is room for a call of this size. One that is larger than all there may be goes alone.
-    pub(super) async fn room(&self, size: usize, answer: bool) -> Result<Room, Error> {
-        let size = u32::try_from(size.clamp(1, self.most)).unwrap_or(u32::MAX);
-        let closed = |_| self.not_sent();
-        let bytes = Arc::clone(&self.bytes).acquire_many_owned(size).await.map_err(closed)?;
-        let call = match answer {
-            true => Some(Arc::clone(&self.calls).acquire_owned().await.map_err(closed)?),
-            false => None,
-        };
-        Ok(Room { _call: call, _bytes: bytes })
-    }
-
-    /// The connection has ended: nobody waits for room any more.
-    pub(super) fn end(&self, why: &str) {
-        // Whoever says it first is right.
-        let _ = self.ended.set(why.to_owned());
-        self.calls.close();
-        self.bytes.close();
-    }
-
-    /// Why the connection has ended.
-    pub(super) fn why(&self) -> String {
-        self.ended.get().cloned().unwrap_or_else(|| "it closed".to_owned())
-    }
-
-    pub(super) fn not_sent(&self) -> Error {
-        Error::NotSent(self.why())
-    }
 }
 
 /// The driver's end of it: it keeps no connection alive.
@@ -107,7 +56,7 @@ pub(super) enum Command {
         target: Option<u64>,
         words: Words,
         done: Option<Waiting>,
-        room: Room,
+        bytes: Bytes,
     },
     /// The peer's object is given back, so many times.
     Release {
@@ -128,15 +77,17 @@ pub(super) enum Command {
     Forget {
         number: u64,
     },
+    /// `room`: that of the call, of those that the peer may have under way.
     Reply {
         request: u64,
         result: Result<Made, Failure>,
+        room: OwnedSemaphorePermit,
     },
-    /// A cached object of ours has changed: whoever has a copy is told.
+    /// The state of a cached object of ours is another from now on; whoever has a copy is told by this call.
     Change {
         number: u64,
-        words: Words,
-        room: Room,
+        state: Vec<u8>,
+        told: Option<(Words, Bytes)>,
     },
 }
 
@@ -155,14 +106,52 @@ pub(super) struct Words {
     pub(super) secret: bool,
 }
 
-/// A value of ours, written down, and what must not be dropped before it has gone: it may refer to that.
-pub(super) struct Made {
-    pub(super) bytes: Vec<u8>,
-    pub(super) _keep: Box<dyn Any + Send>,
+/// A value of ours that has yet to be written down. It may refer to objects, which must not be dropped before it has gone.
+pub(super) type Made = Box<dyn Write + Send>;
+
+/// See [`Made`].
+pub(super) trait Write {
+    fn write(&self) -> Result<Vec<u8>, jelly::Error>;
+}
+
+impl<T: Serialize> Write for T {
+    fn write(&self) -> Result<Vec<u8>, jelly::Error> {
+        jelly::to_vec(self)
+    }
+}
+
+thread_local! {
+    /// Whose connection a value is written down for: objects have numbers that are good on their own one alone.
+    static WRITING: RefCell<Vec<*const Flow>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Says for whose connection a value is written down, meanwhile.
+pub(super) struct Writing;
+
+impl Writing {
+    pub(super) fn for_this(flow: &Arc<Flow>) -> Self {
+        WRITING.with_borrow_mut(|writing| writing.push(Arc::as_ptr(flow)));
+        Self
+    }
+
+    /// Whether an object of this connection's may be written just now.
+    pub(super) fn admits<E: serde::ser::Error>(flow: &Arc<Flow>) -> Result<(), E> {
+        match WRITING.with_borrow(|writing| writing.last().copied()) {
+            Some(now) if now == Arc::as_ptr(flow) => Ok(()),
+            Some(_) => Err(E::custom("an object of another connection's has no meaning here")),
+            None => Err(E::custom("an object can be sent in calls and answers only")),
+        }
+    }
+}
+
+impl Drop for Writing {
+    fn drop(&mut self) {
+        WRITING.with_borrow_mut(Vec::pop);
+    }
 }
 
 /// A value of the peer's, and what it refers to.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(super) struct Came {
     pub(super) bytes: Vec<u8>,
     /// The peer's objects, by their numbers in the value.
@@ -173,12 +162,21 @@ pub(super) struct Came {
     pub(super) copies: HashMap<u64, HeldCopy>,
 }
 
+impl std::fmt::Debug for Came {
+    /// What somebody has said is nobody else's to read in a log.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Came({} bytes)", self.bytes.len())
+    }
+}
+
 /// A call by the peer.
 #[derive(Debug)]
 pub(super) struct Asked {
     /// The connection that it came by.
     pub(super) link: Link,
     pub(super) method: String,
+    /// Whether the peer wants an answer.
+    pub(super) answer: bool,
     pub(super) arguments: Came,
     pub(super) keywords: Came,
 }
@@ -256,7 +254,10 @@ impl Drop for HeldCopy {
 /// A copy of an object of the peer's.
 #[derive(Debug)]
 pub(super) struct CopyCell {
-    copy: Mutex<CopyState>,
+    state: Mutex<CopyState>,
+    /// Held while it is read the first time.
+    reading: Mutex<()>,
+    flow: Arc<Flow>,
     pub(super) news: watch::Sender<News>,
 }
 
@@ -270,9 +271,10 @@ pub(super) enum News {
 }
 
 /// A copy with its type: the value (`Arc<Mutex<T>>`), and how it takes a change.
+#[derive(Clone)]
 pub(super) struct Typed {
-    pub(super) value: Arc<dyn Any + Send + Sync>,
-    pub(super) change: fn(&(dyn Any + Send + Sync), Asked) -> Result<(), Failure>,
+    pub(super) value: Arc<dyn std::any::Any + Send + Sync>,
+    pub(super) change: fn(&(dyn std::any::Any + Send + Sync), Asked) -> Result<(), Failure>,
 }
 
 impl std::fmt::Debug for Typed {
@@ -283,42 +285,41 @@ impl std::fmt::Debug for Typed {
 
 #[derive(Debug)]
 enum CopyState {
-    /// Nobody has said what type it is of; what has changed since it came.
+    /// Nobody has said what type it is of; what has changed since it came, and what that counts for.
     Unread(Vec<Asked>, usize),
     Read(Typed),
-    /// More had changed than was kept.
+    /// More had changed than was kept, or nobody has had it meanwhile.
     Missed,
 }
 
-impl Default for CopyCell {
-    fn default() -> Self {
-        Self { copy: Mutex::new(CopyState::Unread(Vec::new(), 0)), news: watch::Sender::new(News::Changed(0)) }
-    }
-}
-
 impl CopyCell {
-    fn lock(&self) -> MutexGuard<'_, CopyState> {
-        // Whoever panicked has left it whole: a change is contained below.
-        self.copy.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(super) fn new(flow: &Arc<Flow>) -> Self {
+        let (state, news) = (Mutex::new(CopyState::Unread(Vec::new(), 0)), watch::Sender::new(News::Changed(0)));
+        Self { state, reading: Mutex::default(), flow: Arc::clone(flow), news }
+    }
+
+    /// Nothing of others' runs while it is locked.
+    fn with<R>(&self, then: impl FnOnce(&mut CopyState) -> R) -> R {
+        then(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// The peer's object has changed.
     pub(super) fn change(&self, asked: Asked) -> Result<(), Failure> {
-        let mut state = self.lock();
-        let changed = match &mut *state {
-            CopyState::Unread(changes, size) => {
-                *size += asked.method.len() + asked.arguments.bytes.len() + asked.keywords.bytes.len() + 64;
-                if *size > UNREAD_CHANGES {
-                    *state = CopyState::Missed;
-                } else {
-                    changes.push(asked);
+        let size = CHANGE + asked.method.len() + asked.arguments.bytes.len() + asked.keywords.bytes.len();
+        let typed = self.with(|state| match state {
+            CopyState::Unread(changes, counted) => {
+                let before = self.flow.unread_changes.fetch_add(size, Ordering::Relaxed);
+                *counted += size;
+                changes.push(asked);
+                if before + size > UNREAD_CHANGES {
+                    self.forget(state);
                 }
-                Ok(())
+                None
             }
-            CopyState::Read(typed) => (typed.change)(&*typed.value, asked),
-            CopyState::Missed => Ok(()),
-        };
-        drop(state);
+            CopyState::Read(typed) => Some((typed.clone(), asked)),
+            CopyState::Missed => None,
+        });
+        let changed = typed.map_or(Ok(()), |(typed, asked)| (typed.change)(&*typed.value, asked));
         self.news.send_modify(|news| {
             if let News::Changed(count) = news {
                 *count += 1;
@@ -327,21 +328,54 @@ impl CopyCell {
         changed
     }
 
+    /// What waits to be read is not kept any more: nobody could read it.
+    pub(super) fn let_go(&self) {
+        self.with(|state| self.forget(state));
+    }
+
+    fn forget(&self, state: &mut CopyState) {
+        if let CopyState::Unread(_, counted) = state {
+            self.flow.unread_changes.fetch_sub(*counted, Ordering::Relaxed);
+            *state = CopyState::Missed;
+        }
+    }
+
     /// The value of a copy whose type is known from now on, with all that has changed since it came: `made` makes it of what
-    /// came, if this is the first time that it is read. `None`: it has missed changes, or its state did not come here.
-    pub(super) fn typed(&self, made: Option<Typed>) -> Option<Arc<dyn Any + Send + Sync>> {
-        let mut state = self.lock();
-        if let CopyState::Unread(changes, _) = &mut *state {
-            let typed = made?;
-            for change in std::mem::take(changes) {
+    /// came, if this is the first time that it is read. `None`: it has missed changes, or its state did not come here, or it is
+    /// being read by others just now.
+    pub(super) fn typed(&self, made: Option<Typed>) -> Option<Arc<dyn std::any::Any + Send + Sync>> {
+        let reading = self.reading.try_lock();
+        loop {
+            let changes = self.with(|state| match state {
+                CopyState::Unread(changes, counted) if reading.is_ok() && made.is_some() => {
+                    self.flow.unread_changes.fetch_sub(std::mem::take(counted), Ordering::Relaxed);
+                    let changes = std::mem::take(changes);
+                    if let (true, Some(typed)) = (changes.is_empty(), &made) {
+                        *state = CopyState::Read(typed.clone());
+                    }
+                    changes
+                }
+                _ => Vec::new(),
+            });
+            if changes.is_empty() {
+                break;
+            }
+            // Unlocked: it is an author's code, and what it reads may be this very copy.
+            let typed = made.as_ref()?;
+            for change in changes {
                 // Whoever told of it wants no answer any more.
                 let _ = (typed.change)(&*typed.value, change);
             }
-            *state = CopyState::Read(typed);
         }
-        match &*state {
+        self.with(|state| match state {
             CopyState::Read(typed) => Some(Arc::clone(&typed.value)),
             _ => None,
-        }
+        })
+    }
+}
+
+impl Drop for CopyCell {
+    fn drop(&mut self) {
+        self.let_go();
     }
 }

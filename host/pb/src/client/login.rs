@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use jelly::{Bytes, Node};
 use md5::{Digest, Md5};
+use serde::de::IgnoredAny;
 use zeroize::Zeroizing;
 
 use super::connection::Client;
@@ -133,10 +134,11 @@ impl Client {
     }
 
     /// Logs in to a host of credhost's with an SSH key. `public_key` is its line, as in `id_ed25519.pub`; `sign` signs what
-    /// it is given, and answers with the signature as SSH's wire has it. Names are as for [`Client::login`].
+    /// it is given, and answers with the signature as SSH's wire has it. Names are as for [`Client::login`]. What does not begin
+    /// as such a login does is not signed: a key may be good for other hosts, too.
     ///
     /// # Errors
-    /// As [`Client::login`].
+    /// As [`Client::login`]; [`Error::NotSigned`].
     pub async fn login_key(
         &self,
         name: &str,
@@ -146,6 +148,12 @@ impl Client {
     ) -> Result<Remote, Error> {
         let answer = self.root().call("loginKey", &(name, public_key, mind)).await?;
         let (bytes, challenger) = challenge(&answer)?;
+        // A key is good for more than this: what is signed must be good for nothing else.
+        let identity = name.split_once('/').map_or(name, |(identity, _)| identity);
+        let ends = [name, identity].iter().any(|name| bytes.ends_with(format!("\0{name}").as_bytes()));
+        if !bytes.starts_with(LOGIN_BY_KEY) || !ends {
+            return Err(Error::NotSigned(name.to_owned()));
+        }
         challenger.call("respond", &(Bytes(sign(&bytes)),)).await?.remote()
     }
 
@@ -158,14 +166,17 @@ impl Client {
     }
 }
 
+/// How all begins that is signed to log in by key.
+const LOGIN_BY_KEY: &[u8] = b"credhost login by key, version 1\0";
+
 /// What is to be answered, and whom.
 fn challenge(answer: &Answer) -> Result<(Vec<u8>, Remote), Error> {
     let value = answer.value()?;
-    let unexpected = || Error::Unexpected(value.to_string());
+    let unexpected = || Error::Unexpected("it is no challenge".to_owned());
     let bytes = match value.root().items().next().map(|item| item.node()) {
         Some(Node::Bytes(bytes)) => bytes.to_vec(),
         _ => return Err(unexpected()),
     };
-    let challenger = answer.remotes().values().next().cloned().ok_or_else(unexpected)?;
+    let (_, challenger): (IgnoredAny, Remote) = answer.read().map_err(|_| unexpected())?;
     Ok((bytes, challenger))
 }

@@ -33,6 +33,9 @@
 //! | passwords, tokens, SSH keys | [`Credential`] |
 //! | how many calls are under way, and for how long | [`Options`], [`Remote::with_timeout`] |
 //!
+//! Calls by one connection are sent in the order in which they are made; one that wants no answer ([`Remote::notify`]) may overtake
+//! calls that wait for room. An object of one's own that holds its own [`Client`], or a [`Remote`] of it, keeps the connection open.
+//!
 //! # An object of one's own
 //!
 //! A service calls its clients back by the object that they give when they log in: the mind.
@@ -74,6 +77,7 @@ mod connection;
 mod driver;
 mod endpoint;
 mod error;
+mod flow;
 mod followed;
 mod link;
 mod login;

@@ -30,9 +30,8 @@ impl Reply {
         F: Future<Output = Result<T, Failure>> + Send + 'static,
     {
         Self(Box::pin(async move {
-            let value = answer.await?;
-            let bytes = jelly::to_vec(&value).map_err(|error| Failure::new("TypeError", error.to_string()))?;
-            Ok(Made { bytes, _keep: Box::new(value) })
+            let value: Made = Box::new(answer.await?);
+            Ok(value)
         }))
     }
 

@@ -27,7 +27,8 @@ pub struct Options {
     /// So many of our objects the other side may hold, and we of its copies (1,024, as in Twisted).
     pub references: usize,
     /// Nobody but the host can read what is sent: passwords go as they are, which is the only way to check them against an
-    /// argon2id hash. [`Endpoint`](super::Endpoint) knows this by itself; of a stream that is opened otherwise it is not known.
+    /// argon2id hash. True of TLS and of Unix sockets that an [`Endpoint`](super::Endpoint) opens; of a port of this machine's somebody
+    /// has to say so, for whoever else is here could listen there while the host is down.
     pub private: bool,
 }
 

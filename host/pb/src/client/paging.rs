@@ -1,14 +1,14 @@
 //! Large data in pages, both ways: as `twisted.spread.util` sends and collects it.
 
 use std::collections::VecDeque;
-use std::future::poll_fn;
-use std::sync::Mutex;
-use std::task::Poll;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use jelly::Bytes;
 use tokio::io::{AsyncRead, AsyncReadExt};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
+use super::calling::{Begun, plain_words};
 use super::connection::Client;
 use super::error::Error;
 use super::link::Local;
@@ -18,8 +18,10 @@ use crate::Failure;
 
 /// So many pages are on their way before the first of them is answered.
 const WINDOW: usize = 16;
-/// So many pages that have come wait to be read; more wait in their callers.
+/// So many pages may wait to be read before the next is answered.
 const KEPT: usize = 4;
+/// So many bytes wait at most, of a sender that does not wait for its answers.
+const MOST: usize = 64 << 20;
 /// The largest page, in bytes: what Twisted reads as one string.
 const LARGEST: usize = 640 << 10;
 
@@ -42,6 +44,7 @@ pub async fn page(collector: &Remote, mut reader: impl AsyncRead + Unpin, size: 
     if !(1..=LARGEST).contains(&size) {
         return Err(Error::Unexpected(format!("a page has 1 to {LARGEST} bytes, not {size}")));
     }
+    let flow = &collector.held.link.flow;
     let (mut total, mut waiting) = (0, VecDeque::new());
     loop {
         let mut page = vec![0; size];
@@ -57,44 +60,63 @@ pub async fn page(collector: &Remote, mut reader: impl AsyncRead + Unpin, size: 
         }
         page.truncate(filled);
         total += filled as u64;
-        if waiting.len() >= WINDOW
-            && let Some(first) = waiting.pop_front()
-        {
-            first.await?;
+        let words = plain_words(flow, "gotPage", &(Bytes(page),))?;
+        // Half of the room at most: others call meanwhile.
+        while waiting.len() >= WINDOW || waiting.len() > 1 && waiting.len() * (size + 64) > flow.most / 2 {
+            let Some(first) = waiting.pop_front() else { break };
+            answered(first).await?;
         }
-        let collector = collector.clone();
-        // Polled once it is on its way, or waits for room behind those before it.
-        let mut going = Box::pin(async move { collector.call("gotPage", &(Bytes(page),)).await.map(drop) });
-        match poll_fn(|poll| Poll::Ready(going.as_mut().poll(poll))).await {
-            Poll::Ready(answered) => answered?,
-            Poll::Pending => waiting.push_back(going),
-        }
+        // Sent before the next is looked at: they go in their order.
+        waiting.push_back(collector.begin(words).await?);
     }
     for last in waiting {
-        last.await?;
+        answered(last).await?;
     }
     collector.call("endedPaging", &()).await?;
     Ok(total)
 }
 
-/// A page, or that there are no more.
-type Come = Option<Vec<u8>>;
+async fn answered(page: Begun) -> Result<(), Error> {
+    page.answer().await.map(drop)
+}
+
+/// What has come of a sender.
+enum Come {
+    Page(Vec<u8>),
+    End,
+    /// More than may wait: the rest is lost.
+    TooMuch,
+}
 
 /// Data that the other side sends in pages: see [`Client::pages`].
 #[derive(Debug)]
 pub struct Pages {
-    come: mpsc::Receiver<Come>,
+    come: mpsc::UnboundedReceiver<Come>,
+    /// How many bytes wait here.
+    kept: Arc<AtomicUsize>,
+    /// How many pages were taken.
+    taken: watch::Sender<usize>,
     ended: bool,
 }
 
 /// What the other side calls: `twisted.spread.util.CallbackPageCollector`.
 struct Collector {
-    to: Mutex<Option<mpsc::Sender<Come>>>,
+    state: Mutex<Collecting>,
+    kept: Arc<AtomicUsize>,
+    taken: watch::Receiver<usize>,
+}
+
+struct Collecting {
+    /// `None`: there are no more, or nobody takes them.
+    to: Option<mpsc::UnboundedSender<Come>>,
+    /// How many pages have come.
+    pages: usize,
 }
 
 impl Client {
-    /// A collector to be given to a method that sends pages, and what comes of it. Pages wait until they are read, and are
-    /// bounded: whoever reads slowly makes a sender slow that waits for its answers, as credhost's does.
+    /// A collector to be given to a method that sends pages, and what comes of it. A page is answered when few before it wait to
+    /// be read: whoever reads slowly makes a sender slow that waits for its answers, as credhost's does. Twisted's does not: of
+    /// that, 64 MiB wait at most, and more are an error of [`Pages::next`].
     ///
     /// ```no_run
     /// # async fn run(client: pb::client::Client, archive: pb::client::Remote) -> Result<(), Box<dyn std::error::Error>> {
@@ -109,8 +131,11 @@ impl Client {
     /// In Twisted: `twisted.spread.util.getAllPages`.
     #[must_use]
     pub fn pages(&self) -> (Local, Pages) {
-        let (to, come) = mpsc::channel(KEPT);
-        (self.register(Collector { to: Mutex::new(Some(to)) }), Pages { come, ended: false })
+        let (to, come) = mpsc::unbounded_channel();
+        let (kept, taken) = (Arc::default(), watch::Sender::new(0));
+        let state = Mutex::new(Collecting { to: Some(to), pages: 0 });
+        let collector = Collector { state, kept: Arc::clone(&kept), taken: taken.subscribe() };
+        (self.register(collector), Pages { come, kept, taken, ended: false })
     }
 }
 
@@ -124,10 +149,17 @@ impl Pages {
             return Ok(None);
         }
         match self.come.recv().await {
-            Some(Some(page)) => Ok(Some(page)),
-            Some(None) => {
+            Some(Come::Page(page)) => {
+                self.kept.fetch_sub(page.len(), Ordering::Relaxed);
+                self.taken.send_modify(|taken| *taken += 1);
+                Ok(Some(page))
+            }
+            Some(Come::End) => {
                 self.ended = true;
                 Ok(None)
+            }
+            Some(Come::TooMuch) => {
+                Err(Error::Lost(format!("more than {MOST} bytes of pages came before they were read")))
             }
             None => Err(Error::Lost("the pages have ended before their end".to_owned())),
         }
@@ -149,23 +181,39 @@ impl Pages {
     }
 }
 
-impl Referenceable for Collector {
-    fn call(&self, call: Call) -> Reply {
-        let page = match call.method() {
-            "gotPage" => call.read::<(Bytes,)>().map(|(page,)| Some(page.0)),
-            "endedPaging" => Ok(None),
-            _ => Err(call.unknown()),
+impl Collector {
+    /// Takes what has come, in the order of the calls; answers with how many pages were before it.
+    fn take(&self, call: &Call) -> Result<usize, Failure> {
+        let come = match call.method() {
+            "gotPage" => Come::Page(call.read::<(Bytes,)>()?.0.0),
+            "endedPaging" => Come::End,
+            _ => return Err(call.unknown()),
         };
         let gone = || Failure::new("ValueError", "nobody takes pages here any more");
-        let ready = page.and_then(|page| {
-            let mut to = self.to.lock().map_err(|_| gone())?;
-            let to = if page.is_none() { to.take() } else { to.clone() };
-            Ok((page, to.ok_or_else(gone)?))
-        });
-        // Those that wait for room do so in the order of their calls.
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let to = state.to.as_ref().ok_or_else(gone)?;
+        let size = if let Come::Page(page) = &come { page.len() } else { 0 };
+        let fits = self.kept.fetch_add(size, Ordering::Relaxed) + size <= MOST;
+        let last = !fits || matches!(come, Come::End);
+        to.send(if fits { come } else { Come::TooMuch }).map_err(|_| gone())?;
+        if last {
+            state.to = None;
+        }
+        state.pages += 1;
+        if fits { Ok(state.pages) } else { Err(Failure::new("MemoryError", "too many pages wait to be read")) }
+    }
+}
+
+impl Referenceable for Collector {
+    fn call(&self, call: Call) -> Reply {
+        let (taken, mut read) = (self.take(&call), self.taken.clone());
+        if !call.wants_answer() {
+            return Reply::now(taken.map(drop));
+        }
         Reply::new(async move {
-            let (page, to) = ready?;
-            to.send(page).await.map_err(|_| gone())
+            let number = taken?;
+            let gone = |_| Failure::new("ValueError", "nobody takes pages here any more");
+            read.wait_for(|read| read + KEPT >= number).await.map(drop).map_err(gone)
         })
     }
 }

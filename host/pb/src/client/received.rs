@@ -8,10 +8,11 @@ use std::time::Duration;
 use jelly::Value;
 use jelly::types::reference;
 use serde::de::{DeserializeOwned, Error as _, Visitor};
+use serde::ser::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::error::Error;
-use super::link::{Asked, Came, Held, HeldCopy, Link, Local};
+use super::link::{Asked, Came, Held, HeldCopy, Link, Local, Writing};
 use crate::Failure;
 
 /// An object of the other side's. Clones are the same reference; it is given back when the last is dropped.
@@ -36,12 +37,15 @@ impl Eq for Remote {}
 
 impl Serialize for Remote {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_newtype_struct(reference::LOCAL, &self.held.luid.unwrap_or(0))
+        Writing::admits(&self.held.link.flow)?;
+        let luid = self.held.luid.ok_or_else(|| S::Error::custom("the root has no number, and cannot be sent"))?;
+        serializer.serialize_newtype_struct(reference::LOCAL, &luid)
     }
 }
 
 impl Serialize for Local {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        Writing::admits(&self.cell.link.flow)?;
         serializer.serialize_newtype_struct(reference::REMOTE, &self.cell.number)
     }
 }
@@ -113,10 +117,16 @@ impl<'de> Deserialize<'de> for Local {
 }
 
 /// The answer to a call.
-#[derive(Debug)]
 pub struct Answer {
     bytes: Vec<u8>,
     objects: Arc<Objects>,
+}
+
+impl std::fmt::Debug for Answer {
+    /// What somebody has said is nobody else's to read in a log.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Answer({} bytes)", self.bytes.len())
+    }
 }
 
 impl Answer {
@@ -158,11 +168,7 @@ impl Answer {
     /// # Errors
     /// When it is something else.
     pub fn remote(self) -> Result<Remote, Error> {
-        let shown = || Value::decode(&self.bytes).map_or_else(|error| error.to_string(), |value| value.to_string());
-        match self.objects.remotes.values().next() {
-            Some(remote) if self.objects.remotes.len() == 1 => Ok(remote.clone()),
-            _ => Err(Error::Unexpected(shown())),
-        }
+        self.read().map_err(|_| Error::Unexpected("it is no reference".to_owned()))
     }
 }
 
@@ -172,20 +178,28 @@ pub struct Call {
     pub(super) link: Link,
     pub(super) timeout: Option<Duration>,
     method: String,
+    answer: bool,
     arguments: Answer,
     keywords: Answer,
 }
 
 impl Call {
     pub(super) fn new(asked: Asked, timeout: Option<Duration>) -> Self {
-        let Asked { link, method, arguments, keywords } = asked;
+        let Asked { link, method, answer, arguments, keywords } = asked;
         Self {
             link,
             timeout,
             method,
+            answer,
             arguments: Answer::new(arguments, timeout),
             keywords: Answer::new(keywords, timeout),
         }
+    }
+
+    /// Whether the caller wants an answer: if not, neither that nor an error is sent.
+    #[must_use]
+    pub fn wants_answer(&self) -> bool {
+        self.answer
     }
 
     /// The method's name.

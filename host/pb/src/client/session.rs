@@ -39,7 +39,9 @@ impl Backoff {
     /// How long before try `tries` (0: the first after a good connection), of `dice`, which is any number: a fifth more or less,
     /// so that not all clients of a host come back at once.
     fn delay(&self, tries: u32, dice: u64) -> Duration {
-        let doubled = self.first.saturating_mul(1 << tries.min(20)).min(self.most);
+        // Never at once again and again, nor after more than a day.
+        let first = self.first.max(Duration::from_millis(1));
+        let doubled = first.saturating_mul(1 << tries.min(20)).min(self.most).min(Duration::from_secs(86_400));
         doubled.mul_f64(0.8 + 0.4 * (dice % 1024) as f64 / 1024.0)
     }
 }
@@ -50,7 +52,7 @@ impl Backoff {
 pub enum Status {
     /// It connects, or waits to do so again.
     Connecting {
-        /// How often it has tried in vain.
+        /// How often it has tried in vain, or has lost what it had, since the last good connection.
         tries: u32,
         /// What went wrong last; empty: nothing yet.
         why: String,
@@ -74,6 +76,8 @@ struct Connection {
     number: u64,
     client: Client,
     avatar: Remote,
+    /// How long it may take to attach.
+    patience: Duration,
 }
 
 /// A login that is kept up. Clones are the same; it ends when the last clone and the last [`Perspective`] of it are gone.
@@ -156,6 +160,9 @@ impl SessionBuilder {
     }
 
     /// Begins. The host need not be there yet: see [`Session::connected`].
+    ///
+    /// # Panics
+    /// Outside of a runtime of tokio's.
     #[must_use]
     pub fn start(self) -> Session {
         let Self { endpoint, credential, mind, backoff } = self;
@@ -274,8 +281,9 @@ impl Place {
             return Ok(remote.clone());
         }
         let mind = self.mind.as_ref().map(|mind| connection.client.register_shared(Arc::clone(mind)));
-        let answer = connection.avatar.call("attach", &(service, name, mind)).await?;
-        let remote = answer.remote()?;
+        let patience = connection.patience;
+        let attached = tokio::time::timeout(patience, connection.avatar.call("attach", &(service, name, mind))).await;
+        let remote = attached.map_err(|_| Error::TimedOut(patience))??.remote()?;
         *current = Some((connection.number, remote.clone()));
         Ok(remote)
     }
@@ -354,12 +362,14 @@ impl Shared {
 
     /// Keeps it up, until it is refused.
     async fn keep(self: Arc<Self>) {
+        let _told = Told(Arc::clone(&self));
         let (mut tries, mut number) = (0, 0);
         loop {
             let why = match self.log_in().await {
                 Ok((client, avatar)) => {
                     number += 1;
-                    let (began, connection) = (Instant::now(), Connection { number, client, avatar });
+                    let patience = self.endpoint.patience();
+                    let (began, connection) = (Instant::now(), Connection { number, client, avatar, patience });
                     self.state.send_replace(State::Connected(connection.clone()));
                     let lost = connection.client.closed();
                     tokio::select! {
@@ -369,7 +379,7 @@ impl Shared {
                     if began.elapsed() >= self.backoff.good {
                         tries = 0;
                     }
-                    Error::Lost(connection.client.why())
+                    Error::Lost(connection.client.why().unwrap_or_default())
                 }
                 Err(error) if is_final(&error) => {
                     self.state.send_replace(State::Refused(Arc::new(error)));
@@ -377,9 +387,10 @@ impl Shared {
                 }
                 Err(error) => error,
             };
-            self.state.send_replace(State::Connecting { tries, why: why.to_string() });
-            tokio::time::sleep(self.backoff.delay(tries, dice())).await;
+            let delay = self.backoff.delay(tries, dice());
             tries = tries.saturating_add(1);
+            self.state.send_replace(State::Connecting { tries, why: why.to_string() });
+            tokio::time::sleep(delay).await;
         }
     }
 
@@ -403,13 +414,30 @@ impl Shared {
             }
             if missing {
                 // Its service may come back; nobody else would ask.
-                tokio::time::sleep(self.backoff.delay(tries, dice())).await;
-                tries = tries.saturating_add(1);
+                tokio::select! {
+                    () = tokio::time::sleep(self.backoff.delay(tries, dice())) => tries = tries.saturating_add(1),
+                    () = self.wanted.notified() => {}
+                }
             } else {
                 tries = 0;
                 self.wanted.notified().await;
             }
         }
+    }
+}
+
+/// Tells whoever waits, when a session ends: also by a panic of the code that signs.
+struct Told(Arc<Shared>);
+
+impl Drop for Told {
+    fn drop(&mut self) {
+        self.0.state.send_if_modified(|state| {
+            let ends = !matches!(state, State::Refused(_));
+            if ends {
+                *state = State::Refused(Arc::new(Error::NotSent("the session has ended".to_owned())));
+            }
+            ends
+        });
     }
 }
 
@@ -422,7 +450,7 @@ fn is_final(error: &Error) -> bool {
     ];
     match error {
         Error::Failure(failure) => FINAL.iter().any(|class| failure.is(class)),
-        Error::InTheClear => true,
+        Error::InTheClear | Error::NotSigned(_) => true,
         _ => false,
     }
 }

@@ -6,12 +6,15 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
+use jelly::token::{self, Token};
 use jelly::{Defect, Limits, RefKind, Reference, Scanner, Shape};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::error::Error;
+use super::flow::Bytes;
 use super::link::{
-    Asked, Came, Command, CopyCell, Held, HeldCopy, Local, LocalCell, Made, News, Room, Serve, Waiting, WeakLink, Words,
+    Asked, Came, Command, CopyCell, Held, HeldCopy, Local, LocalCell, Made, News, Serve, Waiting, WeakLink, Words,
+    Write, Writing,
 };
 use crate::{Call, Event, Exported, Failure, Jelly, Output, Target, TooManyReferences, Translated};
 
@@ -21,7 +24,11 @@ const SERVED: usize = 1024;
 const NONE: [u8; 4] = [1, 0x80, 1, 0x87];
 
 pub(super) struct Tables {
-    pub(super) waiting: HashMap<u64, (Waiting, Room)>,
+    pub(super) waiting: HashMap<u64, Waiting>,
+    /// What has yet to be written takes this much.
+    pub(super) unwritten: Vec<Bytes>,
+    /// States of our cached objects, in Jelly.
+    states: HashMap<u64, Vec<u8>>,
     objects: HashMap<u64, Object>,
     /// Copies of the other side's objects, until it has ended them.
     pub(super) copies: HashMap<u64, Arc<CopyCell>>,
@@ -39,7 +46,9 @@ struct Object {
 
 /// What is written, and where its references are.
 fn scanned<R>(bytes: &[u8], then: impl FnOnce(&[Reference]) -> R) -> Result<R, jelly::Error> {
-    let mut scanner = Scanner::new(Shape::Value, Limits::NONE);
+    // No peer reads a string or a list that is longer: it would end the connection, and all calls with it.
+    let limits = Limits { item: Limits::default().item, ..Limits::NONE };
+    let mut scanner = Scanner::new(Shape::Value, limits);
     let found = scanner.scan(bytes)?.ok_or(jelly::Error::Incomplete)?;
     match found.defect {
         Some(defect) => Err(defect.clone().into()),
@@ -48,21 +57,24 @@ fn scanned<R>(bytes: &[u8], then: impl FnOnce(&[Reference]) -> R) -> Result<R, j
 }
 
 /// What of ours a value has been given numbers for.
-#[derive(Default)]
-struct Exporting(Vec<(RefKind, u64)>);
+struct Exporting<'s> {
+    states: &'s HashMap<u64, Vec<u8>>,
+    given: Vec<(RefKind, u64)>,
+}
 
-impl Exporting {
+impl Exporting<'_> {
     /// What a reference of ours becomes on the wire.
     fn outward(
         &mut self,
         tables: &mut crate::Tables<u64>,
         reference: &Reference,
+        whole: &[u8],
     ) -> Result<Translated, TooManyReferences> {
         let number = reference.luid.unwrap_or(0);
         let new = match reference.kind {
             RefKind::Remote => Translated::Number(tables.export(&number)?),
             RefKind::Cache => match tables.cache(&number)? {
-                (luid, true) => Translated::Number(luid),
+                (luid, true) => Translated::Whole(self.with_state(luid, number, reference, whole)),
                 // The other side has its state.
                 (luid, false) => Translated::As(RefKind::Cached, luid),
             },
@@ -70,13 +82,25 @@ impl Exporting {
             RefKind::Cached => return Ok(Translated::As(RefKind::Lcache, number)),
             _ => return Ok(Translated::Number(number)),
         };
-        self.0.push((reference.kind, number));
+        self.given.push((reference.kind, number));
         Ok(new)
+    }
+
+    /// A cached object of ours, in the state of now: its type stands where it was written.
+    fn with_state(&self, luid: u64, number: u64, reference: &Reference, whole: &[u8]) -> Vec<u8> {
+        let class = token::read(&whole[(reference.open + 2).min(whole.len())..], u32::MAX);
+        let class = class.ok().flatten().map(|(token, _)| token);
+        let mut out = Vec::new();
+        token::list(&mut out, 3);
+        token::bytes(&mut out, if let Some(Token::Bytes(class)) = class { class } else { b"" });
+        token::uint(&mut out, luid);
+        out.extend_from_slice(self.states.get(&number).map_or(&NONE, Vec::as_slice));
+        out
     }
 
     /// The value was not sent after all.
     fn undo(self, tables: &mut crate::Tables<u64>) {
-        for (kind, number) in self.0 {
+        for (kind, number) in self.given {
             match kind {
                 RefKind::Cache => tables.uncache(&number),
                 _ => tables.unexport(&number),
@@ -89,6 +113,8 @@ impl Tables {
     pub(super) fn new(link: WeakLink) -> Self {
         Self {
             waiting: HashMap::new(),
+            unwritten: Vec::new(),
+            states: HashMap::new(),
             objects: HashMap::new(),
             copies: HashMap::new(),
             secret: false,
@@ -110,21 +136,31 @@ impl Tables {
                 self.sweep(output, number);
             }
             Command::Release { luid, count } => output.release(luid, count),
-            Command::Uncopy { luid, count } => (0..count).for_each(|_| output.decache(luid)),
-            Command::Reply { request, result } => reply(output, request, result),
-            Command::Change { number, words, room } => {
-                if let Some(luid) = output.tables.cached_as(&number) {
-                    // What cannot be sent is missed: there is nobody to be told.
-                    let _ = sent(output, &words, |output, arguments, keywords, exporting| {
-                        output.update_translated(luid, &words.method, arguments, keywords, |tables, reference| {
-                            exporting.outward(tables, reference)
-                        })
-                    });
+            Command::Uncopy { luid, count } => {
+                (0..count).for_each(|_| output.give_back(luid));
+                if let Some(copy) = self.copies.get(&luid).filter(|copy| Arc::strong_count(copy) == 1) {
+                    copy.let_go();
                 }
+            }
+            Command::Reply { request, result, room } => {
+                self.reply(output, request, result);
                 drop(room);
             }
-            Command::Call { target, words, done, room } => self.call(output, target, &words, done, room),
+            Command::Change { number, state, told } => self.change(output, number, state, told),
+            Command::Call { target, words, done, bytes } => self.call(output, target, &words, done, bytes),
         }
+    }
+
+    fn change(&mut self, output: &mut Output<u64>, number: u64, state: Vec<u8>, told: Option<(Words, Bytes)>) {
+        self.states.insert(number, state);
+        let (Some((words, bytes)), Some(luid)) = (told, output.tables.cached_as(&number)) else { return };
+        // What cannot be sent is missed: there is nobody to be told.
+        let _ = self.sent(output, &words, |output, arguments, keywords, exporting| {
+            output.update_translated(luid, &words.method, arguments, keywords, |tables, reference| {
+                exporting.outward(tables, reference, arguments.bytes())
+            })
+        });
+        self.unwritten.push(bytes);
     }
 
     fn call(
@@ -133,25 +169,82 @@ impl Tables {
         target: Option<u64>,
         words: &Words,
         done: Option<Waiting>,
-        room: Room,
+        bytes: Bytes,
     ) {
+        if done.as_ref().is_some_and(Waiting::is_closed) {
+            // Nobody waits for it any more, and it was not sent yet.
+            return;
+        }
         let target = target.map_or(Target::Name("root"), Target::Luid);
-        self.secret |= words.secret;
+        if words.secret {
+            self.secret = true;
+            output.bytes.reserve(words.size() + 256);
+        }
         let answer = done.is_some();
-        let request = sent(output, words, |output, arguments, keywords, exporting| {
+        let request = self.sent(output, words, |output, arguments, keywords, exporting| {
             output.call_translated(target, &words.method, answer, arguments, keywords, |tables, reference| {
-                exporting.outward(tables, reference)
+                exporting.outward(tables, reference, arguments.bytes())
             })
         });
+        self.unwritten.push(bytes);
         match (request, done) {
             (Ok(request), Some(done)) => {
-                self.waiting.insert(request, (done, room));
+                self.waiting.insert(request, done);
             }
             (Err(error), Some(done)) => {
                 let _ = done.send(Err(error));
             }
             (_, None) => {}
         }
+    }
+
+    /// Sends what a method is given.
+    fn sent<R>(
+        &self,
+        output: &mut Output<u64>,
+        words: &Words,
+        send: impl FnOnce(&mut Output<u64>, &Jelly<'_>, &Jelly<'_>, &mut Exporting<'_>) -> Result<R, TooManyReferences>,
+    ) -> Result<R, Error> {
+        let (arguments, keywords) = (&words.arguments[..], &words.keywords[..]);
+        let mut exporting = Exporting { states: &self.states, given: Vec::new() };
+        let sent = scanned(arguments, |found| {
+            scanned(keywords, |more| {
+                if more.iter().any(|reference| reference.kind == RefKind::Cache) {
+                    return Err(Error::Unexpected("a cacheable object is sent as an argument by its place".to_owned()));
+                }
+                let arguments = Jelly::new(arguments, found, 0, arguments.len());
+                let keywords = Jelly::new(keywords, more, 0, keywords.len());
+                Ok(send(output, &arguments, &keywords, &mut exporting))
+            })
+        })???;
+        sent.map_err(|TooManyReferences| {
+            exporting.undo(&mut output.tables);
+            Error::TooManyReferences
+        })
+    }
+
+    fn reply(&self, output: &mut Output<u64>, request: u64, result: Result<Made, Failure>) {
+        if let Err(failure) = result.and_then(|made| self.answer(output, request, &*made)) {
+            output.fail(request, &failure);
+        }
+    }
+
+    fn answer(&self, output: &mut Output<u64>, request: u64, made: &(dyn Write + Send)) -> Result<(), Failure> {
+        let written = {
+            let _writing = Writing::for_this(&self.link.flow);
+            // It is an author's code.
+            catch_unwind(AssertUnwindSafe(|| made.write())).map_err(|_| panicked())??
+        };
+        let mut exporting = Exporting { states: &self.states, given: Vec::new() };
+        let answered = scanned(&written, |found| {
+            let value = Jelly::new(&written, found, 0, written.len());
+            output
+                .answer_translated(request, &value, |tables, reference| exporting.outward(tables, reference, &written))
+        })?;
+        answered.map_err(|TooManyReferences| {
+            exporting.undo(&mut output.tables);
+            Failure::new("MemoryError", "the caller holds as many objects as it may")
+        })
     }
 
     /// Lets go of an object of ours, if nobody has it.
@@ -161,7 +254,10 @@ impl Tables {
             && object.get().handles == 0
             && !theirs
         {
-            object.remove();
+            self.states.remove(&number);
+            let object = object.remove();
+            // It is an author's, and may panic as it is dropped.
+            let _ = catch_unwind(AssertUnwindSafe(|| drop(object)));
         }
     }
 
@@ -173,6 +269,8 @@ impl Tables {
                 self.answered(request, unless(defect).map(|()| came));
             }
             Event::Error { request, failure, defect } => {
+                // What came with it is given back.
+                drop(self.came(output, &failure));
                 let failure = unless(defect).and_then(|()| Ok(Failure::read(failure.bytes())?));
                 self.answered(request, failure.and_then(|failure| Err(Error::Failure(failure))));
             }
@@ -206,10 +304,8 @@ impl Tables {
     }
 
     fn answered(&mut self, request: u64, result: Result<Came, Error>) {
-        if let Some((waiting, room)) = self.waiting.remove(&request) {
-            // Room for the next, before whoever waits goes on.
-            drop(room);
-            // Nobody waits any more: what came with it is given back as it is dropped.
+        if let Some(waiting) = self.waiting.remove(&request) {
+            // Nobody may wait any more: then what came with it is given back as it is dropped.
             let _ = waiting.send(result);
         }
     }
@@ -236,7 +332,8 @@ impl Tables {
                 }
                 RefKind::Cache | RefKind::Cached => {
                     output.tables.keep(luid);
-                    let cell = Arc::clone(self.copies.entry(luid).or_default());
+                    let new = || Arc::new(CopyCell::new(&link.flow));
+                    let cell = Arc::clone(self.copies.entry(luid).or_insert_with(new));
                     let held = || HeldCopy { link: link.clone(), luid, count: 0, cell };
                     came.copies.entry(luid).or_insert_with(held).count += 1;
                 }
@@ -261,7 +358,7 @@ impl Tables {
         unless(call.defect).map_err(wrong)?;
         let gone = || Failure::new("twisted.spread.pb.PBConnectionLost", "nobody uses the connection any more");
         let link = self.link.upgrade().ok_or_else(gone)?;
-        Ok(Asked { link, method: call.method.to_owned(), arguments, keywords })
+        Ok(Asked { link, method: call.method.to_owned(), answer: call.answer, arguments, keywords })
     }
 
     fn called(&mut self, output: &mut Output<u64>, call: &Call<'_>) {
@@ -285,7 +382,7 @@ impl Tables {
         if let Some(result) = result
             && call.answer
         {
-            reply(output, call.request, result);
+            self.reply(output, call.request, result);
         }
     }
 
@@ -313,9 +410,8 @@ impl Tables {
         tokio::spawn(async move {
             // It is polled once more as this begins: whatever woke it meanwhile is not missed.
             let result = tokio::spawn(serving).await.unwrap_or_else(|_| Err(panicked()));
-            drop(room);
             if wanted && let Some(link) = link.upgrade() {
-                link.tell(Command::Reply { request, result });
+                link.tell(Command::Reply { request, result, room });
             }
         });
         None
@@ -329,46 +425,4 @@ fn panicked() -> Failure {
 /// What is wrong with a value, if something is.
 fn unless(defect: Option<&Defect>) -> Result<(), Error> {
     defect.map_or(Ok(()), |defect| Err(Error::Jelly(defect.clone().into())))
-}
-
-/// Sends what a method is given.
-fn sent<R>(
-    output: &mut Output<u64>,
-    words: &Words,
-    send: impl FnOnce(&mut Output<u64>, &Jelly<'_>, &Jelly<'_>, &mut Exporting) -> Result<R, TooManyReferences>,
-) -> Result<R, Error> {
-    let (arguments, keywords) = (&words.arguments[..], &words.keywords[..]);
-    let mut exporting = Exporting::default();
-    let sent = scanned(arguments, |found| {
-        scanned(keywords, |more| {
-            let arguments = Jelly::new(arguments, found, 0, arguments.len());
-            let keywords = Jelly::new(keywords, more, 0, keywords.len());
-            send(output, &arguments, &keywords, &mut exporting)
-        })
-    })??;
-    sent.map_err(|error| {
-        exporting.undo(&mut output.tables);
-        Error::Unexpected(error.to_string())
-    })
-}
-
-fn reply(output: &mut Output<u64>, request: u64, result: Result<Made, Failure>) {
-    let failed = match result {
-        Ok(made) => {
-            let mut exporting = Exporting::default();
-            let answered = scanned(&made.bytes, |found| {
-                let value = Jelly::new(&made.bytes, found, 0, made.bytes.len());
-                output.answer_translated(request, &value, |tables, reference| exporting.outward(tables, reference))
-            });
-            let failed = match answered {
-                Ok(Ok(())) => return,
-                Ok(Err(error)) => Failure::new("MemoryError", error.to_string()),
-                Err(error) => Failure::new("TypeError", error.to_string()),
-            };
-            exporting.undo(&mut output.tables);
-            failed
-        }
-        Err(failure) => failure,
-    };
-    output.fail(request, &failed);
 }
