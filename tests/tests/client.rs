@@ -310,7 +310,7 @@ async fn pages_go_both_ways_and_in_their_order() {
 }
 
 async fn collector_of(root: &Remote) -> Remote {
-    root.call("store", &()).await.unwrap().remote().unwrap()
+    root.call("store", &()).await.expect("it answers").remote().expect("a collector")
 }
 
 #[tokio::test]

@@ -271,7 +271,7 @@ struct Window {
 
 impl Window {
     fn open(arguments: &[&str]) -> Self {
-        let mut command = std::process::Command::new(build::example("chat"));
+        let mut command = std::process::Command::new(build::example("chat_client"));
         command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut process = command.spawn().expect("the example runs");
         let (come, lines) = std::sync::mpsc::channel();

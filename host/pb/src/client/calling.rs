@@ -35,7 +35,7 @@ pub(super) fn words<A: Serialize, K: Serialize>(
         // So that it does not grow, and leave what it was behind.
         written.reserve(SECRET);
     }
-    jelly::write(&mut *written, arguments)?;
+    jelly::write(&mut written, arguments)?;
     let mut arguments = written;
     if *arguments == NONE {
         *arguments = EMPTY.to_vec();

@@ -1,8 +1,8 @@
 //! A client for the sample service chat: it says what is typed, and shows what is heard. Its connection may come and go.
 //!
 //! ```text
-//! cargo run -p pb --features client,tls --example chat -- alice@127.0.0.1:8787
-//! cargo run -p pb --features client,tls --example chat -- --ca ca.pem alice@this.host:8788
+//! cargo run -p pb --features client,tls --example chat_client -- alice@127.0.0.1:8787
+//! cargo run -p pb --features client,tls --example chat_client -- --ca ca.pem alice@this.host:8788
 //! ```
 //!
 //! The password is the first line that it reads.
@@ -20,7 +20,7 @@ async fn main() -> ExitCode {
     let (target, ca) = match words[..] {
         [target] => (target, None),
         ["--ca", ca, target] => (target, Some(ca)),
-        _ => return wrong("chat [--ca FILE] NAME@HOST:PORT"),
+        _ => return wrong("chat_client [--ca FILE] NAME@HOST:PORT"),
     };
     let Some((name, address)) = target.split_once('@') else {
         return wrong("NAME@HOST:PORT, as in alice@127.0.0.1:8787");
