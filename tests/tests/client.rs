@@ -353,6 +353,87 @@ async fn a_cacheable_goes_out_in_the_state_that_it_has_when_it_goes() {
     assert_eq!(within(enters).await.unwrap().to_string(), "9");
     let objects = client.cacheable("race.Boat", &(client.register(|_: Call| async { Ok(()) }),));
     assert!(objects.is_err(), "there are no objects in a state");
+    assert!(client.cacheable("race.Boat", &"x".repeat(700_000)).is_err(), "nor what no peer reads");
+    let large = boat.change(&Boat { knots: 1.0 }, "speed", &("x".repeat(700_000),)).await;
+    assert!(large.is_err(), "of a change, neither");
+}
+
+#[tokio::test]
+async fn whatever_takes_room_gives_it_back() {
+    let peer = Peer::start(&[]);
+    // As few as there may be, for pages that are small and for such as are large.
+    for (calls, size, pagers) in [(1, 100, 1), (8, 1000, 1), (15, 1000, 2), (256, 640 << 10, 3)] {
+        let options = Options { calls, ..Options::default() };
+        let client = peer.endpoint().options(options).connect().await.unwrap();
+        let data = Arc::new(pattern(size * 40));
+        let sent: Vec<_> = (0..pagers)
+            .map(|_| {
+                let (root, data) = (client.root(), Arc::clone(&data));
+                tokio::spawn(async move {
+                    let collector = collector_of(&root).await;
+                    page(&collector, &data[..], size).await.expect("it is taken");
+                    let stored: (usize, usize, bool) = collector.call("done", &()).await.unwrap().read().unwrap();
+                    assert_eq!(stored, (data.len(), 40, true));
+                })
+            })
+            .collect();
+        for sent in sent {
+            within(sent).await.unwrap();
+        }
+    }
+    let client = peer.connect().await;
+    let root = client.root();
+    // One that is refused here.
+    root.call("echo", &("x".repeat(5_000_000),)).await.expect_err("no peer reads that");
+    within(root.call("echo", &())).await.expect("there is room");
+    // One that is large, behind one that takes long.
+    let never = root.call("never", &());
+    let mut never = std::pin::pin!(never);
+    assert!(tokio::time::timeout(Duration::from_millis(20), never.as_mut()).await.is_err());
+    let large = ((0..10).map(|_| "x".repeat(600_000)).collect::<Vec<String>>(),);
+    let (one, other, small) =
+        within(async { tokio::join!(root.call("keep", &large), root.call("keep", &large), root.call("echo", &())) })
+            .await;
+    assert!(one.is_ok() && other.is_ok() && small.is_ok());
+}
+
+/// However many come at once: what can go on at once does.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_thousand_calls_that_wait_for_nothing_begin_and_end_in_their_order() {
+    let peer = Peer::start(&[]);
+    let client = peer.connect().await;
+    let (tell, mut told) = tokio::sync::mpsc::channel(2000);
+    let local = client.register(move |call: Call| {
+        let tell = tell.clone();
+        async move {
+            let (number,): (i64,) = call.read()?;
+            tell.send(number).await.map_err(|_| call.unknown())
+        }
+    });
+    client.root().call("burst", &(local, 1000)).await.unwrap();
+    for number in 0..1000 {
+        assert_eq!(told.recv().await, Some(number));
+    }
+}
+
+#[tokio::test]
+async fn a_copy_can_be_read_out_of_whichever_answer() {
+    let peer = Peer::start(&[]);
+    let client = peer.connect().await;
+    let root = client.root();
+    let (first, second) = tokio::join!(root.call("scores", &()), root.call("scores", &()));
+    let (first, second) = (first.unwrap(), second.unwrap());
+    let later: Followed<Scores> = second.read().unwrap();
+    let sooner: Followed<Scores> = first.read().unwrap();
+    assert!(later == sooner);
+    drop((first, second, later, sooner));
+    held(&root, [0, 0]).await;
+    // The one with the state is gone.
+    let (first, second) = tokio::join!(root.call("scores", &()), root.call("scores", &()));
+    drop(first);
+    let copy: Followed<Scores> = second.unwrap().read().unwrap();
+    root.call("set", &(3,)).await.unwrap();
+    assert_eq!(copy.read(|scores| scores.points), 3);
 }
 
 #[tokio::test]
@@ -370,6 +451,10 @@ async fn what_cannot_be_sent_is_the_callers_error_and_the_connection_lives() {
             root.call("keep", &(elsewhere.register(|_: Call| async { Ok(()) }),)).await,
         ),
         ("the root", root.call("keep", &(&root,)).await),
+        ("an object in an untyped value", {
+            let value = elsewhere.root().call("things", &()).await.unwrap().value().unwrap();
+            root.call("keep", &(value,)).await
+        }),
         ("a text that no peer reads", root.call("echo", &("x".repeat(700_000),)).await),
     ] {
         assert!(matches!(refused, Err(Error::Jelly(_))), "{what}: {refused:?}");
@@ -394,6 +479,14 @@ async fn as_many_copies_as_may_be_are_given_back_and_the_connection_lives() {
         drop(copies);
         held(&client.root(), [0, 0]).await;
     }
+    // Twisted's own limit is one more. Twice as many end the connection.
+    let many = client.root().call("many", &(9,)).await.unwrap();
+    assert_eq!(many.read::<Vec<Followed<Scores>>>().unwrap().len(), 9);
+    drop(many);
+    held(&client.root(), [0, 0]).await;
+    let many = client.root().call("many", &(16,)).await;
+    within(client.closed()).await;
+    drop(many);
 }
 
 #[tokio::test]
@@ -510,6 +603,7 @@ async fn what_was_under_way_when_the_connection_is_lost_is_told_from_what_was_no
     tokio::task::yield_now().await;
     drop(peer);
     assert!(matches!(within(sent).await.unwrap(), Err(Error::Lost(_))));
+    assert!(client.is_closed(), "whoever hears of it finds it closed");
     assert!(matches!(within(waits).await.unwrap(), Err(Error::NotSent(_))));
     assert!(matches!(root.call("echo", &()).await, Err(Error::NotSent(_))));
     for _ in 0..2 {

@@ -235,10 +235,9 @@ impl<O: Clone + Eq + Hash> Tables<O> {
 
     /// A cached object of the peer's has come in. More than the limit are as much of a fault as too many references.
     pub fn keep(&mut self, luid: u64) {
-        if self.kept.len() >= self.limit && !self.kept.contains(&luid) {
+        // The peer will end it: a few more than may be are there until then, and no more of them than violations are.
+        if self.kept.insert(luid) && self.kept.len() > self.limit {
             self.violations += 1;
-        } else {
-            self.kept.insert(luid);
         }
     }
 

@@ -43,6 +43,13 @@ impl<'b> Jelly<'b> {
         self.bytes
     }
 
+    /// What stands there in place of one of its references.
+    #[must_use]
+    pub fn part(&self, reference: &Reference) -> &'b [u8] {
+        let at = |position: usize| position.saturating_sub(self.base).min(self.bytes.len());
+        self.bytes.get(at(reference.open)..at(reference.close)).unwrap_or_default()
+    }
+
     /// The true references in it.
     #[must_use]
     pub fn references(&self) -> &'b [Reference] {

@@ -2,10 +2,11 @@
 
 use std::sync::Arc;
 
+use jelly::RefKind;
 use jelly::types::{Name, reference};
 use serde::{Serialize, Serializer};
 
-use super::calling::plain_words;
+use super::calling::{check, plain_words};
 use super::connection::Client;
 use super::error::Error;
 use super::link::{Command, Local, LocalCell, Writing};
@@ -40,7 +41,7 @@ impl Client {
     /// # Errors
     /// When the state cannot be written.
     pub fn cacheable<T: Serialize>(&self, class: &str, state: &T) -> Result<Cacheable, Error> {
-        let (link, number, state) = (self.link.clone(), number(), jelly::to_vec(state)?);
+        let (link, number, state) = (self.link.clone(), number(), state_of(state)?);
         // It is dropped when the other side has given back its copy, and nobody here has it.
         link.tell(Command::Register { number, object: Arc::new(Nothing) });
         link.tell(Command::Change { number, state, told: None });
@@ -60,16 +61,24 @@ impl Cacheable {
         A: Serialize,
     {
         let link = &self.local.cell.link;
-        let (state, words) = (jelly::to_vec(state)?, plain_words(&link.flow, method, arguments)?);
+        let (state, words) = (state_of(state)?, plain_words(&link.flow, method, arguments)?);
+        words.check()?;
         let bytes = link.flow.bytes(words.size() + state.len()).await?;
         let (number, told) = (self.local.cell.number, Some((words, bytes)));
         link.commands.send(Command::Change { number, state, told }).map_err(|_| link.flow.not_sent())
     }
 }
 
+/// A state as it is put in, which has no objects in it, and is not larger than others read.
+fn state_of<T: Serialize>(state: &T) -> Result<Vec<u8>, Error> {
+    let state = jelly::to_vec(state)?;
+    check(&state, &[])?;
+    Ok(state)
+}
+
 impl Serialize for Cacheable {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        Writing::admits(&self.local.cell.link.flow)?;
+        Writing::admits(&self.local.cell.link.flow, RefKind::Cache, self.local.cell.number)?;
         // Its state of then is put in when it is sent.
         serializer.serialize_newtype_struct(reference::CACHE, &(Name(&self.class), self.local.cell.number, ()))
     }

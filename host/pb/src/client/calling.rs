@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use jelly::{Limits, RefKind, Reference, Scanner, Shape};
 use serde::Serialize;
 use tokio::sync::oneshot;
 use zeroize::Zeroizing;
@@ -29,7 +30,7 @@ pub(super) fn words<A: Serialize, K: Serialize>(
     keywords: &K,
     secret: bool,
 ) -> Result<Words, Error> {
-    let _writing = Writing::for_this(flow);
+    let writing = Writing::for_this(flow);
     let mut written = Zeroizing::new(Vec::new());
     if secret {
         // So that it does not grow, and leave what it was behind.
@@ -40,8 +41,11 @@ pub(super) fn words<A: Serialize, K: Serialize>(
     if *arguments == NONE {
         *arguments = EMPTY.to_vec();
     }
+    let mut objects = writing.objects();
+    let middle = objects.len();
     let keywords = Zeroizing::new(jelly::to_vec(keywords)?);
-    Ok(Words { method: method.to_owned(), arguments, keywords, secret })
+    objects.extend(writing.objects());
+    Ok(Words { method: method.to_owned(), arguments, keywords, secret, objects, middle })
 }
 
 /// The same without keywords.
@@ -49,22 +53,70 @@ pub(super) fn plain_words<A: Serialize>(flow: &Arc<Flow>, method: &str, argument
     words(flow, method, arguments, &NoKeywords {}, false)
 }
 
+/// What is written, and where its references are, which are to be these objects alone.
+///
+/// # Errors
+/// When no peer would read it: that would end the connection, and all calls with it. When there are other references in it.
+pub(super) fn scanned<R>(
+    bytes: &[u8],
+    objects: &[(RefKind, u64)],
+    then: impl FnOnce(&[Reference]) -> R,
+) -> Result<R, jelly::Error> {
+    // A string or a list that is longer is read by nobody.
+    let limits = Limits { item: Limits::default().item, ..Limits::NONE };
+    let mut scanner = Scanner::new(Shape::Value, limits);
+    let found = scanner.scan(bytes)?.ok_or(jelly::Error::Incomplete)?;
+    if let Some(defect) = found.defect {
+        return Err(defect.clone().into());
+    }
+    let known = found.references.iter().map(|reference| (reference.kind, reference.luid.unwrap_or(u64::MAX)));
+    if !known.eq(objects.iter().copied()) {
+        let what =
+            "an untyped value refers to an object by its number, which may be another connection's: send the object";
+        return Err(jelly::Error::Custom(what.to_owned()));
+    }
+    Ok(then(found.references))
+}
+
+/// [`scanned`], and nothing else.
+pub(super) fn check(bytes: &[u8], objects: &[(RefKind, u64)]) -> Result<(), jelly::Error> {
+    scanned(bytes, objects, |_| ())
+}
+
 /// A call that was sent. Its room is others' as soon as it is not waited for any more.
 pub(super) struct Begun {
     link: Link,
     answer: oneshot::Receiver<Result<Came, Error>>,
-    _room: Room,
+    room: Room,
 }
 
 impl Begun {
     /// Waits for the answer.
-    pub(super) async fn answer(self) -> Result<Came, Error> {
+    pub(super) async fn answer(mut self) -> Result<Came, Error> {
         // Whoever drove the connection is gone without a word: it may have sent it.
-        self.answer.await.unwrap_or_else(|_| Err(self.link.flow.lost()))
+        (&mut self.answer).await.unwrap_or_else(|_| Err(self.link.flow.lost()))
+    }
+}
+
+impl Drop for Begun {
+    fn drop(&mut self) {
+        self.room.give_back();
     }
 }
 
 impl Words {
+    /// The objects in the arguments, and in the keywords.
+    pub(super) fn objects(&self) -> (&[(RefKind, u64)], &[(RefKind, u64)]) {
+        self.objects.split_at(self.middle.min(self.objects.len()))
+    }
+
+    /// Whether others read it.
+    pub(super) fn check(&self) -> Result<(), jelly::Error> {
+        let (first, second) = self.objects();
+        check(&self.arguments, first)?;
+        check(&self.keywords, second)
+    }
+
     /// How much room it takes.
     pub(super) fn size(&self) -> usize {
         self.method.len() + self.arguments.len() + self.keywords.len()
@@ -118,7 +170,7 @@ impl Remote {
         let link = &self.held.link;
         let words = plain_words(&link.flow, method, arguments)?;
         let bytes = link.flow.bytes(words.size()).await?;
-        let command = Command::Call { target: self.held.luid, words, done: None, bytes };
+        let command = Command::Call { target: self.held.luid, words, done: None, bytes: Some(bytes) };
         link.commands.send(command).map_err(|_| link.flow.not_sent())
     }
 
@@ -126,9 +178,11 @@ impl Remote {
     pub(super) async fn begin(&self, words: Words) -> Result<Begun, Error> {
         let (link, (done, answer)) = (self.held.link.clone(), oneshot::channel());
         let room = link.flow.room(words.size()).await?;
-        let command = Command::Call { target: self.held.luid, words, done: Some(done), bytes: Arc::clone(&room.bytes) };
+        let begun = Begun { link: link.clone(), answer, room: room.clone() };
+        let (bytes, done) = (room.bytes(), Some((done, room)));
+        let command = Command::Call { target: self.held.luid, words, done, bytes };
         link.commands.send(command).map_err(|_| link.flow.not_sent())?;
-        Ok(Begun { link, answer, _room: room })
+        Ok(begun)
     }
 
     /// The same object; calls by this one that take longer than `limit` are an error, [`Error::TimedOut`], and are not waited

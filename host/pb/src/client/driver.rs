@@ -9,7 +9,7 @@ use tokio::time::{Instant, sleep_until};
 use zeroize::Zeroize;
 
 use super::error::Error;
-use super::flow::Bytes;
+use super::flow::{Bytes, Flow};
 use super::link::{Command, News, WeakLink};
 use super::options::Options;
 use super::tables::Tables;
@@ -33,11 +33,17 @@ pub(super) async fn drive<S: AsyncRead + AsyncWrite>(
     ready: oneshot::Sender<Result<(), Error>>,
 ) {
     let broker = Broker::new(Role::Client, options.limits, options.references);
-    let driver = Driver { broker, tables: Tables::new(link.clone()), ready: Some(ready) };
+    let unanswered = UNANSWERED.max(options.calls.saturating_mul(4));
+    let driver = Driver { broker, tables: Tables::new(link.clone()), ready: Some(ready), unanswered };
     let mut ending = Ending { driver, commands, link };
     let (mut reader, mut writer) = tokio::io::split(Box::pin(stream));
     let why = ending.driver.run(&mut reader, &mut writer, &mut ending.commands).await;
+    // First of all: whoever hears that it has ended finds it ended.
+    ending.commands.close();
     ending.link.flow.end(&why);
+    while let Some(command) = ending.commands.recv().await {
+        not_sent(command, &ending.link.flow);
+    }
     drop(ending);
     // Whoever does not read does not hear of it.
     let _ = tokio::time::timeout(Duration::from_secs(1), writer.shutdown()).await;
@@ -52,20 +58,17 @@ struct Ending {
 
 impl Drop for Ending {
     fn drop(&mut self) {
+        self.commands.close();
         let flow = &self.link.flow;
         flow.end("its task has ended");
         if let Some(ready) = self.driver.ready.take() {
             let _ = ready.send(Err(flow.lost()));
         }
-        for (_, waiting) in self.driver.tables.waiting.drain() {
+        for (_, (waiting, _)) in self.driver.tables.waiting.drain() {
             let _ = waiting.send(Err(flow.lost()));
         }
-        // Those that come from now on hear it from their own sending.
-        self.commands.close();
         while let Ok(command) = self.commands.try_recv() {
-            if let Command::Call { done: Some(done), .. } = command {
-                let _ = done.send(Err(flow.not_sent()));
-            }
+            not_sent(command, flow);
         }
         for copy in self.driver.tables.copies.values() {
             copy.news.send_replace(News::Ended);
@@ -73,10 +76,20 @@ impl Drop for Ending {
     }
 }
 
+/// Whoever waits for this hears that it was not sent.
+fn not_sent(command: Command, flow: &Flow) {
+    if let Command::Call { done: Some((done, room)), .. } = command {
+        room.give_back();
+        let _ = done.send(Err(flow.not_sent()));
+    }
+}
+
 struct Driver {
     broker: Broker<u64>,
     tables: Tables,
     ready: Option<oneshot::Sender<Result<(), Error>>>,
+    /// So many calls may have no answer yet.
+    unanswered: usize,
 }
 
 /// What is on its way out.
@@ -107,6 +120,9 @@ impl Going {
         std::mem::swap(&mut self.bytes, output);
         self.secret = std::mem::take(&mut tables.secret);
         self.room = std::mem::take(&mut tables.unwritten);
+        if self.bytes.is_empty() {
+            self.room.clear();
+        }
     }
 
     fn forget(&mut self) {
@@ -183,7 +199,7 @@ impl Driver {
             if let Err(fault) = self.events() {
                 return fault;
             }
-            if self.tables.waiting.len() > UNANSWERED {
+            if self.tables.waiting.len() > self.unanswered {
                 return "the host does not answer".to_owned();
             }
         }

@@ -1,7 +1,7 @@
 //! How much may be under way on a connection.
 
 use std::sync::atomic::AtomicUsize;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
@@ -24,11 +24,20 @@ pub(super) struct Flow {
 /// The bytes that something takes: until it was written, and was answered or is not waited for.
 pub(super) type Bytes = Arc<OwnedSemaphorePermit>;
 
-/// The room that one call takes, for as long as it is waited for.
-#[derive(Debug)]
-pub(super) struct Room {
-    _call: OwnedSemaphorePermit,
-    pub(super) bytes: Bytes,
+/// The room that one call takes: until it is answered, or is not waited for any more.
+#[derive(Debug, Clone)]
+pub(super) struct Room(Arc<Mutex<Option<(OwnedSemaphorePermit, Bytes)>>>);
+
+impl Room {
+    /// Others can have it.
+    pub(super) fn give_back(&self) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
+    }
+
+    /// The bytes of it, which what has yet to be written takes as well.
+    pub(super) fn bytes(&self) -> Option<Bytes> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(|(_, bytes)| Arc::clone(bytes))
+    }
 }
 
 impl Flow {
@@ -42,12 +51,14 @@ impl Flow {
     /// Waits until there is room for a call of this size.
     pub(super) async fn room(&self, size: usize) -> Result<Room, Error> {
         let call = Arc::clone(&self.calls).acquire_owned().await.map_err(|_| self.not_sent())?;
-        Ok(Room { _call: call, bytes: self.bytes(size).await? })
+        let bytes = self.bytes(size).await?;
+        Ok(Room(Arc::new(Mutex::new(Some((call, bytes))))))
     }
 
-    /// Waits until there is room for something of this size. What is larger than all there may be goes alone.
+    /// Waits until there is room for something of this size. What is large counts for a quarter of all there may be: others pass
+    /// by it while it waits for its answer.
     pub(super) async fn bytes(&self, size: usize) -> Result<Bytes, Error> {
-        let size = u32::try_from(size.clamp(1, self.most)).unwrap_or(u32::MAX);
+        let size = u32::try_from(size.clamp(1, (self.most / 4).max(1))).unwrap_or(u32::MAX);
         let permit = Arc::clone(&self.bytes).acquire_many_owned(size).await.map_err(|_| self.not_sent())?;
         Ok(Arc::new(permit))
     }

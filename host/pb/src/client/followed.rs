@@ -1,11 +1,12 @@
 //! Copies of the other side's objects, which follow its changes.
 
 use std::any::Any;
-use std::cell::Cell;
+use std::cell::RefCell;
 use std::marker::PhantomData;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use jelly::RefKind;
 use jelly::types::reference;
 use serde::de::{DeserializeOwned, Error as _, IgnoredAny, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -77,7 +78,8 @@ impl<T: Follow> Followed<T> {
     pub fn read<R>(&self, look: impl FnOnce(&T) -> R) -> R {
         // A change that panicked is the author's to have left whole.
         let this = Arc::as_ptr(&self.value).cast::<()>();
-        assert!(OBSERVING.get() != this, "a copy is read while it is being changed, further up");
+        let within = OBSERVING.with_borrow(|observing| observing.contains(&this));
+        assert!(!within, "a copy is read while it is being changed, further up");
         look(&self.value.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
@@ -104,17 +106,21 @@ impl<T: Follow> Followed<T> {
 }
 
 thread_local! {
-    /// The value that is being changed on this thread just now.
-    static OBSERVING: Cell<*const ()> = const { Cell::new(std::ptr::null()) };
+    /// The values that are being changed on this thread just now.
+    static OBSERVING: RefCell<Vec<*const ()>> = const { RefCell::new(Vec::new()) };
 }
 
 fn change<T: Follow>(value: &(dyn Any + Send + Sync), asked: Asked) -> Result<(), Failure> {
     let Some(value) = value.downcast_ref::<Mutex<T>>() else { return Ok(()) };
     let call = Call::new(asked, None);
-    let before = OBSERVING.replace(std::ptr::from_ref(value).cast());
+    let this: *const () = std::ptr::from_ref(value).cast();
+    if OBSERVING.with_borrow(|observing| observing.contains(&this)) {
+        return Err(Failure::new("RuntimeError", "the copy is being changed, further up"));
+    }
+    OBSERVING.with_borrow_mut(|observing| observing.push(this));
     let observed =
         catch_unwind(AssertUnwindSafe(|| value.lock().unwrap_or_else(PoisonError::into_inner).observe(&call)));
-    OBSERVING.set(before);
+    OBSERVING.with_borrow_mut(Vec::pop);
     observed.unwrap_or_else(|_| Err(Failure::new("RuntimeError", "the client's own code has panicked")))
 }
 
@@ -141,7 +147,7 @@ impl<T> std::fmt::Debug for Followed<T> {
 
 impl<T> Serialize for Followed<T> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        Writing::admits(&self.held.link.flow)?;
+        Writing::admits(&self.held.link.flow, RefKind::Cached, self.held.luid)?;
         serializer.serialize_newtype_struct(reference::CACHED, &self.held.luid)
     }
 }
@@ -158,8 +164,12 @@ impl<'de, T: Follow> Deserialize<'de> for Followed<T> {
 
             /// One that has come before.
             fn visit_u64<E: serde::de::Error>(self, luid: u64) -> Result<Followed<T>, E> {
-                referred(|objects| objects.copies.get(&luid).cloned())
-                    .and_then(|held| Followed::new(held, None))
+                let held = referred(|objects| objects.copies.get(&luid).cloned());
+                let unread = held.as_ref().and_then(|held| held.cell.unread());
+                if let Some(copy) = unread.and_then(|state| jelly::from_slice(&state).ok()) {
+                    return Ok(copy);
+                }
+                held.and_then(|held| Followed::new(held, None))
                     .ok_or_else(|| E::custom(format!("no copy of it as a {} was made when its state came", T::TYPE)))
             }
 

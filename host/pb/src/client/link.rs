@@ -3,15 +3,17 @@
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::pin::Pin;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::ThreadId;
 
+use jelly::RefKind;
 use serde::Serialize;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
 use zeroize::Zeroizing;
 
 use super::error::Error;
-use super::flow::{Bytes, Flow};
+use super::flow::{Bytes, Flow, Room};
 use crate::Failure;
 
 /// The most bytes of changes that wait, of one connection, until their copies are read; and what each counts for beside its own.
@@ -55,40 +57,22 @@ pub(super) enum Command {
     Call {
         target: Option<u64>,
         words: Words,
-        done: Option<Waiting>,
-        bytes: Bytes,
+        /// Who waits for the answer, and the room that it takes meanwhile.
+        done: Option<(Waiting, Room)>,
+        bytes: Option<Bytes>,
     },
     /// The peer's object is given back, so many times.
-    Release {
-        luid: u64,
-        count: u64,
-    },
+    Release { luid: u64, count: u64 },
     /// The copy of the peer's object is given back, so many times.
-    Uncopy {
-        luid: u64,
-        count: u64,
-    },
+    Uncopy { luid: u64, count: u64 },
     /// An object of ours, by its number from now on.
-    Register {
-        number: u64,
-        object: Arc<dyn Serve>,
-    },
+    Register { number: u64, object: Arc<dyn Serve> },
     /// Nobody here has a handle to this object of ours any more.
-    Forget {
-        number: u64,
-    },
+    Forget { number: u64 },
     /// `room`: that of the call, of those that the peer may have under way.
-    Reply {
-        request: u64,
-        result: Result<Made, Failure>,
-        room: OwnedSemaphorePermit,
-    },
+    Reply { request: u64, result: Result<Made, Failure>, room: OwnedSemaphorePermit },
     /// The state of a cached object of ours is another from now on; whoever has a copy is told by this call.
-    Change {
-        number: u64,
-        state: Vec<u8>,
-        told: Option<(Words, Bytes)>,
-    },
+    Change { number: u64, state: Vec<u8>, told: Option<(Words, Bytes)> },
 }
 
 impl std::fmt::Debug for Command {
@@ -104,7 +88,14 @@ pub(super) struct Words {
     pub(super) keywords: Zeroizing<Vec<u8>>,
     /// There is a password in it.
     pub(super) secret: bool,
+    /// The objects in it, in their order; so many of them are in the arguments.
+    pub(super) objects: Objects,
+    pub(super) middle: usize,
 }
+
+/// Objects that were written, in their order. A value has no others in it: an untyped one has numbers alone, which may be another
+/// connection's.
+pub(super) type Objects = Vec<(RefKind, u64)>;
 
 /// A value of ours that has yet to be written down. It may refer to objects, which must not be dropped before it has gone.
 pub(super) type Made = Box<dyn Write + Send>;
@@ -121,8 +112,9 @@ impl<T: Serialize> Write for T {
 }
 
 thread_local! {
-    /// Whose connection a value is written down for: objects have numbers that are good on their own one alone.
-    static WRITING: RefCell<Vec<*const Flow>> = const { RefCell::new(Vec::new()) };
+    /// Whose connection a value is written down for, and the objects in it so far: they have numbers that are good on their own
+    /// connection alone.
+    static WRITING: RefCell<Vec<(*const Flow, Objects)>> = const { RefCell::new(Vec::new()) };
 }
 
 /// Says for whose connection a value is written down, meanwhile.
@@ -130,17 +122,27 @@ pub(super) struct Writing;
 
 impl Writing {
     pub(super) fn for_this(flow: &Arc<Flow>) -> Self {
-        WRITING.with_borrow_mut(|writing| writing.push(Arc::as_ptr(flow)));
+        WRITING.with_borrow_mut(|writing| writing.push((Arc::as_ptr(flow), Vec::new())));
         Self
     }
 
-    /// Whether an object of this connection's may be written just now.
-    pub(super) fn admits<E: serde::ser::Error>(flow: &Arc<Flow>) -> Result<(), E> {
-        match WRITING.with_borrow(|writing| writing.last().copied()) {
-            Some(now) if now == Arc::as_ptr(flow) => Ok(()),
+    /// The objects that were written so far.
+    pub(super) fn objects(&self) -> Objects {
+        WRITING
+            .with_borrow_mut(|writing| writing.last_mut().map(|(_, objects)| std::mem::take(objects)))
+            .unwrap_or_default()
+    }
+
+    /// Whether an object of this connection's may be written just now; it is taken note of.
+    pub(super) fn admits<E: serde::ser::Error>(flow: &Arc<Flow>, kind: RefKind, number: u64) -> Result<(), E> {
+        WRITING.with_borrow_mut(|writing| match writing.last_mut() {
+            Some((now, objects)) if *now == Arc::as_ptr(flow) => {
+                objects.push((kind, number));
+                Ok(())
+            }
             Some(_) => Err(E::custom("an object of another connection's has no meaning here")),
             None => Err(E::custom("an object can be sent in calls and answers only")),
-        }
+        })
     }
 }
 
@@ -247,6 +249,8 @@ pub(super) struct HeldCopy {
 
 impl Drop for HeldCopy {
     fn drop(&mut self) {
+        // Before the driver hears of it.
+        self.cell.held.fetch_sub(1, Ordering::SeqCst);
         self.link.tell(Command::Uncopy { luid: self.luid, count: self.count });
     }
 }
@@ -255,8 +259,11 @@ impl Drop for HeldCopy {
 #[derive(Debug)]
 pub(super) struct CopyCell {
     state: Mutex<CopyState>,
-    /// Held while it is read the first time.
+    /// Locked while it is read the first time; by which thread.
     reading: Mutex<()>,
+    reader: Mutex<Option<ThreadId>>,
+    /// How many [`HeldCopy`]s there are of it.
+    pub(super) held: AtomicUsize,
     flow: Arc<Flow>,
     pub(super) news: watch::Sender<News>,
 }
@@ -285,17 +292,63 @@ impl std::fmt::Debug for Typed {
 
 #[derive(Debug)]
 enum CopyState {
-    /// Nobody has said what type it is of; what has changed since it came, and what that counts for.
-    Unread(Vec<Asked>, usize),
+    /// Nobody has said what type it is of.
+    Unread(Unread),
     Read(Typed),
     /// More had changed than was kept, or nobody has had it meanwhile.
     Missed,
 }
 
+/// What there is of a copy that was not read yet.
+#[derive(Default)]
+struct Unread {
+    /// As it came, with its type and its number; nothing, if that was too much.
+    state: Arc<[u8]>,
+    /// What has changed since.
+    changes: Vec<Asked>,
+    /// How many bytes that counts for.
+    counted: usize,
+}
+
+impl std::fmt::Debug for Unread {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Unread({} changes)", self.changes.len())
+    }
+}
+
 impl CopyCell {
-    pub(super) fn new(flow: &Arc<Flow>) -> Self {
-        let (state, news) = (Mutex::new(CopyState::Unread(Vec::new(), 0)), watch::Sender::new(News::Changed(0)));
-        Self { state, reading: Mutex::default(), flow: Arc::clone(flow), news }
+    /// One whose state has come: `("type" number state)`, if there are no objects in it; nothing, if it is not known.
+    pub(super) fn new(flow: &Arc<Flow>, state: &[u8]) -> Self {
+        let cell = Self {
+            state: Mutex::new(CopyState::Unread(Unread::default())),
+            reading: Mutex::default(),
+            reader: Mutex::default(),
+            held: AtomicUsize::new(0),
+            flow: Arc::clone(flow),
+            news: watch::Sender::new(News::Changed(0)),
+        };
+        cell.with(|unread| {
+            if let CopyState::Unread(unread) = unread
+                && cell.counts(unread, state.len())
+            {
+                unread.state = state.into();
+            }
+        });
+        cell
+    }
+
+    /// Counts what is kept until it is read; false: that is too much.
+    fn counts(&self, unread: &mut Unread, size: usize) -> bool {
+        unread.counted += size;
+        self.flow.unread_changes.fetch_add(size, Ordering::Relaxed) + size <= UNREAD_CHANGES
+    }
+
+    /// Its state as it came, if nobody has read it.
+    pub(super) fn unread(&self) -> Option<Arc<[u8]>> {
+        self.with(|state| match state {
+            CopyState::Unread(unread) if !unread.state.is_empty() => Some(Arc::clone(&unread.state)),
+            _ => None,
+        })
     }
 
     /// Nothing of others' runs while it is locked.
@@ -307,11 +360,12 @@ impl CopyCell {
     pub(super) fn change(&self, asked: Asked) -> Result<(), Failure> {
         let size = CHANGE + asked.method.len() + asked.arguments.bytes.len() + asked.keywords.bytes.len();
         let typed = self.with(|state| match state {
-            CopyState::Unread(changes, counted) => {
-                let before = self.flow.unread_changes.fetch_add(size, Ordering::Relaxed);
-                *counted += size;
-                changes.push(asked);
-                if before + size > UNREAD_CHANGES {
+            CopyState::Unread(unread) => {
+                // One with copies in it would keep them, and itself, for ever.
+                let whole = asked.arguments.copies.is_empty() && asked.keywords.copies.is_empty();
+                if self.counts(unread, size) && whole {
+                    unread.changes.push(asked);
+                } else {
                     self.forget(state);
                 }
                 None
@@ -334,8 +388,8 @@ impl CopyCell {
     }
 
     fn forget(&self, state: &mut CopyState) {
-        if let CopyState::Unread(_, counted) = state {
-            self.flow.unread_changes.fetch_sub(*counted, Ordering::Relaxed);
+        if let CopyState::Unread(unread) = state {
+            self.flow.unread_changes.fetch_sub(unread.counted, Ordering::Relaxed);
             *state = CopyState::Missed;
         }
     }
@@ -344,13 +398,19 @@ impl CopyCell {
     /// came, if this is the first time that it is read. `None`: it has missed changes, or its state did not come here, or it is
     /// being read by others just now.
     pub(super) fn typed(&self, made: Option<Typed>) -> Option<Arc<dyn std::any::Any + Send + Sync>> {
-        let reading = self.reading.try_lock();
-        loop {
+        let here = Some(std::thread::current().id());
+        let reader = || self.reader.lock().unwrap_or_else(PoisonError::into_inner);
+        // Further up on this thread it is being read: what changes it reads it.
+        let within = *reader() == here;
+        let _reading = (!within).then(|| self.reading.lock().unwrap_or_else(PoisonError::into_inner));
+        let reads = made.filter(|_| !within);
+        while let Some(typed) = &reads {
+            *reader() = here;
             let changes = self.with(|state| match state {
-                CopyState::Unread(changes, counted) if reading.is_ok() && made.is_some() => {
-                    self.flow.unread_changes.fetch_sub(std::mem::take(counted), Ordering::Relaxed);
-                    let changes = std::mem::take(changes);
-                    if let (true, Some(typed)) = (changes.is_empty(), &made) {
+                CopyState::Unread(unread) => {
+                    let changes = std::mem::take(&mut unread.changes);
+                    if changes.is_empty() {
+                        self.flow.unread_changes.fetch_sub(unread.counted, Ordering::Relaxed);
                         *state = CopyState::Read(typed.clone());
                     }
                     changes
@@ -358,10 +418,10 @@ impl CopyCell {
                 _ => Vec::new(),
             });
             if changes.is_empty() {
+                *reader() = None;
                 break;
             }
-            // Unlocked: it is an author's code, and what it reads may be this very copy.
-            let typed = made.as_ref()?;
+            // Unlocked: it is an author's code, which does not panic here: see `change`.
             for change in changes {
                 // Whoever told of it wants no answer any more.
                 let _ = (typed.change)(&*typed.value, change);

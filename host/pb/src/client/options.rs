@@ -15,9 +15,11 @@ use jelly::Limits;
 /// ```
 #[derive(Debug, Clone, Copy)]
 pub struct Options {
-    /// So many calls wait for an answer at once (256); more wait to be sent.
+    /// So many calls wait for an answer at once (256); more wait to be sent. An object of ours that calls the other side while it
+    /// serves a call needs room for that, too.
     pub calls: usize,
-    /// So many bytes their arguments have, together with what has yet to be written (4 MiB); one call may have more, alone.
+    /// So many bytes their arguments have, together with what has yet to be written (4 MiB). A call that
+    /// has more than a quarter of that counts for a quarter.
     pub bytes: usize,
     /// How long a call may take, from when it is made until its answer has come; none: as long as it likes. [`Remote::with_timeout`](super::Remote::with_timeout)
     /// is for one object alone.

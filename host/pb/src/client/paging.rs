@@ -22,6 +22,8 @@ const WINDOW: usize = 16;
 const KEPT: usize = 4;
 /// So many bytes wait at most, of a sender that does not wait for its answers.
 const MOST: usize = 64 << 20;
+/// What a page counts for beside its bytes.
+const EACH: usize = 64;
 /// The largest page, in bytes: what Twisted reads as one string.
 const LARGEST: usize = 640 << 10;
 
@@ -150,7 +152,7 @@ impl Pages {
         }
         match self.come.recv().await {
             Some(Come::Page(page)) => {
-                self.kept.fetch_sub(page.len(), Ordering::Relaxed);
+                self.kept.fetch_sub(page.len() + EACH, Ordering::Relaxed);
                 self.taken.send_modify(|taken| *taken += 1);
                 Ok(Some(page))
             }
@@ -192,7 +194,7 @@ impl Collector {
         let gone = || Failure::new("ValueError", "nobody takes pages here any more");
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let to = state.to.as_ref().ok_or_else(gone)?;
-        let size = if let Come::Page(page) = &come { page.len() } else { 0 };
+        let size = if let Come::Page(page) = &come { page.len() + EACH } else { 0 };
         let fits = self.kept.fetch_add(size, Ordering::Relaxed) + size <= MOST;
         let last = !fits || matches!(come, Come::End);
         to.send(if fits { come } else { Come::TooMuch }).map_err(|_| gone())?;

@@ -5,8 +5,8 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use jelly::Value;
 use jelly::types::reference;
+use jelly::{RefKind, Value};
 use serde::de::{DeserializeOwned, Error as _, Visitor};
 use serde::ser::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -37,15 +37,15 @@ impl Eq for Remote {}
 
 impl Serialize for Remote {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        Writing::admits(&self.held.link.flow)?;
         let luid = self.held.luid.ok_or_else(|| S::Error::custom("the root has no number, and cannot be sent"))?;
+        Writing::admits(&self.held.link.flow, RefKind::Local, luid)?;
         serializer.serialize_newtype_struct(reference::LOCAL, &luid)
     }
 }
 
 impl Serialize for Local {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        Writing::admits(&self.cell.link.flow)?;
+        Writing::admits(&self.cell.link.flow, RefKind::Remote, self.cell.number)?;
         serializer.serialize_newtype_struct(reference::REMOTE, &self.cell.number)
     }
 }

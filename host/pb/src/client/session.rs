@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 use tokio::sync::{Mutex as AsyncMutex, Notify, watch};
-use tokio::task::AbortHandle;
+use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::Instant;
 
 use super::connection::Client;
@@ -304,7 +304,8 @@ impl Perspective {
         loop {
             let connection = self.session.shared.connection().await?;
             match self.place.on(&connection).await {
-                Err(Error::Lost(_) | Error::NotSent(_)) if connection.client.is_closed() => {}
+                // It only asked for the perspective: that can be done again.
+                Err(Error::Lost(_) | Error::NotSent(_)) => {}
                 other => return other,
             }
         }
@@ -408,10 +409,12 @@ impl Shared {
         let mut tries = 0;
         loop {
             let places: Vec<Arc<Place>> = self.minded().iter().filter_map(Weak::upgrade).collect();
-            let mut missing = false;
+            let mut asked = JoinSet::new();
             for place in places {
-                missing |= place.on(connection).await.is_err();
+                let connection = connection.clone();
+                asked.spawn(async move { place.on(&connection).await.is_err() });
             }
+            let missing = asked.join_all().await.contains(&true);
             if missing {
                 // Its service may come back; nobody else would ask.
                 tokio::select! {

@@ -3,15 +3,18 @@
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, Waker};
 
 use jelly::token::{self, Token};
-use jelly::{Defect, Limits, RefKind, Reference, Scanner, Shape};
+use jelly::{Defect, RefKind, Reference};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use super::calling::scanned;
 use super::error::Error;
-use super::flow::Bytes;
+use super::flow::{Bytes, Room};
 use super::link::{
     Asked, Came, Command, CopyCell, Held, HeldCopy, Local, LocalCell, Made, News, Serve, Waiting, WeakLink, Words,
     Write, Writing,
@@ -24,7 +27,7 @@ const SERVED: usize = 1024;
 const NONE: [u8; 4] = [1, 0x80, 1, 0x87];
 
 pub(super) struct Tables {
-    pub(super) waiting: HashMap<u64, Waiting>,
+    pub(super) waiting: HashMap<u64, (Waiting, Room)>,
     /// What has yet to be written takes this much.
     pub(super) unwritten: Vec<Bytes>,
     /// States of our cached objects, in Jelly.
@@ -42,18 +45,6 @@ pub(super) struct Tables {
 struct Object {
     serve: Arc<dyn Serve>,
     handles: usize,
-}
-
-/// What is written, and where its references are.
-fn scanned<R>(bytes: &[u8], then: impl FnOnce(&[Reference]) -> R) -> Result<R, jelly::Error> {
-    // No peer reads a string or a list that is longer: it would end the connection, and all calls with it.
-    let limits = Limits { item: Limits::default().item, ..Limits::NONE };
-    let mut scanner = Scanner::new(Shape::Value, limits);
-    let found = scanner.scan(bytes)?.ok_or(jelly::Error::Incomplete)?;
-    match found.defect {
-        Some(defect) => Err(defect.clone().into()),
-        None => Ok(then(found.references)),
-    }
 }
 
 /// What of ours a value has been given numbers for.
@@ -138,7 +129,7 @@ impl Tables {
             Command::Release { luid, count } => output.release(luid, count),
             Command::Uncopy { luid, count } => {
                 (0..count).for_each(|_| output.give_back(luid));
-                if let Some(copy) = self.copies.get(&luid).filter(|copy| Arc::strong_count(copy) == 1) {
+                if let Some(copy) = self.copies.get(&luid).filter(|copy| copy.held.load(Ordering::SeqCst) == 0) {
                     copy.let_go();
                 }
             }
@@ -154,13 +145,15 @@ impl Tables {
     fn change(&mut self, output: &mut Output<u64>, number: u64, state: Vec<u8>, told: Option<(Words, Bytes)>) {
         self.states.insert(number, state);
         let (Some((words, bytes)), Some(luid)) = (told, output.tables.cached_as(&number)) else { return };
-        // What cannot be sent is missed: there is nobody to be told.
-        let _ = self.sent(output, &words, |output, arguments, keywords, exporting| {
+        let sent = self.sent(output, &words, |output, arguments, keywords, exporting| {
             output.update_translated(luid, &words.method, arguments, keywords, |tables, reference| {
                 exporting.outward(tables, reference, arguments.bytes())
             })
         });
-        self.unwritten.push(bytes);
+        // What cannot be sent is missed: there is no more room for its objects, and nobody to be told.
+        if sent.is_ok() {
+            self.unwritten.push(bytes);
+        }
     }
 
     fn call(
@@ -168,10 +161,10 @@ impl Tables {
         output: &mut Output<u64>,
         target: Option<u64>,
         words: &Words,
-        done: Option<Waiting>,
-        bytes: Bytes,
+        done: Option<(Waiting, Room)>,
+        bytes: Option<Bytes>,
     ) {
-        if done.as_ref().is_some_and(Waiting::is_closed) {
+        if done.as_ref().is_some_and(|(done, _)| done.is_closed()) {
             // Nobody waits for it any more, and it was not sent yet.
             return;
         }
@@ -186,12 +179,15 @@ impl Tables {
                 exporting.outward(tables, reference, arguments.bytes())
             })
         });
-        self.unwritten.push(bytes);
+        if request.is_ok() {
+            self.unwritten.extend(bytes);
+        }
         match (request, done) {
             (Ok(request), Some(done)) => {
                 self.waiting.insert(request, done);
             }
-            (Err(error), Some(done)) => {
+            (Err(error), Some((done, room))) => {
+                room.give_back();
                 let _ = done.send(Err(error));
             }
             (_, None) => {}
@@ -207,8 +203,9 @@ impl Tables {
     ) -> Result<R, Error> {
         let (arguments, keywords) = (&words.arguments[..], &words.keywords[..]);
         let mut exporting = Exporting { states: &self.states, given: Vec::new() };
-        let sent = scanned(arguments, |found| {
-            scanned(keywords, |more| {
+        let (first, second) = words.objects();
+        let sent = scanned(arguments, first, |found| {
+            scanned(keywords, second, |more| {
                 if more.iter().any(|reference| reference.kind == RefKind::Cache) {
                     return Err(Error::Unexpected("a cacheable object is sent as an argument by its place".to_owned()));
                 }
@@ -224,19 +221,25 @@ impl Tables {
     }
 
     fn reply(&self, output: &mut Output<u64>, request: u64, result: Result<Made, Failure>) {
-        if let Err(failure) = result.and_then(|made| self.answer(output, request, &*made)) {
+        let answered = result.and_then(|made| {
+            let answered = self.answer(output, request, &*made);
+            // It is an author's, and may panic as it is dropped.
+            let _ = catch_unwind(AssertUnwindSafe(|| drop(made)));
+            answered
+        });
+        if let Err(failure) = answered {
             output.fail(request, &failure);
         }
     }
 
     fn answer(&self, output: &mut Output<u64>, request: u64, made: &(dyn Write + Send)) -> Result<(), Failure> {
-        let written = {
-            let _writing = Writing::for_this(&self.link.flow);
-            // It is an author's code.
-            catch_unwind(AssertUnwindSafe(|| made.write())).map_err(|_| panicked())??
-        };
+        let writing = Writing::for_this(&self.link.flow);
+        // It is an author's code.
+        let written = catch_unwind(AssertUnwindSafe(|| made.write())).map_err(|_| panicked())??;
+        let objects = writing.objects();
+        drop(writing);
         let mut exporting = Exporting { states: &self.states, given: Vec::new() };
-        let answered = scanned(&written, |found| {
+        let answered = scanned(&written, &objects, |found| {
             let value = Jelly::new(&written, found, 0, written.len());
             output
                 .answer_translated(request, &value, |tables, reference| exporting.outward(tables, reference, &written))
@@ -304,7 +307,8 @@ impl Tables {
     }
 
     fn answered(&mut self, request: u64, result: Result<Came, Error>) {
-        if let Some(waiting) = self.waiting.remove(&request) {
+        if let Some((waiting, room)) = self.waiting.remove(&request) {
+            room.give_back();
             // Nobody may wait any more: then what came with it is given back as it is dropped.
             let _ = waiting.send(result);
         }
@@ -332,8 +336,17 @@ impl Tables {
                 }
                 RefKind::Cache | RefKind::Cached => {
                     output.tables.keep(luid);
-                    let new = || Arc::new(CopyCell::new(&link.flow));
+                    let new = || {
+                        // Its state can be read once more, if there are no objects in it.
+                        let whole = |other: &&Reference| other.open > reference.open && other.open < reference.close;
+                        let plain = !value.references().iter().any(|other| whole(&other));
+                        let state = if plain && reference.kind == RefKind::Cache { value.part(reference) } else { &[] };
+                        Arc::new(CopyCell::new(&link.flow, state))
+                    };
                     let cell = Arc::clone(self.copies.entry(luid).or_insert_with(new));
+                    if !came.copies.contains_key(&luid) {
+                        cell.held.fetch_add(1, Ordering::SeqCst);
+                    }
                     let held = || HeldCopy { link: link.clone(), luid, count: 0, cell };
                     came.copies.entry(luid).or_insert_with(held).count += 1;
                 }
@@ -396,7 +409,9 @@ impl Tables {
     ) -> Option<Result<Made, Failure>> {
         let begun = catch_unwind(AssertUnwindSafe(|| {
             let mut serving = object.serve(asked);
-            match serving.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+            // However many calls there were before it in this turn: it waits if it has to, and not for its turn.
+            let mut first = tokio::task::unconstrained(serving.as_mut());
+            match Pin::new(&mut first).poll(&mut Context::from_waker(Waker::noop())) {
                 Poll::Ready(result) => Ok(result),
                 Poll::Pending => Err(serving),
             }
