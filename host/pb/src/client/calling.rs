@@ -3,14 +3,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use jelly::{Limits, RefKind, Reference, Scanner, Shape};
+use jelly::{Limits, Reference, Scanner, Shape};
 use serde::Serialize;
 use tokio::sync::oneshot;
 use zeroize::Zeroizing;
 
 use super::error::Error;
 use super::flow::{Flow, Room};
-use super::link::{Came, Command, Link, Words, Writing};
+use super::link::{Came, Command, Link, Object, Words, Writing};
 use super::received::{Answer, Remote};
 
 #[derive(Serialize)]
@@ -59,7 +59,7 @@ pub(super) fn plain_words<A: Serialize>(flow: &Arc<Flow>, method: &str, argument
 /// When no peer would read it: that would end the connection, and all calls with it. When there are other references in it.
 pub(super) fn scanned<R>(
     bytes: &[u8],
-    objects: &[(RefKind, u64)],
+    objects: &[Object],
     then: impl FnOnce(&[Reference]) -> R,
 ) -> Result<R, jelly::Error> {
     // A string or a list that is longer is read by nobody.
@@ -79,7 +79,7 @@ pub(super) fn scanned<R>(
 }
 
 /// [`scanned`], and nothing else.
-pub(super) fn check(bytes: &[u8], objects: &[(RefKind, u64)]) -> Result<(), jelly::Error> {
+pub(super) fn check(bytes: &[u8], objects: &[Object]) -> Result<(), jelly::Error> {
     scanned(bytes, objects, |_| ())
 }
 
@@ -106,7 +106,7 @@ impl Drop for Begun {
 
 impl Words {
     /// The objects in the arguments, and in the keywords.
-    pub(super) fn objects(&self) -> (&[(RefKind, u64)], &[(RefKind, u64)]) {
+    pub(super) fn objects(&self) -> (&[Object], &[Object]) {
         self.objects.split_at(self.middle.min(self.objects.len()))
     }
 

@@ -95,7 +95,10 @@ pub(super) struct Words {
 
 /// Objects that were written, in their order. A value has no others in it: an untyped one has numbers alone, which may be another
 /// connection's.
-pub(super) type Objects = Vec<(RefKind, u64)>;
+pub(super) type Objects = Vec<Object>;
+
+/// One of them: what kind of reference it is, and its number.
+pub(super) type Object = (RefKind, u64);
 
 /// A value of ours that has yet to be written down. It may refer to objects, which must not be dropped before it has gone.
 pub(super) type Made = Box<dyn Write + Send>;
