@@ -29,7 +29,9 @@ fn the_guides_crate_compiles_passes_its_test_and_serves() {
         let output = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
             .args(arguments)
             .current_dir(&crate_folder)
-            .env("CARGO_TARGET_DIR", system_tests::target().join("guide/target"))
+            // As `credhost new` has it, and where that is tried: what both need is built once.
+            .env("CARGO_PROFILE_DEV_DEBUG", "line-tables-only")
+            .env("CARGO_TARGET_DIR", system_tests::target().join("authors"))
             .output()
             .expect("cargo runs");
         let said = String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout);
@@ -44,7 +46,7 @@ fn the_guides_crate_compiles_passes_its_test_and_serves() {
     home.make();
     home.identity("alice", "alice-pw", &["guestbook"]);
     let mut host = home.start();
-    let library = system_tests::target().join("guide/target/debug/libguestbook.so");
+    let library = system_tests::target().join("authors/debug/libguestbook.so");
     put(&library, &host.home.plugins().join("libguestbook.so"));
     host.wait_for("libguestbook.so serves");
     let target = format!("alice@{}/guestbook", host.address());
