@@ -36,14 +36,14 @@ impl Login {
     /// ```no_run
     /// # async fn run(login: plugin_api::Login) -> Result<(), plugin_api::client::Error> {
     /// use std::sync::Arc;
-    /// use plugin_api::client::{Reply, Value};
+    /// use plugin_api::client::Call;
     ///
     /// let todo = login.attach("todo", None, None).await?;
     /// let number: usize = todo.call("add", &("milk",)).await?.read()?;
     ///
-    /// let mind = |method: &str, arguments: Value, _keywords: Value| -> Reply {
-    ///     println!("chat: {method}{arguments}");
-    ///     Box::pin(async { Ok(Value::none()) })
+    /// let mind = |call: Call| async move {
+    ///     println!("chat: {}{}", call.method(), call.values()?.0);
+    ///     Ok(())
     /// };
     /// let chat = login.attach("chat", Some("alice"), Some(Arc::new(mind))).await?;
     /// # Ok(()) }
