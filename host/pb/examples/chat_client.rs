@@ -55,7 +55,7 @@ async fn chat(endpoint: Endpoint, name: &str) -> Result<(), Box<dyn std::error::
                 let Some(line) = line? else { return Ok(()) };
                 match chat.call("say", &(&line,)).await {
                     Ok(_) => {}
-                    // Whether others have heard it is not known: who has typed it can tell.
+                    // The others may have heard it or not: the user decides whether to say it again.
                     Err(Error::Lost(why)) => println!("({why}: was it said?)"),
                     Err(Error::Failure(failure)) => println!("({failure})"),
                     Err(error) => return Err(error.into()),

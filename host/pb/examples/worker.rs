@@ -52,7 +52,7 @@ async fn main() -> ExitCode {
     let mut watch = session.watch();
     let kept_alive = async {
         loop {
-            // What the master makes of it does not matter: a session that is lost is begun anew by itself.
+            // The answer does not matter: the session reconnects by itself.
             let _ = tokio::time::timeout(KEEP_ALIVE, master.call("keepalive", &())).await;
             tokio::time::sleep(KEEP_ALIVE).await;
         }
@@ -149,7 +149,7 @@ struct Builder {
     running: Arc<Mutex<Option<Running>>>,
 }
 
-/// A command that runs, and how it is told to stop.
+/// A running command, and the way to stop it.
 #[derive(Clone)]
 struct Running {
     id: String,

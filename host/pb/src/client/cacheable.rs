@@ -12,7 +12,7 @@ use super::error::Error;
 use super::link::{Command, Local, LocalCell, Writing};
 use super::objects::{Nothing, number};
 
-/// An object of ours that the other side has a copy of, once it was sent, and is told the changes of.
+/// An object of ours that the other side keeps a copy of. The copy follows the changes that we announce.
 ///
 /// ```no_run
 /// # async fn run(client: pb::client::Client, race: pb::client::Remote) -> Result<(), Box<dyn std::error::Error>> {
@@ -23,7 +23,7 @@ use super::objects::{Nothing, number};
 ///
 /// let boat = client.cacheable("race.Boat", &Boat { knots: 5.0 })?;
 /// race.call("enter", &(&boat,)).await?;
-/// // Whoever gets it from now on gets this state; whoever has it is told.
+/// // Sends the change to existing copies. New copies start with this state.
 /// boat.change(&Boat { knots: 7.5 }, "speed", &(7.5,)).await?;
 /// # Ok(()) }
 /// ```
@@ -36,7 +36,7 @@ pub struct Cacheable {
 }
 
 impl Client {
-    /// An object of this type ("module.Class") and in this state, to be sent and followed. No objects are in its state.
+    /// Makes a cacheable object with a type ("module.Class") and a state. The state contains no objects.
     ///
     /// # Errors
     /// When the state cannot be written.
@@ -50,8 +50,8 @@ impl Client {
 }
 
 impl Cacheable {
-    /// It is in another state from now on, and whoever has a copy is told by a call of that: `method(*arguments)`. In order with
-    /// the calls that it is sent in.
+    /// Sets the state, and announces the change to the other side's copy by calling its `method(*arguments)`. This keeps its order with
+    /// the calls that send the object.
     ///
     /// # Errors
     /// When state or arguments cannot be written; when the connection is lost.

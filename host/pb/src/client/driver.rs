@@ -15,11 +15,11 @@ use super::options::Options;
 use super::tables::Tables;
 use crate::{Broker, Event, Role};
 
-/// While so many bytes wait to be written, nothing is read: the other side calls, and does not read the answers.
+/// The driver stops reading while this many bytes wait to be written: the other side makes calls without reading the answers.
 const UNREAD: usize = 16 << 20;
-/// So many calls may have no answer yet that nobody waits for any more: beyond, the other side is taken for dead.
+/// The most calls without an answer. With more, the driver ends the connection: the other side does not answer any more.
 const UNANSWERED: usize = 1 << 16;
-/// How long it may take until what nobody waits for any more has gone out.
+/// How long the driver goes on writing after the last handle was dropped.
 const LAST: Duration = Duration::from_secs(10);
 /// How much is read at once.
 const READ: usize = 64 << 10;
@@ -70,6 +70,9 @@ impl Drop for Ending {
         while let Ok(command) = self.commands.try_recv() {
             not_sent(command, flow);
         }
+        if self.driver.tables.secret {
+            self.driver.broker.output.bytes.zeroize();
+        }
         for copy in self.driver.tables.copies.values() {
             copy.news.send_replace(News::Ended);
         }
@@ -88,7 +91,7 @@ struct Driver {
     broker: Broker<u64>,
     tables: Tables,
     ready: Option<oneshot::Sender<Result<(), Error>>>,
-    /// So many calls may have no answer yet.
+    /// The most calls without an answer: see [`UNANSWERED`].
     unanswered: usize,
 }
 

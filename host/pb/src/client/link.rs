@@ -331,9 +331,10 @@ impl CopyCell {
             news: watch::Sender::new(News::Changed(0)),
         };
         cell.with(|unread| {
-            if let CopyState::Unread(unread) = unread
-                && cell.counts(unread, state.len())
-            {
+            // Half of the room is for changes: what came can also be read from its answer.
+            let fits = flow.unread_changes.load(Ordering::Relaxed) + state.len() <= UNREAD_CHANGES / 2;
+            if let (CopyState::Unread(unread), true) = (unread, fits) {
+                cell.counts(unread, state.len());
                 unread.state = state.into();
             }
         });
@@ -385,7 +386,7 @@ impl CopyCell {
         changed
     }
 
-    /// What waits to be read is not kept any more: nobody could read it.
+    /// Drops the changes that wait, because no handle is left to read them.
     pub(super) fn let_go(&self) {
         self.with(|state| self.forget(state));
     }
@@ -397,9 +398,8 @@ impl CopyCell {
         }
     }
 
-    /// The value of a copy whose type is known from now on, with all that has changed since it came: `made` makes it of what
-    /// came, if this is the first time that it is read. `None`: it has missed changes, or its state did not come here, or it is
-    /// being read by others just now.
+    /// The copy's value, with all changes applied. The first reader passes in `made`, the value that it has decoded. `None`: the copy
+    /// has missed changes, its state has not been decoded, or this thread is decoding it further up.
     pub(super) fn typed(&self, made: Option<Typed>) -> Option<Arc<dyn std::any::Any + Send + Sync>> {
         let here = Some(std::thread::current().id());
         let reader = || self.reader.lock().unwrap_or_else(PoisonError::into_inner);

@@ -15,22 +15,22 @@ use jelly::Limits;
 /// ```
 #[derive(Debug, Clone, Copy)]
 pub struct Options {
-    /// So many calls wait for an answer at once (256); more wait to be sent. An object of ours that calls the other side while it
-    /// serves a call needs room for that, too.
+    /// The most calls that wait for an answer (256). Further calls wait to be sent. Calls that an object of ours makes while it serves
+    /// one count, too.
     pub calls: usize,
-    /// So many bytes their arguments have, together with what has yet to be written (4 MiB). A call that
-    /// has more than a quarter of that counts for a quarter.
+    /// The most bytes of arguments, of calls that wait for an answer and of messages that are not written yet (4 MiB). A call with
+    /// more than a quarter of that counts as a quarter.
     pub bytes: usize,
-    /// How long a call may take, from when it is made until its answer has come; none: as long as it likes. [`Remote::with_timeout`](super::Remote::with_timeout)
-    /// is for one object alone.
+    /// The longest time from making a call to its answer; `None`: no limit.
+    /// [`Remote::with_timeout`](super::Remote::with_timeout) sets it for one object.
     pub timeout: Option<Duration>,
-    /// What one message of the other side's may cost.
+    /// Limits on each message that the other side sends.
     pub limits: Limits,
-    /// So many of our objects the other side may hold, and we of its copies (1,024, as in Twisted).
+    /// The most objects of ours that the other side holds, and the most copies that we hold (1,024 each, as in Twisted).
     pub references: usize,
-    /// Nobody but the host can read what is sent: passwords go as they are, which is the only way to check them against an
-    /// argon2id hash. True of TLS and of Unix sockets that an [`Endpoint`](super::Endpoint) opens; of a port of this machine's somebody
-    /// has to say so, for whoever else is here could listen there while the host is down.
+    /// Nobody but the host can read the connection. The client then sends passwords as they are, which lets the host check them against
+    /// an argon2id hash. An [`Endpoint`](super::Endpoint) sets this for TLS and for Unix sockets. It does not for TCP on this machine:
+    /// another user could listen on the port while the host is down. [`Endpoint::private`](super::Endpoint::private) sets it there.
     pub private: bool,
 }
 

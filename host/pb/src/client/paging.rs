@@ -16,11 +16,11 @@ use super::objects::{Referenceable, Reply};
 use super::received::{Call, Remote};
 use crate::Failure;
 
-/// So many pages are on their way before the first of them is answered.
+/// The most pages that are sent before the first of them is answered.
 const WINDOW: usize = 16;
-/// So many pages may wait to be read before the next is answered.
+/// The most pages that wait to be read while the next is still answered at once.
 const KEPT: usize = 4;
-/// So many bytes wait at most, of a sender that does not wait for its answers.
+/// The most bytes that wait to be read, if the sender does not wait for its answers.
 const MOST: usize = 64 << 20;
 /// What a page counts for beside its bytes.
 const EACH: usize = 64;
@@ -49,19 +49,12 @@ pub async fn page(collector: &Remote, mut reader: impl AsyncRead + Unpin, size: 
     let flow = &collector.held.link.flow;
     let (mut total, mut waiting) = (0, VecDeque::new());
     loop {
-        let mut page = vec![0; size];
-        let mut filled = 0;
-        while filled < size {
-            match reader.read(&mut page[filled..]).await.map_err(Error::Reading)? {
-                0 => break,
-                more => filled += more,
-            }
-        }
-        if filled == 0 {
+        let mut page = Vec::with_capacity(size);
+        (&mut reader).take(size as u64).read_to_end(&mut page).await.map_err(Error::Reading)?;
+        if page.is_empty() {
             break;
         }
-        page.truncate(filled);
-        total += filled as u64;
+        total += page.len() as u64;
         let words = plain_words(flow, "gotPage", &(Bytes(page),))?;
         // Half of the room at most: others call meanwhile.
         while waiting.len() >= WINDOW || waiting.len() > 1 && waiting.len() * (size + 64) > flow.most / 2 {

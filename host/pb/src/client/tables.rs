@@ -21,7 +21,7 @@ use super::link::{
 };
 use crate::{Call, Event, Exported, Failure, Jelly, Output, Target, TooManyReferences, Translated};
 
-/// So many calls of the other side's may be under way; more are refused.
+/// The most calls of the other side's that are served at once. More are refused.
 const SERVED: usize = 1024;
 /// Python's None.
 const NONE: [u8; 4] = [1, 0x80, 1, 0x87];
@@ -77,7 +77,7 @@ impl Exporting<'_> {
         Ok(new)
     }
 
-    /// A cached object of ours, in the state of now: its type stands where it was written.
+    /// Writes a cached object of ours with its current state. The type is read from the expression.
     fn with_state(&self, luid: u64, number: u64, reference: &Reference, whole: &[u8]) -> Vec<u8> {
         let class = token::read(&whole[(reference.open + 2).min(whole.len())..], u32::MAX);
         let class = class.ok().flatten().map(|(token, _)| token);
@@ -150,7 +150,7 @@ impl Tables {
                 exporting.outward(tables, reference, arguments.bytes())
             })
         });
-        // What cannot be sent is missed: there is no more room for its objects, and nobody to be told.
+        // The peer misses a change that cannot be sent: it holds too many objects. Nobody waits for this, so nobody is told.
         if sent.is_ok() {
             self.unwritten.push(bytes);
         }
