@@ -195,16 +195,16 @@ pub(crate) enum Mind {
     None,
     /// An object, to be called back.
     Object(Remote),
-    /// Any other value, in Jelly.
-    Value(Vec<u8>),
+    /// Any other value, in Jelly, and the client's objects in it: it has them for as long as it is there itself.
+    Value { jelly: Vec<u8>, _objects: Vec<Remote> },
 }
 
 impl Mind {
-    /// As it crossed the wall: a handle or 0, and a value or nothing.
-    pub(crate) fn received(core: &Rc<Core>, attachment: u64, handle: u64, value: &[u8]) -> Self {
+    /// As it crossed the wall: a handle or 0, and a value or nothing, with the client's objects in it.
+    pub(crate) fn received(core: &Rc<Core>, attachment: u64, handle: u64, (value, handles): (&[u8], &[u8])) -> Self {
         match handle {
             0 if value.is_empty() => Self::None,
-            0 => Self::Value(value.to_vec()),
+            0 => Self::Value { jelly: value.to_vec(), _objects: core.received(handles, attachment) },
             handle => Self::Object(Remote::received(core, handle, attachment)),
         }
     }
@@ -271,7 +271,7 @@ impl Attachment {
     pub fn mind(&self) -> Option<&Remote> {
         match &self.shared.mind {
             Mind::Object(remote) => Some(remote),
-            Mind::None | Mind::Value(_) => None,
+            Mind::None | Mind::Value { .. } => None,
         }
     }
 
@@ -321,11 +321,15 @@ impl Attachment {
         const NONE: &[u8] = &[1, 0x80, 1, 0x87];
         let value = match &self.shared.mind {
             Mind::None => NONE,
-            Mind::Value(value) => value,
+            Mind::Value { jelly, .. } => jelly,
             Mind::Object(_) => return Err(Fault::arguments("the client's mind is an object to call back, no value")),
         };
-        let classes = Core::current().map_or(jelly::Classes::Any, |core| core.classes.get());
-        jelly::from_slice_with(value, classes).map_err(|error| Fault::arguments(format!("the client's mind: {error}")))
+        let read = |classes| jelly::from_slice_with(value, classes);
+        match Core::current() {
+            Some(core) => core.reading(self.id(), || read(core.classes.get())),
+            None => read(jelly::Classes::Any),
+        }
+        .map_err(|error| Fault::arguments(format!("the client's mind: {error}")))
     }
 
     /// Whether nobody has logged in: the operator lets everybody in here, as `[pb] anonymous` or by a name of

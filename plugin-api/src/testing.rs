@@ -92,12 +92,15 @@ struct Generation {
 }
 
 /// Who is attached, to be attached to new code.
+#[derive(Clone)]
 struct Known {
     perspective: String,
     identity: String,
     mind: u64,
-    /// A mind that is no object, in Jelly.
+    /// A mind that is not one object, in Jelly.
     value: Vec<u8>,
+    /// The client's objects in it.
+    handles: Vec<u8>,
 }
 
 #[derive(Default)]
@@ -318,7 +321,7 @@ impl<S: Service> TestHost<S> {
     /// # Errors
     /// What the service refuses with.
     pub fn attach(&self, name: &str) -> Result<TestClient<'_, S>> {
-        self.attach_as(name, name, None, Vec::new())
+        self.attach_as(name, name, None)
     }
 
     /// A client attaches with a mind: whatever the service calls of it, goes to `mind` by method and arguments.
@@ -330,7 +333,7 @@ impl<S: Service> TestHost<S> {
         name: &str,
         mind: impl FnMut(&str, Value) -> Result<Value> + 'static,
     ) -> Result<TestClient<'_, S>> {
-        self.attach_as(name, name, Some(Box::new(mind)), Vec::new())
+        self.attach_as(name, name, Some(Box::new(mind)))
     }
 
     /// A client attaches with a mind that is no object, but a value
@@ -339,7 +342,58 @@ impl<S: Service> TestHost<S> {
     /// # Errors
     /// What the service refuses with; when the value cannot be written.
     pub fn attach_with_value(&self, name: &str, mind: &impl Serialize) -> Result<TestClient<'_, S>> {
-        self.attach_as(name, name, None, jelly::to_vec(mind)?)
+        self.attach_giving(name, |_| mind)
+    }
+
+    /// A client attaches with a mind that is not one object, but has objects of its own in it: `mind` makes them
+    /// ([`TestClient::give`]) of the client that is about to attach.
+    ///
+    /// ```
+    /// use plugin_api::prelude::*;
+    /// use plugin_api::testing::TestHost;
+    ///
+    /// # #[derive(Default)]
+    /// # struct Radio;
+    /// #[service("radio", save = "never")]
+    /// impl Service for Radio {
+    ///     type Perspective = Listener;
+    ///
+    ///     fn attached(_: &Context<Self>, listener: Handle<Listener>, by: &Attachment) -> Result<Handle<Listener>> {
+    ///         let (name, ear): (String, Remote) = by.mind_as()?;
+    ///         ear.notify("welcome", (name,))?;
+    ///         Ok(listener)
+    ///     }
+    /// }
+    /// # #[derive(Default)]
+    /// # struct Listener;
+    /// # #[perspective]
+    /// # impl Listener {}
+    ///
+    /// let host = TestHost::<Radio>::start()?;
+    /// let (said, heard) = std::sync::mpsc::channel();
+    /// let alice = host.attach_giving("alice", |alice| {
+    ///     let ear = alice.give(move |method, _| Ok(said.send(method.to_owned()).map(|()| Value::none())?));
+    ///     ("ally", ear)
+    /// })?;
+    /// host.settle()?;
+    /// assert_eq!(heard.try_recv()?, "welcome");
+    /// # Ok::<(), Fault>(())
+    /// ```
+    ///
+    /// # Errors
+    /// What the service refuses with; when the value cannot be written.
+    pub fn attach_giving<V: Serialize>(
+        &self,
+        name: &str,
+        mind: impl FnOnce(&TestClient<'_, S>) -> V,
+    ) -> Result<TestClient<'_, S>> {
+        let client = TestClient { host: self, attachment: self.number() << 32 };
+        let (mut value, mut references) = (Vec::new(), Vec::new());
+        jelly::write_with(&mut value, &mind(&client), Classes::Any, &mut references)?;
+        let handles = references.into_iter().filter(|(kind, _)| *kind == RefKind::Remote);
+        let handles = handles.flat_map(|(_, handle)| handle.to_le_bytes()).collect();
+        let (perspective, identity) = (name.to_owned(), name.to_owned());
+        self.attach_known(client, Known { perspective, identity, mind: 0, value, handles })
     }
 
     /// A client attaches that has not logged in, to the perspective of this name
@@ -348,44 +402,38 @@ impl<S: Service> TestHost<S> {
     /// # Errors
     /// What the service refuses with.
     pub fn attach_anonymous(&self, name: &str) -> Result<TestClient<'_, S>> {
-        self.attach_as(name, "", None, Vec::new())
+        self.attach_as(name, "", None)
     }
 
-    fn attach_as(
-        &self,
-        perspective: &str,
-        identity: &str,
-        mind: Option<Mind>,
-        value: Vec<u8>,
-    ) -> Result<TestClient<'_, S>> {
+    fn attach_as(&self, perspective: &str, identity: &str, mind: Option<Mind>) -> Result<TestClient<'_, S>> {
         // Each client is a connection of its own, whose number is the upper half.
         let attachment = self.number() << 32;
         let handle = if mind.is_some() { attachment | self.number() } else { 0 };
         if let Some(mind) = mind {
             self.state.borrow_mut().minds.insert(handle, mind);
         }
-        let known = Known { perspective: perspective.to_owned(), identity: identity.to_owned(), mind: handle, value };
-        self.state.borrow_mut().known.insert(attachment, known);
-        if let Err(fault) = self.attach_now(attachment, false) {
-            self.state.borrow_mut().known.remove(&attachment);
+        let (perspective, identity) = (perspective.to_owned(), identity.to_owned());
+        let known = Known { perspective, identity, mind: handle, value: Vec::new(), handles: Vec::new() };
+        self.attach_known(TestClient { host: self, attachment }, known)
+    }
+
+    fn attach_known<'h>(&self, client: TestClient<'h, S>, known: Known) -> Result<TestClient<'h, S>> {
+        self.state.borrow_mut().known.insert(client.attachment, known);
+        if let Err(fault) = self.attach_now(client.attachment, false) {
+            self.state.borrow_mut().known.remove(&client.attachment);
             return Err(fault);
         }
-        Ok(TestClient { host: self, attachment })
+        Ok(client)
     }
 
     fn attach_now(&self, attachment: u64, again: bool) -> Result<()> {
-        let Some((perspective, identity, mind, value)) = self
-            .state
-            .borrow()
-            .known
-            .get(&attachment)
-            .map(|known| (known.perspective.clone(), known.identity.clone(), known.mind, known.value.clone()))
-        else {
-            return Ok(());
-        };
-        let (perspective, identity) = (perspective.as_str(), identity.as_str());
-        let (peer, value) = ("a test", &*value);
-        self.send(&ToLibrary::Attach { attachment, perspective, identity, mind, peer, again, value });
+        let Some(known) = self.state.borrow().known.get(&attachment).cloned() else { return Ok(()) };
+        for handle in frame::numbers(&known.handles) {
+            *self.state.borrow_mut().sent.entry(handle).or_default() += 1;
+        }
+        let Known { perspective, identity, mind, value, handles } = &known;
+        let (mind, peer) = (*mind, "a test");
+        self.send(&ToLibrary::Attach { attachment, perspective, identity, mind, peer, again, value, handles });
         self.until(|state| {
             if state.attached.contains(&attachment) {
                 return Some(Ok(()));

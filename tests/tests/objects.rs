@@ -25,6 +25,16 @@ fn twisted_exchanges_every_kind_of_object() {
     assert_eq!(said.trim(), "all exchanged");
 }
 
+/// What a client gives as its mind, with objects of its own in it, is there for as long as its perspective, whatever code serves.
+#[test]
+fn minds_with_objects_in_them_outlive_the_code() {
+    let host = host("", "");
+    let (program, home) = (system_tests::build::credhost(), host.home.path());
+    let command = [program.to_str().unwrap(), "--home", home.to_str().unwrap(), "service", "reload", "exchange"];
+    let said = twisted("whole_minds.py", &[&[host.port().as_str()], &command[..]].concat());
+    assert_eq!(said.trim(), "whole");
+}
+
 /// Pages go through in both directions while the host's memory stays as it is: what it takes for some, it takes for many.
 #[test]
 fn pages_cost_no_memory() {

@@ -89,7 +89,8 @@ impl Bench {
         let frame = |again| {
             let (perspective, identity, peer) = ("alice", "alice", "a test");
             let mut bytes = Vec::new();
-            ToLibrary::Attach { attachment, perspective, identity, mind: 0, peer, again, value: &[] }.write(&mut bytes);
+            ToLibrary::Attach { attachment, perspective, identity, mind: 0, peer, again, value: &[], handles: &[] }
+                .write(&mut bytes);
             bytes
         };
         slot.submit(&self.lane, &frame(false), &mut vec![AttachmentChange::Attached(attachment, frame(true))])

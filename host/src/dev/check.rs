@@ -130,7 +130,8 @@ impl Client {
         let frame = |again| {
             let (perspective, identity, peer) = ("check", "check", "credhost check");
             let mut bytes = Vec::new();
-            ToLibrary::Attach { attachment, perspective, identity, mind: 0, peer, again, value: &[] }.write(&mut bytes);
+            ToLibrary::Attach { attachment, perspective, identity, mind: 0, peer, again, value: &[], handles: &[] }
+                .write(&mut bytes);
             bytes
         };
         let mut known = vec![AttachmentChange::Attached(attachment, frame(true))];

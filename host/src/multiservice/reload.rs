@@ -287,13 +287,15 @@ impl Slot {
                 // Each connection hears of the new hold on its client's object before the old one can let go of it.
                 let mut delivery = Delivery::new(&self.context.router);
                 for (_, frame) in attached {
-                    if let Some(ToLibrary::Attach { mind, .. } | ToLibrary::Linger { mind, .. }) =
-                        ToLibrary::read(&mut &**frame)
-                        && mind != 0
-                    {
+                    let known = ToLibrary::read(&mut &**frame);
+                    let Some(ToLibrary::Attach { mind, handles, .. } | ToLibrary::Linger { mind, handles, .. }) = known
+                    else {
+                        continue;
+                    };
+                    for handle in numbers(handles).chain((mind != 0).then_some(mind)) {
                         let mut retained = Vec::new();
-                        ToHost::Retained { handle: mind }.write(&mut retained);
-                        delivery.deliver(mind, new.outgoing.tag(), &retained, Weight::Must);
+                        ToHost::Retained { handle }.write(&mut retained);
+                        delivery.deliver(handle, new.outgoing.tag(), &retained, Weight::Must);
                     }
                 }
             }

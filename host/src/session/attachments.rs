@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use super::numbers::{AttachmentKind, AttachmentNo, MindValue, Table};
+use super::mind::KnownMind;
+use super::numbers::{AttachmentKind, AttachmentNo, Table};
 use crate::cred::Key;
 use crate::multiservice::{Backend, SlotNo};
 
@@ -47,10 +48,8 @@ pub(crate) struct Attached {
     pub(crate) credential: u64,
     /// The key that leads here.
     pub(crate) key: Key,
-    /// The client's object that came with it, as the service knows it; 0: none did.
-    pub(crate) mind: u64,
-    /// What came with it that is no object.
-    pub(crate) value: Option<MindValue>,
+    /// What came with it, as the service knows it.
+    pub(crate) mind: KnownMind,
     /// Calls by it: under way, parked, and the service's own of what came by it.
     calls: usize,
 }
@@ -107,7 +106,7 @@ pub(crate) struct TooMany(pub usize);
 pub(crate) struct Attachments {
     /// Boxed: most connections have one.
     all: Table<AttachmentKind, Box<Attached>>,
-    /// How many bytes minds have that are no objects.
+    /// How many bytes minds have that are not one object.
     minds: usize,
     /// How many are of clients that have not logged in.
     anonymous: usize,
@@ -130,7 +129,7 @@ impl Attachments {
         if self.all.len() < limit { Ok(()) } else { Err(TooMany(limit)) }
     }
 
-    /// How many bytes minds have that are no objects: each is kept here, for a replacement of the service, and in it.
+    /// How many bytes minds have that are not one object: each is kept here, for a replacement of the service, and in it.
     pub(crate) fn mind_bytes(&self) -> usize {
         3 * self.minds
     }
@@ -157,11 +156,11 @@ impl Attachments {
         self.all.get(no).map(|attached| &**attached)
     }
 
-    /// The client's object that came with it, as the service knows it.
-    pub(crate) fn set_mind(&mut self, no: AttachmentNo, handle: u64, value: Option<MindValue>) {
+    /// What came with it, as the service knows it.
+    pub(crate) fn set_mind(&mut self, no: AttachmentNo, mind: KnownMind) {
         if let Some(attached) = self.all.get_mut(no) {
-            self.minds += value.as_ref().map_or(0, |value| value.len());
-            (attached.mind, attached.value) = (handle, value);
+            self.minds += mind.len();
+            attached.mind = mind;
         }
     }
 
@@ -237,7 +236,7 @@ impl Attachments {
             }
         };
         for (_, attached) in &gone {
-            self.minds -= attached.value.as_ref().map_or(0, |value| value.len());
+            self.minds -= attached.mind.len();
             self.anonymous -= usize::from(attached.identity.is_empty());
         }
         gone
@@ -290,6 +289,6 @@ impl Attached {
         key: Key,
     ) -> Self {
         let (slot, phase) = (backend.number(), Phase::Asked { request });
-        Self { backend, slot, era, phase, identity, credential, key, mind: 0, value: None, calls: 0 }
+        Self { backend, slot, era, phase, identity, credential, key, mind: KnownMind::default(), calls: 0 }
     }
 }

@@ -3,13 +3,14 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use jelly::{Defect, exceptions};
+use jelly::{Defect, RefKind, exceptions};
 use pb::{Call, Exported, Failure, Jelly, Target};
 use plugin_api::abi::Detail;
 use plugin_api::abi::frame::ToLibrary;
 
 use super::calls::{InFlight, Outgoing, Parked, Words};
-use super::login::{self, Mind, Now};
+use super::login::{self, Now};
+use super::mind::GivenMind;
 use super::numbers::{AttachmentNo, CallNo, LoginNo, Object, Provenance};
 use super::references::{Route, coming, give_back, revoked};
 use super::values::defective;
@@ -110,10 +111,13 @@ impl Owners {
             self.values.set_old();
         }
         let outcome = self.login.call(&mut self.output.tables, object, call, now);
-        // The client counts each reference as sent; log-in keeps one at most.
-        let mut kept = outcome.kept;
+        // The client counts each reference as sent; log-in keeps those of a mind.
+        let mut kept = outcome.kept.objects().to_vec();
         let all = call.arguments.references().iter().chain(call.keywords.references());
-        let others = all.filter(|sent| kept.is_none() || sent.luid != kept || kept.take().is_none());
+        let others = all.filter(|sent| {
+            let at = kept.iter().position(|luid| sent.kind == RefKind::Remote && sent.luid == Some(*luid));
+            at.map(|at| kept.swap_remove(at)).is_none()
+        });
         give_back(&mut self.output, others);
         self.apply(outcome);
     }
@@ -342,11 +346,15 @@ impl Owners {
     /// The client has given its last reference to something of ours back.
     pub(super) fn dropped(&mut self, object: Object) {
         match object {
-            Object::Login(no) => match self.login.dropped(no) {
-                Some(Mind::Sent(luid)) => self.output.release(luid, 1),
-                Some(Mind::Kept(luid)) => self.references.forget_mind(&mut self.output, luid),
-                None => {}
-            },
+            Object::Login(no) => {
+                let GivenMind { mind, kept } = self.login.dropped(no);
+                for luid in mind.objects() {
+                    match kept {
+                        true => self.references.forget_mind(&mut self.output, *luid),
+                        false => self.output.release(*luid, 1),
+                    }
+                }
+            }
             Object::Perspective(no) => self.let_go(no),
             Object::Service { .. } | Object::Cached { .. } => {
                 let released = self.references.dropped(&object);

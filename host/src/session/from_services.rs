@@ -327,8 +327,8 @@ impl Owners {
                 }
             }
             Bounced::Handles(handles) => handles.iter().for_each(|handle| self.release(slot, *handle, 1)),
-            Bounced::Attach(no, mind) => {
-                self.release(slot, mind, 1);
+            Bounced::Attach(no, handles) => {
+                handles.iter().for_each(|handle| self.release(slot, *handle, 1));
                 self.end(&Scope::Attachment(no), failure);
             }
         }

@@ -3,12 +3,13 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use pb::Failure;
-use plugin_api::abi::frame::ToLibrary;
+use pb::{Failure, Jelly};
+use plugin_api::abi::frame::{self, ToLibrary};
 
 use super::attachments::{Attached, Era, Phase, Scope};
 use super::calls::Ended;
-use super::login::{Attach, Mind, Outcome, Step};
+use super::login::{Attach, Outcome, Step};
+use super::mind::{GivenMind, KnownMind, Mind};
 use super::numbers::{AttachmentNo, HandleNo, Object, Provenance};
 use super::references::{Route, revoked};
 use super::{ANONYMOUS, Demand, Late, Owners, SessionContext};
@@ -24,22 +25,14 @@ impl Owners {
         } = outcome;
         self.logged_in |= logged_in;
         self.demands.extend(refused.map(Demand::Note));
-        if let Some(luid) = given_back {
-            self.output.release(luid, 1);
-        }
-        if let Some(luid) = avatar_keeps {
-            self.references.keep_mind(luid);
-        }
-        if let Some(luid) = borrows {
-            self.references.borrow_mind(luid);
-        }
+        given_back.objects().iter().for_each(|luid| self.output.release(*luid, 1));
+        avatar_keeps.objects().iter().for_each(|luid| self.references.keep_mind(*luid));
+        borrows.objects().iter().for_each(|luid| self.references.borrow_mind(*luid));
         if let Some(name) = left {
             self.unlist_if_left(&name);
         }
         self.step(request, answer, step);
-        if let Some(luid) = returns {
-            self.references.forget_mind(&mut self.output, luid);
-        }
+        returns.objects().iter().for_each(|luid| self.references.forget_mind(&mut self.output, *luid));
     }
 
     fn step(&mut self, request: u64, answer: bool, step: Step) {
@@ -68,14 +61,9 @@ impl Owners {
                 }
             }
             Step::Attach(attach) => {
-                let sent = match attach.mind {
-                    Some(Mind::Sent(luid)) => Some(luid),
-                    _ => None,
-                };
+                let sent = attach.mind.sent_objects();
                 if let Err(failure) = self.attach(attach, Some(request)) {
-                    if let Some(luid) = sent {
-                        self.output.release(luid, 1);
-                    }
+                    sent.objects().iter().for_each(|luid| self.output.release(*luid, 1));
                     self.output.fail(request, &failure);
                 }
             }
@@ -84,7 +72,7 @@ impl Owners {
 
     /// Asks a service to attach this client. Its answer becomes the answer to `request`.
     fn attach(&mut self, attach: Attach, request: Option<u64>) -> Result<AttachmentNo, Failure> {
-        let Attach { identity, credential, key, era, mind, value } = attach;
+        let Attach { identity, credential, key, era, mind } = attach;
         let service = key.service.as_str();
         let backend = self.context.backends.backend_for(service, &identity);
         let backend = backend.ok_or_else(|| Failure::new("KeyError", format!("'{service}'")))?;
@@ -104,6 +92,7 @@ impl Owners {
         });
         checked.map_err(|error| Failure::new("twisted.spread.pb.Error", error))?;
         let (slot, connection) = (backend.number(), self.context.number);
+        self.check_mind(slot, &mind.mind)?;
         let attached = Attached::asked(Arc::clone(&backend), era, request, (identity, credential), key);
         if attached.identity.is_empty() {
             // Whoever has logged in was listed before.
@@ -112,22 +101,52 @@ impl Owners {
         self.context.entry.attached(&attached.listed());
         let (perspective, identity) = (attached.key.perspective.to_string(), Arc::clone(&attached.identity));
         let no = self.attachments.begin(attached);
-        let by = Provenance::by(no);
-        let route = Route { connection, slot, by: &by };
-        let mind = match mind {
-            None => 0,
-            Some(Mind::Sent(luid)) => self.references.hold(&route, luid, false).on(connection),
-            Some(Mind::Kept(luid)) => self.references.hold(&route, luid, true).on(connection),
-        };
-        self.attachments.set_mind(no, mind, value.clone());
-        let value = value.as_deref().unwrap_or_default();
+        let (mind, given) = self.give_mind(slot, no, &mind);
         let (attachment, peer) = (no.on(connection), self.context.entry.peer());
         let (perspective, identity) = (perspective.as_str(), &*identity);
-        let frame = |again| ToLibrary::Attach { attachment, perspective, identity, mind, peer, again, value };
+        let ((value, handles), mind) = (mind.parts(), mind.object);
+        let frame = |again| ToLibrary::Attach { attachment, perspective, identity, mind, peer, again, value, handles };
         let mut again = Vec::new();
         frame(true).write(&mut again);
-        self.outbox.attach(&backend, (no, attachment), mind, &frame(false), again);
+        self.outbox.attach(&backend, (no, attachment), given, &frame(false), again);
         Ok(no)
+    }
+
+    /// Whether everything in a mind may go to this service.
+    fn check_mind(&mut self, slot: SlotNo, mind: &Mind) -> Result<(), Failure> {
+        let Mind::Value(value) = mind else { return Ok(()) };
+        let none = BTreeSet::new();
+        let (tables, places) = (&self.output.tables, self.attachments.places());
+        let mut found = self.values.mind(&value.jelly)?.iter();
+        found.try_for_each(|reference| self.references.check_inbound(tables, slot, reference, &places, &none))
+    }
+
+    /// A mind as a service knows it from now on, which was checked; and the client's objects in it, once for each time.
+    fn give_mind(&mut self, slot: SlotNo, no: AttachmentNo, given: &GivenMind) -> (KnownMind, Box<[u64]>) {
+        let connection = self.context.number;
+        let by = Provenance::by(no);
+        let route = Route { connection, slot, by: &by };
+        let (mut known, mut handles) = (KnownMind::default(), Vec::new());
+        match &given.mind {
+            Mind::Nothing => {}
+            Mind::Object(luid) => {
+                known.object = self.references.hold(&route, *luid, given.kept).on(connection);
+                handles.push(known.object);
+            }
+            Mind::Value(value) => {
+                let found = self.values.mind(&value.jelly).unwrap_or_default();
+                let jelly = Jelly::new(&value.jelly, found, 0, value.jelly.len());
+                let mut translated = Vec::new();
+                self.references.inbound(&self.output.tables, &route, &jelly, &mut translated, &mut handles);
+                if given.kept {
+                    self.references.retain_instead(connection, &handles);
+                }
+                let list = handles.iter().flat_map(|handle| handle.to_le_bytes()).collect();
+                known.value = Some(Box::new((translated, list)));
+            }
+        }
+        self.attachments.set_mind(no, known.clone());
+        (known, handles.into())
     }
 
     /// The attachment by which this client calls what everybody can call by a name; `None`: nothing has it.
@@ -138,7 +157,7 @@ impl Owners {
         }
         // It lasts as long as the connection: nobody holds it, who could let go of it.
         let (identity, era) = ("".into(), Era::Old);
-        let attach = Attach { identity, credential: 0, key, era, mind: None, value: None };
+        let attach = Attach { identity, credential: 0, key, era, mind: GivenMind::default() };
         let attached = self.attach(attach, None);
         if let Ok(no) = &attached {
             self.named.insert(name.to_owned(), *no);
@@ -177,7 +196,7 @@ impl Owners {
                     };
                     let number = no.on(self.context.number);
                     let change =
-                        AttachmentChange::LetGo(number, linger(&self.context, number, attached, attached.mind));
+                        AttachmentChange::LetGo(number, linger(&self.context, number, attached, &attached.mind));
                     self.outbox.notify(&attached.backend, &ToLibrary::LetGo { attachment: number }, Some(change));
                 }
                 Late::Uncached { attachment, object, luid } => self.ask_if_heard(attachment, object, luid),
@@ -247,13 +266,21 @@ impl Owners {
             }
             let Some(attached) = self.attachments.forget(no, false) else { continue };
             let number = no.on(self.context.number);
-            // The service has its mind once more, if that is there at all.
-            let mind = HandleNo::of(attached.mind, self.context.number);
-            let mind = mind.filter(|mind| self.references.called(attached.slot, Some(*mind), Some(no)).is_ok());
-            if let Some(mind) = mind {
-                self.references.retain(attached.slot, mind);
+            // The service has its mind once more, as far as that is there at all.
+            let slot = attached.slot;
+            let mut there = |handle: u64| {
+                let handle = HandleNo::of(handle, self.context.number)?;
+                self.references.called(slot, Some(handle), Some(no)).ok()?;
+                self.references.retain(slot, handle);
+                Some(())
+            };
+            let mut mind = attached.mind.clone();
+            mind.object = there(mind.object).map_or(0, |()| mind.object);
+            if let Some(value) = &mut mind.value {
+                let left = frame::numbers(&value.1).filter(|handle| there(*handle).is_some());
+                value.1 = left.flat_map(u64::to_le_bytes).collect();
             }
-            let frame = linger(&self.context, number, attached, mind.map_or(0, |_| attached.mind));
+            let frame = linger(&self.context, number, attached, &mind);
             if let Some(known) = ToLibrary::read(&mut frame.as_slice()) {
                 let change = AttachmentChange::LetGo(number, frame.clone());
                 self.outbox.notify(&attached.backend, &known, Some(change));
@@ -264,8 +291,8 @@ impl Owners {
     /// The one teardown. Ends everything in this scope, at once: calls under way and those that wait are errors (`why`),
     /// references that came by nothing else are dead, and services are told.
     pub(super) fn end(&mut self, scope: &Scope<'_>, why: &Failure) {
-        for luid in self.login.end(scope) {
-            self.references.forget_mind(&mut self.output, luid);
+        for mind in self.login.end(scope) {
+            mind.objects().iter().for_each(|luid| self.references.forget_mind(&mut self.output, *luid));
         }
         let gone = self.attachments.take(scope);
         let mut numbers: Vec<AttachmentNo> = gone.iter().map(|(no, _)| *no).collect();
@@ -352,10 +379,10 @@ impl Owners {
 }
 
 /// What tells a service of an attachment whose perspective was let go of before.
-fn linger(context: &SessionContext, attachment: u64, attached: &Attached, mind: u64) -> Vec<u8> {
+fn linger(context: &SessionContext, attachment: u64, attached: &Attached, mind: &KnownMind) -> Vec<u8> {
     let (perspective, identity) = (attached.key.perspective.as_str(), &*attached.identity);
     let mut frame = Vec::new();
-    let (peer, value) = (context.entry.peer(), attached.value.as_deref().unwrap_or_default());
-    ToLibrary::Linger { attachment, perspective, identity, mind, peer, value }.write(&mut frame);
+    let (peer, (value, handles), mind) = (context.entry.peer(), mind.parts(), mind.object);
+    ToLibrary::Linger { attachment, perspective, identity, mind, peer, value, handles }.write(&mut frame);
     frame
 }

@@ -22,6 +22,7 @@ mod from_services;
 mod lifetimes;
 mod limits;
 pub(crate) mod login;
+mod mind;
 mod numbers;
 mod outbox;
 mod references;

@@ -5,12 +5,8 @@
 
 use std::collections::HashMap;
 use std::marker::PhantomData;
-use std::sync::Arc;
 
 use crate::multiservice::SlotNo;
-
-/// A mind that is no object but a value, in Jelly: kept for as long as what it came with.
-pub(crate) type MindValue = Arc<[u8]>;
 
 /// How many bits of a number count.
 const SERIAL: u32 = 30;

@@ -18,8 +18,8 @@ const KEPT: usize = 64 << 10;
 enum Record {
     /// A call, with the client's objects in it.
     Call(CallNo, Box<[u64]>),
-    /// An attachment, with the client's object in it, or 0.
-    Attach(AttachmentNo, u64),
+    /// An attachment, with the client's objects in it.
+    Attach(AttachmentNo, Box<[u64]>),
     /// What ends something: it is handed over whatever else is.
     End,
 }
@@ -39,8 +39,8 @@ struct Frames {
 pub(crate) enum Bounced {
     /// A call, and the client's objects in it.
     Call(CallNo, Box<[u64]>),
-    /// An attachment, and the client's object in it, or 0.
-    Attach(AttachmentNo, u64),
+    /// An attachment, and the client's objects in it.
+    Attach(AttachmentNo, Box<[u64]>),
     /// The client's objects in an answer to a generation that is not there any more.
     Handles(Vec<u64>),
 }
@@ -112,18 +112,18 @@ impl Outbox {
         to.calls += 1;
     }
 
-    /// An attachment; `again` tells a generation that takes over of it.
+    /// An attachment, with the client's objects in it; `again` tells a generation that takes over of it.
     pub(crate) fn attach(
         &mut self,
         backend: &Arc<dyn Backend>,
         (no, number): (AttachmentNo, u64),
-        mind: u64,
+        handles: Box<[u64]>,
         frame: &ToLibrary<'_>,
         again: Vec<u8>,
     ) {
         let to = self.to(backend);
         frame.write(&mut to.bytes);
-        to.records.push((Record::Attach(no, mind), to.bytes.len()));
+        to.records.push((Record::Attach(no, handles), to.bytes.len()));
         to.changes.push(AttachmentChange::Attached(number, again));
     }
 
@@ -219,7 +219,7 @@ impl Frames {
             start = end;
             match record {
                 Record::Call(no, handles) => bounced.push(Bounced::Call(no, handles)),
-                Record::Attach(no, mind) => bounced.push(Bounced::Attach(no, mind)),
+                Record::Attach(no, handles) => bounced.push(Bounced::Attach(no, handles)),
                 Record::End => ends.extend_from_slice(&self.bytes[frame]),
             }
         }

@@ -205,6 +205,16 @@ impl References {
         no
     }
 
+    /// These objects of the client's were sent for an avatar, which keeps them, and not for the service that has them, too.
+    pub(crate) fn retain_instead(&mut self, connection: u32, handles: &[u64]) {
+        for no in handles.iter().filter_map(|handle| HandleNo::of(*handle, connection)) {
+            if let Some(held) = self.held.get_mut(no) {
+                held.count -= 1;
+                held.retained += 1;
+            }
+        }
+    }
+
     /// The number by which a service knows a cached object of the client's, which was sent once more.
     fn hold_copy(&mut self, route: &Route<'_>, luid: u64, state: usize) -> HandleNo {
         let slot = route.slot;

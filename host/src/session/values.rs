@@ -62,6 +62,19 @@ impl Values {
         Ok(self.scanners.as_ref().map_or(&[], |scanners| scanners.value.last().references))
     }
 
+    /// The references in a mind that was kept since the client sent it.
+    ///
+    /// # Errors
+    /// When it is no whole value.
+    pub(super) fn mind(&mut self, value: &[u8]) -> Result<&[Reference], Failure> {
+        let scanners = self.scanners.get_or_insert_with(|| Scanners::new(self.limits, self.old));
+        if let Err(why) = whole(scanners.value.scan(value), value.len()) {
+            self.scanners = None;
+            return Err(Failure::new("TypeError", format!("argument mind: {why}")));
+        }
+        Ok(self.scanners.as_ref().map_or(&[], |scanners| scanners.value.last().references))
+    }
+
     /// Looks at the arguments of a call.
     ///
     /// # Errors

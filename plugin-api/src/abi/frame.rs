@@ -151,8 +151,10 @@ frames! {
             /// Whether it was attached to the generation before this one, and does not know of the change. A refusal
             /// then ends the attachment.
             again: flag,
-            /// The client's mind, in Jelly, where it is no object but a value; empty: it is not.
+            /// The client's mind, in Jelly, where it is not one object; empty: it is.
             value: later,
+            /// The client's objects in that, once for each time; each is counted for the service.
+            handles: later,
         }
         /// The attachment has ended, and everything that came by it: no call comes by it any more.
         4 Detach {
@@ -305,6 +307,8 @@ frames! {
             peer: text,
             /// The client's mind, as in `Attach`.
             value: later,
+            /// The client's objects in it, as in `Attach`.
+            handles: later,
         }
         /// What the attachment came by was taken away. Calls by it that have not begun do not begin any more, also those
         /// that come behind this frame; a `Detach` follows them. An older library passes over this, and serves them.

@@ -349,8 +349,8 @@ impl<S: Service> Runtime<S> {
             ToLibrary::NotLoaded { request, message } => {
                 core.answered(request, Err(Fault::new("RuntimeError", message)));
             }
-            ToLibrary::Attach { attachment, perspective, identity, mind, peer, again, value } => {
-                let mind = Mind::received(core, attachment, mind, value);
+            ToLibrary::Attach { attachment, perspective, identity, mind, peer, again, value, handles } => {
+                let mind = Mind::received(core, attachment, mind, (value, handles));
                 let reason = if again { Reason::Reload } else { Reason::Login };
                 let attachment = Attachment::new(attachment, perspective, identity, peer, mind, reason);
                 self.attach(attachment);
@@ -361,8 +361,8 @@ impl<S: Service> Runtime<S> {
             }
             ToLibrary::Revoke { attachment } => self.revoke(attachment),
             ToLibrary::LetGo { attachment } => self.detach(attachment, Leaving::LetsGo),
-            ToLibrary::Linger { attachment, perspective, identity, mind, peer, value } => {
-                let mind = Mind::received(core, attachment, mind, value);
+            ToLibrary::Linger { attachment, perspective, identity, mind, peer, value, handles } => {
+                let mind = Mind::received(core, attachment, mind, (value, handles));
                 core.connected(attachment);
                 let known = Attachment::new(attachment, perspective, identity, peer, mind, Reason::Reload);
                 self.attachments.borrow_mut().insert(attachment, Attaching::LetGo(known));

@@ -80,8 +80,11 @@ impl Owed {
                 self.answered();
                 self.holds(handles);
             }
-            ToLibrary::Attach { mind, .. } | ToLibrary::Linger { mind, .. } if mind != 0 => {
-                *self.handles.entry(mind).or_default() += 1;
+            ToLibrary::Attach { mind, handles, .. } | ToLibrary::Linger { mind, handles, .. } => {
+                if mind != 0 {
+                    self.holds(&mind.to_le_bytes());
+                }
+                self.holds(handles);
             }
             ToLibrary::Stream { stream, descriptor, .. } => {
                 let mut told = Vec::new();

@@ -66,7 +66,7 @@ async fn calls_of_who_leaves_while_the_service_stops_begin_first() {
         let lane = Lane::unbounded(1);
         let (attachment, mut frame) = (1 << 32 | 1, Vec::new());
         let (perspective, identity, peer) = ("alice", "alice", "a test");
-        ToLibrary::Attach { attachment, perspective, identity, mind: 0, peer, again: false, value: &[] }
+        ToLibrary::Attach { attachment, perspective, identity, mind: 0, peer, again: false, value: &[], handles: &[] }
             .write(&mut frame);
         let mut known = vec![AttachmentChange::Attached(attachment, frame.clone())];
         slot.submit(&lane, &frame, &mut known).unwrap();

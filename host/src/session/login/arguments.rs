@@ -1,9 +1,11 @@
 //! The arguments of a call of log-in's: small, and few.
 
-use jelly::{Node, RefKind, Value, ValueRef};
+use std::sync::Arc;
+
+use jelly::{Limits, Node, RefKind, Scanner, Shape, Value, ValueRef};
 use pb::{Call, Failure};
 
-use super::super::numbers::MindValue;
+use super::super::mind::{Mind, MindValue};
 use super::super::values::defective;
 
 /// Positional and named, by the names of Twisted's parameters.
@@ -15,7 +17,7 @@ pub(super) struct Arguments {
 /// The longest arguments of log-in's own calls, in bytes: they are read into a tree, where other clients wait.
 const MOST: usize = 256 << 10;
 
-/// The largest mind that is no object, in bytes: it is kept for as long as its attachment.
+/// The largest mind that is not one object, in bytes: it is kept for as long as its attachment.
 const LARGEST_MIND: usize = 16 << 10;
 
 impl Arguments {
@@ -56,43 +58,27 @@ impl Arguments {
     }
 
     /// A client's own object, or any value, or nothing.
-    pub(super) fn mind(&self, index: usize, name: &str) -> Result<Given, Failure> {
+    pub(super) fn mind(&self, index: usize, name: &str) -> Result<Mind, Failure> {
         let wrong = |what: String| Err(Failure::new("TypeError", format!("argument {name}: {what}")));
-        let Some(value) = self.at(index, name) else { return Ok(Given::default()) };
+        let Some(value) = self.at(index, name) else { return Ok(Mind::Nothing) };
         match value.node() {
-            Node::None => Ok(Given::default()),
-            Node::Reference(RefKind::Remote, Some(luid)) => Ok(Given { luid: Some(luid), value: None }),
-            _ if refers(value, &mut LARGEST_MIND.clone()) => {
-                wrong(format!("a mind is one reference, or a value of at most {LARGEST_MIND} bytes without any"))
-            }
-            _ => {
-                let bytes = value.to_value().encode();
-                if bytes.len() > LARGEST_MIND {
-                    return wrong(format!(
-                        "{} bytes; a mind that is no reference has {LARGEST_MIND} at most",
-                        bytes.len()
-                    ));
-                }
-                Ok(Given { luid: None, value: Some(bytes.into()) })
-            }
+            Node::None => return Ok(Mind::Nothing),
+            Node::Reference(RefKind::Remote, Some(luid)) => return Ok(Mind::Object(luid)),
+            _ => {}
         }
+        let jelly = value.to_value().encode();
+        if jelly.len() > LARGEST_MIND {
+            return wrong(format!("{} bytes; a mind that is not one object has {LARGEST_MIND} at most", jelly.len()));
+        }
+        let mut scanner = Scanner::new(Shape::Value, Limits::default());
+        let references = match scanner.scan(&jelly) {
+            Ok(Some(scanned)) if scanned.defect.is_none() => scanned.references,
+            _ => return wrong("it cannot be kept".to_owned()),
+        };
+        if references.iter().any(|of| matches!(of.kind, RefKind::Cache | RefKind::Cached)) {
+            return wrong("a mind has no cached object of the client's in it: send that with a call".to_owned());
+        }
+        let objects = references.iter().filter(|of| of.kind == RefKind::Remote).filter_map(|of| of.luid).collect();
+        Ok(Mind::Value(Arc::new(MindValue { objects, jelly: jelly.into() })))
     }
-}
-
-/// A mind as it came.
-#[derive(Debug, Default, Clone)]
-pub(super) struct Given {
-    /// The client's number of its object.
-    pub(super) luid: Option<u64>,
-    /// What it gave that is no object.
-    pub(super) value: Option<MindValue>,
-}
-
-/// Whether a reference is in a value, or a value that is no client's to send; or it has more parts than `left`.
-fn refers(value: ValueRef<'_>, left: &mut usize) -> bool {
-    *left = left.saturating_sub(1);
-    *left == 0
-        || matches!(value.node(), Node::Reference(..) | Node::Refused(_))
-        || value.items().any(|item| refers(item, left))
-        || value.pairs().any(|(key, value)| refers(key, left) || refers(value, left))
 }

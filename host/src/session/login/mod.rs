@@ -33,13 +33,14 @@ use pb::{Call, Failure, Tables};
 use unicode_normalization::UnicodeNormalization;
 use zeroize::Zeroizing;
 
-use self::arguments::{Arguments, Given};
+use self::arguments::Arguments;
 use self::pending::{Asked, Changed, Pending, Then};
 pub(crate) use self::words::{
-    Attach, Found, Mind, Now, Outcome, Policy, Proof, ProvenBefore, Question, QuestionNo, Refused, Step,
+    Attach, Found, Now, Outcome, Policy, Proof, ProvenBefore, Question, QuestionNo, Refused, Step,
 };
 use super::attachments::{Era, Scope};
-use super::numbers::{LoginKind, LoginNo, MindValue, Object, Table};
+use super::mind::{GivenMind, Mind};
+use super::numbers::{LoginKind, LoginNo, Object, Table};
 use super::references::{insecure, reference, revoked};
 use crate::cred::ListenerRules;
 use crate::cred::login::{Challenge, KeyChallenge, Wanted};
@@ -60,7 +61,7 @@ enum LoginObject {
     /// Waits for a signature. It may be answered more than once.
     Signer(Box<Signer>),
     /// An identity that has logged in, by name: its keys are looked at anew for each attach.
-    Avatar { name: String, era: Era, mind: Option<u64>, value: Option<MindValue>, credential: u64 },
+    Avatar { name: String, era: Era, mind: Mind, credential: u64 },
 }
 
 /// Boxed: what stays is the avatar, which is smaller.
@@ -73,7 +74,7 @@ struct Challenger {
 struct Signer {
     challenge: KeyChallenge,
     wanted: Wanted,
-    mind: Given,
+    mind: Mind,
 }
 
 /// A refusal that leaves when its time has come.
@@ -172,7 +173,7 @@ impl Login {
         let step = read.and_then(|arguments| self.method(tables, object, call, &arguments, now, &mut outcome));
         outcome.step = step.unwrap_or_else(Step::Fail);
         if matches!(outcome.step, Step::Fail(_)) {
-            outcome.kept = None;
+            outcome.kept = Mind::Nothing;
         }
         outcome
     }
@@ -237,9 +238,9 @@ impl Login {
             (Some(LoginObject::Challenger(challenger)), "respond") => {
                 let Challenger { challenge, era, wanted } = &**challenger;
                 let (challenge, era, wanted) = (challenge.clone(), *era, wanted.clone());
-                let mind = if era == Era::New { arguments.mind(1, "mind")? } else { Given::default() };
+                let mind = if era == Era::New { arguments.mind(1, "mind")? } else { Mind::Nothing };
                 let proof = Proof::Stock(challenge, arguments.bytes(0, "response")?);
-                outcome.kept = mind.luid;
+                outcome.kept = mind.clone();
                 Ok(self.prove(Asked::new(call, era, wanted, mind, now), proof))
             }
             (Some(LoginObject::Signer(signer)), "respond") => {
@@ -250,23 +251,23 @@ impl Login {
                 let mind = std::mem::take(mind);
                 Ok(self.prove(Asked::new(call, Era::New, wanted, mind, now), proof))
             }
-            (Some(LoginObject::Avatar { name, era, mind, value, credential }), "attach") => {
-                let (name, era, kept, credential) = (name.clone(), *era, *mind, *credential);
-                let own = value.clone();
+            (Some(LoginObject::Avatar { name, era, mind, credential }), "attach") => {
+                let (name, era, kept, credential) = (name.clone(), *era, mind.clone(), *credential);
                 let service = arguments.text(0, "service")?;
                 let perspective = match era {
                     Era::Old => Some(arguments.text(1, "perspective")?),
                     Era::New => arguments.optional_text(1, "perspective")?,
                 };
-                let Given { luid: sent, value } = arguments.mind(2, "mind")?;
-                outcome.kept = sent;
+                let sent = arguments.mind(2, "mind")?;
+                outcome.kept = sent.clone();
                 // What comes now, or else what came with the login.
-                let kept = kept.filter(|_| sent.is_none() && value.is_none());
-                let value = value.or_else(|| own.filter(|_| sent.is_none()));
-                let mind = sent.map(Mind::Sent).or(kept.map(Mind::Kept));
-                outcome.borrows = kept;
+                let mind = match sent {
+                    Mind::Nothing => GivenMind { mind: kept, kept: true },
+                    sent => GivenMind::sent(sent),
+                };
+                outcome.borrows = mind.kept_objects();
                 let question = Question::Identity(name.clone());
-                let then = Then::Attach { name, credential, era, service, perspective, mind, value };
+                let then = Then::Attach { name, credential, era, service, perspective, mind };
                 Ok(self.ask(call.request, call.answer, then, question))
             }
             (Some(LoginObject::Avatar { name, era: Era::New, .. }), "identity") => {
@@ -384,10 +385,10 @@ impl Login {
         let password = Zeroizing::new(arguments.text(1, "password")?);
         let mind = arguments.mind(2, "mind")?;
         if self.pending.iter().filter(|(_, pending)| pending.checks).count() >= CHECKS {
-            let asked = Asked::new(call, Era::New, wanted, Given::default(), now);
+            let asked = Asked::new(call, Era::New, wanted, Mind::Nothing, now);
             return Ok(self.delay(&asked, Some(not_checked(Refusal::Busy))));
         }
-        outcome.kept = mind.luid;
+        outcome.kept = mind.clone();
         let proof = Proof::Password(wanted.identity.clone(), Password::new(&password));
         Ok(self.prove(Asked::new(call, Era::New, wanted, mind, now), proof))
     }
@@ -411,7 +412,7 @@ impl Login {
         let mind = arguments.mind(2, "mind")?;
         let challenge = KeyChallenge::new(&wanted.identity, key, &self.randomness.draw());
         let bytes = challenge.bytes().to_vec();
-        outcome.kept = mind.luid;
+        outcome.kept = mind.clone();
         let luid = self.export(tables, LoginObject::Signer(Box::new(Signer { challenge, wanted, mind })))?;
         Ok(Step::Answer(with_reference(&bytes, luid)))
     }
@@ -429,7 +430,7 @@ impl Login {
         let token = Token::received(&Zeroizing::new(arguments.text(0, "token")?));
         let wanted = Wanted { identity: String::new(), perspective: None };
         let mind = arguments.mind(1, "mind")?;
-        outcome.kept = mind.luid;
+        outcome.kept = mind.clone();
         Ok(self.prove(Asked::new(call, Era::New, wanted, mind, now), Proof::Token(token)))
     }
 
@@ -443,7 +444,7 @@ impl Login {
         outcome: &mut Outcome,
     ) -> Result<Step, Failure> {
         let mind = arguments.mind(0, "mind")?;
-        outcome.kept = mind.luid;
+        outcome.kept = mind.clone();
         let name = proven.identity.to_string();
         let wanted = Wanted { identity: name.clone(), perspective: None };
         let asked = Asked::new(call, Era::New, wanted, mind, now);
@@ -455,10 +456,10 @@ impl Login {
         let Some(key) = self.rules.anonymous.clone() else {
             return Err(unhandled("nobody may log in here without a name"));
         };
-        let Given { luid, value } = arguments.mind(0, "mind")?;
-        outcome.kept = luid;
-        let (mind, identity) = (luid.map(Mind::Sent), "".into());
-        Ok(Step::Attach(Attach { identity, credential: 0, key, era: Era::New, mind, value }))
+        let mind = arguments.mind(0, "mind")?;
+        outcome.kept = mind.clone();
+        let (mind, identity) = (GivenMind::sent(mind), "".into());
+        Ok(Step::Attach(Attach { identity, credential: 0, key, era: Era::New, mind }))
     }
 
     fn export(&mut self, tables: &mut Tables<Object>, object: LoginObject) -> Result<u64, Failure> {
@@ -470,16 +471,16 @@ impl Login {
     }
 
     /// The client has given an object of log-in's back; the mind that nobody has then.
-    pub(crate) fn dropped(&mut self, no: LoginNo) -> Option<Mind> {
-        match *self.objects.remove(no)? {
-            LoginObject::Challenger(_) => None,
-            LoginObject::Signer(signer) => signer.mind.luid.map(Mind::Sent),
-            LoginObject::Avatar { mind, .. } => mind.map(Mind::Kept),
+    pub(crate) fn dropped(&mut self, no: LoginNo) -> GivenMind {
+        match self.objects.remove(no).map(|object| *object) {
+            Some(LoginObject::Signer(signer)) => GivenMind::sent(signer.mind),
+            Some(LoginObject::Avatar { mind, .. }) => GivenMind { mind, kept: true },
+            Some(LoginObject::Challenger(_)) | None => GivenMind::default(),
         }
     }
 
     /// Logins end; the minds that their avatars kept.
-    pub(crate) fn end(&mut self, scope: &Scope<'_>) -> Vec<u64> {
+    pub(crate) fn end(&mut self, scope: &Scope<'_>) -> Vec<Mind> {
         let ends = |object: &LoginObject| match object {
             LoginObject::Avatar { name, credential, .. } => scope.covers_login(name, *credential),
             LoginObject::Challenger(_) | LoginObject::Signer(_) => matches!(scope, Scope::Connection),
@@ -554,9 +555,9 @@ impl Login {
 }
 
 impl LoginObject {
-    fn kept_mind(&self) -> Option<u64> {
+    fn kept_mind(self) -> Option<Mind> {
         match self {
-            Self::Avatar { mind, .. } => *mind,
+            Self::Avatar { mind, .. } => Some(mind),
             Self::Challenger(_) | Self::Signer(_) => None,
         }
     }

@@ -5,9 +5,8 @@ use std::time::Instant;
 use pb::Call;
 
 use super::super::attachments::Era;
-use super::super::numbers::MindValue;
-use super::arguments::Given;
-use super::words::{Mind, Now};
+use super::super::mind::{GivenMind, Mind};
+use super::words::Now;
 use crate::cred::login::Wanted;
 
 /// What a login asked for: how it goes on once it is proven.
@@ -16,8 +15,7 @@ pub(super) struct Asked {
     pub(super) answer: bool,
     pub(super) era: Era,
     pub(super) wanted: Wanted,
-    pub(super) mind: Option<u64>,
-    pub(super) value: Option<MindValue>,
+    pub(super) mind: Mind,
     pub(super) came: Instant,
 }
 
@@ -47,29 +45,10 @@ pub(super) enum Changed {
 /// How a call goes on when its question is answered.
 pub(super) enum Then {
     Prove(Asked),
-    LogIn {
-        asked: Asked,
-        name: String,
-        credential: u64,
-    },
-    Attach {
-        name: String,
-        credential: u64,
-        era: Era,
-        service: String,
-        perspective: Option<String>,
-        mind: Option<Mind>,
-        value: Option<MindValue>,
-    },
-    Keys {
-        name: String,
-        credential: u64,
-    },
-    Describe {
-        name: String,
-        credential: u64,
-        service: String,
-    },
+    LogIn { asked: Asked, name: String, credential: u64 },
+    Attach { name: String, credential: u64, era: Era, service: String, perspective: Option<String>, mind: GivenMind },
+    Keys { name: String, credential: u64 },
+    Describe { name: String, credential: u64, service: String },
 }
 
 impl Then {
@@ -96,26 +75,25 @@ impl Then {
     }
 
     /// The mind that an avatar keeps, and it needs.
-    pub(super) fn borrowed(&self) -> Option<u64> {
+    pub(super) fn borrowed(&self) -> Mind {
         match self {
-            Self::Attach { mind: Some(Mind::Kept(luid)), .. } => Some(*luid),
-            _ => None,
+            Self::Attach { mind, .. } => mind.kept_objects(),
+            _ => Mind::Nothing,
         }
     }
 
     /// The mind that was sent with it.
-    pub(super) fn mind(&self) -> Option<u64> {
+    pub(super) fn mind(&self) -> Mind {
         match self {
-            Self::Prove(asked) | Self::LogIn { asked, .. } => asked.mind,
-            Self::Attach { mind: Some(Mind::Sent(luid)), .. } => Some(*luid),
-            Self::Attach { .. } | Self::Keys { .. } | Self::Describe { .. } => None,
+            Self::Prove(asked) | Self::LogIn { asked, .. } => asked.mind.clone(),
+            Self::Attach { mind, .. } => mind.sent_objects(),
+            Self::Keys { .. } | Self::Describe { .. } => Mind::Nothing,
         }
     }
 }
 
 impl Asked {
-    pub(super) fn new(call: &Call<'_>, era: Era, wanted: Wanted, mind: Given, now: Now) -> Self {
-        let Given { luid: mind, value } = mind;
-        Self { request: call.request, answer: call.answer, era, wanted, mind, value, came: now.instant }
+    pub(super) fn new(call: &Call<'_>, era: Era, wanted: Wanted, mind: Mind, now: Now) -> Self {
+        Self { request: call.request, answer: call.answer, era, wanted, mind, came: now.instant }
     }
 }

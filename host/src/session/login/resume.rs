@@ -5,10 +5,11 @@ use std::sync::Arc;
 use pb::{Failure, Tables};
 
 use super::super::attachments::Era;
+use super::super::mind::{GivenMind, Mind};
 use super::super::numbers::Object;
 use super::super::references::{insecure, reference};
 use super::pending::{Asked, Changed, Pending, Then};
-use super::words::{Attach, Found, Mind, Now, Outcome, Question, QuestionNo, Refused, Step};
+use super::words::{Attach, Found, Now, Outcome, Question, QuestionNo, Refused, Step};
 use super::{Delayed, Login, LoginObject, broken, not_checked, unauthorized};
 use crate::cred::login::{NoKey, key};
 use crate::cred::{Identity, Key};
@@ -31,12 +32,12 @@ impl Login {
                 self.ask_once_proven(asked, (name, credential), removals)
             }
             (Then::Prove(asked), Found::Wrong) => {
-                outcome.given_back = asked.mind;
+                outcome.given_back = asked.mind.clone();
                 // In the old words, None is the refusal.
                 self.delay(&asked, (asked.era == Era::New).then(unauthorized))
             }
             (Then::Prove(asked), Found::NotChecked(refusal)) => {
-                outcome.given_back = asked.mind;
+                outcome.given_back = asked.mind.clone();
                 self.delay(&asked, Some(not_checked(refusal)))
             }
             // What it came by is gone: nobody is looked at who has its number now.
@@ -48,7 +49,7 @@ impl Login {
             }
             // It changed meanwhile: what was found may not hold any more.
             (then, Found::Identity(_)) if changed == Changed::Stale => {
-                outcome.returns = None;
+                outcome.returns = Mind::Nothing;
                 let question = Question::Identity(then.identity().to_owned());
                 self.ask(request, answer, then, question)
             }
@@ -109,14 +110,14 @@ impl Login {
         (name, credential): (String, u64),
         outcome: &mut Outcome,
     ) -> Step {
-        outcome.given_back = asked.mind;
+        outcome.given_back = asked.mind.clone();
         let Some(identity) = identity.filter(|identity| identity.has(credential)) else {
             let why = "it was disabled, or its credential taken away, at this moment";
             outcome.left = Some(name.clone());
             outcome.refused = Some(Refused { identity: name, asked: "login".to_owned(), why });
             return self.delay(&asked, Some(unauthorized()));
         };
-        let Asked { era, wanted, mind, value, .. } = asked;
+        let Asked { era, wanted, mind, .. } = asked;
         if let Some((service, perspective)) = &wanted.perspective {
             return match find_key(&identity, service, perspective.as_deref(), &mut outcome.refused) {
                 Err(failure) => {
@@ -125,17 +126,17 @@ impl Login {
                 }
                 Ok(key) => {
                     outcome.logged_in = true;
-                    outcome.given_back = None;
-                    let mind = mind.map(Mind::Sent);
-                    Step::Attach(Attach { identity: name.into(), credential, key, era, mind, value })
+                    outcome.given_back = Mind::Nothing;
+                    let mind = GivenMind::sent(mind);
+                    Step::Attach(Attach { identity: name.into(), credential, key, era, mind })
                 }
             };
         }
-        match self.export(tables, LoginObject::Avatar { name, era, mind, value, credential }) {
+        match self.export(tables, LoginObject::Avatar { name, era, mind: mind.clone(), credential }) {
             Err(failure) => Step::Fail(failure),
             Ok(luid) => {
                 outcome.logged_in = true;
-                outcome.given_back = None;
+                outcome.given_back = Mind::Nothing;
                 outcome.avatar_keeps = mind;
                 let mut value = Vec::new();
                 reference(&mut value, luid);
@@ -148,12 +149,12 @@ impl Login {
 /// An avatar's call of `attach` goes on.
 fn attach(then: Then, identity: Option<Arc<Identity>>, now: Now, outcome: &mut Outcome) -> Step {
     let sent = then.mind();
-    let Then::Attach { name, credential, era, service, perspective, mind, value } = then else { return Step::Wait };
+    let Then::Attach { name, credential, era, service, perspective, mind } = then else { return Step::Wait };
     // What came by a credential lasts as long as that does.
     let identity = identity.filter(|identity| identity.takes(credential, now.unix)).ok_or_else(unauthorized);
     let key = identity.and_then(|identity| find_key(&identity, &service, perspective.as_deref(), &mut outcome.refused));
     match key {
-        Ok(key) => Step::Attach(Attach { identity: name.into(), credential, key, era, mind, value }),
+        Ok(key) => Step::Attach(Attach { identity: name.into(), credential, key, era, mind }),
         Err(failure) => {
             outcome.given_back = sent;
             Step::Fail(failure)

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use pb::Failure;
 
 use super::super::attachments::Era;
-use super::super::numbers::MindValue;
+use super::super::mind::{GivenMind, Mind};
 use crate::cred::login::{Challenge, KeyChallenge};
 use crate::cred::{Identity, Key, Password, PublicKey, Refusal, Token};
 
@@ -98,15 +98,6 @@ pub(crate) enum Found {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct QuestionNo(pub(super) u64);
 
-/// A client's object that it gave to be called back.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Mind {
-    /// It was sent with this login or attachment.
-    Sent(u64),
-    /// An avatar keeps it for whatever is attached by it.
-    Kept(u64),
-}
-
 /// What a client is to be attached to.
 #[derive(Debug)]
 pub(crate) struct Attach {
@@ -118,10 +109,8 @@ pub(crate) struct Attach {
     pub(crate) key: Key,
     /// How long it lasts.
     pub(crate) era: Era,
-    /// The object to call back.
-    pub(crate) mind: Option<Mind>,
-    /// What it gave that is no object.
-    pub(crate) value: Option<MindValue>,
+    /// What it gave.
+    pub(crate) mind: GivenMind,
 }
 
 /// What a call of log-in's comes to.
@@ -155,15 +144,15 @@ pub(crate) struct Outcome {
     /// Somebody has logged in.
     pub(crate) logged_in: bool,
     /// A mind that log-in keeps now; others that came with the call are given back.
-    pub(crate) kept: Option<u64>,
+    pub(crate) kept: Mind,
     /// A mind that nobody has any more.
-    pub(crate) given_back: Option<u64>,
+    pub(crate) given_back: Mind,
     /// A mind that an avatar keeps from now on.
-    pub(crate) avatar_keeps: Option<u64>,
+    pub(crate) avatar_keeps: Mind,
     /// A kept mind that this call needs until its question is answered, whatever becomes of the avatar meanwhile.
-    pub(crate) borrows: Option<u64>,
+    pub(crate) borrows: Mind,
     /// One that it needed, and needs no more.
-    pub(crate) returns: Option<u64>,
+    pub(crate) returns: Mind,
     /// For the trail.
     pub(crate) refused: Option<Refused>,
     /// Who had proven themselves, and is not let in after all.
@@ -183,7 +172,9 @@ pub(crate) struct Refused {
 
 impl Outcome {
     pub(super) fn of(request: u64, answer: bool, step: Step) -> Self {
-        let (kept, given_back, avatar_keeps, borrows, returns) = (None, None, None, None, None);
+        let nothing = || Mind::Nothing;
+        let (kept, given_back, avatar_keeps, borrows, returns) =
+            (nothing(), nothing(), nothing(), nothing(), nothing());
         let (logged_in, refused, left) = (false, None, None);
         Self { request, answer, step, logged_in, kept, given_back, avatar_keeps, borrows, returns, refused, left }
     }

@@ -112,7 +112,7 @@ impl Scene {
         let request = pair.begin_attach(alice, "board", "alice", Some('m'));
         pair.turn();
         let told = pair.told("board");
-        let Some(Told::Attach { attachment, mind }) = told.last().cloned() else { panic!("{told:?}") };
+        let Some(Told::Attach { attachment, mind, .. }) = told.last().cloned() else { panic!("{told:?}") };
         pair.says("board", &ToHost::Attached { attachment });
         let perspective = luid(&pair.answer(request));
         let mut scene = Self { pair, attachment, perspective, mind, luid: 0, request: 0, call: 0 };
@@ -365,7 +365,9 @@ fn a_mind_given_twice_is_booked_under_the_attachment_that_it_is_called_by() {
         for perspective in ["alice", "shared"] {
             let request = pair.begin_attach(avatar, "board", perspective, Some('m'));
             pair.turn();
-            let Some(Told::Attach { attachment, mind: handle }) = pair.told("board").last().cloned() else { panic!() };
+            let Some(Told::Attach { attachment, mind: handle, .. }) = pair.told("board").last().cloned() else {
+                panic!()
+            };
             pair.says("board", &ToHost::Attached { attachment });
             pair.answer(request);
             assert!(mind == 0 || mind == handle, "one object is one handle");

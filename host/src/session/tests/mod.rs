@@ -2,6 +2,7 @@
 
 mod fates;
 mod logins;
+mod minds;
 mod model;
 mod pair;
 mod references;

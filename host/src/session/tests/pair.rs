@@ -26,7 +26,7 @@ const EMPTY_DICTIONARY: &[u8] = &[1, 0x80, 5, 0x87];
 /// What a service was told.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Told {
-    Attach { attachment: u64, mind: u64 },
+    Attach { attachment: u64, mind: u64, value: Vec<u8>, handles: Vec<u64> },
     Detach(u64),
     Revoke(u64),
     LetGo(u64),
@@ -86,7 +86,10 @@ impl Service {
     fn hear(&self, mut frames: &[u8]) {
         while let Some(frame) = ToLibrary::read(&mut frames) {
             let told = match frame {
-                ToLibrary::Attach { attachment, mind, .. } => Told::Attach { attachment, mind },
+                ToLibrary::Attach { attachment, mind, value, handles, .. } => {
+                    let (value, handles) = (value.to_vec(), frame::numbers(handles).collect());
+                    Told::Attach { attachment, mind, value, handles }
+                }
                 ToLibrary::Detach { attachment } => Told::Detach(attachment),
                 ToLibrary::LetGo { attachment } => Told::LetGo(attachment),
                 ToLibrary::Call { call, method: "", .. } => {
@@ -216,6 +219,16 @@ pub(super) fn references(tag: &[u8], luids: &[u64]) -> Vec<u8> {
     for luid in luids {
         one(&mut out, tag, *luid);
     }
+    out
+}
+
+/// These texts and a mind, as arguments.
+pub(super) fn with_mind(texts: &[&str], mind: Option<&[u8]>) -> Vec<u8> {
+    let mut out = Vec::new();
+    token::list(&mut out, 1 + texts.len() + usize::from(mind.is_some()));
+    token::bytes(&mut out, b"tuple");
+    texts.iter().for_each(|text| token::bytes(&mut out, text.as_bytes()));
+    out.extend_from_slice(mind.unwrap_or_default());
     out
 }
 
@@ -480,16 +493,13 @@ impl Pair {
 
     /// Begins to log in.
     pub(super) fn log_in(&mut self, name: &str, mind: Option<char>) -> u64 {
-        let mut arguments = Vec::new();
-        token::list(&mut arguments, 3 + usize::from(mind.is_some()));
-        token::bytes(&mut arguments, b"tuple");
-        token::bytes(&mut arguments, name.as_bytes());
-        token::bytes(&mut arguments, b"a password");
-        if let Some(mind) = mind {
-            let luid = self.own(mind);
-            one(&mut arguments, b"remote", luid);
-        }
-        self.call(Target::Name("root"), "loginPassword", &arguments)
+        let mind = mind.map(|mind| remote(self.own(mind)));
+        self.log_in_with(name, mind.as_deref())
+    }
+
+    /// The same, with a mind in Jelly.
+    pub(super) fn log_in_with(&mut self, name: &str, mind: Option<&[u8]>) -> u64 {
+        self.call(Target::Name("root"), "loginPassword", &with_mind(&[name, "a password"], mind))
     }
 
     /// Attaches by an avatar; the attachment's number and the perspective's luid.
@@ -500,16 +510,19 @@ impl Pair {
     }
 
     pub(super) fn begin_attach(&mut self, avatar: u64, service: &str, perspective: &str, mind: Option<char>) -> u64 {
-        let mut arguments = Vec::new();
-        token::list(&mut arguments, 3 + usize::from(mind.is_some()));
-        token::bytes(&mut arguments, b"tuple");
-        token::bytes(&mut arguments, service.as_bytes());
-        token::bytes(&mut arguments, perspective.as_bytes());
-        if let Some(mind) = mind {
-            let luid = self.own(mind);
-            one(&mut arguments, b"remote", luid);
-        }
-        self.call(Target::Luid(avatar), "attach", &arguments)
+        let mind = mind.map(|mind| remote(self.own(mind)));
+        self.begin_attach_with(avatar, service, perspective, mind.as_deref())
+    }
+
+    /// The same, with a mind in Jelly.
+    pub(super) fn begin_attach_with(
+        &mut self,
+        avatar: u64,
+        service: &str,
+        perspective: &str,
+        mind: Option<&[u8]>,
+    ) -> u64 {
+        self.call(Target::Luid(avatar), "attach", &with_mind(&[service, perspective], mind))
     }
 
     /// The service takes the attachment that it was asked for last.

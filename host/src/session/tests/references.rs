@@ -21,7 +21,7 @@ fn let_go_with_mind() -> (Pair, u64, u64) {
     let avatar = pair.login("alice", None);
     let request = pair.begin_attach(avatar, "board", "alice", Some('m'));
     pair.turn();
-    let Some(Told::Attach { attachment, mind }) = pair.told("board").last().cloned() else { panic!() };
+    let Some(Told::Attach { attachment, mind, .. }) = pair.told("board").last().cloned() else { panic!() };
     pair.says("board", &ToHost::Attached { attachment });
     let perspective = luid(&pair.answer(request));
     pair.client.output.release(perspective, 1);
@@ -488,7 +488,7 @@ fn what_avatars_keep_is_given_back_when_nobody_has_it() {
     let avatar = pair.login("alice", Some('m'));
     let request = pair.begin_attach(avatar, "board", "alice", None);
     pair.turn();
-    let Some(Told::Attach { attachment, mind }) = pair.told("board").last().cloned() else { panic!() };
+    let Some(Told::Attach { attachment, mind, .. }) = pair.told("board").last().cloned() else { panic!() };
     assert_ne!(mind, 0, "an avatar lends its mind to what is attached by it");
     pair.says("board", &ToHost::Attached { attachment });
     let perspective = luid(&pair.answer(request));
@@ -659,7 +659,7 @@ fn an_avatars_mind_is_there_for_the_attachment_that_was_asked_for_before_it_went
     let request = pair.begin_attach(avatar, "board", "alice", None);
     pair.client.output.release(avatar, 1);
     pair.turn();
-    let Some(Told::Attach { attachment, mind }) = pair.told("board").last().cloned() else { panic!() };
+    let Some(Told::Attach { attachment, mind, .. }) = pair.told("board").last().cloned() else { panic!() };
     assert_ne!(mind, 0);
     assert!(!pair.heard.contains(&Heard::Dropped('m')), "the service has it");
     pair.says("board", &ToHost::Attached { attachment });

@@ -1,0 +1,83 @@
+//! What a client gives when it logs in or attaches: its mind.
+
+use std::sync::Arc;
+
+/// A mind: kept by log-in until there is an attachment to give it to, and by an avatar for as long as that lives.
+#[derive(Debug, Clone, Default)]
+pub(crate) enum Mind {
+    /// None.
+    #[default]
+    Nothing,
+    /// One object of the client's, by its number.
+    Object(u64),
+    /// Any other value. Shared: an avatar has it, and each call of `attach` that waits.
+    Value(Arc<MindValue>),
+}
+
+/// A mind that is not one object.
+#[derive(Debug)]
+pub(crate) struct MindValue {
+    /// In Jelly, as the client wrote it.
+    pub(crate) jelly: Box<[u8]>,
+    /// The client's objects in it, by its numbers, once for each time: the client counts each as sent.
+    pub(crate) objects: Box<[u64]>,
+}
+
+impl Mind {
+    /// The client's objects in it, by its numbers, once for each time.
+    pub(crate) fn objects(&self) -> &[u64] {
+        match self {
+            Self::Nothing => &[],
+            Self::Object(luid) => std::slice::from_ref(luid),
+            Self::Value(value) => &value.objects,
+        }
+    }
+}
+
+/// A mind, and who has sent it for whom.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct GivenMind {
+    /// The mind.
+    pub(crate) mind: Mind,
+    /// Whether an avatar keeps it, for whatever is attached by it; if not, it was sent for this attachment alone.
+    pub(crate) kept: bool,
+}
+
+impl GivenMind {
+    /// What was sent for this alone.
+    pub(crate) fn sent(mind: Mind) -> Self {
+        Self { mind, kept: false }
+    }
+
+    /// The client's objects that were sent for this alone: whoever does not take them gives them back.
+    pub(crate) fn sent_objects(&self) -> Mind {
+        if self.kept { Mind::Nothing } else { self.mind.clone() }
+    }
+
+    /// What an avatar keeps, and this needs.
+    pub(crate) fn kept_objects(&self) -> Mind {
+        if self.kept { self.mind.clone() } else { Mind::Nothing }
+    }
+}
+
+/// A mind as a service knows it.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct KnownMind {
+    /// The client's object; 0: it is none, or none alone.
+    pub(crate) object: u64,
+    /// Any other value, in Jelly, with the service's numbers; and the client's objects in it, as a frame has them.
+    pub(crate) value: Option<Box<(Vec<u8>, Vec<u8>)>>,
+}
+
+impl KnownMind {
+    /// The value in Jelly, and the client's objects in it, as frames have them.
+    pub(crate) fn parts(&self) -> (&[u8], &[u8]) {
+        self.value.as_deref().map_or((&[], &[]), |(value, handles)| (value, handles))
+    }
+
+    /// How many bytes a value has, and its objects.
+    pub(crate) fn len(&self) -> usize {
+        let (value, handles) = self.parts();
+        value.len() + handles.len()
+    }
+}

@@ -1,0 +1,301 @@
+//! Minds: whatever a client gives when it logs in or attaches, however that ends, each of its objects is given back as often
+//! as it was sent.
+
+use jelly::{RefKind, Scanner, Shape, token};
+use pb::Target;
+use plugin_api::abi::frame::ToHost;
+
+use super::pair::{Heard, Pair, Told, cache, luid, remote, with_mind};
+use crate::cred::{Key, ListenerRules};
+
+/// What a client gives.
+const MINDS: [(&str, &[char]); 6] = [
+    ("one object", &['m']),
+    ("a text", &[]),
+    ("two objects", &['m', 'n']),
+    ("the same object twice", &['m', 'm']),
+    ("objects in a dictionary", &['m', 'n', 'o']),
+    ("an object and a number", &['m']),
+];
+
+/// How it gives it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Way {
+    /// With a login that leads to a perspective.
+    Login,
+    /// With a login that leads to an avatar, which keeps it.
+    Kept,
+    /// With `attach`.
+    Attach,
+    /// With a login of nobody's.
+    Anonymous,
+    /// With a key that is to be proven.
+    Key,
+}
+
+/// How it ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    /// The service refuses to attach.
+    Refused,
+    /// The service takes nothing.
+    Bounced,
+    /// There is no such key, or the proof was wrong.
+    NotLetIn,
+    /// The client lets go of everything, and the service of its objects.
+    LetGo,
+    /// The identity is removed.
+    Removed,
+    /// The service stops.
+    Stopped,
+    /// The service is replaced; the new code has it, the old one gives it back, and later the new one does.
+    Replaced,
+}
+
+const WAYS: [Way; 5] = [Way::Login, Way::Kept, Way::Attach, Way::Anonymous, Way::Key];
+const ENDS: [End; 7] =
+    [End::Refused, End::Bounced, End::NotLetIn, End::LetGo, End::Removed, End::Stopped, End::Replaced];
+
+/// A mind in Jelly; each of its objects counts as sent.
+fn mind(pair: &mut Pair, which: usize) -> Vec<u8> {
+    let mut objects: Vec<Vec<u8>> = MINDS[which].1.iter().map(|object| remote(pair.own(*object))).collect();
+    let mut out = Vec::new();
+    match which {
+        0 => return objects.remove(0),
+        1 => return jelly::to_vec("a text").unwrap(),
+        4 => {
+            token::list(&mut out, 3);
+            token::bytes(&mut out, b"dictionary");
+            for (key, objects) in [("a", &objects[..1]), ("b", &objects[1..])] {
+                token::list(&mut out, 2);
+                token::bytes(&mut out, key.as_bytes());
+                token::list(&mut out, 1 + objects.len());
+                token::bytes(&mut out, b"list");
+                objects.iter().for_each(|object| out.extend_from_slice(object));
+            }
+            return out;
+        }
+        5 => objects.push(jelly::to_vec(&7).unwrap()),
+        _ => {}
+    }
+    token::list(&mut out, 1 + objects.len());
+    token::bytes(&mut out, b"list");
+    objects.iter().for_each(|object| out.extend_from_slice(object));
+    out
+}
+
+/// Who gives it, and the call of theirs whose answer is the perspective.
+fn give(pair: &mut Pair, way: Way, end: End, which: usize) -> (Option<u64>, Option<u64>) {
+    let given = mind(pair, which);
+    let bad = end == End::NotLetIn;
+    match way {
+        Way::Login => {
+            let name = if bad { "mallory/board" } else { "alice/board" };
+            (None, Some(pair.log_in_with(name, Some(&given))))
+        }
+        Way::Kept => {
+            let request = pair.log_in_with(if bad { "mallory" } else { "alice" }, Some(&given));
+            pair.turn();
+            if bad {
+                return (None, Some(request));
+            }
+            let avatar = luid(&pair.answer(request));
+            (Some(avatar), Some(pair.begin_attach(avatar, "board", "alice", None)))
+        }
+        Way::Attach => {
+            let avatar = pair.login("alice", None);
+            let perspective = if bad { "nobody" } else { "alice" };
+            (Some(avatar), Some(pair.begin_attach_with(avatar, "board", perspective, Some(&given))))
+        }
+        Way::Anonymous => {
+            let arguments = with_mind(&[], Some(&given));
+            (None, Some(pair.call(Target::Name("root"), "loginAnonymous", &arguments)))
+        }
+        Way::Key => {
+            let key = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJdD7y3aLq454yWBdwLWbieU1ebz9/cu7/QEXn9OIeZJ";
+            let request = pair.call(Target::Name("root"), "loginKey", &with_mind(&["alice/board", key], Some(&given)));
+            pair.turn();
+            let answer = pair.answer(request);
+            let signer = luid(&answer.root().items().nth(1).unwrap().to_value());
+            if bad {
+                // It changes its mind.
+                pair.client.output.release(signer, 1);
+                return (None, None);
+            }
+            let request = pair.call(Target::Luid(signer), "respond", &with_mind(&["signed"], None));
+            (Some(signer), Some(request))
+        }
+    }
+}
+
+/// The numbers by which the service knows the client's objects.
+fn numbers(value: &[u8]) -> Vec<u64> {
+    let mut scanner = Scanner::new(Shape::Value, jelly::Limits::default());
+    let scanned = scanner.scan(value).unwrap().unwrap();
+    assert!(scanned.defect.is_none());
+    scanned.references.iter().filter(|of| of.kind == RefKind::Remote).map(|of| of.luid.unwrap()).collect()
+}
+
+fn release(pair: &mut Pair, generation: u64, handles: &[u64]) {
+    for handle in handles {
+        pair.says_as(generation, "board", &ToHost::Release { handle: *handle, count: 1 });
+    }
+    pair.turn();
+}
+
+fn end(pair: &mut Pair, way: Way, end: End, which: usize) {
+    // One more of each is the client's own business: what is given back too often would end that.
+    let all: std::collections::BTreeSet<char> = MINDS[which].1.iter().copied().collect();
+    all.iter().for_each(|object| drop(pair.own(*object)));
+    pair.service("board").refuse((end == End::Bounced).then_some("it takes nothing"));
+    let (holder, request) = give(pair, way, end, which);
+    pair.turn();
+    pair.now.instant += std::time::Duration::from_secs(1);
+    pair.turn();
+    let told = pair.told("board");
+    let asked = told.iter().find_map(|told| match told {
+        Told::Attach { attachment, mind, value, handles } => Some((*attachment, *mind, value.clone(), handles.clone())),
+        _ => None,
+    });
+    let Some((attachment, mind, value, handles)) = asked else {
+        assert!(matches!(end, End::Bounced | End::NotLetIn), "{told:?} {:?}", pair.heard);
+        if let Some(holder) = holder.filter(|_| end != End::NotLetIn || way == Way::Attach) {
+            pair.client.output.release(holder, 1);
+        }
+        request.map(|request| pair.error(request));
+        return pair.turn();
+    };
+    let given = if mind == 0 { handles } else { vec![mind] };
+    assert_eq!(given.len(), MINDS[which].1.len());
+    if mind == 0 {
+        assert_eq!(given, numbers(&value), "what is in the value is what is counted");
+    }
+    if end == End::Refused {
+        let frame = ToHost::Failed { call: attachment, class: "X", message: "", fault: false, detail: &[] };
+        pair.says("board", &frame);
+        assert_eq!(pair.error(request.unwrap()), "X");
+        release(pair, 1, &given);
+    } else {
+        pair.says("board", &ToHost::Attached { attachment });
+        let perspective = luid(&pair.answer(request.unwrap()));
+        // Each of them is there.
+        for (at, handle) in given.iter().enumerate() {
+            let (arguments, keywords) = (
+                jelly::to_vec(&(1,)).unwrap(),
+                jelly::to_vec(&std::collections::BTreeMap::<String, u8>::new()).unwrap(),
+            );
+            let call = ToHost::Call {
+                call: 1 + at as u64,
+                handle: *handle,
+                answer: false,
+                method: "m",
+                arguments: &arguments,
+                keywords: &keywords,
+                attachment,
+                objects: &[],
+            };
+            pair.says("board", &call);
+            let object = MINDS[which].1.iter().find(|object| {
+                pair.heard.iter().any(|heard| matches!(heard, Heard::Call { object: of, .. } if of == *object))
+            });
+            assert!(object.is_some(), "{handle} is called: {:?}", pair.heard);
+        }
+        match end {
+            End::Removed => {
+                pair.identities.remove("alice");
+                pair.tell_of("alice");
+                release(pair, 1, &given);
+            }
+            End::Stopped => {
+                pair.says("board", &ToHost::Stopped {});
+            }
+            End::Replaced => {
+                given.iter().for_each(|handle| pair.says_as(2, "board", &ToHost::Retained { handle: *handle }));
+                release(pair, 1, &given);
+                assert!(!pair.heard.iter().any(|heard| matches!(heard, Heard::Dropped(_))));
+                pair.client.output.release(perspective, 1);
+                release(pair, 2, &given);
+            }
+            _ => {
+                pair.client.output.release(perspective, 1);
+                pair.turn();
+                release(pair, 1, &given);
+            }
+        }
+    }
+    if let Some(holder) = holder {
+        pair.client.output.release(holder, 1);
+    }
+    pair.turn();
+}
+
+#[test]
+fn what_a_mind_has_is_given_back_however_it_was_given_and_however_that_ends() {
+    for way in WAYS {
+        for how in ENDS {
+            for (which, (name, objects)) in MINDS.iter().enumerate() {
+                if matches!((way, how), (Way::Anonymous, End::NotLetIn | End::Removed)) {
+                    continue;
+                }
+                let rules =
+                    ListenerRules { anonymous: Some(Key::new("board", "guest").unwrap()), ..ListenerRules::default() };
+                let mut pair = Pair::with_rules(rules);
+                end(&mut pair, way, how, which);
+                let what = format!("{name}, by {way:?}, ends by {how:?}");
+                let counts = pair.session().owners.references.counts();
+                assert_eq!(counts, (0, 0, 0), "{what}: nothing is held");
+                let dropped = pair.heard.iter().filter(|heard| matches!(heard, Heard::Dropped(_))).count();
+                assert_eq!(dropped, 0, "{what}: nothing is given back too often");
+                let all: std::collections::BTreeSet<char> = objects.iter().copied().collect();
+                for object in all {
+                    let luid =
+                        pair.client.output.tables.exported_as(&object).expect("one is the client's own business");
+                    pair.client.output.tables.unexport(&object);
+                    assert!(
+                        pair.client.output.tables.exported_as(&object).is_none(),
+                        "{what}: {object} ({luid}) is given back as often as it was sent"
+                    );
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_mind_has_its_own_service_s_objects_and_nobody_else_s() {
+    let mut pair = Pair::new();
+    let avatar = pair.login("alice", None);
+    let (_, board) = pair.attach(avatar, "board", "alice", None);
+    let (_, mail) = pair.attach(avatar, "mail", "alice", None);
+    let object = pair.hand_out("board", board, 50);
+    let home = |luid: u64| {
+        let mut out = Vec::new();
+        token::list(&mut out, 2);
+        token::bytes(&mut out, b"list");
+        token::list(&mut out, 2);
+        token::bytes(&mut out, b"local");
+        token::uint(&mut out, luid);
+        out
+    };
+    let mut attach = |pair: &mut Pair, mind: &[u8]| {
+        let request = pair.begin_attach_with(avatar, "board", "shared", Some(mind));
+        pair.turn();
+        match pair.told("board").pop() {
+            Some(Told::Attach { attachment, value, .. }) => {
+                pair.says("board", &ToHost::Attached { attachment });
+                Ok(value)
+            }
+            _ => Err(pair.error(request)),
+        }
+    };
+    let value = attach(&mut pair, &home(object)).unwrap();
+    assert_eq!(value, home(50), "by the service's own number");
+    assert_eq!(attach(&mut pair, &home(mail)).unwrap_err(), "twisted.spread.jelly.InsecureJelly");
+    // A cached object of the client's is refused, and given back.
+    let mut cached = Vec::new();
+    token::list(&mut cached, 2);
+    token::bytes(&mut cached, b"list");
+    let (boat, _) = pair.client.output.tables.cache(&'b').unwrap();
+    cached.extend_from_slice(&cache(boat, &[]));
+    assert_eq!(attach(&mut pair, &cached).unwrap_err(), "builtins.TypeError");
+}

@@ -1,0 +1,94 @@
+"""Real Twisted 26.10 gives minds that are no one object: a dictionary, a list, a copyable, each with objects in it, which the
+service calls, before and after it was replaced.
+
+    whole_minds.py PORT COMMAND...       a host with `exchange`; the command that replaces it
+"""
+import gc
+import subprocess
+import weakref
+
+from common import UsernamePassword, connect, defer, main, pb, trap
+from twisted.internet.threads import deferToThread
+
+
+class Ear(pb.Referenceable):
+    def __init__(self, name):
+        self.name, self.heard = name, []
+
+    def remote_hear(self, text):
+        self.heard.append(text)
+        return "%s heard %s" % (self.name, text)
+
+
+class Profile(pb.Copyable):
+    def getTypeToCopyFor(self, perspective):
+        return b"shop.Profile"
+
+
+async def gone(ears):
+    """Until nobody holds the client's objects: the host has given each back as often as it was sent."""
+    while gc.collect() or any(ear() is not None for ear in ears):
+        await defer.ensureDeferred(pause())
+
+
+async def pause():
+    done = defer.Deferred()
+    from twisted.internet import reactor
+
+    reactor.callLater(0.01, done.callback, None)
+    await done
+
+
+async def whole_minds(reactor, port, *command):
+    ears = [Ear(name) for name in ("left", "right", "third")]
+    left, right, third = ears
+    profile = Profile()
+    profile.name, profile.ears = "copyable", [left, right]
+    factory, connection = connect(reactor, int(port))
+    named = UsernamePassword(b"alice/exchange", b"alice-pw")
+    avatar = await factory.login(UsernamePassword(b"alice", b"alice-pw"), {"name": "kept", "ears": [left, right]})
+    desks = {
+        "dictionary": (await factory.login(named, {"name": "dictionary", "ears": [left, right, left]}), [left, right, left]),
+        "copyable": (await factory.login(named, profile), [left, right]),
+        "none": (await factory.login(named, {"name": "none", "ears": []}), []),
+        "kept": (await avatar.callRemote("attach", "exchange", "alice"), [left, right]),
+        "again": (await avatar.callRemote("attach", "exchange", "alice", {"name": "again", "ears": [third]}), [third]),
+    }
+
+    async def ask(text):
+        for name, (desk, heard_by) in desks.items():
+            said = await desk.callRemote("ears", text)
+            assert said == [name] + ["%s heard %s" % (ear.name, text) for ear in heard_by], (name, said)
+
+    await ask("one")
+    # It is a mind of another kind, and says so.
+    plain, _ = await factory.login(named, left), None
+    message = await trap(plain.callRemote("ears", "x"), "builtins.TypeError", "TypeError")
+    assert "mind" in message, message
+    for round in ("two", "three"):
+        await deferToThread(subprocess.run, command, check=True, stdout=subprocess.DEVNULL)
+        await ask(round)
+    # What is too large is refused, and cached objects are.
+    message = await trap(factory.login(named, {"name": "x" * 20000, "ears": [left]}), "builtins.TypeError", "TypeError")
+    assert "16384" in message, message
+    message = await trap(factory.login(named, [pb_cacheable()]), "builtins.TypeError", "TypeError")
+    assert "cached object" in message, message
+    # Whoever lets go of its perspectives gets its objects back.
+    held = [weakref.ref(ear) for ear in ears]
+    del ears, left, right, third, profile, avatar, plain
+    desks.clear()
+    await gone(held)
+    print("whole")
+    connection.disconnect()
+
+
+class Boat(pb.Cacheable):
+    def getStateToCacheAndObserveFor(self, perspective, observer):
+        return {"knots": 5.0}
+
+
+def pb_cacheable():
+    return Boat()
+
+
+main(whole_minds)
