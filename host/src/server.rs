@@ -5,6 +5,7 @@ mod configured;
 mod options;
 mod retention;
 mod start;
+mod taking_up;
 mod trial;
 mod upgrade;
 
@@ -27,9 +28,8 @@ use crate::config::{ConfigFile, Home, Lock};
 use crate::control::{self, ControlFailure, LibraryStatus, known};
 use crate::doors::Doors;
 use crate::folder::{self, Folder};
-use crate::limits;
 use crate::listener::tls::Certificates;
-use crate::listener::{Endpoint, Listener, proxies};
+use crate::listener::{Endpoint, Listener};
 use crate::loader::fault::LibraryFault;
 use crate::loader::watch::Watch;
 use crate::login_gate::LoginGate;
@@ -76,6 +76,8 @@ pub struct Host {
     names: Vec<String>,
     certificates: Option<Arc<Certificates>>,
     endpoints: Vec<Endpoint>,
+    /// The `[multiservice.NAME]` that says what each of these gives beside keys; none: `[pb]`.
+    sections: Vec<Option<String>>,
     /// The root for those who have logged in by services' own doors.
     within: Endpoint,
     /// Services' own doors.
@@ -238,51 +240,6 @@ impl Host {
                 let _ = service.look_after(patience);
             }
         }
-    }
-
-    /// Takes up what can be changed while it runs.
-    async fn take_up(&self) -> Result<Vec<String>, ControlFailure> {
-        let mut changed = self.reload()?;
-        let moved = self.folder.move_services().await;
-        let hint = Some("services stay where they are; put it right, and try again".to_owned());
-        changed.extend(moved.map_err(|error| ControlFailure { error: error.to_string(), hint })?);
-        Ok(changed)
-    }
-
-    /// Reads the limits in credhost.toml again, and takes them up.
-    ///
-    /// # Errors
-    /// What is wrong with the file; all stays as it is.
-    fn reload(&self) -> Result<Vec<String>, ControlFailure> {
-        let settings = ConfigFile::open(&self.home.config()).and_then(|file| file.settings());
-        let before = self.limits.get();
-        let read = settings.map_err(|error| error.to_string()).and_then(|settings| {
-            let retention = Retention::of(&self.home, &settings.audit)?;
-            let limits = limits::of_host(before.refusal, &settings.limits).map_err(|error| error.to_string())?;
-            let proxies = proxies(&settings.pb.proxies)?;
-            Ok((limits, retention, proxies))
-        });
-        let (limits, retention, proxies) = read.map_err(|error| {
-            let hint = "everything stays as it was; put it right, and try again".to_owned();
-            ControlFailure { error, hint: Some(hint) }
-        })?;
-        *self.retention.borrow_mut() = retention;
-        self.memory.set_limit(limits.memory);
-        self.endpoints.iter().chain([&self.within]).for_each(|endpoint| {
-            endpoint.set_limits(limits);
-            endpoint.set_proxies(proxies.clone());
-        });
-        self.doors.set_limits(limits);
-        self.limits.set(limits);
-        let changed = limits::SETTINGS.iter().filter(|setting| (setting.get)(&before) != (setting.get)(&limits));
-        let changed: Vec<String> = changed
-            .map(|setting| {
-                let shown = |limits| setting.unit.shown((setting.get)(limits));
-                format!("{}: {} → {}", setting.name, shown(&before), shown(&limits))
-            })
-            .collect();
-        changed.iter().for_each(|change| tracing::info!("limits: {change}"));
-        Ok(changed)
     }
 
     /// Takes the settings up again whenever the process is told to by SIGHUP.

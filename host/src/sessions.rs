@@ -73,6 +73,8 @@ pub type Acknowledgement = Sender<()>;
 pub enum Notice {
     /// An identity is this now, or is no more.
     Changed(String, Option<Arc<Identity>>),
+    /// Its listener gives something else beside keys.
+    Rules,
     /// It is to close.
     Cut,
 }
@@ -279,12 +281,23 @@ impl Sessions {
                 removed.names.pop_front();
             }
         }
+        self.tell(name, &Notice::Changed(name.to_owned(), identity.cloned()))
+    }
+
+    /// Listeners give something else beside keys: whoever has not logged in keeps only what is still given. As
+    /// [`Sessions::changed`].
+    pub fn rules_changed(&self) -> bool {
+        self.tell("", &Notice::Rules)
+    }
+
+    /// Tells those that have somebody of this name, and waits until they have done what follows.
+    fn tell(&self, name: &str, notice: &Notice) -> bool {
         // Who logs in as it just now is listed before it looks whether it still may.
         let has = |session: &&Arc<SessionEntry>| session.about.lock().identities.iter().any(|known| **known == *name);
         let all: Vec<Arc<SessionEntry>> = self.all.lock().values().filter(has).cloned().collect();
         let (acknowledgement, waiting) = channel();
         for session in all {
-            session.notify(Notice::Changed(name.to_owned(), identity.cloned()), acknowledgement.clone());
+            session.notify(notice.clone(), acknowledgement.clone());
         }
         drop(acknowledgement);
         all_acknowledged(&waiting)

@@ -100,3 +100,51 @@ fn a_limit_that_cannot_be_keeps_the_host_from_starting_and_says_why() {
         assert!(refused.contains(said), "{section}: {refused}");
     }
 }
+
+/// What `[pb]` gives to those without a login is taken up while the host serves: what it gives no more ends at once.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_given_without_a_login_is_taken_up_while_the_host_serves() {
+    use pb::client::Client;
+
+    let set = |home: &TestHome, pb: &str| {
+        home.configure(|text| {
+            let rest = text.split("# given\n").nth(2).unwrap_or(text);
+            let rest = rest.replacen("[pb]\n", "", 1);
+            format!("# given\n[pb]\n{pb}\n# given\n{rest}")
+        });
+    };
+    let home = TestHome::new();
+    home.make();
+    home.install("exchange");
+    set(&home, "anonymous = \"exchange/guest\"\nnames.root = \"exchange/root\"");
+    let host = home.start();
+    let stream = tokio::net::TcpStream::connect(host.address()).await.expect("it listens");
+    let client = Client::new(stream).await.expect("it speaks PB");
+    let guest = client.login_anonymous(None).await.expect("everybody may");
+    let call = async |what: &pb::client::Remote| {
+        let answered = tokio::time::timeout(Duration::from_secs(60), what.call("kind", &(5,)));
+        answered.await.expect("it does not hang")
+    };
+    call(&guest).await.expect("it is there");
+    call(&client.root()).await.expect("it is there");
+
+    set(&host.home, "names.root = \"exchange/root\"");
+    assert_eq!(host.home.run(&["reload"], ""), "[pb] anonymous: exchange/guest → none");
+    let refused = call(&guest).await.expect_err("it is gone").to_string();
+    assert!(refused.contains("taken away"), "{refused}");
+    call(&client.root()).await.expect("it stays");
+    let refused = client.login_anonymous(None).await.expect_err("nobody may").to_string();
+    assert!(refused.contains("without a name"), "{refused}");
+
+    set(&host.home, "anonymous = \"exchange\"\nanonymus = 5");
+    let refused = host.home.refused(&["reload"], "");
+    assert!(refused.contains("everything stays as it was"), "{refused}");
+    call(&client.root()).await.expect("it stays");
+
+    set(&host.home, "anonymous = \"exchange/visitor\"\ndefault_service = \"exchange\"");
+    let changed = "[pb] anonymous: none → exchange/visitor\n[pb] default_service: none → exchange\n[pb] names.root: exchange/root → none";
+    assert_eq!(host.home.run(&["reload"], ""), changed);
+    call(&client.root()).await.expect_err("the root has log-in's own methods alone");
+    call(&client.login_anonymous(None).await.expect("everybody may")).await.expect("it is there");
+    assert_eq!(host.home.run(&["reload"], ""), "what can be changed in credhost.toml is as it was");
+}

@@ -44,7 +44,7 @@ impl Reload {
         let answer = ask(home, &Request::Reload {})?;
         let changed: Vec<String> = serde_json::from_value(answer.clone())?;
         output.show(&answer, || match changed.is_empty() {
-            true => "the limits in credhost.toml are as they were".to_owned(),
+            true => "what can be changed in credhost.toml is as it was".to_owned(),
             false => changed.join("\n"),
         });
         Ok(())

@@ -1,6 +1,9 @@
 //! What a listener gives beside what keys give: to clients that have not logged in, and to those that name no perspective.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use parking_lot::RwLock;
 
 use super::{Key, Name, NameError, NameOf};
 
@@ -60,6 +63,59 @@ impl ListenerRules {
                 .collect::<Result<_, RuleError>>()?,
             tracebacks,
         })
+    }
+}
+
+impl ListenerRules {
+    /// Whether who has not logged in may have what this key leads to: by this name, or else by an anonymous login.
+    #[must_use]
+    pub(crate) fn gives(&self, name: Option<&str>, key: &Key) -> bool {
+        match name {
+            Some(name) => self.names.get(name) == Some(key),
+            None => self.anonymous.as_ref() == Some(key),
+        }
+    }
+
+    /// What others say that these do not, for the operator to read.
+    #[must_use]
+    pub(crate) fn changes_to(&self, others: &Self) -> Vec<String> {
+        let key = |key: Option<&Key>| key.map(|key| format!("{}/{}", key.service, key.perspective));
+        let service = |rules: &Self| rules.default_service.as_ref().map(ToString::to_string);
+        let traced = |rules: &Self| rules.tracebacks.then(|| "true".to_owned());
+        let mut settings = vec![
+            ("anonymous".to_owned(), key(self.anonymous.as_ref()), key(others.anonymous.as_ref())),
+            ("default_service".to_owned(), service(self), service(others)),
+            ("tracebacks".to_owned(), traced(self), traced(others)),
+        ];
+        let names: BTreeSet<&String> = self.names.keys().chain(others.names.keys()).collect();
+        settings.extend(names.into_iter().map(|name| {
+            (format!("names.{}", name.escape_debug()), key(self.names.get(name)), key(others.names.get(name)))
+        }));
+        let shown = |value: Option<String>| value.unwrap_or_else(|| "none".to_owned());
+        let changed = settings.into_iter().filter(|(_, before, after)| before != after);
+        changed.map(|(name, before, after)| format!("{name}: {} → {}", shown(before), shown(after))).collect()
+    }
+}
+
+/// The rules of a listener as they are now: the operator may change them while connections are open.
+#[derive(Debug, Default)]
+pub(crate) struct CurrentRules(RwLock<Arc<ListenerRules>>);
+
+impl CurrentRules {
+    /// These, to begin with.
+    #[cfg(test)]
+    pub(crate) fn new(rules: ListenerRules) -> Arc<Self> {
+        Arc::new(Self(RwLock::new(Arc::new(rules))))
+    }
+
+    /// As they are.
+    pub(crate) fn get(&self) -> Arc<ListenerRules> {
+        Arc::clone(&self.0.read())
+    }
+
+    /// Others from now on.
+    pub(crate) fn set(&self, rules: ListenerRules) {
+        *self.0.write() = Arc::new(rules);
     }
 }
 

@@ -32,6 +32,7 @@ pub use error::{AuthorizerError, CredentialError, DuplicateIdentity, KeyNotFound
 pub use identity::{Credential, Identity, LabelError, ProofBy, check_label};
 pub use kept_hash::{check_hash, check_hashes};
 pub use keyring::{Key, Keyring};
+pub(crate) use listener_rules::CurrentRules;
 pub use listener_rules::{ListenerRules, RuleError};
 pub use login_change::{LoginChange, LoginChanged, MOST_LOGINS};
 pub use name::{Name, NameError, NameOf};

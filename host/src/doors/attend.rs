@@ -393,6 +393,8 @@ impl Doors {
                     held.waits(acknowledgement);
                     over = true;
                 }
+                // Nobody is there without a login.
+                Notice::Rules => {}
                 Notice::Changed(name, identity) => {
                     held.changed();
                     let Some(login) = held.login().filter(|login| login.identity == name) else { continue };

@@ -282,7 +282,7 @@ impl Doors {
                         lasting.end(Over::Gone, Some(acknowledgement));
                     }
                 }
-                Notice::Changed(..) => {}
+                Notice::Changed(..) | Notice::Rules => {}
             }
         }
     }

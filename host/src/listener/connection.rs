@@ -78,7 +78,7 @@ impl Driver {
         };
         let entry = admitted.listed(number, mailbox);
         let backends = Arc::clone(&shared.services) as Arc<dyn Backends>;
-        let (meter, rules) = (Arc::clone(mailbox.meter()), Arc::clone(&shared.rules.read()));
+        let (meter, rules) = (Arc::clone(mailbox.meter()), Arc::clone(&shared.rules));
         let context = SessionContext { number, backends, entry, meter, rules };
         let session = Box::new(Session::new(context, limits, policy, seed));
         let door = admitted.within.as_ref().map(|within| Arc::clone(&within.door));

@@ -31,7 +31,7 @@ use tokio::task::LocalSet;
 use self::sources::{Most, Place, Sources};
 use self::tls::Certificates;
 use crate::cred::login::Login;
-use crate::cred::{ListenerRules, StoreSecret};
+use crate::cred::{CurrentRules, ListenerRules, StoreSecret};
 use crate::health;
 use crate::login_gate::{LoginGate, LoginRules, network};
 use crate::multiservice::MultiService;
@@ -61,7 +61,7 @@ struct EndpointState {
     /// Who passes on others' connections, and says whose they are.
     proxies: RwLock<Vec<IpNet>>,
     /// What it gives beside keys.
-    rules: RwLock<Arc<ListenerRules>>,
+    rules: Arc<CurrentRules>,
 }
 
 impl std::fmt::Debug for Endpoint {
@@ -100,7 +100,7 @@ impl Endpoint {
         (gate, sessions): (Arc<LoginGate>, Arc<Sessions>),
     ) -> Self {
         let (sources, limits) = (Mutex::default(), RwLock::new(Arc::new(limits)));
-        let (proxies, rules) = (RwLock::default(), RwLock::default());
+        let (proxies, rules) = (RwLock::default(), Arc::default());
         let shared = EndpointState { login, services, context, limits, gate, sessions, sources, proxies, rules };
         Self { shared: Arc::new(shared) }
     }
@@ -110,9 +110,16 @@ impl Endpoint {
         *self.shared.limits.write() = Arc::new(limits);
     }
 
-    /// What it gives beside keys: to connections that are to come.
+    /// What it gives beside keys, from now on. What connections have by the rules before ends when they hear of it
+    /// ([`Sessions::rules_changed`]).
     pub fn set_rules(&self, rules: ListenerRules) {
-        *self.shared.rules.write() = Arc::new(rules);
+        self.shared.rules.set(rules);
+    }
+
+    /// What it gives beside keys.
+    #[must_use]
+    pub fn rules(&self) -> Arc<ListenerRules> {
+        self.shared.rules.get()
     }
 
     /// Connections from these addresses come by a proxy: they begin with a header that says whose they are.

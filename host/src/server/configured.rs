@@ -31,6 +31,8 @@ pub(super) struct Door {
     pub(super) tls: bool,
     /// The `[multiservice.NAME]` that is served there; all services, if there is none.
     pub(super) of: Option<String>,
+    /// The `[multiservice.NAME]` that says what it gives beside keys; `[pb]` does, if there is none.
+    pub(super) section: Option<String>,
     pub(super) rules: ListenerRules,
 }
 
@@ -160,40 +162,59 @@ fn vet(settings: &Settings, options: &Options) -> Result<Vet, StartError> {
     Ok(Vet::new(program, patience(settings)).within(isolation))
 }
 
+/// The section that is `[multiservice.NAME]`, or `[pb]`.
+fn place(section: Option<&str>) -> String {
+    section.map_or_else(|| "pb".to_owned(), |name| format!("multiservice.{name}"))
+}
+
+/// What the listeners of a section give beside keys; none: there is no such section.
+///
+/// # Errors
+/// What cannot be.
+pub(super) fn rules_of(settings: &Settings, section: Option<&str>) -> Option<Result<ListenerRules, StartError>> {
+    let rules = match section {
+        None => settings.pb.rules(),
+        Some(name) => settings.multiservice.get(name)?.rules(),
+    };
+    Some(rules.map_err(|wrong| StartError::Section(format!("[{}] {wrong}", place(section)))))
+}
+
 fn doors(settings: &Settings, options: &Options) -> Result<Vec<Door>, StartError> {
     let plaintext = options.plaintext || settings.pb.plaintext;
-    let door = |place: &str, key: &str, shown: &str, tls: bool, of: Option<&String>, rules: &ListenerRules| {
-        let failed = |error| StartError::Listen { address: shown.to_owned(), error };
-        let addresses: Vec<SocketAddr> = shown.to_socket_addrs().map_err(failed)?.collect();
-        match addresses.iter().find(|found| !found.ip().is_loopback()) {
-            Some(open) if !tls && !plaintext => Err(StartError::Plaintext(*open)),
-            _ => Ok(Door {
-                name: format!("[{place}] {key} = {shown:?}"),
-                addresses,
-                shown: shown.to_owned(),
-                tls,
-                of: of.cloned(),
-                rules: rules.clone(),
-            }),
-        }
-    };
+    let door =
+        |section: Option<&String>, key: &str, shown: &str, tls: bool, of: Option<&String>, rules: &ListenerRules| {
+            let place = place(section.map(String::as_str));
+            let failed = |error| StartError::Listen { address: shown.to_owned(), error };
+            let addresses: Vec<SocketAddr> = shown.to_socket_addrs().map_err(failed)?.collect();
+            match addresses.iter().find(|found| !found.ip().is_loopback()) {
+                Some(open) if !tls && !plaintext => Err(StartError::Plaintext(*open)),
+                _ => Ok(Door {
+                    name: format!("[{place}] {key} = {shown:?}"),
+                    addresses,
+                    shown: shown.to_owned(),
+                    tls,
+                    of: of.cloned(),
+                    section: section.cloned(),
+                    rules: rules.clone(),
+                }),
+            }
+        };
     let pb = &settings.pb;
-    let rules = pb.rules().map_err(|wrong| StartError::Section(format!("[pb] {wrong}")))?;
+    let rules = rules_of(settings, None).transpose()?.unwrap_or_default();
     let of = pb.multiservice.as_ref();
     if let Some(name) = of.filter(|name| !settings.multiservice.contains_key(*name)) {
         let none = format!("[pb] multiservice = {name:?}: there is no [multiservice.{name}] in credhost.toml");
         return Err(StartError::Section(none));
     }
-    let mut all = vec![door("pb", "listen", options.listen.as_ref().unwrap_or(&pb.listen), false, of, &rules)?];
+    let mut all = vec![door(None, "listen", options.listen.as_ref().unwrap_or(&pb.listen), false, of, &rules)?];
     if let Some(address) = options.listen_tls.as_ref().or(pb.listen_tls.as_ref()) {
-        all.push(door("pb", "listen_tls", address, true, of, &rules)?);
+        all.push(door(None, "listen_tls", address, true, of, &rules)?);
     }
     for (name, section) in &settings.multiservice {
-        let place = format!("multiservice.{name}");
-        let rules = section.rules().map_err(|wrong| StartError::Section(format!("[{place}] {wrong}")))?;
+        let rules = rules_of(settings, Some(name)).transpose()?.unwrap_or_default();
         for (key, address, tls) in [("listen", &section.listen, false), ("listen_tls", &section.listen_tls, true)] {
             if let Some(address) = address {
-                all.push(door(&place, key, address, tls, Some(name), &rules)?);
+                all.push(door(Some(name), key, address, tls, Some(name), &rules)?);
             }
         }
     }

@@ -98,6 +98,7 @@ async fn put_together(
         gate,
         sessions,
         listeners: OnceCell::new(),
+        sections: own.iter().map(|door| door.section.clone()).collect(),
         names: own.into_iter().map(|door| door.name).collect(),
         certificates,
         endpoints,

@@ -59,6 +59,8 @@ pub(crate) struct Attached {
 pub(crate) enum Scope<'a> {
     /// One attachment.
     Attachment(AttachmentNo),
+    /// One that was taken away.
+    Taken(AttachmentNo),
     /// Everything at a service.
     Slot(SlotNo),
     /// What an identity has by a key.
@@ -75,7 +77,7 @@ impl Scope<'_> {
     fn covers(&self, no: AttachmentNo, attached: &Attached) -> bool {
         let is = |name: &str| *attached.identity == *name;
         match self {
-            Self::Attachment(wanted) => *wanted == no,
+            Self::Attachment(wanted) | Self::Taken(wanted) => *wanted == no,
             Self::Slot(slot) => attached.slot == *slot,
             Self::Key(name, key) => is(name) && attached.key == **key,
             Self::Credential(name, credential) => is(name) && attached.credential == *credential,
@@ -88,7 +90,7 @@ impl Scope<'_> {
     #[must_use]
     pub(crate) fn covers_login(&self, identity: &str, by: u64) -> bool {
         match self {
-            Self::Attachment(_) | Self::Slot(_) | Self::Key(..) => false,
+            Self::Attachment(_) | Self::Taken(_) | Self::Slot(_) | Self::Key(..) => false,
             Self::Credential(name, credential) => *name == identity && *credential == by,
             Self::Identity(name) => *name == identity,
             Self::Connection => true,
@@ -229,7 +231,9 @@ impl Attachments {
     /// Takes out what is to end, the oldest first.
     pub(crate) fn take(&mut self, scope: &Scope<'_>) -> Vec<(AttachmentNo, Attached)> {
         let gone: Vec<(AttachmentNo, Attached)> = match scope {
-            Scope::Attachment(no) => self.all.remove(*no).map(|attached| (*no, *attached)).into_iter().collect(),
+            Scope::Attachment(no) | Scope::Taken(no) => {
+                self.all.remove(*no).map(|attached| (*no, *attached)).into_iter().collect()
+            }
             scope => {
                 let all = self.all.take(|no, attached| scope.covers(no, attached));
                 all.into_iter().map(|(no, attached)| (no, *attached)).collect()
@@ -253,6 +257,12 @@ impl Attachments {
             }
         }
         found
+    }
+
+    /// Those of clients that have not logged in, and the keys that lead to them.
+    pub(crate) fn nameless(&self) -> Vec<(AttachmentNo, Key)> {
+        let nameless = self.all.iter().filter(|(_, attached)| attached.identity.is_empty());
+        nameless.map(|(no, attached)| (no, attached.key.clone())).collect()
     }
 
     /// Whether anybody is attached, or this identity, if one is named.

@@ -45,7 +45,7 @@ impl Owners {
             ToHost::Answer { call, value, objects } => self.service_answered(slot, call, value, objects),
             ToHost::Failed { call: number, class, message, detail, .. } => {
                 let mut failure = failed(class, message, detail);
-                if !self.context.rules.tracebacks {
+                if !self.context.rules.get().tracebacks {
                     failure.traceback = None;
                 }
                 self.check_fields(&mut failure);

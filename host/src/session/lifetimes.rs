@@ -1,6 +1,6 @@
 //! What begins and what ends: logins, attachments, and everything that came by them.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use pb::{Failure, Jelly};
@@ -62,7 +62,7 @@ impl Owners {
             }
             Step::Attach(attach) => {
                 let sent = attach.mind.sent_objects();
-                if let Err(failure) = self.attach(attach, Some(request)) {
+                if let Err(failure) = self.attach(attach, Some(request), None) {
                     sent.objects().iter().for_each(|luid| self.output.release(*luid, 1));
                     self.output.fail(request, &failure);
                 }
@@ -70,8 +70,8 @@ impl Owners {
         }
     }
 
-    /// Asks a service to attach this client. Its answer becomes the answer to `request`.
-    fn attach(&mut self, attach: Attach, request: Option<u64>) -> Result<AttachmentNo, Failure> {
+    /// Asks a service to attach this client. Its answer becomes the answer to `request`. `name`: by which everybody can call it.
+    fn attach(&mut self, attach: Attach, request: Option<u64>, name: Option<&str>) -> Result<AttachmentNo, Failure> {
         let Attach { identity, credential, key, era, mind } = attach;
         let service = key.service.as_str();
         let backend = self.context.backends.backend_for(service, &identity);
@@ -95,8 +95,12 @@ impl Owners {
         self.check_mind(slot, &mind.mind)?;
         let attached = Attached::asked(Arc::clone(&backend), era, request, (identity, credential), key);
         if attached.identity.is_empty() {
-            // Whoever has logged in was listed before.
+            // Whoever has logged in was listed before. In this order: other rules are seen here, or told from now on.
             self.context.entry.enter("");
+            if !self.context.rules.get().gives(name, &attached.key) {
+                self.unlist_if_left("");
+                return Err(Failure::new("twisted.cred.error.UnhandledCredentials", "it is given to nobody any more"));
+            }
         }
         self.context.entry.attached(&attached.listed());
         let (perspective, identity) = (attached.key.perspective.to_string(), Arc::clone(&attached.identity));
@@ -151,18 +155,34 @@ impl Owners {
 
     /// The attachment by which this client calls what everybody can call by a name; `None`: nothing has it.
     pub(super) fn named(&mut self, name: &str) -> Option<Result<AttachmentNo, Failure>> {
-        let key = self.context.rules.names.get(name)?.clone();
+        let key = self.context.rules.get().names.get(name)?.clone();
         if let Some(no) = self.named.get(name).filter(|no| self.attachments.get(**no).is_some()) {
             return Some(Ok(*no));
         }
         // It lasts as long as the connection: nobody holds it, who could let go of it.
         let (identity, era) = ("".into(), Era::Old);
         let attach = Attach { identity, credential: 0, key, era, mind: GivenMind::default() };
-        let attached = self.attach(attach, None);
+        let attached = self.attach(attach, None, Some(name));
         if let Ok(no) = &attached {
             self.named.insert(name.to_owned(), *no);
         }
         Some(attached)
+    }
+
+    /// The listener gives something else beside keys: what it gives no more ends.
+    pub(super) fn rules_changed(&mut self) {
+        let rules = self.context.rules.get();
+        let named: BTreeMap<AttachmentNo, &str> = self.named.iter().map(|(name, no)| (*no, name.as_str())).collect();
+        let nameless = self.attachments.nameless();
+        let gone: Vec<AttachmentNo> = nameless
+            .into_iter()
+            .filter(|(no, key)| !rules.gives(named.get(no).copied(), key))
+            .map(|(no, _)| no)
+            .collect();
+        self.named.retain(|_, no| !gone.contains(no));
+        for no in gone {
+            self.end(&Scope::Taken(no), &revoked());
+        }
     }
 
     /// The client gives a perspective back: what came by it lives on.
@@ -301,7 +321,7 @@ impl Owners {
         for leaving in &mut self.leaving {
             leaving.by.leave(&numbers);
         }
-        if matches!(scope, Scope::Key(..) | Scope::Credential(..) | Scope::Identity(_)) {
+        if matches!(scope, Scope::Taken(_) | Scope::Key(..) | Scope::Credential(..) | Scope::Identity(_)) {
             self.revoke(&gone);
         }
         let mut ended = self.calls.end(&numbers);

@@ -46,7 +46,7 @@ use self::numbers::{AttachmentNo, CallNo, Object, Provenance};
 use self::outbox::Outbox;
 use self::references::References;
 use self::values::Values;
-use crate::cred::ListenerRules;
+use crate::cred::CurrentRules;
 use crate::memory::{Held, Meter};
 use crate::multiservice::{Backends, Lane, SlotNo};
 use crate::sessions::{Acknowledgement, Notice, SessionEntry};
@@ -79,7 +79,7 @@ pub(crate) struct SessionContext {
     /// What is kept for it.
     pub(crate) meter: Arc<Meter>,
     /// What its listener gives beside keys.
-    pub(crate) rules: Arc<ListenerRules>,
+    pub(crate) rules: Arc<CurrentRules>,
 }
 
 /// One connection: see the module's page.
@@ -259,6 +259,11 @@ impl Session {
                 Notice::Changed(name, identity) => {
                     self.owners.changed(&name, identity.as_deref());
                     // Services are told before it is acknowledged.
+                    self.owners.submit();
+                    drop(acknowledgement);
+                }
+                Notice::Rules => {
+                    self.owners.rules_changed();
                     self.owners.submit();
                     drop(acknowledgement);
                 }

@@ -4,7 +4,7 @@
 //! |---|---|---|---|
 //! | old | `username(name)` | `respond(proof)`: a wrapper, or None | `attach(service, perspective, mind)` |
 //! | new | `login(name)` | `respond(proof, mind)`: the perspective that the name asks for, or an avatar | `attach(service, perspective=None, mind=None)`, `keys()`, `identity()` |
-//! | new | `loginAnonymous(mind)`, where the listener's [`ListenerRules`] have it: a perspective | | |
+//! | new | `loginAnonymous(mind)`, where the listener's [`ListenerRules`](crate::cred::ListenerRules) have it: a perspective | | |
 //! | ours | `loginPassword(name, password, mind=None)`, over TLS or on one machine | | as new |
 //! | ours | `loginKey(name, key, mind=None)`: something to sign, and a challenger | `respond(signature)` | as new |
 //! | ours | `loginToken(token, mind=None)`: an avatar | | as new |
@@ -42,7 +42,7 @@ use super::attachments::{Era, Scope};
 use super::mind::{GivenMind, Mind};
 use super::numbers::{LoginKind, LoginNo, Object, Table};
 use super::references::{insecure, reference, revoked};
-use crate::cred::ListenerRules;
+use crate::cred::CurrentRules;
 use crate::cred::login::{Challenge, KeyChallenge, Wanted};
 use crate::cred::{Identity, Password, PublicKey, Refusal, Token};
 
@@ -91,7 +91,7 @@ const NONE: &[u8] = &[1, 0x80, 1, 0x87];
 /// See the module's page.
 pub(crate) struct Login {
     policy: Policy,
-    rules: Arc<ListenerRules>,
+    rules: Arc<CurrentRules>,
     randomness: Randomness,
     /// Boxed: most connections have one or two.
     objects: Table<LoginKind, Box<LoginObject>>,
@@ -148,7 +148,7 @@ pub(crate) fn is_word(method: &str) -> bool {
 impl Login {
     /// Logins of one connection. `seed` is random: challenges are made of it.
     #[must_use]
-    pub(crate) fn new(policy: Policy, rules: Arc<ListenerRules>, seed: [u8; 32]) -> Self {
+    pub(crate) fn new(policy: Policy, rules: Arc<CurrentRules>, seed: [u8; 32]) -> Self {
         Self {
             policy,
             rules,
@@ -357,7 +357,8 @@ impl Login {
             Era::Old => Wanted { identity: name.nfc().collect(), perspective: None },
             Era::New => {
                 let wanted = Wanted::parse(name);
-                let of_default = || self.rules.default_service.as_ref().map(|service| (service.to_string(), None));
+                let rules = self.rules.get();
+                let of_default = || rules.default_service.as_ref().map(|service| (service.to_string(), None));
                 Wanted { perspective: wanted.perspective.or_else(of_default), identity: wanted.identity }
             }
         };
@@ -453,7 +454,7 @@ impl Login {
 
     /// Whoever it is: where the operator lets everybody in.
     fn anonymous(&mut self, arguments: &Arguments, outcome: &mut Outcome) -> Result<Step, Failure> {
-        let Some(key) = self.rules.anonymous.clone() else {
+        let Some(key) = self.rules.get().anonymous.clone() else {
             return Err(unhandled("nobody may log in here without a name"));
         };
         let mind = arguments.mind(0, "mind")?;

@@ -399,3 +399,61 @@ fn without_a_name_there_are_few_attachments() {
     let request = root(&mut pair, "loginAnonymous", &text(&[]));
     assert_eq!(pair.error(request), "twisted.spread.pb.Error");
 }
+
+/// What a listener gives without a login is the operator's word, and what it gives no more ends at once: nothing else does.
+#[test]
+fn what_is_given_without_a_login_no_more_ends_at_once() {
+    let key = |service: &str, perspective: &str| Key::new(service, perspective).unwrap();
+    let rules = |anonymous: Option<(&str, &str)>, shop: Option<(&str, &str)>| ListenerRules {
+        anonymous: anonymous.map(|(service, perspective)| key(service, perspective)),
+        names: shop.map(|(service, perspective)| ("shop".to_owned(), key(service, perspective))).into_iter().collect(),
+        ..ListenerRules::default()
+    };
+    let guest = Some(("board", "guest"));
+    let shop = Some(("mail", "shop"));
+    // The rules from then on; whether what came by an anonymous login lives, and what came by a name.
+    for (after, anonymous, named) in [
+        (rules(guest, shop), true, true),
+        (rules(None, shop), false, true),
+        (rules(Some(("board", "alice")), shop), false, true),
+        (rules(guest, None), true, false),
+        (rules(guest, guest), true, false),
+        (rules(None, None), false, false),
+    ] {
+        let what = format!("{after:?}");
+        let mut pair = Pair::with_rules(rules(guest, shop));
+        let request = root(&mut pair, "loginAnonymous", &text(&[]));
+        let (attachment, perspective) = pair.attached("board", request);
+        let object = pair.hand_out("board", perspective, 50);
+        // Somebody with a key of their own to the same perspective.
+        pair.identities.get_mut("alice").unwrap().keyring.add(key("board", "guest"));
+        let avatar = pair.login("alice", None);
+        let (_, own) = pair.attach(avatar, "board", "guest", None);
+        pair.call(Target::Name("shop"), "m", &text(&[]));
+        pair.turn();
+        let told = pair.told("mail");
+        let Some(Told::Attach { attachment: by_name, .. }) = told.first().cloned() else { panic!("{told:?}") };
+        pair.says("mail", &ToHost::Attached { attachment: by_name });
+        pair.told("board");
+        pair.gives(after.clone());
+        let told = (pair.told("board"), pair.told("mail"));
+        assert_eq!(told.0.contains(&Told::Detach(attachment)), !anonymous, "{what}: {told:?}");
+        assert_eq!(told.0.contains(&Told::Revoke(attachment)), !anonymous, "{what}: {told:?}");
+        assert_eq!(told.1.contains(&Told::Detach(by_name)), !named, "{what}: {told:?}");
+        for luid in [perspective, object] {
+            assert_eq!(pair.reaches("board", luid).is_ok(), anonymous, "{what}");
+        }
+        pair.reaches("board", own).expect("whoever has a key keeps what it leads to");
+        // What is to come goes by the new rules.
+        let request = root(&mut pair, "loginAnonymous", &text(&[]));
+        match after.anonymous {
+            Some(_) => drop(pair.attached("board", request)),
+            None => assert_eq!(pair.error(request), "twisted.cred.error.UnhandledCredentials", "{what}"),
+        }
+        let request = pair.call(Target::Name("shop"), "m", &text(&[]));
+        pair.turn();
+        if after.names.is_empty() {
+            assert_eq!(pair.error(request), "twisted.spread.pb.Error", "{what}");
+        }
+    }
+}

@@ -146,7 +146,9 @@ fn release(pair: &mut Pair, generation: u64, handles: &[u64]) {
 fn end(pair: &mut Pair, way: Way, end: End, which: usize) {
     // One more of each is the client's own business: what is given back too often would end that.
     let all: std::collections::BTreeSet<char> = MINDS[which].1.iter().copied().collect();
-    all.iter().for_each(|object| drop(pair.own(*object)));
+    for object in &all {
+        pair.own(*object);
+    }
     pair.service("board").refuse((end == End::Bounced).then_some("it takes nothing"));
     let (holder, request) = give(pair, way, end, which);
     pair.turn();
@@ -277,7 +279,7 @@ fn a_mind_has_its_own_service_s_objects_and_nobody_else_s() {
         token::uint(&mut out, luid);
         out
     };
-    let mut attach = |pair: &mut Pair, mind: &[u8]| {
+    let attach = |pair: &mut Pair, mind: &[u8]| {
         let request = pair.begin_attach_with(avatar, "board", "shared", Some(mind));
         pair.turn();
         match pair.told("board").pop() {

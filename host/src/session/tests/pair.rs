@@ -13,7 +13,7 @@ use plugin_api::abi::frame::{self, ToHost, ToLibrary};
 
 use super::super::login::{Found, Now, Policy, Proof, Question};
 use super::super::{Demand, Limits, Refused, Session, SessionContext};
-use crate::cred::{Identity, Key, ListenerRules, ProofBy, Refusal};
+use crate::cred::{CurrentRules, Identity, Key, ListenerRules, ProofBy, Refusal};
 use crate::multiservice::router::Mailbox;
 use crate::multiservice::{AttachmentChange, Backend, Backends, Lane, LibraryFault, SlotNo};
 use crate::sessions::{SessionEntry, Sessions};
@@ -193,6 +193,7 @@ pub(super) struct Pair {
     services: Arc<Services>,
     pub(super) identities: BTreeMap<String, Identity>,
     pub(super) sessions: Arc<Sessions>,
+    pub(super) rules: Arc<CurrentRules>,
     pub(super) now: Now,
     /// By which credential the next password proves whose it is.
     pub(super) credential: u64,
@@ -280,7 +281,8 @@ impl Pair {
         let entry = SessionEntry::new(&sessions, CONNECTION, "here", false, 0, mailbox);
         let backends = Arc::clone(&services) as Arc<dyn Backends>;
         let meter = Arc::default();
-        let context = SessionContext { number: CONNECTION, backends, entry, meter, rules: Arc::new(rules) };
+        let rules = CurrentRules::new(rules);
+        let context = SessionContext { number: CONNECTION, backends, entry, meter, rules: Arc::clone(&rules) };
         let policy = Policy { stock: true, private: true, refusal: limits.refusal, within: None };
         let mut identities = BTreeMap::new();
         for name in ["alice", "bob"] {
@@ -299,6 +301,7 @@ impl Pair {
             services,
             identities,
             sessions,
+            rules,
             now: Now { instant: Instant::now(), unix: 1_000 },
             credential: 1,
             holds_questions: false,
@@ -578,9 +581,19 @@ impl Pair {
     /// An identity has changed: the session hears of it, and has done what follows when this returns.
     pub(super) fn tell_of(&mut self, name: &str) {
         let identity = self.identities.get(name).map(|identity| Arc::new(identity.clone()));
+        self.tell(|sessions| sessions.changed(name, identity.as_ref()));
+    }
+
+    /// The listener gives this beside keys, from now on.
+    pub(super) fn gives(&mut self, rules: ListenerRules) {
+        self.rules.set(rules);
+        self.tell(Sessions::rules_changed);
+    }
+
+    fn tell(&mut self, tell: impl FnOnce(&Sessions) -> bool + Send) {
         let sessions = Arc::clone(&self.sessions);
         std::thread::scope(|scope| {
-            let telling = scope.spawn(move || sessions.changed(name, identity.as_ref()));
+            let telling = scope.spawn(move || tell(&sessions));
             while !telling.is_finished() {
                 self.session().notices();
                 std::thread::yield_now();

@@ -1,0 +1,88 @@
+//! What of credhost.toml is taken up while the host runs.
+
+use super::Host;
+use super::configured::rules_of;
+use crate::config::ConfigFile;
+use crate::control::ControlFailure;
+use crate::cred::ListenerRules;
+use crate::limits;
+use crate::listener::proxies;
+use crate::server::retention::Retention;
+
+impl Host {
+    /// Takes up what can be changed while it runs; answers with what has changed.
+    ///
+    /// # Errors
+    /// What is wrong with the file; all stays as it is then, but for services that could not be moved.
+    pub(super) async fn take_up(&self) -> Result<Vec<String>, ControlFailure> {
+        let mut changed = self.reload()?;
+        let moved = self.folder.move_services().await;
+        let hint = Some("services stay where they are; put it right, and try again".to_owned());
+        changed.extend(moved.map_err(|error| ControlFailure { error: error.to_string(), hint })?);
+        Ok(changed)
+    }
+
+    /// Reads limits, the trail's, proxies and what listeners give beside keys, and takes them up.
+    ///
+    /// # Errors
+    /// What is wrong with the file; all stays as it is.
+    fn reload(&self) -> Result<Vec<String>, ControlFailure> {
+        let settings = ConfigFile::open(&self.home.config()).and_then(|file| file.settings());
+        let before = self.limits.get();
+        let read = settings.map_err(|error| error.to_string()).and_then(|settings| {
+            let retention = Retention::of(&self.home, &settings.audit)?;
+            let limits = limits::of_host(before.refusal, &settings.limits).map_err(|error| error.to_string())?;
+            let rules = self.sections.iter().map(|section| match rules_of(&settings, section.as_deref()) {
+                Some(rules) => rules.map_err(|error| error.to_string()),
+                // The listener itself is open until the host ends.
+                None => Ok(ListenerRules::default()),
+            });
+            Ok((limits, retention, proxies(&settings.pb.proxies)?, rules.collect::<Result<Vec<_>, String>>()?))
+        });
+        let (limits, retention, proxies, rules) = read.map_err(|error| {
+            let hint = "everything stays as it was; put it right, and try again".to_owned();
+            ControlFailure { error, hint: Some(hint) }
+        })?;
+        *self.retention.borrow_mut() = retention;
+        self.memory.set_limit(limits.memory);
+        self.endpoints.iter().chain([&self.within]).for_each(|endpoint| {
+            endpoint.set_limits(limits);
+            endpoint.set_proxies(proxies.clone());
+        });
+        self.doors.set_limits(limits);
+        self.limits.set(limits);
+        let changed = limits::SETTINGS.iter().filter(|setting| (setting.get)(&before) != (setting.get)(&limits));
+        let mut changed: Vec<String> = changed
+            .map(|setting| {
+                let shown = |limits| setting.unit.shown((setting.get)(limits));
+                format!("{}: {} → {}", setting.name, shown(&before), shown(&limits))
+            })
+            .collect();
+        changed.iter().for_each(|change| tracing::info!("limits: {change}"));
+        changed.extend(self.take_up_rules(rules)?);
+        Ok(changed)
+    }
+
+    /// What listeners give beside keys, each its own: what one gives no more ends at once.
+    fn take_up_rules(&self, rules: Vec<ListenerRules>) -> Result<Vec<String>, ControlFailure> {
+        let mut changed = Vec::new();
+        for ((endpoint, section), rules) in self.endpoints.iter().zip(&self.sections).zip(rules) {
+            let place = section.as_ref().map_or_else(|| "pb".to_owned(), |name| format!("multiservice.{name}"));
+            // Two listeners of one section have the same.
+            let of_this = endpoint.rules().changes_to(&rules).into_iter().map(|change| format!("[{place}] {change}"));
+            changed.extend(of_this.filter(|change| !changed.contains(change)).collect::<Vec<_>>());
+            endpoint.set_rules(rules);
+        }
+        changed.iter().for_each(|change| tracing::info!("{change}"));
+        if changed.is_empty() || self.sessions.rules_changed() {
+            return Ok(changed);
+        }
+        Err(ControlFailure {
+            error:
+                "what listeners give beside keys is as credhost.toml says, but a connection has not ended what it had \
+                    by the old rules"
+                    .to_owned(),
+            hint: Some("`credhost session list` shows connections, `credhost session cut` ends one".to_owned()),
+        })
+    }
+}
