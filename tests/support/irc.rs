@@ -91,9 +91,19 @@ fn until(done: impl Fn() -> bool, what: &str) {
 pub fn ii(address: SocketAddr, name: &str, password: &str) -> Client {
     let folder = tempfile::tempdir().expect("a folder");
     let mut command = Command::new(debian::program("ii", "ii"));
-    command.args(["-s", "127.0.0.1", "-p", &address.port().to_string(), "-n", name, "-k", "SECRET", "-i"]);
+    command.args([
+        "-s",
+        &address.ip().to_string(),
+        "-p",
+        &address.port().to_string(),
+        "-n",
+        name,
+        "-k",
+        "SECRET",
+        "-i",
+    ]);
     let child = command.arg(folder.path()).env("SECRET", password).stdout(Stdio::null()).spawn().expect("ii runs");
-    let server = folder.path().join("127.0.0.1");
+    let server = folder.path().join(address.ip().to_string());
     until(|| server.join("in").exists(), "ii's folder");
     std::fs::write(server.join("in"), "/j #chat\n").expect("it can be told");
     let room = server.join("#chat");

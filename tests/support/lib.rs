@@ -13,6 +13,7 @@ pub mod lines;
 pub mod python;
 pub mod sites;
 pub mod ssh;
+pub mod tls;
 pub mod web;
 pub mod wire;
 

@@ -9,6 +9,7 @@ use pb::client::{Call, Client, Remote};
 use system_tests::build;
 use system_tests::host::{TestHome, TestHost, put};
 use system_tests::lines::Lines;
+use system_tests::tls;
 use tokio::net::TcpStream;
 
 const PASSWORD: &str = "ottern-quirk-velvet-93-lamp";
@@ -225,7 +226,8 @@ fn who_is_silent_for_too_long_is_let_go_where_the_operator_says_so() {
     let authority = std::fs::read(home.path().join("tls/ca.pem")).expect("it was made");
     let mut host = home.start();
     let [clear, ircs] = ["irc on ", "irc over TLS on "].map(|name| door(&mut host, name));
-    let mut silent = [Lines::connect(clear), Lines::over(tls(&authority, Lines::socket(ircs)))];
+    let mut silent =
+        [Lines::connect(clear), Lines::over(tls::client(&authority, "localhost", &[], Lines::socket(ircs)))];
     silent.iter_mut().for_each(|client| client.join("alice", PASSWORD));
     let mut talks = Lines::irc(clear, "bob", PASSWORD);
     let (over, ends) = channel();
@@ -257,14 +259,14 @@ fn a_door_speaks_tls_from_the_beginning_or_later() {
     let mut host = home.start();
     let [clear, ircs, later] =
         ["irc on ", "irc over TLS on ", "irc with STARTTLS on "].map(|name| door(&mut host, name));
-    let mut alice = Lines::over(tls(&authority, Lines::socket(ircs)));
+    let mut alice = Lines::over(tls::client(&authority, "localhost", &[], Lines::socket(ircs)));
     alice.join("alice", PASSWORD);
     let mut socket = Lines::socket(later);
     std::io::Write::write_all(&mut socket, b"STARTTLS\r\n").expect("it is sent");
     let mut answer = [0; 64];
     let count = socket.read(&mut answer).expect("it is answered");
     assert!(answer[..count].starts_with(b":credhost 670 "), "{}", String::from_utf8_lossy(&answer));
-    let mut bob = Lines::over(tls(&authority, socket));
+    let mut bob = Lines::over(tls::client(&authority, "localhost", &[], socket));
     bob.join("bob", PASSWORD);
     alice.until("bob@credhost JOIN");
     let mut refused = Lines::connect(clear);
@@ -290,20 +292,6 @@ fn what_is_sent_behind_starttls_in_the_clear_ends_it() {
     let mut client = Lines::connect(later);
     client.send("STARTTLS\r\nPASS :x");
     assert_eq!(client.next_line(), None);
-}
-
-/// TLS with a host whose authority this is.
-fn tls(authority: &[u8], socket: std::net::TcpStream) -> impl std::io::Read + std::io::Write + Send + 'static {
-    use rustls::pki_types::CertificateDer;
-    use rustls::pki_types::pem::PemObject;
-    let mut roots = rustls::RootCertStore::empty();
-    roots.add(CertificateDer::from_pem_slice(authority).expect("a certificate")).expect("it is one");
-    let provider = std::sync::Arc::new(rustls::crypto::ring::default_provider());
-    let config = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
-    let config = config.expect("ring has them").with_root_certificates(roots).with_no_client_auth();
-    let name = "localhost".try_into().expect("a name");
-    let connection = rustls::ClientConnection::new(std::sync::Arc::new(config), name).expect("it begins");
-    rustls::StreamOwned::new(connection, socket)
 }
 
 #[test]
@@ -517,7 +505,7 @@ fn whoever_vanishes_at_whatever_step_leaves_nothing_behind() {
         ["irc on ", "irc over TLS on ", "irc with STARTTLS on "].map(|name| door(&mut host, name));
     let before = {
         // Threads and files that are there once somebody has logged in.
-        let mut alice = Lines::over(tls(&authority, Lines::socket(ircs)));
+        let mut alice = Lines::over(tls::client(&authority, "localhost", &[], Lines::socket(ircs)));
         alice.join("alice", PASSWORD);
         drop(alice);
         host.home.run(&["service", "reload", "chat"], "");
@@ -533,7 +521,7 @@ fn whoever_vanishes_at_whatever_step_leaves_nothing_behind() {
             1 => Lines::over(plain).write("\u{16}\u{3}\u{1}\u{2}"),
             2 => Lines::over(plain).write("STARTTLS\r\n"),
             3 => Lines::over(plain).write(&format!("PASS :{PASSWORD}\r\nNICK alice\r\nUSER a 0 * :a\r\n")),
-            4 => drop(Lines::over(tls(&authority, plain)).try_send("CAP LS")),
+            4 => drop(Lines::over(tls::client(&authority, "localhost", &[], plain)).try_send("CAP LS")),
             _ => {
                 let mut client = Lines::connect(later);
                 client.send("STARTTLS");
@@ -676,7 +664,7 @@ fn the_last_words_of_a_client_that_only_hangs_up_are_heard() {
     let [clear, ircs] = ["irc on ", "irc over TLS on "].map(|name| door(&mut host, name));
     let mut bob = Lines::irc(clear, "bob", PASSWORD);
     for count in [1, 20, 300] {
-        let mut alice = Lines::over(tls(&authority, Lines::socket(ircs)));
+        let mut alice = Lines::over(tls::client(&authority, "localhost", &[], Lines::socket(ircs)));
         alice.join("alice", PASSWORD);
         let all: String = (0..count).map(|turn| format!("PRIVMSG #chat :{count}.{turn}\r\n")).collect();
         alice.write(&all);

@@ -198,7 +198,8 @@ fn listener(one: &ListenerStatus) -> String {
     };
     let connections = show::many(one.connections, "connection", "connections");
     let taken = if one.taken { String::new() } else { "; the service does not take them".to_owned() };
-    format!("{name}{tls} on {address}, {connections}{taken}")
+    let marks = if one.marks.is_empty() { String::new() } else { format!(" ({})", one.marks) };
+    format!("{name}{tls} on {address}{marks}, {connections}{taken}")
 }
 
 fn times(count: u64) -> String {

@@ -9,6 +9,7 @@ use serde::Deserialize;
 
 use super::Settings;
 use super::confined::{ALLOW, ISOLATION, MOST};
+use super::marks::Marks;
 
 /// What of a service's section is the host's.
 const LISTEN: &str = "listen";
@@ -104,6 +105,8 @@ pub struct ListenerSettings {
     pub grace: Option<Duration>,
     /// What its service may do.
     pub grants: Grants,
+    /// What its connections have that others' at the same address have not.
+    pub marks: Marks,
     /// Proxies that pass on others' requests, and are believed when they say whose.
     pub proxies: Vec<IpNet>,
     /// Whether whoever comes by a Unix socket is one.
@@ -128,6 +131,13 @@ impl ListenerSettings {
         }
     }
 
+    /// Whether it listens at this address, and not at a port of its own.
+    #[must_use]
+    pub fn shares(&self, address: &Address) -> bool {
+        let own_port = matches!(address, Address::Tcp(found) if found.iter().all(|one| one.port() == 0));
+        self.address == *address && !own_port
+    }
+
     /// The same, of a service that may do this.
     #[must_use]
     pub fn granted(self, grants: Grants) -> Self {
@@ -150,6 +160,9 @@ struct Section {
     idle: Option<String>,
     grace: Option<String>,
     proxies: Vec<String>,
+    names: Vec<String>,
+    alpn: Vec<String>,
+    begins: Vec<String>,
 }
 
 impl Default for Section {
@@ -166,6 +179,9 @@ impl Default for Section {
             idle: None,
             grace: None,
             proxies: Vec::new(),
+            names: Vec::new(),
+            alpn: Vec::new(),
+            begins: Vec::new(),
         }
     }
 }
@@ -218,10 +234,18 @@ pub fn listeners(settings: &Settings) -> Result<Vec<ListenerSettings>, String> {
                 }
             };
             let read = section.read(service, name, grants).map_err(|why| at(&why))?;
-            let own_port = matches!(&read.address, Address::Tcp(found) if found.iter().all(|one| one.port() == 0));
-            if let Some(other) = all.iter().find(|other| other.address == read.address && !own_port) {
+            let overlaps = |other: &&ListenerSettings| {
+                other.shares(&read.address) && other.tls == read.tls && other.marks.overlap(&read.marks)
+            };
+            if let Some(other) = all.iter().find(overlaps) {
                 let (service, name) = (&other.service, &other.name);
-                return Err(at(&format!("{:?} is the address of [service.{service}.listen] {name}, too", read.shown)));
+                let by =
+                    if read.tls { "names = [\"chat.example.org\"] or alpn = [\"irc\"]" } else { "begins = [\"SSH-\"]" };
+                return Err(at(&format!(
+                    "{:?} is the address of [service.{service}.listen] {name}, too, and nothing tells their connections \
+                     apart, such as {by}",
+                    read.shown
+                )));
             }
             all.push(read);
         }
@@ -232,7 +256,9 @@ pub fn listeners(settings: &Settings) -> Result<Vec<ListenerSettings>, String> {
 impl Section {
     fn read(self, service: &str, name: &str, grants: Grants) -> Result<ListenerSettings, String> {
         let Self { address: shown, tls, starttls, plaintext, encrypted, connections, per_source, .. } = self;
-        let Self { login, idle, grace, proxies, .. } = self;
+        let Self { login, idle, grace, proxies, names, alpn, begins, .. } = self;
+        let marks = Marks { names, alpn, begins };
+        marks.check(tls, starttls)?;
         let time = |name: &str, text: &str, most: u64| {
             let time = humantime::parse_duration(text);
             let time = time.map_err(|error| format!("{name} = {text:?}: {error}; a time is \"30 s\""))?;
@@ -296,6 +322,7 @@ impl Section {
             idle,
             grace,
             grants,
+            marks,
             proxies,
             unix_proxy,
         })
@@ -352,6 +379,16 @@ mod tests {
             ("irc = { address = \"127.0.0.1:1\", login = \"500000000 years\" }", "from 1s to 1h"),
             ("irc = { address = \"127.0.0.1:1\", idle = \"1 min\", starttls = true }", "idle is for"),
             ("irc = \"127.0.0.1:1\"\nother = \"127.0.0.1:1\"", "is the address of [service.chat.listen] irc"),
+            (
+                "irc = { address = \"127.0.0.1:1\", tls = true }\nother = { address = \"127.0.0.1:1\", tls = true }",
+                "names = [",
+            ),
+            ("irc = { address = \"127.0.0.1:1\", names = [\"a.org\"] }", "set tls = true"),
+            ("irc = { address = \"127.0.0.1:1\", alpn = [\"irc\"], starttls = true }", "with starttls"),
+            ("irc = { address = \"127.0.0.1:1\", begins = [\"SSH-\"], tls = true }", "in the clear"),
+            ("irc = { address = \"127.0.0.1:1\", begins = [\"\"] }", "1 to 64 bytes"),
+            ("irc = { address = \"127.0.0.1:1\", tls = true, names = [\"a b\"] }", "no name of a host"),
+            ("irc = { address = \"127.0.0.1:1\", tls = true, alpn = [\"\"] }", "no protocol's name"),
             ("irc = { address = \"127.0.0.1:1\", grace = \"for ever\" }", "grace"),
             ("irc = { address = \"127.0.0.1:1\", proxies = [\"nginx\"] }", "neither an address nor a network"),
         ];

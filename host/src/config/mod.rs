@@ -5,6 +5,7 @@ mod file;
 mod home;
 mod key;
 mod listen;
+mod marks;
 mod private;
 
 pub use confined::{Confinements, confinements};
@@ -15,4 +16,5 @@ pub use file::{
 pub use home::{Home, Lock};
 pub use key::{entropy, existing_key, master_key, random, write_key};
 pub use listen::{Address, Grants, ListenerSettings, listeners, networks, own};
+pub use marks::{Fit, Marks};
 pub use private::{HomeError, private};

@@ -308,7 +308,8 @@ async fn close(doors: &Doors, held: &Arc<Held>, relay: Option<Relay>) {
 async fn secure(doors: &Doors, held: &Held) -> io::Result<Relay> {
     let certificates = doors.around.certificates.as_ref().ok_or_else(|| io::Error::other("no certificate"))?;
     let socket = open(&held.client(), held.is_tcp())?;
-    let acceptor = TlsAcceptor::from(certificates.config());
+    let tls = held.listening.tls.get_or_init(|| certificates.config_for(&held.listening.settings.marks.alpn));
+    let acceptor = TlsAcceptor::from(Arc::clone(tls));
     let tls = tokio::time::timeout(GREETING, acceptor.accept(socket)).await??;
     let asked = tls.get_ref().1.server_name().unwrap_or_default().to_owned();
     relay(held, tls, Some(&asked))

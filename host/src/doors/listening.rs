@@ -4,10 +4,11 @@ use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use rustls::ServerConfig;
 use serde::{Deserialize, Serialize};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::watch;
@@ -32,6 +33,9 @@ pub struct ListenerStatus {
     pub address: Option<String>,
     /// "tls", "starttls", or nothing.
     pub tls: String,
+    /// What tells its connections from those of others at the same address, as it stands in credhost.toml.
+    #[serde(default)]
+    pub marks: String,
     /// How many connections there are.
     pub connections: usize,
     /// How many of them wait for the service.
@@ -43,7 +47,9 @@ pub struct ListenerStatus {
 /// A listener that is open for as long as the host lives.
 pub(super) struct Listening {
     pub(super) settings: ListenerSettings,
-    socket: Bound,
+    socket: Arc<Bound>,
+    /// What TLS is spoken with, once it is.
+    pub(super) tls: OnceLock<Arc<ServerConfig>>,
     sources: Mutex<Sources>,
     waiting: Mutex<Waiting>,
 }
@@ -93,13 +99,22 @@ impl Listening {
             (None, Address::Unix(path)) => Bound::Unix(bind_unix(path).map_err(|error| at(&error))?),
             (None, Address::Systemd(_)) => return Err(at(&not_given(&inherited.of_systemd()))),
         };
-        let (sources, waiting) = (Mutex::default(), Mutex::default());
-        Ok(Arc::new(Self { settings, socket, sources, waiting }))
+        Ok(Self::on(Arc::new(socket), settings))
+    }
+
+    /// One more on the socket of another.
+    pub(super) fn beside(other: &Self, settings: ListenerSettings) -> Arc<Self> {
+        Self::on(Arc::clone(&other.socket), settings)
+    }
+
+    fn on(socket: Arc<Bound>, settings: ListenerSettings) -> Arc<Self> {
+        let (sources, waiting, tls) = (Mutex::default(), Mutex::default(), OnceLock::new());
+        Arc::new(Self { settings, socket, tls, sources, waiting })
     }
 
     /// Its socket, for whoever serves it next, with its name.
     pub(super) fn hand_on(&self) -> std::io::Result<(String, OwnedFd)> {
-        let socket = match &self.socket {
+        let socket = match &*self.socket {
             Bound::Tcp(listener) => listener.try_clone()?.into(),
             Bound::Unix(listener) => listener.try_clone()?.into(),
         };
@@ -108,7 +123,7 @@ impl Listening {
 
     /// Its socket, for a task that accepts.
     pub(super) fn socket(&self) -> std::io::Result<Bound> {
-        Ok(match &self.socket {
+        Ok(match &*self.socket {
             Bound::Tcp(listener) => {
                 listener.set_nonblocking(true)?;
                 Bound::Tcp(listener.try_clone()?)
@@ -122,7 +137,7 @@ impl Listening {
 
     /// Where it listens, as it has come to be: a port of 0 is another then.
     pub(super) fn address(&self) -> String {
-        match &self.socket {
+        match &*self.socket {
             Bound::Tcp(listener) => listener.local_addr().map_or_else(|_| String::new(), |address| address.to_string()),
             Bound::Unix(_) => self.settings.shown.clone(),
         }
@@ -202,6 +217,7 @@ impl Listening {
             name: self.settings.name.clone(),
             address: Some(self.address()),
             tls: tls.to_owned(),
+            marks: self.settings.marks.shown(),
             connections: self.sources.lock().all(),
             held: waiting.held.len(),
             taken: waiting.taken.is_some(),

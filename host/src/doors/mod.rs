@@ -8,11 +8,13 @@ mod account;
 mod attend;
 mod doorkeeper;
 mod ends;
+mod first;
 mod held;
 mod lasting;
 mod listening;
 mod logins;
 mod remembering;
+mod shared;
 mod ways;
 mod words;
 
@@ -31,6 +33,7 @@ use self::held::{Held, Offer};
 pub use self::listening::ListenerStatus;
 use self::listening::Listening;
 pub(crate) use self::listening::{name as socket_name, wanted as wanted_socket};
+use self::shared::Port;
 use self::words::Asker;
 use crate::config::ListenerSettings;
 use crate::cred::login::Login;
@@ -82,6 +85,8 @@ pub struct Doors {
     limits: RwLock<Limits>,
     lane: Lane,
     listeners: Vec<Arc<Listening>>,
+    /// Their sockets: several may have one.
+    ports: Vec<Arc<Port>>,
     streams: Mutex<HashMap<u32, Arc<Held>>>,
     /// Which stream a login came by.
     logins: Mutex<HashMap<u64, u32>>,
@@ -117,7 +122,20 @@ impl Doors {
         settings: Vec<ListenerSettings>,
         inherited: &Inherited,
     ) -> Result<Arc<Self>, String> {
-        let listeners = settings.into_iter().map(|one| Listening::open(one, inherited)).collect::<Result<_, _>>()?;
+        let (mut listeners, mut ports) = (Vec::new(), Vec::<Vec<Arc<Listening>>>::new());
+        for one in settings {
+            let shared = ports.iter_mut().find(|port| port[0].settings.shares(&one.address));
+            let listening = match &shared {
+                Some(port) => Listening::beside(&port[0], one),
+                None => Listening::open(one, inherited)?,
+            };
+            listeners.push(Arc::clone(&listening));
+            match shared {
+                Some(port) => port.push(listening),
+                None => ports.push(vec![listening]),
+            }
+        }
+        let ports = ports.into_iter().map(Port::new).collect();
         let limits = RwLock::new(around.limits);
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
         let mut builder = tokio::runtime::Builder::new_multi_thread();
@@ -128,6 +146,7 @@ impl Doors {
             limits,
             lane: Lane::unbounded(0),
             listeners,
+            ports,
             streams: Mutex::default(),
             logins: Mutex::default(),
             ways: Mutex::default(),
@@ -150,19 +169,22 @@ impl Doors {
         // They are opened once.
         let _ = self.within.set(within.ways(listener));
         for listening in &self.listeners {
-            let socket = self.within_threads(|| listening.socket()?.listen())?;
-            let closed = self.closing.subscribe();
-            let (Some(me), listening) = (self.me.upgrade(), Arc::clone(listening)) else { continue };
             let settings = &listening.settings;
             let how = match (settings.tls, settings.starttls) {
                 (true, _) => " over TLS",
                 (_, true) => " with STARTTLS",
                 _ => "",
             };
-            tracing::info!(service = settings.service, "serving {}{how} on {}", settings.name, listening.address());
+            let marks = settings.marks.shown();
+            let of = if marks.is_empty() { String::new() } else { format!(", what has {marks}") };
+            tracing::info!(service = settings.service, "serving {}{how} on {}{of}", settings.name, listening.address());
+        }
+        for port in &self.ports {
+            let socket = self.within_threads(|| port.socket()?.listen())?;
+            let closed = self.closing.subscribe();
+            let (Some(me), port) = (self.me.upgrade(), Arc::clone(port)) else { continue };
             self.spawn(async move {
-                let of = Arc::clone(&listening);
-                listening::accept(socket, closed, move |client, source| me.come(&of, client, source)).await;
+                listening::accept(socket, closed, |client, source| me.come_to(&port, client, source)).await;
             });
         }
         Ok(())
@@ -178,7 +200,7 @@ impl Doors {
     /// # Errors
     /// When the machine has no descriptor left.
     pub fn hand_on(&self) -> std::io::Result<Vec<(String, OwnedFd)>> {
-        let sockets = self.listeners.iter().map(|listening| listening.hand_on()).collect();
+        let sockets = self.ports.iter().map(|port| port.hand_on()).collect();
         self.stop_accepting();
         sockets
     }
@@ -225,6 +247,7 @@ impl Doors {
             name: name.clone(),
             address: None,
             tls: String::new(),
+            marks: String::new(),
             connections: 0,
             held: 0,
             taken: true,

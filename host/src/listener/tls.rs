@@ -113,8 +113,14 @@ impl Certificates {
     }
 
     /// What a connection of TLS is accepted with.
-    pub(crate) fn config(&self) -> Arc<ServerConfig> {
-        Arc::clone(&self.config)
+    /// `alpn`: the protocols that may be agreed on, the best first; none: nothing is agreed on.
+    pub(crate) fn config_for(&self, alpn: &[String]) -> Arc<ServerConfig> {
+        if alpn.is_empty() {
+            return Arc::clone(&self.config);
+        }
+        let mut config = ServerConfig::clone(&self.config);
+        config.alpn_protocols = alpn.iter().map(|protocol| protocol.clone().into_bytes()).collect();
+        Arc::new(config)
     }
 
     pub(super) fn accept(&self) -> Result<ServerConnection, rustls::Error> {

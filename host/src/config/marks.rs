@@ -1,0 +1,166 @@
+//! What tells the connections of listeners apart that have one address.
+
+use serde::Deserialize;
+
+/// The longest beginning that is looked for, in bytes.
+const LONGEST: usize = 64;
+
+/// What a connection has that is for this listener, where others have the same address. All empty: what is for no other.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+pub struct Marks {
+    /// The names of hosts that a client asks for by TLS (SNI, RFC 6066), or `*.example.org`, for one more label.
+    #[serde(default)]
+    pub names: Vec<String>,
+    /// The protocols that a client offers by TLS (ALPN, RFC 7301). They are the listener's own, too: the first that is
+    /// offered is agreed on.
+    #[serde(default)]
+    pub alpn: Vec<String>,
+    /// What a client says first, in the clear: `"SSH-"`.
+    #[serde(default)]
+    pub begins: Vec<String>,
+}
+
+/// How well a connection fits: the larger, the better.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Fit {
+    /// 2: the name itself, 1: a wildcard, 0: any.
+    name: u8,
+    /// Whether a protocol was named.
+    protocol: bool,
+}
+
+impl Marks {
+    /// For the operator to read: what is this listener's at an address of several. Empty: what is for no other.
+    #[must_use]
+    pub fn shown(&self) -> String {
+        let all = [("names", &self.names), ("alpn", &self.alpn), ("begins", &self.begins)];
+        let said = all.iter().filter(|(_, texts)| !texts.is_empty()).map(|(key, texts)| format!("{key} = {texts:?}"));
+        said.collect::<Vec<_>>().join(", ")
+    }
+
+    /// Whether they can be.
+    ///
+    /// # Errors
+    /// Which cannot.
+    pub(super) fn check(&self, tls: bool, starttls: bool) -> Result<(), String> {
+        let over_tls = !self.names.is_empty() || !self.alpn.is_empty();
+        if over_tls && !tls {
+            let why = if starttls { "with starttls it is not there at the beginning" } else { "set tls = true" };
+            return Err(format!("names and alpn are said in TLS's greeting: {why}"));
+        }
+        if tls && !self.begins.is_empty() {
+            return Err(
+                "begins is what a client says in the clear; over TLS, names and alpn tell connections apart".to_owned()
+            );
+        }
+        for name in &self.names {
+            let plain = name.strip_prefix("*.").unwrap_or(name);
+            if rustls_pki_types::DnsName::try_from(plain).is_err() {
+                return Err(format!("names: {name:?} is no name of a host: \"chat.example.org\", \"*.example.org\""));
+            }
+        }
+        if let Some(wrong) = self.alpn.iter().find(|one| one.is_empty() || one.len() > 255) {
+            return Err(format!("alpn: {wrong:?} is no protocol's name: \"h2\", \"http/1.1\""));
+        }
+        match self.begins.iter().find(|one| one.is_empty() || one.len() > LONGEST) {
+            Some(wrong) => Err(format!("begins: {wrong:?} has to have 1 to {LONGEST} bytes")),
+            None => Ok(()),
+        }
+    }
+
+    /// Whether a connection could be both's, with nothing that says whose: both over TLS, or neither.
+    #[must_use]
+    pub(super) fn overlap(&self, other: &Self) -> bool {
+        let share = |one: &[String], other: &[String]| {
+            one.is_empty() && other.is_empty()
+                || one.iter().any(|one| other.iter().any(|other| one.eq_ignore_ascii_case(other)))
+        };
+        let exact = |one: &[String], other: &[String]| {
+            one.is_empty() && other.is_empty() || one.iter().any(|one| other.contains(one))
+        };
+        share(&self.names, &other.names) && exact(&self.alpn, &other.alpn) && exact(&self.begins, &other.begins)
+    }
+
+    /// How well a greeting of TLS fits: it asks for this host, and offers these protocols. `None`: it is not for this one.
+    #[must_use]
+    pub fn fit<'a>(&self, asked: Option<&str>, mut offered: impl Iterator<Item = &'a [u8]>) -> Option<Fit> {
+        let (name, protocol) = (self.fit_name(asked)?, !self.alpn.is_empty());
+        let fits = !protocol || offered.any(|offered| self.alpn.iter().any(|own| own.as_bytes() == offered));
+        fits.then_some(Fit { name, protocol })
+    }
+
+    /// The same of the host alone: 2: by its name, 1: by a wildcard, 0: it may be any.
+    #[must_use]
+    pub fn fit_name(&self, asked: Option<&str>) -> Option<u8> {
+        if self.names.is_empty() {
+            return Some(0);
+        }
+        let asked = asked?;
+        let of = |name: &String| match name.strip_prefix("*.") {
+            Some(parent) => {
+                let (label, rest) = asked.split_once('.')?;
+                (!label.is_empty() && rest.eq_ignore_ascii_case(parent)).then_some(1)
+            }
+            None => name.eq_ignore_ascii_case(asked).then_some(2),
+        };
+        self.names.iter().filter_map(of).max()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn marks(names: &[&str], alpn: &[&str], begins: &[&str]) -> Marks {
+        let all = |texts: &[&str]| texts.iter().map(|text| (*text).to_owned()).collect();
+        Marks { names: all(names), alpn: all(alpn), begins: all(begins) }
+    }
+
+    #[test]
+    fn a_greeting_goes_where_it_fits_best() {
+        let all = [
+            marks(&[], &[], &[]),
+            marks(&["*.example.org"], &[], &[]),
+            marks(&["chat.example.org"], &[], &[]),
+            marks(&["chat.example.org"], &["h2"], &[]),
+            marks(&[], &["irc"], &[]),
+        ];
+        for (asked, offered, best) in [
+            (None, &[][..], 0),
+            (Some("example.org"), &[], 0),
+            (Some("www.example.org"), &[], 1),
+            (Some("WWW.Example.ORG"), &[], 1),
+            (Some("a.b.example.org"), &[], 0),
+            (Some(".example.org"), &[], 0),
+            (Some("Chat.example.org"), &[], 2),
+            (Some("chat.example.org"), &["http/1.1"], 2),
+            (Some("chat.example.org"), &["http/1.1", "h2"], 3),
+            (Some("other"), &["irc"], 4),
+            (Some("www.example.org"), &["irc"], 1),
+            (None, &["IRC"], 0),
+        ] {
+            let offered = || offered.iter().map(|text| text.as_bytes());
+            let fits = all.iter().enumerate().filter_map(|(at, marks)| Some((marks.fit(asked, offered())?, at)));
+            assert_eq!(fits.max().map(|(_, at)| at), Some(best), "{asked:?} {:?}", offered().collect::<Vec<_>>());
+        }
+        assert_eq!(all[2].fit(None, [].into_iter()), None);
+    }
+
+    #[test]
+    fn two_listeners_overlap_where_nothing_says_whose_a_connection_is() {
+        let none = || marks(&[], &[], &[]);
+        for (one, other, overlap) in [
+            (none(), none(), true),
+            (none(), marks(&["a"], &[], &[]), false),
+            (marks(&["a"], &[], &[]), marks(&["b", "A"], &[], &[]), true),
+            (marks(&["a"], &["h2"], &[]), marks(&["a"], &[], &[]), false),
+            (marks(&["a"], &["h2"], &[]), marks(&["a"], &["h2", "x"], &[]), true),
+            (marks(&["*.a"], &[], &[]), marks(&["b.a"], &[], &[]), false),
+            (marks(&[], &[], &["SSH-"]), none(), false),
+            (marks(&[], &[], &["SSH-"]), marks(&[], &[], &["SSH-2"]), false),
+            (marks(&[], &[], &["SSH-"]), marks(&[], &[], &["GET ", "SSH-"]), true),
+        ] {
+            assert_eq!((one.overlap(&other), other.overlap(&one)), (overlap, overlap), "{one:?} {other:?}");
+        }
+    }
+}

@@ -1,0 +1,281 @@
+//! Whose a connection is, by its first bytes, where listeners of several services have one address. Does no IO.
+//!
+//! TLS's greeting says what host the client asks for and what protocols it offers; anything else says itself what it is. A client
+//! that waits for the server to speak is told from others by its silence.
+
+use rustls::server::Acceptor;
+
+use crate::config::ListenerSettings;
+
+/// The most bytes that are looked at: a whole record of TLS's, and a little.
+pub(super) const MOST: usize = 20 << 10;
+/// The most records that a greeting of TLS may be cut into. Each is looked at once more.
+const RECORDS: usize = 8;
+/// How long TLS's header of a record is, in bytes.
+const HEADER: usize = 5;
+/// What a record of TLS's begins with that has a part of the handshake.
+const HANDSHAKE: u8 = 22;
+
+/// TLS's fatal alerts, as records (RFC 8446, 6; RFC 6066, 3; RFC 7301, 3.2).
+const UNRECOGNIZED_NAME: &[u8] = &[21, 3, 3, 0, 2, 2, 112];
+const NO_APPLICATION_PROTOCOL: &[u8] = &[21, 3, 3, 0, 2, 2, 120];
+
+/// What the first bytes say.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Verdict {
+    /// Nothing yet: it takes so many bytes in all to say more.
+    More(usize),
+    /// It is this listener's.
+    Is(usize),
+    /// It is nobody's: this is answered, and it ends.
+    Nobody(&'static [u8]),
+}
+
+/// Looks at the first bytes of a connection. `silent`: no more have come for a while.
+pub(super) fn whose(listeners: &[&ListenerSettings], first: &[u8], silent: bool) -> Verdict {
+    let over_tls = |tls: bool| listeners.iter().enumerate().filter(move |(_, one)| one.tls == tls);
+    match first.first() {
+        Some(&HANDSHAKE) if over_tls(true).next().is_some() => greeting(&over_tls(true).collect::<Vec<_>>(), first),
+        // Who is silent is told nothing of TLS: it cannot be that.
+        None if over_tls(false).next().is_none() => Verdict::More(1),
+        _ => in_the_clear(&over_tls(false).collect::<Vec<_>>(), first, silent),
+    }
+}
+
+fn in_the_clear(listeners: &[(usize, &&ListenerSettings)], first: &[u8], silent: bool) -> Verdict {
+    let begins =
+        || listeners.iter().flat_map(|(at, one)| one.marks.begins.iter().map(|begins| (begins.as_bytes(), *at)));
+    let best = begins().filter(|(begins, _)| first.starts_with(begins)).max_by_key(|(begins, _)| begins.len());
+    let longer = begins().any(|(begins, _)| begins.len() > first.len() && begins.starts_with(first));
+    let rest = || listeners.iter().find(|(_, one)| one.marks.begins.is_empty()).map(|(at, _)| *at);
+    match best.map(|(_, at)| at).or_else(rest) {
+        _ if longer && !silent => Verdict::More(first.len() + 1),
+        // Whoever has said nothing may be about to; it may also wait for the server's word.
+        Some(_) if first.is_empty() && !silent => Verdict::More(1),
+        Some(at) => Verdict::Is(at),
+        None if first.is_empty() => Verdict::More(1),
+        None => Verdict::Nobody(&[]),
+    }
+}
+
+fn greeting(listeners: &[(usize, &&ListenerSettings)], first: &[u8]) -> Verdict {
+    if let [(at, one)] = listeners
+        && one.marks.names.is_empty()
+        && one.marks.alpn.is_empty()
+    {
+        return Verdict::Is(*at);
+    }
+    let whole = match records(first) {
+        Ok(whole) => whole,
+        Err(more) if more <= MOST => return Verdict::More(more),
+        Err(_) => return Verdict::Nobody(&[]),
+    };
+    let mut acceptor = Acceptor::default();
+    let mut rest = &first[..whole];
+    // What is no greeting is told so by TLS itself, by whichever listener.
+    let broken = Verdict::Is(listeners[0].0);
+    while !rest.is_empty() {
+        if acceptor.read_tls(&mut rest).is_err() {
+            return broken;
+        }
+    }
+    match acceptor.accept() {
+        Ok(Some(accepted)) => {
+            let hello = accepted.client_hello();
+            let offered = || hello.alpn().into_iter().flatten();
+            let fit = |of: &ListenerSettings| of.marks.fit(hello.server_name(), offered());
+            // The first of those that fit as well.
+            let best = listeners.iter().rev().filter_map(|(at, of)| Some((fit(of)?, *at))).max_by_key(|(fit, _)| *fit);
+            let named = listeners.iter().any(|(_, of)| of.marks.fit_name(hello.server_name()).is_some());
+            match best {
+                Some((_, at)) => Verdict::Is(at),
+                None if named => Verdict::Nobody(NO_APPLICATION_PROTOCOL),
+                None => Verdict::Nobody(UNRECOGNIZED_NAME),
+            }
+        }
+        // The greeting goes on in the next record.
+        Ok(None) if whole + HEADER <= MOST => Verdict::More(whole + HEADER),
+        Ok(None) => Verdict::Nobody(&[]),
+        Err(_) => broken,
+    }
+}
+
+/// How many bytes the records have that are there whole; or, if that is not the first one, how many bytes it takes.
+fn records(first: &[u8]) -> Result<usize, usize> {
+    let mut whole = 0;
+    for _ in 0..RECORDS {
+        let rest = &first[whole..];
+        let Some(header) = rest.first_chunk::<HEADER>() else {
+            return if rest.is_empty() && whole > 0 { Ok(whole) } else { Err(whole + HEADER) };
+        };
+        let end = whole + HEADER + usize::from(u16::from_be_bytes([header[3], header[4]]));
+        if end > first.len() {
+            return Err(end);
+        }
+        whole = end;
+    }
+    // More than a client of good will makes.
+    if whole == first.len() { Ok(whole) } else { Err(MOST + 1) }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use proptest::prelude::*;
+    use rustls::{ClientConfig, ClientConnection, RootCertStore};
+
+    use super::*;
+    use crate::config::{Settings, listeners};
+
+    fn settings(text: &str) -> Vec<ListenerSettings> {
+        let settings: Settings = toml_edit::de::from_str(text).unwrap();
+        listeners(&settings).unwrap()
+    }
+
+    /// Web, chat and the rest over TLS; SSH, IRC and the rest in the clear.
+    fn all() -> Vec<ListenerSettings> {
+        settings(
+            r#"
+            [service.a.listen]
+            web = { address = "127.0.0.1:443", tls = true, names = ["www.example.org"], alpn = ["h2", "http/1.1"] }
+            chat = { address = "127.0.0.1:443", tls = true, names = ["chat.example.org"] }
+            other = { address = "127.0.0.1:443", tls = true }
+            ssh = { address = "127.0.0.1:443", begins = ["SSH-"] }
+            irc = { address = "127.0.0.1:443", begins = ["NICK ", "CAP ", "PASS "] }
+            slow = { address = "127.0.0.1:443" }
+            "#,
+        )
+    }
+
+    fn named(listeners: &[ListenerSettings], first: &[u8], silent: bool) -> Result<String, Verdict> {
+        let all: Vec<&ListenerSettings> = listeners.iter().collect();
+        match whose(&all, first, silent) {
+            Verdict::Is(at) => Ok(listeners[at].name.clone()),
+            other => Err(other),
+        }
+    }
+
+    /// A real client's greeting.
+    fn hello(name: &str, alpn: &[&str]) -> Vec<u8> {
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let mut config = ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_root_certificates(RootCertStore::empty())
+            .with_no_client_auth();
+        config.alpn_protocols = alpn.iter().map(|name| name.as_bytes().to_vec()).collect();
+        let mut client = ClientConnection::new(Arc::new(config), name.to_owned().try_into().unwrap()).unwrap();
+        let mut out = Vec::new();
+        client.write_tls(&mut out).unwrap();
+        out
+    }
+
+    #[test]
+    fn a_connection_is_whose_first_bytes_say() {
+        let all = all();
+        for (first, whose) in [
+            (hello("www.example.org", &["http/1.1"]), "web"),
+            (hello("www.example.org", &["h2", "http/1.1"]), "web"),
+            (hello("www.example.org", &["irc"]), "other"),
+            (hello("chat.example.org", &["irc"]), "chat"),
+            (hello("elsewhere.org", &[]), "other"),
+            (hello("127.0.0.1", &[]), "other"),
+            (b"SSH-2.0-OpenSSH_10.0\r\n".to_vec(), "ssh"),
+            (b"CAP LS 302\r\n".to_vec(), "irc"),
+            (b"PASS ".to_vec(), "irc"),
+            (b"GET / HTTP/1.1\r\n".to_vec(), "slow"),
+            (b"SSSH".to_vec(), "slow"),
+            (vec![0; 5], "slow"),
+        ] {
+            assert_eq!(named(&all, &first, false).as_deref(), Ok(whose), "{:?}", first.escape_ascii().to_string());
+        }
+        // Whoever is silent waits for the server's word, or for more.
+        assert_eq!(named(&all, b"", false), Err(Verdict::More(1)));
+        assert_eq!(named(&all, b"", true).as_deref(), Ok("slow"));
+        assert_eq!(named(&all, b"NIC", false), Err(Verdict::More(4)));
+        assert_eq!(named(&all, b"NIC", true).as_deref(), Ok("slow"));
+    }
+
+    #[test]
+    fn what_is_nobody_s_is_told_so() {
+        let all = settings(
+            r#"
+            [service.a.listen]
+            web = { address = "127.0.0.1:443", tls = true, names = ["www.example.org"], alpn = ["h2"] }
+            ssh = { address = "127.0.0.1:443", begins = ["SSH-"] }
+            "#,
+        );
+        let nobody = |first: &[u8]| named(&all, first, false).unwrap_err();
+        assert_eq!(nobody(&hello("elsewhere.org", &["h2"])), Verdict::Nobody(UNRECOGNIZED_NAME));
+        assert_eq!(nobody(&hello("www.example.org", &["irc"])), Verdict::Nobody(NO_APPLICATION_PROTOCOL));
+        assert_eq!(nobody(b"GET /"), Verdict::Nobody(&[]));
+        assert_eq!(named(&all, b"", true), Err(Verdict::More(1)), "nobody's turn");
+        // What only looks like TLS is TLS's to refuse.
+        assert_eq!(named(&all, &[HANDSHAKE, 3, 1, 0, 4, 9, 0, 0, 0], false).as_deref(), Ok("web"));
+        // One that never comes to its end is not waited for.
+        let endless: Vec<u8> = std::iter::repeat_n([HANDSHAKE, 3, 1, 0, 1, 1], 100).flatten().collect();
+        assert!(matches!(nobody_of(&all, &endless), Ok(_) | Err(Verdict::Nobody(_))));
+    }
+
+    fn nobody_of(all: &[ListenerSettings], first: &[u8]) -> Result<String, Verdict> {
+        let mut have = 1;
+        loop {
+            match named(all, &first[..have.min(first.len())], false) {
+                Err(Verdict::More(more)) if more <= first.len() => have = more,
+                other => return other,
+            }
+        }
+    }
+
+    /// The same bytes, cut into records of this size.
+    fn cut(hello: &[u8], size: usize) -> Vec<u8> {
+        let body = &hello[HEADER..];
+        let size = size.max(body.len().div_ceil(RECORDS));
+        body.chunks(size)
+            .flat_map(|part| {
+                let length = u16::try_from(part.len()).unwrap().to_be_bytes();
+                [&[HANDSHAKE, 3, 1, length[0], length[1]][..], part].concat()
+            })
+            .collect()
+    }
+
+    proptest! {
+        /// However the bytes come, the answer is the same; and each time it is asked for more than there is, and no more than the whole.
+        #[test]
+        fn bytes_may_come_in_any_parts(which in 0..5usize, records in 1..600usize, step in 1..40usize) {
+            let all = all();
+            let (first, whose) = match which {
+                0 => (cut(&hello("www.example.org", &["h2"]), records), "web"),
+                1 => (cut(&hello("chat.example.org", &[]), records), "chat"),
+                2 => (cut(&hello("x.org", &["h2"]), records), "other"),
+                3 => (b"SSH-2.0-x\r\n".to_vec(), "ssh"),
+                _ => (b"NICK alice\r\n".to_vec(), "irc"),
+            };
+            let mut have = 0;
+            loop {
+                match named(&all, &first[..have], false) {
+                    Err(Verdict::More(more)) => {
+                        prop_assert!(more > have && more <= first.len(), "{more} of {}, has {have}", first.len());
+                        have = (have + step).max(more).min(first.len());
+                    }
+                    other => {
+                        prop_assert_eq!(other.as_deref(), Ok(whose));
+                        break;
+                    }
+                }
+            }
+        }
+
+        /// Whatever comes, there is an answer.
+        #[test]
+        fn no_bytes_are_too_strange(mut first in prop::collection::vec(any::<u8>(), 0..300), tls: bool, silent: bool) {
+            if tls && !first.is_empty() {
+                first[0] = HANDSHAKE;
+            }
+            if let Err(Verdict::More(more)) = named(&all(), &first, silent) {
+                prop_assert!(more > first.len() && more <= MOST);
+            }
+        }
+    }
+}

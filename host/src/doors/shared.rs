@@ -1,0 +1,214 @@
+//! A socket that several listeners have: each connection is its first bytes' ([`first`](super::first)), which stay where they are.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use rustix::net::{RecvFlags, SendFlags};
+use tokio::io::Interest;
+use tokio::net::{TcpStream, UnixStream};
+use tokio::time::Instant;
+use zeroize::Zeroizing;
+
+use super::Doors;
+use super::first::{MOST, Verdict, whose};
+use super::listening::{Bound, Listening};
+use crate::config::ListenerSettings;
+use crate::listener::sources::{Most, Place, Sources};
+use crate::login_gate::network;
+use crate::memory::{AccountKey, Kept, Meter};
+
+/// How long a client may take to say whose it is.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// After how long whoever says nothing waits for the server's word.
+const SILENCE: Duration = Duration::from_secs(2);
+/// What is counted for a connection that has not said whose it is, in bytes.
+const COST: usize = 8 << 10;
+
+/// A socket, and those who listen by it.
+pub(super) struct Port {
+    /// One, nearly always.
+    listeners: Vec<Arc<Listening>>,
+    /// Connections that have not said whose they are.
+    undecided: Mutex<Sources>,
+}
+
+impl Port {
+    pub(super) fn new(listeners: Vec<Arc<Listening>>) -> Arc<Self> {
+        Arc::new(Self { listeners, undecided: Mutex::default() })
+    }
+
+    /// Its socket, for a task that accepts.
+    pub(super) fn socket(&self) -> io::Result<Bound> {
+        self.listeners[0].socket()
+    }
+
+    /// Its socket, for whoever serves it next, with its name.
+    pub(super) fn hand_on(&self) -> io::Result<(String, OwnedFd)> {
+        self.listeners[0].hand_on()
+    }
+
+    /// A place among those that have not said whose they are: as many as all listeners have.
+    fn enter(&self, source: IpAddr, known: bool, proxy: bool) -> Option<Place> {
+        let all = || self.listeners.iter().map(|one| &one.settings);
+        let most = Most {
+            connections: all().map(|one| one.connections).fold(0, usize::saturating_add),
+            per_source: all().map(|one| one.per_source).max().unwrap_or(0),
+        };
+        let place = Place { source: (!proxy).then(|| network(source)), stranger: !known && !proxy };
+        self.undecided.lock().enter(place, most).then_some(place)
+    }
+}
+
+/// However it ends, its place is free again.
+struct Undecided {
+    port: Arc<Port>,
+    place: Place,
+    _meter: Arc<Meter>,
+}
+
+impl Drop for Undecided {
+    fn drop(&mut self) {
+        self.port.undecided.lock().leave(self.place);
+    }
+}
+
+impl Doors {
+    /// A connection has come by a socket.
+    pub(super) fn come_to(self: &Arc<Self>, port: &Arc<Port>, client: OwnedFd, source: Option<SocketAddr>) {
+        if let [listening] = &port.listeners[..] {
+            return self.come(listening, client, source);
+        }
+        let around = &self.around;
+        let address = source.map_or(IpAddr::V4(Ipv4Addr::LOCALHOST), |source| source.ip());
+        let known = source.is_none() || around.gate.is_known(address);
+        let proxy = port.listeners.iter().any(|one| one.settings.is_proxy(source.map(|source| source.ip())));
+        let Some(place) = port.enter(address, known, proxy) else {
+            return tracing::debug!(%address, "too many connections that have not said whose they are");
+        };
+        let meter = Arc::new(Meter::new(around.memory.account(AccountKey::Source(network(address))), usize::MAX));
+        let undecided = Undecided { port: Arc::clone(port), place, _meter: Arc::clone(&meter) };
+        if !meter.admits(COST) {
+            return tracing::debug!(%address, "no memory for one more connection");
+        }
+        meter.add(Kept::Input, COST);
+        let me = Arc::clone(self);
+        self.spawn(async move {
+            let listeners: Vec<&ListenerSettings> = undecided.port.listeners.iter().map(|one| &one.settings).collect();
+            let found = async { decide(Client::new(client, source.is_some())?, &listeners).await };
+            let found = tokio::time::timeout(PATIENCE, found).await;
+            let listening = match found {
+                Ok(Ok((client, at))) => Some((client, Arc::clone(&undecided.port.listeners[at]))),
+                Ok(Err(error)) => {
+                    tracing::debug!(%address, %error, "a connection is let go");
+                    None
+                }
+                Err(_) => {
+                    tracing::debug!(%address, "a connection is let go: it does not say whose it is");
+                    None
+                }
+            };
+            drop(undecided);
+            if let Some((client, listening)) = listening {
+                me.come(&listening, client, source);
+            }
+        });
+    }
+}
+
+/// A client's socket, that nothing is read from.
+enum Client {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+}
+
+impl Client {
+    fn new(client: OwnedFd, tcp: bool) -> io::Result<Self> {
+        Ok(match tcp {
+            true => Self::Tcp(TcpStream::from_std(client.into())?),
+            false => Self::Unix(UnixStream::from_std(client.into())?),
+        })
+    }
+
+    fn into_inner(self) -> io::Result<OwnedFd> {
+        Ok(match self {
+            Self::Tcp(socket) => socket.into_std()?.into(),
+            Self::Unix(socket) => socket.into_std()?.into(),
+        })
+    }
+
+    /// Waits until so many bytes have come. Costs the same however many are there.
+    async fn arrived(&self, needed: usize) -> io::Result<()> {
+        match self {
+            Self::Tcp(socket) => socket.async_io(Interest::READABLE, || arrived(socket, needed)).await,
+            Self::Unix(socket) => socket.async_io(Interest::READABLE, || arrived(socket, needed)).await,
+        }
+    }
+}
+
+impl AsFd for Client {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Tcp(socket) => socket.as_fd(),
+            Self::Unix(socket) => socket.as_fd(),
+        }
+    }
+}
+
+/// Waits until a connection says whose it is. Nothing of what it says is taken.
+async fn decide(client: Client, listeners: &[&ListenerSettings]) -> io::Result<(OwnedFd, usize)> {
+    // It may be a password.
+    let mut first = Zeroizing::new(vec![0; MOST]);
+    let (mut needed, mut silent_at) = (1, Some(Instant::now() + SILENCE));
+    loop {
+        let arrived = async {
+            client.arrived(needed).await?;
+            peek(&client, &mut first)
+        };
+        let silent = async {
+            match silent_at {
+                Some(at) => tokio::time::sleep_until(at).await,
+                None => std::future::pending().await,
+            }
+        };
+        let (count, silent) = tokio::select! {
+            count = arrived => (count?, false),
+            () = silent => {
+                silent_at = None;
+                // Nothing may have come at all.
+                (peek(&client, &mut first).unwrap_or(0), true)
+            }
+        };
+        match whose(listeners, &first[..count], silent) {
+            Verdict::More(more) => needed = more.max(count + 1),
+            Verdict::Is(at) => return Ok((client.into_inner()?, at)),
+            Verdict::Nobody(answer) => {
+                // It may have gone.
+                let _ = rustix::net::send(&client, answer, SendFlags::DONTWAIT | SendFlags::NOSIGNAL);
+                return Err(io::Error::other("it is for none of the listeners at this address"));
+            }
+        }
+    }
+}
+
+/// Whether so many bytes have come.
+fn arrived(client: impl AsFd, needed: usize) -> io::Result<()> {
+    let there = rustix::io::ioctl_fionread(&client)?;
+    if there == 0 {
+        // It may have gone.
+        let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+        return match rustix::net::recv(&client, &mut [0_u8; 1][..], flags)? {
+            (0, _) => Err(io::ErrorKind::UnexpectedEof.into()),
+            _ => Err(io::ErrorKind::WouldBlock.into()),
+        };
+    }
+    if there < needed as u64 { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(()) }
+}
+
+/// Looks at what has come, and leaves it.
+fn peek(client: impl AsFd, first: &mut [u8]) -> io::Result<usize> {
+    Ok(rustix::net::recv(client, first, RecvFlags::PEEK | RecvFlags::DONTWAIT)?.0)
+}

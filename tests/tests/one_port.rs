@@ -1,0 +1,167 @@
+//! Several services at one address: whose a connection is, TLS's greeting or its first bytes say. Judged by OpenSSH, curl, ii and
+//! rustls.
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::process::Command;
+
+use system_tests::debian;
+use system_tests::host::{TestHome, TestHost};
+use system_tests::irc::ii;
+use system_tests::lines::Lines;
+use system_tests::ssh::Ssh;
+use system_tests::tls::client;
+
+const PASSWORD: &str = "ottern-quirk-velvet-93-lamp";
+
+/// An address that no other test has, so that its port can be known beforehand.
+fn own_address() -> SocketAddr {
+    let id = std::process::id();
+    SocketAddr::from(([127, 78, u8::try_from(id / 250 % 250).unwrap(), u8::try_from(1 + id % 250).unwrap()], 4443))
+}
+
+/// The address in URLs by these names.
+fn curl(address: SocketAddr, authority: &str, url: &str) -> Result<String, String> {
+    curl_from("127.0.0.1", address, authority, url)
+}
+
+fn curl_from(own: &str, address: SocketAddr, authority: &str, url: &str) -> Result<String, String> {
+    let mut curl = Command::new(debian::program("curl", "curl"));
+    let to = format!("::{}:{}", address.ip(), address.port());
+    let output = curl
+        .args(["-sS", "--interface", own, "--http1.1", "--connect-to", &to, "--cacert", authority, url])
+        .output()
+        .expect("curl runs");
+    match output.status.success() {
+        true => Ok(String::from_utf8_lossy(&output.stdout).into_owned()),
+        false => Err(String::from_utf8_lossy(&output.stderr).into_owned()),
+    }
+}
+
+fn host(address: SocketAddr) -> TestHost {
+    let home = TestHome::new();
+    home.make();
+    home.configure(|text| {
+        format!(
+            r#"{text}
+[service.ssh]
+may = ["attach", "vouch"]
+[service.ssh.listen]
+ssh = {{ address = "{address}", encrypted = true }}
+[service.chat.listen]
+irc = [
+    {{ address = "{address}", tls = true, names = ["chat.example.org"] }},
+    {{ address = "{address}", tls = true, alpn = ["irc"] }},
+    {{ address = "{address}", begins = ["NICK ", "PASS ", "USER ", "CAP "] }},
+]
+[service.scores.listen]
+http = [
+    {{ address = "{address}", tls = true, names = ["*.example.org"], alpn = ["http/1.1"] }},
+    {{ address = "{address}", begins = ["GET ", "HEAD ", "POST "] }},
+]
+"#
+        )
+    });
+    home.run(&["tls", "init", "--name", "localhost", "--name", "*.example.org"], "");
+    for name in ["alice", "bob", "carol", "ivo"] {
+        home.identity(name, PASSWORD, &["ssh", "todo", "chat"]);
+    }
+    ["ssh", "todo", "chat", "scores"].iter().for_each(|service| home.install(service));
+    home.start()
+}
+
+/// Each of the services is reached by its own clients.
+fn all_are_served(host: &TestHost, address: SocketAddr, alice: &Ssh, round: u32) {
+    let authority = host.home.path().join("tls/ca.pem");
+    let pem = std::fs::read(&authority).expect("it is there");
+    let authority = authority.to_str().expect("a text");
+    let came = alice.run(&["todo", "add", "milk"]);
+    assert_eq!((came.status, came.said), (Some(0), format!("{round}\n")), "{}", came.errors);
+    for url in ["http://somewhere/", "https://scores.example.org/"] {
+        let page = curl(address, authority, url).unwrap_or_else(|said| panic!("{url}: {said}"));
+        assert!(page.contains("<title>"), "{url}: {page}");
+    }
+    let mut bob = Lines::over(client(&pem, "chat.example.org", &[], Lines::socket(address)));
+    bob.join("bob", PASSWORD);
+    let mut carol = Lines::over(client(&pem, "localhost", &["h2", "irc"], Lines::socket(address)));
+    carol.join("carol", PASSWORD);
+    let ivo = ii(address, "ivo", PASSWORD);
+    carol.until(":ivo!ivo@credhost JOIN");
+    bob.send("PRIVMSG #chat :hello");
+    carol.until("PRIVMSG #chat :hello");
+    ivo.hears("hello");
+    // What is for nobody is told so, where TLS has a word for it.
+    let said = curl(address, authority, "https://localhost/").expect_err("nobody's");
+    assert!(said.contains("no application protocol"), "{said}");
+    // In the clear it ends.
+    let mut strange = Lines::socket(address);
+    strange.write_all(&[22, 3]).expect("it can be sent");
+    drop(strange);
+}
+
+#[test]
+fn five_listeners_of_three_services_share_a_port() {
+    let address = own_address();
+    let mut host = host(address);
+    let mut alice = Ssh::new(address, "alice", &["ed25519"]);
+    host.home.run(&["pubkey", "add", "alice", &alice.public().display().to_string()], "");
+    alice.moves(address);
+    all_are_served(&host, address, &alice, 0);
+    for service in ["ssh", "chat", "scores"] {
+        host.home.run(&["service", "reload", service], "");
+    }
+    all_are_served(&host, address, &alice, 1);
+    // The socket goes on over an upgrade, once.
+    let program = system_tests::build::credhost();
+    let said = host.home.run(&["upgrade", &program.display().to_string()], "");
+    assert!(said.contains("serves"), "{said}");
+    all_are_served(&host, address, &alice, 2);
+    host.kill();
+}
+
+/// A client may take its time, byte by byte; and one that says nothing is served by who speaks first.
+#[test]
+fn bytes_that_come_one_by_one_are_waited_for_and_silence_is_an_answer() {
+    let address = own_address();
+    let address = SocketAddr::new(address.ip(), 4444);
+    let host = host(address);
+    let drip = |text: &[u8]| {
+        let mut socket = TcpStream::connect(address).expect("it listens");
+        socket.set_nodelay(true).expect("an option");
+        text.chunks(1).for_each(|byte| socket.write_all(byte).expect("it is read"));
+        let mut answer = vec![0; 4];
+        socket.set_read_timeout(Some(std::time::Duration::from_secs(60))).expect("an option");
+        socket.read_exact(&mut answer).expect("it answers");
+        answer
+    };
+    assert_eq!(drip(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"), b"HTTP");
+    assert_eq!(drip(b"GETTING"), b"SSH-");
+    assert_eq!(drip(b""), b"SSH-", "whoever speaks first");
+    assert_eq!(drip(b"NIC"), b"SSH-", "whoever says no more than that");
+    drop(host);
+}
+
+/// Whoever says nothing of who it is for takes no more than its share, and the others are served meanwhile.
+#[test]
+fn who_does_not_say_whose_it_is_keeps_nobody_out() {
+    let address = own_address();
+    let address = SocketAddr::new(address.ip(), 4445);
+    let host = host(address);
+    // The beginning of a greeting, and no more.
+    let undecided: Vec<TcpStream> = (0..200)
+        .map(|_| {
+            let mut socket = TcpStream::connect(address).expect("it listens");
+            // Those over the share are let go at once.
+            let _ = socket.write_all(&[22, 3, 1, 2, 0, 1]);
+            socket
+        })
+        .collect();
+    let authority = host.home.path().join("tls/ca.pem");
+    let page = curl_from("127.9.9.9", address, authority.to_str().expect("a text"), "https://www.example.org/");
+    assert!(page.as_ref().is_ok_and(|page| page.contains("<title>")), "{page:?}");
+    // Nobody answers them; each is let go, at once or when its time is up.
+    for mut socket in undecided {
+        socket.set_read_timeout(Some(std::time::Duration::from_secs(60))).expect("an option");
+        assert!(!matches!(socket.read(&mut [0; 1]), Ok(1..)));
+    }
+}
