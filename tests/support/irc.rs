@@ -2,7 +2,7 @@
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
@@ -117,11 +117,25 @@ pub fn ii(address: SocketAddr, name: &str, password: &str) -> Client {
 /// When it does not run.
 #[must_use]
 pub fn irssi(address: SocketAddr, name: &str, password: &str) -> Client {
+    irssi_with(address, name, &format!("password = \"{password}\";"), "")
+}
+
+/// The same over TLS, with a certificate and its key, both in this file: it logs in by SASL's EXTERNAL.
+///
+/// # Panics
+/// When it does not run.
+#[must_use]
+pub fn irssi_by_certificate(address: SocketAddr, name: &str, file: &Path) -> Client {
+    let tls = format!("use_tls = \"yes\"; tls_verify = \"no\"; tls_cert = \"{}\";", file.display());
+    irssi_with(address, name, &tls, "sasl_mechanism = \"EXTERNAL\";")
+}
+
+fn irssi_with(address: SocketAddr, name: &str, server: &str, network: &str) -> Client {
     let folder = tempfile::tempdir().expect("a folder");
     let (irssi, log) = (debian::program("irssi", "irssi"), folder.path().join("log"));
     let config = format!(
-        "servers = ( {{ address = \"127.0.0.1\"; chatnet = \"credhost\"; port = \"{}\"; password = \"{password}\"; autoconnect = \"yes\"; }} );\n\
-         chatnets = {{ credhost = {{ type = \"IRC\"; nick = \"{name}\"; }}; }};\n\
+        "servers = ( {{ address = \"127.0.0.1\"; chatnet = \"credhost\"; port = \"{}\"; {server} autoconnect = \"yes\"; }} );\n\
+         chatnets = {{ credhost = {{ type = \"IRC\"; nick = \"{name}\"; {network} }}; }};\n\
          channels = ( {{ name = \"#chat\"; chatnet = \"credhost\"; autojoin = \"yes\"; }} );\n\
          settings = {{ core = {{ nick = \"{name}\"; user_name = \"{name}\"; real_name = \"{name}\"; }};\n\
          \"fe-common/core\" = {{ autolog = \"yes\"; autolog_path = \"{}/$0\"; }}; }};\n",

@@ -2,10 +2,12 @@
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::path::Path;
 use std::sync::Arc;
 
-use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 
 /// TLS over a socket, with a host whose authority this is (PEM): it is asked for `name`, and offered these protocols.
@@ -13,11 +15,39 @@ use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 /// # Panics
 /// When the authority or the name is none.
 pub fn client(authority: &[u8], name: &str, alpn: &[&str], socket: TcpStream) -> impl Read + Write + Send + 'static {
+    with(authority, name, alpn, None, socket)
+}
+
+/// The same by a client that shows a certificate, which stands in this file with its key (PEM).
+///
+/// # Panics
+/// When they are none.
+pub fn certified(authority: &[u8], file: &Path, socket: TcpStream) -> impl Read + Write + Send + 'static {
+    with(authority, "localhost", &[], Some(file), socket)
+}
+
+fn with(
+    authority: &[u8],
+    name: &str,
+    alpn: &[&str],
+    file: Option<&Path>,
+    socket: TcpStream,
+) -> StreamOwned<ClientConnection, TcpStream> {
     let mut roots = RootCertStore::empty();
     roots.add(CertificateDer::from_pem_slice(authority).expect("a certificate")).expect("it is one");
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let config = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
-    let mut config = config.expect("ring has them").with_root_certificates(roots).with_no_client_auth();
+    let config = config.expect("ring has them").with_root_certificates(roots);
+    let mut config = match file {
+        None => config.with_no_client_auth(),
+        Some(file) => {
+            let own = vec![CertificateDer::from_pem_file(file).expect("a certificate")];
+            let key = PrivateKeyDer::from_pem_file(file).expect("its key");
+            let key = rustls::crypto::ring::sign::any_supported_type(&key).expect("a key that can sign");
+            // Whether they belong together is the server's to find out.
+            config.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(CertifiedKey::new(own, key))))
+        }
+    };
     config.alpn_protocols = alpn.iter().map(|protocol| protocol.as_bytes().to_vec()).collect();
     let connection = ClientConnection::new(Arc::new(config), name.to_owned().try_into().expect("a name"));
     StreamOwned::new(connection.expect("it begins"), socket)

@@ -89,6 +89,8 @@ pub struct ListenerSettings {
     pub tls: bool,
     /// Whether a client can go over to TLS where the service's protocol has a word for it.
     pub starttls: bool,
+    /// Whether clients are asked for a certificate by TLS.
+    pub certificates: bool,
     /// Whether it may be in the clear where others can listen.
     pub plaintext: bool,
     /// Whether the service's protocol encrypts by itself, as SSH does.
@@ -152,6 +154,7 @@ struct Section {
     address: String,
     tls: bool,
     starttls: bool,
+    certificates: bool,
     plaintext: bool,
     encrypted: bool,
     connections: usize,
@@ -171,6 +174,7 @@ impl Default for Section {
             address: String::new(),
             tls: false,
             starttls: false,
+            certificates: false,
             plaintext: false,
             encrypted: false,
             connections: 1000,
@@ -256,7 +260,7 @@ pub fn listeners(settings: &Settings) -> Result<Vec<ListenerSettings>, String> {
 impl Section {
     fn read(self, service: &str, name: &str, grants: Grants) -> Result<ListenerSettings, String> {
         let Self { address: shown, tls, starttls, plaintext, encrypted, connections, per_source, .. } = self;
-        let Self { login, idle, grace, proxies, names, alpn, begins, .. } = self;
+        let Self { login, idle, grace, proxies, certificates, names, alpn, begins, .. } = self;
         let marks = Marks { names, alpn, begins };
         marks.check(tls, starttls)?;
         let time = |name: &str, text: &str, most: u64| {
@@ -274,6 +278,9 @@ impl Section {
         }
         if tls && starttls {
             return Err("tls and starttls are one or the other: all that comes is TLS, or it becomes so".to_owned());
+        }
+        if certificates && !tls && !starttls {
+            return Err("certificates are shown by TLS: set tls = true or starttls = true".to_owned());
         }
         if connections == 0 || per_source == 0 {
             return Err("connections and per_source begin at 1".to_owned());
@@ -314,6 +321,7 @@ impl Section {
             shown,
             tls,
             starttls,
+            certificates,
             plaintext,
             encrypted,
             connections,
@@ -386,6 +394,7 @@ mod tests {
             ("irc = { address = \"127.0.0.1:1\", names = [\"a.org\"] }", "set tls = true"),
             ("irc = { address = \"127.0.0.1:1\", alpn = [\"irc\"], starttls = true }", "with starttls"),
             ("irc = { address = \"127.0.0.1:1\", begins = [\"SSH-\"], tls = true }", "in the clear"),
+            ("irc = { address = \"127.0.0.1:1\", certificates = true }", "by TLS"),
             ("irc = { address = \"127.0.0.1:1\", begins = [\"\"] }", "1 to 64 bytes"),
             ("irc = { address = \"127.0.0.1:1\", tls = true, names = [\"a b\"] }", "no name of a host"),
             ("irc = { address = \"127.0.0.1:1\", tls = true, alpn = [\"\"] }", "no protocol's name"),

@@ -7,6 +7,7 @@
 //! Source: `twisted.cred` of Twisted 2.1.0.
 
 mod authorizer;
+mod certificate;
 mod cost;
 mod default_authorizer;
 mod error;
@@ -26,6 +27,7 @@ pub mod throttle;
 mod token;
 
 pub use authorizer::{Answer, Authorizer};
+pub use certificate::ClientCertificate;
 pub use cost::HashCost;
 pub use default_authorizer::DefaultAuthorizer;
 pub use error::{AuthorizerError, CredentialError, DuplicateIdentity, KeyNotFound, NoSuchIdentity, Refusal};

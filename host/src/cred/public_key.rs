@@ -14,7 +14,8 @@ const PURPOSE: &[u8] = b"credhost login by key, version 1\0";
 pub struct PublicKey(KeyData);
 
 impl PublicKey {
-    /// Reads a file as `id_ed25519.pub`: one key, on a line; answers with its comment, too. Blank lines and those that begin
+    /// Reads a file as `id_ed25519.pub`: one key, on a line; answers with its comment, too. Or a certificate in PEM, whose comment
+    /// is the name that it is for; or a public key in PEM. Blank lines and those that begin
     /// with `#` are passed over.
     ///
     /// # Errors
@@ -29,6 +30,9 @@ impl PublicKey {
         if text.contains("---- BEGIN SSH2 PUBLIC KEY") {
             return wrong("this is a key as RFC 4716 has it; `ssh-keygen -i -f FILE` prints it as OpenSSH has it");
         }
+        if text.contains("-----BEGIN CERTIFICATE-----") || text.contains("-----BEGIN PUBLIC KEY-----") {
+            return Self::of_pem(text);
+        }
         if text.contains("-----BEGIN") {
             return wrong("this is a key in PEM; `ssh-keygen -i -m PKCS8 -f FILE` prints it as OpenSSH has it");
         }
@@ -39,6 +43,30 @@ impl PublicKey {
             return wrong(&format!("line {second} is a second one, after line {number}: give one key at a time"));
         }
         Self::of_line(line).map_err(|why| CredentialError::Key(format!("line {number}: {why}")))
+    }
+
+    /// The key in a certificate, with the name that it is for, or in a public key as OpenSSL writes it.
+    fn of_pem(text: &str) -> Result<(Self, String), CredentialError> {
+        use rustls_pki_types::pem::PemObject;
+        use rustls_pki_types::{CertificateDer, SubjectPublicKeyInfoDer};
+        let wrong = |why: String| CredentialError::Key(why);
+        let broken = |error| wrong(format!("this is PEM that is not whole: {error}"));
+        let found: Vec<CertificateDer<'_>> =
+            CertificateDer::pem_slice_iter(text.as_bytes()).collect::<Result<_, _>>().map_err(broken)?;
+        match &found[..] {
+            [one] => {
+                let certificate = super::ClientCertificate::read(one)?;
+                Ok((certificate.key, certificate.name.unwrap_or_default()))
+            }
+            [] => {
+                let key = SubjectPublicKeyInfoDer::from_pem_slice(text.as_bytes()).map_err(broken)?;
+                Ok((super::certificate::read_key(&key)?, String::new()))
+            }
+            more => Err(wrong(format!(
+                "there are {} certificates in it: give the one that is the client's own",
+                more.len()
+            ))),
+        }
     }
 
     fn of_line(line: &str) -> Result<(Self, String), String> {
@@ -78,7 +106,7 @@ impl PublicKey {
         Self::accept(key.key_data().clone())
     }
 
-    fn accept(key: KeyData) -> Result<Self, CredentialError> {
+    pub(super) fn accept(key: KeyData) -> Result<Self, CredentialError> {
         match &key {
             KeyData::Ed25519(_) => Ok(Self(key)),
             KeyData::Ecdsa(curve) if curve.curve() != ssh_key::EcdsaCurve::NistP521 => Ok(Self(key)),
@@ -170,7 +198,8 @@ mod tests {
             ("ssh-ed25519".to_owned(), "after ssh-ed25519 there is no key"),
             ("ssh-ed25519  AAAAC3Nza cut".to_owned(), "what begins in column 14 is no ssh-ed25519 key"),
             ("---- BEGIN SSH2 PUBLIC KEY ----\n".to_owned(), "RFC 4716"),
-            ("-----BEGIN PUBLIC KEY-----\n".to_owned(), "in PEM"),
+            ("-----BEGIN PUBLIC KEY-----\n".to_owned(), "not whole"),
+            ("-----BEGIN DSA PUBLIC KEY-----\n".to_owned(), "in PEM"),
             ("hello".to_owned(), "\"hello\" is no kind of key"),
         ] {
             let error = PublicKey::parse(&text).unwrap_err().to_string();

@@ -19,10 +19,11 @@ use tokio_rustls::TlsAcceptor;
 
 use super::Doors;
 use super::ends::number;
-use super::held::Held;
+use super::held::{Greeted, Held};
 use super::listening::Listening;
 use super::logins::still;
 use super::words::Asker;
+use crate::cred::ClientCertificate;
 use crate::login_gate::network;
 use crate::memory::{AccountKey, Kept, Meter};
 use crate::sessions::{Notice, SessionEntry};
@@ -123,12 +124,12 @@ async fn carry(client: &mut (impl AsyncRead + AsyncWrite + Unpin), own: &mut Uni
 fn relay<T: AsyncRead + AsyncWrite + Send + Unpin + 'static>(
     held: &Held,
     client: T,
-    asked: Option<&str>,
+    greeted: Option<Greeted>,
 ) -> io::Result<Relay> {
     let (own, theirs) = StdUnix::pair()?;
     own.set_nonblocking(true)?;
     let mut own = UnixStream::from_std(own)?;
-    held.relayed(theirs.into(), asked);
+    held.relayed(theirs.into(), greeted);
     held.mailbox.meter().add(Kept::Input, RELAYED);
     let (heard, mut hears) = watch::channel(Instant::now());
     let (mut client, idle) = (Watched { inner: client, heard }, held.listening.settings.idle);
@@ -308,11 +309,18 @@ async fn close(doors: &Doors, held: &Arc<Held>, relay: Option<Relay>) {
 async fn secure(doors: &Doors, held: &Held) -> io::Result<Relay> {
     let certificates = doors.around.certificates.as_ref().ok_or_else(|| io::Error::other("no certificate"))?;
     let socket = open(&held.client(), held.is_tcp())?;
-    let tls = held.listening.tls.get_or_init(|| certificates.config_for(&held.listening.settings.marks.alpn));
+    let settings = &held.listening.settings;
+    let tls = held.listening.tls.get_or_init(|| certificates.config_for(&settings.marks.alpn, settings.certificates));
     let acceptor = TlsAcceptor::from(Arc::clone(tls));
     let tls = tokio::time::timeout(GREETING, acceptor.accept(socket)).await??;
-    let asked = tls.get_ref().1.server_name().unwrap_or_default().to_owned();
-    relay(held, tls, Some(&asked))
+    let greeting = tls.get_ref().1;
+    let asked = greeting.server_name().unwrap_or_default().to_owned();
+    let shown = greeting.peer_certificates().and_then(|shown| shown.first());
+    let certificate = shown.and_then(|shown| {
+        let read = ClientCertificate::read(shown);
+        read.inspect_err(|error| tracing::debug!(peer = held.peer, %error, "a client's certificate")).ok()
+    });
+    relay(held, tls, Some(Greeted { asked, certificate: certificate.map(Arc::new) }))
 }
 
 impl Doors {
@@ -324,7 +332,9 @@ impl Doors {
                 held.entry.speaks_tls();
                 let (end, asked) = (held.lend(), held.asked());
                 let (stream, descriptor) = (u64::from(held.number), end.as_deref().map_or(u64::MAX, number));
-                let told = self.answer(asker, &ToLibrary::Lent { request, stream, descriptor, asked: &asked });
+                let certificate = &*held.shown();
+                let frame = ToLibrary::Lent { request, stream, descriptor, asked: &asked, certificate };
+                let told = self.answer(asker, &frame);
                 if let Some(end) = end.filter(|_| !told) {
                     held.takes_back(&end);
                 }

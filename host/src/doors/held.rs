@@ -14,6 +14,7 @@ use tokio::time::Instant;
 use super::ends::{discard, number};
 use super::listening::Listening;
 use super::words::{Asker, LoggedIn};
+use crate::cred::ClientCertificate;
 use crate::cred::login::KeyChallenge;
 use crate::listener::sources::Place;
 use crate::multiservice::SlotNo;
@@ -29,6 +30,20 @@ enum Owner {
     Offered(SlotNo),
     /// This generation of it serves it.
     Taken(SlotNo, u32),
+}
+
+/// What a client has said by TLS.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Greeted {
+    /// The name of the host that it asked for; empty: none.
+    pub(super) asked: String,
+    pub(super) certificate: Option<Arc<ClientCertificate>>,
+}
+
+impl Greeted {
+    fn shown(&self) -> Vec<u8> {
+        self.certificate.as_ref().map_or_else(Vec::new, |certificate| certificate.key.line().into_bytes())
+    }
 }
 
 /// A descriptor that a frame has named.
@@ -79,7 +94,7 @@ struct State {
     /// Whether that is a socket of TCP's.
     tcp: bool,
     tls: bool,
-    asked: String,
+    greeted: Greeted,
     owner: Owner,
     login: Option<LoggedIn>,
     /// How often something about its identity has changed.
@@ -119,7 +134,7 @@ impl Held {
             client,
             tcp,
             tls: false,
-            asked: String::new(),
+            greeted: Greeted::default(),
             owner: Owner::Nobody,
             login: None,
             changes: 0,
@@ -147,13 +162,23 @@ impl Held {
         Arc::clone(&self.state.lock().client)
     }
 
-    /// The host moves its bytes from now on, in TLS or because it watches them: this is the inner end. `asked`: the name that
-    /// the client asked for by TLS.
-    pub(super) fn relayed(&self, inner: OwnedFd, asked: Option<&str>) {
+    /// The host moves its bytes from now on, in TLS or because it watches them: this is the inner end. `greeted`: what the client
+    /// has said by TLS.
+    pub(super) fn relayed(&self, inner: OwnedFd, greeted: Option<Greeted>) {
         let mut state = self.state.lock();
         state.service = Some(Arc::new(inner));
-        (state.tcp, state.tls) = (false, asked.is_some());
-        asked.unwrap_or_default().clone_into(&mut state.asked);
+        (state.tcp, state.tls) = (false, greeted.is_some());
+        state.greeted = greeted.unwrap_or_default();
+    }
+
+    /// The certificate that the client has shown by TLS, whose private key it has.
+    pub(super) fn certificate(&self) -> Option<Arc<ClientCertificate>> {
+        self.state.lock().greeted.certificate.clone()
+    }
+
+    /// The key of that, as OpenSSH writes it, for frames; empty: there is none.
+    pub(super) fn shown(&self) -> Vec<u8> {
+        self.state.lock().greeted.shown()
     }
 
     /// Whether the client's end is a socket of TCP's.
@@ -168,7 +193,7 @@ impl Held {
 
     /// The name that the client asked for by TLS.
     pub(super) fn asked(&self) -> String {
-        self.state.lock().asked.clone()
+        self.state.lock().greeted.asked.clone()
     }
 
     pub(super) fn is_tls(&self) -> bool {
@@ -225,13 +250,14 @@ impl Held {
             peer: &self.peer,
             tls: state.tls,
             starttls: self.listening.settings.starttls,
-            asked: &state.asked,
+            asked: &state.greeted.asked,
             // One that nothing was done with is as it was.
             state: state.carried.as_ref().map(|carried| carried.bytes.as_slice()).filter(|bytes| !bytes.is_empty()),
             login,
             identity,
             perspectives: &perspectives,
             forwarded: self.is_proxy(),
+            certificate: &state.greeted.shown(),
         };
         frame.write(&mut bytes);
         Offer::Frame(bytes, service, (login != 0).then_some(login))

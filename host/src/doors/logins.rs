@@ -83,6 +83,19 @@ fn vouched(held: &Held, name: &str, key: &[u8]) -> Result<Proof, String> {
     Ok(Proof::Vouched(name.to_owned(), public_key(key)?))
 }
 
+/// The certificate that the client has shown by TLS. Without a name it says whose it is.
+fn certified(held: &Held, name: &str) -> Result<Proof, String> {
+    let certificate = held.certificate().ok_or_else(|| match held.listening.settings.certificates {
+        true => "the client has shown no certificate that can be used".to_owned(),
+        false => "the operator has not set certificates = true for this listener".to_owned(),
+    })?;
+    let name = match name {
+        "" => certificate.name.clone().ok_or("the certificate is for nobody by name: say who you are")?,
+        name => name.to_owned(),
+    };
+    Ok(Proof::Certificate(name, certificate.key.clone()))
+}
+
 impl Doors {
     /// A service asks whether a proof is right, or for something to be signed.
     pub(super) fn authenticate(
@@ -99,6 +112,7 @@ impl Doors {
         let proof = match kind {
             1 | 2 => self.secret(&held, kind, name, secret),
             3 => vouched(&held, name, secret),
+            7 => certified(&held, name),
             4 => return self.challenge(asker, &held, name, secret),
             6 => {
                 let token = Token::received(std::str::from_utf8(secret).unwrap_or_default());

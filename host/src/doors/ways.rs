@@ -138,7 +138,8 @@ impl Doors {
             Ok(end) => {
                 let (request, stream) = (asker.request, owner.number());
                 self.later(move |me| {
-                    let lent = ToLibrary::Lent { request, stream, descriptor: number(&end), asked: "" };
+                    let lent =
+                        ToLibrary::Lent { request, stream, descriptor: number(&end), asked: "", certificate: &[] };
                     if !me.answer(&asker, &lent) {
                         owner.takes_back(&end);
                     }

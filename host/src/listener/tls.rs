@@ -4,11 +4,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use parking_lot::{Mutex, RwLock};
+use rustls::client::danger::HandshakeSignatureValid;
+use rustls::crypto::WebPkiSupportedAlgorithms;
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
-use rustls::{ServerConfig, ServerConnection};
+use rustls::{DigitallySignedStruct, DistinguishedName, ServerConfig, ServerConnection, SignatureScheme};
 use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
 
 use crate::fingerprint::Fingerprint;
 
@@ -27,6 +30,8 @@ pub struct Certificates {
     certificate: PathBuf,
     key: PathBuf,
     config: Arc<ServerConfig>,
+    /// The same, for listeners whose clients are asked for a certificate.
+    asking: Arc<ServerConfig>,
     current: Arc<Current>,
     /// What the files were when they were read last.
     stamps: Mutex<(Option<Fingerprint>, Option<Fingerprint>)>,
@@ -38,6 +43,52 @@ struct Current(RwLock<Arc<CertifiedKey>>);
 impl ResolvesServerCert for Current {
     fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
         Some(Arc::clone(&self.0.read()))
+    }
+}
+
+/// Clients may show a certificate, whoever has signed it: what counts is the key that it is for, and that they have the private
+/// one, which their signature of the greeting shows.
+#[derive(Debug)]
+struct AnyClient(WebPkiSupportedAlgorithms);
+
+impl ClientCertVerifier for AnyClient {
+    fn client_auth_mandatory(&self) -> bool {
+        false
+    }
+
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        &[]
+    }
+
+    fn verify_client_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: UnixTime,
+    ) -> Result<ClientCertVerified, rustls::Error> {
+        Ok(ClientCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        rustls::crypto::verify_tls12_signature(message, certificate, signed, &self.0)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        rustls::crypto::verify_tls13_signature(message, certificate, signed, &self.0)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.supported_schemes()
     }
 }
 
@@ -80,15 +131,20 @@ impl Certificates {
     pub fn load(certificate: &Path, key: &Path) -> Result<Arc<Self>, TlsError> {
         let stamps = (Fingerprint::of(certificate), Fingerprint::of(key));
         let current = Arc::new(Current(RwLock::new(Arc::new(read(certificate, key)?))));
-        let config = ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
-            .with_safe_default_protocol_versions()
-            .map_err(|error| TlsError { path: certificate.to_owned(), why: error.to_string() })?
-            .with_no_client_auth()
-            .with_cert_resolver(Arc::clone(&current) as Arc<_>);
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let builder = || {
+            ServerConfig::builder_with_provider(Arc::clone(&provider))
+                .with_safe_default_protocol_versions()
+                .map_err(|error| TlsError { path: certificate.to_owned(), why: error.to_string() })
+        };
+        let config = builder()?.with_no_client_auth().with_cert_resolver(Arc::clone(&current) as Arc<_>);
+        let clients = Arc::new(AnyClient(provider.signature_verification_algorithms));
+        let asking = builder()?.with_client_cert_verifier(clients).with_cert_resolver(Arc::clone(&current) as Arc<_>);
         Ok(Arc::new(Self {
             certificate: certificate.to_owned(),
             key: key.to_owned(),
             config: Arc::new(config),
+            asking: Arc::new(asking),
             current,
             stamps: Mutex::new(stamps),
         }))
@@ -113,12 +169,13 @@ impl Certificates {
     }
 
     /// What a connection of TLS is accepted with.
-    /// `alpn`: the protocols that may be agreed on, the best first; none: nothing is agreed on.
-    pub(crate) fn config_for(&self, alpn: &[String]) -> Arc<ServerConfig> {
-        if alpn.is_empty() {
+    /// `alpn`: the protocols that may be agreed on, the best first; none: nothing is agreed on. `asks`: clients are asked for a
+    /// certificate, and need not have one.
+    pub(crate) fn config_for(&self, alpn: &[String], asks: bool) -> Arc<ServerConfig> {
+        if alpn.is_empty() && !asks {
             return Arc::clone(&self.config);
         }
-        let mut config = ServerConfig::clone(&self.config);
+        let mut config = ServerConfig::clone(if asks { &self.asking } else { &self.config });
         config.alpn_protocols = alpn.iter().map(|protocol| protocol.clone().into_bytes()).collect();
         Arc::new(config)
     }

@@ -208,11 +208,12 @@ impl LoginGate {
             Proof::Stock(challenge, _) => (challenge.name().to_owned(), "stock"),
             Proof::Key(challenge, _) => (challenge.name().to_owned(), "key"),
             Proof::Vouched(name, _) => (name.clone(), "key"),
+            Proof::Certificate(name, _) => (name.clone(), "certificate"),
             Proof::Password(name, _) => (name.clone(), "password"),
             // Guesses at tokens are counted by their source: there is no name.
             Proof::Token(token) => (data_encoding::HEXLOWER.encode(&token.digest()), "token"),
         };
-        let certain = matches!(proof, Proof::Vouched(..));
+        let certain = matches!(proof, Proof::Vouched(..) | Proof::Certificate(..));
         let trying = match self.begin(&name, from, how).await? {
             Ok(trying) => Trying { certain, ..trying },
             Err(refusal) => return Ok(Found::NotChecked(refusal)),
@@ -221,7 +222,9 @@ impl LoginGate {
             Proof::Password(name, password) => return self.check_password(login, &name, password, trying).await,
             Proof::Stock(challenge, response) => (login.respond(&challenge, &response, now()).await, trying),
             Proof::Key(challenge, signature) => (login.sign(&challenge, &signature, now()).await, trying),
-            Proof::Vouched(name, key) => (login.vouched(&name, &key, now()).await, trying),
+            Proof::Vouched(name, key) | Proof::Certificate(name, key) => {
+                (login.vouched(&name, &key, now()).await, trying)
+            }
             Proof::Token(token) => match login.token(&token, now()).await {
                 // Whose it is, or was, is for the trail alone.
                 Ok((proof, owner)) => (Ok(proof), trying.of(owner)),

@@ -350,6 +350,8 @@ frames! {
             perspectives: bytes,
             /// Whether it is a proxy's, which the operator believes when it says whose requests it passes on.
             forwarded: flag,
+            /// The key of the certificate that the client has shown by TLS, as OpenSSH writes it; empty: none.
+            certificate: later,
         }
         /// The answer to `Authenticate`: right.
         27 LoggedIn {
@@ -386,6 +388,8 @@ frames! {
             descriptor: number,
             /// The name that the client asked for by TLS; empty: none.
             asked: text,
+            /// As in `Stream`.
+            certificate: later,
         }
         /// All that the generation before this one had is here: what comes by streams of before is served from now on.
         31 Resume {}
@@ -616,7 +620,7 @@ frames! {
             stream: number,
             /// What proves it: 1 is a password, 2 a token, 3 a public key of which the library says that the client has proven to
             /// have it; 4 is a public key, which is answered by `Told`, and 5 the signature of that; 6 the token of a login that is
-            /// remembered, which belongs to no stream. Keys are as OpenSSH writes them, signatures as its wire has them.
+            /// remembered, which belongs to no stream; 7 is the certificate that the client has shown by TLS, of which nothing is said. Keys are as OpenSSH writes them, signatures as its wire has them.
             kind: number,
             /// The name; empty where the proof says whose it is.
             name: text,

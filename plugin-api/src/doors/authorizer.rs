@@ -182,6 +182,68 @@ impl Authorizer {
         self.prove(from, 2, String::new(), Zeroizing::new(token.into())).await
     }
 
+    /// By the certificate that the client has shown by TLS ([`Peer::certificate`](crate::Peer::certificate)): its key is one of the
+    /// identity's public keys, whoever has signed it. Without a name it is who the certificate is for (the subject's common name).
+    ///
+    /// In IRC and mail: SASL's `EXTERNAL` (RFC 4422, appendix A).
+    ///
+    /// # Errors
+    /// As [`Authorizer::password`]; when the client has shown none.
+    ///
+    /// ```
+    /// use plugin_api::prelude::*;
+    /// use plugin_api::testing::TestHost;
+    /// use plugin_api::{Door, Input, Transport};
+    ///
+    /// # #[derive(Default)]
+    /// # struct Vault;
+    /// # #[service("vault", save = "never")]
+    /// # impl Service for Vault {
+    /// #     type Perspective = Nobody;
+    /// #     async fn start(_me: Handle<Self>, context: Context<Self>) -> Result<()> {
+    /// #         context.serve::<Knock>("knock")
+    /// #     }
+    /// # }
+    /// # #[derive(Default)]
+    /// # struct Nobody;
+    /// # #[perspective]
+    /// # impl Nobody {}
+    /// /// A name, and nothing else.
+    /// struct Knock;
+    ///
+    /// impl Door for Knock {
+    ///     type Service = Vault;
+    ///
+    ///     fn opened(_: &Context<Vault>, _: &Transport) -> Result<Self> {
+    ///         Ok(Self)
+    ///     }
+    ///
+    ///     async fn received(&mut self, context: &Context<Vault>, transport: &Transport, input: &mut Input) -> Result<()> {
+    ///         while let Some(name) = input.line() {
+    ///             match context.authorizer().certificate(transport, &*name).await {
+    ///                 Ok(login) => transport.write(format!("good day {}\n", login.identity()).as_bytes()),
+    ///                 Err(refused) => transport.write(format!("{refused}\n").as_bytes()),
+    ///             }
+    ///         }
+    ///         Ok(())
+    ///     }
+    /// }
+    ///
+    /// let host = TestHost::<Vault>::start()?;
+    /// host.identity("alice", "correct horse", &["alice"]);
+    /// host.has_key("alice", "ssh-ed25519 AAAA");
+    /// let mut alice = host.connect_with_certificate("knock", "ssh-ed25519 AAAA")?;
+    /// alice.send("alice\n")?;
+    /// assert_eq!(alice.line()?, "good day alice");
+    /// let mut other = host.connect_with_certificate("knock", "ssh-ed25519 BBBB")?;
+    /// other.send("alice\n")?;
+    /// assert_eq!(other.line()?, "wrong name or password");
+    /// # Ok::<(), Fault>(())
+    /// ```
+    pub async fn certificate(&self, from: &impl super::Caller, name: impl Into<String>) -> Result<Login, Refused> {
+        self.prove(from, 7, name.into(), Zeroizing::default()).await
+    }
+
     /// By a public key, as OpenSSH writes it (`ssh-ed25519 AAAA…`): the answer is what the client is to sign, whether anybody has
     /// this key or not. It holds until the next one of the same stream.
     ///

@@ -28,6 +28,7 @@ pub struct Peer {
     tls: bool,
     starttls: bool,
     asked: String,
+    certificate: String,
     forwarded: bool,
 }
 
@@ -35,9 +36,10 @@ impl Peer {
     /// The peer that a frame `Stream` tells of.
     pub(super) fn of(frame: &ToLibrary<'_>) -> Self {
         match *frame {
-            ToLibrary::Stream { listener, peer, tls, starttls, asked, forwarded, .. } => {
+            ToLibrary::Stream { listener, peer, tls, starttls, asked, forwarded, certificate, .. } => {
                 let (listener, address, asked) = (listener.to_owned(), peer.to_owned(), asked.to_owned());
-                Self { listener, address, tls, starttls, asked, forwarded }
+                let certificate = String::from_utf8_lossy(certificate).into_owned();
+                Self { listener, address, tls, starttls, asked, certificate, forwarded }
             }
             _ => Self::default(),
         }
@@ -72,6 +74,14 @@ impl Peer {
     #[must_use]
     pub fn asked_for(&self) -> Option<&str> {
         Some(self.asked.as_str()).filter(|name| !name.is_empty())
+    }
+
+    /// The key of the certificate that it has shown by TLS, as OpenSSH writes it (`ssh-ed25519 AAAA…`): it has the private one. Where the
+    /// operator has clients asked for one (`certificates = true` for the listener).
+    /// [`Authorizer::certificate`](crate::Authorizer::certificate) says whether it is somebody's.
+    #[must_use]
+    pub fn certificate(&self) -> Option<&str> {
+        Some(self.certificate.as_str()).filter(|key| !key.is_empty())
     }
 
     /// Whether it is a proxy's, which passes on others' requests and says whose they are: the operator believes it
@@ -180,9 +190,9 @@ impl StreamCell {
         let secured = asked(&self.posts, move |core, request| core.push(&ToHost::StartTls { request, stream })).await;
         let secured = secured.map_err(|refused| Fault::new("RuntimeError", refused.message().to_owned()))?;
         let own = secured.descriptor.ok_or_else(|| Fault::new("RuntimeError", "there is no descriptor left"))?;
-        let name = String::from_utf8_lossy(&secured.bytes).into_owned();
+        let (name, certificate): (String, String) = jelly::from_slice(&secured.bytes).unwrap_or_default();
         let mut peer = self.peer.lock().unwrap_or_else(PoisonError::into_inner);
-        (peer.tls, peer.asked) = (true, name);
+        (peer.tls, peer.asked, peer.certificate) = (true, name, certificate);
         drop(peer);
         Ok(Socket::new(own, false)?)
     }
@@ -440,11 +450,12 @@ impl Listener {
 }
 
 /// What the host lends a descriptor for, as a reply: with one of one's own, and after that the host may close its.
-pub(crate) fn lent(core: &Core, stream: u64, descriptor: u64, asked: &str) -> Reply {
+pub(crate) fn lent(core: &Core, stream: u64, descriptor: u64, asked: &str, certificate: &[u8]) -> Reply {
     let own = descriptor::duplicate(descriptor);
     core.push(&ToHost::Taken { stream, descriptor });
     if let Err(error) = &own {
         tracing::error!(%error, "there is no descriptor left for what the host lends");
     }
-    Reply { bytes: asked.as_bytes().to_vec(), some: true, descriptor: own.ok(), ..Reply::default() }
+    let said = jelly::to_vec(&(asked, String::from_utf8_lossy(certificate)));
+    Reply { bytes: said.unwrap_or_default(), some: true, descriptor: own.ok(), ..Reply::default() }
 }

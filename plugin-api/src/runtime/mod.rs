@@ -382,8 +382,8 @@ impl<S: Service> Runtime<S> {
             }
             ToLibrary::Resume {} => core.doors.resume(),
             ToLibrary::LoginEnded { login } => core.doors.login_ended(core, login),
-            ToLibrary::Lent { request, stream, descriptor, asked } => {
-                core.answered(request, Ok(doors::lent(core, stream, descriptor, asked)));
+            ToLibrary::Lent { request, stream, descriptor, asked, certificate } => {
+                core.answered(request, Ok(doors::lent(core, stream, descriptor, asked, certificate)));
             }
             ToLibrary::Told { request, bytes } => {
                 core.answered(request, Ok(Reply { bytes: bytes.to_vec(), ..Reply::default() }));

@@ -32,6 +32,8 @@ struct Opened {
     theirs: UnixStream,
     login: u64,
     carried: Option<Vec<u8>>,
+    /// The key of the certificate that its client has shown; empty: none.
+    certificate: String,
 }
 
 struct LoggedIn {
@@ -42,6 +44,7 @@ struct LoggedIn {
 struct Account {
     password: String,
     perspectives: Vec<String>,
+    keys: Vec<String>,
 }
 
 impl Doors {
@@ -60,6 +63,11 @@ impl Doors {
     fn check(&self, kind: u64, name: &str, secret: &str) -> Option<(String, Vec<u8>)> {
         let (name, account) = match kind {
             1 => self.identities.get_key_value(name).filter(|(_, account)| account.password == secret)?,
+            // Tests have no names in their certificates.
+            7 => self
+                .identities
+                .get_key_value(name)
+                .filter(|(_, account)| account.keys.iter().any(|key| key == secret))?,
             6 => self.identities.get_key_value(&self.remembered.get(secret)?.0)?,
             _ => self.identities.iter().find(|(_, account)| account.password == secret)?,
         };
@@ -72,8 +80,15 @@ impl<S: Service> TestHost<S> {
     /// perspectives on this service.
     pub fn identity(&self, name: &str, password: &str, perspectives: &[&str]) {
         let perspectives = perspectives.iter().map(|name| (*name).to_owned()).collect();
-        let account = Account { password: password.to_owned(), perspectives };
+        let account = Account { password: password.to_owned(), perspectives, keys: Vec::new() };
         self.state.borrow_mut().doors.identities.insert(name.to_owned(), account);
+    }
+
+    /// A public key of an identity's, as OpenSSH writes it.
+    pub fn has_key(&self, name: &str, key: &str) {
+        if let Some(account) = self.state.borrow_mut().doors.identities.get_mut(name) {
+            account.keys.push(key.to_owned());
+        }
     }
 
     /// Takes an identity away, as an operator does who disables it: its streams are closed, and its logins end.
@@ -98,10 +113,20 @@ impl<S: Service> TestHost<S> {
     /// # Errors
     /// When the machine has no descriptor left.
     pub fn connect(&self, listener: &str) -> Result<TestStream<'_, S>> {
+        self.connect_with_certificate(listener, "")
+    }
+
+    /// The same over TLS, with a certificate for this key, as OpenSSH writes it
+    /// ([`Authorizer::certificate`](crate::Authorizer::certificate)). Nothing is encrypted.
+    ///
+    /// # Errors
+    /// As [`TestHost::connect`].
+    pub fn connect_with_certificate(&self, listener: &str, key: &str) -> Result<TestStream<'_, S>> {
         let (own, theirs) = UnixStream::pair()?;
         own.set_read_timeout(Some(TURN))?;
         let stream = self.number();
-        let opened = Opened { listener: listener.to_owned(), theirs, login: 0, carried: None };
+        let (listener, certificate) = (listener.to_owned(), key.to_owned());
+        let opened = Opened { listener, theirs, login: 0, carried: None, certificate };
         self.state.borrow_mut().doors.streams.insert(stream, opened);
         self.hand_over(stream);
         Ok(TestStream { host: self, own, read: Vec::new() })
@@ -111,7 +136,7 @@ impl<S: Service> TestHost<S> {
     fn hand_over(&self, stream: u64) {
         let mut state = self.state.borrow_mut();
         let Some(opened) = state.doors.streams.get_mut(&stream) else { return };
-        let (listener, login) = (opened.listener.clone(), opened.login);
+        let (listener, login, certificate) = (opened.listener.clone(), opened.login, opened.certificate.clone());
         let (carried, descriptor) = (opened.carried.take(), opened.theirs.as_raw_fd());
         let (identity, perspectives) = state.doors.of(login);
         drop(state);
@@ -121,7 +146,7 @@ impl<S: Service> TestHost<S> {
             descriptor: u64::try_from(descriptor).unwrap_or(u64::MAX),
             tcp: false,
             peer: "a test",
-            tls: false,
+            tls: !certificate.is_empty(),
             starttls: false,
             asked: "",
             state: carried.as_deref(),
@@ -129,6 +154,7 @@ impl<S: Service> TestHost<S> {
             identity: &identity,
             perspectives: &perspectives,
             forwarded: false,
+            certificate: certificate.as_bytes(),
         });
     }
 
@@ -161,7 +187,11 @@ impl<S: Service> TestHost<S> {
                 state.late.extend((!served).then_some(stream));
             }
             ToHost::Authenticate { request, stream, kind, name, secret, .. } => {
-                let secret = String::from_utf8_lossy(secret);
+                let shown = state.doors.streams.get(&stream).map(|opened| opened.certificate.clone());
+                let secret = match kind {
+                    7 => shown.unwrap_or_default().into(),
+                    _ => String::from_utf8_lossy(secret),
+                };
                 let Some((identity, perspectives)) = state.doors.check(kind, name, &secret) else {
                     tell(&ToLibrary::NotLoggedIn { request, message: "wrong name or password", wait: 0 });
                     return true;

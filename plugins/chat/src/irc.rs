@@ -6,7 +6,7 @@ use plugin_api::{Door, Input, Transport, Zeroizing};
 
 use crate::Chat;
 use crate::message::{Message, line, lines, nick};
-use crate::session::{Act, ROOM, SERVER, Session, TARGETS};
+use crate::session::{Act, Means, ROOM, SERVER, Session, TARGETS};
 
 /// One client.
 pub(crate) struct Irc(Session);
@@ -115,7 +115,9 @@ impl Irc {
     /// Serves a line; `alone`: there is nothing behind it yet.
     async fn line(&mut self, text: &str, alone: bool, context: &Context<Chat>, transport: &Transport) -> Result<()> {
         let Some(message) = Message::read(text.trim_end_matches(['\r', '\n'])) else { return Ok(()) };
-        let mut acts = self.0.line(&message, transport.peer().can_start_tls());
+        let peer = transport.peer();
+        let means = Means { start_tls: peer.can_start_tls(), certificate: peer.certificate().is_some() };
+        let mut acts = self.0.line(&message, means);
         while !acts.is_empty() {
             let mut more = Vec::new();
             for act in acts {
@@ -162,6 +164,12 @@ impl Irc {
             Act::Say(line) => transport.write(line.as_bytes()),
             Act::LogIn(name, password) => {
                 return Ok(match context.authorizer().password(transport, name, password.as_str()).await {
+                    Ok(login) => self.0.logged_in(&nick(&perspective(&login)?)),
+                    Err(refused) => self.0.refused(refused.message(), refused.wait()),
+                });
+            }
+            Act::LogInByCertificate(name) => {
+                return Ok(match context.authorizer().certificate(transport, name).await {
                     Ok(login) => self.0.logged_in(&nick(&perspective(&login)?)),
                     Err(refused) => self.0.refused(refused.message(), refused.wait()),
                 });

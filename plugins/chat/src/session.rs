@@ -24,6 +24,8 @@ pub(crate) enum Act {
     Say(String),
     /// A name and a password are to be looked at; then [`Session::logged_in`] or [`Session::refused`].
     LogIn(String, Zeroizing<String>),
+    /// The same by the certificate that it has shown; no name: whose that says it is.
+    LogInByCertificate(String),
     /// It has come in, and is to be greeted.
     Welcome,
     /// It comes into the room.
@@ -53,8 +55,26 @@ enum Sasl {
     No,
     /// It has chosen PLAIN; what it has sent so far.
     Plain(#[serde(skip)] Zeroizing<String>),
+    /// It has chosen EXTERNAL: the certificate that it has shown says who it is.
+    External,
     /// It is being looked at.
     Asked,
+}
+
+/// What a client's connection lets it do.
+#[derive(Debug, Default, Clone, Copy)]
+pub(crate) struct Means {
+    /// It can go over to TLS.
+    pub(crate) start_tls: bool,
+    /// It has shown a certificate.
+    pub(crate) certificate: bool,
+}
+
+impl Means {
+    /// The ways to log in by SASL.
+    fn ways(self) -> &'static str {
+        if self.certificate { "PLAIN,EXTERNAL" } else { "PLAIN" }
+    }
 }
 
 /// One client.
@@ -119,30 +139,30 @@ impl Session {
     }
 
     /// Its line.
-    pub(crate) fn line(&mut self, message: &Message, can_start_tls: bool) -> Vec<Act> {
+    pub(crate) fn line(&mut self, message: &Message, means: Means) -> Vec<Act> {
         self.pinged = false;
         match message.command.as_str() {
             "PING" => vec![say(&format!(":{SERVER} PONG {SERVER} :{}", message.parameter(0).unwrap_or_default()))],
             "PONG" => Vec::new(),
             "QUIT" => vec![Act::Quit(message.parameter(0).unwrap_or("gone").to_owned())],
-            "CAP" => self.capabilities(message),
+            "CAP" => self.capabilities(message, means),
             "STARTTLS" if self.has_logged_in() => vec![numeric(691, self.nick(), ":too late")],
-            "STARTTLS" if !can_start_tls => vec![numeric(691, self.nick(), ":there is no TLS to go over to here")],
+            "STARTTLS" if !means.start_tls => vec![numeric(691, self.nick(), ":there is no TLS to go over to here")],
             "STARTTLS" => vec![Act::Secure],
-            "AUTHENTICATE" => self.authenticate(message),
+            "AUTHENTICATE" => self.authenticate(message, means),
             _ if self.welcomed => self.inside(message),
             _ => self.register(message),
         }
     }
 
-    fn capabilities(&mut self, message: &Message) -> Vec<Act> {
+    fn capabilities(&mut self, message: &Message, means: Means) -> Vec<Act> {
         const ALL: [&str; 2] = ["sasl", "echo-message"];
         let nick = self.nick().to_owned();
         match message.parameter(0).unwrap_or_default().to_ascii_uppercase().as_str() {
             "LS" => {
                 self.negotiates |= !self.welcomed;
                 let new = message.parameter(1).and_then(|version| version.parse::<u32>().ok()) >= Some(302);
-                let sasl = if new { "sasl=PLAIN" } else { "sasl" };
+                let sasl = if new { format!("sasl={}", means.ways()) } else { "sasl".to_owned() };
                 vec![say(&format!(":{SERVER} CAP {nick} LS :{sasl} echo-message"))]
             }
             "LIST" => {
@@ -169,7 +189,7 @@ impl Session {
         }
     }
 
-    fn authenticate(&mut self, message: &Message) -> Vec<Act> {
+    fn authenticate(&mut self, message: &Message, means: Means) -> Vec<Act> {
         let nick = self.nick().to_owned();
         if self.nick.is_some() {
             return vec![numeric(907, &nick, ":you have logged in already")];
@@ -185,11 +205,26 @@ impl Session {
                 self.sasl = Sasl::Plain(Zeroizing::new(String::with_capacity(SASL + 512)));
                 vec![say("AUTHENTICATE +")]
             }
+            Sasl::No if given.eq_ignore_ascii_case("EXTERNAL") && means.certificate => {
+                self.sasl = Sasl::External;
+                vec![say("AUTHENTICATE +")]
+            }
             Sasl::No => vec![
-                numeric(908, &nick, "PLAIN :are the ways to log in"),
+                numeric(908, &nick, &format!("{} :are the ways to log in", means.ways())),
                 numeric(904, &nick, ":there is no such way to log in"),
             ],
             Sasl::Asked => vec![numeric(904, &nick, ":one login at a time")],
+            Sasl::External => {
+                let name = match given {
+                    "+" => Some(String::new()),
+                    given => BASE64.decode(given.as_bytes()).ok().and_then(|name| String::from_utf8(name).ok()),
+                };
+                self.sasl = if name.is_some() { Sasl::Asked } else { Sasl::No };
+                match name {
+                    Some(name) => vec![Act::LogInByCertificate(name)],
+                    None => self.refused("that is not what EXTERNAL is", 0),
+                }
+            }
             Sasl::Plain(said) => {
                 let longer = said.len() + given.len() > SASL;
                 if given != "+" && !longer {
@@ -406,7 +441,11 @@ mod tests {
     use super::*;
 
     fn told(session: &mut Session, text: &str) -> Vec<Act> {
-        Message::read(text).map(|message| session.line(&message, false)).unwrap_or_default()
+        with(session, text, Means::default())
+    }
+
+    fn with(session: &mut Session, text: &str, means: Means) -> Vec<Act> {
+        Message::read(text).map(|message| session.line(&message, means)).unwrap_or_default()
     }
 
     fn said(acts: &[Act]) -> String {
@@ -427,6 +466,29 @@ mod tests {
         assert!(said(&session.logged_in("alice")).contains(" 903 alice "));
         assert_eq!(told(&mut session, "CAP END"), [Act::Welcome]);
         assert!(session.rests() && session.is_in());
+    }
+
+    #[test]
+    fn by_a_certificate() {
+        let shown = Means { certificate: true, ..Means::default() };
+        for (answer, name) in [("+", ""), ("YWxpY2U=", "alice")] {
+            let mut session = Session::default();
+            assert!(said(&with(&mut session, "CAP LS 302", shown)).contains("LS :sasl=PLAIN,EXTERNAL echo-message"));
+            assert_eq!(said(&with(&mut session, "AUTHENTICATE EXTERNAL", shown)), "AUTHENTICATE +\r\n");
+            assert!(session.rests(), "nothing of it is a secret");
+            let acts = with(&mut session, &format!("AUTHENTICATE {answer}"), shown);
+            assert_eq!(acts, [Act::LogInByCertificate(name.to_owned())]);
+            assert!(!session.rests(), "it is being looked at");
+            assert!(said(&session.logged_in("alice")).contains(" 903 alice "));
+        }
+        // Who has shown none has no such way.
+        let mut session = Session::default();
+        let acts = told(&mut session, "AUTHENTICATE EXTERNAL");
+        assert!(said(&acts).contains(" 908 * PLAIN ") && said(&acts).contains(" 904 "), "{acts:?}");
+        let mut session = Session::default();
+        with(&mut session, "CAP LS 302", shown);
+        with(&mut session, "AUTHENTICATE EXTERNAL", shown);
+        assert!(said(&with(&mut session, "AUTHENTICATE %%%", shown)).contains(" 904 "));
     }
 
     #[test]

@@ -61,6 +61,8 @@ pub(crate) enum Proof {
     Key(KeyChallenge, Vec<u8>),
     /// A name and a key, of which a service that may say so says that the client has proven to have it.
     Vouched(String, PublicKey),
+    /// A name, and the key of the certificate that the client has shown by TLS.
+    Certificate(String, PublicKey),
     /// A name and a password, in the clear.
     Password(String, Password),
     /// A token.
@@ -73,6 +75,7 @@ impl std::fmt::Debug for Proof {
             Self::Stock(..) => "Stock",
             Self::Key(..) => "Key",
             Self::Vouched(..) => "Vouched",
+            Self::Certificate(..) => "Certificate",
             Self::Password(..) => "Password",
             Self::Token(_) => "Token",
         })

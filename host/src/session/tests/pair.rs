@@ -380,7 +380,9 @@ impl Pair {
             Question::Prove(Proof::Password(name, _)) => Found::Proven(name.clone(), self.credential),
             Question::Prove(Proof::Stock(challenge, _)) => Found::Proven(challenge.name().to_owned(), self.credential),
             Question::Prove(Proof::Key(challenge, _)) => Found::Proven(challenge.name().to_owned(), self.credential),
-            Question::Prove(Proof::Vouched(name, _)) => Found::Proven(name.clone(), self.credential),
+            Question::Prove(Proof::Vouched(name, _) | Proof::Certificate(name, _)) => {
+                Found::Proven(name.clone(), self.credential)
+            }
             Question::Prove(Proof::Token(_)) => Found::Proven("alice".to_owned(), self.credential),
             Question::Identity(name) => {
                 let identity = self.identities.get(name).filter(|identity| identity.enabled);

@@ -1,0 +1,162 @@
+//! A client's certificate, as the key that it is for: who has signed it, and until when, says nothing here. What an identity has
+//! is the key; that the client has the private one, TLS has seen (RFC 8446, 4.4.3).
+
+use ssh_key::Mpint;
+use ssh_key::public::{EcdsaPublicKey, Ed25519PublicKey, KeyData, RsaPublicKey};
+use x509_cert::Certificate as X509;
+use x509_cert::der::asn1::{ObjectIdentifier, UintRef};
+use x509_cert::der::{Decode, Reader, SliceReader};
+use x509_cert::spki::SubjectPublicKeyInfoOwned;
+
+use super::error::CredentialError;
+use super::public_key::PublicKey;
+
+/// Ed25519 (RFC 8410).
+const ED25519: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.101.112");
+/// A key on an elliptic curve (RFC 5480), which has the curve as its parameter.
+const ELLIPTIC: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.10045.2.1");
+/// P-256 and P-384.
+const CURVES: [ObjectIdentifier; 2] =
+    [ObjectIdentifier::new_unwrap("1.2.840.10045.3.1.7"), ObjectIdentifier::new_unwrap("1.3.132.0.34")];
+/// RSA (RFC 8017).
+const RSA: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.113549.1.1.1");
+
+/// A certificate that a client has shown.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClientCertificate {
+    /// The key that it is for.
+    pub key: PublicKey,
+    /// The common name of whom it is for, if it has one that is a text.
+    pub name: Option<String>,
+}
+
+fn wrong(why: impl std::fmt::Display) -> CredentialError {
+    CredentialError::Key(format!("this is no certificate that can be read: {why}"))
+}
+
+impl ClientCertificate {
+    /// Reads one in DER.
+    ///
+    /// # Errors
+    /// When it is none, or its key is of a kind that is not taken.
+    pub fn read(der: &[u8]) -> Result<Self, CredentialError> {
+        let certificate = X509::from_der(der).map_err(wrong)?;
+        let of = certificate.tbs_certificate();
+        let key = key(of.subject_public_key_info())?;
+        let name = of.subject().common_name().ok().flatten().map(|name| name.value().into_owned());
+        Ok(Self { key, name: name.filter(|name| !name.is_empty()) })
+    }
+}
+
+/// The key that stands in DER as SubjectPublicKeyInfo (RFC 5280): what OpenSSL calls a public key.
+///
+/// # Errors
+/// When it is none, or of a kind that is not taken.
+pub(super) fn read_key(der: &[u8]) -> Result<PublicKey, CredentialError> {
+    key(&SubjectPublicKeyInfoOwned::from_der(der).map_err(wrong)?)
+}
+
+fn key(info: &SubjectPublicKeyInfoOwned) -> Result<PublicKey, CredentialError> {
+    let bytes = info.subject_public_key.as_bytes().ok_or_else(|| wrong("its key is no whole bytes"))?;
+    let data = match info.algorithm.oid {
+        ED25519 => KeyData::Ed25519(Ed25519PublicKey::try_from(bytes).map_err(wrong)?),
+        ELLIPTIC => {
+            let curve = info.algorithm.parameters.as_ref().and_then(|curve| curve.decode_as::<ObjectIdentifier>().ok());
+            if !curve.is_some_and(|curve| CURVES.contains(&curve)) {
+                return Err(wrong("its key is on a curve that is not taken; use P-256 or P-384"));
+            }
+            KeyData::Ecdsa(EcdsaPublicKey::from_sec1_bytes(bytes).map_err(wrong)?)
+        }
+        RSA => KeyData::Rsa(rsa(bytes)?),
+        other => {
+            return Err(wrong(format!("its key is of the kind {other}; use Ed25519, ECDSA (P-256, P-384) or RSA")));
+        }
+    };
+    PublicKey::accept(data)
+}
+
+/// `RSAPublicKey`: the modulus and the exponent (RFC 8017, A.1.1).
+fn rsa(der: &[u8]) -> Result<RsaPublicKey, CredentialError> {
+    fn both<'a>(reader: &mut SliceReader<'a>) -> Result<(UintRef<'a>, UintRef<'a>), x509_cert::der::Error> {
+        Ok((UintRef::decode(reader)?, UintRef::decode(reader)?))
+    }
+    let number = |number: UintRef<'_>| Mpint::from_positive_bytes(number.as_bytes()).map_err(wrong);
+    let (n, e) = SliceReader::new(der).and_then(|mut reader| reader.sequence(both)).map_err(wrong)?;
+    Ok(RsaPublicKey { n: number(n)?, e: number(e)? })
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use rcgen::{CertificateParams, DnType, KeyPair};
+
+    use super::*;
+
+    fn made(kind: &'static rcgen::SignatureAlgorithm, name: Option<&str>) -> (KeyPair, rcgen::Certificate) {
+        let key = KeyPair::generate_for(kind).unwrap();
+        let mut params = CertificateParams::default();
+        params.distinguished_name = rcgen::DistinguishedName::new();
+        if let Some(name) = name {
+            params.distinguished_name.push(DnType::CommonName, name);
+        }
+        let certificate = params.self_signed(&key).unwrap();
+        (key, certificate)
+    }
+
+    #[test]
+    fn the_key_of_a_certificate_is_the_key_as_openssh_has_it() {
+        for (kind, begins) in [
+            (&rcgen::PKCS_ED25519, "ssh-ed25519 "),
+            (&rcgen::PKCS_ECDSA_P256_SHA256, "ecdsa-sha2-nistp256 "),
+            (&rcgen::PKCS_ECDSA_P384_SHA384, "ecdsa-sha2-nistp384 "),
+        ] {
+            let (key, certificate) = made(kind, Some("alice"));
+            let read = ClientCertificate::read(certificate.der()).unwrap();
+            assert_eq!(read.name.as_deref(), Some("alice"));
+            assert!(read.key.line().starts_with(begins), "{}", read.key.line());
+            // By any of its forms.
+            let (of_pem, comment) = PublicKey::parse(&certificate.pem()).unwrap();
+            assert_eq!((&of_pem, comment.as_str()), (&read.key, "alice"));
+            assert_eq!(PublicKey::parse(&key.public_key_pem()).unwrap(), (read.key.clone(), String::new()));
+            assert_eq!(PublicKey::parse(&read.key.line()).unwrap().0, read.key);
+        }
+    }
+
+    #[test]
+    fn what_openssl_has_made_is_read() {
+        // openssl req -x509 -newkey rsa:2048 -nodes -subj /CN=rosa
+        let (key, comment) = PublicKey::parse(include_str!("rosa.pem")).unwrap();
+        assert_eq!(comment, "rosa");
+        assert_eq!(key.fingerprint(), "SHA256:14EBk9BhvtyRoi3IQnCRRihu+jv25rUsJPIJfVseSU0");
+    }
+
+    #[test]
+    fn what_is_no_certificate_is_said() {
+        for (text, says) in [
+            ("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n", "no certificate that can be read"),
+            ("-----BEGIN CERTIFICATE-----\nAAAA", "not whole"),
+            ("-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----\n", "no certificate that can be read"),
+            ("-----BEGIN RSA PUBLIC KEY-----\nAAAA\n-----END RSA PUBLIC KEY-----\n", "in PEM"),
+        ] {
+            let said = PublicKey::parse(text).unwrap_err().to_string();
+            assert!(said.contains(says), "{text}: {said}");
+        }
+        let (_, one) = made(&rcgen::PKCS_ED25519, None);
+        assert_eq!(ClientCertificate::read(one.der()).unwrap().name, None);
+        let two = format!("{}{}", one.pem(), one.pem());
+        assert!(PublicKey::parse(&two).unwrap_err().to_string().contains("2 certificates"));
+    }
+
+    proptest! {
+        /// Whatever a client shows, it is read or refused.
+        #[test]
+        fn no_bytes_are_too_strange(at: prop::sample::Index, byte: u8, cut: prop::sample::Index) {
+            let (_, certificate) = made(&rcgen::PKCS_ED25519, Some("alice"));
+            let mut der = certificate.der().to_vec();
+            let at = at.index(der.len());
+            der[at] = byte;
+            der.truncate(cut.index(der.len()) + 1);
+            drop(ClientCertificate::read(&der));
+        }
+    }
+}
