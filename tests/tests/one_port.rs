@@ -17,7 +17,7 @@ const PASSWORD: &str = "ottern-quirk-velvet-93-lamp";
 /// An address that no other test has, so that its port can be known beforehand.
 fn own_address() -> SocketAddr {
     let id = std::process::id();
-    SocketAddr::from(([127, 78, u8::try_from(id / 250 % 250).unwrap(), u8::try_from(1 + id % 250).unwrap()], 4443))
+    SocketAddr::from(([127, 78, (id / 250 % 250) as u8, (1 + id % 250) as u8], 4443))
 }
 
 /// The address in URLs by these names.
@@ -163,5 +163,42 @@ fn who_does_not_say_whose_it_is_keeps_nobody_out() {
     for mut socket in undecided {
         socket.set_read_timeout(Some(std::time::Duration::from_secs(60))).expect("an option");
         assert!(!matches!(socket.read(&mut [0; 1]), Ok(1..)));
+    }
+}
+
+/// Half of what it takes to say whose it is, and then nothing more can come: that ends it, and costs nothing.
+#[test]
+fn what_ends_before_it_says_whose_it_is_keeps_no_thread() {
+    let address = own_address();
+    let address = SocketAddr::new(address.ip(), 4446);
+    let host = host(address);
+    let authority = host.home.path().join("tls/ca.pem");
+    let authority = authority.to_str().expect("a text");
+    let begin: [&[u8]; 5] = [&[22, 3, 1, 2, 0], &[22], b"NI", b"PASS", b""];
+    let mut open = Vec::new();
+    for first in begin {
+        for half in [false, true] {
+            let mut socket = TcpStream::connect(address).expect("it listens");
+            socket.write_all(first).expect("it can be sent");
+            if half {
+                // It reads on.
+                socket.shutdown(std::net::Shutdown::Write).expect("it is open");
+                open.push((first, socket));
+            }
+        }
+    }
+    for (first, mut socket) in open {
+        socket.set_read_timeout(Some(std::time::Duration::from_secs(60))).expect("an option");
+        let mut answer = Vec::new();
+        let ended = socket.read_to_end(&mut answer);
+        let in_time = ended.as_ref().err().is_none_or(|error| error.kind() == std::io::ErrorKind::ConnectionReset);
+        assert!(in_time, "{first:?}: {ended:?}");
+        // Those in the clear are for whoever has the rest, which speaks first; of TLS nothing comes.
+        assert_eq!(answer.starts_with(b"SSH-"), !first.starts_with(&[22]), "{first:?}: {answer:?}");
+    }
+    // A thread that turned without a pause would serve nobody else.
+    for _ in 0..20 {
+        let page = curl(address, authority, "https://www.example.org/").expect("it is served");
+        assert!(page.contains("<title>"), "{page}");
     }
 }

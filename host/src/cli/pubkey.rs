@@ -12,10 +12,10 @@ use super::{CliError, Output};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Pubkey {
-    /// Add a public key: Ed25519, ECDSA or RSA.
+    /// Add a public key: Ed25519, ECDSA or RSA. A certificate is taken for the key that it is for.
     Add {
         name: String,
-        /// The file that ends in .pub; - for standard input.
+        /// The file that ends in .pub, or a certificate in PEM; - for standard input.
         file: PathBuf,
         /// What to call it; the key's own comment, if nothing is said.
         #[arg(long)]
@@ -37,8 +37,12 @@ impl Pubkey {
                 let line = if file.as_os_str() == "-" {
                     std::io::read_to_string(std::io::stdin())?
                 } else {
-                    std::fs::read_to_string(&file)
-                        .map_err(|error| CliError::new(format!("{}: {error}", file.display())))?
+                    let bytes =
+                        std::fs::read(&file).map_err(|error| CliError::new(format!("{}: {error}", file.display())))?;
+                    String::from_utf8(bytes).map_err(|_| {
+                        CliError::new(format!("{}: this is no text", file.display()))
+                            .hint("`openssl x509 -inform der -in FILE` prints a certificate as a text")
+                    })?
                 };
                 let expires = expiry(expires.as_deref())?;
                 let answer = ask(home, &Request::PubkeyAdd { name: name.clone(), line, label, expires })?;

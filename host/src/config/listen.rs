@@ -397,6 +397,7 @@ mod tests {
             ("irc = { address = \"127.0.0.1:1\", certificates = true }", "by TLS"),
             ("irc = { address = \"127.0.0.1:1\", begins = [\"\"] }", "1 to 64 bytes"),
             ("irc = { address = \"127.0.0.1:1\", tls = true, names = [\"a b\"] }", "no name of a host"),
+            ("irc = { address = \"127.0.0.1:1\", tls = true, names = [\"a.org.\"] }", "no name of a host"),
             ("irc = { address = \"127.0.0.1:1\", tls = true, alpn = [\"\"] }", "no protocol's name"),
             ("irc = { address = \"127.0.0.1:1\", grace = \"for ever\" }", "grace"),
             ("irc = { address = \"127.0.0.1:1\", proxies = [\"nginx\"] }", "neither an address nor a network"),

@@ -55,7 +55,8 @@ impl Marks {
         }
         for name in &self.names {
             let plain = name.strip_prefix("*.").unwrap_or(name);
-            if rustls_pki_types::DnsName::try_from(plain).is_err() {
+            // Clients ask for names without the last dot (RFC 6066, 3).
+            if plain.ends_with('.') || rustls_pki_types::DnsName::try_from(plain).is_err() {
                 return Err(format!("names: {name:?} is no name of a host: \"chat.example.org\", \"*.example.org\""));
             }
         }

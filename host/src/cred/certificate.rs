@@ -137,14 +137,26 @@ mod tests {
             ("-----BEGIN CERTIFICATE-----\nAAAA", "not whole"),
             ("-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----\n", "no certificate that can be read"),
             ("-----BEGIN RSA PUBLIC KEY-----\nAAAA\n-----END RSA PUBLIC KEY-----\n", "in PEM"),
+            ("-----BEGIN TRUSTED CERTIFICATE-----\nAAAA\n-----END TRUSTED CERTIFICATE-----\n", "openssl x509 -in"),
+            (
+                "-----BEGIN CERTIFICATE-----\nAA==\n-----END CERTIFICATE-----\n-----BEGIN PRIVATE KEY-----\n",
+                "certificate alone",
+            ),
         ] {
             let said = PublicKey::parse(text).unwrap_err().to_string();
             assert!(said.contains(says), "{text}: {said}");
         }
         let (_, one) = made(&rcgen::PKCS_ED25519, None);
         assert_eq!(ClientCertificate::read(one.der()).unwrap().name, None);
-        let two = format!("{}{}", one.pem(), one.pem());
-        assert!(PublicKey::parse(&two).unwrap_err().to_string().contains("2 certificates"));
+        let (key, _) = made(&rcgen::PKCS_ED25519, None);
+        let (one, other) = (one.pem(), key.public_key_pem());
+        let line = PublicKey::parse(&other).unwrap().0.line();
+        for two in [[&one, &one], [&one, &other], [&other, &other], [&one, &line], [&line, &other]] {
+            let said = PublicKey::parse(&two.map(String::as_str).join("\n")).unwrap_err().to_string();
+            assert!(said.contains("2 keys or certificates"), "{said}");
+        }
+        // What OpenSSL writes before a certificate says nothing.
+        PublicKey::parse(&format!("Certificate:\n    Data:\n{one}")).unwrap();
     }
 
     proptest! {

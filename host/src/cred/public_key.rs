@@ -25,7 +25,15 @@ impl PublicKey {
         let wrong = |why: &str| Err(CredentialError::Key(why.to_owned()));
         let text = text.strip_prefix('\u{feff}').unwrap_or(text);
         if text.contains("PRIVATE KEY") {
-            return wrong("this is a private key; give the file that ends in .pub");
+            return match text.contains("CERTIFICATE-----") {
+                true => wrong("there is a private key beside the certificate; give the certificate alone"),
+                false => wrong("this is a private key; give the file that ends in .pub, or a certificate"),
+            };
+        }
+        if text.contains("-----BEGIN TRUSTED CERTIFICATE-----") || text.contains("-----BEGIN X509 CERTIFICATE-----") {
+            return wrong(
+                "this is a certificate in a form of its own; `openssl x509 -in FILE` prints it as others have it",
+            );
         }
         if text.contains("---- BEGIN SSH2 PUBLIC KEY") {
             return wrong("this is a key as RFC 4716 has it; `ssh-keygen -i -f FILE` prints it as OpenSSH has it");
@@ -51,21 +59,25 @@ impl PublicKey {
         use rustls_pki_types::{CertificateDer, SubjectPublicKeyInfoDer};
         let wrong = |why: String| CredentialError::Key(why);
         let broken = |error| wrong(format!("this is PEM that is not whole: {error}"));
+        let sections = text.matches("-----BEGIN ").count();
+        let lines = text.lines().filter(|line| line.starts_with("ssh-") || line.starts_with("ecdsa-")).count();
+        if sections + lines > 1 {
+            let all = sections + lines;
+            return Err(wrong(format!(
+                "there are {all} keys or certificates in it: give the one that is the client's own"
+            )));
+        }
         let found: Vec<CertificateDer<'_>> =
             CertificateDer::pem_slice_iter(text.as_bytes()).collect::<Result<_, _>>().map_err(broken)?;
-        match &found[..] {
-            [one] => {
+        match found.first() {
+            Some(one) => {
                 let certificate = super::ClientCertificate::read(one)?;
                 Ok((certificate.key, certificate.name.unwrap_or_default()))
             }
-            [] => {
+            None => {
                 let key = SubjectPublicKeyInfoDer::from_pem_slice(text.as_bytes()).map_err(broken)?;
                 Ok((super::certificate::read_key(&key)?, String::new()))
             }
-            more => Err(wrong(format!(
-                "there are {} certificates in it: give the one that is the client's own",
-                more.len()
-            ))),
         }
     }
 

@@ -49,7 +49,8 @@ fn in_the_clear(listeners: &[(usize, &&ListenerSettings)], first: &[u8], silent:
     let longer = begins().any(|(begins, _)| begins.len() > first.len() && begins.starts_with(first));
     let rest = || listeners.iter().find(|(_, one)| one.marks.begins.is_empty()).map(|(at, _)| *at);
     match best.map(|(_, at)| at).or_else(rest) {
-        _ if longer && !silent => Verdict::More(first.len() + 1),
+        // Where nobody else could have it, there is nothing to be decided by silence.
+        best if longer && (!silent || best.is_none()) => Verdict::More(first.len() + 1),
         // Whoever has said nothing may be about to; it may also wait for the server's word.
         Some(_) if first.is_empty() && !silent => Verdict::More(1),
         Some(at) => Verdict::Is(at),

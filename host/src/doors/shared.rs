@@ -25,8 +25,10 @@ use crate::memory::{AccountKey, Kept, Meter};
 const PATIENCE: Duration = Duration::from_secs(10);
 /// After how long whoever says nothing waits for the server's word.
 const SILENCE: Duration = Duration::from_secs(2);
-/// What is counted for a connection that has not said whose it is, in bytes.
-const COST: usize = 8 << 10;
+/// What is counted for a connection that has not said whose it is, in bytes: it may be all that is looked at.
+const COST: usize = MOST;
+/// How much is looked at in one piece, where no more is needed, in bytes: most greetings of TLS.
+const SOME: usize = 2 << 10;
 
 /// A socket, and those who listen by it.
 pub(super) struct Port {
@@ -140,11 +142,26 @@ impl Client {
         })
     }
 
-    /// Waits until so many bytes have come. Costs the same however many are there.
-    async fn arrived(&self, needed: usize) -> io::Result<()> {
-        match self {
-            Self::Tcp(socket) => socket.async_io(Interest::READABLE, || arrived(socket, needed)).await,
-            Self::Unix(socket) => socket.async_io(Interest::READABLE, || arrived(socket, needed)).await,
+    /// Waits until so many bytes have come; false: no more come, and there are fewer. Costs the same however many are there.
+    async fn arrived(&self, needed: usize) -> io::Result<bool> {
+        loop {
+            let ready = match self {
+                Self::Tcp(socket) => socket.ready(Interest::READABLE).await?,
+                Self::Unix(socket) => socket.ready(Interest::READABLE).await?,
+            };
+            if rustix::io::ioctl_fionread(self)? >= needed as u64 {
+                return Ok(true);
+            }
+            // That stays so: whoever waited for more would wait without a pause.
+            if ready.is_read_closed() || ready.is_error() {
+                return Ok(false);
+            }
+            // It is not ready until more has come.
+            let not_yet = || Err::<(), _>(io::ErrorKind::WouldBlock.into());
+            let _ = match self {
+                Self::Tcp(socket) => socket.try_io(Interest::READABLE, not_yet),
+                Self::Unix(socket) => socket.try_io(Interest::READABLE, not_yet),
+            };
         }
     }
 }
@@ -161,28 +178,31 @@ impl AsFd for Client {
 /// Waits until a connection says whose it is. Nothing of what it says is taken.
 async fn decide(client: Client, listeners: &[&ListenerSettings]) -> io::Result<(OwnedFd, usize)> {
     // It may be a password.
-    let mut first = Zeroizing::new(vec![0; MOST]);
+    let mut first = Zeroizing::new(Vec::new());
     let (mut needed, mut silent_at) = (1, Some(Instant::now() + SILENCE));
     loop {
-        let arrived = async {
-            client.arrived(needed).await?;
-            peek(&client, &mut first)
-        };
+        let arrived = async { client.arrived(needed).await };
         let silent = async {
             match silent_at {
                 Some(at) => tokio::time::sleep_until(at).await,
                 None => std::future::pending().await,
             }
         };
-        let (count, silent) = tokio::select! {
-            count = arrived => (count?, false),
-            () = silent => {
-                silent_at = None;
-                // Nothing may have come at all.
-                (peek(&client, &mut first).unwrap_or(0), true)
-            }
+        let (last, silent) = tokio::select! {
+            more = arrived => (!more?, false),
+            () = silent => (false, true),
         };
-        match whose(listeners, &first[..count], silent) {
+        // From the last word on there is silence.
+        silent_at = (!silent && !last).then(|| Instant::now() + SILENCE);
+        // What is there may be more than was waited for. Nothing at all may have come.
+        let there = usize::try_from(rustix::io::ioctl_fionread(&client)?).unwrap_or(MOST).min(MOST);
+        if first.len() < there {
+            // A buffer that grows would leave a copy behind.
+            first = Zeroizing::new(vec![0; there.max(SOME)]);
+        }
+        let count = if there == 0 { 0 } else { peek(&client, &mut first)? };
+        match whose(listeners, &first[..count], silent || last) {
+            Verdict::More(_) if last => return Err(io::ErrorKind::UnexpectedEof.into()),
             Verdict::More(more) => needed = more.max(count + 1),
             Verdict::Is(at) => return Ok((client.into_inner()?, at)),
             Verdict::Nobody(answer) => {
@@ -192,20 +212,6 @@ async fn decide(client: Client, listeners: &[&ListenerSettings]) -> io::Result<(
             }
         }
     }
-}
-
-/// Whether so many bytes have come.
-fn arrived(client: impl AsFd, needed: usize) -> io::Result<()> {
-    let there = rustix::io::ioctl_fionread(&client)?;
-    if there == 0 {
-        // It may have gone.
-        let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
-        return match rustix::net::recv(&client, &mut [0_u8; 1][..], flags)? {
-            (0, _) => Err(io::ErrorKind::UnexpectedEof.into()),
-            _ => Err(io::ErrorKind::WouldBlock.into()),
-        };
-    }
-    if there < needed as u64 { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(()) }
 }
 
 /// Looks at what has come, and leaves it.

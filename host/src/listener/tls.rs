@@ -139,7 +139,11 @@ impl Certificates {
         };
         let config = builder()?.with_no_client_auth().with_cert_resolver(Arc::clone(&current) as Arc<_>);
         let clients = Arc::new(AnyClient(provider.signature_verification_algorithms));
-        let asking = builder()?.with_client_cert_verifier(clients).with_cert_resolver(Arc::clone(&current) as Arc<_>);
+        let mut asking =
+            builder()?.with_client_cert_verifier(clients).with_cert_resolver(Arc::clone(&current) as Arc<_>);
+        // A session that could be resumed would be kept with the client's certificates, by whom nobody counts that.
+        asking.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
+        asking.send_tls13_tickets = 0;
         Ok(Arc::new(Self {
             certificate: certificate.to_owned(),
             key: key.to_owned(),

@@ -16,16 +16,22 @@ impl Host {
     /// What is wrong with the file; all stays as it is then, but for services that could not be moved.
     pub(super) async fn take_up(&self) -> Result<Vec<String>, ControlFailure> {
         let mut changed = self.reload()?;
-        let moved = self.folder.move_services().await;
-        let hint = Some("services stay where they are; put it right, and try again".to_owned());
-        changed.extend(moved.map_err(|error| ControlFailure { error: error.to_string(), hint })?);
-        Ok(changed)
+        match self.folder.move_services().await {
+            Ok(moved) => {
+                changed.extend(moved);
+                Ok(changed)
+            }
+            Err(error) => {
+                let hint = Some("services stay where they are; put it right, and try again".to_owned());
+                Err(ControlFailure { error: format!("{error}{}", all_the_same(&changed)), hint })
+            }
+        }
     }
 
     /// Reads limits, the trail's, proxies and what listeners give beside keys, and takes them up.
     ///
     /// # Errors
-    /// What is wrong with the file; all stays as it is.
+    /// What is wrong with the file; all stays as it is. When a connection does not end what it had: all is taken up then.
     fn reload(&self) -> Result<Vec<String>, ControlFailure> {
         let settings = ConfigFile::open(&self.home.config()).and_then(|file| file.settings());
         let before = self.limits.get();
@@ -59,12 +65,12 @@ impl Host {
             })
             .collect();
         changed.iter().for_each(|change| tracing::info!("limits: {change}"));
-        changed.extend(self.take_up_rules(rules)?);
+        self.take_up_rules(rules, &mut changed)?;
         Ok(changed)
     }
 
     /// What listeners give beside keys, each its own: what one gives no more ends at once.
-    fn take_up_rules(&self, rules: Vec<ListenerRules>) -> Result<Vec<String>, ControlFailure> {
+    fn take_up_rules(&self, rules: Vec<ListenerRules>, all: &mut Vec<String>) -> Result<(), ControlFailure> {
         let mut changed = Vec::new();
         for ((endpoint, section), rules) in self.endpoints.iter().zip(&self.sections).zip(rules) {
             let place = section.as_ref().map_or_else(|| "pb".to_owned(), |name| format!("multiservice.{name}"));
@@ -74,8 +80,10 @@ impl Host {
             endpoint.set_rules(rules);
         }
         changed.iter().for_each(|change| tracing::info!("{change}"));
-        if changed.is_empty() || self.sessions.rules_changed() {
-            return Ok(changed);
+        let ended = changed.is_empty() || self.sessions.rules_changed();
+        all.append(&mut changed);
+        if ended {
+            return Ok(());
         }
         Err(ControlFailure {
             error:
@@ -85,4 +93,9 @@ impl Host {
             hint: Some("`credhost session list` shows connections, `credhost session cut` ends one".to_owned()),
         })
     }
+}
+
+/// What was taken up though something else was not.
+fn all_the_same(changed: &[String]) -> String {
+    if changed.is_empty() { String::new() } else { format!("; this was taken up all the same: {}", changed.join(", ")) }
 }

@@ -1,6 +1,6 @@
 //! What the client says: calls of perspectives, objects and log-in, answers to services' calls, references given back.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use jelly::{Defect, RefKind, exceptions};
@@ -112,11 +112,12 @@ impl Owners {
         }
         let outcome = self.login.call(&mut self.output.tables, object, call, now);
         // The client counts each reference as sent; log-in keeps those of a mind.
-        let mut kept = outcome.kept.objects().to_vec();
+        let mut kept = BTreeMap::<u64, usize>::new();
+        outcome.kept.objects().iter().for_each(|luid| *kept.entry(*luid).or_default() += 1);
         let all = call.arguments.references().iter().chain(call.keywords.references());
         let others = all.filter(|sent| {
-            let at = kept.iter().position(|luid| sent.kind == RefKind::Remote && sent.luid == Some(*luid));
-            at.map(|at| kept.swap_remove(at)).is_none()
+            let left = sent.luid.filter(|_| sent.kind == RefKind::Remote).and_then(|luid| kept.get_mut(&luid));
+            left.filter(|left| **left > 0).map(|left| *left -= 1).is_none()
         });
         give_back(&mut self.output, others);
         self.apply(outcome);

@@ -91,7 +91,8 @@ pub(crate) struct Released {
 #[derive(Debug, Default)]
 pub(crate) struct References {
     held: Table<HandleKind, Held>,
-    held_by: HashMap<(SlotNo, u64), HandleNo>,
+    /// By the client's number, and who has it.
+    held_by: BTreeMap<(u64, SlotNo), HandleNo>,
     /// Cached objects of the client's, by its numbers. One service has each: its state is sent once.
     copies: HashMap<u64, HandleNo>,
     /// What the states of all of them had, in bytes.
@@ -189,11 +190,11 @@ impl References {
     /// given without that.
     pub(crate) fn hold(&mut self, route: &Route<'_>, luid: u64, retained: bool) -> HandleNo {
         let (slot, by) = (route.slot, Provenance::default());
-        let no = match self.held_by.get(&(slot, luid)) {
+        let no = match self.held_by.get(&(luid, slot)) {
             Some(no) => *no,
             None => {
                 let no = self.held.insert(Held { slot, luid, cached: false, state: 0, count: 0, retained: 0, by });
-                self.held_by.insert((slot, luid), no);
+                self.held_by.insert((luid, slot), no);
                 no
             }
         };
@@ -459,7 +460,7 @@ impl References {
     fn settle_mind(&mut self, output: &mut Output<Object>, luid: u64) {
         let Some(kept) = self.minds.get(&luid).filter(|kept| kept.avatars == 0) else { return };
         let count = kept.count;
-        if !self.held.iter().any(|(_, held)| held.luid == luid && !held.cached) {
+        if self.held_by.range((luid, SlotNo(0))..=(luid, SlotNo(u32::MAX))).next().is_none() {
             self.minds.remove(&luid);
             output.release(luid, count);
         }
@@ -532,7 +533,7 @@ impl References {
                 self.copies.remove(&held.luid);
                 self.copied -= held.state;
             }
-            false => drop(self.held_by.remove(&(held.slot, held.luid))),
+            false => drop(self.held_by.remove(&(held.luid, held.slot))),
         }
     }
 
