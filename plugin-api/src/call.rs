@@ -275,8 +275,8 @@ impl Attachment {
         }
     }
 
-    /// What the client gave that is no object: a text, a number, a dictionary, anything. `None` (an `Option`) if it gave
-    /// nothing.
+    /// What the client gave: an object ([`Remote`], or a type with `#[mind]`), a text, a number, a dictionary, anything. `None` (an
+    /// `Option`) if it gave nothing.
     ///
     /// ```
     /// use plugin_api::prelude::*;
@@ -316,13 +316,17 @@ impl Attachment {
     /// ```
     ///
     /// # Errors
-    /// When it is of another type, or an object ([`Attachment::mind`]).
+    /// When it is of another type.
     pub fn mind_as<T: DeserializeOwned>(&self) -> Result<T> {
         const NONE: &[u8] = &[1, 0x80, 1, 0x87];
-        let value = match &self.shared.mind {
+        let object;
+        let value: &[u8] = match &self.shared.mind {
             Mind::None => NONE,
             Mind::Value { jelly, .. } => jelly,
-            Mind::Object(_) => return Err(Fault::arguments("the client's mind is an object to call back, no value")),
+            Mind::Object(remote) => {
+                object = remote.jelly();
+                &object
+            }
         };
         let read = |classes| jelly::from_slice_with(value, classes);
         match Core::current() {

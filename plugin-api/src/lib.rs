@@ -60,6 +60,7 @@ mod cached;
 mod call;
 mod context;
 mod data;
+mod described;
 mod doors;
 mod fault;
 mod followed;
@@ -78,6 +79,7 @@ pub use cached::{Cacheable, Cached, Observer};
 pub use call::{Attachment, Call, Reason};
 pub use context::{Config, Context, blocking};
 pub use data::{Data, Entry, Select, Selected, Transaction};
+pub use described::Described;
 pub use doors::{
     Account, Authorizer, Caller, Challenge, Client, CredentialShown, Door, Input, Lasts, Listener, Login, Peer,
     Refused, RememberedShown, SessionShown, Stream, Transport,
@@ -95,7 +97,7 @@ pub use pb::client;
 /// Values as people type and read them.
 #[cfg(feature = "shell")]
 pub use pb::shell;
-pub use plugin_api_macros::{Fault, perspective, service};
+pub use plugin_api_macros::{Described, Fault, mind, perspective, service};
 pub use remote::Remote;
 pub use service::{Callable, Save, Served, Service};
 pub use zeroize::Zeroizing;
@@ -106,7 +108,7 @@ pub mod prelude {
         AnyHandle, Attachment, Cacheable, Cached, Call, Config, Context, Fault, Handle, Observer, Reason, Remote,
         Result, Save, Select, Service, Value, View,
     };
-    pub use crate::{perspective, service};
+    pub use crate::{mind, perspective, service};
     pub use serde::{Deserialize, Serialize};
 }
 
@@ -156,6 +158,7 @@ macro_rules! export {
 pub mod __private {
     pub use crate::abi::arena::Arena;
     pub use crate::abi::export::{Foreigners, Header, Memory, ModuleResult, header, module};
+    pub use crate::described::{Descriptions, Far, MindType, Near, NearObject, Probe, Raises};
     pub use crate::manifest::{Method, Parameter};
     pub use crate::runtime::arguments::Arguments;
     pub use crate::runtime::incoming::{Incoming, Invoked, Sink, encode};

@@ -15,6 +15,8 @@ pub struct Method {
     pub returns: &'static str,
     /// Whether it can change the perspective.
     pub changes: bool,
+    /// The classes of the errors that it answers with, as far as it says.
+    pub raises: &'static [&'static str],
 }
 
 /// A parameter of a method.
@@ -40,7 +42,7 @@ impl std::fmt::Display for Method {
 }
 
 /// A service's manifest, as it crosses the wall.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Manifest {
     /// The service's name: `#[service("todo")]`.
     pub service: String,
@@ -64,10 +66,99 @@ pub struct Manifest {
     pub perspective_doc: String,
     /// The methods of its perspective.
     pub methods: Vec<MethodManifest>,
+    /// Types of its own that methods take and answer with, as far as they tell of themselves.
+    #[serde(default)]
+    pub types: Vec<TypeManifest>,
+    /// Objects of its own that methods answer with references to.
+    #[serde(default)]
+    pub objects: Vec<ObjectManifest>,
+    /// Errors of its own that methods say they answer with.
+    #[serde(default)]
+    pub faults: Vec<FaultManifest>,
+    /// What its clients give to be called back.
+    #[serde(default)]
+    pub mind: Option<MindManifest>,
+}
+
+/// A type of values.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TypeManifest {
+    /// Its name, as methods write it.
+    pub name: String,
+    /// The class that its values are instances of: "shop.Card"; empty: they are dictionaries.
+    pub class: String,
+    /// Its doc comment.
+    pub doc: String,
+    /// Its fields, if it is a struct.
+    pub fields: Vec<FieldManifest>,
+    /// Its variants, if it is an enum.
+    pub variants: Vec<VariantManifest>,
+}
+
+/// A field, as it is on the wire.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FieldManifest {
+    /// Its name.
+    pub name: String,
+    /// Its type, as written.
+    pub r#type: String,
+    /// Its doc comment.
+    pub doc: String,
+    /// Whether it may be left out.
+    #[serde(default)]
+    pub optional: bool,
+}
+
+/// A variant of an enum.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VariantManifest {
+    /// Its name, on the wire.
+    pub name: String,
+    /// Its doc comment.
+    pub doc: String,
+    /// Its fields.
+    pub fields: Vec<FieldManifest>,
+}
+
+/// An object that clients get references to.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ObjectManifest {
+    /// Its name, as methods write it.
+    pub name: String,
+    /// The doc comment of its `#[perspective]` block.
+    pub doc: String,
+    /// Its methods.
+    pub methods: Vec<MethodManifest>,
+}
+
+/// An error.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FaultManifest {
+    /// Its class.
+    pub class: String,
+    /// The classes that it is under, the nearest first.
+    pub parents: Vec<String>,
+    /// What it says, with its fields in braces.
+    pub message: String,
+    /// Its doc comment.
+    pub doc: String,
+    /// Its fields.
+    pub fields: Vec<FieldManifest>,
+}
+
+/// What clients give to be called back.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MindManifest {
+    /// Its name, as the service has it.
+    pub name: String,
+    /// Its doc comment.
+    pub doc: String,
+    /// The methods that the service calls.
+    pub methods: Vec<MethodManifest>,
 }
 
 /// A method, as it crosses the wall: see [`Method`].
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MethodManifest {
     /// Its name.
     pub name: String,
@@ -77,6 +168,9 @@ pub struct MethodManifest {
     pub doc: String,
     /// Whether it can change the perspective.
     pub changes: bool,
+    /// The classes of the errors that it answers with, as far as it says.
+    #[serde(default)]
+    pub raises: Vec<String>,
 }
 
 impl MethodManifest {
@@ -116,6 +210,7 @@ impl From<&Method> for MethodManifest {
             signature: method.to_string(),
             doc: method.doc.to_owned(),
             changes: method.changes,
+            raises: method.raises.iter().map(|class| (*class).to_owned()).collect(),
         }
     }
 }
@@ -128,15 +223,14 @@ mod tests {
     fn parameters_are_read_from_the_signature() {
         let named = |signature: &str| {
             let signature = signature.to_owned();
-            let method = MethodManifest { name: String::new(), signature, doc: String::new(), changes: false };
+            let method = MethodManifest { signature, ..MethodManifest::default() };
             method.parameters().into_iter().map(str::to_owned).collect::<Vec<_>>()
         };
         assert_eq!(named("list() -> &[Task]"), [""; 0]);
         assert_eq!(named("add(text: String) -> usize"), ["text"]);
         assert_eq!(named("put(key: (u8, u8), all: HashMap<String, [u8; 2]>)"), ["key", "all"]);
-        let (name, doc) = (String::new(), String::new());
         let signature = "put(key: (u8, u8), all: HashMap<String, [u8; 2]>) -> bool".to_owned();
-        let method = MethodManifest { name, signature, doc, changes: false };
+        let method = MethodManifest { signature, ..MethodManifest::default() };
         assert_eq!(method.typed_parameters(), [("key", "(u8, u8)"), ("all", "HashMap<String, [u8; 2]>")]);
     }
 }

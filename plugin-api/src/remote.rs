@@ -76,6 +76,15 @@ impl Remote {
         Self { shared, attachment }
     }
 
+    /// As a service is sent it.
+    pub(crate) fn jelly(&self) -> Vec<u8> {
+        let mut out = Vec::new();
+        jelly::token::list(&mut out, 2);
+        jelly::token::bytes(&mut out, b"remote");
+        jelly::token::uint(&mut out, self.shared.handle);
+        out
+    }
+
     fn target(&self) -> (u64, u64) {
         (self.shared.handle, self.attachment)
     }

@@ -6,6 +6,7 @@ use serde::de::DeserializeOwned;
 
 use crate::call::Attachment;
 use crate::context::{Config, Context};
+use crate::described::Descriptions;
 use crate::fault::{Fault, Result};
 use crate::handle::{AnyHandle, Handle};
 use crate::manifest::Method;
@@ -43,6 +44,17 @@ pub enum Save {
     Never,
 }
 
+impl Save {
+    /// As `#[service]` has it.
+    pub(crate) fn word(self) -> &'static str {
+        match self {
+            Self::Call => "call",
+            Self::Detach => "detach",
+            Self::Never => "never",
+        }
+    }
+}
+
 /// A unit of functionality that people log in to. Write it with `#[service("name")]`, which fills in what is absent.
 ///
 /// In the original: `twisted.cred.service.Service`.
@@ -71,6 +83,12 @@ pub trait Service: Sized + 'static {
     const COPYABLES: &'static [&'static str] = &[];
     /// Its doc comment. Filled in.
     const DOC: &'static str;
+
+    /// Tells what clients give to be called back (`#[service("name", mind = Ear)]`). Filled in: nothing.
+    #[doc(hidden)]
+    fn describe(into: &mut Descriptions) {
+        let _ = into;
+    }
 
     /// Makes the service from its configuration. No state yet, and no side effects: another generation may be
     /// serving. Filled in: `Default`.
@@ -158,6 +176,12 @@ pub trait Callable: Sized + 'static {
     const NAME: &'static str;
     /// The doc comment of its `#[perspective]` block.
     const DOC: &'static str;
+
+    /// Tells what its methods take and answer with.
+    #[doc(hidden)]
+    fn describe(into: &mut Descriptions) {
+        let _ = into;
+    }
 
     /// Calls one of them.
     #[doc(hidden)]

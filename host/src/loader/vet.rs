@@ -119,7 +119,7 @@ impl Step {
 #[serde(rename_all = "kebab-case")]
 enum Said {
     At(Step),
-    Manifest(Manifest),
+    Manifest(Box<Manifest>),
     /// The system does not keep it apart; why.
     Open(String),
     Note(String),
@@ -279,7 +279,7 @@ impl Vet {
                     if let Some(allow) = allowed.get(&found.service).filter(|allow| !allow.is_empty()) {
                         return Ok(Heard::IsAllowed(allow.clone()));
                     }
-                    manifest = Some(found);
+                    manifest = Some(*found);
                 }
                 Ok(Said::Open(why)) => {
                     let lesser =
@@ -430,7 +430,7 @@ fn try_out(copy: &Path, mut out: std::fs::File) -> io::Result<()> {
                     Ok(manifest) => {
                         let empty = jelly::Bytes(vec![1, 0x80, 5, 0x87]);
                         let config = sections.get(&manifest.service).unwrap_or(&empty);
-                        say(&Said::Manifest(manifest.clone()))?;
+                        say(&Said::Manifest(Box::new(manifest.clone())))?;
                         say(&Said::At(Step::Init))?;
                         generation.send(&ToLibrary::Init { config, vetting: true, quota: u64::MAX, orphans: u64::MAX });
                     }

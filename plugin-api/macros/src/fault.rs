@@ -1,5 +1,6 @@
 //! `#[derive(Fault)]`.
 
+use crate::described::{fields, leaves_of, probes};
 use proc_macro2::TokenStream;
 use quote::quote;
 use syn::punctuated::Punctuated;
@@ -79,6 +80,7 @@ pub(crate) fn expand(item: TokenStream) -> Result<TokenStream> {
     }
     let me = &input.ident;
     let (impl_generics, type_generics, bounds) = input.generics.split_for_impl();
+    let written = message.clone();
     let message = message.map_or_else(
         || quote!(::std::string::String::new()),
         |message| {
@@ -89,10 +91,32 @@ pub(crate) fn expand(item: TokenStream) -> Result<TokenStream> {
             }}
         },
     );
+    let (doc, told, probes) = (crate::doc(&input.attrs), fields(&data.fields, None), probes(&leaves_of(&data.fields)));
+    let (text, under) = (written.map(|text| plain(&text.value())).unwrap_or_default(), &parents);
+    let describes = quote! {
+        impl #impl_generics ::plugin_api::__private::Raises for #me #type_generics #bounds {
+            const CLASS: &'static str = #class;
+
+            fn describe(into: &mut ::plugin_api::__private::Descriptions) {
+                let new = into.fault(::plugin_api::manifest::FaultManifest {
+                    class: #class.to_owned(),
+                    parents: ::std::vec![#(#under.to_owned()),*],
+                    message: #text.to_owned(),
+                    doc: #doc.to_owned(),
+                    fields: ::std::vec![#told],
+                });
+                if new {
+                    #probes
+                }
+            }
+        }
+    };
     let parents = (!parents.is_empty()).then(|| quote!(let made = made.with_parents([#(#parents),*]);));
     let fields = (!names.is_empty()).then(|| quote!(let made = made.with_fields(&fault);));
     let whole = instance.then(|| quote!(let made = made.as_instance();));
     Ok(quote! {
+        #describes
+
         impl #impl_generics ::core::convert::From<#me #type_generics> for ::plugin_api::Fault #bounds {
             #[track_caller]
             fn from(fault: #me #type_generics) -> Self {
@@ -104,4 +128,19 @@ pub(crate) fn expand(item: TokenStream) -> Result<TokenStream> {
             }
         }
     })
+}
+
+/// A message whose fields are named, without how they are written: `{to:?}` is `{to}`.
+fn plain(message: &str) -> String {
+    let (mut out, mut inside, mut skips) = (String::new(), false, false);
+    for letter in message.chars() {
+        match letter {
+            '{' => inside = true,
+            '}' => (inside, skips) = (false, false),
+            ':' if inside => skips = true,
+            _ => {}
+        }
+        out.extend((!skips).then_some(letter));
+    }
+    out
 }

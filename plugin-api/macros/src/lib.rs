@@ -3,7 +3,9 @@
 //! What they write is plain code against `plugin_api::__private`; what they refuse, they refuse in the words of the
 //! person who wrote it.
 
+mod described;
 mod fault;
+mod mind;
 mod perspective;
 mod service;
 
@@ -16,6 +18,7 @@ use proc_macro::TokenStream;
 /// * Arguments are owned types that serde can read; an `Option` may be absent. A parameter `&Call` (`Call` in an async
 ///   method), `&Context<Service>` or, in a plain method, `&Handle<Self>` (the object's own handle) is filled in and is no
 ///   argument.
+/// * `#[raises(Full)]` before a method tells clients which errors of the service's own (`#[derive(Fault)]`) it answers with.
 /// * `#[method("getSimple")]` before a method is the name by which clients call it.
 /// * `#[rest] more: Vec<T>` takes the positional arguments that are left (Python's `*more`), `#[rest] named: HashMap<String,
 ///   T>` the keywords (Python's `**named`).
@@ -56,10 +59,51 @@ pub fn fault(item: TokenStream) -> TokenStream {
     fault::expand(item.into()).unwrap_or_else(syn::Error::into_compile_error).into()
 }
 
+/// Tells `credhost describe`, and the clients that it writes, of a type's fields: see `plugin_api::Described`. Names are those that
+/// serde writes; doc comments are told as they are.
+#[proc_macro_derive(Described, attributes(serde))]
+pub fn described(item: TokenStream) -> TokenStream {
+    described::expand(item.into()).unwrap_or_else(syn::Error::into_compile_error).into()
+}
+
+/// Makes a trait the type of an object that clients give: its methods are the client's, and this calls them.
+///
+/// * `fn heard(&self, who: &str, text: &str);` tells the client, and waits for nothing. It answers with `Result<()>`: whether the
+///   arguments could be written.
+/// * `async fn ask(&self, text: &str) -> Result<bool>;` waits for the client's answer.
+/// * `#[method("goOn")]` before a method is the name by which the client has it.
+///
+/// The name of the trait becomes a struct, made of what a client gives: `let ear: Ear = attachment.mind_as()?`, an argument `ear:
+/// Ear`, or `Ear::from(remote)`. `#[service("chat", mind = Ear)]` has `credhost describe` tell of it.
+///
+/// ```ignore
+/// use plugin_api::prelude::*;
+///
+/// /// Who listens.
+/// #[mind]
+/// trait Ear {
+///     /// Somebody has spoken.
+///     fn heard(&self, who: &str, text: &str);
+///     /// Whether they like it here.
+///     async fn likes(&self) -> Result<bool>;
+/// }
+///
+/// async fn greet(by: &Attachment) -> Result<bool> {
+///     let ear: Ear = by.mind_as()?;
+///     ear.heard("the room", "good day")?;
+///     ear.likes().await
+/// }
+/// ```
+#[proc_macro_attribute]
+pub fn mind(attribute: TokenStream, item: TokenStream) -> TokenStream {
+    mind::expand(attribute.into(), item.into()).unwrap_or_else(syn::Error::into_compile_error).into()
+}
+
 /// Makes an `impl Service for …` block complete: `#[service("name")]`.
 ///
 /// After the name, separated by commas: `save = "call"` (default), `"detach"` or `"never"`; `shared`, if the service
-/// itself has state that is to be saved.
+/// itself has state that is to be saved; `needs = ["other"]`, `permissions = ["net:tcp:443"]`, `copyables = ["module.Class"]`;
+/// `mind = Ear`, the `#[mind]` trait that clients give an object of.
 ///
 /// Filled in where absent: `init` (the type's `Default`), `start`, `stop`, `perspective` (the perspective's
 /// `Default`), `attached`, `detached`, `health`. The doc comment of the block becomes the service's.

@@ -2,8 +2,11 @@
 
 use proc_macro2::TokenStream;
 use quote::{format_ident, quote, quote_spanned};
+use syn::punctuated::Punctuated;
 use syn::spanned::Spanned;
 use syn::{Error, FnArg, GenericArgument, ImplItem, ItemImpl, LitStr, Pat, PathArguments, Result, ReturnType, Type};
+
+use crate::described::{leaves, probes};
 
 pub(crate) fn expand(attribute: TokenStream, item: TokenStream) -> Result<TokenStream> {
     if !attribute.is_empty() {
@@ -49,6 +52,9 @@ pub(crate) fn expand(attribute: TokenStream, item: TokenStream) -> Result<TokenS
     let doc = crate::doc(&block.attrs);
     let manifests = methods.iter().map(|method| &method.manifest);
     let arms = methods.iter().map(|method| &method.arm);
+    let mut found = Vec::new();
+    methods.iter().flat_map(|method| &method.types).for_each(|kind| leaves(kind, &mut found));
+    let (probes, raised) = (probes(&found), methods.iter().flat_map(|method| &method.raises));
     Ok(quote! {
         #block
 
@@ -56,6 +62,11 @@ pub(crate) fn expand(attribute: TokenStream, item: TokenStream) -> Result<TokenS
             const METHODS: &'static [::plugin_api::__private::Method] = &[#(#manifests),*];
             const NAME: &'static str = #name;
             const DOC: &'static str = #doc;
+
+            fn describe(into: &mut ::plugin_api::__private::Descriptions) {
+                #probes
+                #( <#raised as ::plugin_api::__private::Raises>::describe(into); )*
+            }
 
             fn invoke(
                 me: &::plugin_api::Handle<Self>,
@@ -76,11 +87,20 @@ struct Words {
     name: Option<LitStr>,
     /// Which parameters take all that is left: `#[rest]`.
     rest: Vec<usize>,
+    /// The errors that it answers with: `#[raises(Full)]`.
+    raises: Vec<syn::Path>,
 }
 
 impl Words {
     fn take(method: &mut syn::ImplItemFn) -> Result<Self> {
-        let mut words = Self { name: None, rest: Vec::new() };
+        let mut words = Self { name: None, rest: Vec::new(), raises: Vec::new() };
+        for attribute in method.attrs.iter().filter(|of| of.path().is_ident("raises")) {
+            let named = attribute.parse_args_with(Punctuated::<syn::Path, syn::Token![,]>::parse_terminated);
+            words.raises.extend(named.map_err(|error| {
+                Error::new(error.span(), "write #[raises(Full)]: types of errors, each with #[derive(Fault)]")
+            })?);
+        }
+        method.attrs.retain(|of| !of.path().is_ident("raises"));
         let (own, others) = std::mem::take(&mut method.attrs).into_iter().partition(|of| of.path().is_ident("method"));
         method.attrs = others;
         let own: Vec<syn::Attribute> = own;
@@ -110,6 +130,9 @@ struct Method {
     at: proc_macro2::Span,
     manifest: TokenStream,
     arm: TokenStream,
+    /// What it takes and answers with.
+    types: Vec<Type>,
+    raises: Vec<syn::Path>,
 }
 
 #[derive(PartialEq)]
@@ -134,6 +157,7 @@ impl Method {
         let mut passed = Vec::new();
         let mut before = Vec::new();
         let mut wants_call = false;
+        let mut types = Vec::new();
         for (place, input) in inputs.enumerate() {
             let FnArg::Typed(argument) = input else { continue };
             let Pat::Ident(pattern) = &*argument.pat else {
@@ -174,6 +198,7 @@ impl Method {
                 None if words.rest.contains(&(place + 1)) => {
                     let (star, take) = rest(&argument.ty)?;
                     let (kind, shown) = (&argument.ty, crate::shown(&argument.ty));
+                    types.push((**kind).clone());
                     let name = format!("{star}{name}");
                     parameters.push(quote!(::plugin_api::__private::Parameter { name: #name, r#type: #shown }));
                     takes.push(quote_spanned!(kind.span()=> let #local: #kind = arguments.#take::<#kind>()?;));
@@ -186,6 +211,7 @@ impl Method {
                         return refuse(reference.span(), message);
                     }
                     let kind = &argument.ty;
+                    types.push((**kind).clone());
                     let shown = crate::shown(kind);
                     parameters.push(quote!(::plugin_api::__private::Parameter { name: #name, r#type: #shown }));
                     // Told at the type, if serde cannot read it.
@@ -200,9 +226,13 @@ impl Method {
         let doc = crate::doc(&method.attrs);
         let (returns, fallible) = match &signature.output {
             ReturnType::Default => (String::new(), false),
-            ReturnType::Type(_, kind) => (crate::shown(kind), is_result(kind)),
+            ReturnType::Type(_, kind) => {
+                types.push((**kind).clone());
+                (crate::shown(kind), is_result(kind))
+            }
         };
         let changes = receiver != Receiver::Look;
+        let raises = words.raises.clone();
         let manifest = quote! {
             ::plugin_api::__private::Method {
                 name: #name,
@@ -210,6 +240,7 @@ impl Method {
                 parameters: &[#(#parameters),*],
                 returns: #returns,
                 changes: #changes,
+                raises: &[#(<#raises as ::plugin_api::__private::Raises>::CLASS),*],
             }
         };
         let question = fallible.then(|| quote!(?));
@@ -247,7 +278,7 @@ impl Method {
                 }
             }
         };
-        Ok(Self { arm: quote!(#name => { #call #(#before)* #body }), name, at, manifest })
+        Ok(Self { arm: quote!(#name => { #call #(#before)* #body }), name, at, manifest, types, raises })
     }
 }
 
@@ -329,7 +360,7 @@ fn is_handle_of_self(kind: &Type) -> bool {
     })
 }
 
-fn is_result(kind: &Type) -> bool {
+pub(crate) fn is_result(kind: &Type) -> bool {
     last(kind).is_some_and(|segment| segment.ident == "Result")
 }
 

@@ -16,14 +16,22 @@ struct Attribute {
     needs: Vec<LitStr>,
     permissions: Vec<LitStr>,
     copyables: Vec<LitStr>,
+    mind: Option<Type>,
 }
 
 impl Parse for Attribute {
     fn parse(input: ParseStream<'_>) -> Result<Self> {
-        const USAGE: &str = "write #[service(\"name\")]; after the name may stand save = \"call\", \"detach\" or \"never\", shared, needs = [\"other\"], permissions = [\"net:tcp:443\"], and copyables = [\"module.Class\"]";
+        const USAGE: &str = "write #[service(\"name\")]; after the name may stand save = \"call\", \"detach\" or \"never\", shared, needs = [\"other\"], permissions = [\"net:tcp:443\"], copyables = [\"module.Class\"], and mind = Ear";
         let name: LitStr = input.parse().map_err(|error| Error::new(error.span(), USAGE))?;
-        let mut attribute =
-            Self { name, save: None, shared: false, needs: Vec::new(), permissions: Vec::new(), copyables: Vec::new() };
+        let mut attribute = Self {
+            name,
+            save: None,
+            shared: false,
+            needs: Vec::new(),
+            permissions: Vec::new(),
+            copyables: Vec::new(),
+            mind: None,
+        };
         while !input.is_empty() {
             input.parse::<Token![,]>()?;
             if input.is_empty() {
@@ -38,6 +46,10 @@ impl Parse for Attribute {
                 "shared" => attribute.shared = true,
                 "needs" => attribute.needs = names(input)?,
                 "permissions" => attribute.permissions = names(input)?,
+                "mind" => {
+                    input.parse::<Token![=]>()?;
+                    attribute.mind = Some(input.parse()?);
+                }
                 "copyables" => {
                     attribute.copyables = names(input)?;
                     if let Some(plain) = attribute.copyables.iter().find(|name| !name.value().contains('.')) {
@@ -197,6 +209,13 @@ pub(crate) fn expand(attribute: TokenStream, item: TokenStream) -> Result<TokenS
         (unsaved.clone(), quote!({ let _ = state; #unsaved }))
     };
     let doc = crate::doc(&block.attrs);
+    let describes = attribute.mind.as_ref().map(|mind| {
+        quote_spanned! {mind.span()=>
+            fn describe(into: &mut ::plugin_api::__private::Descriptions) {
+                <#mind as ::plugin_api::__private::MindType>::describe(into);
+            }
+        }
+    });
     let ItemImpl { attrs, items, generics, .. } = &block;
     Ok(quote! {
         #(#attrs)*
@@ -208,6 +227,7 @@ pub(crate) fn expand(attribute: TokenStream, item: TokenStream) -> Result<TokenS
             const PERMISSIONS: &'static [&'static str] = &[#(#permissions),*];
             const COPYABLES: &'static [&'static str] = &[#(#copyables),*];
             const DOC: &'static str = #doc;
+            #describes
             #(#items)*
             #(#filled)*
             fn save_perspective(perspective: &#perspective) -> #result<::std::vec::Vec<u8>> { #save_perspective }

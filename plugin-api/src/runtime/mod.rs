@@ -38,7 +38,7 @@ use crate::fault::{Fault, Result};
 use crate::handle::{Handle, Saver};
 use crate::manifest::Manifest;
 use crate::remote::Remote;
-use crate::service::{Callable, Save, Service};
+use crate::service::{Save, Service};
 
 /// How many batches are served before tasks get a turn between them. A turn looks for events, which is a call of the
 /// system.
@@ -234,7 +234,7 @@ impl<S: Service> Runtime<S> {
 
     async fn serve(&self) {
         let core = &self.core;
-        core.push(&ToHost::Manifest { manifest: &jelly::to_vec(&manifest::<S>()).unwrap_or_default() });
+        core.push(&ToHost::Manifest { manifest: &jelly::to_vec(&Manifest::of::<S>()).unwrap_or_default() });
         tokio::task::spawn_local(doors::tend(Rc::downgrade(core)));
         let sleep = core.wall.sleep();
         let context = self.context();
@@ -589,26 +589,6 @@ async fn during_start<R>(core: &Rc<Core>, start: impl Future<Output = R>) -> R {
         polled
     })
     .await
-}
-
-fn manifest<S: Service>() -> Manifest {
-    Manifest {
-        service: S::NAME.to_owned(),
-        doc: S::DOC.to_owned(),
-        save: match S::SAVE {
-            Save::Call => "call",
-            Save::Detach => "detach",
-            Save::Never => "never",
-        }
-        .to_owned(),
-        shared: S::SHARED,
-        needs: S::NEEDS.iter().map(|name| (*name).to_owned()).collect(),
-        permissions: S::PERMISSIONS.iter().map(|word| (*word).to_owned()).collect(),
-        api: env!("CARGO_PKG_VERSION").to_owned(),
-        perspective: S::Perspective::NAME.to_owned(),
-        perspective_doc: S::Perspective::DOC.to_owned(),
-        methods: S::Perspective::METHODS.iter().map(Into::into).collect(),
-    }
 }
 
 pub(crate) fn dead() -> Fault {

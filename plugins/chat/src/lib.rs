@@ -11,14 +11,38 @@ mod session;
 
 use std::collections::BTreeSet;
 
-use plugin_api::Transport;
 use plugin_api::prelude::*;
+use plugin_api::{Fault, Transport};
 
 use self::irc::{Irc, Window};
 use self::message::nick;
 use self::session::ROOM;
 
 plugin_api::export!(Chat);
+
+/// Hears what happens in the room. Give one, or see to nobody.
+#[mind]
+trait Ear {
+    /// Somebody has said something to everybody.
+    fn heard(&self, who: &str, text: &str);
+    /// Somebody has said something to this guest alone.
+    fn told(&self, who: &str, text: &str);
+    /// Somebody has come.
+    fn came(&self, who: &str);
+    /// Somebody has gone.
+    fn went(&self, who: &str);
+    /// Somebody asks this guest alone: what it answers with, they get.
+    #[method("heard")]
+    async fn ask(&self, who: &str, text: &str) -> Result<Value>;
+}
+
+/// Nobody of this name is in the room.
+#[derive(Serialize, Fault)]
+#[fault(class = "chat.NotPresent", message = "{who} is not here")]
+struct NotPresent {
+    /// The name.
+    who: String,
+}
 
 /// Who is present.
 #[derive(Default)]
@@ -29,8 +53,8 @@ struct Chat {
     windows: Vec<Window>,
 }
 
-/// A room to talk in: for clients of IRC, and for those that give an object with heard(who, text), came(who) and went(who).
-#[service("chat", save = "never")]
+/// A room to talk in: for clients of IRC, and for those that give an object which hears.
+#[service("chat", save = "never", mind = Ear)]
 impl Service for Chat {
     type Perspective = Guest;
 
@@ -60,10 +84,9 @@ impl Service for Chat {
 }
 
 impl Chat {
-    /// Calls a method of everybody who is present and gave an object; answers with how many those are.
-    fn tell<A: Serialize>(&self, method: &str, arguments: A) -> usize {
-        let minds = self.present.iter().filter_map(Attachment::mind);
-        minds.filter(|mind| mind.notify(method, &arguments).is_ok()).count()
+    /// Tells everybody who is present and gave an object; answers with how many those are.
+    fn tell(&self, tell: impl Fn(&Ear) -> Result<()>) -> usize {
+        self.present.iter().filter_map(ear).filter(|ear| tell(ear).is_ok()).count()
     }
 
     /// The windows in the room.
@@ -93,7 +116,7 @@ impl Chat {
         if self.has(who) {
             return;
         }
-        self.tell("came", (who,));
+        self.tell(|ear| ear.came(who));
         for window in self.joined().filter(|window| by.is_none_or(|by| window.transport != *by)) {
             window.moved(who, &format!("JOIN {ROOM}"));
         }
@@ -104,7 +127,7 @@ impl Chat {
         if self.has(who) {
             return;
         }
-        self.tell("went", (who,));
+        self.tell(|ear| ear.went(who));
         self.joined().for_each(|window| window.moved(who, word));
     }
 
@@ -113,7 +136,7 @@ impl Chat {
         for window in self.joined().filter(|window| window.echo || by.is_none_or(|by| window.transport != *by)) {
             window.heard(who, ROOM, text, notice);
         }
-        self.tell("heard", (who, text))
+        self.tell(|ear| ear.heard(who, text))
     }
 
     /// Somebody says something to somebody; false: they are not here.
@@ -129,8 +152,8 @@ impl Chat {
         let windows: Vec<&Window> = self.windows.iter().filter(|window| is(&window.who)).collect();
         windows.iter().for_each(|window| window.heard(who, &nick(&window.who), text, notice));
         let guests = self.present.iter().filter(|guest| is(guest.perspective()));
-        let minds = guests.filter_map(Attachment::mind).filter(|mind| mind.notify("told", (who, text)).is_ok()).count();
-        minds > 0 || !windows.is_empty()
+        let ears = guests.filter_map(ear).filter(|ear| ear.told(who, text).is_ok()).count();
+        ears > 0 || !windows.is_empty()
     }
 
     /// A window says something; false: whom it is for is not here.
@@ -171,6 +194,11 @@ impl Chat {
     }
 }
 
+/// What a guest hears with, if they gave one.
+fn ear(guest: &Attachment) -> Option<Ear> {
+    guest.mind().cloned().map(Ear::from)
+}
+
 /// One guest.
 #[derive(Default)]
 struct Guest;
@@ -184,19 +212,20 @@ impl Guest {
     }
 
     /// Says something to one guest, and answers with what their client answers.
+    #[raises(NotPresent)]
     async fn ask(_me: Handle<Self>, context: Context<Chat>, call: Call, who: String, text: String) -> Result<Value> {
-        let mind = context.service()?.read(|chat| {
+        let ear = context.service()?.read(|chat| {
             let guest = chat.present.iter().find(|guest| guest.perspective() == who);
-            guest.and_then(|guest| guest.mind().cloned())
+            guest.and_then(ear)
         })?;
-        let mind = mind.ok_or_else(|| Fault::new("chat.NotPresent", format!("{who} is not here")))?;
-        mind.call("heard", (call.attachment().perspective(), text)).await
+        ear.ok_or(NotPresent { who })?.ask(call.attachment().perspective(), &text).await
     }
 
     /// Says something to one person, by whatever doors they are here.
+    #[raises(NotPresent)]
     fn tell(&self, context: &Context<Chat>, call: &Call, who: String, text: String) -> Result<()> {
         let told = context.service()?.read(|chat| chat.whisper(call.attachment().perspective(), &who, &text, false))?;
-        told.then_some(()).ok_or_else(|| Fault::new("chat.NotPresent", format!("{who} is not here")))
+        Ok(told.then_some(()).ok_or(NotPresent { who })?)
     }
 
     /// Who is present, each once.

@@ -5,6 +5,7 @@
 //! are there, or neither is.
 
 use plugin_api::prelude::*;
+use plugin_api::{Described, Fault};
 
 plugin_api::export!(Mail);
 
@@ -28,15 +29,36 @@ struct Mailbox {
 }
 
 /// A letter, as it is kept and as it is answered.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, Described)]
 struct Letter {
+    /// Its number.
     #[serde(default)]
     number: u64,
+    /// Who has sent it.
     from: String,
+    /// To whom.
     to: String,
+    /// What it is about.
     subject: String,
+    /// What it says; lists leave it out.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     text: String,
+}
+
+/// Nobody can be called that.
+#[derive(Serialize, Fault)]
+#[fault(class = "mail.NoSuchMailbox", message = "there is no mailbox {to:?}")]
+struct NoSuchMailbox {
+    /// Whom it was for.
+    to: String,
+}
+
+/// There is no letter of this number.
+#[derive(Serialize, Fault)]
+#[fault(class = "mail.NoSuchLetter", message = "there is no letter {number}")]
+struct NoSuchLetter {
+    /// The number.
+    number: u64,
 }
 
 /// Where a letter is kept. Numbers are written with leading zeros, so that the order of keys is theirs.
@@ -48,6 +70,7 @@ fn key(folder: &str, owner: &str, number: u64) -> String {
 #[perspective]
 impl Mailbox {
     /// Sends a letter; answers with its number.
+    #[raises(NoSuchMailbox)]
     async fn send(
         me: Handle<Self>,
         context: Context<Mail>,
@@ -58,7 +81,7 @@ impl Mailbox {
         let from = me.read(|mailbox| mailbox.name.clone())?;
         if to.is_empty() || to.contains('/') {
             // Nobody is called that; and it would be a key of somebody else's.
-            return Err(Fault::new("mail.NoSuchMailbox", format!("there is no mailbox {to:?}")));
+            return Err(NoSuchMailbox { to }.into());
         }
         let mut change = context.data().transaction().await?;
         let number: u64 = change.get("next").await?.unwrap_or(1);
@@ -82,24 +105,22 @@ impl Mailbox {
     }
 
     /// One letter.
+    #[raises(NoSuchLetter)]
     async fn read(me: Handle<Self>, context: Context<Mail>, number: u64) -> Result<Letter> {
         let key = me.read(|mailbox| key("in", &mailbox.name, number))?;
-        context.data().get(key).await?.ok_or_else(|| no_such_letter(number))
+        Ok(context.data().get(key).await?.ok_or(NoSuchLetter { number })?)
     }
 
     /// Throws a letter away.
+    #[raises(NoSuchLetter)]
     async fn remove(me: Handle<Self>, context: Context<Mail>, number: u64) -> Result<()> {
         let key = me.read(|mailbox| key("in", &mailbox.name, number))?;
         let mut change = context.data().transaction().await?;
         let found: Option<Letter> = change.get(&key).await?;
-        found.ok_or_else(|| no_such_letter(number))?;
+        found.ok_or(NoSuchLetter { number })?;
         change.remove(&key)?;
         change.commit().await
     }
-}
-
-fn no_such_letter(number: u64) -> Fault {
-    Fault::new("mail.NoSuchLetter", format!("there is no letter {number}"))
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@ mod page;
 
 use std::collections::BTreeMap;
 
+use plugin_api::Described;
 use plugin_api::prelude::*;
 
 plugin_api::export!(Scores);
@@ -45,17 +46,20 @@ struct Player {
 }
 
 /// What a submitted score came to.
-#[derive(Serialize)]
+#[derive(Serialize, Described)]
 struct Standing {
+    /// The player's best score, with this one.
     best: u64,
+    /// How many they have handed in.
     tries: u64,
+    /// Their place in the table, from 1.
     rank: usize,
 }
 
 /// A player's view of the table.
 #[perspective]
 impl Player {
-    /// Hands in a score; answers with the player's `best`, `tries` and `rank`.
+    /// Hands in a score; answers with what it came to.
     fn submit(&mut self, context: &Context<Scores>, call: &Call, score: u64) -> Result<Standing> {
         self.hand_in(context, call.attachment().perspective(), score)
     }

@@ -247,6 +247,7 @@ mod tests {
             signature: signature.to_owned(),
             doc: format!("What {name} does.\nAnd more."),
             changes: false,
+            raises: Vec::new(),
         };
         Manifest {
             service: "todo".to_owned(),
@@ -263,6 +264,7 @@ mod tests {
                 method("done", "done(number: usize, done: Option<bool>)"),
                 method("put", "put(number: usize, text: String)"),
             ],
+            ..Manifest::default()
         }
     }
 

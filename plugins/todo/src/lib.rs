@@ -5,6 +5,7 @@
 use std::time::Duration;
 
 use plugin_api::prelude::*;
+use plugin_api::{Described, Fault};
 
 plugin_api::export!(Todo);
 
@@ -12,9 +13,24 @@ plugin_api::export!(Todo);
 struct Todo;
 
 /// A to-do list for everyone.
-#[service("todo")]
+#[service("todo", mind = Bell)]
 impl Service for Todo {
     type Perspective = Tasks;
+}
+
+/// Rings, for whoever wants to be reminded.
+#[mind]
+trait Bell {
+    /// The time is up for a task.
+    async fn ring(&self, text: &str) -> Result<()>;
+}
+
+/// There is no task of this number.
+#[derive(Serialize, Fault)]
+#[fault(class = "todo.NoSuchTask", message = "there is no task {number}")]
+struct NoSuchTask {
+    /// The number.
+    number: usize,
 }
 
 /// One list.
@@ -23,9 +39,12 @@ struct Tasks {
     tasks: Vec<Task>,
 }
 
-#[derive(Clone, Serialize, Deserialize)]
+/// One thing to do.
+#[derive(Clone, Serialize, Deserialize, Described)]
 struct Task {
+    /// What.
     text: String,
+    /// Whether it is done.
     #[serde(default)]
     done: bool,
 }
@@ -39,12 +58,13 @@ impl Tasks {
         self.tasks.len() - 1
     }
 
-    /// All tasks, each with `text` and `done`.
+    /// All tasks.
     fn list(&self) -> &[Task] {
         &self.tasks
     }
 
     /// Marks a task as done, or as not done after all.
+    #[raises(NoSuchTask)]
     fn done(&mut self, number: usize, done: Option<bool>) -> Result<()> {
         self.task(number)?.done = done.unwrap_or(true);
         Ok(())
@@ -57,29 +77,26 @@ impl Tasks {
         before - self.tasks.len()
     }
 
-    /// Rings the client when the time is up: calls `ring(text)` of its own object.
+    /// Rings the client's own object when the time is up.
+    #[raises(NoSuchTask)]
     async fn remind(me: Handle<Self>, call: Call, number: usize, seconds: u64) -> Result<()> {
-        let mind = call.mind()?.clone();
+        let bell = Bell::from(call.mind()?.clone());
         me.read(|tasks| tasks.text(number))??;
         tokio::time::sleep(Duration::from_secs(seconds)).await;
         // Only looks: that goes on though the service was replaced meanwhile.
         let text = me.read(|tasks| tasks.text(number))??;
-        mind.call("ring", (text,)).await
+        bell.ring(&text).await
     }
 }
 
 impl Tasks {
     fn task(&mut self, number: usize) -> Result<&mut Task> {
-        self.tasks.get_mut(number).ok_or_else(|| no_such_task(number))
+        Ok(self.tasks.get_mut(number).ok_or(NoSuchTask { number })?)
     }
 
     fn text(&self, number: usize) -> Result<String> {
-        self.tasks.get(number).map(|task| task.text.clone()).ok_or_else(|| no_such_task(number))
+        Ok(self.tasks.get(number).map(|task| task.text.clone()).ok_or(NoSuchTask { number })?)
     }
-}
-
-fn no_such_task(number: usize) -> Fault {
-    Fault::new("todo.NoSuchTask", format!("there is no task {number}"))
 }
 
 #[cfg(test)]

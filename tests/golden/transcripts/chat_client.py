@@ -1,4 +1,4 @@
-"""A room to talk in: for clients of IRC, and for those that give an object with heard(who, text), came(who) and went(who).
+"""A room to talk in: for clients of IRC, and for those that give an object which hears.
 
 Written by `credhost describe --python chat`. Needs Twisted."""
 
@@ -6,11 +6,37 @@ from __future__ import annotations
 
 import datetime
 import decimal
-from typing import Any, Dict, List, Set, Tuple
+from typing import Any, Dict, List, Set, Tuple, TypedDict
 
 from twisted.cred.credentials import UsernamePassword
 from twisted.internet.defer import Deferred
 from twisted.spread import pb
+
+
+class Ear(pb.Referenceable):
+    """Hears what happens in the room. Give one, or see to nobody.
+
+    Derive from it, and give one as the mind."""
+
+    def remote_heard(self, who: str, text: str) -> None:
+        """Somebody has said something to everybody."""
+        raise NotImplementedError
+
+    def remote_told(self, who: str, text: str) -> None:
+        """Somebody has said something to this guest alone."""
+        raise NotImplementedError
+
+    def remote_came(self, who: str) -> None:
+        """Somebody has come."""
+        raise NotImplementedError
+
+    def remote_went(self, who: str) -> None:
+        """Somebody has gone."""
+        raise NotImplementedError
+
+    def remote_heard(self, who: str, text: str) -> Any:
+        """Somebody asks this guest alone: what it answers with, they get."""
+        raise NotImplementedError
 
 
 class Chat:
@@ -38,11 +64,15 @@ class Chat:
         return self.perspective.callRemote("say", text)
 
     def ask(self, who: str, text: str) -> Deferred[Any]:
-        """Says something to one guest, and answers with what their client answers."""
+        """Says something to one guest, and answers with what their client answers.
+
+        Raises chat.NotPresent."""
         return self.perspective.callRemote("ask", who, text)
 
     def tell(self, who: str, text: str) -> Deferred[None]:
-        """Says something to one person, by whatever doors they are here."""
+        """Says something to one person, by whatever doors they are here.
+
+        Raises chat.NotPresent."""
         return self.perspective.callRemote("tell", who, text)
 
     def present(self) -> Deferred[List[str]]:

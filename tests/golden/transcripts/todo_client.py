@@ -6,11 +6,31 @@ from __future__ import annotations
 
 import datetime
 import decimal
-from typing import Any, Dict, List, Set, Tuple
+from typing import Any, Dict, List, Set, Tuple, TypedDict
 
 from twisted.cred.credentials import UsernamePassword
 from twisted.internet.defer import Deferred
 from twisted.spread import pb
+
+
+class Task(TypedDict):
+    """One thing to do."""
+
+    # What.
+    text: str
+
+    # Whether it is done.
+    done: bool
+
+
+class Bell(pb.Referenceable):
+    """Rings, for whoever wants to be reminded.
+
+    Derive from it, and give one as the mind."""
+
+    def remote_ring(self, text: str) -> None:
+        """The time is up for a task."""
+        raise NotImplementedError
 
 
 class Todo:
@@ -37,12 +57,14 @@ class Todo:
         """Adds a task; answers with its number."""
         return self.perspective.callRemote("add", text)
 
-    def list(self) -> Deferred[List[Any]]:
-        """All tasks, each with `text` and `done`."""
+    def list(self) -> Deferred[List[Task]]:
+        """All tasks."""
         return self.perspective.callRemote("list")
 
     def done(self, number: int, done: bool | None = None) -> Deferred[None]:
-        """Marks a task as done, or as not done after all."""
+        """Marks a task as done, or as not done after all.
+
+        Raises todo.NoSuchTask."""
         return self.perspective.callRemote("done", number, done)
 
     def clear(self) -> Deferred[int]:
@@ -50,5 +72,7 @@ class Todo:
         return self.perspective.callRemote("clear")
 
     def remind(self, number: int, seconds: int) -> Deferred[None]:
-        """Rings the client when the time is up: calls `ring(text)` of its own object."""
+        """Rings the client's own object when the time is up.
+
+        Raises todo.NoSuchTask."""
         return self.perspective.callRemote("remind", number, seconds)

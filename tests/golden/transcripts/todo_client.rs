@@ -1,8 +1,18 @@
 //! A to-do list for everyone.
 //!
-//! Written by `credhost describe --rust todo`. Needs the crate `pb` with its feature `client`.
+//! Written by `credhost describe --rust todo`. Needs the crate `pb` with its feature `client`, and serde with its feature `derive`.
 
 use pb::client::{Client, Error, Local, Remote};
+use serde::{Deserialize, Serialize};
+
+/// One thing to do.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Task {
+    /// What.
+    pub text: String,
+    /// Whether it is done.
+    pub done: bool,
+}
 
 /// One list of tasks, numbered from 0.
 #[derive(Debug, Clone)]
@@ -29,15 +39,17 @@ impl Todo {
         Ok(self.perspective.call("add", &(text,)).await?.read()?)
     }
 
-    /// All tasks, each with `text` and `done`.
+    /// All tasks.
     ///
     /// # Errors
     /// What the service answers with, and when the connection is lost.
-    pub async fn list(&self) -> Result<Vec<pb::jelly::Value>, Error> {
+    pub async fn list(&self) -> Result<Vec<Task>, Error> {
         Ok(self.perspective.call("list", &()).await?.read()?)
     }
 
     /// Marks a task as done, or as not done after all.
+    ///
+    /// Raises todo.NoSuchTask.
     ///
     /// # Errors
     /// What the service answers with, and when the connection is lost.
@@ -53,7 +65,9 @@ impl Todo {
         Ok(self.perspective.call("clear", &()).await?.read()?)
     }
 
-    /// Rings the client when the time is up: calls `ring(text)` of its own object.
+    /// Rings the client's own object when the time is up.
+    ///
+    /// Raises todo.NoSuchTask.
     ///
     /// # Errors
     /// What the service answers with, and when the connection is lost.

@@ -1,6 +1,6 @@
 //! Typed clients of a service, written from what it says of itself.
 
-use plugin_api::manifest::Manifest;
+use plugin_api::manifest::{FieldManifest, Manifest, MindManifest, TypeManifest};
 
 use super::shape::{Shape, Signature};
 
@@ -69,6 +69,68 @@ fn signatures(manifest: &Manifest) -> Vec<Signature<'_>> {
     manifest.methods.iter().map(Signature::of).collect()
 }
 
+/// Types whose values are dictionaries with fields that are known: they have a type of their own in a module.
+fn dictionaries(manifest: &Manifest) -> Vec<&TypeManifest> {
+    let own = class(&manifest.service);
+    let named = |name: &str| name.chars().all(|letter| letter.is_ascii_alphanumeric() || letter == '_') && name != own;
+    manifest.types.iter().filter(|of| of.class.is_empty() && !of.fields.is_empty() && named(&of.name)).collect()
+}
+
+/// What is said of a method, with the errors that it answers with.
+fn about_method(doc: &str, raises: &[String]) -> String {
+    match raises {
+        [] => doc.to_owned(),
+        raises if doc.is_empty() => format!("Raises {}.", raises.join(", ")),
+        raises => format!("{doc}\n\nRaises {}.", raises.join(", ")),
+    }
+}
+
+/// A dictionary with these keys, for Python.
+fn typed_dict(of: &TypeManifest, known: &[&TypeManifest]) -> String {
+    let kind = |field: &FieldManifest| Shape::of(&field.r#type).python(known);
+    let is_name = |name: &str| {
+        !PYTHON.contains(&name)
+            && !name.starts_with(|first: char| first.is_ascii_digit())
+            && name.chars().all(|letter| letter.is_ascii_alphanumeric() || letter == '_')
+    };
+    if !of.fields.iter().all(|field| is_name(&field.name)) {
+        let fields = of.fields.iter().map(|field| format!("{}: {}", quoted(&field.name), quoted(&kind(field))));
+        let fields = fields.collect::<Vec<_>>().join(", ");
+        return format!("\n\n{} = TypedDict({}, {{{fields}}})\n", of.name, quoted(&of.name));
+    }
+    let mut out = format!("\n\nclass {}(TypedDict):\n", of.name);
+    out += &doc_string(if of.doc.is_empty() { "A value of the service's." } else { &of.doc }, "    ");
+    for field in &of.fields {
+        out += "\n";
+        out += &comment(&field.doc, "    #");
+        let kind = if field.optional { format!("NotRequired[{}]", kind(field)) } else { kind(field) };
+        out += &format!("    {}: {kind}\n", field.name);
+    }
+    out
+}
+
+/// What the client gives to be called back, for Python: to be derived from.
+fn python_mind(mind: &MindManifest, known: &[&TypeManifest]) -> String {
+    let mut out = format!("\n\nclass {}(pb.Referenceable):\n", class(&mind.name));
+    let doc = if mind.doc.is_empty() { "What the service calls." } else { &mind.doc };
+    out += &doc_string(&format!("{doc}\n\nDerive from it, and give one as the mind."), "    ");
+    for (at, method) in mind.methods.iter().map(Signature::of).enumerate() {
+        // A service may have two ways to call one method: the last is the one that is told of.
+        if mind.methods[at + 1..].iter().any(|later| later.name == method.name) {
+            continue;
+        }
+        let named = |name: &str| format!("{name}{}", if PYTHON.contains(&name) { "_" } else { "" });
+        let parameters = method.parameters.iter().map(|(name, of)| format!(", {}: {}", named(name), of.python(known)));
+        let (parameters, returns) = (parameters.collect::<String>(), method.returns.python(known));
+        out += &format!("\n    def remote_{}(self{parameters}) -> {returns}:\n", method.name);
+        if !method.doc.is_empty() {
+            out += &doc_string(method.doc, "        ");
+        }
+        out += "        raise NotImplementedError\n";
+    }
+    out
+}
+
 /// A text in quotes, as Python reads it.
 fn quoted(text: &str) -> String {
     // What JSON escapes, Python reads as the same.
@@ -85,13 +147,19 @@ fn doc_string(doc: &str, indent: &str) -> String {
 
 /// A module for Python, on Twisted.
 pub(super) fn python(manifest: &Manifest) -> String {
-    let class = class(&manifest.service);
+    let (class, known) = (class(&manifest.service), dictionaries(manifest));
     let about = |doc: &str, more: &str| if doc.is_empty() { more.to_owned() } else { format!("{doc}\n\n{more}") };
     let written = format!("Written by `credhost describe --python {}`. Needs Twisted.", manifest.service);
     let mut out = doc_string(&about(&manifest.doc, &written), "");
-    out += "\nfrom __future__ import annotations\n\nimport datetime\nimport decimal\nfrom typing import Any, Dict, List, Set, Tuple\n\n";
+    out += "\nfrom __future__ import annotations\n\nimport datetime\nimport decimal\nfrom typing import Any, Dict, List, Set, Tuple, TypedDict\n\n";
+    if known.iter().any(|of| of.fields.iter().any(|field| field.optional)) {
+        out += "from typing_extensions import NotRequired\n\n";
+    }
     out += "from twisted.cred.credentials import UsernamePassword\nfrom twisted.internet.defer import Deferred\n";
-    out += &format!("from twisted.spread import pb\n\n\nclass {class}:\n");
+    out += "from twisted.spread import pb\n";
+    known.iter().for_each(|of| out += &typed_dict(of, &known));
+    out += &manifest.mind.as_ref().map(|mind| python_mind(mind, &known)).unwrap_or_default();
+    out += &format!("\n\nclass {class}:\n");
     let doc =
         if manifest.perspective_doc.is_empty() { "A perspective of the service." } else { &manifest.perspective_doc };
     out += &doc_string(doc, "    ");
@@ -122,14 +190,18 @@ pub(super) fn python(manifest: &Manifest) -> String {
         let last_needed = method.parameters.iter().rposition(|(_, shape)| !shape.is_optional());
         let parameters = method.parameters.iter().enumerate().map(|(at, (name, shape))| {
             let default = if last_needed.is_none_or(|needed| at > needed) { " = None" } else { "" };
-            format!(", {}: {}{default}", safe(name), shape.python())
+            format!(", {}: {}{default}", safe(name), shape.python(&known))
         });
         let parameters: String = parameters.collect();
         let arguments: String = method.parameters.iter().map(|(name, _)| format!(", {}", safe(name))).collect();
-        out +=
-            &format!("\n    def {}(self{parameters}) -> Deferred[{}]:\n", safe(method.name), method.returns.python());
-        if !method.doc.is_empty() {
-            out += &doc_string(method.doc, "        ");
+        out += &format!(
+            "\n    def {}(self{parameters}) -> Deferred[{}]:\n",
+            safe(method.name),
+            method.returns.python(&known)
+        );
+        let doc = about_method(method.doc, method.raises);
+        if !doc.is_empty() {
+            out += &doc_string(&doc, "        ");
         }
         out += &format!("        return self.perspective.callRemote({}{arguments})\n", quoted(method.name));
     }
@@ -138,17 +210,23 @@ pub(super) fn python(manifest: &Manifest) -> String {
 
 /// A module for Rust, on `pb::client`.
 pub(super) fn rust(manifest: &Manifest) -> String {
-    let class = class(&manifest.service);
+    let (class, known) = (class(&manifest.service), dictionaries(manifest));
     let mut out = comment(&manifest.doc, "//!");
     if !out.is_empty() {
         out += "//!\n";
     }
     out += &format!(
-        "//! Written by `credhost describe --rust {}`. Needs the crate `pb` with its feature `client`.\n\n",
-        manifest.service.replace(char::is_control, " ")
+        "//! Written by `credhost describe --rust {}`. Needs the crate `pb` with its feature `client`{}.\n\n",
+        manifest.service.replace(char::is_control, " "),
+        if known.is_empty() { "" } else { ", and serde with its feature `derive`" },
     );
     let signatures = signatures(manifest);
-    out += "use pb::client::{Client, Error, Local, Remote};\n\n";
+    out += "use pb::client::{Client, Error, Local, Remote};\n";
+    if !known.is_empty() {
+        out += "use serde::{Deserialize, Serialize};\n";
+    }
+    out += "\n";
+    known.iter().for_each(|of| out += &structure(of, &known));
     let doc =
         if manifest.perspective_doc.is_empty() { "A perspective of the service." } else { &manifest.perspective_doc };
     out += &comment(doc, "///");
@@ -173,12 +251,14 @@ impl {class} {{
     );
     for method in &signatures {
         let name = if RUST.contains(&method.name) { format!("{}_", method.name) } else { raw(method.name) };
-        let parameters = method.parameters.iter().map(|(name, shape)| format!(", {}: {}", raw(name), shape.rust(true)));
+        let parameters =
+            method.parameters.iter().map(|(name, shape)| format!(", {}: {}", raw(name), given(shape, &known)));
         let parameters: String = parameters.collect();
         let names: Vec<String> = method.parameters.iter().map(|(name, _)| raw(name)).collect();
         // One alone is a tuple by its comma.
         let arguments = if names.len() == 1 { format!("{},", names[0]) } else { names.join(", ") };
-        let doc = if method.doc.is_empty() { "A method of the service." } else { method.doc };
+        let doc =
+            about_method(if method.doc.is_empty() { "A method of the service." } else { method.doc }, method.raises);
         let call = format!("self.perspective.call({:?}, &({})).await?", method.name, arguments);
         let answer = match method.returns {
             Shape::Object(_) => format!("{call}.remote()"),
@@ -186,11 +266,54 @@ impl {class} {{
         };
         out += &format!(
             "\n{}    ///\n    /// # Errors\n    /// What the service answers with, and when the connection is lost.\n    pub async fn {name}(&self{parameters}) -> Result<{}, Error> {{\n        {answer}\n    }}\n",
-            comment(doc, "    ///"),
-            method.returns.rust(false),
+            comment(&doc, "    ///"),
+            method.returns.rust(false, &known),
         );
     }
     out + "}\n"
+}
+
+/// What a parameter is in Rust: what is large is borrowed.
+fn given(shape: &Shape, known: &[&TypeManifest]) -> String {
+    let written = shape.rust(true, known);
+    match shape {
+        Shape::Named(name) if *name == written => format!("&{written}"),
+        _ => written,
+    }
+}
+
+/// A struct with these fields, for Rust.
+fn structure(of: &TypeManifest, known: &[&TypeManifest]) -> String {
+    let mut out = comment(if of.doc.is_empty() { "A value of the service's." } else { &of.doc }, "///");
+    out += &format!("#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]\npub struct {} {{\n", of.name);
+    for field in &of.fields {
+        out += &comment(if field.doc.is_empty() { "A field of it." } else { &field.doc }, "    ///");
+        let own: String = field.name.chars().fold(String::new(), |mut own, letter| {
+            match letter {
+                upper if upper.is_ascii_uppercase() => {
+                    own.extend((!own.is_empty()).then_some('_'));
+                    own.push(upper.to_ascii_lowercase());
+                }
+                letter if letter.is_ascii_alphanumeric() => own.push(letter),
+                _ => own.push('_'),
+            }
+            own
+        });
+        let own = if own.starts_with(|first: char| first.is_ascii_digit()) { format!("_{own}") } else { own };
+        if own != field.name {
+            out += &format!("    #[serde(rename = {:?})]\n", field.name);
+        }
+        let kind = Shape::of(&field.r#type).rust(false, known);
+        // One that holds another of its own kind.
+        let kind = kind.replace(&format!("Option<{}>", of.name), &format!("Option<Box<{}>>", of.name));
+        let whole = field.optional && matches!(Shape::of(&field.r#type), Shape::Named(_));
+        let kind = if whole { format!("Option<{kind}>") } else { kind };
+        if field.optional {
+            out += "    #[serde(default)]\n";
+        }
+        out += &format!("    pub {}: {kind},\n", raw(&own));
+    }
+    out + "}\n\n"
 }
 
 /// A name that may be a word of Rust's.

@@ -9,9 +9,9 @@ use clap::Args;
 use credhost::config::Home;
 use credhost::control::Request;
 use credhost::nearest;
-use plugin_api::manifest::Manifest;
+use plugin_api::manifest::{FaultManifest, FieldManifest, Manifest, MethodManifest, TypeManifest};
 
-use self::shape::Signature;
+use self::shape::{Shape, Signature};
 use super::home::ask_running;
 use super::{CliError, Output, say};
 
@@ -58,27 +58,99 @@ impl Describe {
     }
 }
 
-fn described(manifest: &Manifest) -> String {
-    let mut text = manifest.service.clone();
-    let mut paragraph = |indent: &str, doc: &str| {
-        for line in doc.lines() {
+/// Paragraphs, each line behind so many blanks.
+#[derive(Default)]
+struct Page(String);
+
+impl Page {
+    fn lines(&mut self, indent: usize, text: &str) {
+        for line in text.lines() {
             // Writing to a String cannot fail.
-            let _ = write!(text, "\n{indent}{line}");
+            let _ = write!(self.0, "\n{:indent$}{line}", "");
         }
-    };
-    paragraph("  ", &manifest.doc);
-    paragraph("  ", &manifest.perspective_doc);
-    paragraph(
-        "  ",
-        match manifest.save.as_str() {
-            "call" => "Changes are saved before they are answered.",
-            "detach" => "Changes are saved when the last client has gone: what was answered may be lost.",
-            _ => "Nothing is saved.",
-        },
-    );
-    for method in &manifest.methods {
-        paragraph("", &format!("\n  {}", Signature::of(method).words()));
-        paragraph("      ", &method.doc);
     }
-    text
+
+    fn blank(&mut self) {
+        self.0.push('\n');
+    }
+
+    /// Methods, and what is said of each.
+    fn methods(&mut self, indent: usize, methods: &[MethodManifest]) {
+        for method in methods {
+            self.blank();
+            self.lines(indent, &Signature::of(method).words());
+            self.lines(indent + 4, &method.doc);
+            if !method.raises.is_empty() {
+                self.lines(indent + 4, &format!("Raises {}.", method.raises.join(", ")));
+            }
+        }
+    }
+
+    fn fields(&mut self, indent: usize, fields: &[FieldManifest]) {
+        for field in fields {
+            let may = if field.optional { ", if it is there" } else { "" };
+            self.lines(indent, &format!("{}: {}{may}", field.name, Shape::of(&field.r#type).words()));
+            self.lines(indent + 4, &field.doc);
+        }
+    }
+
+    fn value(&mut self, of: &TypeManifest) {
+        self.blank();
+        let class = if of.class.is_empty() { String::new() } else { format!(", an instance of {}", of.class) };
+        self.lines(2, &format!("{}{class}", of.name));
+        self.lines(6, &of.doc);
+        self.fields(6, &of.fields);
+        for variant in &of.variants {
+            self.lines(6, &format!("{:?}", variant.name));
+            self.lines(10, &variant.doc);
+            self.fields(10, &variant.fields);
+        }
+    }
+
+    fn fault(&mut self, of: &FaultManifest) {
+        self.blank();
+        let under = if of.parents.is_empty() { String::new() } else { format!(" (under {})", of.parents.join(", ")) };
+        self.lines(2, &format!("{}{under}", of.class));
+        self.lines(6, &of.doc);
+        if !of.message.is_empty() {
+            self.lines(6, &format!("{:?}", of.message));
+        }
+        self.fields(6, &of.fields);
+    }
+}
+
+fn described(manifest: &Manifest) -> String {
+    let mut page = Page(manifest.service.clone());
+    page.lines(2, &manifest.doc);
+    page.lines(2, &manifest.perspective_doc);
+    let saved = match manifest.save.as_str() {
+        "call" => "Changes are saved before they are answered.",
+        "detach" => "Changes are saved when the last client has gone: what was answered may be lost.",
+        _ => "Nothing is saved.",
+    };
+    page.lines(2, saved);
+    page.methods(2, &manifest.methods);
+    if let Some(mind) = &manifest.mind {
+        page.blank();
+        page.lines(0, &format!("{}: what a client gives as its mind, to be called back", mind.name));
+        page.lines(2, &mind.doc);
+        page.methods(2, &mind.methods);
+    }
+    for object in &manifest.objects {
+        page.blank();
+        page.lines(0, &format!("{}: an object that clients get references to", object.name));
+        page.lines(2, &object.doc);
+        page.methods(2, &object.methods);
+    }
+    if !manifest.types.is_empty() {
+        page.blank();
+        page.lines(0, "Values");
+        manifest.types.iter().for_each(|of| page.value(of));
+    }
+    if !manifest.faults.is_empty() {
+        page.blank();
+        page.lines(0, "Errors");
+        manifest.faults.iter().for_each(|of| page.fault(of));
+    }
+    page.0
 }

@@ -1,5 +1,7 @@
 //! Types as a service's author has written them, in a client's words.
 
+use plugin_api::manifest::TypeManifest;
+
 /// What a value is, to a client.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Shape {
@@ -135,8 +137,8 @@ impl Shape {
         }
     }
 
-    /// As an annotation in Python.
-    pub(super) fn python(&self) -> String {
+    /// As an annotation in Python; these are types that have a class in the module.
+    pub(super) fn python(&self, known: &[&TypeManifest]) -> String {
         match self {
             Self::Nothing => "None".to_owned(),
             Self::Text => "str".to_owned(),
@@ -144,21 +146,24 @@ impl Shape {
             Self::Float => "float".to_owned(),
             Self::Bool => "bool".to_owned(),
             Self::Bytes => "bytes".to_owned(),
-            Self::List(of) => format!("List[{}]", of.python()),
-            Self::Set(of) => format!("Set[{}]", of.python()),
-            Self::Dict(key, value) => format!("Dict[{}, {}]", key.python(), value.python()),
-            Self::Tuple(of) => format!("Tuple[{}]", of.iter().map(Self::python).collect::<Vec<_>>().join(", ")),
-            Self::Maybe(of) => format!("{} | None", of.python()),
+            Self::List(of) => format!("List[{}]", of.python(known)),
+            Self::Set(of) => format!("Set[{}]", of.python(known)),
+            Self::Dict(key, value) => format!("Dict[{}, {}]", key.python(known), value.python(known)),
+            Self::Tuple(of) => {
+                format!("Tuple[{}]", of.iter().map(|of| of.python(known)).collect::<Vec<_>>().join(", "))
+            }
+            Self::Maybe(of) => format!("{} | None", of.python(known)),
             Self::Object(_) => "pb.RemoteReference".to_owned(),
             Self::Own => "pb.Referenceable".to_owned(),
             Self::Cached(_) => "pb.RemoteCache".to_owned(),
             Self::Python(name) => (*name).to_owned(),
+            Self::Named(name) if known.iter().any(|of| of.name == *name) => name.clone(),
             Self::Named(_) | Self::Any => "Any".to_owned(),
         }
     }
 
-    /// As a type in Rust: what is given, or what is answered.
-    pub(super) fn rust(&self, given: bool) -> String {
+    /// As a type in Rust: what is given, or what is answered; these are types that have a struct in the module.
+    pub(super) fn rust(&self, given: bool, known: &[&TypeManifest]) -> String {
         match self {
             Self::Nothing => "()".to_owned(),
             Self::Text if given => "&str".to_owned(),
@@ -167,18 +172,19 @@ impl Shape {
             Self::Float => "f64".to_owned(),
             Self::Bool => "bool".to_owned(),
             Self::Bytes => "pb::jelly::Bytes".to_owned(),
-            Self::List(of) if given => format!("&[{}]", of.rust(true)),
-            Self::List(of) | Self::Set(of) => format!("Vec<{}>", of.rust(given)),
+            Self::List(of) if given => format!("&[{}]", of.rust(true, known)),
+            Self::List(of) | Self::Set(of) => format!("Vec<{}>", of.rust(given, known)),
             Self::Dict(key, value) => {
-                format!("std::collections::BTreeMap<{}, {}>", key.rust(given), value.rust(given))
+                format!("std::collections::BTreeMap<{}, {}>", key.rust(given, known), value.rust(given, known))
             }
             Self::Tuple(of) => {
                 let comma = if of.len() == 1 { "," } else { "" };
-                format!("({}{comma})", of.iter().map(|of| of.rust(given)).collect::<Vec<_>>().join(", "))
+                format!("({}{comma})", of.iter().map(|of| of.rust(given, known)).collect::<Vec<_>>().join(", "))
             }
-            Self::Maybe(of) => format!("Option<{}>", of.rust(given)),
+            Self::Maybe(of) => format!("Option<{}>", of.rust(given, known)),
             Self::Object(_) => "Remote".to_owned(),
             Self::Own => "Local".to_owned(),
+            Self::Named(name) if known.iter().any(|of| of.name == *name) => name.clone(),
             Self::Cached(_) | Self::Python(_) | Self::Named(_) | Self::Any => "pb::jelly::Value".to_owned(),
         }
     }
@@ -195,6 +201,7 @@ pub(super) struct Signature<'a> {
     pub(super) doc: &'a str,
     pub(super) parameters: Vec<(&'a str, Shape)>,
     pub(super) returns: Shape,
+    pub(super) raises: &'a [String],
 }
 
 impl<'a> Signature<'a> {
@@ -220,6 +227,7 @@ impl<'a> Signature<'a> {
             doc: &method.doc,
             parameters: parts(inside).into_iter().filter_map(parameter).collect(),
             returns: Shape::of(after.trim().trim_start_matches("->")),
+            raises: &method.raises,
         }
     }
 
@@ -266,7 +274,7 @@ mod tests {
         ] {
             let shape = Shape::of(written);
             assert_eq!(
-                (shape.words().as_str(), shape.python().as_str(), shape.rust(false).as_str()),
+                (shape.words().as_str(), shape.python(&[]).as_str(), shape.rust(false, &[]).as_str()),
                 (words, python, rust)
             );
         }

@@ -1,0 +1,365 @@
+//! What a service tells of its types, beside the signatures of its methods: fields, objects, errors, and what it calls of its
+//! clients. `#[perspective]`, `#[derive(Described)]`, `#[derive(Fault)]` and `#[mind]` gather it.
+
+use std::marker::PhantomData;
+
+use crate::manifest::{FaultManifest, Manifest, MethodManifest, MindManifest, ObjectManifest, TypeManifest};
+use crate::service::{Callable, Service};
+
+/// A type whose values clients send or are sent, and whose fields `credhost describe` tells of. Derive it.
+///
+/// ```
+/// use plugin_api::prelude::*;
+/// use plugin_api::Described;
+///
+/// #[derive(Default)]
+/// struct Shop;
+///
+/// #[service("shop", save = "never")]
+/// impl Service for Shop {
+///     type Perspective = Counter;
+/// }
+///
+/// /// One thing that is sold.
+/// #[derive(Serialize, Described)]
+/// struct Item {
+///     /// What it is called.
+///     name: String,
+///     /// In cents.
+///     #[serde(rename = "unitPrice")]
+///     price: u32,
+/// }
+///
+/// #[derive(Default)]
+/// struct Counter;
+///
+/// #[perspective]
+/// impl Counter {
+///     fn items(&self) -> Vec<Item> {
+///         Vec::new()
+///     }
+/// }
+///
+/// // What `credhost describe shop` shows of it.
+/// let described = plugin_api::manifest::Manifest::of::<Shop>();
+/// assert_eq!(described.types[0].fields[1].name, "unitPrice");
+/// assert_eq!(described.types[0].fields[1].doc, "In cents.");
+/// ```
+pub trait Described {
+    /// Tells of itself, and of the types of its fields.
+    #[doc(hidden)]
+    fn describe(into: &mut Descriptions);
+}
+
+/// An error that a method may answer with. Written by `#[derive(Fault)]`.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is no error that clients can trap",
+    label = "needs #[derive(Fault)]"
+)]
+pub trait Raises {
+    /// Its class.
+    #[doc(hidden)]
+    const CLASS: &'static str;
+
+    /// Tells of itself, and of the types of its fields.
+    #[doc(hidden)]
+    fn describe(into: &mut Descriptions);
+}
+
+/// What clients give to be called back. Written by `#[mind]`.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is nothing that clients give to be called back",
+    label = "a trait with #[mind] is"
+)]
+pub trait MindType {
+    /// Tells of itself.
+    #[doc(hidden)]
+    fn describe(into: &mut Descriptions);
+}
+
+/// What has been told so far.
+#[derive(Debug, Default)]
+pub struct Descriptions {
+    types: Vec<TypeManifest>,
+    objects: Vec<ObjectManifest>,
+    faults: Vec<FaultManifest>,
+    mind: Option<MindManifest>,
+    /// The perspective, whose methods stand by themselves.
+    perspective: &'static str,
+}
+
+impl Descriptions {
+    /// A type of values; false: it was told of before.
+    pub fn data(&mut self, told: TypeManifest) -> bool {
+        let new = self.types.iter().all(|known| known.name != told.name);
+        if new {
+            self.types.push(told);
+        }
+        new
+    }
+
+    /// An error; false: it was told of before.
+    pub fn fault(&mut self, told: FaultManifest) -> bool {
+        let new = self.faults.iter().all(|known| known.class != told.class);
+        if new {
+            self.faults.push(told);
+        }
+        new
+    }
+
+    /// What clients give; false: it was told of before.
+    pub fn mind(&mut self, told: MindManifest) -> bool {
+        let new = self.mind.is_none();
+        self.mind.get_or_insert(told);
+        new
+    }
+
+    fn object<T: Callable>(&mut self) {
+        if T::NAME == self.perspective || self.objects.iter().any(|known| known.name == T::NAME) {
+            return;
+        }
+        let methods = T::METHODS.iter().map(MethodManifest::from).collect();
+        self.objects.push(ObjectManifest { name: T::NAME.to_owned(), doc: T::DOC.to_owned(), methods });
+        T::describe(self);
+    }
+}
+
+impl Manifest {
+    /// What a service says of itself.
+    #[must_use]
+    pub fn of<S: Service>() -> Self {
+        let mut told = Descriptions { perspective: S::Perspective::NAME, ..Descriptions::default() };
+        S::Perspective::describe(&mut told);
+        S::describe(&mut told);
+        let Descriptions { types, objects, faults, mind, .. } = told;
+        let texts = |all: &[&str]| all.iter().map(|text| (*text).to_owned()).collect();
+        Self {
+            service: S::NAME.to_owned(),
+            doc: S::DOC.to_owned(),
+            save: S::SAVE.word().to_owned(),
+            shared: S::SHARED,
+            needs: texts(S::NEEDS),
+            permissions: texts(S::PERMISSIONS),
+            api: env!("CARGO_PKG_VERSION").to_owned(),
+            perspective: S::Perspective::NAME.to_owned(),
+            perspective_doc: S::Perspective::DOC.to_owned(),
+            methods: S::Perspective::METHODS.iter().map(Into::into).collect(),
+            types,
+            objects,
+            faults,
+            mind,
+        }
+    }
+}
+
+/// Asks a type whether it can tell anything, which it need not: a method of the nearer trait is taken where its bounds hold, and
+/// the farther one's where they do not.
+#[derive(Debug)]
+pub struct Probe<T: ?Sized>(PhantomData<T>);
+
+impl<T: ?Sized> Probe<T> {
+    #[doc(hidden)]
+    #[must_use]
+    pub fn new() -> Self {
+        Self(PhantomData)
+    }
+}
+
+/// What is there for types that tell of themselves.
+pub trait Near {
+    #[doc(hidden)]
+    fn data(&self, into: &mut Descriptions);
+}
+
+/// What is there for objects.
+pub trait NearObject {
+    #[doc(hidden)]
+    fn object(&self, into: &mut Descriptions);
+}
+
+/// What is there for all others.
+pub trait Far {
+    #[doc(hidden)]
+    fn data(&self, _: &mut Descriptions) {}
+    #[doc(hidden)]
+    fn object(&self, _: &mut Descriptions) {}
+}
+
+impl<T: Described> Near for Probe<T> {
+    fn data(&self, into: &mut Descriptions) {
+        T::describe(into);
+    }
+}
+
+impl<T: Callable> NearObject for Probe<T> {
+    fn object(&self, into: &mut Descriptions) {
+        into.object::<T>();
+    }
+}
+
+impl<T: ?Sized> Far for &Probe<T> {}
+
+#[cfg(test)]
+mod tests {
+    use serde::Serialize;
+
+    use crate::prelude::*;
+    use crate::{Described, manifest::Manifest};
+
+    #[derive(Default)]
+    struct Shop;
+
+    #[service("shop", save = "never", mind = Customer)]
+    impl Service for Shop {
+        type Perspective = Counter;
+    }
+
+    /// One thing that is sold.
+    #[derive(Serialize, Deserialize, Described)]
+    #[serde(rename_all = "camelCase")]
+    struct Item {
+        /// What it is called.
+        name: String,
+        unit_price: u32,
+        #[serde(skip)]
+        _shelf: u8,
+        of: Vec<Part>,
+    }
+
+    #[derive(Serialize, Deserialize, Described)]
+    struct Part {
+        more: Option<Box<Self>>,
+        size: Size,
+    }
+
+    #[derive(Serialize, Deserialize, Described)]
+    #[serde(rename_all = "kebab-case")]
+    enum Size {
+        /// As large as a hand.
+        VerySmall,
+        Large,
+    }
+
+    #[derive(Serialize, Deserialize, Described)]
+    #[serde(rename = "shop.Card")]
+    struct Card {
+        #[serde(rename = "type")]
+        kind: String,
+    }
+
+    struct Untold;
+
+    impl Serialize for Untold {
+        fn serialize<S: serde::Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+            serializer.serialize_unit()
+        }
+    }
+
+    /// Too few are left.
+    #[derive(Serialize, Fault)]
+    #[fault(class = "shop.Full", message = "only {left} are left", parents = ["LookupError"])]
+    struct Full {
+        /// How many.
+        left: u32,
+    }
+
+    /// Who buys.
+    #[mind]
+    trait Customer {
+        /// It is there.
+        fn arrived(&self, item: &Item);
+        /// Whether to go on.
+        #[method("goOn")]
+        async fn go_on(&self, text: &str) -> Result<bool>;
+    }
+
+    #[derive(Default)]
+    struct Counter;
+
+    #[perspective]
+    impl Counter {
+        #[raises(Full)]
+        fn items(&self, among: Vec<Item>) -> Result<&'static [Untold]> {
+            let _ = among;
+            Ok(&[])
+        }
+
+        fn basket(&self, card: std::collections::HashMap<String, Card>) -> Handle<Basket> {
+            let _ = card;
+            Handle::new(Basket)
+        }
+
+        fn me(&self, me: &Handle<Self>) -> Handle<Self> {
+            me.clone()
+        }
+
+        async fn greet(_me: Handle<Self>, call: Call) -> Result<bool> {
+            let customer: Customer = call.attachment().mind_as()?;
+            customer.arrived(&Item { name: "milk".to_owned(), unit_price: 5, _shelf: 0, of: Vec::new() })?;
+            customer.go_on("more?").await
+        }
+    }
+
+    struct Basket;
+
+    /// What is to be bought.
+    #[perspective]
+    impl Basket {
+        fn size(&self) -> Size {
+            Size::Large
+        }
+
+        fn again(&self) -> Handle<Basket> {
+            Handle::new(Basket)
+        }
+    }
+
+    #[test]
+    fn all_that_methods_name_is_told_once_by_its_name_on_the_wire() {
+        let told = Manifest::of::<Shop>();
+        let types: Vec<_> = told.types.iter().map(|of| (of.name.as_str(), of.class.as_str())).collect();
+        assert_eq!(types, [("Item", ""), ("Part", ""), ("Size", ""), ("Card", "shop.Card")]);
+        let fields = |at: usize| {
+            let fields = told.types[at].fields.iter().map(|of| (of.name.as_str(), of.r#type.as_str(), of.doc.as_str()));
+            fields.collect::<Vec<_>>()
+        };
+        let item = [("name", "String", "What it is called."), ("unitPrice", "u32", ""), ("of", "Vec<Part>", "")];
+        assert_eq!(fields(0), item);
+        assert_eq!(told.types[0].doc, "One thing that is sold.");
+        assert_eq!(fields(3), [("type", "String", "")]);
+        let sizes: Vec<_> = told.types[2].variants.iter().map(|of| (of.name.as_str(), of.doc.as_str())).collect();
+        assert_eq!(sizes, [("very-small", "As large as a hand."), ("large", "")]);
+        assert_eq!(told.methods[0].raises, ["shop.Full"]);
+        let full = &told.faults[0];
+        assert_eq!((full.class.as_str(), full.doc.as_str()), ("shop.Full", "Too few are left."));
+        assert_eq!(
+            (full.parents.as_slice(), full.fields[0].doc.as_str()),
+            (&["LookupError".to_owned()][..], "How many.")
+        );
+        let objects: Vec<_> = told.objects.iter().map(|of| (of.name.as_str(), of.methods.len())).collect();
+        assert_eq!(objects, [("Basket", 2)], "the perspective stands by itself");
+        let mind = told.mind.unwrap();
+        let calls: Vec<_> = mind.methods.iter().map(|of| of.signature.as_str()).collect();
+        assert_eq!(calls, ["arrived(item: &Item)", "goOn(text: &str) -> Result<bool>"]);
+        assert_eq!((mind.name.as_str(), mind.doc.as_str()), ("Customer", "Who buys."));
+    }
+
+    #[test]
+    fn what_clients_give_is_called_by_its_methods() {
+        let host = crate::testing::TestHost::<Shop>::start().unwrap();
+        let called = std::rc::Rc::new(std::cell::RefCell::new(Vec::new()));
+        let calls = std::rc::Rc::clone(&called);
+        let alice = host
+            .attach_with("alice", move |method, arguments| {
+                calls.borrow_mut().push(format!("{method}{arguments}"));
+                Ok(Value::from(true))
+            })
+            .unwrap();
+        assert!(alice.call::<bool>("greet", ()).unwrap());
+        let said = called.borrow().join("; ");
+        assert!(said.contains("arrived") && said.contains("milk") && said.contains("goOn"), "{said}");
+        let bob = host.attach_with_value("bob", &5).unwrap();
+        let said = bob.call::<bool>("greet", ()).unwrap_err().to_string();
+        assert!(said.contains("mind"), "{said}");
+    }
+}
