@@ -62,7 +62,9 @@ fn class(service: &str) -> String {
 
 /// A doc comment as lines, each with this before it.
 fn comment(doc: &str, before: &str) -> String {
-    doc.lines().map(|line| format!("{before} {line}").trim_end().to_owned() + "\n").collect()
+    // What ends a line in other ways would end the comment.
+    let line = |line: &str| format!("{before} {}", line.replace(char::is_control, " ")).trim_end().to_owned() + "\n";
+    doc.lines().map(line).collect()
 }
 
 fn signatures(manifest: &Manifest) -> Vec<Signature<'_>> {
@@ -110,8 +112,10 @@ fn typed_dict(of: &TypeManifest, known: &[&TypeManifest]) -> String {
 }
 
 /// What the client gives to be called back, for Python: to be derived from.
-fn python_mind(mind: &MindManifest, known: &[&TypeManifest]) -> String {
-    let mut out = format!("\n\nclass {}(pb.Referenceable):\n", class(&mind.name));
+fn python_mind(mind: &MindManifest, of: &str, known: &[&TypeManifest]) -> String {
+    let own = class(&mind.name);
+    let taken = own == of || known.iter().any(|of| of.name == own);
+    let mut out = format!("\n\nclass {own}{}(pb.Referenceable):\n", if taken { "Mind" } else { "" });
     let doc = if mind.doc.is_empty() { "What the service calls." } else { &mind.doc };
     out += &doc_string(&format!("{doc}\n\nDerive from it, and give one as the mind."), "    ");
     for (at, method) in mind.methods.iter().map(Signature::of).enumerate() {
@@ -119,7 +123,11 @@ fn python_mind(mind: &MindManifest, known: &[&TypeManifest]) -> String {
         if mind.methods[at + 1..].iter().any(|later| later.name == method.name) {
             continue;
         }
-        let named = |name: &str| format!("{name}{}", if PYTHON.contains(&name) { "_" } else { "" });
+        if identifier(method.name) != method.name {
+            out += &format!("\n    # {} is nothing that a method of Python's can be called.\n", quoted(method.name));
+            continue;
+        }
+        let named = |name: &str| format!("{}{}", identifier(name), if PYTHON.contains(&name) { "_" } else { "" });
         let parameters = method.parameters.iter().map(|(name, of)| format!(", {}: {}", named(name), of.python(known)));
         let (parameters, returns) = (parameters.collect::<String>(), method.returns.python(known));
         out += &format!("\n    def remote_{}(self{parameters}) -> {returns}:\n", method.name);
@@ -129,6 +137,13 @@ fn python_mind(mind: &MindManifest, known: &[&TypeManifest]) -> String {
         out += "        raise NotImplementedError\n";
     }
     out
+}
+
+/// A name that both languages can have: what cannot be in one is an underscore.
+fn identifier(name: &str) -> String {
+    let name: String = name.chars().map(|letter| if letter.is_ascii_alphanumeric() { letter } else { '_' }).collect();
+    let bad = name.is_empty() || name.starts_with(|first: char| first.is_ascii_digit());
+    if bad { format!("_{name}") } else { name }
 }
 
 /// A text in quotes, as Python reads it.
@@ -158,7 +173,7 @@ pub(super) fn python(manifest: &Manifest) -> String {
     out += "from twisted.cred.credentials import UsernamePassword\nfrom twisted.internet.defer import Deferred\n";
     out += "from twisted.spread import pb\n";
     known.iter().for_each(|of| out += &typed_dict(of, &known));
-    out += &manifest.mind.as_ref().map(|mind| python_mind(mind, &known)).unwrap_or_default();
+    out += &manifest.mind.as_ref().map(|mind| python_mind(mind, &class, &known)).unwrap_or_default();
     out += &format!("\n\nclass {class}:\n");
     let doc =
         if manifest.perspective_doc.is_empty() { "A perspective of the service." } else { &manifest.perspective_doc };
@@ -185,7 +200,7 @@ pub(super) fn python(manifest: &Manifest) -> String {
 "
     );
     for method in signatures(manifest) {
-        let safe = |name: &str| format!("{name}{}", if PYTHON.contains(&name) { "_" } else { "" });
+        let safe = |name: &str| format!("{}{}", identifier(name), if PYTHON.contains(&name) { "_" } else { "" });
         // What may be left out must come last: what comes before it then may not.
         let last_needed = method.parameters.iter().rposition(|(_, shape)| !shape.is_optional());
         let parameters = method.parameters.iter().enumerate().map(|(at, (name, shape))| {
@@ -318,7 +333,77 @@ fn structure(of: &TypeManifest, known: &[&TypeManifest]) -> String {
 
 /// A name that may be a word of Rust's.
 fn raw(name: &str) -> String {
+    let name = &*identifier(name);
     const WORDS: [&str; 12] =
         ["type", "match", "move", "ref", "use", "where", "loop", "impl", "trait", "mod", "fn", "dyn"];
     if WORDS.contains(&name) { format!("r#{name}") } else { name.to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use plugin_api::manifest::{MethodManifest, VariantManifest};
+
+    use super::*;
+
+    /// What stands outside of texts and comments, as Python reads it.
+    fn outside(python: &str) -> String {
+        let (mut out, mut rest) = (String::new(), python);
+        while let Some(letter) = rest.chars().next() {
+            let end = ["\"\"\"", "\""].into_iter().find(|quote| rest.starts_with(quote));
+            if let Some(end) = end {
+                rest = &rest[end.len()..];
+                while !rest.starts_with(end) {
+                    let skipped = rest.chars().take(1 + usize::from(rest.starts_with('\\'))).map(char::len_utf8).sum();
+                    rest = rest.get(skipped..).filter(|rest| !rest.is_empty()).expect("a text has an end");
+                }
+                rest = &rest[end.len()..];
+            } else if letter == '#' {
+                rest = rest.find(['\n', '\r']).map_or("", |end| &rest[end..]);
+            } else {
+                out.push(letter);
+                rest = &rest[letter.len_utf8()..];
+            }
+        }
+        out
+    }
+
+    /// A library may say anything of itself, and what is written from that is run.
+    #[test]
+    fn whatever_a_manifest_says_is_no_code() {
+        let odd = "x\r\nimport os #\u{2028}\u{c}'\"\"\"\\";
+        let method = || MethodManifest {
+            name: odd.to_owned(),
+            signature: format!("{odd}({odd}: String, class: {odd}) -> Vec<{odd}>"),
+            doc: odd.to_owned(),
+            raises: vec![odd.to_owned()],
+            ..MethodManifest::default()
+        };
+        let field =
+            || FieldManifest { name: odd.to_owned(), r#type: odd.to_owned(), doc: odd.to_owned(), optional: true };
+        let (fields, doc) = (vec![field(), field()], odd.to_owned());
+        let data = |name: &str| TypeManifest {
+            name: name.to_owned(),
+            class: String::new(),
+            doc: doc.clone(),
+            fields: fields.clone(),
+            variants: vec![VariantManifest { name: odd.to_owned(), doc: doc.clone(), fields: Vec::new() }],
+        };
+        let manifest = Manifest {
+            service: odd.to_owned(),
+            doc: doc.clone(),
+            perspective_doc: doc.clone(),
+            methods: vec![method()],
+            types: vec![data(odd), data("Plain")],
+            mind: Some(MindManifest { name: odd.to_owned(), doc: doc.clone(), methods: vec![method()] }),
+            ..Manifest::default()
+        };
+        assert!(!outside(&python(&manifest)).contains("import os"), "{}", python(&manifest));
+        for line in rust(&manifest).split(['\n', '\r']) {
+            let code = line.trim_start();
+            assert!(
+                !code.starts_with("import") && !code.contains("os #") || code.starts_with("//") || code.contains('"'),
+                "{line:?}"
+            );
+        }
+    }
 }
