@@ -190,6 +190,7 @@ impl Builder {
         let around = Surroundings {
             services: Arc::downgrade(&services) as Weak<_>,
             login: login.clone(),
+            accounts: None,
             gate: Arc::clone(&gate),
             sessions: Arc::clone(&sessions),
             router: Arc::clone(&context.router),

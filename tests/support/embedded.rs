@@ -222,6 +222,7 @@ impl Embedded {
         let around = Surroundings {
             services: Arc::downgrade(&services) as std::sync::Weak<_>,
             login: login.clone(),
+            accounts: None,
             gate: Arc::clone(&gate),
             sessions: Arc::clone(&sessions),
             router: Arc::clone(&context.router),
@@ -229,7 +230,7 @@ impl Embedded {
             certificates: None,
             limits,
         };
-        let grants = Grants { attach: false, vouch: true };
+        let grants = Grants { vouch: true, ..Grants::default() };
         let knock = ListenerSettings::at("trial", "knock", "127.0.0.1:0").expect("an address").granted(grants);
         let doors = Doors::new(around, vec![knock], &credhost::successor::Inherited::default()).expect("they open");
         context.doors = Arc::clone(&doors) as Arc<_>;

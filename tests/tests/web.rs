@@ -22,10 +22,15 @@ fn host() -> (TestHost, SocketAddr) {
 
 /// The same, with these settings of the service's, and of its listener's.
 fn host_with(settings: &str, listener: &str) -> (TestHost, SocketAddr) {
+    host_that_may("[\"attach\"]", settings, listener)
+}
+
+/// The same, where the service may do this.
+fn host_that_may(may: &str, settings: &str, listener: &str) -> (TestHost, SocketAddr) {
     let home = TestHome::new();
     home.make();
     let listen = format!("http = {{ address = \"127.0.0.1:0\"{listener} }}");
-    let section = format!("[service.web]\nmay = [\"attach\"]\n{settings}\n[service.web.listen]\n{listen}\n");
+    let section = format!("[service.web]\nmay = {may}\n{settings}\n[service.web.listen]\n{listen}\n");
     home.configure(|text| format!("{text}\n{section}"));
     home.identity("alice", PASSWORD, &["web", "todo", "todo/work"]);
     home.identity("bob", OTHER, &["web"]);
@@ -404,7 +409,14 @@ fn no_other_site_acts_in_her_name() {
         (&[("Sec-Fetch-Site", "same-origin")], true),
         (&[("Origin", &own)], true),
     ];
-    for (path, body) in [("/sessions/end", "number=1"), ("/sign-in", "name=bob&password=x"), ("/sign-out", "")] {
+    for (path, body) in [
+        ("/sessions/end", "number=1"),
+        ("/sign-in", "name=bob&password=x"),
+        ("/sign-out", ""),
+        ("/password", "current=x&new=y&again=y"),
+        ("/credentials", "key=x&current=x"),
+        ("/credentials/remove", "kind=token&label=x&current=x"),
+    ] {
         for (headers, taken) in &cases {
             if path == "/sign-out" && *taken {
                 continue;
@@ -573,4 +585,134 @@ fn settings_that_cannot_be_are_said() {
         let mut host = home.start();
         host.wait_for(wanted);
     }
+}
+
+const NEW: &str = "teapot-meridian-48-glove-ink";
+
+#[test]
+fn people_change_their_password_and_what_began_with_the_old_one_ends() {
+    let (host, address) = host_that_may("[\"attach\", \"credentials\"]", "", "");
+    let token = host.home.run(&["--json", "token", "new", "alice", "--label", "laptop"], "");
+    let token: serde_json::Value = serde_json::from_str(&token).expect("JSON");
+    let token = token["token"].as_str().expect("it is told once");
+    let (mut alice, mut other, mut bob) = (Browser::new(address), Browser::new(address), Browser::new(address));
+    let mut by_token = Browser::new(address);
+    alice.sign_in("alice", PASSWORD);
+    other.sign_in("alice", PASSWORD);
+    bob.sign_in("bob", OTHER);
+    by_token.sign_in("alice", token);
+    assert!(alice.get("/").body.contains("href=\"/password\""));
+    let mut change = |current: &str, new: &str, again: &str| {
+        alice.post("/password", &[("current", current), ("new", new), ("again", again)])
+    };
+    // What is wrong is said, and nothing has changed; a token is no password here.
+    for (current, new, again, status, says) in [
+        (PASSWORD, NEW, "other", 400, "not the same both times"),
+        (PASSWORD, "", "", 403, "The password has 0 characters"),
+        (OTHER, NEW, NEW, 403, "That is not the password."),
+        (token, NEW, NEW, 403, "That is not the password."),
+    ] {
+        let page = change(current, new, again);
+        assert!(page.status == status && page.body.contains(says), "{says}: {} {}", page.status, page.body);
+    }
+    assert!(other.is_signed_in());
+    let page = change(PASSWORD, NEW, NEW);
+    assert!(page.status == 200 && page.body.contains("Your password is changed"), "{}", page.body);
+    assert!(!other.is_signed_in() && !alice.is_signed_in(), "what began with it is over, everywhere");
+    assert!(bob.is_signed_in() && by_token.is_signed_in(), "nothing else is");
+    let page = Browser::new(address).post("/sign-in", &[("name", "alice"), ("password", PASSWORD)]);
+    assert_eq!(page.status, 403);
+    Browser::new(address).sign_in("alice", NEW);
+    let changed = trail(&host, "identity.password", 1).pop().expect("a line").to_string();
+    assert!(changed.contains("alice, by web:http"), "{changed}");
+    // Who came by a token goes on.
+    let page = by_token.post("/password", &[("current", NEW), ("new", PASSWORD), ("again", PASSWORD)]);
+    assert!(page.status == 200 && page.body.contains("Your password is changed"), "{}", page.body);
+    assert!(by_token.is_signed_in());
+}
+
+#[test]
+fn people_add_keys_and_take_them_away() {
+    let (host, address) = host_that_may("[\"attach\", \"credentials\"]", "", "");
+    let key = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAILM+rvN+ot98qgEN796jTiQfZfG1KaT0PtFDJ/XFSqti my laptop";
+    host.home.run(&["token", "new", "alice", "--label", "<b>cron</b>"], "");
+    let mut alice = Browser::new(address);
+    alice.sign_in("alice", PASSWORD);
+    let mut add = |key: &str, label: &str, current: &str| {
+        alice.post("/credentials", &[("key", key), ("label", label), ("current", current)])
+    };
+    let page = add("ssh-ed25519 nonsense", "", PASSWORD);
+    assert!(
+        page.status == 403 && page.body.contains("is no ssh-ed25519 key") && page.body.contains("ssh-ed25519 nonsense")
+    );
+    let page = add(key, "", "wrong");
+    assert!(page.status == 403 && page.body.contains("That is not the password."), "{}", page.body);
+    let page = add(key, "", PASSWORD);
+    assert!(
+        page.status == 200 && page.body.contains("SSH key: my laptop") && page.body.contains("SHA256:"),
+        "{}",
+        page.body
+    );
+    let page = add(key, "again", PASSWORD);
+    assert!(page.status == 403 && page.body.contains("has this key already"), "{}", page.body);
+    assert!(host.home.run(&["pubkey", "list", "alice"], "").contains("my laptop"));
+    let page = alice.get("/");
+    assert!(page.body.contains("&lt;b&gt;cron&lt;/b&gt;") && !page.body.contains("<b>cron"), "{}", page.body);
+    let form = alice.get("/credentials?kind=token&label=%3Cb%3Ecron%3C%2Fb%3E");
+    assert!(form.body.contains("Take away") && !form.body.contains("<b>cron"), "{}", form.body);
+    let mut remove = |kind: &str, label: &str, current: &str| {
+        alice.post("/credentials/remove", &[("kind", kind), ("label", label), ("current", current)])
+    };
+    for (kind, label, current, says) in [
+        ("pubkey", "my laptop", "wrong", "That is not the password."),
+        ("pubkey", "nothing", PASSWORD, "Alice has no pubkey"),
+        ("password", "password", PASSWORD, "nothing that can be taken away here"),
+        ("login", "1", PASSWORD, "nothing that can be taken away here"),
+    ] {
+        let page = remove(kind, label, current);
+        assert!(page.status == 403 && page.body.contains(says), "{kind} {label}: {} {}", page.status, page.body);
+    }
+    for (kind, label) in [("pubkey", "my laptop"), ("token", "<b>cron</b>")] {
+        let page = remove(kind, label, PASSWORD);
+        assert!(page.status == 200 && page.body.contains("is taken away"), "{}", page.body);
+    }
+    assert!(!host.home.run(&["pubkey", "list", "alice"], "").contains("my laptop"));
+    // Somebody else's are not in reach.
+    let mut bob = Browser::new(address);
+    bob.sign_in("bob", OTHER);
+    let page = bob.post("/credentials/remove", &[("kind", "token"), ("label", "x"), ("current", PASSWORD)]);
+    assert_eq!(page.status, 403);
+}
+
+#[test]
+fn who_guesses_at_a_password_that_is_to_change_waits_as_with_every_login() {
+    let (_host, address) = host_that_may("[\"attach\", \"credentials\"]", "", "");
+    let mut alice = Browser::new(address);
+    alice.sign_in("alice", PASSWORD);
+    let waits = (0..20).any(|turn| {
+        let guess = format!("guess-{turn}");
+        let page = alice.post("/password", &[("current", &guess), ("new", NEW), ("again", NEW)]);
+        page.status == 429 && !page.header("retry-after").is_empty()
+    });
+    assert!(waits, "nobody tries for ever");
+    assert!(alice.is_signed_in());
+}
+
+#[test]
+fn without_the_operators_word_nobody_changes_anything() {
+    let (host, address) = host();
+    let mut alice = Browser::new(address);
+    alice.cookies.clear();
+    alice.sign_in("alice", PASSWORD);
+    let own = alice.get("/").body;
+    assert!(!own.contains("/password") && !own.contains("/credentials"), "{own}");
+    for path in ["/password", "/credentials"] {
+        assert_eq!(alice.get(path).status, 404);
+    }
+    let change = [("current", PASSWORD), ("new", NEW), ("again", NEW)];
+    assert_eq!(alice.post("/password", &change).status, 404);
+    let mut nobody = Browser::new(address);
+    assert!(is_sent_to_sign_in(&nobody.get("/password")) && is_sent_to_sign_in(&nobody.post("/password", &change)));
+    Browser::new(address).sign_in("alice", PASSWORD);
+    drop(host);
 }

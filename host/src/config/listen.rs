@@ -31,13 +31,15 @@ pub fn networks(named: &[String]) -> Result<Vec<IpNet>, String> {
     named.iter().map(read).collect()
 }
 
-/// What the operator lets a service do beside serving its own clients: `may = ["attach", "vouch"]`.
+/// What the operator lets a service do beside serving its own clients: `may = ["attach", "credentials", "vouch"]`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Grants {
     /// It may attach those who have logged in by its doors to perspectives of other services, in their name.
     pub attach: bool,
     /// Its word is taken that a client has proven to have a key.
     pub vouch: bool,
+    /// Those who have logged in by its doors may change what they log in with there.
+    pub credentials: bool,
 }
 
 impl Grants {
@@ -56,7 +58,12 @@ impl Grants {
             match word.as_str() {
                 Some("attach") => all.attach = true,
                 Some("vouch") => all.vouch = true,
-                _ => return Err(format!("{word} is nothing that a service may do: \"attach\", \"vouch\"")),
+                Some("credentials") => all.credentials = true,
+                _ => {
+                    return Err(format!(
+                        "{word} is nothing that a service may do: \"attach\", \"credentials\", \"vouch\""
+                    ));
+                }
             }
         }
         Ok(all)
@@ -428,7 +435,7 @@ mod tests {
         };
         let near = "\"127.0.0.1:2222\"";
         let grants = listener("may = [\"attach\", \"vouch\"]", near).unwrap().grants;
-        assert_eq!(grants, Grants { attach: true, vouch: true });
+        assert_eq!(grants, Grants { attach: true, vouch: true, credentials: false });
         assert_eq!(listener("", near).unwrap().grants, Grants::default());
         for (may, wanted) in
             [("[\"fly\"]", "\"fly\" is nothing"), ("\"attach\"", "a list"), ("5", "a list"), ("[5]", "5 is nothing")]

@@ -18,6 +18,7 @@ struct Account {
     sessions: Vec<Session>,
     remembered: Vec<Remembered>,
     keys: Vec<(String, String)>,
+    changes: bool,
 }
 
 #[derive(Serialize)]
@@ -48,9 +49,15 @@ struct Remembered {
 }
 
 /// What there is to know of an identity, for whoever has logged in as it by this login and on this session.
-fn account(identity: &Identity, sessions: Vec<SessionStatus>, login: &LoggedIn, session: u32) -> Account {
+/// `changes`: they may change something of it there.
+fn account(
+    identity: &Identity,
+    sessions: Vec<SessionStatus>,
+    login: &LoggedIn,
+    (session, changes): (u32, bool),
+) -> Account {
     let mut account =
-        Account { credentials: Vec::new(), sessions: Vec::new(), remembered: Vec::new(), keys: Vec::new() };
+        Account { credentials: Vec::new(), sessions: Vec::new(), remembered: Vec::new(), keys: Vec::new(), changes };
     for credential in &identity.credentials {
         let (label, created, expires) = (credential.label.clone(), credential.created, credential.expires);
         if let ProofBy::Login(_) = credential.proof {
@@ -100,7 +107,8 @@ impl Doors {
                     // Those of remembered logins are listed as these.
                     let mut sessions = me.around.sessions.list();
                     sessions.retain(|session| !me.is_lasting(session.session));
-                    let account = account(identity, sessions, &has, owner.entry().number());
+                    let here = (owner.entry().number(), owner.grants().credentials);
+                    let account = account(identity, sessions, &has, here);
                     let bytes = jelly::to_vec(&account).unwrap_or_default();
                     me.tell(&asker, &bytes);
                 }

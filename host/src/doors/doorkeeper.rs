@@ -7,9 +7,11 @@ use std::time::Duration;
 use plugin_api::abi::frame::ToHost;
 
 use super::Doors;
+use super::change::OwnChange;
 use super::held::{Held, Offer};
 use super::listening::Listening;
 use super::words::Asker;
+use crate::cred::Password;
 use crate::multiservice::{Doorkeeper, SlotNo, Speaker};
 
 impl Doorkeeper for Doors {
@@ -47,6 +49,11 @@ impl Doorkeeper for Doors {
             ToHost::Account { request, login } => self.account(from, Asker::new(from, request), login),
             ToHost::EndOwn { request, login, remembered, number } => {
                 self.end_own(from, Asker::new(from, request), login, (remembered, number));
+            }
+            ToHost::ChangeOwn { request, login, stream, source, proof, what, label, value } => {
+                let change = OwnChange::read(what, label, value);
+                let (held, proof) = (self.stream_of(from, stream), std::str::from_utf8(proof).unwrap_or_default());
+                self.change_own(from, Asker::new(from, request), login, (held, source), (Password::new(proof), change));
             }
             ToHost::LogOut { login, answers } => self.log_out(from, login, answers),
             ToHost::Attach { request, login } => self.attach(from, Asker::new(from, request), login),

@@ -6,6 +6,7 @@
 
 mod account;
 mod attend;
+mod change;
 mod doorkeeper;
 mod ends;
 mod first;
@@ -35,6 +36,7 @@ use self::listening::Listening;
 pub(crate) use self::listening::{name as socket_name, wanted as wanted_socket};
 use self::shared::Port;
 use self::words::Asker;
+use crate::accounts::Accounts;
 use crate::config::ListenerSettings;
 use crate::cred::login::Login;
 use crate::listener::tls::Certificates;
@@ -53,6 +55,8 @@ pub struct Surroundings {
     pub services: Weak<dyn Backends>,
     /// Who says who somebody is.
     pub login: Login,
+    /// What people change of their own, where they can.
+    pub accounts: Option<Arc<Accounts>>,
     /// What stands before every login.
     pub gate: Arc<LoginGate>,
     /// Who is logged in.
@@ -99,6 +103,8 @@ pub struct Doors {
     next_login: AtomicU64,
     /// Listeners that services take, and that have no address.
     wanting: Mutex<BTreeSet<(String, String)>>,
+    /// One change of what somebody logs in with at a time: a password takes memory to be hashed.
+    changing: tokio::sync::Mutex<()>,
     /// Says that nobody is taken in any more.
     closing: watch::Sender<bool>,
     /// Moves bytes of TLS, and watches streams.
@@ -154,6 +160,7 @@ impl Doors {
             within: OnceLock::new(),
             next_login: AtomicU64::new(1),
             wanting: Mutex::default(),
+            changing: tokio::sync::Mutex::default(),
             threads: Mutex::new(Some(runtime)),
             closing: watch::Sender::new(false),
             me: Weak::clone(me),

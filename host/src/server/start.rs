@@ -203,7 +203,7 @@ async fn refusal(own: HashCost) -> Duration {
 
 /// What the roots of all doors have in common.
 struct Roots<'a> {
-    accounts: &'a Accounts,
+    accounts: &'a Arc<Accounts>,
     gate: &'a Arc<LoginGate>,
     sessions: &'a Arc<Sessions>,
     limits: Limits,
@@ -237,6 +237,7 @@ impl Roots<'_> {
         let around = Surroundings {
             services: Arc::downgrade(services) as Weak<_>,
             login: self.login()?,
+            accounts: Some(Arc::clone(self.accounts)),
             gate: Arc::clone(self.gate),
             sessions: Arc::clone(self.sessions),
             router: Arc::clone(&context.router),

@@ -701,6 +701,26 @@ frames! {
             /// Its number.
             number: number,
         }
+        /// Somebody who has logged in changes what they log in with, and says their password once more. The one frame of its batch.
+        /// Answered by `Told` (what a key is called from now on), or by `NotLoggedIn`.
+        38 ChangeOwn {
+            /// To be handed back.
+            request: number,
+            /// By which login.
+            login: number,
+            /// The stream that it came by.
+            stream: number,
+            /// Whose request a proxy passes on: an address; empty: the stream's own.
+            source: text,
+            /// The password.
+            proof: bytes,
+            /// 1: the password becomes another; 2: one more public key; 3: a public key is taken away, 4: an access token is.
+            what: number,
+            /// What it is called; empty: what the key says itself.
+            label: text,
+            /// The new password, or the key as OpenSSH writes it or in PEM.
+            value: bytes,
+        }
         /// Never said by a library: the host's own word to a connection. A client's object that one generation has was
         /// handed to the next one, too.
         255 Retained {

@@ -7,6 +7,7 @@ use zeroize::Zeroizing;
 
 use super::Caller;
 use super::authorizer::{Authorizer, Login, Refused, asked, cell, ended};
+use super::stream::sealed;
 use crate::abi::frame::ToHost;
 use crate::runtime::core::Core;
 
@@ -83,6 +84,8 @@ pub struct Account {
     pub remembered: Vec<RememberedShown>,
     /// Its keyring: for each key a service's name, and a perspective's.
     pub keys: Vec<(String, String)>,
+    /// Whether the operator lets people change what they log in with here (`may = ["credentials"]`).
+    pub changes: bool,
 }
 
 /// A credential, without what is secret of it.
@@ -171,6 +174,76 @@ impl Login {
     /// As [`Login::account`]; when the identity has no such login.
     pub async fn end_remembered(&self, number: u64) -> Result<(), Refused> {
         self.end_own(true, number).await
+    }
+
+    /// The identity's password becomes another, where `current` is the one it has: it is said once more, and looked at as with every
+    /// login. Whatever began with the old one ends, this login too, if it did. For services that the operator lets
+    /// (`[service.NAME] may = ["credentials"]`).
+    ///
+    /// # Errors
+    /// When `current` is wrong, or is not looked at; when the new one is not good enough, which is said; when the operator does not let
+    /// it.
+    pub async fn change_password(
+        &self,
+        from: &impl Caller,
+        current: impl Into<String>,
+        new: impl Into<String>,
+    ) -> Result<(), Refused> {
+        self.change_own(from, current.into(), 1, "", new.into()).await.map(drop)
+    }
+
+    /// The identity has one more public key: as OpenSSH writes it, or a certificate or a key in PEM. Answers with what it is called.
+    ///
+    /// # Errors
+    /// As [`Login::change_password`]; when it is no key.
+    pub async fn add_key(
+        &self,
+        from: &impl Caller,
+        current: impl Into<String>,
+        label: &str,
+        key: impl Into<String>,
+    ) -> Result<String, Refused> {
+        let told = self.change_own(from, current.into(), 2, label, key.into()).await?;
+        Ok(String::from_utf8_lossy(&told).into_owned())
+    }
+
+    /// The identity has this credential no more: a "pubkey" or a "token", by its label. Whatever began with it ends.
+    ///
+    /// # Errors
+    /// As [`Login::change_password`]; when there is none of this label.
+    pub async fn remove_credential(
+        &self,
+        from: &impl Caller,
+        current: impl Into<String>,
+        kind: &str,
+        label: &str,
+    ) -> Result<(), Refused> {
+        let what = match kind {
+            "pubkey" => 3,
+            "token" => 4,
+            other => return Err(Refused::new(format!("{other} is nothing that can be taken away here"), 0)),
+        };
+        self.change_own(from, current.into(), what, label, String::new()).await.map(drop)
+    }
+
+    async fn change_own(
+        &self,
+        from: &impl Caller,
+        current: String,
+        what: u64,
+        label: &str,
+        value: String,
+    ) -> Result<Vec<u8>, Refused> {
+        let (stream, source) = (cell(from)?.number, sealed::Caller::source(from).to_owned());
+        let (login, label) = (self.number(), label.to_owned());
+        let (proof, value) = (Zeroizing::new(current.into_bytes()), Zeroizing::new(value.into_bytes()));
+        let change = move |core: &Core, request| {
+            let (source, proof, label, value) = (&*source, &**proof, &*label, &**value);
+            let size = source.len() + proof.len() + label.len() + value.len() + 64;
+            let frame = ToHost::ChangeOwn { request, login, stream, source, proof, what, label, value };
+            core.push_secret(&frame, size);
+        };
+        Ok(asked(self.posts(), change).await?.bytes)
     }
 
     async fn end_own(&self, remembered: bool, number: u64) -> Result<(), Refused> {

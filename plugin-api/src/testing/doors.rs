@@ -219,7 +219,10 @@ impl<S: Service> TestHost<S> {
                 tell(&ToLibrary::LoginEnded { login });
                 tell(&ToLibrary::Told { request, bytes: &[] });
             }
-            ToHost::Account { request, .. } | ToHost::EndOwn { request, .. } | ToHost::Attach { request, .. } => {
+            ToHost::Account { request, .. }
+            | ToHost::EndOwn { request, .. }
+            | ToHost::ChangeOwn { request, .. }
+            | ToHost::Attach { request, .. } => {
                 tell(&ToLibrary::NotLoggedIn { request, message: "a test has no other services", wait: 0 });
             }
             ToHost::StartTls { request, .. } => {

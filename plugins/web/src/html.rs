@@ -50,14 +50,27 @@ pub(crate) fn sign_in(site: &Site, name: &str, to: &str, refused: Option<&Refuse
     page(site, "Sign in", &content)
 }
 
+/// What is said at the head of one's own page.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Said<'a> {
+    /// Something could not be done, and why.
+    Wrong(&'a str),
+    /// Something was done.
+    Done(&'a str),
+}
+
 /// One's own page.
-pub(crate) fn own(site: &Site, identity: &str, account: &Account, said: Option<&str>) -> Markup {
+pub(crate) fn own(site: &Site, identity: &str, account: &Account, said: Option<Said<'_>>) -> Markup {
     let content = html! {
         header {
             h1 { (identity) }
             form method="post" action={ (site.path) "/sign-out" } { button type="submit" { "Sign out" } }
         }
-        @if let Some(said) = said { p.wrong role="alert" { (sentence(said)) } }
+        @match said {
+            Some(Said::Wrong(said)) => p.wrong role="alert" { (sentence(said)) },
+            Some(Said::Done(said)) => p.done role="status" { (sentence(said)) },
+            None => {}
+        }
         section aria-labelledby="where" {
             h2 id="where" { "Where you are signed in" }
             ul.rows {
@@ -95,8 +108,16 @@ pub(crate) fn own(site: &Site, identity: &str, account: &Account, said: Option<&
                                 @if let Some(expires) = credential.expires { ", until " (when(expires)) }
                             }
                         }
+                        @if account.changes && credential.kind != "password" {
+                            a href={ (site.path) "/credentials?" (query(&credential.kind, &credential.label)) }
+                                aria-label={ "Take away " (credential.label) } { "Take away" }
+                        }
                     }
                 }
+            }
+            @if account.changes {
+                p.more { a href={ (site.path) "/password" } { "Change the password" } }
+                p.more { a href={ (site.path) "/credentials" } { "Add an SSH key or a certificate" } }
             }
         }
         section aria-labelledby="keys" {
@@ -105,6 +126,74 @@ pub(crate) fn own(site: &Site, identity: &str, account: &Account, said: Option<&
         }
     };
     page(site, identity, &content)
+}
+
+/// The form for another password. Those who have more than one change the one that they say.
+pub(crate) fn password(site: &Site, identity: &str, said: Option<&str>) -> Markup {
+    let content = html! {
+        h1 { "Change your password" }
+        @if let Some(said) = said { p.wrong role="alert" id="wrong" { (sentence(said)) } }
+        p { "Wherever you have signed in with the old one, you will have to sign in again." }
+        form method="post" action={ (site.path) "/password" } {
+            // For programs that keep passwords: whose it is.
+            input type="hidden" name="name" value=(identity) autocomplete="username";
+            label for="current" { "The password that you have" }
+            input id="current" name="current" type="password" autocomplete="current-password" required autofocus
+                aria-describedby=[said.map(|_| "wrong")];
+            label for="new" { "The new one" }
+            input id="new" name="new" type="password" autocomplete="new-password" required;
+            label for="again" { "The new one, once more" }
+            input id="again" name="again" type="password" autocomplete="new-password" required;
+            button type="submit" { "Change" }
+        }
+        p.more { a href={ (site.path) "/" } { "Back to your own page" } }
+    };
+    page(site, "Change your password", &content)
+}
+
+/// The form for one more key.
+pub(crate) fn add_key(site: &Site, key: &str, label: &str, said: Option<&str>) -> Markup {
+    let content = html! {
+        h1 { "Add an SSH key or a certificate" }
+        @if let Some(said) = said { p.wrong role="alert" id="wrong" { (sentence(said)) } }
+        form method="post" action={ (site.path) "/credentials" } {
+            label for="key" { "The public key: the line in a file that ends in .pub, or a certificate" }
+            textarea id="key" name="key" rows="5" spellcheck="false" required autofocus
+                aria-describedby=[said.map(|_| "wrong")] { (key) }
+            label for="label" { "What to call it, if not as it says itself" }
+            input id="label" name="label" type="text" value=(label);
+            label for="current" { "Your password" }
+            input id="current" name="current" type="password" autocomplete="current-password" required;
+            button type="submit" { "Add" }
+        }
+        p.more { a href={ (site.path) "/" } { "Back to your own page" } }
+    };
+    page(site, "Add a key", &content)
+}
+
+/// The form that takes a key or a token away.
+pub(crate) fn take_away(site: &Site, kind: &str, label: &str, said: Option<&str>) -> Markup {
+    let content = html! {
+        h1 { "Take away " (self::kind(kind)) " " q { (label) } }
+        @if let Some(said) = said { p.wrong role="alert" id="wrong" { (sentence(said)) } }
+        p { "Wherever somebody has signed in with it, that ends." }
+        form method="post" action={ (site.path) "/credentials/remove" } {
+            input type="hidden" name="kind" value=(kind);
+            input type="hidden" name="label" value=(label);
+            label for="current" { "Your password" }
+            input id="current" name="current" type="password" autocomplete="current-password" required autofocus
+                aria-describedby=[said.map(|_| "wrong")];
+            button type="submit" { "Take away" }
+        }
+        p.more { a href={ (site.path) "/" } { "Back to your own page" } }
+    };
+    page(site, "Take away", &content)
+}
+
+/// A credential, in the part of an address behind the question mark.
+fn query(kind: &str, label: &str) -> String {
+    let mut query = url::form_urlencoded::Serializer::new(String::new());
+    query.append_pair("kind", kind).append_pair("label", label).finish()
 }
 
 /// A page that says one thing.

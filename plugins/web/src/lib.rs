@@ -5,7 +5,7 @@
 //!
 //! ```toml
 //! [service.web]
-//! may = ["attach"]
+//! may = ["attach", "credentials"]    # they see their own account; and change what they sign in with
 //! domain = "example.org"              # sites of this domain know who has signed in
 //! url = "https://auth.example.org"    # where people find these pages
 //!
@@ -14,6 +14,7 @@
 //! ```
 
 mod assertion;
+mod credentials;
 mod forward;
 mod html;
 mod pages;
@@ -178,6 +179,9 @@ fn router(site: &Site) -> Router {
         .route("/sign-in", get(pages::sign_in_form).post(pages::sign_in))
         .route("/sign-out", post(pages::sign_out))
         .route("/sessions/end", post(pages::end))
+        .route("/password", get(credentials::password_form).post(credentials::password))
+        .route("/credentials", get(credentials::form).post(credentials::add))
+        .route("/credentials/remove", post(credentials::remove))
         .route("/style.css", get(pages::style))
         .route("/keys.json", get(pages::keys))
         .route("/auth", any(forward::anybody))

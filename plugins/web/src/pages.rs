@@ -7,6 +7,7 @@ use plugin_api::web::axum::response::{IntoResponse, Redirect, Response};
 use plugin_api::{Login, Refused, Zeroizing};
 use serde::Deserialize;
 
+use crate::html::Said;
 use crate::{Site, html};
 
 /// Where somebody wants to go once they have signed in.
@@ -41,7 +42,7 @@ pub(crate) async fn own(State(site): State<Site>, visitor: Visitor, headers: Hea
     }
 }
 
-async fn own_page(site: &Site, login: &Login, status: StatusCode, said: Option<&str>) -> Response {
+pub(crate) async fn own_page(site: &Site, login: &Login, status: StatusCode, said: Option<Said<'_>>) -> Response {
     match login.account().await {
         // What is taken away while it is being looked at is gone.
         Ok(account) if !login.is_ended() => (status, html::own(site, login.identity(), &account, said)).into_response(),
@@ -142,7 +143,7 @@ pub(crate) async fn end(
     let ended = if remembered { login.end_remembered(number).await } else { login.end_session(number).await };
     match ended {
         Ok(()) => Redirect::to(&format!("{}/", site.path)).into_response(),
-        Err(refused) => own_page(&site, &login, StatusCode::NOT_FOUND, Some(refused.message())).await,
+        Err(refused) => own_page(&site, &login, StatusCode::NOT_FOUND, Some(Said::Wrong(refused.message()))).await,
     }
 }
 

@@ -201,7 +201,8 @@ impl Owed {
                 | ToHost::Remember { .. }
                 | ToHost::SignOut { .. }
                 | ToHost::Account { .. }
-                | ToHost::EndOwn { .. } => self.asks()?,
+                | ToHost::EndOwn { .. }
+                | ToHost::ChangeOwn { .. } => self.asks()?,
                 ToHost::Reverted {} => self.reverts = self.reverts.saturating_sub(1),
                 ToHost::Stopped {} => self.stopped = true,
                 // The host's own.

@@ -1,0 +1,125 @@
+//! What somebody who has logged in by a door changes of what they log in with. They say their password once more: it is looked at as
+//! with every login, by the same throttle, and a refusal takes the same time.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use zeroize::Zeroizing;
+
+use super::Doors;
+use super::held::Held;
+use super::logins::Denied;
+use super::words::{Asker, LoggedIn};
+use crate::accounts::Accounts;
+use crate::cred::{Password, ProofBy};
+use crate::login_gate::Source;
+use crate::multiservice::Speaker;
+use crate::session::login::{Found, Proof, Question};
+
+/// What changes.
+pub(super) enum OwnChange {
+    /// The password that was said becomes this one.
+    Password(Password),
+    /// One more public key, by this label or its own.
+    AddKey(Zeroizing<String>, Option<String>),
+    /// This kind of credential, of this label, is taken away.
+    Remove(&'static str, String),
+}
+
+impl OwnChange {
+    /// What a frame says.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub(super) fn read(what: u64, label: &str, value: &[u8]) -> Result<Self, String> {
+        let text = || std::str::from_utf8(value).map_err(|_| "a password and a key are texts".to_owned());
+        Ok(match what {
+            1 => Self::Password(Password::new(text()?)),
+            2 => Self::AddKey(Zeroizing::new(text()?.to_owned()), (!label.is_empty()).then(|| label.to_owned())),
+            3 => Self::Remove("pubkey", label.to_owned()),
+            4 => Self::Remove("token", label.to_owned()),
+            _ => return Err("there is no such change".to_owned()),
+        })
+    }
+
+    /// Does it, for whoever has this name; `credential` is the password that they have said. Answers with what a key is called.
+    fn make(self, accounts: &Accounts, name: &str, credential: u64) -> Result<String, String> {
+        let made = match self {
+            Self::Password(new) => {
+                let identity = accounts.get(name).map_err(|error| error.to_string())?;
+                let said = identity.credentials.iter().find(|has| has.id == credential);
+                let label =
+                    said.filter(|has| matches!(has.proof, ProofBy::Password { .. })).map(|has| has.label.clone());
+                let label = label.ok_or("the password was taken away at this moment")?;
+                accounts.password(name, &new, Some(&label)).map(|()| label)
+            }
+            Self::AddKey(key, label) => accounts.pubkey_add(name, &key, label.as_deref(), None),
+            Self::Remove(kind, label) => accounts.credential_remove(name, kind, &label).map(|()| label),
+        };
+        made.map_err(|error| error.to_string())
+    }
+}
+
+impl Doors {
+    /// Somebody changes what they log in with.
+    pub(super) fn change_own(
+        &self,
+        from: Speaker<'_>,
+        asker: Asker,
+        login: u64,
+        (held, source): (Option<Arc<Held>>, &str),
+        (proof, change): (Password, Result<OwnChange, String>),
+    ) {
+        let Some((owner, has)) = self.owner(from, login) else { return self.refuse(asker, "the login has ended") };
+        let Some(held) = held else { return self.refuse(asker, "the client has gone") };
+        if !owner.grants().credentials {
+            let (service, may) = (from.service, "may = [\"credentials\"] in credhost.toml");
+            tracing::warn!(
+                service,
+                "people would change what they log in with, and may not: [service.{service}] {may}"
+            );
+            let why = format!("the operator does not let people change that here: [service.{service}] {may}");
+            return self.refuse(asker, why);
+        }
+        let change = match change {
+            Ok(change) => change,
+            Err(why) => return self.refuse(asker, why),
+        };
+        let (source, Some(me)) = (held.whose(source), self.me.upgrade()) else { return };
+        self.spawn(async move {
+            let came = Instant::now();
+            match me.changed_own(&has, &source, proof, change).await {
+                Ok(called) => me.tell(&asker, called.as_bytes()),
+                Err(Denied { message, wait }) => {
+                    // As with every login.
+                    let leaves = came + me.limits.read().refusal;
+                    tokio::time::sleep_until(leaves.into()).await;
+                    me.not_logged_in(&asker, &message, wait);
+                }
+            }
+        });
+    }
+
+    async fn changed_own(
+        &self,
+        has: &LoggedIn,
+        source: &Source,
+        proof: Password,
+        change: OwnChange,
+    ) -> Result<String, Denied> {
+        let (around, name) = (&self.around, has.identity.clone());
+        let question = Question::Prove(Proof::Password(name.clone(), proof));
+        let credential = match around.gate.answer(&around.login, source, question).await {
+            Found::Proven(proven, credential) if proven == name => credential,
+            Found::NotChecked(refusal) => return Err(refusal.into()),
+            Found::Broken => return Err("passwords cannot be looked at just now; try again".into()),
+            _ => return Err("that is not the password".into()),
+        };
+        let _turn = self.changing.lock().await;
+        let accounts = around.accounts.as_ref().ok_or_else(|| Denied::from("nothing can be changed here"))?;
+        let accounts = accounts.on_behalf(&format!("{name}, by {}", source.door.as_deref().unwrap_or_default()));
+        let made = tokio::task::spawn_blocking(move || change.make(&accounts, &name, credential)).await;
+        let made = made.map_err(|_| Denied::from("a fault of the host's own"))?;
+        made.map_err(|why| Denied::from(why.as_str()))
+    }
+}
