@@ -75,7 +75,7 @@ def readable(page):
     for scheme in ("light", "dark"):
         media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
         driver.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
-        for element in driver.find_elements(By.CSS_SELECTOR, "h1, h2, label, p, button, strong, li"):
+        for element in driver.find_elements(By.CSS_SELECTOR, "h1, h2, label, p, button, strong, li, a"):
             assert contrast(element) >= 4.5, f"{page}, {scheme}: {element.text!r} has a contrast of {contrast(element):.1f}"
 
 
@@ -146,6 +146,44 @@ driver.get(f"data:text/html,<iframe src='{url}'></iframe>")
 driver.switch_to.frame(0)
 assert name not in driver.page_source
 driver.switch_to.default_content()
+
+# A key is added, and is there; the password that is wrong is said aloud, and the key need not be typed once more.
+driver.get(url)
+driver.find_element(By.LINK_TEXT, "Add an SSH key or a certificate").click()
+comes("Add an SSH key")
+look("key")
+readable("key")
+line = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAILM+rvN+ot98qgEN796jTiQfZfG1KaT0PtFDJ/XFSqti laptop"
+driver.switch_to.active_element.send_keys(line, Keys.TAB, Keys.TAB, "wrong", Keys.ENTER)
+assert driver.find_element(By.CSS_SELECTOR, "[role=alert]").text == "That is not the password."
+assert field("key").get_attribute("value") == line
+field("current").send_keys(password, Keys.ENTER)
+comes(name)
+assert "laptop" in driver.find_element(By.CSS_SELECTOR, "[role=status]").text
+look("added")
+readable("added")
+driver.find_element(By.LINK_TEXT, "Take away").click()
+comes("Take away")
+look("take-away")
+readable("take-away")
+field("current").send_keys(password, Keys.ENTER)
+comes(name)
+assert "SSH key" not in driver.find_element(By.CSS_SELECTOR, "section[aria-labelledby=what]").text.replace("Add an SSH key", "")
+
+# Another password, by keyboard; and then this browser has to sign in with it.
+driver.find_element(By.LINK_TEXT, "Change the password").click()
+comes("Change your password")
+for wanted in [("textbox", "The password that you have"), ("textbox", "The new one"), ("button", "Change")]:
+    assert wanted in said(), (wanted, said())
+look("password")
+readable("password")
+driver.switch_to.active_element.send_keys(password, Keys.TAB, password + "-2", Keys.TAB, password + "-2", Keys.ENTER)
+comes("Your password is changed")
+look("changed")
+driver.get(url)
+comes("Sign in")
+field("name").send_keys(name, Keys.TAB, password + "-2", Keys.ENTER)
+comes(name)
 
 driver.get(url)
 driver.find_element(By.XPATH, "//button[text()='Sign out']").click()

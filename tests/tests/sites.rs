@@ -99,7 +99,7 @@ fn chromium_shows_pages_that_can_be_read_and_keeps_other_sites_out() {
     let home = TestHome::new();
     home.make();
     let listen = "[service.web.listen]\nhttp = \"127.0.0.1:0\"\n";
-    home.configure(|text| format!("{text}\n[service.web]\nmay = [\"attach\"]\n{listen}"));
+    home.configure(|text| format!("{text}\n[service.web]\nmay = [\"attach\", \"credentials\"]\n{listen}"));
     home.identity("alice", PASSWORD, &["web", "todo", "todo/work"]);
     home.install("web");
     let mut host = home.start();
