@@ -6,7 +6,6 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
-use parking_lot::Mutex;
 use rustix::net::{RecvFlags, SendFlags};
 use tokio::io::Interest;
 use tokio::net::{TcpStream, UnixStream};
@@ -15,9 +14,9 @@ use zeroize::Zeroizing;
 
 use super::Doors;
 use super::first::{MOST, Verdict, whose};
-use super::listening::{Bound, Listening};
+use super::port::Port;
 use crate::config::ListenerSettings;
-use crate::listener::sources::{Most, Place, Sources};
+use crate::listener::sources::Place;
 use crate::login_gate::network;
 use crate::memory::{AccountKey, Kept, Meter};
 
@@ -30,41 +29,6 @@ const COST: usize = MOST;
 /// How much is looked at in one piece, where no more is needed, in bytes: most greetings of TLS.
 const SOME: usize = 2 << 10;
 
-/// A socket, and those who listen by it.
-pub(super) struct Port {
-    /// One, nearly always.
-    listeners: Vec<Arc<Listening>>,
-    /// Connections that have not said whose they are.
-    undecided: Mutex<Sources>,
-}
-
-impl Port {
-    pub(super) fn new(listeners: Vec<Arc<Listening>>) -> Arc<Self> {
-        Arc::new(Self { listeners, undecided: Mutex::default() })
-    }
-
-    /// Its socket, for a task that accepts.
-    pub(super) fn socket(&self) -> io::Result<Bound> {
-        self.listeners[0].socket()
-    }
-
-    /// Its socket, for whoever serves it next, with its name.
-    pub(super) fn hand_on(&self) -> io::Result<(String, OwnedFd)> {
-        self.listeners[0].hand_on()
-    }
-
-    /// A place among those that have not said whose they are: as many as all listeners have.
-    fn enter(&self, source: IpAddr, known: bool, proxy: bool) -> Option<Place> {
-        let all = || self.listeners.iter().map(|one| &one.settings);
-        let most = Most {
-            connections: all().map(|one| one.connections).fold(0, usize::saturating_add),
-            per_source: all().map(|one| one.per_source).max().unwrap_or(0),
-        };
-        let place = Place { source: (!proxy).then(|| network(source)), stranger: !known && !proxy };
-        self.undecided.lock().enter(place, most).then_some(place)
-    }
-}
-
 /// However it ends, its place is free again.
 struct Undecided {
     port: Arc<Port>,
@@ -74,7 +38,7 @@ struct Undecided {
 
 impl Drop for Undecided {
     fn drop(&mut self) {
-        self.port.undecided.lock().leave(self.place);
+        self.port.leave(self.place);
     }
 }
 
