@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::accounts::Accounts;
-use crate::config::{ConfigFile, Home, Settings, private};
+use crate::config::{self, ConfigFile, Home, Settings, private};
 use crate::control::{LibraryStatus, known};
 use crate::health;
 use crate::limits;
@@ -231,6 +231,12 @@ fn unusable(settings: &Settings) -> Vec<String> {
     if let Some(Err(error)) = settings.audit.keep.as_deref().map(Keep::parse) {
         wrong.push(format!("[audit] keep: {error}"));
     }
+    let rules = settings.multiservice.iter().map(|(name, section)| (format!("multiservice.{name}"), section.rules()));
+    for (place, rules) in rules.chain([("pb".to_owned(), settings.pb.rules())]) {
+        wrong.extend(rules.err().map(|error| format!("[{place}] {error}")));
+    }
+    wrong.extend(config::listeners(settings).err());
+    wrong.extend(config::confinements(settings).err());
     if let Err(error) = proxies(&settings.pb.proxies) {
         wrong.push(error);
     }

@@ -81,6 +81,10 @@ pub trait MindType {
 #[derive(Debug, Default)]
 pub struct Descriptions {
     types: Vec<TypeManifest>,
+    /// The whole names of these, and of those that are not told.
+    kinds: Vec<&'static str>,
+    /// Names that more than one of these has.
+    twice: Vec<String>,
     objects: Vec<ObjectManifest>,
     faults: Vec<FaultManifest>,
     mind: Option<MindManifest>,
@@ -89,13 +93,20 @@ pub struct Descriptions {
 }
 
 impl Descriptions {
-    /// A type of values; false: it was told of before.
-    pub fn data(&mut self, told: TypeManifest) -> bool {
-        let new = self.types.iter().all(|known| known.name != told.name);
-        if new {
+    /// A type of values, by its whole name; false: it was told of before. Of two that methods write in the same way, neither is told.
+    pub fn data(&mut self, kind: &'static str, told: TypeManifest) -> bool {
+        if self.kinds.contains(&kind) {
+            return false;
+        }
+        self.kinds.push(kind);
+        let same = |known: &TypeManifest| known.name == told.name;
+        if self.twice.contains(&told.name) || self.types.iter().any(same) {
+            self.types.retain(|known| !same(known));
+            self.twice.push(told.name);
+        } else {
             self.types.push(told);
         }
-        new
+        true
     }
 
     /// An error; false: it was told of before.
@@ -263,15 +274,21 @@ mod tests {
         left: u32,
     }
 
-    /// Who buys.
-    #[mind]
-    trait Customer {
-        /// It is there.
-        fn arrived(&self, item: &Item);
-        /// Whether to go on.
-        #[method("goOn")]
-        async fn go_on(&self, text: &str) -> Result<bool>;
+    mod customers {
+        use super::Item;
+        use crate::prelude::*;
+
+        /// Who buys.
+        #[mind]
+        pub(super) trait Customer {
+            /// It is there.
+            fn arrived(&self, item: &Item);
+            /// Whether to go on.
+            #[method("goOn")]
+            async fn go_on(&self, text: &str) -> Result<bool>;
+        }
     }
+    use customers::Customer;
 
     #[derive(Default)]
     struct Counter;
@@ -361,5 +378,96 @@ mod tests {
         let bob = host.attach_with_value("bob", &5).unwrap();
         let said = bob.call::<bool>("greet", ()).unwrap_err().to_string();
         assert!(said.contains("mind"), "{said}");
+    }
+
+    /// The names that serde writes are those that are told.
+    macro_rules! as_written {
+        ($($case:literal)*) => {{
+            $({
+                #[allow(non_snake_case, reason = "a name that is odd in every way")]
+                #[derive(Serialize, Described)]
+                #[serde(rename_all = $case)]
+                struct Fields {
+                    unit_price: u8,
+                    _shelf: u8,
+                    a__b: u8,
+                    r#type: u8,
+                    #[serde(rename(serialize = "Out", deserialize = "In"))]
+                    other: u8,
+                    #[serde(skip_serializing_if = "Option::is_none")]
+                    more: Option<u8>,
+                }
+                #[derive(Serialize, Described)]
+                #[serde(rename_all = $case)]
+                enum Variants {
+                    VerySmall,
+                    ABTest,
+                    #[serde(rename = "x-y")]
+                    Other,
+                }
+                #[derive(Serialize, Described)]
+                #[serde(rename_all_fields = $case)]
+                enum Inside {
+                    One { unit_price: u8 },
+                }
+                let mut told = super::Descriptions::default();
+                Fields::describe(&mut told);
+                Variants::describe(&mut told);
+                Inside::describe(&mut told);
+                let fields = Fields { unit_price: 1, _shelf: 1, a__b: 1, r#type: 1, other: 1, more: Some(1) };
+                let written = jelly::to_vec(&fields).and_then(|bytes| Value::decode(&bytes)).unwrap();
+                let mut written: Vec<_> =
+                    written.root().pairs().map(|(name, _)| name.as_text().unwrap().to_owned()).collect();
+                let mut names: Vec<_> = told.types[0].fields.iter().map(|field| field.name.clone()).collect();
+                written.sort();
+                names.sort();
+                assert_eq!(names, written, "{}", $case);
+                for (at, variant) in [Variants::VerySmall, Variants::ABTest, Variants::Other].into_iter().enumerate() {
+                    let written = jelly::to_vec(&variant).and_then(|bytes| Value::decode(&bytes)).unwrap();
+                    assert_eq!(Some(told.types[1].variants[at].name.as_str()), written.root().as_text(), "{}", $case);
+                }
+                let written = jelly::to_vec(&Inside::One { unit_price: 1 }).and_then(|bytes| Value::decode(&bytes));
+                let written = written.unwrap().to_string();
+                assert!(written.contains(&told.types[2].variants[0].fields[0].name), "{}: {written}", $case);
+            })*
+        }};
+    }
+
+    #[test]
+    fn names_are_told_as_serde_writes_them() {
+        as_written!("lowercase" "UPPERCASE" "PascalCase" "camelCase" "snake_case" "SCREAMING_SNAKE_CASE" "kebab-case" "SCREAMING-KEBAB-CASE");
+    }
+
+    mod other {
+        use serde::Serialize;
+
+        use crate::Described;
+
+        #[derive(Serialize, Described)]
+        pub(super) struct Part {
+            pub(super) strange: u8,
+        }
+    }
+
+    #[derive(Serialize, Described)]
+    struct Flat {
+        own: u8,
+        #[serde(flatten)]
+        more: other::Part,
+    }
+
+    #[test]
+    fn what_cannot_be_told_apart_or_is_written_in_another_way_is_not_told() {
+        let mut told = super::Descriptions::default();
+        Item::describe(&mut told);
+        assert!(told.types.iter().any(|of| of.name == "Part"));
+        other::Part::describe(&mut told);
+        assert!(told.types.iter().all(|of| of.name != "Part"), "neither of the two");
+        Part::describe(&mut told);
+        assert!(told.types.iter().all(|of| of.name != "Part"));
+        Flat::describe(&mut told);
+        let flat = told.types.iter().find(|of| of.name == "Flat").unwrap();
+        assert!(flat.fields.is_empty(), "its fields are those of another");
+        let _ = Flat { own: 1, more: other::Part { strange: 1 } };
     }
 }

@@ -148,3 +148,27 @@ async fn what_is_given_without_a_login_is_taken_up_while_the_host_serves() {
     call(&client.login_anonymous(None).await.expect("everybody may")).await.expect("it is there");
     assert_eq!(host.home.run(&["reload"], ""), "what can be changed in credhost.toml is as it was");
 }
+
+/// What cannot be taken up while the host serves is named; what would keep it from starting is refused, and told by `doctor`.
+#[test]
+fn what_a_reload_cannot_take_up_is_named() {
+    let home = TestHome::new();
+    home.make();
+    home.install("chat");
+    home.configure(|text| format!("{text}\n[service.chat.listen]\nirc = \"127.0.0.1:0\"\n"));
+    let host = home.start();
+    assert_eq!(host.home.run(&["reload"], ""), "what can be changed in credhost.toml is as it was");
+    host.home
+        .configure(|text| text.replace("irc = \"127.0.0.1:0\"", "irc = { address = \"127.0.0.1:0\", per_source = 5 }"));
+    let said = host.home.run(&["reload"], "");
+    assert_eq!(said, "[service.chat.listen] irc is not what is open: that is taken up when the host starts anew");
+    host.home.configure(|text| text.replace("per_source = 5", "certificates = true"));
+    let refused = host.home.refused(&["reload"], "");
+    assert!(
+        refused.contains("certificates are shown by TLS") && refused.contains("everything stays as it was"),
+        "{refused}"
+    );
+    let output = host.home.run_with(&["doctor"], "");
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(!output.status.success() && said.contains("certificates are shown by TLS"), "{said}");
+}

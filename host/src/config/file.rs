@@ -15,7 +15,8 @@ use crate::plain;
 
 /// What a new file says.
 const TEMPLATE: &str = "\
-# credhost: settings. A host reads them at its start; the sections [service.NAME] also whenever a service is reloaded.
+# credhost: settings. A host reads them at its start; the sections [service.NAME] also whenever a service is
+# reloaded, but for listen and may; `credhost reload` takes up what it can, and names the rest.
 # Who may log in is in store.db: `credhost identity`, `credhost key`.
 
 [pb]

@@ -203,6 +203,15 @@ impl Doors {
         *self.limits.write() = limits;
     }
 
+    /// Where these settings say something else than what is open: "[service.chat.listen] irc".
+    #[must_use]
+    pub fn unlike(&self, settings: &[ListenerSettings]) -> BTreeSet<String> {
+        let open = || self.listeners.iter().map(|listening| &listening.settings);
+        let new = settings.iter().filter(|one| open().all(|open| open != *one));
+        let gone = open().filter(|open| settings.iter().all(|one| one != *open));
+        new.chain(gone).map(|one| format!("[service.{}.listen] {}", one.service, one.name)).collect()
+    }
+
     /// Takes nobody in any more; who connects waits. Answers with the sockets, and what each is for: they go on listening.
     ///
     /// # Errors

@@ -1,8 +1,10 @@
 //! What of credhost.toml is taken up while the host runs.
 
+use std::collections::BTreeSet;
+
 use super::Host;
 use super::configured::rules_of;
-use crate::config::ConfigFile;
+use crate::config::{self, ConfigFile};
 use crate::control::ControlFailure;
 use crate::cred::ListenerRules;
 use crate::limits;
@@ -36,6 +38,7 @@ impl Host {
         let settings = ConfigFile::open(&self.home.config()).and_then(|file| file.settings());
         let before = self.limits.get();
         let read = settings.map_err(|error| error.to_string()).and_then(|settings| {
+            let listeners = config::listeners(&settings)?;
             let retention = Retention::of(&self.home, &settings.audit)?;
             let limits = limits::of_host(before.refusal, &settings.limits).map_err(|error| error.to_string())?;
             let rules = self.sections.iter().map(|section| match rules_of(&settings, section.as_deref()) {
@@ -43,9 +46,12 @@ impl Host {
                 // The listener itself is open until the host ends.
                 None => Ok(ListenerRules::default()),
             });
-            Ok((limits, retention, proxies(&settings.pb.proxies)?, rules.collect::<Result<Vec<_>, String>>()?))
+            let rules = rules.collect::<Result<Vec<_>, String>>()?;
+            let gone = self.sections.iter().flatten().filter(|name| !settings.multiservice.contains_key(*name));
+            let gone: BTreeSet<String> = gone.map(|name| format!("[multiservice.{name}]")).collect();
+            Ok((limits, retention, proxies(&settings.pb.proxies)?, rules, (listeners, gone)))
         });
-        let (limits, retention, proxies, rules) = read.map_err(|error| {
+        let (limits, retention, proxies, rules, (listeners, gone)) = read.map_err(|error| {
             let hint = "everything stays as it was; put it right, and try again".to_owned();
             ControlFailure { error, hint: Some(hint) }
         })?;
@@ -66,6 +72,10 @@ impl Host {
             .collect();
         changed.iter().for_each(|change| tracing::info!("limits: {change}"));
         self.take_up_rules(rules, &mut changed)?;
+        let waits = self.doors.unlike(&listeners).into_iter().chain(gone);
+        changed.extend(
+            waits.map(|place| format!("{place} is not what is open: that is taken up when the host starts anew")),
+        );
         Ok(changed)
     }
 

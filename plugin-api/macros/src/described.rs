@@ -14,7 +14,7 @@ pub(crate) fn expand(item: TokenStream) -> Result<TokenStream> {
     // A name with a module is a class; any other stays the type's own business.
     let class = serde.rename.clone().filter(|name| name.contains('.')).unwrap_or_default();
     let (fields, variants, leaves) = match &input.data {
-        Data::Struct(data) if !serde.other => {
+        Data::Struct(data) if !serde.other && is_plain(&data.fields) => {
             let leaves = leaves_of(&data.fields);
             (fields(&data.fields, serde.rename_all.as_deref()), quote!(), leaves)
         }
@@ -25,8 +25,11 @@ pub(crate) fn expand(item: TokenStream) -> Result<TokenStream> {
                 let name = own
                     .rename
                     .clone()
-                    .unwrap_or_else(|| cased(&variant.ident.to_string(), serde.rename_all.as_deref(), true));
-                let (doc, fields) = (crate::doc(&variant.attrs), fields(&variant.fields, own.rename_all.as_deref()));
+                    .unwrap_or_else(|| variant_name(&variant.ident.to_string(), serde.rename_all.as_deref()));
+                let (doc, fields) = (
+                    crate::doc(&variant.attrs),
+                    fields(&variant.fields, own.rename_all.as_deref().or(serde.rename_all_fields.as_deref())),
+                );
                 leaves.extend(leaves_of(&variant.fields));
                 (!own.skip).then(|| {
                     quote! {
@@ -49,7 +52,7 @@ pub(crate) fn expand(item: TokenStream) -> Result<TokenStream> {
     Ok(quote! {
         impl ::plugin_api::Described for #me {
             fn describe(into: &mut ::plugin_api::__private::Descriptions) {
-                let new = into.data(::plugin_api::manifest::TypeManifest {
+                let new = into.data(::core::any::type_name::<Self>(), ::plugin_api::manifest::TypeManifest {
                     name: #name.to_owned(),
                     class: #class.to_owned(),
                     doc: #doc.to_owned(),
@@ -64,54 +67,51 @@ pub(crate) fn expand(item: TokenStream) -> Result<TokenStream> {
     })
 }
 
-/// What serde is told, as far as it says how things are called.
+/// What serde is told, as far as it says how things are called where they are written.
 #[derive(Default)]
-struct Serde {
+pub(crate) struct Serde {
     rename: Option<String>,
-    rename_all: Option<String>,
+    pub(crate) rename_all: Option<String>,
+    /// The same for the fields of all variants.
+    rename_all_fields: Option<String>,
+    /// It is not on the wire.
     skip: bool,
     /// It may be left out.
     optional: bool,
+    /// Its fields are those of what it is in.
+    flatten: bool,
     /// It is written in another way: untagged, transparent, by another type.
     other: bool,
 }
 
 impl Serde {
-    fn read(attributes: &[Attribute]) -> Self {
+    pub(crate) fn read(attributes: &[Attribute]) -> Self {
         let mut all = Self::default();
         for attribute in attributes.iter().filter(|attribute| attribute.path().is_ident("serde")) {
             // What cannot be read here serde's own macro tells of.
             let _ = attribute.parse_nested_meta(|meta| {
-                let text =
-                    |meta: &syn::meta::ParseNestedMeta<'_>| meta.value()?.parse::<LitStr>().map(|text| text.value());
-                if meta.path.is_ident("rename") && meta.input.peek(syn::Token![=]) {
-                    all.rename = Some(text(&meta)?);
-                } else if meta.path.is_ident("rename_all") && meta.input.peek(syn::Token![=]) {
-                    all.rename_all = Some(text(&meta)?);
-                } else {
-                    all.optional |= meta.path.is_ident("skip_serializing_if");
-                    all.skip |= ["skip", "skip_serializing"].iter().any(|word| meta.path.is_ident(word));
-                    all.other |= [
-                        "untagged",
-                        "transparent",
-                        "into",
-                        "from",
-                        "try_from",
-                        "tag",
-                        "flatten",
-                        "with",
-                        "serialize_with",
-                    ]
+                let is = |word: &str| meta.path.is_ident(word);
+                let names = [
+                    (is("rename"), &mut all.rename),
+                    (is("rename_all"), &mut all.rename_all),
+                    (is("rename_all_fields"), &mut all.rename_all_fields),
+                ];
+                if let Some((_, name)) = names.into_iter().find(|(is, _)| *is) {
+                    return name_of(&meta, name);
+                }
+                all.optional |= is("skip_serializing_if") || is("skip_serializing");
+                all.skip |= is("skip");
+                all.flatten |= is("flatten");
+                all.other |= ["untagged", "transparent", "into", "from", "try_from", "tag", "with", "serialize_with"]
                     .iter()
-                    .any(|word| meta.path.is_ident(word));
-                    // What follows is of no account: it is read to its end.
-                    if meta.input.peek(syn::Token![=]) {
-                        let _: syn::Expr = meta.value()?.parse()?;
-                    } else if meta.input.peek(syn::token::Paren) {
-                        let rest;
-                        syn::parenthesized!(rest in meta.input);
-                        let _: TokenStream = rest.parse()?;
-                    }
+                    .any(|word| is(word));
+                // What follows is of no account: it is read to its end.
+                if meta.input.peek(syn::Token![=]) {
+                    let _: syn::Expr = meta.value()?.parse()?;
+                } else if meta.input.peek(syn::token::Paren) {
+                    let rest;
+                    syn::parenthesized!(rest in meta.input);
+                    let _: TokenStream = rest.parse()?;
                 }
                 Ok(())
             });
@@ -120,37 +120,73 @@ impl Serde {
     }
 }
 
-/// A name as serde's `rename_all` has it. `variant`: it is written as a type's; if not, as a field's.
-fn cased(name: &str, case: Option<&str>, variant: bool) -> String {
-    let name = name.trim_start_matches("r#");
-    let Some(case) = case else { return name.to_owned() };
-    let mut words: Vec<String> = Vec::new();
-    if variant {
-        for letter in name.chars() {
-            match words.last_mut() {
-                Some(word) if !letter.is_uppercase() => word.push(letter),
-                _ => words.push(letter.to_lowercase().collect()),
-            }
-        }
-    } else {
-        words.extend(name.split('_').filter(|word| !word.is_empty()).map(str::to_lowercase));
+/// `= "name"`, or `(serialize = "name", deserialize = "other")`, of which the first is what is written.
+fn name_of(meta: &syn::meta::ParseNestedMeta<'_>, into: &mut Option<String>) -> Result<()> {
+    if meta.input.peek(syn::Token![=]) {
+        *into = Some(meta.value()?.parse::<LitStr>()?.value());
+        return Ok(());
     }
-    let capital = |word: &String| {
+    meta.parse_nested_meta(|inner| {
+        let text: LitStr = inner.value()?.parse()?;
+        if inner.path.is_ident("serialize") {
+            *into = Some(text.value());
+        }
+        Ok(())
+    })
+}
+
+/// The words of a name, each with a capital.
+fn capitals(words: impl Iterator<Item = impl AsRef<str>>) -> String {
+    let capital = |word: &str| {
         let mut letters = word.chars();
-        letters.next().map(|first| first.to_uppercase().chain(letters).collect::<String>()).unwrap_or_default()
+        letters.next().map(|first| first.to_ascii_uppercase().to_string() + letters.as_str()).unwrap_or_default()
+    };
+    words.map(|word| capital(word.as_ref())).collect()
+}
+
+fn small_first(name: &str) -> String {
+    let mut letters = name.chars();
+    letters.next().map(|first| first.to_ascii_lowercase().to_string() + letters.as_str()).unwrap_or_default()
+}
+
+/// A field's name as serde's `rename_all` has it.
+fn field_name(name: &str, case: Option<&str>) -> String {
+    let name = name.trim_start_matches("r#");
+    match case {
+        Some("UPPERCASE" | "SCREAMING_SNAKE_CASE") => name.to_ascii_uppercase(),
+        Some("PascalCase") => capitals(name.split('_')),
+        Some("camelCase") => small_first(&capitals(name.split('_'))),
+        Some("kebab-case") => name.replace('_', "-"),
+        Some("SCREAMING-KEBAB-CASE") => name.to_ascii_uppercase().replace('_', "-"),
+        _ => name.to_owned(),
+    }
+}
+
+/// A variant's.
+fn variant_name(name: &str, case: Option<&str>) -> String {
+    let name = name.trim_start_matches("r#");
+    let snake = || {
+        name.char_indices().fold(String::new(), |mut snake, (at, letter)| {
+            snake.extend((at > 0 && letter.is_uppercase()).then_some('_'));
+            snake.push(letter.to_ascii_lowercase());
+            snake
+        })
     };
     match case {
-        "lowercase" => words.concat(),
-        "UPPERCASE" => words.concat().to_uppercase(),
-        "PascalCase" => words.iter().map(capital).collect(),
-        "camelCase" => {
-            words.iter().enumerate().map(|(at, word)| if at == 0 { word.clone() } else { capital(word) }).collect()
-        }
-        "SCREAMING_SNAKE_CASE" => words.join("_").to_uppercase(),
-        "kebab-case" => words.join("-"),
-        "SCREAMING-KEBAB-CASE" => words.join("-").to_uppercase(),
-        _ => words.join("_"),
+        Some("lowercase") => name.to_ascii_lowercase(),
+        Some("UPPERCASE") => name.to_ascii_uppercase(),
+        Some("camelCase") => small_first(name),
+        Some("snake_case") => snake(),
+        Some("SCREAMING_SNAKE_CASE") => snake().to_ascii_uppercase(),
+        Some("kebab-case") => snake().replace('_', "-"),
+        Some("SCREAMING-KEBAB-CASE") => snake().to_ascii_uppercase().replace('_', "-"),
+        _ => name.to_owned(),
     }
+}
+
+/// Whether all of it is written by its own fields' names.
+fn is_plain(fields: &Fields) -> bool {
+    fields.iter().all(|field| !Serde::read(&field.attrs).flatten)
 }
 
 /// Fields with names, as manifests.
@@ -162,7 +198,7 @@ pub(crate) fn fields(fields: &Fields, case: Option<&str>) -> TokenStream {
             return None;
         }
         let (own, optional) = (field.ident.as_ref()?.to_string(), serde.optional);
-        let name = serde.rename.unwrap_or_else(|| cased(&own, case, false));
+        let name = serde.rename.unwrap_or_else(|| field_name(&own, case));
         let (kind, doc) =
             (if serde.other { "Value".to_owned() } else { crate::shown(&field.ty) }, crate::doc(&field.attrs));
         Some(quote! {

@@ -1,6 +1,6 @@
 //! `#[derive(Fault)]`.
 
-use crate::described::{fields, leaves_of, probes};
+use crate::described::{Serde, fields, leaves_of, probes};
 use proc_macro2::TokenStream;
 use quote::quote;
 use syn::punctuated::Punctuated;
@@ -91,7 +91,11 @@ pub(crate) fn expand(item: TokenStream) -> Result<TokenStream> {
             }}
         },
     );
-    let (doc, told, probes) = (crate::doc(&input.attrs), fields(&data.fields, None), probes(&leaves_of(&data.fields)));
+    let (doc, told, probes) = (
+        crate::doc(&input.attrs),
+        fields(&data.fields, Serde::read(&input.attrs).rename_all.as_deref()),
+        probes(&leaves_of(&data.fields)),
+    );
     let (text, under) = (written.map(|text| plain(&text.value())).unwrap_or_default(), &parents);
     let describes = quote! {
         impl #impl_generics ::plugin_api::__private::Raises for #me #type_generics #bounds {

@@ -112,6 +112,20 @@ pub fn service(attribute: TokenStream, item: TokenStream) -> TokenStream {
     service::expand(attribute.into(), item.into()).unwrap_or_else(syn::Error::into_compile_error).into()
 }
 
+/// A method is told of by its place: one that may not be there would move all others.
+///
+/// # Errors
+/// When it is there only under some condition.
+fn no_cfg(attributes: &[syn::Attribute]) -> syn::Result<()> {
+    match attributes.iter().find(|of| of.path().is_ident("cfg") || of.path().is_ident("cfg_attr")) {
+        None => Ok(()),
+        Some(cfg) => Err(syn::Error::new(
+            syn::spanned::Spanned::span(cfg),
+            "clients are told of every method: write #[cfg] before the whole block, of which there may be several kinds",
+        )),
+    }
+}
+
 /// The text of an item's doc comment.
 fn doc(attributes: &[syn::Attribute]) -> String {
     let lines = attributes.iter().filter_map(|attribute| match &attribute.meta {

@@ -25,7 +25,7 @@ pub(crate) fn expand(attribute: TokenStream, item: TokenStream) -> Result<TokenS
         if let Some(body) = &method.default {
             return Err(Error::new(body.span(), "the client has the method: there is nothing to write here"));
         }
-        let (body, manifest) = self::method(method, &mut found)?;
+        let (body, manifest) = self::method(method, &of.vis, &mut found)?;
         methods.push(body);
         manifests.push(manifest);
     }
@@ -86,7 +86,12 @@ pub(crate) fn expand(attribute: TokenStream, item: TokenStream) -> Result<TokenS
 }
 
 /// A method, and what is told of it.
-fn method(method: &mut syn::TraitItemFn, found: &mut Vec<syn::Type>) -> Result<(TokenStream, TokenStream)> {
+fn method(
+    method: &mut syn::TraitItemFn,
+    visible: &syn::Visibility,
+    found: &mut Vec<syn::Type>,
+) -> Result<(TokenStream, TokenStream)> {
+    crate::no_cfg(&method.attrs)?;
     let mut called = None;
     for attribute in method.attrs.iter().filter(|of| of.path().is_ident("method")) {
         called = Some(attribute.parse_args::<LitStr>().map_err(|error| {
@@ -95,6 +100,10 @@ fn method(method: &mut syn::TraitItemFn, found: &mut Vec<syn::Type>) -> Result<(
     }
     method.attrs.retain(|of| !of.path().is_ident("method"));
     let signature = &method.sig;
+    if signature.ident == "remote" {
+        let message = "every mind has a `remote` already: call it otherwise, and write #[method(\"remote\")] before it";
+        return Err(Error::new(signature.ident.span(), message));
+    }
     if !signature.generics.params.is_empty() {
         return Err(Error::new(signature.generics.span(), "a method of a mind has no type parameters"));
     }
@@ -132,13 +141,13 @@ fn method(method: &mut syn::TraitItemFn, found: &mut Vec<syn::Type>) -> Result<(
     let body = match waits {
         true => quote! {
             #(#attributes)*
-            async fn #ident(&self, #(#typed),*) #output {
+            #visible async fn #ident(&self, #(#typed),*) #output {
                 self.0.#word(#name, (#(#names,)*)).await
             }
         },
         false => quote! {
             #(#attributes)*
-            fn #ident(&self, #(#typed),*) -> ::plugin_api::Result<()> {
+            #visible fn #ident(&self, #(#typed),*) -> ::plugin_api::Result<()> {
                 self.0.#word(#name, (#(#names,)*))
             }
         },

@@ -144,6 +144,7 @@ enum Receiver {
 
 impl Method {
     fn of(method: &syn::ImplItemFn, words: &Words, index: usize) -> Result<Self> {
+        crate::no_cfg(&method.attrs)?;
         let signature = &method.sig;
         let refuse = |at: proc_macro2::Span, message: &str| Err(Error::new(at, message));
         if !signature.generics.params.is_empty() {

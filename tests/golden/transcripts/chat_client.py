@@ -18,10 +18,6 @@ class Ear(pb.Referenceable):
 
     Derive from it, and give one as the mind."""
 
-    def remote_heard(self, who: str, text: str) -> None:
-        """Somebody has said something to everybody."""
-        raise NotImplementedError
-
     def remote_told(self, who: str, text: str) -> None:
         """Somebody has said something to this guest alone."""
         raise NotImplementedError

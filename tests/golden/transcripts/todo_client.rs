@@ -2,7 +2,6 @@
 //!
 //! Written by `credhost describe --rust todo`. Needs the crate `pb` with its feature `client`, and serde with its feature `derive`.
 
-use pb::client::{Client, Error, Local, Remote};
 use serde::{Deserialize, Serialize};
 
 /// One thing to do.
@@ -18,7 +17,7 @@ pub struct Task {
 #[derive(Debug, Clone)]
 pub struct Todo {
     /// What it calls.
-    pub perspective: Remote,
+    pub perspective: pb::client::Remote,
 }
 
 impl Todo {
@@ -26,7 +25,12 @@ impl Todo {
     ///
     /// # Errors
     /// When it is not let in, has no key, or the connection is lost.
-    pub async fn login(client: &Client, name: &str, password: &str, mind: Option<Local>) -> Result<Self, Error> {
+    pub async fn login(
+        client: &pb::client::Client,
+        name: &str,
+        password: &str,
+        mind: Option<pb::client::Local>,
+    ) -> Result<Self, pb::client::Error> {
         let path = format!("{name}/{}", "todo");
         Ok(Self { perspective: client.login_password(&path, password, mind).await? })
     }
@@ -35,7 +39,7 @@ impl Todo {
     ///
     /// # Errors
     /// What the service answers with, and when the connection is lost.
-    pub async fn add(&self, text: &str) -> Result<i64, Error> {
+    pub async fn add(&self, text: &str) -> Result<i64, pb::client::Error> {
         Ok(self.perspective.call("add", &(text,)).await?.read()?)
     }
 
@@ -43,7 +47,7 @@ impl Todo {
     ///
     /// # Errors
     /// What the service answers with, and when the connection is lost.
-    pub async fn list(&self) -> Result<Vec<Task>, Error> {
+    pub async fn list(&self) -> Result<Vec<Task>, pb::client::Error> {
         Ok(self.perspective.call("list", &()).await?.read()?)
     }
 
@@ -53,7 +57,7 @@ impl Todo {
     ///
     /// # Errors
     /// What the service answers with, and when the connection is lost.
-    pub async fn done(&self, number: i64, done: Option<bool>) -> Result<(), Error> {
+    pub async fn done(&self, number: i64, done: Option<bool>) -> Result<(), pb::client::Error> {
         Ok(self.perspective.call("done", &(number, done)).await?.read()?)
     }
 
@@ -61,7 +65,7 @@ impl Todo {
     ///
     /// # Errors
     /// What the service answers with, and when the connection is lost.
-    pub async fn clear(&self) -> Result<i64, Error> {
+    pub async fn clear(&self) -> Result<i64, pb::client::Error> {
         Ok(self.perspective.call("clear", &()).await?.read()?)
     }
 
@@ -71,7 +75,7 @@ impl Todo {
     ///
     /// # Errors
     /// What the service answers with, and when the connection is lost.
-    pub async fn remind(&self, number: i64, seconds: i64) -> Result<(), Error> {
+    pub async fn remind(&self, number: i64, seconds: i64) -> Result<(), pb::client::Error> {
         Ok(self.perspective.call("remind", &(number, seconds)).await?.read()?)
     }
 }

@@ -2,7 +2,7 @@
 
 use plugin_api::manifest::{FieldManifest, Manifest, MindManifest, TypeManifest};
 
-use super::shape::{Shape, Signature};
+use super::shape::{Known, Shape, Signature};
 
 /// Words that Python keeps to itself, and names that the class has.
 const PYTHON: [&str; 38] = [
@@ -71,11 +71,67 @@ fn signatures(manifest: &Manifest) -> Vec<Signature<'_>> {
     manifest.methods.iter().map(Signature::of).collect()
 }
 
+/// Names that the modules use themselves: a type of one of these would take its place.
+const TAKEN: [&str; 40] = [
+    "Any",
+    "Dict",
+    "List",
+    "Set",
+    "Tuple",
+    "TypedDict",
+    "NotRequired",
+    "UsernamePassword",
+    "Deferred",
+    "pb",
+    "datetime",
+    "decimal",
+    "str",
+    "int",
+    "float",
+    "bool",
+    "bytes",
+    "None",
+    "True",
+    "False",
+    "Vec",
+    "Option",
+    "Box",
+    "String",
+    "Result",
+    "Ok",
+    "Err",
+    "Some",
+    "Self",
+    "std",
+    "i64",
+    "f64",
+    "serde",
+    "Debug",
+    "Clone",
+    "PartialEq",
+    "Serialize",
+    "Deserialize",
+    "PhantomData",
+    "Default",
+];
+
 /// Types whose values are dictionaries with fields that are known: they have a type of their own in a module.
-fn dictionaries(manifest: &Manifest) -> Vec<&TypeManifest> {
+fn known(manifest: &Manifest) -> Known<'_> {
     let own = class(&manifest.service);
-    let named = |name: &str| name.chars().all(|letter| letter.is_ascii_alphanumeric() || letter == '_') && name != own;
-    manifest.types.iter().filter(|of| of.class.is_empty() && !of.fields.is_empty() && named(&of.name)).collect()
+    let named = |name: &str| identifier(name) == name && name != own && !TAKEN.contains(&name) && raw(name) == name;
+    let whole = |of: &&TypeManifest| of.class.is_empty() && !of.fields.is_empty() && named(&of.name);
+    let mind = manifest.mind.as_ref().map(|mind| mind.name.as_str());
+    Known { types: manifest.types.iter().filter(whole).collect(), mind }
+}
+
+/// Names that differ: one that was there before has an underscore behind it.
+fn unlike(name: String, before: &mut Vec<String>) -> String {
+    let mut name = name;
+    while before.contains(&name) {
+        name.push('_');
+    }
+    before.push(name.clone());
+    name
 }
 
 /// What is said of a method, with the errors that it answers with.
@@ -88,8 +144,11 @@ fn about_method(doc: &str, raises: &[String]) -> String {
 }
 
 /// A dictionary with these keys, for Python.
-fn typed_dict(of: &TypeManifest, known: &[&TypeManifest]) -> String {
-    let kind = |field: &FieldManifest| Shape::of(&field.r#type).python(known);
+fn typed_dict(of: &TypeManifest, known: &Known<'_>) -> String {
+    let kind = |field: &FieldManifest| {
+        let kind = Shape::of(&field.r#type).python(known);
+        if field.optional { format!("NotRequired[{kind}]") } else { kind }
+    };
     let is_name = |name: &str| {
         !PYTHON.contains(&name)
             && !name.starts_with(|first: char| first.is_ascii_digit())
@@ -105,16 +164,15 @@ fn typed_dict(of: &TypeManifest, known: &[&TypeManifest]) -> String {
     for field in &of.fields {
         out += "\n";
         out += &comment(&field.doc, "    #");
-        let kind = if field.optional { format!("NotRequired[{}]", kind(field)) } else { kind(field) };
-        out += &format!("    {}: {kind}\n", field.name);
+        out += &format!("    {}: {}\n", field.name, kind(field));
     }
     out
 }
 
 /// What the client gives to be called back, for Python: to be derived from.
-fn python_mind(mind: &MindManifest, of: &str, known: &[&TypeManifest]) -> String {
+fn python_mind(mind: &MindManifest, of: &str, known: &Known<'_>) -> String {
     let own = class(&mind.name);
-    let taken = own == of || known.iter().any(|of| of.name == own);
+    let taken = own == of || known.has(&own) || TAKEN.contains(&&*own);
     let mut out = format!("\n\nclass {own}{}(pb.Referenceable):\n", if taken { "Mind" } else { "" });
     let doc = if mind.doc.is_empty() { "What the service calls." } else { &mind.doc };
     out += &doc_string(&format!("{doc}\n\nDerive from it, and give one as the mind."), "    ");
@@ -162,17 +220,17 @@ fn doc_string(doc: &str, indent: &str) -> String {
 
 /// A module for Python, on Twisted.
 pub(super) fn python(manifest: &Manifest) -> String {
-    let (class, known) = (class(&manifest.service), dictionaries(manifest));
+    let (class, known) = (class(&manifest.service), known(manifest));
     let about = |doc: &str, more: &str| if doc.is_empty() { more.to_owned() } else { format!("{doc}\n\n{more}") };
     let written = format!("Written by `credhost describe --python {}`. Needs Twisted.", manifest.service);
     let mut out = doc_string(&about(&manifest.doc, &written), "");
     out += "\nfrom __future__ import annotations\n\nimport datetime\nimport decimal\nfrom typing import Any, Dict, List, Set, Tuple, TypedDict\n\n";
-    if known.iter().any(|of| of.fields.iter().any(|field| field.optional)) {
+    if known.types.iter().any(|of| of.fields.iter().any(|field| field.optional)) {
         out += "from typing_extensions import NotRequired\n\n";
     }
     out += "from twisted.cred.credentials import UsernamePassword\nfrom twisted.internet.defer import Deferred\n";
     out += "from twisted.spread import pb\n";
-    known.iter().for_each(|of| out += &typed_dict(of, &known));
+    known.types.iter().for_each(|of| out += &typed_dict(of, &known));
     out += &manifest.mind.as_ref().map(|mind| python_mind(mind, &class, &known)).unwrap_or_default();
     out += &format!("\n\nclass {class}:\n");
     let doc =
@@ -199,21 +257,26 @@ pub(super) fn python(manifest: &Manifest) -> String {
         return factory.login(credentials, mind).addCallback(cls)
 "
     );
+    let mut names = Vec::new();
     for method in signatures(manifest) {
         let safe = |name: &str| format!("{}{}", identifier(name), if PYTHON.contains(&name) { "_" } else { "" });
+        // Those that take what is left come last.
+        let plain: Vec<_> = method.parameters.iter().filter(|(name, _)| !name.starts_with('*')).collect();
+        let rest = || method.parameters.iter().filter_map(|(name, of)| Some((stars(name)?, of)));
         // What may be left out must come last: what comes before it then may not.
-        let last_needed = method.parameters.iter().rposition(|(_, shape)| !shape.is_optional());
-        let parameters = method.parameters.iter().enumerate().map(|(at, (name, shape))| {
+        let last_needed = plain.iter().rposition(|(_, shape)| !shape.is_optional());
+        let parameters = plain.iter().enumerate().map(|(at, (name, shape))| {
             let default = if last_needed.is_none_or(|needed| at > needed) { " = None" } else { "" };
             format!(", {}: {}{default}", safe(name), shape.python(&known))
         });
-        let parameters: String = parameters.collect();
-        let arguments: String = method.parameters.iter().map(|(name, _)| format!(", {}", safe(name))).collect();
-        out += &format!(
-            "\n    def {}(self{parameters}) -> Deferred[{}]:\n",
-            safe(method.name),
-            method.returns.python(&known)
-        );
+        let more =
+            rest().map(|((stars, name), of)| format!(", {stars}{}: {}", safe(name), of.element().python(&known)));
+        let parameters: String = parameters.chain(more).collect();
+        let arguments = plain.iter().map(|(name, _)| format!(", {}", safe(name)));
+        let more = rest().map(|((stars, name), _)| format!(", {stars}{}", safe(name)));
+        let arguments: String = arguments.chain(more).collect();
+        let name = unlike(safe(method.name), &mut names);
+        out += &format!("\n    def {name}(self{parameters}) -> Deferred[{}]:\n", method.returns.python(&known));
         let doc = about_method(method.doc, method.raises);
         if !doc.is_empty() {
             out += &doc_string(&doc, "        ");
@@ -223,9 +286,15 @@ pub(super) fn python(manifest: &Manifest) -> String {
     out
 }
 
+/// The stars before the name of a parameter that takes what is left, and the name.
+fn stars(name: &str) -> Option<(&'static str, &str)> {
+    let of = |stars| Some((stars, name.strip_prefix(stars)?));
+    of("**").or_else(|| of("*"))
+}
+
 /// A module for Rust, on `pb::client`.
 pub(super) fn rust(manifest: &Manifest) -> String {
-    let (class, known) = (class(&manifest.service), dictionaries(manifest));
+    let (class, known) = (class(&manifest.service), known(manifest));
     let mut out = comment(&manifest.doc, "//!");
     if !out.is_empty() {
         out += "//!\n";
@@ -233,15 +302,13 @@ pub(super) fn rust(manifest: &Manifest) -> String {
     out += &format!(
         "//! Written by `credhost describe --rust {}`. Needs the crate `pb` with its feature `client`{}.\n\n",
         manifest.service.replace(char::is_control, " "),
-        if known.is_empty() { "" } else { ", and serde with its feature `derive`" },
+        if known.types.is_empty() { "" } else { ", and serde with its feature `derive`" },
     );
     let signatures = signatures(manifest);
-    out += "use pb::client::{Client, Error, Local, Remote};\n";
-    if !known.is_empty() {
-        out += "use serde::{Deserialize, Serialize};\n";
+    if !known.types.is_empty() {
+        out += "use serde::{Deserialize, Serialize};\n\n";
     }
-    out += "\n";
-    known.iter().for_each(|of| out += &structure(of, &known));
+    known.types.iter().for_each(|of| out += &structure(of, &known));
     let doc =
         if manifest.perspective_doc.is_empty() { "A perspective of the service." } else { &manifest.perspective_doc };
     out += &comment(doc, "///");
@@ -249,7 +316,7 @@ pub(super) fn rust(manifest: &Manifest) -> String {
         "#[derive(Debug, Clone)]
 pub struct {class} {{
     /// What it calls.
-    pub perspective: Remote,
+    pub perspective: pb::client::Remote,
 }}
 
 impl {class} {{
@@ -257,15 +324,29 @@ impl {class} {{
     ///
     /// # Errors
     /// When it is not let in, has no key, or the connection is lost.
-    pub async fn login(client: &Client, name: &str, password: &str, mind: Option<Local>) -> Result<Self, Error> {{
+    pub async fn login(
+        client: &pb::client::Client,
+        name: &str,
+        password: &str,
+        mind: Option<pb::client::Local>,
+    ) -> Result<Self, pb::client::Error> {{
         let path = format!(\"{{name}}/{{}}\", {:?});
         Ok(Self {{ perspective: client.login_password(&path, password, mind).await? }})
     }}
 ",
         manifest.service
     );
+    let mut written = Vec::new();
     for method in &signatures {
+        if method.parameters.iter().any(|(name, _)| name.starts_with('*')) {
+            out += &format!(
+                "\n    // {:?} takes as many arguments as there are: call it by hand, `perspective.call(…)`.\n",
+                method.name
+            );
+            continue;
+        }
         let name = if RUST.contains(&method.name) { format!("{}_", method.name) } else { raw(method.name) };
+        let name = unlike(name, &mut written);
         let parameters =
             method.parameters.iter().map(|(name, shape)| format!(", {}: {}", raw(name), given(shape, &known)));
         let parameters: String = parameters.collect();
@@ -280,7 +361,7 @@ impl {class} {{
             _ => format!("Ok({call}.read()?)"),
         };
         out += &format!(
-            "\n{}    ///\n    /// # Errors\n    /// What the service answers with, and when the connection is lost.\n    pub async fn {name}(&self{parameters}) -> Result<{}, Error> {{\n        {answer}\n    }}\n",
+            "\n{}    ///\n    /// # Errors\n    /// What the service answers with, and when the connection is lost.\n    pub async fn {name}(&self{parameters}) -> Result<{}, pb::client::Error> {{\n        {answer}\n    }}\n",
             comment(&doc, "    ///"),
             method.returns.rust(false, &known),
         );
@@ -289,7 +370,7 @@ impl {class} {{
 }
 
 /// What a parameter is in Rust: what is large is borrowed.
-fn given(shape: &Shape, known: &[&TypeManifest]) -> String {
+fn given(shape: &Shape, known: &Known<'_>) -> String {
     let written = shape.rust(true, known);
     match shape {
         Shape::Named(name) if *name == written => format!("&{written}"),
@@ -298,9 +379,10 @@ fn given(shape: &Shape, known: &[&TypeManifest]) -> String {
 }
 
 /// A struct with these fields, for Rust.
-fn structure(of: &TypeManifest, known: &[&TypeManifest]) -> String {
+fn structure(of: &TypeManifest, known: &Known<'_>) -> String {
     let mut out = comment(if of.doc.is_empty() { "A value of the service's." } else { &of.doc }, "///");
     out += &format!("#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]\npub struct {} {{\n", of.name);
+    let mut names = Vec::new();
     for field in &of.fields {
         out += &comment(if field.doc.is_empty() { "A field of it." } else { &field.doc }, "    ///");
         let own: String = field.name.chars().fold(String::new(), |mut own, letter| {
@@ -315,28 +397,42 @@ fn structure(of: &TypeManifest, known: &[&TypeManifest]) -> String {
             own
         });
         let own = if own.starts_with(|first: char| first.is_ascii_digit()) { format!("_{own}") } else { own };
-        if own != field.name {
+        let own = unlike(raw(&own), &mut names);
+        if own.trim_start_matches("r#") != field.name {
             out += &format!("    #[serde(rename = {:?})]\n", field.name);
         }
         let kind = Shape::of(&field.r#type).rust(false, known);
-        // One that holds another of its own kind.
-        let kind = kind.replace(&format!("Option<{}>", of.name), &format!("Option<Box<{}>>", of.name));
+        // Types may hold each other.
+        let boxed = |kind: String, of: &&TypeManifest| {
+            kind.replace(&format!("Option<{}>", of.name), &format!("Option<Box<{}>>", of.name))
+        };
+        let kind = known.types.iter().fold(kind, boxed);
         let whole = field.optional && matches!(Shape::of(&field.r#type), Shape::Named(_));
         let kind = if whole { format!("Option<{kind}>") } else { kind };
         if field.optional {
             out += "    #[serde(default)]\n";
         }
-        out += &format!("    pub {}: {kind},\n", raw(&own));
+        out += &format!("    pub {own}: {kind},\n");
     }
     out + "}\n\n"
 }
 
 /// A name that may be a word of Rust's.
 fn raw(name: &str) -> String {
-    let name = &*identifier(name);
-    const WORDS: [&str; 12] =
-        ["type", "match", "move", "ref", "use", "where", "loop", "impl", "trait", "mod", "fn", "dyn"];
-    if WORDS.contains(&name) { format!("r#{name}") } else { name.to_owned() }
+    // Of all editions, also those that are kept for later.
+    const WORDS: [&str; 47] = [
+        "abstract", "as", "async", "await", "become", "box", "break", "const", "continue", "do", "dyn", "else", "enum",
+        "extern", "false", "final", "fn", "for", "gen", "if", "impl", "in", "let", "loop", "macro", "match", "mod",
+        "move", "mut", "override", "priv", "pub", "ref", "return", "static", "struct", "trait", "true", "try", "type",
+        "typeof", "unsafe", "unsized", "use", "virtual", "where", "while",
+    ];
+    let name = identifier(name);
+    match &*name {
+        // These cannot be had at all.
+        "self" | "Self" | "super" | "crate" | "_" => format!("{name}_"),
+        word if WORDS.contains(&word) || word == "yield" => format!("r#{name}"),
+        _ => name,
+    }
 }
 
 #[cfg(test)]
@@ -404,6 +500,74 @@ mod tests {
                 !code.starts_with("import") && !code.contains("os #") || code.starts_with("//") || code.contains('"'),
                 "{line:?}"
             );
+        }
+    }
+
+    #[test]
+    fn what_takes_all_that_is_left_is_called_with_it() {
+        let method = MethodManifest {
+            name: "all".to_owned(),
+            signature: "all(first: i64, *more: Vec<String>, **named: HashMap<String, Value>) -> Vec<Value>".to_owned(),
+            ..MethodManifest::default()
+        };
+        let manifest = Manifest { service: "x".to_owned(), methods: vec![method], ..Manifest::default() };
+        let python = python(&manifest);
+        assert!(
+            python.contains("def all(self, first: int, *more: str, **named: Any) -> Deferred[List[Any]]:"),
+            "{python}"
+        );
+        assert!(python.contains("callRemote(\"all\", first, *more, **named)"), "{python}");
+        assert!(rust(&manifest).contains("// \"all\" takes as many arguments"), "{}", rust(&manifest));
+    }
+
+    #[test]
+    fn names_that_are_taken_or_kept_are_written_in_another_way() {
+        let method = |name: &str, signature: &str| MethodManifest {
+            name: name.to_owned(),
+            signature: format!("{name}{signature}"),
+            ..MethodManifest::default()
+        };
+        let field = |name: &str, kind: &str| FieldManifest {
+            name: name.to_owned(),
+            r#type: kind.to_owned(),
+            ..FieldManifest::default()
+        };
+        let data = |name: &str, fields: Vec<FieldManifest>| TypeManifest {
+            name: name.to_owned(),
+            fields,
+            ..TypeManifest::default()
+        };
+        let manifest = Manifest {
+            service: "x".to_owned(),
+            methods: vec![
+                method("x-y", "(in: u8, self: u8)"),
+                method("x_y", "(ear: Ear) -> List"),
+                method("for", "() -> One"),
+            ],
+            types: vec![
+                data("List", vec![field("a", "u8")]),
+                data("One", vec![field("userId", "u8"), field("user_id", "u8"), field("other", "Option<Other>")]),
+                data("Other", vec![field("one", "Option<One>"), field("const", "u8")]),
+            ],
+            mind: Some(MindManifest { name: "Ear".to_owned(), ..MindManifest::default() }),
+            ..Manifest::default()
+        };
+        let rust = rust(&manifest);
+        for part in [
+            "pub async fn x_y(&self, r#in: i64, self_: i64)",
+            "pub async fn x_y_(&self, ear: pb::client::Local) -> Result<pb::jelly::Value, pb::client::Error>",
+            "pub async fn r#for(&self) -> Result<One, pb::client::Error>",
+            "pub user_id: i64",
+            "pub user_id_: i64",
+            "pub other: Option<Box<Other>>",
+            "pub one: Option<Box<One>>",
+            "pub r#const: i64",
+        ] {
+            assert!(rust.contains(part), "{part}: {rust}");
+        }
+        let python = python(&manifest);
+        for part in ["def x_y(self, in_: int, self_: int)", "def x_y_(self, ear: pb.Referenceable) -> Deferred[Any]"] {
+            assert!(python.contains(part), "{part}: {python}");
         }
     }
 }

@@ -30,6 +30,25 @@ pub(super) enum Shape {
     Any,
 }
 
+/// What a written module has types of its own for.
+#[derive(Default)]
+pub(super) struct Known<'m> {
+    /// Values that are dictionaries.
+    pub(super) types: Vec<&'m TypeManifest>,
+    /// What the client gives to be called back.
+    pub(super) mind: Option<&'m str>,
+}
+
+impl Known<'_> {
+    pub(super) fn has(&self, name: &str) -> bool {
+        self.types.iter().any(|of| of.name == name)
+    }
+
+    fn is_mind(&self, name: &str) -> bool {
+        self.mind == Some(name)
+    }
+}
+
 /// The parts between commas that are in no brackets.
 fn parts(text: &str) -> Vec<&str> {
     let (mut depth, mut start, mut found) = (0, 0, Vec::new());
@@ -114,6 +133,14 @@ impl Shape {
         matches!(self, Self::Maybe(_))
     }
 
+    /// What a list or a dictionary has in it.
+    pub(super) fn element(&self) -> &Self {
+        match self {
+            Self::List(of) | Self::Set(of) | Self::Dict(_, of) => of,
+            other => other,
+        }
+    }
+
     /// In words.
     pub(super) fn words(&self) -> String {
         match self {
@@ -138,7 +165,7 @@ impl Shape {
     }
 
     /// As an annotation in Python; these are types that have a class in the module.
-    pub(super) fn python(&self, known: &[&TypeManifest]) -> String {
+    pub(super) fn python(&self, known: &Known<'_>) -> String {
         match self {
             Self::Nothing => "None".to_owned(),
             Self::Text => "str".to_owned(),
@@ -157,13 +184,14 @@ impl Shape {
             Self::Own => "pb.Referenceable".to_owned(),
             Self::Cached(_) => "pb.RemoteCache".to_owned(),
             Self::Python(name) => (*name).to_owned(),
-            Self::Named(name) if known.iter().any(|of| of.name == *name) => name.clone(),
+            Self::Named(name) if known.has(name) => name.clone(),
+            Self::Named(name) if known.is_mind(name) => "pb.Referenceable".to_owned(),
             Self::Named(_) | Self::Any => "Any".to_owned(),
         }
     }
 
     /// As a type in Rust: what is given, or what is answered; these are types that have a struct in the module.
-    pub(super) fn rust(&self, given: bool, known: &[&TypeManifest]) -> String {
+    pub(super) fn rust(&self, given: bool, known: &Known<'_>) -> String {
         match self {
             Self::Nothing => "()".to_owned(),
             Self::Text if given => "&str".to_owned(),
@@ -182,9 +210,10 @@ impl Shape {
                 format!("({}{comma})", of.iter().map(|of| of.rust(given, known)).collect::<Vec<_>>().join(", "))
             }
             Self::Maybe(of) => format!("Option<{}>", of.rust(given, known)),
-            Self::Object(_) => "Remote".to_owned(),
-            Self::Own => "Local".to_owned(),
-            Self::Named(name) if known.iter().any(|of| of.name == *name) => name.clone(),
+            Self::Object(_) => "pb::client::Remote".to_owned(),
+            Self::Own => "pb::client::Local".to_owned(),
+            Self::Named(name) if known.has(name) => name.clone(),
+            Self::Named(name) if known.is_mind(name) => "pb::client::Local".to_owned(),
             Self::Cached(_) | Self::Python(_) | Self::Named(_) | Self::Any => "pb::jelly::Value".to_owned(),
         }
     }
@@ -266,7 +295,7 @@ mod tests {
                 "Dict[str, List[int]]",
                 "std::collections::BTreeMap<String, Vec<i64>>",
             ),
-            ("Handle<Room>", "reference to Room", "pb.RemoteReference", "Remote"),
+            ("Handle<Room>", "reference to Room", "pb.RemoteReference", "pb::client::Remote"),
             ("Cached<Score>", "cached Score", "pb.RemoteCache", "pb::jelly::Value"),
             ("plugin_api::DateTime", "datetime.datetime", "datetime.datetime", "pb::jelly::Value"),
             ("Value", "any value", "Any", "pb::jelly::Value"),
@@ -274,7 +303,11 @@ mod tests {
         ] {
             let shape = Shape::of(written);
             assert_eq!(
-                (shape.words().as_str(), shape.python(&[]).as_str(), shape.rust(false, &[]).as_str()),
+                (
+                    shape.words().as_str(),
+                    shape.python(&Known::default()).as_str(),
+                    shape.rust(false, &Known::default()).as_str()
+                ),
                 (words, python, rust)
             );
         }

@@ -1,0 +1,8 @@
+use plugin_api::prelude::*;
+
+#[mind]
+trait Ear {
+    fn remote(&self);
+}
+
+fn main() {}
