@@ -1,4 +1,4 @@
-//! Clients of chats that others have written: ii, irssi, and Twisted's own.
+//! Clients of chats that others have written: ii, irssi, weechat, and Twisted's own.
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::SocketAddr;
@@ -149,6 +149,37 @@ fn irssi_with(address: SocketAddr, name: &str, server: &str, network: &str) -> C
     let mut child = command.stdin(Stdio::piped()).stdout(Stdio::null()).spawn().expect("script runs");
     let input = Input::Lines(child.stdin.take().expect("it has an input"), "/msg #chat ");
     Client { child, input, heard: Heard::File(log.join("#chat")), _folder: folder }
+}
+
+/// weechat, on a terminal that `script` makes. It logs in by SASL.
+///
+/// # Panics
+/// When it does not run.
+#[must_use]
+pub fn weechat(address: SocketAddr, name: &str, password: &str) -> Client {
+    let folder = tempfile::tempdir().expect("a folder");
+    let weechat = debian::program("weechat-curses", "weechat-curses");
+    let server = format!(
+        "/server add credhost {address} -nicks={name} -autojoin=#chat -sasl_mechanism=plain -sasl_username={name} \
+         -sasl_password={password}"
+    )
+    .replace(&address.to_string(), &format!("{}/{}", address.ip(), address.port()));
+    let commands = [
+        "/set weechat.look.paste_max_lines -1",
+        "/set logger.file.flush_delay 0",
+        // By one of these names it is off, whichever version this is.
+        "/set irc.server_default.ssl off",
+        "/set irc.server_default.tls off",
+        &server,
+        "/connect credhost",
+    ];
+    let commands: String = commands.iter().map(|command| format!(" -r '{command}'")).collect();
+    let mut command = Command::new("script");
+    command.args(["-qec", &format!("{} -d '{}'{commands}", weechat.display(), folder.path().display()), "/dev/null"]);
+    let mut child = command.env("TERM", "xterm").stdin(Stdio::piped()).stdout(Stdio::null()).spawn().expect("it runs");
+    let input = Input::Lines(child.stdin.take().expect("it has an input"), "/msg -server credhost #chat ");
+    let heard = Heard::File(folder.path().join("logs/irc.credhost.#chat.weechatlog"));
+    Client { child, input, heard, _folder: folder }
 }
 
 /// A Twisted client of today, by Perspective Broker.

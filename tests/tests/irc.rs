@@ -1,4 +1,4 @@
-//! The chat's door, judged by clients of IRC that others have written: ii, irssi, and Twisted's own; in one room with who
+//! The chat's door, judged by clients of IRC that others have written: ii, irssi, weechat, and Twisted's own; in one room with who
 //! speaks Perspective Broker.
 
 use std::net::SocketAddr;
@@ -6,7 +6,7 @@ use std::path::Path;
 
 use system_tests::build;
 use system_tests::host::{TestHome, TestHost, put};
-use system_tests::irc::{ii, irssi, twisted};
+use system_tests::irc::{ii, irssi, twisted, weechat};
 use system_tests::lines::Lines;
 
 const PASSWORD: &str = "ottern-quirk-velvet-93-lamp";
@@ -15,7 +15,7 @@ fn host() -> (TestHost, SocketAddr) {
     let home = TestHome::new();
     home.make();
     home.configure(|text| format!("{text}\n[service.chat.listen]\nirc = \"127.0.0.1:0\"\n"));
-    for name in ["judith", "ines", "ivo", "tess"] {
+    for name in ["judith", "ines", "ivo", "tess", "walt"] {
         home.identity(name, PASSWORD, &["chat"]);
     }
     home.install("chat");
@@ -35,13 +35,14 @@ fn replace(plugins: &Path) {
 }
 
 #[test]
-fn ii_irssi_and_twisted_talk_in_one_room_while_its_code_is_replaced() {
+fn clients_of_irc_talk_in_one_room_while_its_code_is_replaced() {
     let (host, address) = host();
     let mut judith = Lines::irc(address, "judith", PASSWORD);
     let mut clients = [
         ("ivo", ii(address, "ivo", PASSWORD)),
         ("ines", irssi(address, "ines", PASSWORD)),
         ("tess", twisted(address, "tess", PASSWORD)),
+        ("walt", weechat(address, "walt", PASSWORD)),
     ];
     let mut to_come: Vec<&str> = clients.iter().map(|(name, _)| *name).collect();
     while !to_come.is_empty() {

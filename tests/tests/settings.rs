@@ -147,6 +147,10 @@ async fn what_is_given_without_a_login_is_taken_up_while_the_host_serves() {
     call(&client.root()).await.expect_err("the root has log-in's own methods alone");
     call(&client.login_anonymous(None).await.expect("everybody may")).await.expect("it is there");
     assert_eq!(host.home.run(&["reload"], ""), "what can be changed in credhost.toml is as it was");
+    // A service that is not here is named.
+    set(&host.home, "anonymous = \"exchnage/visitor\"");
+    let said = host.home.run(&["reload"], "");
+    assert!(said.contains("no service here has this name; did you mean \"exchange\"?"), "{said}");
 }
 
 /// What cannot be taken up while the host serves is named; what would keep it from starting is refused, and told by `doctor`.

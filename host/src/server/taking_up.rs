@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use super::Host;
 use super::configured::rules_of;
 use crate::config::{self, ConfigFile};
-use crate::control::ControlFailure;
+use crate::control::{ControlFailure, known};
 use crate::cred::ListenerRules;
 use crate::limits;
 use crate::listener::proxies;
@@ -39,6 +39,7 @@ impl Host {
         let before = self.limits.get();
         let read = settings.map_err(|error| error.to_string()).and_then(|settings| {
             let listeners = config::listeners(&settings)?;
+            let strange = known::sections_of_none(&settings, &known::services(&self.home, Some(&self.libraries())));
             let retention = Retention::of(&self.home, &settings.audit)?;
             let limits = limits::of_host(before.refusal, &settings.limits).map_err(|error| error.to_string())?;
             let rules = self.sections.iter().map(|section| match rules_of(&settings, section.as_deref()) {
@@ -49,9 +50,9 @@ impl Host {
             let rules = rules.collect::<Result<Vec<_>, String>>()?;
             let gone = self.sections.iter().flatten().filter(|name| !settings.multiservice.contains_key(*name));
             let gone: BTreeSet<String> = gone.map(|name| format!("[multiservice.{name}]")).collect();
-            Ok((limits, retention, proxies(&settings.pb.proxies)?, rules, (listeners, gone)))
+            Ok((limits, retention, proxies(&settings.pb.proxies)?, rules, (listeners, gone, strange)))
         });
-        let (limits, retention, proxies, rules, (listeners, gone)) = read.map_err(|error| {
+        let (limits, retention, proxies, rules, (listeners, gone, strange)) = read.map_err(|error| {
             let hint = "everything stays as it was; put it right, and try again".to_owned();
             ControlFailure { error, hint: Some(hint) }
         })?;
@@ -71,7 +72,11 @@ impl Host {
             })
             .collect();
         changed.iter().for_each(|change| tracing::info!("limits: {change}"));
+        let rules_before = changed.len();
         self.take_up_rules(rules, &mut changed)?;
+        if changed.len() > rules_before {
+            changed.extend(strange);
+        }
         let waits = self.doors.unlike(&listeners).into_iter().chain(gone);
         changed.extend(
             waits.map(|place| format!("{place} is not what is open: that is taken up when the host starts anew")),
