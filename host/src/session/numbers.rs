@@ -3,7 +3,6 @@
 //! A number has 32 bits: two for its kind, thirty that count up. Services see it with the connection's number above it,
 //! so that an answer finds its way by its number alone. A number that was given up comes back after 2^30 others.
 
-use std::collections::HashMap;
 use std::marker::PhantomData;
 
 use crate::multiservice::SlotNo;
@@ -119,7 +118,8 @@ impl<K: Kind, V> Table<K, V> {
     /// Numbers that were apart in the smaller table are apart in one of twice the size.
     fn grow(&mut self) {
         let room = (self.places.len() * 2).max(LEAST);
-        let before = std::mem::take(&mut self.places);
+        // No more than that: a vector that grows has room for four at least.
+        let before = std::mem::replace(&mut self.places, Vec::with_capacity(room));
         self.places.resize_with(room, || None);
         for (serial, value) in before.into_iter().flatten() {
             self.places[serial as usize & (room - 1)] = Some((serial, value));
@@ -253,23 +253,33 @@ impl Provenance {
     }
 }
 
-/// How many things each attachment is a provenance of.
+/// How many things each attachment is a provenance of. In the order of their numbers: most connections have one.
 #[derive(Debug, Default)]
-pub(crate) struct Uses(HashMap<AttachmentNo, usize>);
+pub(crate) struct Uses(Vec<(AttachmentNo, usize)>);
 
 impl Uses {
     /// One more, of each of these.
     pub(crate) fn begin(&mut self, attachments: impl IntoIterator<Item = AttachmentNo>) {
-        attachments.into_iter().for_each(|no| *self.0.entry(no).or_default() += 1);
+        for no in attachments {
+            match self.place(no) {
+                Ok(at) => self.0[at].1 += 1,
+                Err(at) => {
+                    if self.0.is_empty() {
+                        self.0.reserve_exact(1);
+                    }
+                    self.0.insert(at, (no, 1));
+                }
+            }
+        }
     }
 
     /// One less, of each of these.
     pub(crate) fn end(&mut self, attachments: impl IntoIterator<Item = AttachmentNo>) {
         for no in attachments {
-            if let Some(count) = self.0.get_mut(&no) {
-                *count -= 1;
-                if *count == 0 {
-                    self.0.remove(&no);
+            if let Ok(at) = self.place(no) {
+                self.0[at].1 -= 1;
+                if self.0[at].1 == 0 {
+                    self.0.remove(at);
                 }
             }
         }
@@ -278,14 +288,21 @@ impl Uses {
     /// Whether this attachment is one's.
     #[must_use]
     pub(crate) fn has(&self, no: AttachmentNo) -> bool {
-        self.0.contains_key(&no)
+        self.place(no).is_ok()
     }
 
     /// These are gone.
     pub(crate) fn forget(&mut self, gone: &[AttachmentNo]) {
         for no in gone {
-            self.0.remove(no);
+            if let Ok(at) = self.place(*no) {
+                self.0.remove(at);
+            }
         }
+    }
+
+    /// Where an attachment is, or else would be.
+    fn place(&self, no: AttachmentNo) -> Result<usize, usize> {
+        self.0.binary_search_by_key(&no, |(no, _)| *no)
     }
 }
 

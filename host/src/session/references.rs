@@ -5,7 +5,7 @@
 //! client that gives a perspective back keeps what it got by it (Twisted's rule), and what came by two keys survives the
 //! loss of one. A reference that is dead gives back what it counted for, on both sides.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 
 use jelly::{RefKind, Reference};
 use pb::{Exported, Failure, Jelly, Output, Tables, Translated};
@@ -94,7 +94,7 @@ pub(crate) struct References {
     /// By the client's number, and who has it.
     held_by: BTreeMap<(u64, SlotNo), HandleNo>,
     /// Cached objects of the client's, by its numbers. One service has each: its state is sent once.
-    copies: HashMap<u64, HandleNo>,
+    copies: BTreeMap<u64, HandleNo>,
     /// What the states of all of them had, in bytes.
     copied: usize,
     given: BTreeMap<Object, Given>,
