@@ -81,7 +81,7 @@ pub trait MindType {
 #[derive(Debug, Default)]
 pub struct Descriptions {
     types: Vec<TypeManifest>,
-    /// The whole names of these, and of those that are not told.
+    /// The full paths of these types, and of those that are not described.
     kinds: Vec<&'static str>,
     /// Names that more than one of these has.
     twice: Vec<String>,
@@ -93,7 +93,7 @@ pub struct Descriptions {
 }
 
 impl Descriptions {
-    /// A type of values, by its whole name; false: it was told of before. Of two that methods write in the same way, neither is told.
+    /// Adds a type of values, by its full path. `false`: it is there already. If two types have the same short name, neither is described.
     pub fn data(&mut self, kind: &'static str, told: TypeManifest) -> bool {
         if self.kinds.contains(&kind) {
             return false;
@@ -109,7 +109,7 @@ impl Descriptions {
         true
     }
 
-    /// An error; false: it was told of before.
+    /// Adds an error. `false`: it is there already.
     pub fn fault(&mut self, told: FaultManifest) -> bool {
         let new = self.faults.iter().all(|known| known.class != told.class);
         if new {
@@ -118,7 +118,7 @@ impl Descriptions {
         new
     }
 
-    /// What clients give; false: it was told of before.
+    /// Adds a mind. `false`: it is there already.
     pub fn mind(&mut self, told: MindManifest) -> bool {
         let new = self.mind.is_none();
         self.mind.get_or_insert(told);
@@ -380,7 +380,7 @@ mod tests {
         assert!(said.contains("mind"), "{said}");
     }
 
-    /// The names that serde writes are those that are told.
+    /// Names are described as serde writes them.
     macro_rules! as_written {
         ($($case:literal)*) => {{
             $({

@@ -10,10 +10,10 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 
-/// TLS over a socket, with a host whose authority this is (PEM): it is asked for `name`, and offered these protocols.
+/// Starts TLS over a socket as a client that trusts this authority (PEM), asks for the host `name`, and offers these protocols.
 ///
 /// # Panics
-/// When the authority or the name is none.
+/// When the authority is not PEM, or the name is not a host name.
 pub fn client(authority: &[u8], name: &str, alpn: &[&str], socket: TcpStream) -> impl Read + Write + Send + 'static {
     with(authority, name, alpn, None, socket)
 }

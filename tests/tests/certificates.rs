@@ -132,7 +132,7 @@ fn who_shows_a_certificate_for_their_key_needs_no_password() {
         none.until(" 904 ");
     }
 
-    // Who has connected and not logged in yet is known by the code that comes next.
+    // After a reload, the new code knows the certificate of a connection that has not logged in yet.
     let mut waits = by(&bob);
     waits.send("CAP LS 302");
     waits.until("EXTERNAL");

@@ -90,7 +90,7 @@ fn all_are_served(host: &TestHost, address: SocketAddr, alice: &Ssh, round: u32)
     bob.send("PRIVMSG #chat :hello");
     carol.until("PRIVMSG #chat :hello");
     ivo.hears("hello");
-    // What is for nobody is told so, where TLS has a word for it.
+    // A connection that belongs to no listener gets TLS's own alert.
     let said = curl(address, authority, "https://localhost/").expect_err("nobody's");
     assert!(said.contains("no application protocol"), "{said}");
     // In the clear it ends.

@@ -165,7 +165,7 @@ fn what_a_reload_cannot_take_up_is_named() {
     host.home
         .configure(|text| text.replace("irc = \"127.0.0.1:0\"", "irc = { address = \"127.0.0.1:0\", per_source = 5 }"));
     let said = host.home.run(&["reload"], "");
-    assert_eq!(said, "[service.chat.listen] irc is not what is open: that is taken up when the host starts anew");
+    assert_eq!(said, "[service.chat.listen] irc has changed: restart the host to apply it");
     host.home.configure(|text| text.replace("per_source = 5", "certificates = true"));
     let refused = host.home.refused(&["reload"], "");
     assert!(

@@ -594,7 +594,7 @@ fn people_change_their_password_and_what_began_with_the_old_one_ends() {
     let (host, address) = host_that_may("[\"attach\", \"credentials\"]", "", "");
     let token = host.home.run(&["--json", "token", "new", "alice", "--label", "laptop"], "");
     let token: serde_json::Value = serde_json::from_str(&token).expect("JSON");
-    let token = token["token"].as_str().expect("it is told once");
+    let token = token["token"].as_str().expect("it is printed once");
     let (mut alice, mut other, mut bob) = (Browser::new(address), Browser::new(address), Browser::new(address));
     let mut by_token = Browser::new(address);
     alice.sign_in("alice", PASSWORD);

@@ -1,26 +1,26 @@
-//! What tells the connections of listeners apart that have one address.
+//! How connections are told apart when several listeners share one address.
 
 use serde::Deserialize;
 
-/// The longest beginning that is looked for, in bytes.
+/// The longest `begins`, in bytes.
 const LONGEST: usize = 64;
 
-/// What a connection has that is for this listener, where others have the same address. All empty: what is for no other.
+/// Which connections belong to a listener that shares its address. All empty: those that belong to no other listener.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 pub struct Marks {
-    /// The names of hosts that a client asks for by TLS (SNI, RFC 6066), or `*.example.org`, for one more label.
+    /// Host names that a client asks for in TLS (SNI, RFC 6066). `*.example.org` stands for any one label in front.
     #[serde(default)]
     pub names: Vec<String>,
-    /// The protocols that a client offers by TLS (ALPN, RFC 7301). They are the listener's own, too: the first that is
-    /// offered is agreed on.
+    /// Protocols that a client offers in TLS (ALPN, RFC 7301). The listener offers the same: the first that the client has, too,
+    /// is agreed on.
     #[serde(default)]
     pub alpn: Vec<String>,
-    /// What a client says first, in the clear: `"SSH-"`.
+    /// The first words of a client without TLS, such as `"SSH-"`.
     #[serde(default)]
     pub begins: Vec<String>,
 }
 
-/// How well a connection fits: the larger, the better.
+/// How well a connection fits a listener: the larger, the better.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Fit {
     /// 2: the name itself, 1: a wildcard, 0: any.
@@ -30,7 +30,7 @@ pub struct Fit {
 }
 
 impl Marks {
-    /// For the operator to read: what is this listener's at an address of several. Empty: what is for no other.
+    /// These in words for the operator, or empty.
     #[must_use]
     pub fn shown(&self) -> String {
         let all = [("names", &self.names), ("alpn", &self.alpn), ("begins", &self.begins)];
@@ -38,10 +38,10 @@ impl Marks {
         said.collect::<Vec<_>>().join(", ")
     }
 
-    /// Whether they can be.
+    /// Checks the values.
     ///
     /// # Errors
-    /// Which cannot.
+    /// Says which value is wrong, and why.
     pub(super) fn check(&self, tls: bool, starttls: bool) -> Result<(), String> {
         let over_tls = !self.names.is_empty() || !self.alpn.is_empty();
         if over_tls && !tls {
@@ -69,7 +69,7 @@ impl Marks {
         }
     }
 
-    /// Whether a connection could be both's, with nothing that says whose: both over TLS, or neither.
+    /// Whether some connection fits both listeners equally. Both are over TLS, or both are not.
     #[must_use]
     pub(super) fn overlap(&self, other: &Self) -> bool {
         let share = |one: &[String], other: &[String]| {
@@ -82,7 +82,7 @@ impl Marks {
         share(&self.names, &other.names) && exact(&self.alpn, &other.alpn) && exact(&self.begins, &other.begins)
     }
 
-    /// How well a greeting of TLS fits: it asks for this host, and offers these protocols. `None`: it is not for this one.
+    /// How well a ClientHello fits that asks for this host and offers these protocols. `None`: it does not.
     #[must_use]
     pub fn fit<'a>(&self, asked: Option<&str>, mut offered: impl Iterator<Item = &'a [u8]>) -> Option<Fit> {
         let (name, protocol) = (self.fit_name(asked)?, !self.alpn.is_empty());
@@ -90,7 +90,7 @@ impl Marks {
         fits.then_some(Fit { name, protocol })
     }
 
-    /// The same of the host alone: 2: by its name, 1: by a wildcard, 0: it may be any.
+    /// How well the host alone fits. 2: by its name, 1: by a wildcard, 0: any host does.
     #[must_use]
     pub fn fit_name(&self, asked: Option<&str>) -> Option<u8> {
         if self.names.is_empty() {

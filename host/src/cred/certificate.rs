@@ -1,5 +1,5 @@
-//! A client's certificate, as the key that it is for: who has signed it, and until when, says nothing here. What an identity has
-//! is the key; that the client has the private one, TLS has seen (RFC 8446, 4.4.3).
+//! Client certificates. Only the public key in one counts, which an identity has or has not: its issuer and its dates are not
+//! looked at. TLS checks that the client has the private key (RFC 8446, 4.4.3).
 
 use ssh_key::Mpint;
 use ssh_key::public::{EcdsaPublicKey, Ed25519PublicKey, KeyData, RsaPublicKey};
@@ -38,7 +38,7 @@ impl ClientCertificate {
     /// Reads one in DER.
     ///
     /// # Errors
-    /// When it is none, or its key is of a kind that is not taken.
+    /// When these bytes are not a certificate, or its key is of an unsupported kind.
     pub fn read(der: &[u8]) -> Result<Self, CredentialError> {
         let certificate = X509::from_der(der).map_err(wrong)?;
         let of = certificate.tbs_certificate();
@@ -51,7 +51,7 @@ impl ClientCertificate {
 /// The key that stands in DER as SubjectPublicKeyInfo (RFC 5280): what OpenSSL calls a public key.
 ///
 /// # Errors
-/// When it is none, or of a kind that is not taken.
+/// When this is not a public key, or one of an unsupported kind.
 pub(super) fn read_key(der: &[u8]) -> Result<PublicKey, CredentialError> {
     key(&SubjectPublicKeyInfoOwned::from_der(der).map_err(wrong)?)
 }

@@ -67,7 +67,8 @@ impl ListenerRules {
 }
 
 impl ListenerRules {
-    /// Whether who has not logged in may have what this key leads to: by this name, or else by an anonymous login.
+    /// Whether a client that has not logged in may have the perspective of this key: by this name, or without a name by an
+    /// anonymous login.
     #[must_use]
     pub(crate) fn gives(&self, name: Option<&str>, key: &Key) -> bool {
         match name {

@@ -1,5 +1,5 @@
-//! What somebody who has logged in by a door changes of what they log in with. They say their password once more: it is looked at as
-//! with every login, by the same throttle, and a refusal takes the same time.
+//! Users who have logged in by a door change their own password and keys. They give their password once more. The host checks it as
+//! in every login: with the same throttle, and a refusal takes the same time.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -18,11 +18,11 @@ use crate::session::login::{Found, Proof, Question};
 
 /// What changes.
 pub(super) enum OwnChange {
-    /// The password that was said becomes this one.
+    /// Replaces the password that they gave by this one.
     Password(Password),
-    /// One more public key, by this label or its own.
+    /// Adds a public key, with this label, or else the label in the key itself.
     AddKey(Zeroizing<String>, Option<String>),
-    /// This kind of credential, of this label, is taken away.
+    /// Removes a credential of this kind, by its label.
     Remove(&'static str, String),
 }
 
@@ -42,7 +42,8 @@ impl OwnChange {
         })
     }
 
-    /// Does it, for whoever has this name; `credential` is the password that they have said. Answers with what a key is called.
+    /// Makes the change for this identity. `credential` is the number of the password that they gave. Answers with the label of
+    /// the credential that changed.
     fn make(self, accounts: &Accounts, name: &str, credential: u64) -> Result<String, String> {
         let made = match self {
             Self::Password(new) => {

@@ -1,19 +1,19 @@
-//! Whose a connection is, by its first bytes, where listeners of several services have one address. Does no IO.
+//! Chooses the listener of a connection by its first bytes, where several listeners share one address. Does no IO.
 //!
-//! TLS's greeting says what host the client asks for and what protocols it offers; anything else says itself what it is. A client
-//! that waits for the server to speak is told from others by its silence.
+//! A TLS ClientHello names the host that the client asks for (SNI) and the protocols that it offers (ALPN). Without TLS, the client's
+//! first words decide; or its silence, if it waits for the server to speak first.
 
 use rustls::server::Acceptor;
 
 use crate::config::ListenerSettings;
 
-/// The most bytes that are looked at: a whole record of TLS's, and a little.
+/// How many of the first bytes are looked at, at most: one whole TLS record and a little more.
 pub(super) const MOST: usize = 20 << 10;
-/// The most records that a greeting of TLS may be cut into. Each is looked at once more.
+/// A ClientHello may be cut into this many TLS records at most. All are looked at again for each that comes.
 const RECORDS: usize = 8;
-/// How long TLS's header of a record is, in bytes.
+/// The header of a TLS record, in bytes.
 const HEADER: usize = 5;
-/// What a record of TLS's begins with that has a part of the handshake.
+/// The first byte of a TLS record that carries handshake messages.
 const HANDSHAKE: u8 = 22;
 
 /// TLS's fatal alerts, as records (RFC 8446, 6; RFC 6066, 3; RFC 7301, 3.2).
@@ -23,20 +23,20 @@ const NO_APPLICATION_PROTOCOL: &[u8] = &[21, 3, 3, 0, 2, 2, 120];
 /// What the first bytes say.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Verdict {
-    /// Nothing yet: it takes so many bytes in all to say more.
+    /// Undecided: this many bytes are needed in all.
     More(usize),
-    /// It is this listener's.
+    /// The connection belongs to this listener.
     Is(usize),
-    /// It is nobody's: this is answered, and it ends.
+    /// It belongs to no listener: send this, then close.
     Nobody(&'static [u8]),
 }
 
-/// Looks at the first bytes of a connection. `silent`: no more have come for a while.
+/// Decides by the first bytes of a connection. `silent`: the client has sent nothing for a while.
 pub(super) fn whose(listeners: &[&ListenerSettings], first: &[u8], silent: bool) -> Verdict {
     let over_tls = |tls: bool| listeners.iter().enumerate().filter(move |(_, one)| one.tls == tls);
     match first.first() {
         Some(&HANDSHAKE) if over_tls(true).next().is_some() => greeting(&over_tls(true).collect::<Vec<_>>(), first),
-        // Who is silent is told nothing of TLS: it cannot be that.
+        // All listeners are over TLS, where the client speaks first: its silence says nothing.
         None if over_tls(false).next().is_none() => Verdict::More(1),
         _ => in_the_clear(&over_tls(false).collect::<Vec<_>>(), first, silent),
     }
@@ -73,7 +73,7 @@ fn greeting(listeners: &[(usize, &&ListenerSettings)], first: &[u8]) -> Verdict 
     };
     let mut acceptor = Acceptor::default();
     let mut rest = &first[..whole];
-    // What is no greeting is told so by TLS itself, by whichever listener.
+    // If this is not a ClientHello, any listener's TLS answers with the right alert.
     let broken = Verdict::Is(listeners[0].0);
     while !rest.is_empty() {
         if acceptor.read_tls(&mut rest).is_err() {

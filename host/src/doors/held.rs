@@ -32,10 +32,10 @@ enum Owner {
     Taken(SlotNo, u32),
 }
 
-/// What a client has said by TLS.
+/// What the client said in its TLS handshake.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Greeted {
-    /// The name of the host that it asked for; empty: none.
+    /// The host name that it asked for (SNI), or empty.
     pub(super) asked: String,
     pub(super) certificate: Option<Arc<ClientCertificate>>,
 }
@@ -171,12 +171,12 @@ impl Held {
         state.greeted = greeted.unwrap_or_default();
     }
 
-    /// The certificate that the client has shown by TLS, whose private key it has.
+    /// The client's certificate; TLS has checked that it has the private key.
     pub(super) fn certificate(&self) -> Option<Arc<ClientCertificate>> {
         self.state.lock().greeted.certificate.clone()
     }
 
-    /// The key of that, as OpenSSH writes it, for frames; empty: there is none.
+    /// The public key of the client's certificate in OpenSSH's format, for frames. Empty without a certificate.
     pub(super) fn shown(&self) -> Vec<u8> {
         self.state.lock().greeted.shown()
     }

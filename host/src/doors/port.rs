@@ -1,4 +1,4 @@
-//! A socket, which several listeners may have.
+//! A listening socket, which several listeners may share.
 
 use std::io;
 use std::net::IpAddr;
@@ -11,11 +11,11 @@ use super::listening::{Bound, Listening};
 use crate::listener::sources::{Most, Place, Sources};
 use crate::login_gate::network;
 
-/// A socket, and those who listen by it.
+/// A listening socket, and its listeners.
 pub(super) struct Port {
-    /// One, nearly always.
+    /// Usually one.
     pub(super) listeners: Vec<Arc<Listening>>,
-    /// Connections that have not said whose they are.
+    /// Connections whose listener is not known yet.
     undecided: Mutex<Sources>,
 }
 
@@ -24,17 +24,17 @@ impl Port {
         Arc::new(Self { listeners, undecided: Mutex::default() })
     }
 
-    /// Its socket, for a task that accepts.
+    /// The socket, for the task that accepts connections.
     pub(super) fn socket(&self) -> io::Result<Bound> {
         self.listeners[0].socket()
     }
 
-    /// Its socket, for whoever serves it next, with its name.
+    /// The socket and its name, for the next host after an upgrade.
     pub(super) fn hand_on(&self) -> io::Result<(String, OwnedFd)> {
         self.listeners[0].hand_on()
     }
 
-    /// A place among those that have not said whose they are: as many as all listeners have.
+    /// Takes a place among the undecided connections: there are as many as all listeners have together.
     pub(super) fn enter(&self, source: IpAddr, known: bool, proxy: bool) -> Option<Place> {
         let all = || self.listeners.iter().map(|one| &one.settings);
         let most = Most {
@@ -45,7 +45,7 @@ impl Port {
         self.undecided.lock().enter(place, most).then_some(place)
     }
 
-    /// A place is free again.
+    /// Gives a place back.
     pub(super) fn leave(&self, place: Place) {
         self.undecided.lock().leave(place);
     }

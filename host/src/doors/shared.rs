@@ -1,4 +1,5 @@
-//! A socket that several listeners have: each connection is its first bytes' ([`first`](super::first)), which stay where they are.
+//! A socket that several listeners share. The first bytes of a connection decide whose it is ([`first`](super::first)); they are peeked
+//! at, not read.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -20,16 +21,16 @@ use crate::listener::sources::Place;
 use crate::login_gate::network;
 use crate::memory::{AccountKey, Kept, Meter};
 
-/// How long a client may take to say whose it is.
+/// How long a client may take until its listener is known.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// After how long whoever says nothing waits for the server's word.
+/// A client that has sent nothing for this long waits for the server to speak first.
 const SILENCE: Duration = Duration::from_secs(2);
-/// What is counted for a connection that has not said whose it is, in bytes: it may be all that is looked at.
+/// What is counted in the memory budget for an undecided connection, in bytes: all that may be peeked at.
 const COST: usize = MOST;
-/// How much is looked at in one piece, where no more is needed, in bytes: most greetings of TLS.
+/// How much is peeked at first, in bytes: enough for most ClientHellos.
 const SOME: usize = 2 << 10;
 
-/// However it ends, its place is free again.
+/// A connection whose listener is not known yet. Its place is free again when this is dropped.
 struct Undecided {
     port: Arc<Port>,
     place: Place,
@@ -43,7 +44,7 @@ impl Drop for Undecided {
 }
 
 impl Doors {
-    /// A connection has come by a socket.
+    /// Takes a connection that was accepted on a port.
     pub(super) fn come_to(self: &Arc<Self>, port: &Arc<Port>, client: OwnedFd, source: Option<SocketAddr>) {
         if let [listening] = &port.listeners[..] {
             return self.come(listening, client, source);
@@ -85,7 +86,7 @@ impl Doors {
     }
 }
 
-/// A client's socket, that nothing is read from.
+/// A client's socket, which is only peeked at.
 enum Client {
     Tcp(TcpStream),
     Unix(UnixStream),
@@ -106,7 +107,7 @@ impl Client {
         })
     }
 
-    /// Waits until so many bytes have come; false: no more come, and there are fewer. Costs the same however many are there.
+    /// Waits until this many bytes have come. `false`: the client ended the stream before. The cost does not grow with what waits.
     async fn arrived(&self, needed: usize) -> io::Result<bool> {
         loop {
             let ready = match self {
@@ -139,7 +140,7 @@ impl AsFd for Client {
     }
 }
 
-/// Waits until a connection says whose it is. Nothing of what it says is taken.
+/// Waits until the listener of a connection is known. Nothing is read from the socket.
 async fn decide(client: Client, listeners: &[&ListenerSettings]) -> io::Result<(OwnedFd, usize)> {
     // It may be a password.
     let mut first = Zeroizing::new(Vec::new());
@@ -178,7 +179,7 @@ async fn decide(client: Client, listeners: &[&ListenerSettings]) -> io::Result<(
     }
 }
 
-/// Looks at what has come, and leaves it.
+/// Peeks at what has come.
 fn peek(client: impl AsFd, first: &mut [u8]) -> io::Result<usize> {
     Ok(rustix::net::recv(client, first, RecvFlags::PEEK | RecvFlags::DONTWAIT)?.0)
 }

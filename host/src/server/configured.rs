@@ -31,7 +31,7 @@ pub(super) struct Door {
     pub(super) tls: bool,
     /// The `[multiservice.NAME]` that is served there; all services, if there is none.
     pub(super) of: Option<String>,
-    /// The `[multiservice.NAME]` that says what it gives beside keys; `[pb]` does, if there is none.
+    /// The `[multiservice.NAME]` section that has this listener's rules. `None`: they are in `[pb]`.
     pub(super) section: Option<String>,
     pub(super) rules: ListenerRules,
 }

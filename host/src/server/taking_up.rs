@@ -78,9 +78,7 @@ impl Host {
             changed.extend(strange);
         }
         let waits = self.doors.unlike(&listeners).into_iter().chain(gone);
-        changed.extend(
-            waits.map(|place| format!("{place} is not what is open: that is taken up when the host starts anew")),
-        );
+        changed.extend(waits.map(|place| format!("{place} has changed: restart the host to apply it")));
         Ok(changed)
     }
 

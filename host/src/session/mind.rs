@@ -34,7 +34,7 @@ impl Mind {
     }
 }
 
-/// A mind, and who has sent it for whom.
+/// A mind, and what it was sent for: an avatar, or one attachment.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct GivenMind {
     /// The mind.
@@ -63,7 +63,7 @@ impl GivenMind {
 /// A mind as a service knows it.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct KnownMind {
-    /// The client's object; 0: it is none, or none alone.
+    /// The service's number for the client's object, if the mind is one object. Otherwise 0.
     pub(crate) object: u64,
     /// Any other value, in Jelly, with the service's numbers; and the client's objects in it, as a frame has them.
     pub(crate) value: Option<Box<(Vec<u8>, Vec<u8>)>>,

@@ -91,7 +91,7 @@ pub(crate) struct Released {
 #[derive(Debug, Default)]
 pub(crate) struct References {
     held: Table<HandleKind, Held>,
-    /// By the client's number, and who has it.
+    /// By the client's number and the service that has it.
     held_by: BTreeMap<(u64, SlotNo), HandleNo>,
     /// Cached objects of the client's, by its numbers. One service has each: its state is sent once.
     copies: BTreeMap<u64, HandleNo>,

@@ -67,7 +67,7 @@ pub(crate) fn expand(item: TokenStream) -> Result<TokenStream> {
     })
 }
 
-/// What serde is told, as far as it says how things are called where they are written.
+/// The serde attributes that change names on the wire.
 #[derive(Default)]
 pub(crate) struct Serde {
     rename: Option<String>,

@@ -59,8 +59,8 @@ pub fn fault(item: TokenStream) -> TokenStream {
     fault::expand(item.into()).unwrap_or_else(syn::Error::into_compile_error).into()
 }
 
-/// Tells `credhost describe`, and the clients that it writes, of a type's fields: see `plugin_api::Described`. Names are those that
-/// serde writes; doc comments are told as they are.
+/// Describes a type's fields to `credhost describe` and to the clients that it writes: see `plugin_api::Described`. Names are as serde
+/// writes them; doc comments are copied.
 #[proc_macro_derive(Described, attributes(serde))]
 pub fn described(item: TokenStream) -> TokenStream {
     described::expand(item.into()).unwrap_or_else(syn::Error::into_compile_error).into()
@@ -112,7 +112,7 @@ pub fn service(attribute: TokenStream, item: TokenStream) -> TokenStream {
     service::expand(attribute.into(), item.into()).unwrap_or_else(syn::Error::into_compile_error).into()
 }
 
-/// A method is told of by its place: one that may not be there would move all others.
+/// Methods are described by their position: one that is compiled only sometimes would shift the others.
 ///
 /// # Errors
 /// When it is there only under some condition.
@@ -121,7 +121,7 @@ fn no_cfg(attributes: &[syn::Attribute]) -> syn::Result<()> {
         None => Ok(()),
         Some(cfg) => Err(syn::Error::new(
             syn::spanned::Spanned::span(cfg),
-            "clients are told of every method: write #[cfg] before the whole block, of which there may be several kinds",
+            "every method is described to clients: put #[cfg] on the whole block instead, and write one block for each case",
         )),
     }
 }

@@ -85,7 +85,7 @@ pub(crate) fn expand(attribute: TokenStream, item: TokenStream) -> Result<TokenS
     })
 }
 
-/// A method, and what is told of it.
+/// A method, and its description.
 fn method(
     method: &mut syn::TraitItemFn,
     visible: &syn::Visibility,

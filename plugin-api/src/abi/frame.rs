@@ -701,7 +701,7 @@ frames! {
             /// Its number.
             number: number,
         }
-        /// Somebody who has logged in changes what they log in with, and says their password once more. The one frame of its batch.
+        /// A user who has logged in changes their own password or keys, and gives their password once more. The only frame of its batch.
         /// Answered by `Told` (what a key is called from now on), or by `NotLoggedIn`.
         38 ChangeOwn {
             /// To be handed back.

@@ -207,10 +207,10 @@ impl Login {
         Ok(String::from_utf8_lossy(&told).into_owned())
     }
 
-    /// The identity has this credential no more: a "pubkey" or a "token", by its label. Whatever began with it ends.
+    /// Removes a credential of the identity, by its label: `kind` is "pubkey" or "token". Whatever was logged in with it ends.
     ///
     /// # Errors
-    /// As [`Login::change_password`]; when there is none of this label.
+    /// As [`Login::change_password`], and when the identity has no such credential.
     pub async fn remove_credential(
         &self,
         from: &impl Caller,

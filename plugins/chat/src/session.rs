@@ -481,7 +481,7 @@ mod tests {
             assert!(!session.rests(), "it is being looked at");
             assert!(said(&session.logged_in("alice")).contains(" 903 alice "));
         }
-        // Who has shown none has no such way.
+        // EXTERNAL is not offered to a client without a certificate.
         let mut session = Session::default();
         let acts = told(&mut session, "AUTHENTICATE EXTERNAL");
         assert!(said(&acts).contains(" 908 * PLAIN ") && said(&acts).contains(" 904 "), "{acts:?}");

@@ -34,7 +34,7 @@ struct Letter {
     /// Its number.
     #[serde(default)]
     number: u64,
-    /// Who has sent it.
+    /// The sender.
     from: String,
     /// To whom.
     to: String,

@@ -44,7 +44,7 @@ pub(crate) struct Leaving {
     current: Zeroizing<String>,
 }
 
-/// Who has signed in, where the operator lets people change something; if not, what they are answered.
+/// The user who has signed in, if the operator lets users change their credentials. Otherwise the answer to the request.
 async fn whoever(site: &Site, visitor: &Visitor, headers: &HeaderMap) -> Result<Login, Response> {
     let login = site.sign_ins.login(visitor, headers).await;
     let login = login.ok_or_else(|| Redirect::to(&format!("{}/sign-in", site.path)).into_response())?;

@@ -58,7 +58,7 @@ impl Describe {
     }
 }
 
-/// Paragraphs, each line behind so many blanks.
+/// Text in lines, each with an indent.
 #[derive(Default)]
 struct Page(String);
 

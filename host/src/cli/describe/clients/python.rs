@@ -80,7 +80,7 @@ fn python_mind(mind: &MindManifest, of: &str, known: &Known<'_>) -> String {
     let doc = if mind.doc.is_empty() { "What the service calls." } else { &mind.doc };
     out += &doc_string(&format!("{doc}\n\nDerive from it, and give one as the mind."), "    ");
     for (at, method) in mind.methods.iter().map(Signature::of).enumerate() {
-        // A service may have two ways to call one method: the last is the one that is told of.
+        // A service may list two ways to call one method: the client gets the last.
         if mind.methods[at + 1..].iter().any(|later| later.name == method.name) {
             continue;
         }
