@@ -8,6 +8,7 @@ use credhost::config::{Grants, ListenerSettings};
 use credhost::cred::login::Login;
 use credhost::cred::{Authorizer, DefaultAuthorizer, Entropy, Identity, Key, MasterKey, Password};
 use credhost::doors::{Doors, Surroundings};
+use credhost::listener::tls::Certificates;
 use credhost::listener::{Endpoint, Listener};
 use credhost::login_gate::LoginGate;
 use credhost::memory::Budget;
@@ -50,8 +51,8 @@ impl Service for Trial {
     }
 }
 
-/// A door of its own: each line is a name and a password, or a key that the service vouches for; the answer says whether they are
-/// right.
+/// A door of its own: each line is a name and a password, or a key that the service vouches for, or `EXTERNAL` for the client's
+/// certificate; the answer says whether they are right.
 struct Knock;
 
 impl Door for Knock {
@@ -65,9 +66,10 @@ impl Door for Knock {
         while let Some(line) = input.line() {
             let (name, password) = line.split_once(' ').unwrap_or_default();
             let authorizer = context.authorizer();
-            let answered = match password.starts_with("ssh-") {
-                true => authorizer.key(transport, name, password).await,
-                false => authorizer.password(transport, name, password).await,
+            let answered = match password {
+                "EXTERNAL" => authorizer.certificate(transport, name).await,
+                key if key.starts_with("ssh-") => authorizer.key(transport, name, key).await,
+                password => authorizer.password(transport, name, password).await,
             };
             let said = match answered {
                 Ok(login) => login.identity().to_owned(),
@@ -214,6 +216,20 @@ impl Embedded {
     /// When it does not start.
     #[must_use]
     pub fn with(limits: Limits, authorizer: Arc<dyn Authorizer>, key: &MasterKey) -> Self {
+        Self::over(limits, authorizer, key, None)
+    }
+
+    /// The same. With certificates of its own, the service's door is over TLS, and asks its clients for theirs.
+    ///
+    /// # Panics
+    /// When it does not start.
+    #[must_use]
+    pub fn over(
+        limits: Limits,
+        authorizer: Arc<dyn Authorizer>,
+        key: &MasterKey,
+        certificates: Option<Arc<Certificates>>,
+    ) -> Self {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
         let mut context = HostContext { orphans: limits.orphans, ..HostContext::new(Arc::new(MemoryStore::new())) };
         let services = MultiService::new("pb");
@@ -227,11 +243,13 @@ impl Embedded {
             sessions: Arc::clone(&sessions),
             router: Arc::clone(&context.router),
             memory: Arc::clone(&context.memory),
-            certificates: None,
+            certificates: certificates.clone(),
             limits,
         };
         let grants = Grants { vouch: true, ..Grants::default() };
+        let tls = certificates.is_some();
         let knock = ListenerSettings::at("trial", "knock", "127.0.0.1:0").expect("an address").granted(grants);
+        let knock = ListenerSettings { tls, certificates: tls, ..knock };
         let doors = Doors::new(around, vec![knock], &credhost::successor::Inherited::default()).expect("they open");
         context.doors = Arc::clone(&doors) as Arc<_>;
         runtime.block_on(async {

@@ -2,13 +2,16 @@
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
+
+use crate::debian;
 
 /// Starts TLS over a socket as a client that trusts this authority (PEM), asks for the host `name`, and offers these protocols.
 ///
@@ -33,6 +36,17 @@ fn with(
     file: Option<&Path>,
     socket: TcpStream,
 ) -> StreamOwned<ClientConnection, TcpStream> {
+    let config = config(authority, alpn, file);
+    let connection = ClientConnection::new(Arc::new(config), name.to_owned().try_into().expect("a name"));
+    StreamOwned::new(connection.expect("it begins"), socket)
+}
+
+/// What a client trusts, offers, and shows, if it has a certificate in this file with its key (PEM).
+///
+/// # Panics
+/// When these are not what they are to be.
+#[must_use]
+pub fn config(authority: &[u8], alpn: &[&str], file: Option<&Path>) -> ClientConfig {
     let mut roots = RootCertStore::empty();
     roots.add(CertificateDer::from_pem_slice(authority).expect("a certificate")).expect("it is one");
     let provider = Arc::new(rustls::crypto::ring::default_provider());
@@ -49,6 +63,27 @@ fn with(
         }
     };
     config.alpn_protocols = alpn.iter().map(|protocol| protocol.as_bytes().to_vec()).collect();
-    let connection = ClientConnection::new(Arc::new(config), name.to_owned().try_into().expect("a name"));
-    StreamOwned::new(connection.expect("it begins"), socket)
+    config
 }
+
+/// A certificate and its key in one file in this folder, as OpenSSL makes them: of this kind of key, for this subject. Beside it
+/// each stands alone: `FILE.crt`, `FILE.key`.
+///
+/// # Panics
+/// When OpenSSL does not make them.
+#[must_use]
+pub fn made(folder: &Path, file: &str, kind: &[&str], subject: &str) -> PathBuf {
+    let path = |end: &str| folder.join(format!("{file}.{end}"));
+    let mut openssl = Command::new(debian::program("openssl", "openssl"));
+    openssl.args(["req", "-x509", "-nodes", "-days", "2", "-subj", subject, "-newkey"]).args(kind);
+    let (key, certificate) = (path("key"), path("crt"));
+    let made = openssl.arg("-keyout").arg(&key).arg("-out").arg(&certificate).stderr(Stdio::null()).status();
+    assert!(made.expect("openssl runs").success());
+    let both = path("pem");
+    let text = [&certificate, &key].map(|file| std::fs::read_to_string(file).expect("it was made")).concat();
+    std::fs::write(&both, text).expect("it can be written");
+    both
+}
+
+/// The kind of a key on the curve P-256.
+pub const P256: [&str; 3] = ["ec", "-pkeyopt", "ec_paramgen_curve:P-256"];

@@ -3,32 +3,15 @@
 
 use std::io::{Read, Write};
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use system_tests::host::{TestHome, TestHost};
 use system_tests::irc::irssi_by_certificate;
 use system_tests::lines::Lines;
-use system_tests::{debian, tls};
+use system_tests::tls::{self, P256, made};
 
 const PASSWORD: &str = "ottern-quirk-velvet-93-lamp";
-
-/// A certificate and its key in one file, as OpenSSL makes them.
-fn made(folder: &Path, file: &str, kind: &[&str], subject: &str) -> PathBuf {
-    let path = |end: &str| folder.join(format!("{file}.{end}"));
-    let mut openssl = Command::new(debian::program("openssl", "openssl"));
-    openssl.args(["req", "-x509", "-nodes", "-days", "2", "-subj", subject, "-newkey"]).args(kind);
-    let (key, certificate) = (path("key"), path("crt"));
-    let made = openssl.arg("-keyout").arg(&key).arg("-out").arg(&certificate).stderr(Stdio::null()).status();
-    assert!(made.expect("openssl runs").success());
-    let both = path("pem");
-    let text = [&certificate, &key].map(|file| std::fs::read_to_string(file).expect("it was made")).concat();
-    std::fs::write(&both, text).expect("it can be written");
-    both
-}
-
-const P256: [&str; 3] = ["ec", "-pkeyopt", "ec_paramgen_curve:P-256"];
 
 fn address(host: &mut TestHost, name: &str) -> SocketAddr {
     let line = host.wait_for(&format!("serving {name}"));

@@ -6,11 +6,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use credhost::cred::{Answer, Authorizer, DefaultAuthorizer, Identity, MasterKey, Password, ProofBy, PublicKey};
+use credhost::listener::tls::Certificates;
 use credhost::session::Limits;
 use pb::client::{Client, Error};
 use system_tests::embedded::Embedded;
-use tokio::io::{AsyncBufReadExt, AsyncWriteExt};
+use system_tests::tls::{self, P256, made};
+use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncWrite, AsyncWriteExt, BufReader};
 use tokio::net::TcpSocket;
+use tokio_rustls::TlsConnector;
 
 /// What a name can be.
 const KINDS: [&str; 4] = ["known", "unknown", "disabled", "keyonly"];
@@ -70,18 +73,58 @@ enum Words {
     Door,
     /// There, with a key that the service vouches for: as by SSH.
     Vouched,
+    /// There, with the client's certificate: as by SASL's EXTERNAL.
+    Certificate,
 }
+
+/// A host, and how its clients come to the service's door.
+struct Target {
+    host: Embedded,
+    tls: Option<TlsConnector>,
+}
+
+impl Target {
+    fn new(limits: Limits, authorizer: impl Authorizer + 'static, key: &MasterKey) -> Self {
+        Self { host: Embedded::with(limits, Arc::new(authorizer), key), tls: None }
+    }
+
+    /// One whose door is over TLS. Its clients show a certificate whose key is nobody's.
+    fn over_tls(limits: Limits, authorizer: impl Authorizer + 'static, key: &MasterKey) -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        // What it takes to be trusted as a server's.
+        let server = ["-addext", "subjectAltName=DNS:localhost", "-addext", "basicConstraints=critical,CA:FALSE"];
+        let made = |file: &str, also: &[&str]| made(folder.path(), file, &[&P256, also].concat(), "/CN=localhost");
+        let (own, clients) = (made("own", &server), made("clients", &[]));
+        let config = tls::config(&std::fs::read(&own).expect("it was made"), &[], Some(&clients));
+        let certificates = Certificates::load(&own.with_extension("crt"), &own.with_extension("key"));
+        let certificates = Some(certificates.expect("they belong together"));
+        let host = Embedded::over(limits, Arc::new(authorizer), key, certificates);
+        Self { host, tls: Some(TlsConnector::from(Arc::new(config))) }
+    }
+}
+
+/// A stream to the service's door.
+trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
 
 /// Who guesses.
 enum Guesser {
     Pb(Client),
-    Door(tokio::io::BufReader<tokio::net::TcpStream>),
+    Door(BufReader<Box<dyn Stream>>),
 }
 
 impl Guesser {
-    async fn come(host: [SocketAddr; 2], source: u32, words: Words) -> Self {
-        if matches!(words, Words::Door | Words::Vouched) {
-            let mut door = Self::Door(tokio::io::BufReader::new(socket(host[1], source).await));
+    async fn come(host: [SocketAddr; 2], tls: Option<TlsConnector>, source: u32, words: Words) -> Self {
+        if matches!(words, Words::Door | Words::Vouched | Words::Certificate) {
+            let socket = socket(host[1], source).await;
+            let stream: Box<dyn Stream> = match tls {
+                None => Box::new(socket),
+                Some(tls) => {
+                    let name = "localhost".try_into().expect("a name");
+                    Box::new(tls.connect(name, socket).await.expect("the certificate is trusted"))
+                }
+            };
+            let mut door = Self::Door(BufReader::new(stream));
             // The service has it.
             door.fail("", words).await;
             return door;
@@ -97,8 +140,13 @@ impl Guesser {
             Self::Pb(client) => fail(client, name, words).await,
             Self::Door(door) => {
                 let mut answer = String::new();
-                let proof = if matches!(words, Words::Vouched) { STRANGE } else { "wrong" };
+                let proof = match words {
+                    Words::Vouched => STRANGE,
+                    Words::Certificate => "EXTERNAL",
+                    _ => "wrong",
+                };
                 door.write_all(format!("{name} {proof}\n").as_bytes()).await.expect("it is sent");
+                door.flush().await.expect("it is sent");
                 door.read_line(&mut answer).await.expect("it is answered");
                 answer
             }
@@ -109,7 +157,9 @@ impl Guesser {
 async fn fail(client: &Client, name: &str, words: Words) -> String {
     let tried = match words {
         Words::Stock | Words::Throttled => client.login(name, "wrong", None).await,
-        Words::Password | Words::Door | Words::Vouched => client.login_password(name, "wrong", None).await,
+        Words::Password | Words::Door | Words::Vouched | Words::Certificate => {
+            client.login_password(name, "wrong", None).await
+        }
     };
     match tried {
         Err(Error::Failure(failure)) => format!("{failure:?}"),
@@ -118,19 +168,20 @@ async fn fail(client: &Client, name: &str, words: Words) -> String {
 }
 
 /// Milliseconds that each kind of name takes, in tries that are interleaved, each of another name.
-fn measure(host: &Embedded, words: Words, tries: usize) -> [Vec<f64>; 4] {
+fn measure(target: &Target, words: Words, tries: usize) -> [Vec<f64>; 4] {
     const WORKERS: usize = 8;
-    let addresses = [host.address(), host.door()];
+    let addresses = [target.host.address(), target.host.door()];
     run(async {
         let mut workers = Vec::new();
         for worker in 0..WORKERS {
+            let tls = target.tls.clone();
             workers.push(tokio::task::spawn(async move {
                 let mut times = [const { Vec::new() }; 4];
                 let mut answers = std::collections::HashSet::new();
                 let mut dice = worker as u32 + 1;
                 for round in (worker..tries).step_by(WORKERS) {
                     // A source may fail some times before it has to wait: another for each round.
-                    let mut guesser = Guesser::come(addresses, (round + 1) as u32, words).await;
+                    let mut guesser = Guesser::come(addresses, tls.clone(), (round + 1) as u32, words).await;
                     dice = dice.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
                     for turn in 0..4 {
                         let kind = (turn + (dice >> 30) as usize) % 4;
@@ -203,10 +254,14 @@ fn no_kind_of_name_can_be_told_from_another_by_answer_or_time() {
         (Words::Password, tries("CREDHOST_HASHED", 96), 300),
         (Words::Door, tries("CREDHOST_HASHED", 96), 300),
         (Words::Vouched, tries("CREDHOST_TRIES", 300), 25),
+        (Words::Certificate, tries("CREDHOST_TRIES", 300), 25),
     ] {
         let limits = Limits { refusal: Duration::from_millis(refusal), ..Limits::default() };
-        let host = Embedded::with(limits, Arc::new(people(tries, &key)), &key);
-        let times = measure(&host, words, tries);
+        let target = match words {
+            Words::Certificate => Target::over_tls(limits, people(tries, &key), &key),
+            _ => Target::new(limits, people(tries, &key), &key),
+        };
+        let times = measure(&target, words, tries);
         print!("{words:?}, {tries} of each kind: ");
         let largest = largest(&times);
         assert!(largest < CAUGHT, "{words:?}: names can be told apart by time (t = {largest:.1})");
@@ -233,13 +288,13 @@ impl Authorizer for Careless {
 fn the_measurement_catches_a_careless_authorizer_behind_a_door_without_a_refusals_time() {
     let key = MasterKey::new([1; 32]);
     let limits = Limits { refusal: Duration::ZERO, ..Limits::default() };
-    let host = Embedded::with(limits, Arc::new(Careless(people(1200, &key))), &key);
-    let largest = largest(&measure(&host, Words::Stock, 1200));
+    let target = Target::new(limits, Careless(people(1200, &key)), &key);
+    let largest = largest(&measure(&target, Words::Stock, 1200));
     assert!(largest > CAUGHT, "the measurement finds nothing (t = {largest:.1})");
     // And the refusal's time hides even that.
     let limits = Limits { refusal: Duration::from_millis(25), ..Limits::default() };
-    let host = Embedded::with(limits, Arc::new(Careless(people(1200, &key))), &key);
-    let hidden = self::largest(&measure(&host, Words::Stock, 1200));
+    let target = Target::new(limits, Careless(people(1200, &key)), &key);
+    let hidden = self::largest(&measure(&target, Words::Stock, 1200));
     assert!(hidden < CAUGHT, "names can be told apart by time (t = {hidden:.1})");
 }
 
