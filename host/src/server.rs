@@ -249,11 +249,16 @@ impl Host {
         };
         while hangup.recv().await.is_some() {
             match self.take_up().await {
-                Ok(changed) if changed.is_empty() => {
-                    tracing::info!("SIGHUP: what can be changed in credhost.toml is as it was")
+                Ok(taken) => {
+                    taken.warnings.iter().for_each(|warning| tracing::warn!("SIGHUP: {warning}"));
+                    match taken.event("SIGHUP") {
+                        Some(event) => self.accounts.note(event),
+                        None => tracing::info!("SIGHUP: what can be changed in credhost.toml is as it was"),
+                    }
                 }
-                Ok(_) => self.accounts.note(Event::new("limits.changed").with("by", "SIGHUP")),
-                Err(failure) => tracing::error!("SIGHUP: {}; everything stays as it was", failure.error),
+                Err(ControlFailure { error, hint }) => {
+                    tracing::error!("SIGHUP: {error}{}", hint.map(|hint| format!("; {hint}")).unwrap_or_default());
+                }
             }
         }
         std::future::pending().await

@@ -166,6 +166,8 @@ fn what_a_reload_cannot_take_up_is_named() {
         .configure(|text| text.replace("irc = \"127.0.0.1:0\"", "irc = { address = \"127.0.0.1:0\", per_source = 5 }"));
     let said = host.home.run(&["reload"], "");
     assert_eq!(said, "[service.chat.listen] irc has changed: restart the host to apply it");
+    let trail = host.home.run(&["audit", "show"], "");
+    assert!(!trail.contains("limits.changed"), "nothing is other than before: {trail}");
     host.home.configure(|text| text.replace("per_source = 5", "certificates = true"));
     let refused = host.home.refused(&["reload"], "");
     assert!(

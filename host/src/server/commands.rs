@@ -54,11 +54,9 @@ impl Host {
             );
         }
         if let Request::Reload {} = &request {
-            let changed = self.take_up().await?;
-            if !changed.is_empty() {
-                accounts.note(Event::new("limits.changed").with("by", accounts.by()));
-            }
-            return Ok(serde_json::json!(changed));
+            let taken = self.take_up().await?;
+            taken.event(accounts.by()).into_iter().for_each(|event| accounts.note(event));
+            return Ok(serde_json::json!([taken.changed, taken.warnings].concat()));
         }
         if let Request::About {} = &request {
             return Ok(self.about());

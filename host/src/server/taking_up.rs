@@ -10,22 +10,23 @@ use crate::cred::ListenerRules;
 use crate::limits;
 use crate::listener::proxies;
 use crate::server::retention::Retention;
+use crate::store::audit::Event;
 
 impl Host {
     /// Takes up what can be changed while it runs; answers with what has changed.
     ///
     /// # Errors
     /// What is wrong with the file; all stays as it is then, but for services that could not be moved.
-    pub(super) async fn take_up(&self) -> Result<Vec<String>, ControlFailure> {
-        let mut changed = self.reload()?;
+    pub(super) async fn take_up(&self) -> Result<TakenUp, ControlFailure> {
+        let mut taken = self.reload()?;
         match self.folder.move_services().await {
             Ok(moved) => {
-                changed.extend(moved);
-                Ok(changed)
+                taken.changed.extend(moved);
+                Ok(taken)
             }
             Err(error) => {
                 let hint = Some("services stay where they are; put it right, and try again".to_owned());
-                Err(ControlFailure { error: format!("{error}{}", all_the_same(&changed)), hint })
+                Err(ControlFailure { error: format!("{error}{}", all_the_same(&taken.changed)), hint })
             }
         }
     }
@@ -34,7 +35,7 @@ impl Host {
     ///
     /// # Errors
     /// What is wrong with the file; all stays as it is. When a connection does not end what it had: all is taken up then.
-    fn reload(&self) -> Result<Vec<String>, ControlFailure> {
+    fn reload(&self) -> Result<TakenUp, ControlFailure> {
         let settings = ConfigFile::open(&self.home.config()).and_then(|file| file.settings());
         let before = self.limits.get();
         let read = settings.map_err(|error| error.to_string()).and_then(|settings| {
@@ -74,12 +75,10 @@ impl Host {
         changed.iter().for_each(|change| tracing::info!("limits: {change}"));
         let rules_before = changed.len();
         self.take_up_rules(rules, &mut changed)?;
-        if changed.len() > rules_before {
-            changed.extend(strange);
-        }
+        let mut warnings = if changed.len() > rules_before { strange } else { Vec::new() };
         let waits = self.doors.unlike(&listeners).into_iter().chain(gone);
-        changed.extend(waits.map(|place| format!("{place} has changed: restart the host to apply it")));
-        Ok(changed)
+        warnings.extend(waits.map(|place| format!("{place} has changed: restart the host to apply it")));
+        Ok(TakenUp { changed, warnings })
     }
 
     /// What listeners give beside keys, each its own: what one gives no more ends at once.
@@ -105,6 +104,22 @@ impl Host {
                     .to_owned(),
             hint: Some("`credhost session list` shows connections, `credhost session cut` ends one".to_owned()),
         })
+    }
+}
+
+/// What has come of reading the settings again.
+pub(super) struct TakenUp {
+    /// What is other than before, each in words.
+    pub(super) changed: Vec<String>,
+    /// What is not taken up, and names that nothing has.
+    pub(super) warnings: Vec<String>,
+}
+
+impl TakenUp {
+    /// For the trail: what is other than before, and by whom. `None`: nothing is.
+    pub(super) fn event(&self, by: &str) -> Option<Event> {
+        let what = self.changed.join("; ");
+        (!what.is_empty()).then(|| Event::new("limits.changed").with("by", by).with("settings", what))
     }
 }
 
