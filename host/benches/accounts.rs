@@ -124,7 +124,7 @@ fn hashing() {
         let spinning = (what == "spin").then(|| {
             let stop = Arc::clone(&stop);
             std::thread::spawn(move || {
-                let _ = rustix::process::setpriority_process(Some(rustix::thread::gettid()), 19);
+                let _ = rustix::process::setpriority_process(Some(rustix::thread::gettid()), 10);
                 while !stop.load(Ordering::Relaxed) {
                     std::hint::spin_loop();
                 }

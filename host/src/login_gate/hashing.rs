@@ -179,8 +179,9 @@ impl Queue {
 fn work(shared: &Pool) {
     // Those who are logged in go first. A system that does not allow it has them share. Not SCHED_IDLE: a processor that
     // is busy with that is taken for a free one, and on a system that preempts late whoever is put there waits for its
-    // next tick.
-    let _ = rustix::process::setpriority_process(Some(rustix::thread::gettid()), 19);
+    // next tick. Not 19: beside other programs that keep every processor busy that is a hundredth of one, and a password
+    // that is looked at in a tenth of a second would not be within the time that a login has.
+    let _ = rustix::process::setpriority_process(Some(rustix::thread::gettid()), 10);
     crate::cred::keep_memory(shared.kept);
     loop {
         let work = {
