@@ -248,12 +248,11 @@ impl Host {
             return std::future::pending().await;
         };
         while hangup.recv().await.is_some() {
-            match self.take_up().await {
+            match self.take_up("SIGHUP").await {
                 Ok(taken) => {
                     taken.warnings.iter().for_each(|warning| tracing::warn!("SIGHUP: {warning}"));
-                    match taken.event("SIGHUP") {
-                        Some(event) => self.accounts.note(event),
-                        None => tracing::info!("SIGHUP: what can be changed in credhost.toml is as it was"),
+                    if taken.changed.is_empty() {
+                        tracing::info!("SIGHUP: what can be changed in credhost.toml is as it was");
                     }
                 }
                 Err(ControlFailure { error, hint }) => {

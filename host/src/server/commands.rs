@@ -54,8 +54,7 @@ impl Host {
             );
         }
         if let Request::Reload {} = &request {
-            let taken = self.take_up().await?;
-            taken.event(accounts.by()).into_iter().for_each(|event| accounts.note(event));
+            let taken = self.take_up(accounts.by()).await?;
             return Ok(serde_json::json!([taken.changed, taken.warnings].concat()));
         }
         if let Request::About {} = &request {

@@ -13,16 +13,24 @@ use crate::server::retention::Retention;
 use crate::store::audit::Event;
 
 impl Host {
-    /// Takes up what can be changed while it runs; answers with what has changed.
+    /// Takes up what can be changed while it runs; answers with what has changed. The trail has that, and who gave the
+    /// command, though something else could not be taken up.
     ///
     /// # Errors
     /// What is wrong with the file; all stays as it is then, but for services that could not be moved.
-    pub(super) async fn take_up(&self) -> Result<TakenUp, ControlFailure> {
-        let mut taken = self.reload()?;
+    pub(super) async fn take_up(&self, by: &str) -> Result<TakenUp, ControlFailure> {
+        let mut taken = TakenUp::default();
+        let done = self.reload_and_move(&mut taken).await;
+        taken.event(by).into_iter().for_each(|event| self.accounts.note(event));
+        done.map(|()| taken)
+    }
+
+    async fn reload_and_move(&self, taken: &mut TakenUp) -> Result<(), ControlFailure> {
+        self.reload(taken)?;
         match self.folder.move_services().await {
             Ok(moved) => {
                 taken.changed.extend(moved);
-                Ok(taken)
+                Ok(())
             }
             Err(error) => {
                 let hint = Some("services stay where they are; put it right, and try again".to_owned());
@@ -35,7 +43,7 @@ impl Host {
     ///
     /// # Errors
     /// What is wrong with the file; all stays as it is. When a connection does not end what it had: all is taken up then.
-    fn reload(&self) -> Result<TakenUp, ControlFailure> {
+    fn reload(&self, taken: &mut TakenUp) -> Result<(), ControlFailure> {
         let settings = ConfigFile::open(&self.home.config()).and_then(|file| file.settings());
         let before = self.limits.get();
         let read = settings.map_err(|error| error.to_string()).and_then(|settings| {
@@ -66,19 +74,19 @@ impl Host {
         self.doors.set_limits(limits);
         self.limits.set(limits);
         let changed = limits::SETTINGS.iter().filter(|setting| (setting.get)(&before) != (setting.get)(&limits));
-        let mut changed: Vec<String> = changed
+        taken.changed = changed
             .map(|setting| {
                 let shown = |limits| setting.unit.shown((setting.get)(limits));
                 format!("{}: {} → {}", setting.name, shown(&before), shown(&limits))
             })
             .collect();
-        changed.iter().for_each(|change| tracing::info!("limits: {change}"));
-        let rules_before = changed.len();
-        self.take_up_rules(rules, &mut changed)?;
-        let mut warnings = if changed.len() > rules_before { strange } else { Vec::new() };
+        taken.changed.iter().for_each(|change| tracing::info!("limits: {change}"));
+        let rules_before = taken.changed.len();
+        self.take_up_rules(rules, &mut taken.changed)?;
+        taken.warnings = if taken.changed.len() > rules_before { strange } else { Vec::new() };
         let waits = self.doors.unlike(&listeners).into_iter().chain(gone);
-        warnings.extend(waits.map(|place| format!("{place} has changed: restart the host to apply it")));
-        Ok(TakenUp { changed, warnings })
+        taken.warnings.extend(waits.map(|place| format!("{place} has changed: restart the host to apply it")));
+        Ok(())
     }
 
     /// What listeners give beside keys, each its own: what one gives no more ends at once.
@@ -108,6 +116,7 @@ impl Host {
 }
 
 /// What has come of reading the settings again.
+#[derive(Default)]
 pub(super) struct TakenUp {
     /// What is other than before, each in words.
     pub(super) changed: Vec<String>,
@@ -117,7 +126,7 @@ pub(super) struct TakenUp {
 
 impl TakenUp {
     /// For the trail: what is other than before, and by whom. `None`: nothing is.
-    pub(super) fn event(&self, by: &str) -> Option<Event> {
+    fn event(&self, by: &str) -> Option<Event> {
         let what = self.changed.join("; ");
         (!what.is_empty()).then(|| Event::new("limits.changed").with("by", by).with("settings", what))
     }
