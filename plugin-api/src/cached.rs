@@ -377,6 +377,9 @@ impl<T: Cacheable> Serialize for Cached<T> {
     fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
         let known = self.shared.sent.borrow().as_ref().map(|(_, number)| *number);
         let core = Core::current().ok_or_else(|| S::Error::custom("a cached object can be sent in calls only"))?;
+        if core.copies.is_carrying() {
+            return Err(S::Error::custom("it has a cached object of the service's, which ends with this code"));
+        }
         let _writing =
             Writing::begin(&self.shared.busy).ok_or_else(|| S::Error::custom("a cached object that holds itself"))?;
         let object: Rc<dyn Observed> = Rc::<CachedCell<T>>::clone(&self.shared);

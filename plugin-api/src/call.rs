@@ -6,6 +6,7 @@ use std::rc::Rc;
 use serde::de::DeserializeOwned;
 
 use crate::fault::{Fault, Result};
+use crate::followed::{Follow, Followed};
 use crate::handle::{Handle, View};
 use crate::remote::Remote;
 use crate::runtime::core::{Core, Object};
@@ -334,6 +335,74 @@ impl Attachment {
             None => read(jelly::Classes::Any),
         }
         .map_err(|error| Fault::arguments(format!("the client's mind: {error}")))
+    }
+
+    /// The copies of this client's objects, of this type, that came by this attachment, and that this service still has. In
+    /// `attached`, after the service was replaced, these are those that the code before had, as they are now; whatever is not
+    /// asked for there is let go of. One that this code cannot read is left out, and the log says why.
+    ///
+    /// ```
+    /// use plugin_api::prelude::*;
+    /// use plugin_api::testing::TestHost;
+    /// use plugin_api::{Follow, Followed};
+    ///
+    /// #[derive(Default)]
+    /// struct Race;
+    ///
+    /// #[service("race", save = "never")]
+    /// impl Service for Race {
+    ///     type Perspective = Marshal;
+    ///
+    ///     fn attached(_: &Context<Self>, marshal: Handle<Marshal>, by: &Attachment) -> Result<Handle<Marshal>> {
+    ///         marshal.write(|marshal| marshal.boats = by.followed())?;
+    ///         Ok(marshal)
+    ///     }
+    /// }
+    ///
+    /// #[derive(Serialize, Deserialize)]
+    /// struct Boat {
+    ///     knots: f64,
+    /// }
+    ///
+    /// impl Follow for Boat {
+    ///     const TYPE: &'static str = "race.Boat";
+    ///
+    ///     fn observe(&mut self, _: &str, arguments: Value) -> Result<()> {
+    ///         (self.knots,) = arguments.to_typed()?;
+    ///         Ok(())
+    ///     }
+    /// }
+    ///
+    /// #[derive(Default)]
+    /// struct Marshal {
+    ///     boats: Vec<Followed<Boat>>,
+    /// }
+    ///
+    /// #[perspective]
+    /// impl Marshal {
+    ///     fn enter(&mut self, boat: Followed<Boat>) {
+    ///         self.boats.push(boat);
+    ///     }
+    ///
+    ///     fn fastest(&self) -> Result<f64> {
+    ///         self.boats.iter().try_fold(0.0, |most, boat| Ok(boat.read(|boat| boat.knots)?.max(most)))
+    ///     }
+    /// }
+    ///
+    /// let host = TestHost::<Race>::start()?;
+    /// let alice = host.attach("alice")?;
+    /// let boat = alice.give_cached("race.Boat", &std::collections::HashMap::from([("knots", 5.0)]))?;
+    /// alice.call::<()>("enter", (&boat,))?;
+    /// alice.tell(&boat, "speed", (7.5,))?;
+    /// host.reload()?;
+    /// assert_eq!(alice.call::<f64>("fastest", ())?, 7.5);
+    /// alice.tell(&boat, "speed", (8.0,))?;
+    /// assert_eq!(alice.call::<f64>("fastest", ())?, 8.0);
+    /// # Ok::<(), Fault>(())
+    /// ```
+    #[must_use]
+    pub fn followed<T: Follow>(&self) -> Vec<Followed<T>> {
+        Core::current().map(|core| Followed::of(&core, self.id())).unwrap_or_default()
     }
 
     /// Whether nobody has logged in: the operator lets everybody in here, as `[pb] anonymous` or by a name of

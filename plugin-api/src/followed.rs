@@ -3,22 +3,28 @@
 use std::any::Any;
 use std::cell::RefCell;
 use std::marker::PhantomData;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 
-use jelly::Value;
+use jelly::{Classes, RefKind, Value};
 use serde::de::{DeserializeOwned, Error as _, SeqAccess, Visitor};
 use serde::ser::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use tokio::sync::Notify;
 
+use crate::abi::frame;
 use crate::fault::{Fault, Result};
 use crate::remote::Remote;
+use crate::runtime::copies::{Carried, Found};
 use crate::runtime::core::Core;
 
 /// A type whose values are copies of clients' objects.
 ///
+/// Read from the client's state, by `Deserialize`; written when the service is replaced, by `Serialize`, and read by the new
+/// code. So it has to read what it writes.
+///
 /// In Twisted: `twisted.spread.pb.RemoteCache`; the client's object is a `pb.Cacheable`.
-pub trait Follow: DeserializeOwned + 'static {
+pub trait Follow: Serialize + DeserializeOwned + 'static {
     /// The name by which clients know the type: "module.Class".
     const TYPE: &'static str;
 
@@ -32,8 +38,9 @@ pub trait Follow: DeserializeOwned + 'static {
 /// A client's object that this service has a copy of. Clones are the same copy; the client is told when the last has been
 /// dropped. Sent back to the client, it is the object itself.
 ///
-/// The copy does not outlive the code: after a reload the client's object is dead for the service, until the client sends
-/// it to the new code (a client that was told so by `Reason::Reload` in `attached`, say).
+/// When the service is replaced, the new code asks for the copies of who was here before, in `attached`:
+/// [`Attachment::followed`](crate::Attachment::followed). It lets go of those that it does not ask for; the client may send them
+/// again at any time, and then they are here as they were.
 ///
 /// ```
 /// use plugin_api::prelude::*;
@@ -47,7 +54,7 @@ pub trait Follow: DeserializeOwned + 'static {
 /// #     type Perspective = Marshal;
 /// # }
 /// /// A copy of each client's boat.
-/// #[derive(Deserialize)]
+/// #[derive(Serialize, Deserialize)]
 /// struct Boat {
 ///     knots: f64,
 /// }
@@ -104,6 +111,9 @@ struct FollowedCell<T> {
 pub(crate) trait AnyFollowed {
     fn any(self: Rc<Self>) -> Rc<dyn Any>;
     fn observe(&self, method: &str, arguments: Value) -> Result<()>;
+    fn class(&self) -> &'static str;
+    /// Writes its state behind what is in `out`; appends the references in it.
+    fn write(&self, out: &mut Vec<u8>, classes: Classes, references: &mut Vec<(RefKind, u64)>) -> jelly::Result<()>;
 }
 
 impl<T: Follow> AnyFollowed for FollowedCell<T> {
@@ -118,6 +128,56 @@ impl<T: Follow> AnyFollowed for FollowedCell<T> {
         self.changed.notify_waiters();
         Ok(())
     }
+
+    fn class(&self) -> &'static str {
+        T::TYPE
+    }
+
+    fn write(&self, out: &mut Vec<u8>, classes: Classes, references: &mut Vec<(RefKind, u64)>) -> jelly::Result<()> {
+        let value = self.value.try_borrow().map_err(<jelly::Error as serde::ser::Error>::custom)?;
+        jelly::write_with(out, &*value, classes, references)
+    }
+}
+
+impl<T: Follow> FollowedCell<T> {
+    fn new(value: T) -> Rc<Self> {
+        Rc::new(Self { value: RefCell::new(value), changed: Notify::new() })
+    }
+
+    /// The copy that is known by this number; `None`: there is none.
+    fn known(core: &Rc<Core>, handle: u64) -> Result<Option<Rc<Self>>> {
+        let other = |class: &str| Fault::arguments(format!("expected a {}, found a {class}", T::TYPE));
+        match core.copies.find(handle, T::TYPE) {
+            Found::Nothing => Ok(None),
+            Found::Other(class) => Err(other(&class)),
+            Found::Here(copy) => {
+                let class = copy.class();
+                copy.any().downcast().map(Some).map_err(|_| other(class))
+            }
+            Found::Carried { by, carried } => {
+                let copy = core.reading(by, || Self::carried(core, &carried))?;
+                core.copies.follow(handle, by, Rc::<Self>::clone(&copy));
+                Ok(Some(copy))
+            }
+        }
+    }
+
+    /// A copy that the code before this one had, as it is now.
+    fn carried(core: &Core, carried: &Carried) -> Result<Rc<Self>> {
+        let classes = core.classes.get();
+        let unreadable = |error| Fault::arguments(format!("what the code before had of a {}: {error}", T::TYPE));
+        let copy = Self::new(jelly::from_slice_with(&carried.state, classes).map_err(unreadable)?);
+        for (method, arguments) in frame::entries(&carried.changes) {
+            let method = String::from_utf8_lossy(method);
+            let tell = || copy.observe(&method, jelly::from_slice_with(arguments.unwrap_or_default(), classes)?);
+            // The client has been answered already.
+            match catch_unwind(AssertUnwindSafe(tell)).unwrap_or_else(|_| Err(Fault::panicked("observe"))) {
+                Ok(()) => {}
+                Err(fault) => tracing::warn!(class = T::TYPE, %method, %fault, "a change of a client's object is lost"),
+            }
+        }
+        Ok(copy)
+    }
 }
 
 fn in_use() -> Fault {
@@ -125,6 +185,17 @@ fn in_use() -> Fault {
 }
 
 impl<T: Follow> Followed<T> {
+    /// Those that came by this attachment.
+    pub(crate) fn of(core: &Rc<Core>, attachment: u64) -> Vec<Self> {
+        let follow = |handle| {
+            let remote = core.reading(attachment, || core.arriving(handle))?;
+            let unreadable = |fault| tracing::warn!(%fault, "a copy of a client's object is lost");
+            let shared = FollowedCell::known(core, handle).map_err(unreadable).ok()??;
+            Some(Self { shared, remote })
+        };
+        core.copies.of(attachment, T::TYPE).into_iter().filter_map(follow).collect()
+    }
+
     /// Looks at the copy.
     ///
     /// # Errors
@@ -171,8 +242,9 @@ impl<T> std::fmt::Debug for Followed<T> {
 
 impl<T> Serialize for Followed<T> {
     fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
-        if Core::current().is_none() {
-            return Err(S::Error::custom("a client's object can be sent in calls only"));
+        let core = Core::current().ok_or_else(|| S::Error::custom("a client's object can be sent in calls only"))?;
+        if core.copies.is_carrying() {
+            return serializer.serialize_newtype_struct(jelly::types::reference::CACHED, &self.remote.handle());
         }
         self.remote.serialize(serializer)
     }
@@ -190,12 +262,11 @@ impl<'de, T: Follow> Deserialize<'de> for Followed<T> {
 
             /// One that has come before.
             fn visit_u64<E: serde::de::Error>(self, handle: u64) -> std::result::Result<Followed<T>, E> {
-                Core::current()
-                    .and_then(|core| {
-                        let shared = core.followed(handle)?.any().downcast::<FollowedCell<T>>().ok()?;
-                        Some(Followed { shared, remote: core.arriving(handle)? })
-                    })
-                    .ok_or_else(|| E::custom("a cached object of the client's that is not there any more"))
+                let gone = || E::custom("a cached object of the client's that is not there any more");
+                let core = Core::current().ok_or_else(gone)?;
+                let remote = core.arriving(handle).ok_or_else(gone)?;
+                let shared = FollowedCell::known(&core, handle).map_err(|fault| E::custom(fault.message()))?;
+                Ok(Followed { shared: shared.ok_or_else(gone)?, remote })
             }
 
             /// Its type, its number, its state.
@@ -210,9 +281,9 @@ impl<'de, T: Follow> Deserialize<'de> for Followed<T> {
                 let core =
                     Core::current().ok_or_else(|| A::Error::custom("a client's object can come in calls only"))?;
                 let remote = core.arriving(handle).ok_or_else(short)?;
-                let shared = Rc::new(FollowedCell { value: RefCell::new(value), changed: Notify::new() });
+                let shared = FollowedCell::new(value);
                 // Kept until the client has ended it: it may send it once more, without its state.
-                core.follow(handle, Rc::<FollowedCell<T>>::clone(&shared));
+                core.copies.follow(handle, core.read_by(), Rc::<FollowedCell<T>>::clone(&shared));
                 Ok(Followed { shared, remote })
             }
         }

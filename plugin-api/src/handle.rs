@@ -10,7 +10,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::abi::frame::ToHost;
 use crate::fault::{Fault, Result};
-use crate::runtime::core::{Core, Object};
+use crate::runtime::core::{Core, Object, Place};
 use crate::runtime::incoming::{Incoming, Invoked};
 use crate::service::{Callable, Save};
 
@@ -42,7 +42,7 @@ pub struct AnyHandle(pub(crate) Rc<dyn Object>);
 
 impl Serialize for AnyHandle {
     fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
-        export(&self.0, self.0.address(), serializer)
+        export((self.0.address(), self.0.seen_by()), || Rc::clone(&self.0), serializer)
     }
 }
 
@@ -129,8 +129,7 @@ impl Object for View {
 
 impl Serialize for View {
     fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
-        let object: Rc<dyn Object> = Rc::new(self.clone());
-        export(&object, self.address, serializer)
+        export((self.address, self.seen_by()), || Rc::new(self.clone()), serializer)
     }
 }
 
@@ -142,12 +141,16 @@ impl std::fmt::Debug for View {
 
 /// A reference to an own object goes out.
 fn export<S: Serializer>(
-    object: &Rc<dyn Object>,
-    address: usize,
+    place: Place,
+    object: impl FnOnce() -> Rc<dyn Object>,
     serializer: S,
 ) -> std::result::Result<S::Ok, S::Error> {
     let core = Core::current().ok_or_else(|| S::Error::custom("a reference can be sent in calls only"))?;
-    let id = core.export((address, object.seen_by()), || Rc::clone(object)).map_err(S::Error::custom)?;
+    if core.copies.is_carrying() {
+        let id = core.known_as(place).ok_or_else(|| S::Error::custom("it has an object that no client has"))?;
+        return serializer.serialize_newtype_struct(jelly::types::reference::LOCAL, &id);
+    }
+    let id = core.export(place, object).map_err(S::Error::custom)?;
     serializer.serialize_newtype_struct(jelly::types::reference::REMOTE, &id)
 }
 
@@ -548,9 +551,7 @@ impl<T> std::fmt::Debug for Handle<T> {
 
 impl<T: Callable> Serialize for Handle<T> {
     fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
-        let core = Core::current().ok_or_else(|| S::Error::custom("a reference can be sent in calls only"))?;
-        let id = core.export((self.address(), 0), || Rc::new(self.clone())).map_err(S::Error::custom)?;
-        serializer.serialize_newtype_struct(jelly::types::reference::REMOTE, &id)
+        export((self.address(), 0), || Rc::new(self.clone()), serializer)
     }
 }
 

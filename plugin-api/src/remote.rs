@@ -2,6 +2,7 @@
 
 use std::rc::Rc;
 
+use jelly::types::reference;
 use serde::de::{DeserializeOwned, Error as _, Visitor};
 use serde::ser::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -83,6 +84,11 @@ impl Remote {
         jelly::token::bytes(&mut out, b"remote");
         jelly::token::uint(&mut out, self.shared.handle);
         out
+    }
+
+    /// The service's number for it.
+    pub(crate) fn handle(&self) -> u64 {
+        self.shared.handle
     }
 
     fn target(&self) -> (u64, u64) {
@@ -240,16 +246,15 @@ impl std::fmt::Debug for Remote {
 
 impl Serialize for Remote {
     fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
-        if Core::current().is_none() {
-            return Err(S::Error::custom("a reference can be sent in calls only"));
-        }
-        serializer.serialize_newtype_struct(jelly::types::reference::LOCAL, &self.shared.handle)
+        let core = Core::current().ok_or_else(|| S::Error::custom("a reference can be sent in calls only"))?;
+        let kind = if core.copies.is_carrying() { reference::REMOTE } else { reference::LOCAL };
+        serializer.serialize_newtype_struct(kind, &self.shared.handle)
     }
 }
 
 impl<'de> Deserialize<'de> for Remote {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
-        let handle = number(deserializer, jelly::types::reference::REMOTE, "a reference to an object of the client's")?;
+        let handle = number(deserializer, reference::REMOTE, "a reference to an object of the client's")?;
         Core::current()
             .and_then(|core| core.arriving(handle))
             .ok_or_else(|| D::Error::custom("a reference can come in calls only"))

@@ -113,7 +113,7 @@ struct State {
     known: BTreeMap<u64, Known>,
     lifecycle: Vec<(usize, std::result::Result<&'static str, String>)>,
     /// What the last that stood still has left to its successor.
-    heirlooms: Vec<u8>,
+    heirlooms: (Vec<u8>, Vec<u8>),
     updates: HashMap<u64, Vec<(String, Value)>>,
     data: BTreeMap<Vec<u8>, Vec<u8>>,
     data_version: u64,
@@ -288,7 +288,7 @@ impl<S: Service> TestHost<S> {
         self.send_to(old, &ToLibrary::Freeze { request: 0 });
         self.stage(old, "frozen")?;
         let adopted = self.generation().and_then(|()| {
-            let objects = self.state.borrow().heirlooms.clone();
+            let objects = self.state.borrow().heirlooms.0.clone();
             self.send(&ToLibrary::Adopt { objects: &objects, numbers: self.objects.get() });
             self.stage(self.serving(), "adopted")?;
             self.settle()
@@ -301,6 +301,11 @@ impl<S: Service> TestHost<S> {
             self.send_to(old, &ToLibrary::Thaw {});
             return Err(fault);
         }
+        let copies = self.state.borrow().heirlooms.1.clone();
+        for handle in frame::handed_on(&copies) {
+            *self.state.borrow_mut().sent.entry(handle).or_default() += 1;
+        }
+        self.send(&ToLibrary::Copies { copies: &copies });
         let known: Vec<u64> = self.state.borrow().known.keys().copied().collect();
         self.state.borrow_mut().attached.clear();
         let mut refused = None;
@@ -588,8 +593,8 @@ impl<S: Service> TestHost<S> {
             ToHost::Adopted { .. } => state.lifecycle.push((from, Ok("adopted"))),
             ToHost::Stopped {} => state.lifecycle.push((from, Ok("stopped"))),
             ToHost::Refused { message } => state.lifecycle.push((from, Err(message.to_owned()))),
-            ToHost::Frozen { objects, numbers, .. } => {
-                state.heirlooms = objects.to_vec();
+            ToHost::Frozen { objects, numbers, copies, .. } => {
+                state.heirlooms = (objects.to_vec(), copies.to_vec());
                 self.objects.set(numbers);
                 state.lifecycle.push((from, Ok("frozen")));
             }
@@ -614,7 +619,7 @@ impl<S: Service> TestHost<S> {
                 {
                     has.set(false);
                     drop(state);
-                    tell(&ToLibrary::Uncached { handle });
+                    self.send(&ToLibrary::Uncached { handle });
                 }
             }
             ToHost::Save { perspective, state: saved, .. } => {

@@ -31,7 +31,7 @@ impl Ticket {
     }
 }
 
-#[derive(Deserialize)]
+#[derive(Serialize, Deserialize)]
 struct Boat {
     knots: u32,
 }

@@ -35,6 +35,16 @@ fn minds_with_objects_in_them_outlive_the_code() {
     assert_eq!(said.trim(), "whole");
 }
 
+/// A copy of a client's object follows on, whatever code serves; one that the new code does not ask for may come again.
+#[test]
+fn what_a_service_follows_is_followed_by_the_next_code() {
+    let host = host("", "");
+    let (program, home) = (system_tests::build::credhost(), host.home.path());
+    let command = [program.to_str().unwrap(), "--home", home.to_str().unwrap(), "service", "reload", "exchange"];
+    let said = twisted("carried_boats.py", &[&[host.port().as_str()], &command[..]].concat());
+    assert_eq!(said.trim(), "followed");
+}
+
 /// Pages go through in both directions while the host's memory stays as it is: what it takes for some, it takes for many.
 #[test]
 fn pages_cost_no_memory() {

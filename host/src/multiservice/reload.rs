@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use plugin_api::abi::frame::{ToHost, ToLibrary, numbers};
+use plugin_api::abi::frame::{ToHost, ToLibrary, handed_on, numbers};
 
 use super::instance::{Instance, unexpected};
 use super::outgoing::Lifecycle;
@@ -107,6 +107,7 @@ struct Frozen {
     objects: Vec<u8>,
     numbers: u64,
     states: u64,
+    copies: Vec<u8>,
 }
 
 /// The next generation of a service: loaded and made, beside the one that serves. One that is not made to serve is ended.
@@ -205,7 +206,8 @@ impl Slot {
         let ready = async {
             let frozen = frozen(&old, u64::from(new.number)).await?;
             new.start(Some(FREEZE)).await?;
-            new.generation.send(&ToLibrary::Adopt { objects: &frozen.objects, numbers: frozen.numbers });
+            let Frozen { objects, numbers, .. } = &frozen;
+            new.generation.send(&ToLibrary::Adopt { objects, numbers: *numbers });
             let objects = match new.step(FREEZE, "make objects anew that clients have").await? {
                 Lifecycle::Adopted(objects) => objects,
                 other => return Err(unexpected(&other)),
@@ -222,7 +224,7 @@ impl Slot {
         };
         prepared.instance = None;
         self.crashes.lock().waits = None;
-        let (attached, held, streams) = self.switch(&old, &new);
+        let (attached, held, streams) = self.switch(&old, &new, &frozen.copies);
         // It may have died since it was asked whether it is well.
         self.watch(&new);
         let freeze_ms = began.elapsed().as_secs_f64() * 1e3;
@@ -274,7 +276,7 @@ impl Slot {
     }
 
     /// From here on the new one serves, and nothing can go wrong any more.
-    fn switch(&self, old: &Arc<Instance>, new: &Arc<Instance>) -> (usize, usize, usize) {
+    fn switch(&self, old: &Arc<Instance>, new: &Arc<Instance>, copies: &[u8]) -> (usize, usize, usize) {
         self.retiring.lock().push(Arc::clone(old));
         let (mut counts, mut streams) = ((0, 0), 0);
         self.current.switch(Arc::clone(new), |new, attached, revoked, waited| {
@@ -286,22 +288,21 @@ impl Slot {
             {
                 // Each connection hears of the new hold on its client's object before the old one can let go of it.
                 let mut delivery = Delivery::new(&self.context.router);
-                for (_, frame) in attached {
-                    let known = ToLibrary::read(&mut &**frame);
-                    let Some(ToLibrary::Attach { mind, handles, .. } | ToLibrary::Linger { mind, handles, .. }) = known
-                    else {
-                        continue;
-                    };
-                    for handle in numbers(handles).chain((mind != 0).then_some(mind)) {
-                        let mut retained = Vec::new();
-                        ToHost::Retained { handle }.write(&mut retained);
-                        delivery.deliver(handle, new.outgoing.tag(), &retained, Weight::Must);
-                    }
+                let mut retained = Vec::new();
+                for handle in attached.iter().flat_map(|(_, frame)| minds(frame)).chain(handed_on(copies)) {
+                    retained.clear();
+                    ToHost::Retained { handle }.write(&mut retained);
+                    delivery.deliver(handle, new.outgoing.tag(), &retained, Weight::Must);
                 }
             }
             self.serves(new);
             new.outgoing.expect(attached.iter().filter(is_attached).map(|(attachment, _)| *attachment));
             new.outgoing.serve();
+            if !copies.is_empty() {
+                let mut frame = Vec::new();
+                ToLibrary::Copies { copies }.write(&mut frame);
+                new.generation.push_host(&frame);
+            }
             for (_, frame) in attached {
                 new.generation.push_host(frame);
             }
@@ -377,8 +378,8 @@ async fn frozen(old: &Instance, wanted: u64) -> Result<Frozen, LibraryFault> {
         let left = deadline.saturating_duration_since(tokio::time::Instant::now());
         let step = tokio::time::timeout(left, old.step(2 * FREEZE, "save its state")).await;
         match step {
-            Ok(Ok(Lifecycle::Frozen { request, calls, objects, numbers, states })) if request == wanted => {
-                return Ok(Frozen { calls, objects, numbers, states });
+            Ok(Ok(Lifecycle::Frozen { request, calls, objects, numbers, states, copies })) if request == wanted => {
+                return Ok(Frozen { calls, objects, numbers, states, copies });
             }
             // Of an earlier try, which was given up.
             Ok(Ok(Lifecycle::Frozen { .. })) => {}
@@ -403,6 +404,15 @@ fn give_up(new: Arc<Instance>) {
         // The program itself is ending.
         Err(_) => new.generation.send_last(&ToLibrary::Stop {}),
     }
+}
+
+/// The client's objects in a mind, once for each time.
+fn minds(mut attached: &[u8]) -> impl Iterator<Item = u64> {
+    let (mind, handles) = match ToLibrary::read(&mut attached) {
+        Some(ToLibrary::Attach { mind, handles, .. } | ToLibrary::Linger { mind, handles, .. }) => (mind, handles),
+        _ => (0, &[] as &[u8]),
+    };
+    numbers(handles).chain((mind != 0).then_some(mind))
 }
 
 fn calls(mut frames: &[u8]) -> usize {

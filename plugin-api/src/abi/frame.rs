@@ -400,6 +400,12 @@ frames! {
             /// What it was asked for.
             bytes: bytes,
         }
+        /// To a generation that takes over, before those are attached who were to the one before: the copies of clients' objects that
+        /// that had. Each of the objects in it counts as given to the library once: the copied ones, and those that they refer to.
+        33 Copies {
+            /// As in `Frozen`.
+            copies: bytes,
+        }
     }
 }
 
@@ -562,6 +568,8 @@ frames! {
             numbers: number,
             /// How many states live in this generation.
             states: number,
+            /// Copies of clients' objects: see `put_copy`.
+            copies: later,
         }
         /// The answer to `Adopt`.
         21 Adopted {
@@ -762,6 +770,48 @@ pub fn objects(mut bytes: &[u8]) -> impl Iterator<Item = (u64, u64, &str)> {
         let count = u64::from_le_bytes(take(&mut bytes, 8)?.try_into().ok()?);
         Some((object, count, std::str::from_utf8(get(&mut bytes)?).ok()?))
     })
+}
+
+/// A copy of a client's object, for the generation that takes over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Copy<'a> {
+    /// The client's object, by the service's number.
+    pub handle: u64,
+    /// By which attachment it came.
+    pub by: u64,
+    /// The client's name for its type.
+    pub class: &'a str,
+    /// Its state, in Jelly.
+    pub state: &'a [u8],
+    /// What the copy was told of since: methods and arguments, as [`entries`].
+    pub changes: &'a [u8],
+    /// The client's objects in both, once for each time: 8 bytes each.
+    pub references: &'a [u8],
+}
+
+/// Appends a copy of a client's object to a list of them.
+pub fn put_copy(out: &mut Vec<u8>, copy: &Copy<'_>) {
+    out.extend_from_slice(&copy.handle.to_le_bytes());
+    out.extend_from_slice(&copy.by.to_le_bytes());
+    for part in [copy.class.as_bytes(), copy.state, copy.changes, copy.references] {
+        put(out, part);
+    }
+}
+
+/// The copies in a list of them, as far as they are ones.
+pub fn copies(mut bytes: &[u8]) -> impl Iterator<Item = Copy<'_>> {
+    std::iter::from_fn(move || {
+        let handle = u64::from_le_bytes(take(&mut bytes, 8)?.try_into().ok()?);
+        let by = u64::from_le_bytes(take(&mut bytes, 8)?.try_into().ok()?);
+        let class = std::str::from_utf8(get(&mut bytes)?).ok()?;
+        let (state, changes, references) = (get(&mut bytes)?, get(&mut bytes)?, get(&mut bytes)?);
+        Some(Copy { handle, by, class, state, changes, references })
+    })
+}
+
+/// The client's objects that a list of copies hands on, once for each time.
+pub fn handed_on(bytes: &[u8]) -> impl Iterator<Item = u64> {
+    copies(bytes).flat_map(|copy| std::iter::once(copy.handle).chain(numbers(copy.references)))
 }
 
 #[cfg(test)]

@@ -63,7 +63,7 @@ impl<S: Service> Runtime<S> {
                         (0, Some(perspective)) => S::Perspective::invoke(perspective, incoming),
                         (0, None) => Invoked::Done(Err(dead())),
                         // A client tells of a change to an object of its own.
-                        (object, _) if object >> 32 != 0 => incoming.observe(core.followed(object)),
+                        (object, _) if object >> 32 != 0 => incoming.observe(object),
                         _ => core
                             .object(object)
                             .map_or_else(|| Invoked::Done(Err(dead())), |object| object.invoke(incoming)),

@@ -2,7 +2,7 @@
 
 use std::any::Any;
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap};
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 
@@ -11,12 +11,12 @@ use serde::Serialize;
 use tokio::sync::{Notify, oneshot};
 
 use super::Wall;
+use super::copies::Copies;
 use super::incoming::{Incoming, Invoked};
 use crate::abi::frame::{self, ToHost};
 use crate::cached::Observed;
 use crate::doors::{self, Login};
 use crate::fault::{Fault, Result};
-use crate::followed::AnyFollowed;
 use crate::handle::Handle;
 use crate::remote::{self, Remote};
 use crate::service::Callable;
@@ -103,7 +103,7 @@ struct Watch {
 }
 
 /// Where an object is, and which attachment alone has it so (0: all have).
-type Place = (usize, u64);
+pub(crate) type Place = (usize, u64);
 
 struct Exported {
     own: Own,
@@ -170,8 +170,8 @@ pub(crate) struct Core {
     watches: RefCell<Vec<Watch>>,
     places: RefCell<HashMap<Place, u64>>,
     remotes: RefCell<HashMap<u64, Weak<remote::RemoteCell>>>,
-    /// Copies of clients' objects, by their handles.
-    followed: RefCell<BTreeMap<u64, Rc<dyn AnyFollowed>>>,
+    /// Copies of clients' objects.
+    pub(crate) copies: Copies,
     /// The perspectives that clients have, by attachment: one that comes back as an argument.
     avatars: RefCell<HashMap<u64, Rc<dyn Object>>>,
     /// By which attachment the values come that are being read just now; 0: by none.
@@ -222,7 +222,7 @@ impl Core {
             watches: RefCell::default(),
             places: RefCell::default(),
             remotes: RefCell::default(),
-            followed: RefCell::default(),
+            copies: Copies::default(),
             avatars: RefCell::default(),
             reading: Cell::new(0),
             classes: Cell::new(Classes::Any),
@@ -652,6 +652,15 @@ impl Core {
         }
     }
 
+    /// By what number clients know an own object, without one more of them: as one that was handed out, or as a perspective.
+    pub(crate) fn known_as(&self, place: Place) -> Option<u64> {
+        let avatar = || {
+            let avatars = self.avatars.borrow();
+            avatars.iter().find(|(_, object)| object.address() == place.0).map(|(attachment, _)| *attachment)
+        };
+        self.places.borrow().get(&place).copied().or_else(avatar)
+    }
+
     /// An own object that a client has sent back: one that was handed out, or the perspective of an attachment.
     pub(crate) fn own<T: 'static>(&self, id: u64) -> Option<Handle<T>> {
         let object = if id >> 32 == 0 { self.object(id) } else { self.avatar(id) };
@@ -730,23 +739,6 @@ impl Core {
         Some(Remote::arriving(self.known_remote(handle)?, self.read_by()))
     }
 
-    /// A copy of a client's object is here from now on.
-    pub(crate) fn follow(&self, handle: u64, copy: Rc<dyn AnyFollowed>) {
-        let before = self.followed.borrow_mut().insert(handle, copy);
-        drop(before);
-    }
-
-    /// The client has ended an object of its own.
-    pub(crate) fn unfollow(&self, handle: u64) {
-        let gone = self.followed.borrow_mut().remove(&handle);
-        drop(gone);
-    }
-
-    /// The copy of a client's object, if somebody has it.
-    pub(crate) fn followed(&self, handle: u64) -> Option<Rc<dyn AnyFollowed>> {
-        self.followed.borrow().get(&handle).cloned()
-    }
-
     pub(crate) fn forget_remote(&self, handle: u64) {
         self.remotes.borrow_mut().remove(&handle);
     }
@@ -788,12 +780,7 @@ impl Core {
         if !self.is_attached(attachment) {
             // Copies of a client's objects end with its connection.
             let least = u64::from(connection(attachment)) << 32;
-            let mut followed = self.followed.borrow_mut();
-            let gone: Vec<u64> =
-                followed.range(least..=least | u64::from(u32::MAX)).map(|(handle, _)| *handle).collect();
-            let gone: Vec<_> = gone.into_iter().filter_map(|handle| followed.remove(&handle)).collect();
-            drop(followed);
-            drop(gone);
+            self.copies.disconnected(least, least | u64::from(u32::MAX));
         }
     }
 
@@ -857,7 +844,8 @@ impl Core {
         self.places.borrow_mut().clear();
         let waiting = std::mem::take(&mut *self.waiting.borrow_mut());
         let avatars = std::mem::take(&mut *self.avatars.borrow_mut());
-        drop((objects, waiting, avatars, self.watches.take(), self.followed.take()));
+        drop((objects, waiting, avatars, self.watches.take()));
+        self.copies.clear();
         self.doors.clear();
     }
 }

@@ -40,8 +40,8 @@ impl<S: Service> Runtime<S> {
         }
         core.doors.freeze(core, request);
         let calls: Vec<u8> = self.suspended.borrow().keys().flat_map(|call| call.to_le_bytes()).collect();
-        let (objects, numbers) = (core.heirlooms(), core.numbered.get());
-        core.push(&ToHost::Frozen { request, calls: &calls, objects: &objects, numbers, states });
+        let (objects, numbers, copies) = (core.heirlooms(), core.numbered.get(), core.copies.frozen(core));
+        core.push(&ToHost::Frozen { request, calls: &calls, objects: &objects, numbers, states, copies: &copies });
         core.flush();
         // No task runs meanwhile, for the thread itself waits.
         let mut looked_at = 0;

@@ -8,11 +8,11 @@ use jelly::Value;
 use serde::Serialize;
 
 use super::arguments::Arguments;
+use super::copies::Told;
 use super::core::{Core, Encoded, Object};
 use crate::call::{Attachment, Call};
 use crate::context::Context;
 use crate::fault::{Fault, Result};
-use crate::followed::AnyFollowed;
 use crate::handle::Handle;
 use crate::manifest::Method;
 use crate::service::{Callable, Service};
@@ -37,7 +37,7 @@ pub struct Incoming<'a> {
     pub(crate) object: bool,
     /// The service's context, whose type the perspective knows.
     pub(crate) context: &'a dyn std::any::Any,
-    pub(crate) core: &'a Core,
+    pub(crate) core: &'a Rc<Core>,
     pub(crate) answer: &'a mut Vec<u8>,
     /// The own objects in the answer.
     pub(crate) objects: &'a mut Vec<u8>,
@@ -142,12 +142,13 @@ impl<'a> Incoming<'a> {
     }
 
     /// A client's object has changed that a copy is here of.
-    pub(crate) fn observe(self, copy: Option<Rc<dyn AnyFollowed>>) -> Invoked {
+    pub(crate) fn observe(self, handle: u64) -> Invoked {
         let Self { method, arguments, core, answer, objects, .. } = self;
         let told = || {
-            let copy = copy.ok_or_else(super::dead)?;
-            let arguments: Value = jelly::from_slice_with(arguments, core.classes.get())?;
-            copy.observe(method, arguments)?;
+            if let Told::Tell(copy) = core.copies.observed(core, handle, method, arguments)? {
+                let arguments: Value = jelly::from_slice_with(arguments, core.classes.get())?;
+                copy.observe(method, arguments)?;
+            }
             Sink { core, answer, objects }.value(&())
         };
         Invoked::Done(catch_unwind(AssertUnwindSafe(told)).unwrap_or_else(|_| Err(Fault::panicked("observe"))))

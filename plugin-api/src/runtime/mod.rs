@@ -5,6 +5,7 @@
 //! and then run on as tasks of this thread.
 
 pub(crate) mod arguments;
+pub(crate) mod copies;
 pub(crate) mod core;
 pub(crate) mod incoming;
 
@@ -367,7 +368,7 @@ impl<S: Service> Runtime<S> {
                 let known = Attachment::new(attachment, perspective, identity, peer, mind, Reason::Reload);
                 self.attachments.borrow_mut().insert(attachment, Attaching::LetGo(known));
             }
-            ToLibrary::Uncached { handle } => core.unfollow(handle),
+            ToLibrary::Uncached { handle } => core.copies.unfollow(handle),
             ToLibrary::Gone { call } => {
                 self.client_has_gone(call);
             }
@@ -380,7 +381,10 @@ impl<S: Service> Runtime<S> {
                 let fault = Fault::new("twisted.cred.error.Unauthorized", message);
                 core.answered(request, Err(fault.with_fields(&doors::Wait { wait })));
             }
-            ToLibrary::Resume {} => core.doors.resume(),
+            ToLibrary::Resume {} => {
+                core.copies.resume(core);
+                core.doors.resume();
+            }
             ToLibrary::LoginEnded { login } => core.doors.login_ended(core, login),
             ToLibrary::Lent { request, stream, descriptor, asked, certificate } => {
                 core.answered(request, Ok(doors::lent(core, stream, descriptor, asked, certificate)));
@@ -411,6 +415,7 @@ impl<S: Service> Runtime<S> {
             // The thread has gone on by itself, or has not stood still yet.
             ToLibrary::Thaw {} => self.freezing.set(None),
             ToLibrary::Retire {} => self.retire(),
+            ToLibrary::Copies { copies } => core.copies.adopt(core, copies),
             ToLibrary::Adopt { objects, numbers } => {
                 core.numbered.set(numbers);
                 let (me, objects) = (self.me(), objects.to_vec());

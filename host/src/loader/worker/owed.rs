@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
-use plugin_api::abi::frame::{ToHost, ToLibrary, numbers};
+use plugin_api::abi::frame::{ToHost, ToLibrary, handed_on, numbers};
 
 use super::wire::Malformed;
 
@@ -102,6 +102,7 @@ impl Owed {
             ToLibrary::Init { .. } | ToLibrary::Start { .. } | ToLibrary::Health { .. } | ToLibrary::Try { .. } => {
                 self.steps += 1
             }
+            ToLibrary::Copies { copies } => handed_on(copies).for_each(|handle| self.holds(&handle.to_le_bytes())),
             ToLibrary::Adopt { numbers, .. } => {
                 self.steps += 1;
                 self.objects = self.objects.max(numbers);
@@ -292,7 +293,7 @@ impl Owed {
         let request = self.freezing.take()?;
         let mut frames = Vec::new();
         let numbers = self.objects;
-        ToHost::Frozen { request, calls: &[], objects: &[], numbers, states: 0 }.write(&mut frames);
+        ToHost::Frozen { request, calls: &[], objects: &[], numbers, states: 0, copies: &[] }.write(&mut frames);
         Some(frames)
     }
 
@@ -434,7 +435,7 @@ mod tests {
                 "frozen, unasked",
                 &[
                     ToHost::Manifest { manifest: &[] },
-                    ToHost::Frozen { request: 1, calls: &[], objects: &[], numbers: 0, states: 0 },
+                    ToHost::Frozen { request: 1, calls: &[], objects: &[], numbers: 0, states: 0, copies: &[] },
                 ],
             ),
         ];

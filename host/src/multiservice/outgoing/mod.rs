@@ -33,7 +33,7 @@ pub(super) enum Lifecycle {
     Started,
     Healthy(u64),
     Refused(String),
-    Frozen { request: u64, calls: Vec<u8>, objects: Vec<u8>, numbers: u64, states: u64 },
+    Frozen { request: u64, calls: Vec<u8>, objects: Vec<u8>, numbers: u64, states: u64, copies: Vec<u8> },
     Adopted(u64),
     Stopped,
 }
@@ -348,12 +348,13 @@ impl Outgoing {
             ToHost::Started {} => self.reached(Lifecycle::Started),
             ToHost::Healthy { request } => self.reached(Lifecycle::Healthy(*request)),
             ToHost::Refused { message } => self.reached(Lifecycle::Refused(self.report.refusal(message))),
-            ToHost::Frozen { request, calls, objects, numbers, states } => self.frozen(Lifecycle::Frozen {
+            ToHost::Frozen { request, calls, objects, numbers, states, copies } => self.frozen(Lifecycle::Frozen {
                 request: *request,
                 calls: calls.to_vec(),
                 objects: objects.to_vec(),
                 numbers: *numbers,
                 states: *states,
+                copies: copies.to_vec(),
             }),
             ToHost::Adopted { objects } => self.reached(Lifecycle::Adopted(*objects)),
             ToHost::Unreadable { perspective, message } => {

@@ -1,0 +1,257 @@
+//! Clients' cached objects when the service is replaced.
+
+use std::collections::HashMap;
+
+use plugin_api::prelude::*;
+use plugin_api::testing::{TestCached, TestClient, TestHost};
+use plugin_api::{Follow, Followed};
+
+#[derive(Default)]
+struct Race;
+
+#[service("race", save = "never")]
+impl Service for Race {
+    type Perspective = Marshal;
+
+    /// "bob" asks for nothing, "carol" too late, and everybody else for all there is.
+    fn attached(_: &Context<Self>, marshal: Handle<Marshal>, by: &Attachment) -> Result<Handle<Marshal>> {
+        if !["bob", "carol"].contains(&by.perspective()) {
+            marshal.write(|marshal| marshal.boats = by.followed())?;
+        }
+        Ok(marshal)
+    }
+
+    fn rebuild(_: Context<Self>, name: String) -> impl Future<Output = Result<AnyHandle>> {
+        std::future::ready(Ok(Handle::named(&name, Pier).into()))
+    }
+}
+
+/// An object of the service's own, which a boat may be at.
+struct Pier;
+
+#[perspective]
+impl Pier {}
+
+/// What clients have; with every kind of reference.
+#[derive(Serialize, Deserialize)]
+struct Boat {
+    knots: u32,
+    #[serde(default)]
+    log: Vec<String>,
+    #[serde(default)]
+    captain: Option<Remote>,
+    #[serde(default)]
+    tender: Option<Followed<Tender>>,
+    #[serde(default)]
+    pier: Option<Handle<Pier>>,
+    #[serde(default, serialize_with = "breaks")]
+    broken: bool,
+}
+
+fn breaks<S: serde::Serializer>(broken: &bool, serializer: S) -> Result<S::Ok, S::Error> {
+    assert!(!broken, "a boat that cannot be written");
+    serializer.serialize_bool(*broken)
+}
+
+impl Follow for Boat {
+    const TYPE: &'static str = "race.Boat";
+
+    fn observe(&mut self, method: &str, arguments: Value) -> Result<()> {
+        self.log.push(method.to_owned());
+        match method {
+            "speed" => (self.knots,) = arguments.to_typed()?,
+            "captain" => (self.captain,) = arguments.to_typed()?,
+            "panic" => panic!("told to"),
+            other => return Err(Fault::value(format!("boats have no {other}"))),
+        }
+        Ok(())
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+struct Tender {
+    seats: u32,
+}
+
+impl Follow for Tender {
+    const TYPE: &'static str = "race.Tender";
+
+    fn observe(&mut self, _: &str, arguments: Value) -> Result<()> {
+        (self.seats,) = arguments.to_typed()?;
+        Ok(())
+    }
+}
+
+#[derive(Default)]
+struct Marshal {
+    boats: Vec<Followed<Boat>>,
+}
+
+#[perspective]
+impl Marshal {
+    fn enter(&mut self, boat: Followed<Boat>) {
+        self.boats.push(boat);
+    }
+
+    /// Has it, and does not end.
+    async fn wait(_: Handle<Self>, boat: Followed<Boat>) -> Result<()> {
+        let _boat = boat;
+        std::future::pending().await
+    }
+
+    fn forget(&mut self) {
+        self.boats.clear();
+    }
+
+    /// Of each boat: how fast it is, and what it was told.
+    fn boats(&self) -> Result<Vec<(u32, Vec<String>)>> {
+        self.boats.iter().map(|boat| boat.read(|boat| (boat.knots, boat.log.clone()))).collect()
+    }
+
+    fn pier(&self) -> Handle<Pier> {
+        Handle::named("north", Pier)
+    }
+
+    /// Asks the first boat's captain, and looks at its tender and its pier.
+    async fn aboard(me: Handle<Self>) -> Result<(String, u32, bool)> {
+        let boat = me.read(|marshal| marshal.boats[0].clone())?;
+        let captain = boat.read(|boat| boat.captain.clone())?.ok_or_else(|| Fault::value("no captain"))?;
+        let seats =
+            boat.read(|boat| boat.tender.as_ref().map_or(Ok(0), |tender| tender.read(|tender| tender.seats)))??;
+        Ok((captain.call("name", ()).await?, seats, boat.read(|boat| boat.pier.is_some())?))
+    }
+}
+
+type Boats = Vec<(u32, Vec<String>)>;
+
+fn boat(client: &TestClient<'_, Race>, knots: u32) -> TestCached {
+    client.give_cached("race.Boat", &HashMap::from([("knots", knots)])).expect("it can be written")
+}
+
+fn knots(client: &TestClient<'_, Race>) -> Vec<u32> {
+    client.call::<Boats>("boats", ()).expect("boats").into_iter().map(|(knots, _)| knots).collect()
+}
+
+#[test]
+fn who_asks_in_attached_has_them_as_they_are_now_and_they_follow_on() {
+    let host = TestHost::<Race>::start().unwrap();
+    let (alice, dave) = (host.attach("alice").unwrap(), host.attach("dave").unwrap());
+    let (one, other, daves) = (boat(&alice, 1), boat(&alice, 2), boat(&dave, 3));
+    alice.call::<()>("enter", (&one,)).unwrap();
+    alice.call::<()>("enter", (&other,)).unwrap();
+    dave.call::<()>("enter", (&daves,)).unwrap();
+    for reloads in 1..=3 {
+        alice.tell(&one, "speed", (10 * reloads,)).unwrap();
+        host.reload().unwrap();
+        assert_eq!(knots(&alice), [10 * reloads, 2], "after {reloads} replacements");
+        assert_eq!(knots(&dave), [3], "each has what came by their own attachment");
+    }
+    alice.tell(&other, "speed", (99,)).unwrap();
+    alice.call::<()>("enter", (&other,)).unwrap();
+    assert_eq!(knots(&alice), [30, 99, 99], "it is the same copy that is sent once more without its state");
+}
+
+#[test]
+fn what_is_not_asked_for_is_let_go_of_and_comes_again_with_its_state() {
+    let host = TestHost::<Race>::start().unwrap();
+    let bob = host.attach("bob").unwrap();
+    let yacht = boat(&bob, 5);
+    bob.call::<()>("enter", (&yacht,)).unwrap();
+    bob.tell(&yacht, "speed", (7,)).unwrap();
+    host.reload().unwrap();
+    // Until the code before has ended, and the client has ended its object for that, it is the copy of before.
+    let came = std::iter::repeat_with(|| {
+        bob.call::<()>("enter", (&yacht,)).unwrap();
+        let came = knots(&bob);
+        bob.call::<()>("forget", ()).unwrap();
+        came
+    });
+    let mut came = came.take(100_000).skip_while(|knots| *knots == [7]);
+    assert_eq!(came.next().unwrap(), [5], "its state came with it");
+}
+
+/// The code before is still there, by a call that waits: so the client has not ended its object.
+#[test]
+fn it_may_come_without_its_state_for_as_long_as_the_client_has_not_ended_it() {
+    let host = TestHost::<Race>::start().unwrap();
+    let carol = host.attach("carol").unwrap();
+    let yacht = boat(&carol, 5);
+    let _waits = carol.begin("wait", (&yacht,)).unwrap();
+    carol.tell(&yacht, "speed", (6,)).unwrap();
+    host.reload().unwrap();
+    carol.tell(&yacht, "speed", (7,)).unwrap();
+    let refused = carol.tell(&yacht, "panic", ());
+    refused.expect("nobody knows its type yet");
+    carol.tell(&yacht, "speed", (8,)).unwrap();
+    host.reload().unwrap();
+    carol.tell(&yacht, "speed", (9,)).unwrap();
+    carol.call::<()>("enter", (&yacht,)).unwrap();
+    let told = ["speed", "speed", "panic", "speed", "speed"].map(str::to_owned).to_vec();
+    assert_eq!(carol.call::<Boats>("boats", ()).unwrap(), [(9, told)]);
+}
+
+#[test]
+fn what_is_told_of_one_that_nobody_asks_for_is_bounded() {
+    let host = TestHost::<Race>::start().unwrap();
+    let carol = host.attach("carol").unwrap();
+    let yacht = boat(&carol, 5);
+    let _waits = carol.begin("wait", (&yacht,)).unwrap();
+    host.reload().unwrap();
+    let long = "x".repeat(1_000);
+    let kept = (0..100).take_while(|_| carol.tell(&yacht, "name", (&long,)).is_ok()).count();
+    assert!((10..17).contains(&kept), "{kept} thousand bytes");
+    let fault = carol.call::<()>("enter", (&yacht,)).unwrap_err();
+    assert!(fault.message().contains("not there any more"), "{fault}");
+}
+
+#[test]
+fn references_in_a_state_go_with_it() {
+    let host = TestHost::<Race>::start().unwrap();
+    let alice = host.attach("alice").unwrap();
+    let captain = alice.give(|_, _| Ok(Value::from("ahab")));
+    let tender = alice.give_cached("race.Tender", &HashMap::from([("seats", 4)])).unwrap();
+    let pier = alice.reference("pier", ()).unwrap();
+    #[derive(Serialize)]
+    struct State<'a>(
+        #[serde(serialize_with = "whole")] (&'a TestCached, &'a plugin_api::testing::TestObject<'a, Race>),
+    );
+    fn whole<S: serde::Serializer>(
+        (tender, pier): &(&TestCached, &plugin_api::testing::TestObject<'_, Race>),
+        serializer: S,
+    ) -> std::result::Result<S::Ok, S::Error> {
+        use serde::ser::SerializeMap;
+        let mut map = serializer.serialize_map(Some(3))?;
+        map.serialize_entry("knots", &1)?;
+        map.serialize_entry("tender", tender)?;
+        map.serialize_entry("pier", pier)?;
+        map.end()
+    }
+    let yacht = alice.give_cached("race.Boat", &State((&tender, &pier))).unwrap();
+    alice.call::<()>("enter", (&yacht,)).unwrap();
+    alice.tell(&yacht, "captain", (&captain,)).unwrap();
+    for seats in 5..8 {
+        alice.tell(&tender, "seats", (seats,)).unwrap();
+        host.reload().unwrap();
+        assert_eq!(alice.call::<(String, u32, bool)>("aboard", ()).unwrap(), ("ahab".to_owned(), seats, true));
+    }
+    assert!(!host.was_let_go(&captain).unwrap());
+    alice.call::<()>("forget", ()).unwrap();
+    assert!(host.was_let_go(&captain).unwrap(), "each generation gave back what it was given");
+}
+
+#[test]
+fn one_that_cannot_be_written_is_not_handed_over_and_the_others_are() {
+    let host = TestHost::<Race>::start().unwrap();
+    let alice = host.attach("alice").unwrap();
+    #[derive(Serialize)]
+    struct State {
+        knots: u32,
+        broken: bool,
+    }
+    let broken = alice.give_cached("race.Boat", &State { knots: 1, broken: true }).unwrap();
+    let sound = boat(&alice, 2);
+    alice.call::<()>("enter", (&broken,)).unwrap();
+    alice.call::<()>("enter", (&sound,)).unwrap();
+    host.reload().unwrap();
+    assert_eq!(knots(&alice), [2]);
+}

@@ -1,0 +1,65 @@
+"""Real Twisted 26.10 has cacheable objects that a service follows: they are followed on after it was replaced, in the state that
+they have by then, and ended once the service lets go of them.
+
+    carried_boats.py PORT COMMAND...       a host with `exchange`; the command that replaces it
+"""
+import subprocess
+
+from common import UsernamePassword, connect, defer, main, pb
+from twisted.internet.threads import deferToThread
+
+
+class Boat(pb.Cacheable):
+    def __init__(self, knots):
+        self.knots, self.observers = knots, []
+
+    def getTypeToCopyFor(self, perspective):
+        return b"race.Boat"
+
+    def getStateToCacheAndObserveFor(self, perspective, observer):
+        self.observers.append(observer)
+        return {"knots": self.knots}
+
+    def stoppedObserving(self, perspective, observer):
+        self.observers.remove(observer)
+
+    def go(self, knots):
+        self.knots = knots
+        return defer.gatherResults([each.callRemote("speed", knots) for each in self.observers])
+
+
+async def carried_boats(reactor, port, *command):
+    factory, connection = connect(reactor, int(port))
+    keeps = await factory.login(UsernamePassword(b"alice/exchange", b"alice-pw"))
+    # Who is called so asks for nothing when the service is replaced.
+    lets_go = await factory.login(UsernamePassword(b"bob/exchange", b"bob-pw"))
+    boats, other = [Boat(float(knots)) for knots in range(1, 4)], Boat(1.0)
+    for boat in boats:
+        await keeps.callRemote("enter", boat)
+    await lets_go.callRemote("enter", other)
+    fastest = 3.0
+    for round in range(1, 6):
+        # The changes are made while the service is being replaced, too.
+        replaced = deferToThread(subprocess.run, command, check=True, stdout=subprocess.DEVNULL)
+        done = []
+        replaced.addBoth(done.append)
+        while not done:
+            fastest += 1
+            await boats[round % 3].go(fastest)
+            await other.go(fastest)
+        assert await keeps.callRemote("fastest") == fastest, round
+        assert [len(boat.observers) for boat in boats] == [1, 1, 1], "each is followed by the same, and was sent once"
+        # Whatever the client knows of it by now: with its state or without, it comes as it is.
+        assert await lets_go.callRemote("enter", other) == 1
+        assert await lets_go.callRemote("fastest") == fastest, round
+    assert await keeps.callRemote("home") is boats[0]
+    for desk in (keeps, lets_go):
+        await desk.callRemote("forget")
+    while other.observers or any(boat.observers for boat in boats):
+        await keeps.callRemote("fastest")
+    assert not keeps.broker.remotelyCachedObjects, keeps.broker.remotelyCachedObjects
+    print("followed")
+    connection.disconnect()
+
+
+main(carried_boats)
