@@ -68,6 +68,7 @@ mod handle;
 mod logging;
 pub mod manifest;
 mod paging;
+mod published;
 mod remote;
 mod runtime;
 mod service;
@@ -98,6 +99,7 @@ pub use pb::client;
 #[cfg(feature = "shell")]
 pub use pb::shell;
 pub use plugin_api_macros::{Described, Fault, mind, perspective, service};
+pub use published::{Publish, Published};
 pub use remote::Remote;
 pub use service::{Callable, Save, Served, Service};
 pub use zeroize::Zeroizing;
