@@ -1,6 +1,6 @@
 //! The call being served, and the attachment it comes by.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
 use serde::de::DeserializeOwned;
@@ -9,6 +9,7 @@ use crate::fault::{Fault, Result};
 use crate::followed::{Follow, Followed};
 use crate::handle::{Handle, View};
 use crate::remote::Remote;
+use crate::runtime::copies;
 use crate::runtime::core::{Core, Object};
 use crate::service::Callable;
 
@@ -196,18 +197,47 @@ pub(crate) enum Mind {
     None,
     /// An object, to be called back.
     Object(Remote),
-    /// Any other value, in Jelly, and the client's objects in it: it has them for as long as it is there itself.
-    Value { jelly: Vec<u8>, _objects: Vec<Remote> },
+    /// Any other value, in Jelly, and the client's objects in it: it has them for as long as it is there itself. `again`: the client
+    /// gave it to code before this, and the states of cached objects in it are as they were then.
+    Value { jelly: Vec<u8>, objects: RefCell<Vec<Remote>>, again: bool },
 }
 
 impl Mind {
-    /// As it crossed the wall: a handle or 0, and a value or nothing, with the client's objects in it.
-    pub(crate) fn received(core: &Rc<Core>, attachment: u64, handle: u64, (value, handles): (&[u8], &[u8])) -> Self {
+    /// As it crossed the wall: a handle or 0, and a value or nothing, with the client's objects in it. `again`: the code before this
+    /// had it, too.
+    pub(crate) fn received(
+        core: &Rc<Core>,
+        attachment: u64,
+        handle: u64,
+        (value, handles): (&[u8], &[u8]),
+        again: bool,
+    ) -> Self {
         match handle {
             0 if value.is_empty() => Self::None,
-            0 => Self::Value { jelly: value.to_vec(), _objects: core.received(handles, attachment) },
+            0 => {
+                let objects = RefCell::new(core.received(handles, attachment));
+                if !again && !handles.is_empty() {
+                    core.copies.offered(attachment, value);
+                }
+                Self::Value { jelly: value.to_vec(), objects, again }
+            }
             handle => Self::Object(Remote::received(core, handle, attachment)),
         }
+    }
+}
+
+impl Mind {
+    /// The client has let go of its perspective: a copy that nobody but the mind has would keep the attachment, by which changes of it
+    /// come, and the attachment the mind.
+    pub(crate) fn let_go_of_copies(&self) {
+        let Self::Value { jelly, objects, .. } = self else { return };
+        let copies: Vec<u64> = copies::copied(jelly).collect();
+        if copies.is_empty() {
+            return;
+        }
+        let (copies, others) = objects.take().into_iter().partition(|remote| copies.contains(&remote.handle()));
+        objects.replace(others);
+        drop::<Vec<Remote>>(copies);
     }
 }
 
@@ -235,6 +265,11 @@ impl Attachment {
     pub(crate) fn new(id: u64, perspective: &str, identity: &str, peer: &str, mind: Mind, reason: Reason) -> Self {
         let (perspective, identity, peer) = (perspective.to_owned(), identity.to_owned(), peer.to_owned());
         Self { shared: Rc::new(AttachmentCell { id, perspective, identity, peer, mind, reason }) }
+    }
+
+    /// The client has let go of its perspective.
+    pub(crate) fn let_go(&self) {
+        self.shared.mind.let_go_of_copies();
     }
 
     /// Why it attaches: a service that greets its clients does not greet them again after a reload.
@@ -277,7 +312,7 @@ impl Attachment {
     }
 
     /// What the client gave: an object ([`Remote`], or a type with `#[mind]`), a text, a number, a dictionary, anything. `None` (an
-    /// `Option`) if it gave nothing.
+    /// `Option`) if it gave nothing. A cacheable object of the client's is a [`Followed`], the same however often it is asked for.
     ///
     /// ```
     /// use plugin_api::prelude::*;
@@ -321,17 +356,17 @@ impl Attachment {
     pub fn mind_as<T: DeserializeOwned>(&self) -> Result<T> {
         const NONE: &[u8] = &[1, 0x80, 1, 0x87];
         let object;
-        let value: &[u8] = match &self.shared.mind {
-            Mind::None => NONE,
-            Mind::Value { jelly, .. } => jelly,
+        let (value, again): (&[u8], bool) = match &self.shared.mind {
+            Mind::None => (NONE, false),
+            Mind::Value { jelly, again, .. } => (jelly, *again),
             Mind::Object(remote) => {
                 object = remote.jelly();
-                &object
+                (&object, false)
             }
         };
         let read = |classes| jelly::from_slice_with(value, classes);
         match Core::current() {
-            Some(core) => core.reading(self.id(), || read(core.classes.get())),
+            Some(core) => core.reading(self.id(), || core.copies.reading(again, || read(core.classes.get()))),
             None => read(jelly::Classes::Any),
         }
         .map_err(|error| Fault::arguments(format!("the client's mind: {error}")))

@@ -277,10 +277,19 @@ impl<'de, T: Follow> Deserialize<'de> for Followed<T> {
                     return Err(A::Error::custom(format!("expected a {}, found a {class}", T::TYPE)));
                 }
                 let handle: u64 = seq.next_element()?.ok_or_else(short)?;
-                let value: T = seq.next_element()?.ok_or_else(short)?;
                 let core =
                     Core::current().ok_or_else(|| A::Error::custom("a client's object can come in calls only"))?;
                 let remote = core.arriving(handle).ok_or_else(short)?;
+                // A mind is read as often as somebody asks for it: its state is that of the first time.
+                let known = FollowedCell::known(&core, handle).map_err(|fault| A::Error::custom(fault.message()))?;
+                if let Some(shared) = known {
+                    let _of_then: Value = seq.next_element()?.ok_or_else(short)?;
+                    return Ok(Followed { shared, remote });
+                }
+                if core.copies.reads_again() {
+                    return Err(A::Error::custom("a cached object of the client's that was lost with the code before"));
+                }
+                let value: T = seq.next_element()?.ok_or_else(short)?;
                 let shared = FollowedCell::new(value);
                 // Kept until the client has ended it: it may send it once more, without its state.
                 core.copies.follow(handle, core.read_by(), Rc::<FollowedCell<T>>::clone(&shared));

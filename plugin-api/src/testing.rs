@@ -395,7 +395,9 @@ impl<S: Service> TestHost<S> {
         let client = TestClient { host: self, attachment: self.number() << 32 };
         let (mut value, mut references) = (Vec::new(), Vec::new());
         jelly::write_with(&mut value, &mind(&client), Classes::Any, &mut references)?;
-        let handles = references.into_iter().filter(|(kind, _)| *kind == RefKind::Remote);
+        let handles = references
+            .into_iter()
+            .filter(|(kind, _)| matches!(kind, RefKind::Remote | RefKind::Cache | RefKind::Cached));
         let handles = handles.flat_map(|(_, handle)| handle.to_le_bytes()).collect();
         let (perspective, identity) = (name.to_owned(), name.to_owned());
         self.attach_known(client, Known { perspective, identity, mind: 0, value, handles })

@@ -13,9 +13,12 @@ struct Race;
 impl Service for Race {
     type Perspective = Marshal;
 
-    /// "bob" asks for nothing, "carol" too late, and everybody else for all there is.
+    /// "bob" asks for nothing, "carol" too late, "erin" for her mind, and everybody else for all there is.
     fn attached(_: &Context<Self>, marshal: Handle<Marshal>, by: &Attachment) -> Result<Handle<Marshal>> {
-        if !["bob", "carol"].contains(&by.perspective()) {
+        if by.perspective() == "erin" {
+            let boats = by.mind_as()?;
+            marshal.write(|marshal| marshal.boats = boats)?;
+        } else if !["bob", "carol"].contains(&by.perspective()) {
             marshal.write(|marshal| marshal.boats = by.followed())?;
         }
         Ok(marshal)
@@ -97,6 +100,11 @@ impl Marshal {
     async fn wait(_: Handle<Self>, boat: Followed<Boat>) -> Result<()> {
         let _boat = boat;
         std::future::pending().await
+    }
+
+    fn read_mind(&mut self, call: &Call) -> Result<()> {
+        self.boats = call.attachment().mind_as()?;
+        Ok(())
     }
 
     fn forget(&mut self) {
@@ -205,6 +213,31 @@ fn what_is_told_of_one_that_nobody_asks_for_is_bounded() {
 }
 
 #[test]
+fn those_in_a_mind_follow_from_its_beginning_whenever_and_however_often_it_is_read() {
+    for (name, early) in [("erin", true), ("carol", false)] {
+        let host = TestHost::<Race>::start().unwrap();
+        let mut kept = None;
+        let client = host
+            .attach_giving(name, |client| {
+                let (one, other) = &*kept.insert((boat(client, 1), boat(client, 2)));
+                (one, other, one)
+            })
+            .unwrap();
+        let (one, _) = kept.unwrap();
+        assert_eq!(knots(&client), if early { vec![1, 2, 1] } else { vec![] });
+        client.tell(&one, "speed", (5,)).unwrap();
+        for round in 0..3 {
+            client.call::<()>("read_mind", ()).unwrap();
+            assert_eq!(knots(&client), [5 + round, 2, 5 + round], "{name}");
+            client.tell(&one, "speed", (6 + round,)).unwrap();
+            assert_eq!(knots(&client), [6 + round, 2, 6 + round], "{name}");
+            host.reload().unwrap();
+            assert_eq!(knots(&client).len(), if early { 3 } else { 0 });
+        }
+    }
+}
+
+#[test]
 fn references_in_a_state_go_with_it() {
     let host = TestHost::<Race>::start().unwrap();
     let alice = host.attach("alice").unwrap();
@@ -237,6 +270,28 @@ fn references_in_a_state_go_with_it() {
     assert!(!host.was_let_go(&captain).unwrap());
     alice.call::<()>("forget", ()).unwrap();
     assert!(host.was_let_go(&captain).unwrap(), "each generation gave back what it was given");
+}
+
+#[test]
+fn what_was_lost_with_the_code_before_is_not_taken_for_what_it_was_at_first() {
+    let host = TestHost::<Race>::start().unwrap();
+    #[derive(Serialize)]
+    struct State {
+        knots: u32,
+        broken: bool,
+    }
+    let mut kept = None;
+    let carol = host
+        .attach_giving("carol", |carol| {
+            let boat = carol.give_cached("race.Boat", &State { knots: 1, broken: true });
+            (&*kept.insert(boat.expect("it can be written")),)
+        })
+        .unwrap();
+    carol.call::<()>("read_mind", ()).unwrap();
+    carol.tell(kept.as_ref().unwrap(), "speed", (5,)).unwrap();
+    host.reload().unwrap();
+    let fault = carol.call::<()>("read_mind", ()).unwrap_err();
+    assert!(fault.message().contains("lost with the code before"), "{fault}");
 }
 
 #[test]

@@ -68,11 +68,25 @@ async def whole_minds(reactor, port, *command):
     for round in ("two", "three"):
         await deferToThread(subprocess.run, command, check=True, stdout=subprocess.DEVNULL)
         await ask(round)
-    # What is too large is refused, and cached objects are.
+    # What is too large is refused.
     message = await trap(factory.login(named, {"name": "x" * 20000, "ears": [left]}), "builtins.TypeError", "TypeError")
     assert "16384" in message, message
-    message = await trap(factory.login(named, [pb_cacheable()]), "builtins.TypeError", "TypeError")
-    assert "cached object" in message, message
+    # A cached object is followed from its login on, whatever code serves; an avatar's goes to one service.
+    boat = Boat()
+    sailing = await factory.login(named, boat)
+    for knots in (6.0, 7.0):
+        await boat.go(knots)
+        assert await sailing.callRemote("aboard") == knots
+        await deferToThread(subprocess.run, command, check=True, stdout=subprocess.DEVNULL)
+        assert await sailing.callRemote("aboard") == knots
+        await boat.go(knots + 0.5)
+        assert await sailing.callRemote("aboard") == knots + 0.5
+    # The new code follows it for the desk, too.
+    await sailing.callRemote("forget")
+    assert boat.observers, "the mind has it"
+    del sailing
+    while boat.observers:
+        await defer.ensureDeferred(pause())
     # Whoever lets go of its perspectives gets its objects back.
     held = [weakref.ref(ear) for ear in ears]
     del ears, left, right, third, profile, avatar, plain
@@ -83,12 +97,22 @@ async def whole_minds(reactor, port, *command):
 
 
 class Boat(pb.Cacheable):
+    def __init__(self):
+        self.knots, self.observers = 5.0, []
+
+    def getTypeToCopyFor(self, perspective):
+        return b"race.Boat"
+
     def getStateToCacheAndObserveFor(self, perspective, observer):
-        return {"knots": 5.0}
+        self.observers.append(observer)
+        return {"knots": self.knots}
 
+    def stoppedObserving(self, perspective, observer):
+        self.observers.remove(observer)
 
-def pb_cacheable():
-    return Boat()
+    def go(self, knots):
+        self.knots = knots
+        return defer.gatherResults([each.callRemote("speed", knots) for each in self.observers])
 
 
 main(whole_minds)

@@ -3,14 +3,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use jelly::{Defect, RefKind, exceptions};
+use jelly::{Defect, exceptions};
 use pb::{Call, Exported, Failure, Jelly, Target};
 use plugin_api::abi::Detail;
 use plugin_api::abi::frame::ToLibrary;
 
 use super::calls::{InFlight, Outgoing, Parked, Words};
 use super::login::{self, Now};
-use super::mind::GivenMind;
+use super::mind::{GivenMind, Sent};
 use super::numbers::{AttachmentNo, CallNo, LoginNo, Object, Provenance};
 use super::references::{Route, coming, give_back, revoked};
 use super::values::defective;
@@ -80,6 +80,9 @@ impl Owners {
         {
             return self.call_service(attachment, no.on(self.context.number), call);
         }
+        if let Target::Luid(luid) = call.target {
+            self.references.offers.changed(luid, call);
+        }
         self.give_back_all(call);
         if !call.answer {
             return;
@@ -112,14 +115,15 @@ impl Owners {
         }
         let outcome = self.login.call(&mut self.output.tables, object, call, now);
         // The client counts each reference as sent; log-in keeps those of a mind.
-        let mut kept = BTreeMap::<u64, usize>::new();
-        outcome.kept.objects().iter().for_each(|luid| *kept.entry(*luid).or_default() += 1);
+        let mut kept = BTreeMap::<Sent, usize>::new();
+        outcome.kept.objects().for_each(|sent| *kept.entry(sent).or_default() += 1);
         let all = call.arguments.references().iter().chain(call.keywords.references());
-        let others = all.filter(|sent| {
-            let left = sent.luid.filter(|_| sent.kind == RefKind::Remote).and_then(|luid| kept.get_mut(&luid));
-            left.filter(|left| **left > 0).map(|left| *left -= 1).is_none()
+        let (ours, others): (Vec<_>, Vec<_>) = all.partition(|reference| {
+            let left = Sent::of(reference).and_then(|sent| kept.get_mut(&sent));
+            left.filter(|left| **left > 0).map(|left| *left -= 1).is_some()
         });
-        give_back(&mut self.output, others);
+        ours.into_iter().for_each(|reference| self.references.offer(&mut self.output, reference));
+        give_back(&mut self.output, others.into_iter());
         self.apply(outcome);
     }
 
@@ -203,7 +207,7 @@ impl Owners {
         self.references.check_inbound(&self.output.tables, slot, reference, self.attachments.places(), coming)
     }
 
-    fn begin_call(
+    pub(super) fn begin_call(
         &mut self,
         backend: &Arc<dyn Backend>,
         call: InFlight,
@@ -349,10 +353,10 @@ impl Owners {
         match object {
             Object::Login(no) => {
                 let GivenMind { mind, kept } = self.login.dropped(no);
-                for luid in mind.objects() {
+                for sent in mind.objects() {
                     match kept {
-                        true => self.references.forget_mind(&mut self.output, *luid),
-                        false => self.output.release(*luid, 1),
+                        true => self.references.forget_mind(&mut self.output, sent),
+                        false => self.references.return_mind(&mut self.output, sent),
                     }
                 }
             }

@@ -7,15 +7,16 @@ use pb::{Failure, Jelly};
 use plugin_api::abi::frame::{self, ToLibrary};
 
 use super::attachments::{Attached, Era, Phase, Scope};
-use super::calls::Ended;
+use super::calls::{Ended, InFlight};
 use super::login::{Attach, Outcome, Step};
 use super::mind::{GivenMind, KnownMind, Mind};
 use super::numbers::{AttachmentNo, HandleNo, Object, Provenance};
-use super::references::{Route, revoked};
+use super::offers::Change;
+use super::references::{Route, coming, revoked};
 use super::{ANONYMOUS, Demand, Late, Owners, SessionContext};
 use crate::cred::Identity;
 use crate::memory::Held;
-use crate::multiservice::{AttachmentChange, SlotNo};
+use crate::multiservice::{AttachmentChange, Backend, SlotNo};
 
 impl Owners {
     /// Does what log-in says.
@@ -25,14 +26,14 @@ impl Owners {
         } = outcome;
         self.logged_in |= logged_in;
         self.demands.extend(refused.map(Demand::Note));
-        given_back.objects().iter().for_each(|luid| self.output.release(*luid, 1));
-        avatar_keeps.objects().iter().for_each(|luid| self.references.keep_mind(*luid));
-        borrows.objects().iter().for_each(|luid| self.references.borrow_mind(*luid));
+        given_back.objects().for_each(|sent| self.references.return_mind(&mut self.output, sent));
+        avatar_keeps.objects().for_each(|sent| self.references.keep_mind(sent));
+        borrows.objects().for_each(|sent| self.references.borrow_mind(sent));
         if let Some(name) = left {
             self.unlist_if_left(&name);
         }
         self.step(request, answer, step);
-        returns.objects().iter().for_each(|luid| self.references.forget_mind(&mut self.output, *luid));
+        returns.objects().for_each(|sent| self.references.forget_mind(&mut self.output, sent));
     }
 
     fn step(&mut self, request: u64, answer: bool, step: Step) {
@@ -63,7 +64,7 @@ impl Owners {
             Step::Attach(attach) => {
                 let sent = attach.mind.sent_objects();
                 if let Err(failure) = self.attach(attach, Some(request), None) {
-                    sent.objects().iter().for_each(|luid| self.output.release(*luid, 1));
+                    sent.objects().for_each(|sent| self.references.return_mind(&mut self.output, sent));
                     self.output.fail(request, &failure);
                 }
             }
@@ -105,7 +106,7 @@ impl Owners {
         self.context.entry.attached(&attached.listed());
         let (perspective, identity) = (attached.key.perspective.to_string(), Arc::clone(&attached.identity));
         let no = self.attachments.begin(attached);
-        let (mind, given) = self.give_mind(slot, no, &mind);
+        let (changes, (mind, given)) = (self.references.take_mind(&mind), self.give_mind(slot, no, &mind));
         let (attachment, peer) = (no.on(connection), self.context.entry.peer());
         let (perspective, identity) = (perspective.as_str(), &*identity);
         let ((value, handles), mind) = (mind.parts(), mind.object);
@@ -113,16 +114,21 @@ impl Owners {
         let mut again = Vec::new();
         frame(true).write(&mut again);
         self.outbox.attach(&backend, (no, attachment), given, &frame(false), again);
+        self.tell_changes(&backend, no, changes);
         Ok(no)
     }
 
     /// Whether everything in a mind may go to this service.
     fn check_mind(&mut self, slot: SlotNo, mind: &Mind) -> Result<(), Failure> {
         let Mind::Value(value) = mind else { return Ok(()) };
-        let none = BTreeSet::new();
         let (tables, places) = (&self.output.tables, self.attachments.places());
-        let mut found = self.values.mind(&value.jelly)?.iter();
-        found.try_for_each(|reference| self.references.check_inbound(tables, slot, reference, &places, &none))
+        let found = self.values.mind(&value.jelly)?;
+        self.references.check_copies(found.iter())?;
+        let states = coming(found.iter());
+        found.iter().try_for_each(|reference| {
+            self.references.check_offer(reference)?;
+            self.references.check_inbound(tables, slot, reference, &places, &states)
+        })
     }
 
     /// A mind as a service knows it from now on, which was checked; and the client's objects in it, once for each time.
@@ -151,6 +157,18 @@ impl Owners {
         }
         self.attachments.set_mind(no, known.clone());
         (known, handles.into())
+    }
+
+    /// What the client has told of its objects before there was an attachment that they came by. It has been answered.
+    fn tell_changes(&mut self, backend: &Arc<dyn Backend>, no: AttachmentNo, changes: Vec<(u64, Change)>) {
+        for (luid, Change { method, arguments, keywords }) in changes {
+            let Some((handle, _)) = self.references.follower(luid) else { continue };
+            let size = arguments.len() + keywords.len();
+            let call = InFlight { slot: backend.number(), attachment: no, request: luid, answer: false, size };
+            self.attachments.call_began(no);
+            let words = (method.as_str(), arguments.as_slice(), keywords.as_slice());
+            self.begin_call(backend, call, handle.on(self.context.number), words, &[]);
+        }
     }
 
     /// The attachment by which this client calls what everybody can call by a name; `None`: nothing has it.
@@ -290,9 +308,7 @@ impl Owners {
             let slot = attached.slot;
             let mut there = |handle: u64| {
                 let handle = HandleNo::of(handle, self.context.number)?;
-                self.references.called(slot, Some(handle), Some(no)).ok()?;
-                self.references.retain(slot, handle);
-                Some(())
+                self.references.has(slot, handle, no).then(|| self.references.retain(slot, handle))
             };
             let mut mind = attached.mind.clone();
             mind.object = there(mind.object).map_or(0, |()| mind.object);
@@ -312,7 +328,7 @@ impl Owners {
     /// references that came by nothing else are dead, and services are told.
     pub(super) fn end(&mut self, scope: &Scope<'_>, why: &Failure) {
         for mind in self.login.end(scope) {
-            mind.objects().iter().for_each(|luid| self.references.forget_mind(&mut self.output, *luid));
+            mind.objects().for_each(|sent| self.references.forget_mind(&mut self.output, sent));
         }
         let gone = self.attachments.take(scope);
         let mut numbers: Vec<AttachmentNo> = gone.iter().map(|(no, _)| *no).collect();

@@ -2,6 +2,28 @@
 
 use std::sync::Arc;
 
+use jelly::{RefKind, Reference};
+
+/// An object of the client's in a mind, by the client's number: the client counts it as sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Sent {
+    /// One that services call.
+    Object(u64),
+    /// One that services have a copy of.
+    Copy(u64),
+}
+
+impl Sent {
+    /// What the client counts as sent for a reference.
+    pub(crate) fn of(reference: &Reference) -> Option<Self> {
+        match reference.kind {
+            RefKind::Remote => reference.luid.map(Self::Object),
+            RefKind::Cache | RefKind::Cached => reference.luid.map(Self::Copy),
+            RefKind::Local | RefKind::Lcache => None,
+        }
+    }
+}
+
 /// A mind: kept by log-in until there is an attachment to give it to, and by an avatar for as long as that lives.
 #[derive(Debug, Clone, Default)]
 pub(crate) enum Mind {
@@ -19,18 +41,19 @@ pub(crate) enum Mind {
 pub(crate) struct MindValue {
     /// In Jelly, as the client wrote it.
     pub(crate) jelly: Box<[u8]>,
-    /// The client's objects in it, by its numbers, once for each time: the client counts each as sent.
-    pub(crate) objects: Box<[u64]>,
+    /// The client's objects in it, once for each time.
+    pub(crate) objects: Box<[Sent]>,
 }
 
 impl Mind {
-    /// The client's objects in it, by its numbers, once for each time.
-    pub(crate) fn objects(&self) -> &[u64] {
-        match self {
-            Self::Nothing => &[],
-            Self::Object(luid) => std::slice::from_ref(luid),
-            Self::Value(value) => &value.objects,
-        }
+    /// The client's objects in it, once for each time.
+    pub(crate) fn objects(&self) -> impl Iterator<Item = Sent> {
+        let (one, several): (_, &[Sent]) = match self {
+            Self::Nothing => (None, &[]),
+            Self::Object(luid) => (Some(Sent::Object(*luid)), &[]),
+            Self::Value(value) => (None, &value.objects),
+        };
+        one.into_iter().chain(several.iter().copied())
     }
 }
 

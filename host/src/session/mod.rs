@@ -24,6 +24,7 @@ mod limits;
 pub(crate) mod login;
 mod mind;
 mod numbers;
+mod offers;
 mod outbox;
 mod references;
 mod values;

@@ -11,7 +11,9 @@ use jelly::{RefKind, Reference};
 use pb::{Exported, Failure, Jelly, Output, Tables, Translated};
 use plugin_api::abi::frame;
 
+use super::mind::{GivenMind, Sent};
 use super::numbers::{AttachmentNo, HandleKind, HandleNo, Object, Provenance, Table, Uses};
+use super::offers::{Change, Offers};
 use crate::multiservice::SlotNo;
 
 /// A value that names what is not its sender's to name.
@@ -99,6 +101,8 @@ pub(crate) struct References {
     copied: usize,
     given: BTreeMap<Object, Given>,
     minds: BTreeMap<u64, KeptMind>,
+    /// Cached objects of the client's in minds.
+    pub(crate) offers: Offers,
     /// Of which things of the client's each attachment is a provenance, and of which of services'.
     held_uses: Uses,
     given_uses: Uses,
@@ -238,6 +242,7 @@ impl References {
 
     /// The client has ended a cached object of its own; whose it was, and by what number that service knew it.
     pub(crate) fn ended(&mut self, luid: u64) -> Option<(SlotNo, HandleNo, Vec<AttachmentNo>)> {
+        self.offers.ended(luid);
         let no = self.copies.remove(&luid)?;
         let held = self.held.remove(no)?;
         self.copied -= held.state;
@@ -263,11 +268,16 @@ impl References {
 
     /// What the states of the client's cached objects take, in bytes.
     pub(crate) fn copied_bytes(&self) -> usize {
-        self.copied
+        self.copied + self.offers.bytes()
     }
 
     fn copy(&self, luid: u64) -> Option<&Held> {
         self.copies.get(&luid).and_then(|no| self.held.get(*no))
+    }
+
+    /// Whether a service has this object of the client's by this attachment.
+    pub(crate) fn has(&self, slot: SlotNo, no: HandleNo, by: AttachmentNo) -> bool {
+        self.held.get(no).is_some_and(|held| held.slot == slot && held.by.has(by))
     }
 
     /// Who follows a cached object of the client's: its service's number for it, and by which attachment that has it.
@@ -423,7 +433,7 @@ impl References {
             self.held_uses.end(held.by.iter());
             released.attachments.extend(held.by.iter());
         }
-        self.settle_mind(output, luid);
+        self.settle_sent(output, if cached { Sent::Copy(luid) } else { Sent::Object(luid) });
         released
     }
 
@@ -434,30 +444,96 @@ impl References {
         }
     }
 
+    /// An object has come with a mind, which is kept until it is given to an attachment, or is over.
+    pub(crate) fn offer(&mut self, output: &mut Output<Object>, reference: &Reference) {
+        if let Some(Sent::Copy(luid)) = Sent::of(reference) {
+            output.tables.keep(luid);
+            self.offers.came(luid, reference.kind == RefKind::Cache && self.copy(luid).is_none());
+        }
+    }
+
+    /// What keeps a mind that has this in it from going to a service: its state may be an old one.
+    pub(crate) fn check_offer(&self, reference: &Reference) -> Result<(), Failure> {
+        match (reference.kind, reference.luid) {
+            (RefKind::Cache, Some(luid)) if self.copy(luid).is_none() && !self.offers.has_state(luid) => {
+                Err(insecure(ELSEWHERE))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// A mind goes to a service that has checked it; what the client has told of the objects in it, by its numbers, that the
+    /// service does not know.
+    pub(crate) fn take_mind(&mut self, mind: &GivenMind) -> Vec<(u64, Change)> {
+        let copies = mind.mind.objects().filter_map(|sent| match sent {
+            Sent::Copy(luid) => Some(luid),
+            Sent::Object(_) => None,
+        });
+        let copies: Vec<u64> = copies.collect();
+        let told = |luid: &u64| self.offers.given(*luid).into_iter().map(|change| (*luid, change)).collect::<Vec<_>>();
+        let changes = copies.iter().flat_map(told).collect();
+        if !mind.kept {
+            copies.into_iter().for_each(|luid| self.offers.taken(luid));
+        }
+        changes
+    }
+
+    /// An object that the client sent once is in a mind that nobody takes.
+    pub(crate) fn return_mind(&mut self, output: &mut Output<Object>, sent: Sent) {
+        match sent {
+            Sent::Object(luid) => output.release(luid, 1),
+            Sent::Copy(luid) => {
+                self.offers.taken(luid);
+                output.give_back(luid);
+                self.settle_sent(output, sent);
+            }
+        }
+    }
+
     /// An avatar keeps an object that the client sent once.
-    pub(crate) fn keep_mind(&mut self, luid: u64) {
-        let kept = self.minds.entry(luid).or_default();
-        kept.avatars += 1;
-        kept.count += 1;
+    pub(crate) fn keep_mind(&mut self, sent: Sent) {
+        if let Sent::Object(luid) = sent {
+            let kept = self.minds.entry(luid).or_default();
+            kept.avatars += 1;
+            kept.count += 1;
+        }
     }
 
     /// A call needs what an avatar keeps, until [`References::forget_mind`].
-    pub(crate) fn borrow_mind(&mut self, luid: u64) {
-        if let Some(kept) = self.minds.get_mut(&luid) {
-            kept.avatars += 1;
+    pub(crate) fn borrow_mind(&mut self, sent: Sent) {
+        match sent {
+            Sent::Copy(luid) => self.offers.borrowed(luid),
+            Sent::Object(luid) => {
+                if let Some(kept) = self.minds.get_mut(&luid) {
+                    kept.avatars += 1;
+                }
+            }
         }
     }
 
     /// The avatar is gone, or the call that needed it.
-    pub(crate) fn forget_mind(&mut self, output: &mut Output<Object>, luid: u64) {
-        if let Some(kept) = self.minds.get_mut(&luid) {
-            kept.avatars = kept.avatars.saturating_sub(1);
+    pub(crate) fn forget_mind(&mut self, output: &mut Output<Object>, sent: Sent) {
+        match sent {
+            Sent::Copy(luid) => self.offers.over(luid),
+            Sent::Object(luid) => {
+                if let Some(kept) = self.minds.get_mut(&luid) {
+                    kept.avatars = kept.avatars.saturating_sub(1);
+                }
+            }
         }
-        self.settle_mind(output, luid);
+        self.settle_sent(output, sent);
     }
 
     /// Gives a kept object back to the client, if nobody has it any more.
-    fn settle_mind(&mut self, output: &mut Output<Object>, luid: u64) {
+    fn settle_sent(&mut self, output: &mut Output<Object>, sent: Sent) {
+        let luid = match sent {
+            Sent::Object(luid) => luid,
+            Sent::Copy(luid) => {
+                let held = self.copy(luid).is_some_and(|held| held.count + held.retained > 0);
+                let count = self.offers.settle(luid, held).unwrap_or_default();
+                return (0..count).for_each(|_| output.give_back(luid));
+            }
+        };
         let Some(kept) = self.minds.get(&luid).filter(|kept| kept.avatars == 0) else { return };
         let count = kept.count;
         if self.held_by.range((luid, SlotNo(0))..=(luid, SlotNo(u32::MAX))).next().is_none() {
@@ -522,7 +598,7 @@ impl References {
                 false => self.held_uses.end(held.by.iter()),
             }
             give_back_one(output, held.luid, held.cached, held.count);
-            self.settle_mind(output, held.luid);
+            self.settle_sent(output, if held.cached { Sent::Copy(held.luid) } else { Sent::Object(held.luid) });
         }
     }
 
@@ -553,7 +629,7 @@ impl References {
     /// How many of the client's objects services have, how many of theirs the client has, and how many minds avatars keep.
     #[cfg(test)]
     pub(crate) fn counts(&self) -> (usize, usize, usize) {
-        (self.held.len(), self.given.len(), self.minds.len())
+        (self.held.len(), self.given.len(), self.minds.len() + self.offers.len())
     }
 }
 

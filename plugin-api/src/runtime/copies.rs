@@ -1,15 +1,18 @@
 //! Copies of clients' objects: those that somebody has here, and those that the generation before this one had.
 //!
 //! A copy is kept until the client has ended its object: until then the client may send it once more without its state. One
-//! that the generation before had is kept in Jelly, with the changes since, until somebody asks for it by its type.
+//! that the generation before had, or that came in a mind, is kept in Jelly, with the changes since, until somebody asks for it by
+//! its type.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 
-use jelly::{Limits, RefKind, Scanner, Shape};
+use jelly::{Limits, RefKind, Scanner, Shape, Value};
+use serde::de::{SeqAccess, Visitor};
 use serde::ser::Error as _;
+use serde::{Deserialize, Deserializer};
 
 use super::core::Core;
 use crate::abi::frame;
@@ -28,6 +31,8 @@ pub(crate) struct Copies {
     all: RefCell<BTreeMap<u64, Copy>>,
     /// Whether states are being written for the next generation, and not for clients.
     carrying: Cell<bool>,
+    /// Whether what is being read came to code before this: states in it are old.
+    again: Cell<bool>,
 }
 
 struct Copy {
@@ -41,7 +46,7 @@ enum Kept {
     Carried(Carried),
 }
 
-/// A copy as the generation before this one had it.
+/// A copy that nobody has asked for yet.
 #[derive(Default)]
 pub(crate) struct Carried {
     /// The client's name for its type.
@@ -143,8 +148,40 @@ impl Copies {
         drop(gone);
         Err(Fault::new(
             "MemoryError",
-            "too much was told of an object that nobody has asked for since the service was replaced",
+            "the service has not asked for this object yet, and keeps no more of its changes",
         ))
+    }
+
+    /// Reads what a client gave; `again`: to code before this.
+    pub(crate) fn reading<R>(&self, again: bool, read: impl FnOnce() -> R) -> R {
+        /// Also when what is read panics.
+        struct Until<'a>(&'a Cell<bool>, bool);
+        impl Drop for Until<'_> {
+            fn drop(&mut self) {
+                self.0.set(self.1);
+            }
+        }
+        let _until = Until(&self.again, self.again.replace(again));
+        read()
+    }
+
+    /// Whether the states in what is being read are old: what is not known here is not there any more.
+    pub(crate) fn reads_again(&self) -> bool {
+        self.again.get()
+    }
+
+    /// A mind has come by this attachment: the client tells of changes of the cached objects in it from now on, though the service
+    /// may read it later.
+    pub(crate) fn offered(&self, by: u64, mind: &[u8]) {
+        let mut scanner = Scanner::new(Shape::Value, Limits::default());
+        let Ok(Some(scanned)) = scanner.scan(mind) else { return };
+        for reference in scanned.references.iter().filter(|of| of.kind == RefKind::Cache) {
+            let whole = mind.get(reference.open..reference.close).unwrap_or_default();
+            // One that shares values with others in the mind is there once the mind has been read.
+            let Ok(Whole { class, handle, state }) = jelly::from_slice(whole) else { continue };
+            let carried = Carried { class, state: state.encode(), ..Carried::default() };
+            self.all.borrow_mut().entry(handle).or_insert(Copy { by, kept: Kept::Carried(carried) });
+        }
     }
 
     /// Whether states are being written for the next generation: references in them stay what they are here.
@@ -234,6 +271,34 @@ impl Copies {
     }
 }
 
+/// A cached object of a client's with its state.
+struct Whole {
+    class: String,
+    handle: u64,
+    state: Value,
+}
+
+impl<'de> Deserialize<'de> for Whole {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        struct Of;
+        impl<'de> Visitor<'de> for Of {
+            type Value = Whole;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("a cached object with its state")
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> std::result::Result<Whole, A::Error> {
+                match (seq.next_element()?, seq.next_element()?, seq.next_element()?) {
+                    (Some(class), Some(handle), Some(state)) => Ok(Whole { class, handle, state }),
+                    _ => Err(serde::de::Error::invalid_length(0, &self)),
+                }
+            }
+        }
+        deserializer.deserialize_newtype_struct(jelly::types::reference::CACHE, Of)
+    }
+}
+
 /// What became of a change.
 pub(crate) enum Told {
     /// This copy is to be told.
@@ -244,11 +309,19 @@ pub(crate) enum Told {
 
 /// The client's objects in a value.
 fn references(value: &[u8]) -> impl Iterator<Item = u64> {
+    numbers(value, |kind| matches!(kind, RefKind::Remote | RefKind::Cache | RefKind::Cached))
+}
+
+/// Those of them that are copied.
+pub(crate) fn copied(value: &[u8]) -> impl Iterator<Item = u64> {
+    numbers(value, |kind| matches!(kind, RefKind::Cache | RefKind::Cached))
+}
+
+fn numbers(value: &[u8], of: fn(RefKind) -> bool) -> impl Iterator<Item = u64> {
     let mut scanner = Scanner::new(Shape::Value, Limits::default());
     let found = match scanner.scan(value) {
         Ok(Some(scanned)) => scanned.references.to_vec(),
         _ => Vec::new(),
     };
-    let is_theirs = |kind| matches!(kind, RefKind::Remote | RefKind::Cache | RefKind::Cached);
-    found.into_iter().filter(move |of| is_theirs(of.kind)).filter_map(|of| of.luid)
+    found.into_iter().filter(move |reference| of(reference.kind)).filter_map(|reference| reference.luid)
 }

@@ -351,7 +351,7 @@ impl<S: Service> Runtime<S> {
                 core.answered(request, Err(Fault::new("RuntimeError", message)));
             }
             ToLibrary::Attach { attachment, perspective, identity, mind, peer, again, value, handles } => {
-                let mind = Mind::received(core, attachment, mind, (value, handles));
+                let mind = Mind::received(core, attachment, mind, (value, handles), again);
                 let reason = if again { Reason::Reload } else { Reason::Login };
                 let attachment = Attachment::new(attachment, perspective, identity, peer, mind, reason);
                 self.attach(attachment);
@@ -363,8 +363,9 @@ impl<S: Service> Runtime<S> {
             ToLibrary::Revoke { attachment } => self.revoke(attachment),
             ToLibrary::LetGo { attachment } => self.detach(attachment, Leaving::LetsGo),
             ToLibrary::Linger { attachment, perspective, identity, mind, peer, value, handles } => {
-                let mind = Mind::received(core, attachment, mind, (value, handles));
+                let mind = Mind::received(core, attachment, mind, (value, handles), true);
                 core.connected(attachment);
+                mind.let_go_of_copies();
                 let known = Attachment::new(attachment, perspective, identity, peer, mind, Reason::Reload);
                 self.attachments.borrow_mut().insert(attachment, Attaching::LetGo(known));
             }

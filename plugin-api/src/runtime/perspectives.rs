@@ -156,6 +156,7 @@ impl<S: Service> Runtime<S> {
                     return;
                 }
                 Some(Attaching::Attached { attachment, .. }) if leaving == Leaving::LetsGo => {
+                    attachment.let_go();
                     let stays = Attaching::LetGo(attachment.clone());
                     attachments.insert(id, stays)
                 }

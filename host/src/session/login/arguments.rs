@@ -5,7 +5,7 @@ use std::sync::Arc;
 use jelly::{Limits, Node, RefKind, Scanner, Shape, Value, ValueRef};
 use pb::{Call, Failure};
 
-use super::super::mind::{Mind, MindValue};
+use super::super::mind::{Mind, MindValue, Sent};
 use super::super::values::defective;
 
 /// Positional and named, by the names of Twisted's parameters.
@@ -75,10 +75,7 @@ impl Arguments {
             Ok(Some(scanned)) if scanned.defect.is_none() => scanned.references,
             _ => return wrong("it cannot be kept".to_owned()),
         };
-        if references.iter().any(|of| matches!(of.kind, RefKind::Cache | RefKind::Cached)) {
-            return wrong("a mind has no cached object of the client's in it: send that with a call".to_owned());
-        }
-        let objects = references.iter().filter(|of| of.kind == RefKind::Remote).filter_map(|of| of.luid).collect();
+        let objects = references.iter().filter_map(Sent::of).collect();
         Ok(Mind::Value(Arc::new(MindValue { objects, jelly: jelly.into() })))
     }
 }

@@ -1,21 +1,24 @@
 //! Minds: whatever a client gives when it logs in or attaches, however that ends, each of its objects is given back as often
 //! as it was sent.
 
-use jelly::{RefKind, Scanner, Shape, token};
-use pb::Target;
+use jelly::{Scanner, Shape, token};
+use pb::{Jelly, Target, Translated};
 use plugin_api::abi::frame::ToHost;
 
-use super::pair::{Heard, Pair, Told, cache, luid, remote, with_mind};
+use super::pair::{Heard, Pair, Told, cache, luid, references, remote, with_mind};
 use crate::cred::{Key, ListenerRules};
 
-/// What a client gives.
-const MINDS: [(&str, &[char]); 6] = [
-    ("one object", &['m']),
-    ("a text", &[]),
-    ("two objects", &['m', 'n']),
-    ("the same object twice", &['m', 'm']),
-    ("objects in a dictionary", &['m', 'n', 'o']),
-    ("an object and a number", &['m']),
+/// What a client gives: objects that are called, and those that are copied.
+const MINDS: [(&str, &[char], &[char]); 9] = [
+    ("one object", &['m'], &[]),
+    ("a text", &[], &[]),
+    ("two objects", &['m', 'n'], &[]),
+    ("the same object twice", &['m', 'm'], &[]),
+    ("objects in a dictionary", &['m', 'n', 'o'], &[]),
+    ("an object and a number", &['m'], &[]),
+    ("one cached object", &[], &['c']),
+    ("two cached objects", &[], &['c', 'd']),
+    ("the same cached object twice, and an object", &['m'], &['c', 'c']),
 ];
 
 /// How it gives it.
@@ -78,6 +81,14 @@ fn mind(pair: &mut Pair, which: usize) -> Vec<u8> {
         5 => objects.push(jelly::to_vec(&7).unwrap()),
         _ => {}
     }
+    for object in MINDS[which].2 {
+        let (luid, first) = pair.client.output.tables.cache(object).unwrap();
+        let mut cached = references(b"cached", &[luid]);
+        objects.push(if first { cache(luid, &[]) } else { cached.split_off(references(b"cached", &[]).len()) });
+    }
+    if which == 6 {
+        return objects.remove(0);
+    }
     token::list(&mut out, 1 + objects.len());
     token::bytes(&mut out, b"list");
     objects.iter().for_each(|object| out.extend_from_slice(object));
@@ -133,7 +144,7 @@ fn numbers(value: &[u8]) -> Vec<u64> {
     let mut scanner = Scanner::new(Shape::Value, jelly::Limits::default());
     let scanned = scanner.scan(value).unwrap().unwrap();
     assert!(scanned.defect.is_none());
-    scanned.references.iter().filter(|of| of.kind == RefKind::Remote).map(|of| of.luid.unwrap()).collect()
+    scanned.references.iter().map(|of| of.luid.unwrap()).collect()
 }
 
 fn release(pair: &mut Pair, generation: u64, handles: &[u64]) {
@@ -143,12 +154,12 @@ fn release(pair: &mut Pair, generation: u64, handles: &[u64]) {
     pair.turn();
 }
 
+/// Whether the client's cached objects in a mind have not been given back.
+fn are_copied(pair: &Pair, which: usize) -> bool {
+    MINDS[which].2.iter().all(|object| pair.client.output.tables.cached_as(object).is_some())
+}
+
 fn end(pair: &mut Pair, way: Way, end: End, which: usize) {
-    // One more of each is the client's own business: what is given back too often would end that.
-    let all: std::collections::BTreeSet<char> = MINDS[which].1.iter().copied().collect();
-    for object in &all {
-        pair.own(*object);
-    }
     pair.service("board").refuse((end == End::Bounced).then_some("it takes nothing"));
     let (holder, request) = give(pair, way, end, which);
     pair.turn();
@@ -168,7 +179,7 @@ fn end(pair: &mut Pair, way: Way, end: End, which: usize) {
         return pair.turn();
     };
     let given = if mind == 0 { handles } else { vec![mind] };
-    assert_eq!(given.len(), MINDS[which].1.len());
+    assert_eq!(given.len(), MINDS[which].1.len() + MINDS[which].2.len());
     if mind == 0 {
         assert_eq!(given, numbers(&value), "what is in the value is what is counted");
     }
@@ -181,7 +192,18 @@ fn end(pair: &mut Pair, way: Way, end: End, which: usize) {
         pair.says("board", &ToHost::Attached { attachment });
         let perspective = luid(&pair.answer(request.unwrap()));
         // Each of them is there.
-        for (at, handle) in given.iter().enumerate() {
+        let (called, copied) = given.split_at(MINDS[which].1.len());
+        for (handle, object) in copied.iter().zip(MINDS[which].2) {
+            tell(pair, *object);
+            let object = pair.told("board").iter().find_map(|told| match told {
+                Told::Call { call, object, .. } => Some((*call, *object)),
+                _ => None,
+            });
+            assert_eq!(object.map(|(_, object)| object), Some(*handle), "the copy hears of changes");
+            let call = object.unwrap().0;
+            pair.says("board", &ToHost::Answer { call, value: &[1, 0x80, 1, 0x87], objects: &[] });
+        }
+        for (at, handle) in called.iter().enumerate() {
             let (arguments, keywords) = (
                 jelly::to_vec(&(1,)).unwrap(),
                 jelly::to_vec(&std::collections::BTreeMap::<String, u8>::new()).unwrap(),
@@ -215,13 +237,16 @@ fn end(pair: &mut Pair, way: Way, end: End, which: usize) {
                 given.iter().for_each(|handle| pair.says_as(2, "board", &ToHost::Retained { handle: *handle }));
                 release(pair, 1, &given);
                 assert!(!pair.heard.iter().any(|heard| matches!(heard, Heard::Dropped(_))));
+                assert!(are_copied(pair, which), "the new code has them");
                 pair.client.output.release(perspective, 1);
                 release(pair, 2, &given);
             }
             _ => {
                 pair.client.output.release(perspective, 1);
                 pair.turn();
+                assert!(are_copied(pair, which), "the service has them");
                 release(pair, 1, &given);
+                assert!(way != Way::Kept || are_copied(pair, which), "the avatar has them");
             }
         }
     }
@@ -235,21 +260,29 @@ fn end(pair: &mut Pair, way: Way, end: End, which: usize) {
 fn what_a_mind_has_is_given_back_however_it_was_given_and_however_that_ends() {
     for way in WAYS {
         for how in ENDS {
-            for (which, (name, objects)) in MINDS.iter().enumerate() {
+            for (which, (name, objects, copies)) in MINDS.iter().enumerate() {
                 if matches!((way, how), (Way::Anonymous, End::NotLetIn | End::Removed)) {
                     continue;
                 }
                 let rules =
                     ListenerRules { anonymous: Some(Key::new("board", "guest").unwrap()), ..ListenerRules::default() };
                 let mut pair = Pair::with_rules(rules);
+                // One more of each is the client's own business: what is given back too often would end that. Of one that is
+                // copied, the client ends what nobody has: there is one more only once it has gone.
+                let called: std::collections::BTreeSet<char> = objects.iter().copied().collect();
+                for object in &called {
+                    pair.own(*object);
+                }
                 end(&mut pair, way, how, which);
                 let what = format!("{name}, by {way:?}, ends by {how:?}");
                 let counts = pair.session().owners.references.counts();
                 assert_eq!(counts, (0, 0, 0), "{what}: nothing is held");
                 let dropped = pair.heard.iter().filter(|heard| matches!(heard, Heard::Dropped(_))).count();
                 assert_eq!(dropped, 0, "{what}: nothing is given back too often");
-                let all: std::collections::BTreeSet<char> = objects.iter().copied().collect();
-                for object in all {
+                for object in copies.iter() {
+                    assert!(pair.client.output.tables.cached_as(object).is_none(), "{what}: {object} is given back");
+                }
+                for object in called {
                     let luid =
                         pair.client.output.tables.exported_as(&object).expect("one is the client's own business");
                     pair.client.output.tables.unexport(&object);
@@ -293,11 +326,86 @@ fn a_mind_has_its_own_service_s_objects_and_nobody_else_s() {
     let value = attach(&mut pair, &home(object)).unwrap();
     assert_eq!(value, home(50), "by the service's own number");
     assert_eq!(attach(&mut pair, &home(mail)).unwrap_err(), "twisted.spread.jelly.InsecureJelly");
-    // A cached object of the client's is refused, and given back.
-    let mut cached = Vec::new();
-    token::list(&mut cached, 2);
-    token::bytes(&mut cached, b"list");
-    let (boat, _) = pair.client.output.tables.cache(&'b').unwrap();
-    cached.extend_from_slice(&cache(boat, &[]));
-    assert_eq!(attach(&mut pair, &cached).unwrap_err(), "builtins.TypeError");
+}
+
+/// A change of a cached object of the client's.
+fn tell(pair: &mut Pair, object: char) {
+    let luid = pair.client.output.tables.cached_as(&object).expect("it was sent");
+    let (arguments, keywords) = (jelly::to_vec(&(5,)).unwrap(), [1, 0x80, 5, 0x87]);
+    let (arguments, keywords) = (Jelly::new(&arguments, &[], 0, arguments.len()), Jelly::new(&keywords, &[], 0, 4));
+    let none = |_: &mut _, _: &jelly::Reference| Ok::<_, std::convert::Infallible>(Translated::None);
+    pair.client.output.update_translated(luid, "speed", &arguments, &keywords, none).unwrap();
+    pair.turn();
+}
+
+/// One who has a cached object kept as the mind of an avatar.
+fn kept(pair: &mut Pair) -> u64 {
+    let (luid, _) = pair.client.output.tables.cache(&'c').unwrap();
+    let request = pair.log_in_with("alice", Some(&cache(luid, &[])));
+    pair.turn();
+    self::luid(&pair.answer(request))
+}
+
+/// Attaches by an avatar's mind; the service's numbers of the client's objects in it, and what it was told then.
+fn attach(pair: &mut Pair, avatar: u64, service: &str, name: &str) -> Result<(Vec<u64>, Vec<Told>), String> {
+    let request = pair.begin_attach(avatar, service, name, None);
+    pair.turn();
+    let mut told = pair.told(service);
+    match told.iter().position(|told| matches!(told, Told::Attach { .. })) {
+        Some(at) => {
+            let Told::Attach { attachment, handles, .. } = told.remove(at) else { unreachable!() };
+            pair.says(service, &ToHost::Attached { attachment });
+            Ok((handles, told))
+        }
+        None => Err(pair.error(request)),
+    }
+}
+
+#[test]
+fn changes_that_come_before_there_is_an_attachment_are_told_behind_it() {
+    let mut pair = Pair::new();
+    pair.holds_questions = true;
+    let (luid, _) = pair.client.output.tables.cache(&'c').unwrap();
+    pair.log_in_with("alice/board", Some(&cache(luid, &[])));
+    pair.turn();
+    (0..3).for_each(|_| tell(&mut pair, 'c'));
+    assert_eq!(pair.told("board"), []);
+    pair.holds_questions = false;
+    let held = std::mem::take(&mut pair.questions);
+    for (no, question) in held {
+        let (found, now) = (pair.find(&question), pair.now);
+        pair.session().found(no, found, now);
+    }
+    pair.turn();
+    let told = pair.told("board");
+    let [Told::Attach { attachment, handles, .. }, changes @ ..] = told.as_slice() else { panic!("{told:?}") };
+    assert_eq!(changes.len(), 3);
+    for change in changes {
+        let Told::Call { attachment: by, object, method, .. } = change else { panic!("{change:?}") };
+        assert_eq!((by, object, method.as_str()), (attachment, &handles[0], "speed"));
+    }
+}
+
+#[test]
+fn a_state_in_a_mind_is_one_services_and_never_an_old_one() {
+    // It is the first's that is attached, also once more; and nobody's any more when that has let go of it.
+    let mut pair = Pair::new();
+    let avatar = kept(&mut pair);
+    let (first, _) = attach(&mut pair, avatar, "board", "alice").unwrap();
+    tell(&mut pair, 'c');
+    let (second, _) = attach(&mut pair, avatar, "board", "shared").unwrap();
+    assert_eq!(first, second);
+    assert_eq!(attach(&mut pair, avatar, "mail", "alice").unwrap_err(), "twisted.spread.jelly.InsecureJelly");
+    pair.says("board", &ToHost::Stopped {});
+    assert_eq!(attach(&mut pair, avatar, "mail", "alice").unwrap_err(), "twisted.spread.jelly.InsecureJelly");
+    pair.client.output.release(avatar, 1);
+    pair.turn();
+    assert_eq!(pair.client.output.tables.held().1, 0, "the client has it back");
+
+    // More was told than is kept for it.
+    let mut pair = Pair::new();
+    let avatar = kept(&mut pair);
+    (0..2_000).for_each(|_| tell(&mut pair, 'c'));
+    assert!(pair.session().owners.references.copied_bytes() < 1_000, "nothing is kept of what is worth nothing");
+    assert_eq!(attach(&mut pair, avatar, "board", "alice").unwrap_err(), "twisted.spread.jelly.InsecureJelly");
 }
