@@ -5,15 +5,17 @@
 //! client that gives a perspective back keeps what it got by it (Twisted's rule), and what came by two keys survives the
 //! loss of one. A reference that is dead gives back what it counted for, on both sides.
 
+mod minds;
+mod through;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use jelly::{RefKind, Reference};
-use pb::{Exported, Failure, Jelly, Output, Tables, Translated};
-use plugin_api::abi::frame;
+use pb::{Failure, Output, Tables};
 
-use super::mind::{GivenMind, Sent};
+use super::mind::Sent;
 use super::numbers::{AttachmentNo, HandleKind, HandleNo, Object, Provenance, Table, Uses};
-use super::offers::{Change, Offers};
+use super::offers::Offers;
 use crate::multiservice::SlotNo;
 
 /// A value that names what is not its sender's to name.
@@ -111,85 +113,6 @@ pub(crate) struct References {
 }
 
 impl References {
-    /// What keeps a reference in a client's value from going to this service. `at` says where an attachment is whose
-    /// perspective the client has; `coming` are the cached objects of the client's whose states come with it.
-    pub(crate) fn check_inbound(
-        &self,
-        tables: &Tables<Object>,
-        slot: SlotNo,
-        reference: &Reference,
-        at: impl Fn(AttachmentNo) -> Option<SlotNo>,
-        coming: &BTreeSet<u64>,
-    ) -> Result<(), Failure> {
-        let Some(luid) = reference.luid else {
-            // `(local "root")` has no number, and Twisted makes None of what it does not know.
-            let is_named = reference.kind == RefKind::Local;
-            return if is_named { Ok(()) } else { Err(insecure("a reference whose number is too large")) };
-        };
-        let mine = |object: Exported<'_, Object>| match object {
-            Exported::Unknown if reference.kind == RefKind::Local => Ok(()),
-            Exported::Unknown => Err(insecure(FOREIGN)),
-            Exported::Revoked => Err(revoked()),
-            Exported::Live(Object::Service { slot: of, .. } | Object::Cached { slot: of, .. }) if *of == slot => Ok(()),
-            Exported::Live(Object::Perspective(no)) if at(*no) == Some(slot) => Ok(()),
-            Exported::Live(_) => Err(insecure(FOREIGN)),
-        };
-        match reference.kind {
-            RefKind::Remote => Ok(()),
-            RefKind::Local => mine(tables.exported(luid)),
-            RefKind::Lcache => mine(tables.cached(luid)),
-            // Another service may have it: its state is not sent a second time.
-            RefKind::Cache => match self.copy(luid) {
-                Some(held) if held.slot != slot => Err(insecure(ELSEWHERE)),
-                _ => Ok(()),
-            },
-            RefKind::Cached => {
-                let known = self.copy(luid).is_some_and(|held| held.slot == slot);
-                if known || coming.contains(&luid) { Ok(()) } else { Err(insecure(ELSEWHERE)) }
-            }
-        }
-    }
-
-    /// Writes a client's value as a service sees it. Its references were checked. The client's objects in it are appended to
-    /// `handles`, once for each time.
-    pub(crate) fn inbound(
-        &mut self,
-        tables: &Tables<Object>,
-        route: &Route<'_>,
-        value: &Jelly<'_>,
-        into: &mut Vec<u8>,
-        handles: &mut Vec<u64>,
-    ) {
-        let translated = value.translate(into, |reference| {
-            let Some(luid) = reference.luid else { return Ok::<_, std::convert::Infallible>(Translated::None) };
-            Ok(match (reference.kind, tables.exported(luid), tables.cached(luid)) {
-                (RefKind::Cache | RefKind::Cached, ..) => {
-                    let state = reference.close - reference.open;
-                    let handle = self.hold_copy(route, luid, state).on(route.connection);
-                    handles.push(handle);
-                    Translated::Number(handle)
-                }
-                (RefKind::Remote, ..) => {
-                    let handle = self.hold(route, luid, false).on(route.connection);
-                    handles.push(handle);
-                    Translated::Number(handle)
-                }
-                (RefKind::Local, Exported::Live(Object::Service { object, .. }), _) => Translated::Number(*object),
-                (RefKind::Local, Exported::Live(Object::Perspective(no)), _) => {
-                    Translated::Number(no.on(route.connection))
-                }
-                (RefKind::Lcache, _, Exported::Live(Object::Cached { object, .. })) => {
-                    Translated::As(RefKind::Local, *object)
-                }
-                _ => Translated::None,
-            })
-        });
-        match translated {
-            Ok(()) => {}
-            Err(never) => match never {},
-        }
-    }
-
     /// The number by which a service knows an object of the client's, which was sent once more; or, `retained`, which it is
     /// given without that.
     pub(crate) fn hold(&mut self, route: &Route<'_>, luid: u64, retained: bool) -> HandleNo {
@@ -307,96 +230,6 @@ impl References {
         }
     }
 
-    /// What a reference in a service's value becomes for the client, and the object that goes out for it, which is to be
-    /// [settled](Self::settle).
-    ///
-    /// # Errors
-    /// When it is not the service's to name, or the client has as many as it may.
-    pub(crate) fn outbound(
-        &self,
-        tables: &mut Tables<Object>,
-        route: &Route<'_>,
-        reference: &Reference,
-        at: impl Fn(AttachmentNo) -> Option<SlotNo>,
-    ) -> Result<(Translated, Option<Object>), Failure> {
-        let number = reference.luid.ok_or_else(|| insecure(FOREIGN))?;
-        let too_many = |error: pb::TooManyReferences| Failure::new("twisted.spread.pb.Error", error.to_string());
-        let slot = route.slot;
-        let own = number >> 32 == 0;
-        match reference.kind {
-            // An own object, also one that came inside an untyped value.
-            RefKind::Local if own && tables.cached_as(&Object::Cached { slot, object: number }).is_some() => {
-                let object = Object::Cached { slot, object: number };
-                let (luid, _) = tables.cache(&object).map_err(too_many)?;
-                Ok((Translated::As(RefKind::Cached, luid), Some(object)))
-            }
-            RefKind::Remote | RefKind::Local if own => {
-                let object = Object::Service { slot, object: number };
-                let luid = tables.export(&object).map_err(too_many)?;
-                Ok((Translated::As(RefKind::Remote, luid), Some(object)))
-            }
-            RefKind::Remote | RefKind::Local => {
-                if let Some(no) = AttachmentNo::of(number, route.connection) {
-                    // The client's own perspective, which it gave as an argument.
-                    let object = Object::Perspective(no);
-                    if at(no) != Some(slot) {
-                        return Err(insecure(FOREIGN));
-                    }
-                    let luid = tables.export(&object).map_err(too_many)?;
-                    return Ok((Translated::As(RefKind::Remote, luid), Some(object)));
-                }
-                // The client's own object, on its way home.
-                let no = HandleNo::of(number, route.connection);
-                let held = no.and_then(|no| self.held.get(no)).filter(|held| held.slot == slot);
-                let held = held.ok_or_else(|| insecure(FOREIGN))?;
-                let kind = if held.cached { RefKind::Lcache } else { RefKind::Local };
-                Ok((Translated::As(kind, held.luid), None))
-            }
-            // A copy of the client's own object, on its way home inside an untyped value.
-            RefKind::Cache | RefKind::Cached if !own => {
-                let no = HandleNo::of(number, route.connection);
-                let held = no.and_then(|no| self.held.get(no)).filter(|held| held.slot == slot && held.cached);
-                Ok((Translated::As(RefKind::Lcache, held.ok_or_else(|| insecure(FOREIGN))?.luid), None))
-            }
-            RefKind::Cache => {
-                let object = Object::Cached { slot, object: number };
-                let (luid, first) = tables.cache(&object).map_err(too_many)?;
-                let translated = if first { Translated::Number(luid) } else { Translated::As(RefKind::Cached, luid) };
-                Ok((translated, Some(object)))
-            }
-            RefKind::Cached | RefKind::Lcache => Err(insecure(FOREIGN)),
-        }
-    }
-
-    /// Counts what went out with a value, or takes back what did not; answers with those of the service's `objects` (as a
-    /// frame has them) that did not go out, and are to be given back to it.
-    pub(crate) fn settle(
-        &mut self,
-        tables: &mut Tables<Object>,
-        route: &Route<'_>,
-        (sent, written): (Vec<Object>, bool),
-        objects: &[u8],
-    ) -> Vec<u64> {
-        let mut left: BTreeMap<u64, usize> = BTreeMap::new();
-        frame::numbers(objects).for_each(|number| *left.entry(number).or_default() += 1);
-        for object in sent {
-            match (object, written) {
-                (Object::Cached { .. }, false) => tables.uncache(&object),
-                (_, false) => tables.unexport(&object),
-                (Object::Service { object: number, .. } | Object::Cached { object: number, .. }, true) => {
-                    let given = self.given.entry(object).or_default();
-                    given.count += 1;
-                    self.given_uses.begin(given.by.join(route.by));
-                    if let Some(more) = left.get_mut(&number) {
-                        *more = more.saturating_sub(1);
-                    }
-                }
-                (Object::Login(_) | Object::Perspective(_), true) => {}
-            }
-        }
-        left.into_iter().flat_map(|(number, times)| std::iter::repeat_n(number, times)).collect()
-    }
-
     /// By which attachments the client has an object of a service's; `None`: it has it no more.
     #[must_use]
     pub(crate) fn given(&self, object: &Object) -> Option<&Provenance> {
@@ -441,104 +274,6 @@ impl References {
     pub(crate) fn retain(&mut self, slot: SlotNo, no: HandleNo) {
         if let Some(held) = self.held.get_mut(no).filter(|held| held.slot == slot) {
             held.retained += 1;
-        }
-    }
-
-    /// An object has come with a mind, which is kept until it is given to an attachment, or is over.
-    pub(crate) fn offer(&mut self, output: &mut Output<Object>, reference: &Reference) {
-        if let Some(Sent::Copy(luid)) = Sent::of(reference) {
-            output.tables.keep(luid);
-            self.offers.came(luid, reference.kind == RefKind::Cache && self.copy(luid).is_none());
-        }
-    }
-
-    /// What keeps a mind that has this in it from going to a service: its state may be an old one.
-    pub(crate) fn check_offer(&self, reference: &Reference) -> Result<(), Failure> {
-        match (reference.kind, reference.luid) {
-            (RefKind::Cache, Some(luid)) if self.copy(luid).is_none() && !self.offers.has_state(luid) => {
-                Err(insecure(ELSEWHERE))
-            }
-            _ => Ok(()),
-        }
-    }
-
-    /// A mind goes to a service that has checked it; what the client has told of the objects in it, by its numbers, that the
-    /// service does not know.
-    pub(crate) fn take_mind(&mut self, mind: &GivenMind) -> Vec<(u64, Change)> {
-        let copies = mind.mind.objects().filter_map(|sent| match sent {
-            Sent::Copy(luid) => Some(luid),
-            Sent::Object(_) => None,
-        });
-        let copies: Vec<u64> = copies.collect();
-        let told = |luid: &u64| self.offers.given(*luid).into_iter().map(|change| (*luid, change)).collect::<Vec<_>>();
-        let changes = copies.iter().flat_map(told).collect();
-        if !mind.kept {
-            copies.into_iter().for_each(|luid| self.offers.taken(luid));
-        }
-        changes
-    }
-
-    /// An object that the client sent once is in a mind that nobody takes.
-    pub(crate) fn return_mind(&mut self, output: &mut Output<Object>, sent: Sent) {
-        match sent {
-            Sent::Object(luid) => output.release(luid, 1),
-            Sent::Copy(luid) => {
-                self.offers.taken(luid);
-                output.give_back(luid);
-                self.settle_sent(output, sent);
-            }
-        }
-    }
-
-    /// An avatar keeps an object that the client sent once.
-    pub(crate) fn keep_mind(&mut self, sent: Sent) {
-        if let Sent::Object(luid) = sent {
-            let kept = self.minds.entry(luid).or_default();
-            kept.avatars += 1;
-            kept.count += 1;
-        }
-    }
-
-    /// A call needs what an avatar keeps, until [`References::forget_mind`].
-    pub(crate) fn borrow_mind(&mut self, sent: Sent) {
-        match sent {
-            Sent::Copy(luid) => self.offers.borrowed(luid),
-            Sent::Object(luid) => {
-                if let Some(kept) = self.minds.get_mut(&luid) {
-                    kept.avatars += 1;
-                }
-            }
-        }
-    }
-
-    /// The avatar is gone, or the call that needed it.
-    pub(crate) fn forget_mind(&mut self, output: &mut Output<Object>, sent: Sent) {
-        match sent {
-            Sent::Copy(luid) => self.offers.over(luid),
-            Sent::Object(luid) => {
-                if let Some(kept) = self.minds.get_mut(&luid) {
-                    kept.avatars = kept.avatars.saturating_sub(1);
-                }
-            }
-        }
-        self.settle_sent(output, sent);
-    }
-
-    /// Gives a kept object back to the client, if nobody has it any more.
-    fn settle_sent(&mut self, output: &mut Output<Object>, sent: Sent) {
-        let luid = match sent {
-            Sent::Object(luid) => luid,
-            Sent::Copy(luid) => {
-                let held = self.copy(luid).is_some_and(|held| held.count + held.retained > 0);
-                let count = self.offers.settle(luid, held).unwrap_or_default();
-                return (0..count).for_each(|_| output.give_back(luid));
-            }
-        };
-        let Some(kept) = self.minds.get(&luid).filter(|kept| kept.avatars == 0) else { return };
-        let count = kept.count;
-        if self.held_by.range((luid, SlotNo(0))..=(luid, SlotNo(u32::MAX))).next().is_none() {
-            self.minds.remove(&luid);
-            output.release(luid, count);
         }
     }
 
