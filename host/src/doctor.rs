@@ -235,7 +235,8 @@ fn unusable(settings: &Settings) -> Vec<String> {
     for (place, rules) in rules.chain([("pb".to_owned(), settings.pb.rules())]) {
         wrong.extend(rules.err().map(|error| format!("[{place}] {error}")));
     }
-    wrong.extend(config::listeners(settings).err());
+    let apart = |of_services: Vec<_>| config::apart(&config::of_host(settings), &of_services);
+    wrong.extend(config::listeners(settings).and_then(apart).err());
     wrong.extend(config::confinements(settings).err());
     if let Err(error) = proxies(&settings.pb.proxies) {
         wrong.push(error);
@@ -244,12 +245,12 @@ fn unusable(settings: &Settings) -> Vec<String> {
         wrong.push(format!("[pb] multiservice = {name:?}: there is no [multiservice.{name}]"));
     }
     let more = settings.multiservice.iter().flat_map(|(name, section)| {
-        let addresses = [("listen", &section.listen), ("listen_tls", &section.listen_tls)];
-        addresses
-            .into_iter()
-            .filter_map(move |(key, address)| Some((format!("[multiservice.{name}] {key}"), address.as_ref()?)))
+        let over_tls = section.listen_tls.as_ref().map(|listen| &listen.address);
+        let addresses = [("listen", section.listen.as_ref()), ("listen_tls", over_tls)];
+        addresses.into_iter().filter_map(move |(key, address)| Some((format!("[multiservice.{name}] {key}"), address?)))
     });
-    let own = [("[pb] listen", Some(&settings.pb.listen)), ("[pb] listen_tls", settings.pb.listen_tls.as_ref())];
+    let over_tls = settings.pb.listen_tls.as_ref().map(|listen| &listen.address);
+    let own = [("[pb] listen", Some(&settings.pb.listen)), ("[pb] listen_tls", over_tls)];
     let own = own.into_iter().filter_map(|(place, address)| Some((place.to_owned(), address?)));
     for (place, address) in own.chain(more) {
         let port = address.rsplit_once(':').and_then(|(host, port)| Some((host, port.parse::<u16>().ok()?)));
@@ -272,11 +273,14 @@ fn settings(home: &Home, found: &mut Vec<Finding>) {
     for wrong in unusable(&settings) {
         found.push(finding("wrong", wrong, Some("put credhost.toml right: the host does not start with it")));
     }
-    let (certificate, key) = home.certificates(&settings.tls);
-    let wanted =
-        settings.pb.listen_tls.is_some() || settings.multiservice.values().any(|section| section.listen_tls.is_some());
-    if certificate.exists() || wanted {
-        found.push(self::certificate(&certificate, &key));
+    let of_services = config::listeners(&settings).unwrap_or_default();
+    let wanted = settings.pb.listen_tls.is_some()
+        || settings.multiservice.values().any(|section| section.listen_tls.is_some())
+        || of_services.iter().any(|one| one.tls || one.starttls);
+    for (certificate, key) in home.certificates(&settings.tls) {
+        if certificate.exists() || wanted {
+            found.push(self::certificate(&certificate, &key));
+        }
     }
     if settings.pb.plaintext {
         let what = "[pb] plaintext = true: who can listen on the network reads everything but passwords";

@@ -10,6 +10,7 @@
 
 #[doc(hidden)]
 pub mod accounts;
+mod asked_name;
 #[doc(hidden)]
 pub mod config;
 #[doc(hidden)]

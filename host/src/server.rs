@@ -14,7 +14,7 @@ pub use options::{Options, StartError};
 
 use std::cell::{Cell, OnceCell, RefCell};
 use std::ffi::OsString;
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -22,6 +22,7 @@ use std::sync::Arc;
 
 use tokio::sync::{Notify, mpsc};
 
+use self::configured::Opened;
 use self::retention::Retention;
 use crate::accounts::Accounts;
 use crate::config::{ConfigFile, Home, Lock};
@@ -29,7 +30,7 @@ use crate::control::{self, ControlFailure, LibraryStatus, known};
 use crate::doors::Doors;
 use crate::folder::{self, Folder};
 use crate::listener::tls::Certificates;
-use crate::listener::{Endpoint, Listener};
+use crate::listener::{Accepts, Endpoint, Listener};
 use crate::loader::fault::LibraryFault;
 use crate::loader::watch::Watch;
 use crate::login_gate::LoginGate;
@@ -45,9 +46,6 @@ const COMMANDS: std::time::Duration = std::time::Duration::from_secs(10);
 
 /// How often the files of certificates are looked at.
 const CERTIFICATES: std::time::Duration = std::time::Duration::from_secs(2);
-
-/// Sockets to be opened, each with its certificates if it is TLS.
-type Listening = Vec<(TcpListener, Option<Arc<Certificates>>)>;
 
 /// Whether another program takes over.
 #[derive(Debug, Default)]
@@ -134,20 +132,24 @@ impl Host {
     }
 
     /// Opens the doors.
-    fn open(&self, listening: Listening) -> Result<(), StartError> {
+    fn open(&self, opened: Vec<Opened>) -> Result<(), StartError> {
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
-        let mut open: Vec<Listener> = Vec::new();
-        for (endpoint, (listener, tls)) in self.endpoints.iter().zip(listening) {
+        let (mut open, mut entrances) = (Vec::<Listener>::new(), Vec::new());
+        for (endpoint, Opened { settings, socket, first, shared, tls }) in self.endpoints.iter().zip(opened) {
             let over = if tls.is_some() { " over TLS" } else { "" };
-            let listener = endpoint.listen_on(listener, threads, tls)?;
+            let how = Accepts { itself: !shared, hands_on: first };
+            let (listener, entrance) = endpoint.listen_as(socket, threads, tls, how)?;
             if !open.is_empty() {
-                tracing::info!("serving also{over} on {}", listener.address());
+                let marks = settings.marks.shown();
+                let of = if marks.is_empty() { marks } else { format!(", what has {marks}") };
+                tracing::info!("serving also{over} on {}{of}", listener.address());
             }
             open.push(listener);
+            entrances.extend(shared.then_some(entrance));
         }
         // There is one at least.
         let first = open.first().ok_or_else(|| std::io::Error::other("the host has no listener"))?;
-        self.doors.open((&self.within, first))?;
+        self.doors.open_beside((&self.within, first), entrances)?;
         // Nobody else sets it.
         let _ = self.listeners.set(open);
         self.accounts.store().keep_room();
@@ -266,24 +268,19 @@ impl Host {
     /// Looks whether the files of the certificate have changed, for as long as it is polled.
     async fn look_at_certificates(&self) {
         let Some(certificates) = &self.certificates else { return std::future::pending().await };
-        let mut wrong = None;
+        let mut said = Vec::new();
         loop {
             tokio::time::sleep(CERTIFICATES).await;
-            match certificates.refresh() {
-                Ok(true) => {
-                    wrong = None;
-                    tracing::info!("a new certificate is used from now on");
-                    self.accounts.note(Event::new("tls.renewed"));
-                }
-                Ok(false) => {}
-                Err(error) => {
-                    // Said once: the two files are written one after the other.
-                    if wrong.as_ref() != Some(&error) {
-                        tracing::warn!(%error, "the new certificate cannot be used yet; the old one stays");
-                    }
-                    wrong = Some(error);
-                }
+            let (new, wrong) = certificates.refresh();
+            for _ in 0..new {
+                tracing::info!("a new certificate is used from now on");
+                self.accounts.note(Event::new("tls.renewed"));
             }
+            // Said once: the two files are written one after the other.
+            for error in wrong.iter().filter(|error| !said.contains(*error)) {
+                tracing::warn!(%error, "the new certificate cannot be used yet; the old one stays");
+            }
+            said = wrong;
         }
     }
 

@@ -1,5 +1,5 @@
-//! Several services at one address: whose a connection is, TLS's greeting or its first bytes say. Judged by OpenSSH, curl, ii and
-//! rustls.
+//! Several services at one address, and Perspective Broker beside them: whose a connection is, TLS's greeting or its first bytes
+//! say. Judged by OpenSSH, curl, ii, Twisted and rustls.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -9,8 +9,9 @@ use system_tests::debian;
 use system_tests::host::{TestHome, TestHost};
 use system_tests::irc::ii;
 use system_tests::lines::Lines;
+use system_tests::python::twisted;
 use system_tests::ssh::Ssh;
-use system_tests::tls::client;
+use system_tests::tls::{P256, client, made};
 
 const PASSWORD: &str = "ottern-quirk-velvet-93-lamp";
 
@@ -43,7 +44,7 @@ fn host(address: SocketAddr) -> TestHost {
     home.make();
     home.configure(|text| {
         format!(
-            r#"{text}
+            r#"{}
 [service.ssh]
 may = ["attach", "vouch"]
 [service.ssh.listen]
@@ -59,7 +60,11 @@ http = [
     {{ address = "{address}", tls = true, names = ["*.example.org"], alpn = ["http/1.1"] }},
     {{ address = "{address}", begins = ["GET ", "HEAD ", "POST "] }},
 ]
-"#
+"#,
+            text.replace(
+                "[pb]\n",
+                &format!("[pb]\nlisten_tls = {{ address = \"{address}\", names = [\"pb.example.org\"] }}\n")
+            )
         )
     });
     home.run(&["tls", "init", "--name", "localhost", "--name", "*.example.org"], "");
@@ -81,6 +86,9 @@ fn all_are_served(host: &TestHost, address: SocketAddr, alice: &Ssh, round: u32)
         let page = curl(address, authority, url).unwrap_or_else(|said| panic!("{url}: {said}"));
         assert!(page.contains("<title>"), "{url}: {page}");
     }
+    let (ip, port) = (address.ip().to_string(), address.port().to_string());
+    let tasks = twisted("by_name.py", &[&ip, &port, authority, PASSWORD, "pb.example.org"]);
+    assert_eq!(tasks.trim(), (round + 1).to_string());
     let mut bob = Lines::over(client(&pem, "chat.example.org", &[], Lines::socket(address)));
     bob.join("bob", PASSWORD);
     let mut carol = Lines::over(client(&pem, "localhost", &["h2", "irc"], Lines::socket(address)));
@@ -100,7 +108,7 @@ fn all_are_served(host: &TestHost, address: SocketAddr, alice: &Ssh, round: u32)
 }
 
 #[test]
-fn five_listeners_of_three_services_share_a_port() {
+fn five_listeners_of_three_services_and_perspective_broker_share_a_port() {
     let address = own_address();
     let mut host = host(address);
     let mut alice = Ssh::new(address, "alice", &["ed25519"]);
@@ -201,4 +209,64 @@ fn what_ends_before_it_says_whose_it_is_keeps_no_thread() {
         let page = curl(address, authority, "https://www.example.org/").expect("it is served");
         assert!(page.contains("<title>"), "{page}");
     }
+}
+
+/// Perspective Broker, in the clear and over TLS, at an address with a service's listeners: in the clear it is for whoever waits for its
+/// word; over TLS for who offers its protocol, also where nobody has set a name. The service learns what was agreed on, and each name has a
+/// certificate of its own.
+#[test]
+fn perspective_broker_is_what_is_left_in_the_clear_and_names_have_certificates_of_their_own() {
+    let address = SocketAddr::new(own_address().ip(), 4447);
+    let home = TestHome::new();
+    home.make();
+    home.run(&["tls", "init", "--name", "pb.example.org"], "");
+    let other = made(
+        &home.path().join("tls"),
+        "other",
+        &[P256.as_slice(), &["-addext", "subjectAltName=DNS:www.other.org"]].concat(),
+        "/CN=x",
+    );
+    let authority = home.path().join("tls/ca.pem");
+    home.configure(|text| {
+        let pb = format!("[pb]\nlisten_tls = {{ address = \"{address}\", alpn = [\"pb\"] }}\n");
+        format!(
+            r#"{}
+[[tls.others]]
+certificate = "tls/other.crt"
+key = "tls/other.key"
+[service.scores.listen]
+http = [
+    {{ address = "{address}", tls = true, names = ["www.other.org"], alpn = ["http/1.1", "x"] }},
+    {{ address = "{address}", begins = ["GET "] }},
+]
+"#,
+            text.replace("[pb]\n", &pb)
+        )
+    });
+    home.identity("bob", PASSWORD, &["todo"]);
+    ["todo", "scores"].iter().for_each(|service| home.install(service));
+    let host = home.start_with(&["--listen", &address.to_string()], &[]);
+    let (ip, port) = (address.ip().to_string(), address.port().to_string());
+    let ca = authority.to_str().expect("a text");
+    let tasks = twisted("by_name.py", &[&ip, &port, ca, PASSWORD, "pb.example.org", "pb"]);
+    assert_eq!(tasks.trim(), "1");
+    let said = host.home.run(&["call", "--password-stdin", &format!("bob@{address}/todo"), "list"], PASSWORD);
+    assert!(said.contains("by pb.example.org"), "{said}");
+    let page =
+        curl(address, other.to_str().expect("a text"), "https://www.other.org/").expect("by its own certificate");
+    assert!(page.contains("<title>"), "{page}");
+    let page = curl(address, ca, "http://www.other.org/").expect("in the clear");
+    assert!(page.contains("<title>"), "{page}");
+    let said = curl(address, ca, "https://pb.example.org/").expect_err("it does not speak PB");
+    assert!(said.contains("no application protocol"), "{said}");
+    // One socket, which goes on over an upgrade, once.
+    let program = system_tests::build::credhost();
+    host.home.run(&["upgrade", &program.display().to_string()], "");
+    let tasks = twisted("by_name.py", &[&ip, &port, ca, PASSWORD, "pb.example.org", "pb"]);
+    assert_eq!(tasks.trim(), "2");
+    let page = curl(address, ca, "http://www.other.org/").expect("in the clear");
+    assert!(page.contains("<title>"), "{page}");
+    // Doctor knows of both certificates.
+    let found = host.home.run(&["doctor"], "");
+    assert!(found.contains("cert.pem") && found.contains("other.crt"), "{found}");
 }

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 use toml_edit::{DocumentMut, Item};
 
+use super::marks::TlsListen;
 use super::private::{HomeError, private};
 use crate::cred::{HashCost, Identity, Key, ListenerRules, NameError, PasswordRules, ProofBy, RuleError, Sealed};
 use crate::plain;
@@ -22,8 +23,9 @@ const TEMPLATE: &str = "\
 [pb]
 # Where Perspective Broker is served, in the clear: for this machine alone.
 listen = \"127.0.0.1:8787\"
-# Where it is served over TLS; needs [tls], or `credhost tls init`.
+# Where it is served over TLS; needs [tls], or `credhost tls init`. With names or alpn it may share its address with services' listeners.
 # listen_tls = \"0.0.0.0:8788\"
+# listen_tls = { address = \"0.0.0.0:443\", names = [\"pb.example.org\"] }
 # Whether Twisted's own login is offered. It needs md5(password), which is kept sealed under master.key. Without it,
 # clients log in by loginPassword (over TLS or on this machine), loginKey or loginToken.
 stock_login = true
@@ -126,7 +128,7 @@ pub struct PbSection {
     /// Where Perspective Broker is served.
     pub listen: String,
     /// Where it is served over TLS.
-    pub listen_tls: Option<String>,
+    pub listen_tls: Option<TlsListen>,
     /// Whether it may be served in the clear where others can listen.
     pub plaintext: bool,
     /// Whether clients on this machine may send passwords and tokens in the clear. Not where a proxy on this machine passes
@@ -176,7 +178,7 @@ pub struct MultiServiceSection {
     /// Where Perspective Broker is served for these alone, if anywhere.
     pub listen: Option<String>,
     /// The same over TLS.
-    pub listen_tls: Option<String>,
+    pub listen_tls: Option<TlsListen>,
     /// As in `[pb]`.
     pub anonymous: Option<String>,
     /// As in `[pb]`.
@@ -286,6 +288,18 @@ pub struct TlsSection {
     pub certificate: Option<String>,
     /// A file with its key, in PEM.
     pub key: Option<String>,
+    /// More of both. Who asks for a name by TLS gets the certificate that is for it; the first, if none of them is.
+    pub others: Vec<CertificateSection>,
+}
+
+/// One of `[tls] others`
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CertificateSection {
+    /// As in `[tls]`.
+    pub certificate: String,
+    /// As in `[tls]`.
+    pub key: String,
 }
 
 /// `[plugins]`

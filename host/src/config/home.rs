@@ -124,12 +124,14 @@ impl Home {
 
     /// The files of the certificate and its key.
     #[must_use]
-    pub fn certificates(&self, section: &TlsSection) -> (PathBuf, PathBuf) {
+    pub fn certificates(&self, section: &TlsSection) -> Vec<(PathBuf, PathBuf)> {
         let file = |named: &Option<String>, made: &str| match named {
             Some(named) => self.path.join(named),
             None => self.tls().join(made),
         };
-        (file(&section.certificate, "cert.pem"), file(&section.key, "key.pem"))
+        let others = section.others.iter().map(|one| (self.path.join(&one.certificate), self.path.join(&one.key)));
+        let first = (file(&section.certificate, "cert.pem"), file(&section.key, "key.pem"));
+        std::iter::once(first).chain(others).collect()
     }
 
     /// Where a running host is spoken to.

@@ -147,6 +147,54 @@ impl ListenerSettings {
         self.address == *address && !own_port
     }
 
+    /// A listener of the host's own, for Perspective Broker: `place` is what says where it is in the file.
+    #[must_use]
+    pub fn of_host(place: &str, shown: &str, addresses: Vec<SocketAddr>, tls: Option<Marks>) -> Self {
+        Self {
+            service: String::new(),
+            name: place.to_owned(),
+            address: Address::Tcp(addresses),
+            shown: shown.to_owned(),
+            tls: tls.is_some(),
+            starttls: false,
+            certificates: false,
+            plaintext: false,
+            encrypted: false,
+            connections: usize::MAX,
+            per_source: usize::MAX,
+            login: Duration::ZERO,
+            idle: None,
+            grace: None,
+            grants: Grants::default(),
+            marks: tls.unwrap_or_default(),
+            proxies: Vec::new(),
+            unix_proxy: false,
+        }
+    }
+
+    /// Where it is in the file.
+    #[must_use]
+    pub fn place(&self) -> String {
+        match self.service.as_str() {
+            "" => self.name.clone(),
+            service => format!("[service.{service}.listen] {}", self.name),
+        }
+    }
+
+    /// Why this and another cannot both be, if they listen at one address, and nothing tells their connections apart.
+    #[must_use]
+    pub fn overlaps(&self, other: &Self) -> Option<String> {
+        let same = other.shares(&self.address) && other.tls == self.tls && other.marks.overlap(&self.marks);
+        let by = if self.tls { "names = [\"chat.example.org\"] or alpn = [\"irc\"]" } else { "begins = [\"SSH-\"]" };
+        same.then(|| {
+            format!(
+                "{:?} is the address of {}, too, and nothing tells their connections apart, such as {by}",
+                self.shown,
+                other.place()
+            )
+        })
+    }
+
     /// The same, of a service that may do this.
     #[must_use]
     pub fn granted(self, grants: Grants) -> Self {
@@ -245,23 +293,46 @@ pub fn listeners(settings: &Settings) -> Result<Vec<ListenerSettings>, String> {
                 }
             };
             let read = section.read(service, name, grants).map_err(|why| at(&why))?;
-            let overlaps = |other: &&ListenerSettings| {
-                other.shares(&read.address) && other.tls == read.tls && other.marks.overlap(&read.marks)
-            };
-            if let Some(other) = all.iter().find(overlaps) {
-                let (service, name) = (&other.service, &other.name);
-                let by =
-                    if read.tls { "names = [\"chat.example.org\"] or alpn = [\"irc\"]" } else { "begins = [\"SSH-\"]" };
-                return Err(at(&format!(
-                    "{:?} is the address of [service.{service}.listen] {name}, too, and nothing tells their connections \
-                     apart, such as {by}",
-                    read.shown
-                )));
+            if let Some(why) = all.iter().find_map(|other| read.overlaps(other)) {
+                return Err(at(&why));
             }
             all.push(read);
         }
     }
     Ok(all)
+}
+
+/// Checks that connections of the host's own listeners can be told from others' at the same address.
+///
+/// # Errors
+/// Which of them cannot, with its place.
+pub fn apart(of_host: &[ListenerSettings], of_services: &[ListenerSettings]) -> Result<(), String> {
+    for (at, one) in of_host.iter().enumerate() {
+        let mut others = of_host.iter().skip(at + 1).chain(of_services);
+        if let Some(why) = others.find_map(|other| one.overlaps(other)) {
+            return Err(format!("{}: {why}", one.place()));
+        }
+    }
+    Ok(())
+}
+
+/// The host's own listeners, as far as their addresses are some.
+#[must_use]
+pub fn of_host(settings: &Settings) -> Vec<ListenerSettings> {
+    let sections = settings.multiservice.iter().map(|(name, section)| {
+        (format!("[multiservice.{name}]"), section.listen.as_ref(), section.listen_tls.as_ref())
+    });
+    let pb = ("[pb]".to_owned(), Some(&settings.pb.listen), settings.pb.listen_tls.as_ref());
+    let both = std::iter::once(pb).chain(sections).flat_map(|(place, listen, listen_tls)| {
+        let clear = listen.map(|address| (format!("{place} listen"), address, None));
+        let tls = listen_tls.map(|tls| (format!("{place} listen_tls"), &tls.address, Some(tls.marks.clone())));
+        clear.into_iter().chain(tls)
+    });
+    let read = |(place, shown, tls): (String, &String, Option<Marks>)| {
+        let addresses = shown.to_socket_addrs().ok()?.collect();
+        Some(ListenerSettings::of_host(&place, shown, addresses, tls))
+    };
+    both.filter_map(read).collect()
 }
 
 impl Section {
@@ -412,6 +483,51 @@ mod tests {
         for (line, wanted) in all {
             let said = read(&format!("[service.chat.listen]\n{line}\n")).unwrap_err();
             assert!(said.contains("[service.chat.listen]") && said.contains(wanted), "{line}: {said}");
+        }
+    }
+
+    #[test]
+    fn the_hosts_own_listeners_are_told_from_services_at_the_same_address() {
+        let apart = |pb: &str, service: &str| {
+            let text = format!("{pb}\n[service.chat.listen]\nirc = {service}\n");
+            let settings: Settings = toml_edit::de::from_str(&text).unwrap();
+            super::apart(&of_host(&settings), &listeners(&settings).unwrap())
+        };
+        let tls = |marks: &str| format!("{{ address = \"127.0.0.1:1\", tls = true{marks} }}");
+        let pb = |marks: &str| format!("[pb]\nlisten_tls = {{ address = \"127.0.0.1:1\"{marks} }}");
+        for (pb, service, place) in [
+            ("[pb]\nlisten = \"127.0.0.1:1\"".to_owned(), "\"127.0.0.1:1\"".to_owned(), "[pb] listen"),
+            ("[pb]\nlisten_tls = \"127.0.0.1:1\"".to_owned(), tls(""), "[pb] listen_tls"),
+            (pb(", names = [\"a.org\"]"), tls(", names = [\"A.org\"]"), "[pb] listen_tls"),
+            (pb(""), tls(""), "[pb] listen_tls"),
+            (
+                "[multiservice.games]\nlisten = \"127.0.0.1:1\"".to_owned(),
+                "\"127.0.0.1:1\"".to_owned(),
+                "[multiservice.games] listen",
+            ),
+        ] {
+            let why = apart(&pb, &service).unwrap_err();
+            assert!(why.starts_with(place) && why.contains("[service.chat.listen] irc"), "{pb} {service}: {why}");
+        }
+        for (pb, service) in [
+            ("[pb]\nlisten = \"127.0.0.1:1\"".to_owned(), tls("")),
+            (
+                "[pb]\nlisten = \"127.0.0.1:1\"".to_owned(),
+                "{ address = \"127.0.0.1:1\", begins = [\"SSH-\"] }".to_owned(),
+            ),
+            (pb(", names = [\"a.org\"]"), tls("")),
+            (pb(", alpn = [\"pb\"]"), tls(", names = [\"a.org\"]")),
+            ("[pb]\nlisten_tls = \"127.0.0.1:2\"".to_owned(), tls("")),
+        ] {
+            assert_eq!(apart(&pb, &service), Ok(()), "{pb} {service}");
+        }
+        let two = "[pb]\nlisten_tls = \"127.0.0.1:1\"\n[multiservice.a]\nlisten_tls = \"127.0.0.1:1\"\n";
+        let settings: Settings = toml_edit::de::from_str(two).unwrap();
+        assert!(super::apart(&of_host(&settings), &[]).is_err());
+        for wrong in ["{ address = \"127.0.0.1:1\", begins = [\"x\"] }", "{ names = [\"a.org\"] }", "5"] {
+            let text = format!("[pb]\nlisten_tls = {wrong}\n");
+            let said = toml_edit::de::from_str::<Settings>(&text).unwrap_err().to_string();
+            assert!(said.contains("listen_tls"), "{said}");
         }
     }
 

@@ -1,6 +1,10 @@
 //! How connections are told apart when several listeners share one address.
 
-use serde::Deserialize;
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{MapAccess, Visitor};
+use serde::{Deserialize, Deserializer};
+
+use crate::asked_name::name_fits;
 
 /// The longest `begins`, in bytes.
 const LONGEST: usize = 64;
@@ -97,14 +101,50 @@ impl Marks {
             return Some(0);
         }
         let asked = asked?;
-        let of = |name: &String| match name.strip_prefix("*.") {
-            Some(parent) => {
-                let (label, rest) = asked.split_once('.')?;
-                (!label.is_empty() && rest.eq_ignore_ascii_case(parent)).then_some(1)
+        self.names.iter().filter_map(|name| name_fits(name, asked)).max()
+    }
+}
+
+/// Where Perspective Broker is served over TLS: an address, or a table with one.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct TlsListen {
+    /// The address.
+    pub address: String,
+    /// What its connections have that others' at the same address have not.
+    pub marks: Marks,
+}
+
+impl<'de> Deserialize<'de> for TlsListen {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct Table {
+            address: String,
+            #[serde(default)]
+            names: Vec<String>,
+            #[serde(default)]
+            alpn: Vec<String>,
+        }
+        struct Either;
+        impl<'de> Visitor<'de> for Either {
+            type Value = TlsListen;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("an address, such as \"0.0.0.0:8788\", or a table with one")
             }
-            None => name.eq_ignore_ascii_case(asked).then_some(2),
-        };
-        self.names.iter().filter_map(of).max()
+
+            fn visit_str<E>(self, address: &str) -> Result<TlsListen, E> {
+                Ok(TlsListen { address: address.to_owned(), marks: Marks::default() })
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<TlsListen, A::Error> {
+                let table = Table::deserialize(MapAccessDeserializer::new(map))?;
+                let marks = Marks { names: table.names, alpn: table.alpn, begins: Vec::new() };
+                marks.check(true, false).map_err(serde::de::Error::custom)?;
+                Ok(TlsListen { address: table.address, marks })
+            }
+        }
+        deserializer.deserialize_any(Either)
     }
 }
 

@@ -15,6 +15,6 @@ pub use file::{
 };
 pub use home::{Home, Lock};
 pub use key::{entropy, existing_key, master_key, random, write_key};
-pub use listen::{Address, Grants, ListenerSettings, listeners, networks, own};
-pub use marks::{Fit, Marks};
+pub use listen::{Address, Grants, ListenerSettings, apart, listeners, networks, of_host, own};
+pub use marks::{Fit, Marks, TlsListen};
 pub use private::{HomeError, private};

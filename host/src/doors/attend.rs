@@ -320,7 +320,8 @@ async fn secure(doors: &Doors, held: &Held) -> io::Result<Relay> {
         let read = ClientCertificate::read(shown);
         read.inspect_err(|error| tracing::debug!(peer = held.peer, %error, "a client's certificate")).ok()
     });
-    relay(held, tls, Some(Greeted { asked, certificate: certificate.map(Arc::new) }))
+    let protocol = greeting.alpn_protocol().unwrap_or_default().to_vec();
+    relay(held, tls, Some(Greeted { asked, certificate: certificate.map(Arc::new), protocol }))
 }
 
 impl Doors {
@@ -330,10 +331,10 @@ impl Doors {
         match secured {
             Ok(relay) => {
                 held.entry.speaks_tls();
-                let (end, asked) = (held.lend(), held.asked());
+                let (end, greeted) = (held.lend(), held.greeted());
                 let (stream, descriptor) = (u64::from(held.number), end.as_deref().map_or(u64::MAX, number));
-                let certificate = &*held.shown();
-                let frame = ToLibrary::Lent { request, stream, descriptor, asked: &asked, certificate };
+                let (asked, certificate, protocol) = (greeted.asked.as_str(), &*greeted.shown(), &*greeted.protocol);
+                let frame = ToLibrary::Lent { request, stream, descriptor, asked, certificate, protocol };
                 let told = self.answer(asker, &frame);
                 if let Some(end) = end.filter(|_| !told) {
                     held.takes_back(&end);

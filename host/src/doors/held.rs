@@ -38,10 +38,13 @@ pub(super) struct Greeted {
     /// The host name that it asked for (SNI), or empty.
     pub(super) asked: String,
     pub(super) certificate: Option<Arc<ClientCertificate>>,
+    /// The protocol that was agreed on (ALPN), or empty.
+    pub(super) protocol: Vec<u8>,
 }
 
 impl Greeted {
-    fn shown(&self) -> Vec<u8> {
+    /// The public key of the client's certificate in OpenSSH's format, for frames. Empty without a certificate.
+    pub(super) fn shown(&self) -> Vec<u8> {
         self.certificate.as_ref().map_or_else(Vec::new, |certificate| certificate.key.line().into_bytes())
     }
 }
@@ -176,11 +179,6 @@ impl Held {
         self.state.lock().greeted.certificate.clone()
     }
 
-    /// The public key of the client's certificate in OpenSSH's format, for frames. Empty without a certificate.
-    pub(super) fn shown(&self) -> Vec<u8> {
-        self.state.lock().greeted.shown()
-    }
-
     /// Whether the client's end is a socket of TCP's.
     pub(super) fn is_tcp(&self) -> bool {
         self.client_tcp
@@ -191,9 +189,9 @@ impl Held {
         self.listening.settings.is_proxy(self.client_tcp.then(|| self.source.ip()))
     }
 
-    /// The name that the client asked for by TLS.
-    pub(super) fn asked(&self) -> String {
-        self.state.lock().greeted.asked.clone()
+    /// What the client said in its TLS handshake.
+    pub(super) fn greeted(&self) -> Greeted {
+        self.state.lock().greeted.clone()
     }
 
     pub(super) fn is_tls(&self) -> bool {
@@ -258,6 +256,7 @@ impl Held {
             perspectives: &perspectives,
             forwarded: self.is_proxy(),
             certificate: &state.greeted.shown(),
+            protocol: &state.greeted.protocol,
         };
         frame.write(&mut bytes);
         Offer::Frame(bytes, service, (login != 0).then_some(login))

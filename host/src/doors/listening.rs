@@ -52,6 +52,8 @@ pub(super) struct Listening {
     pub(super) tls: OnceLock<Arc<ServerConfig>>,
     sources: Mutex<Sources>,
     waiting: Mutex<Waiting>,
+    /// Which of the host's own listeners it is, if it is none of a service's.
+    pub(super) of_host: Option<usize>,
 }
 
 pub(super) enum Bound {
@@ -99,17 +101,22 @@ impl Listening {
             (None, Address::Unix(path)) => Bound::Unix(bind_unix(path).map_err(|error| at(&error))?),
             (None, Address::Systemd(_)) => return Err(at(&not_given(&inherited.of_systemd()))),
         };
-        Ok(Self::on(Arc::new(socket), settings))
+        Ok(Self::on(Arc::new(socket), settings, None))
+    }
+
+    /// One of the host's own, whose socket others share.
+    pub(super) fn of_host(at: usize, settings: ListenerSettings, socket: std::net::TcpListener) -> Arc<Self> {
+        Self::on(Arc::new(Bound::Tcp(socket)), settings, Some(at))
     }
 
     /// One more on the socket of another.
     pub(super) fn beside(other: &Self, settings: ListenerSettings) -> Arc<Self> {
-        Self::on(Arc::clone(&other.socket), settings)
+        Self::on(Arc::clone(&other.socket), settings, None)
     }
 
-    fn on(socket: Arc<Bound>, settings: ListenerSettings) -> Arc<Self> {
+    fn on(socket: Arc<Bound>, settings: ListenerSettings, of_host: Option<usize>) -> Arc<Self> {
         let (sources, waiting, tls) = (Mutex::default(), Mutex::default(), OnceLock::new());
-        Arc::new(Self { settings, socket, tls, sources, waiting })
+        Arc::new(Self { settings, socket, tls, sources, waiting, of_host })
     }
 
     /// Its socket, for whoever serves it next, with its name.

@@ -21,6 +21,7 @@ mod ways;
 mod words;
 
 use std::collections::{BTreeSet, HashMap};
+use std::net::TcpListener;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -41,7 +42,7 @@ use crate::accounts::Accounts;
 use crate::config::ListenerSettings;
 use crate::cred::login::Login;
 use crate::listener::tls::Certificates;
-use crate::listener::{Endpoint, Listener, Ways};
+use crate::listener::{Endpoint, Entrance, Listener, Ways};
 use crate::login_gate::LoginGate;
 use crate::memory::Budget;
 use crate::multiservice::router::Router;
@@ -101,6 +102,8 @@ pub struct Doors {
     lasting: Mutex<lasting::Table>,
     /// Who serves those; none before the host's own listeners are open.
     within: OnceLock<Ways>,
+    /// Ways in to the host's own listeners that share a socket with services', in the order of `of_host`.
+    entrances: OnceLock<Vec<Entrance>>,
     next_login: AtomicU64,
     /// Listeners that services take, and that have no address.
     wanting: Mutex<BTreeSet<(String, String)>>,
@@ -129,7 +132,26 @@ impl Doors {
         settings: Vec<ListenerSettings>,
         inherited: &Inherited,
     ) -> Result<Arc<Self>, String> {
+        Self::beside(Vec::new(), around, settings, inherited)
+    }
+
+    /// The same, some of them beside listeners of the host's own: whose sockets are open, and which share them. What comes is for one
+    /// of these or of those.
+    pub(crate) fn beside(
+        of_host: Vec<(ListenerSettings, TcpListener)>,
+        around: Surroundings,
+        settings: Vec<ListenerSettings>,
+        inherited: &Inherited,
+    ) -> Result<Arc<Self>, String> {
         let (mut listeners, mut ports) = (Vec::new(), Vec::<Vec<Arc<Listening>>>::new());
+        for (at, (settings, socket)) in of_host.into_iter().enumerate() {
+            let shared = ports.iter_mut().find(|port| port[0].settings.shares(&settings.address));
+            let listening = Listening::of_host(at, settings, socket);
+            match shared {
+                Some(port) => port.push(listening),
+                None => ports.push(vec![listening]),
+            }
+        }
         for one in settings {
             let shared = ports.iter_mut().find(|port| port[0].settings.shares(&one.address));
             let listening = match &shared {
@@ -159,6 +181,7 @@ impl Doors {
             ways: Mutex::default(),
             lasting: Mutex::default(),
             within: OnceLock::new(),
+            entrances: OnceLock::new(),
             next_login: AtomicU64::new(1),
             wanting: Mutex::default(),
             changing: tokio::sync::Mutex::default(),
@@ -173,9 +196,19 @@ impl Doors {
     ///
     /// # Errors
     /// When a socket cannot be used.
-    pub fn open(&self, (within, listener): (&Endpoint, &Listener)) -> std::io::Result<()> {
+    pub fn open(&self, within: (&Endpoint, &Listener)) -> std::io::Result<()> {
+        self.open_beside(within, Vec::new())
+    }
+
+    /// The same. What comes for the host's own listeners goes to these entrances.
+    pub(crate) fn open_beside(
+        &self,
+        (within, listener): (&Endpoint, &Listener),
+        entrances: Vec<Entrance>,
+    ) -> std::io::Result<()> {
         // They are opened once.
         let _ = self.within.set(within.ways(listener));
+        let _ = self.entrances.set(entrances);
         for listening in &self.listeners {
             let settings = &listening.settings;
             let how = match (settings.tls, settings.starttls) {
@@ -217,7 +250,7 @@ impl Doors {
     /// # Errors
     /// When the machine has no descriptor left.
     pub fn hand_on(&self) -> std::io::Result<Vec<(String, OwnedFd)>> {
-        let sockets = self.ports.iter().map(|port| port.hand_on()).collect();
+        let sockets = self.ports.iter().filter_map(|port| port.hand_on()).collect();
         self.stop_accepting();
         sockets
     }

@@ -29,9 +29,10 @@ impl Port {
         self.listeners[0].socket()
     }
 
-    /// The socket and its name, for the next host after an upgrade.
-    pub(super) fn hand_on(&self) -> io::Result<(String, OwnedFd)> {
-        self.listeners[0].hand_on()
+    /// The socket and its name, for the next host after an upgrade. `None`: it is one of the host's own, which hands it on itself.
+    pub(super) fn hand_on(&self) -> Option<io::Result<(String, OwnedFd)>> {
+        let first = &self.listeners[0];
+        first.of_host.is_none().then(|| first.hand_on())
     }
 
     /// Takes a place among the undecided connections: there are as many as all listeners have together.

@@ -15,8 +15,10 @@ use zeroize::Zeroizing;
 
 use super::Doors;
 use super::first::{MOST, Verdict, whose};
+use super::listening::Listening;
 use super::port::Port;
 use crate::config::ListenerSettings;
+use crate::listener::Entrance;
 use crate::listener::sources::Place;
 use crate::login_gate::network;
 use crate::memory::{AccountKey, Kept, Meter};
@@ -46,8 +48,14 @@ impl Drop for Undecided {
 impl Doors {
     /// Takes a connection that was accepted on a port.
     pub(super) fn come_to(self: &Arc<Self>, port: &Arc<Port>, client: OwnedFd, source: Option<SocketAddr>) {
-        if let [listening] = &port.listeners[..] {
-            return self.come(listening, client, source);
+        // Who passes on others' connections says first whose they are: to the host's own listener, which believes it.
+        let passed_on = |one: &&Arc<Listening>| {
+            let entrance = self.entrance(one).zip(source);
+            entrance.is_some_and(|(entrance, source)| entrance.believes(source.ip()))
+        };
+        let of_proxy = port.listeners.iter().find(passed_on);
+        if let (Some(listening), _) | (None, [listening]) = (of_proxy, &port.listeners[..]) {
+            return self.come_by(listening, client, source);
         }
         let around = &self.around;
         let address = source.map_or(IpAddr::V4(Ipv4Addr::LOCALHOST), |source| source.ip());
@@ -80,9 +88,26 @@ impl Doors {
             };
             drop(undecided);
             if let Some((client, listening)) = listening {
-                me.come(&listening, client, source);
+                me.come_by(&listening, client, source);
             }
         });
+    }
+}
+
+impl Doors {
+    /// Takes a connection whose listener is known.
+    fn come_by(self: &Arc<Self>, listening: &Arc<Listening>, client: OwnedFd, source: Option<SocketAddr>) {
+        if listening.of_host.is_none() {
+            return self.come(listening, client, source);
+        }
+        if let (Some(entrance), Some(source)) = (self.entrance(listening), source) {
+            entrance.come(client.into(), source);
+        }
+    }
+
+    /// The way in to a listener that is one of the host's own.
+    fn entrance(&self, listening: &Listening) -> Option<&Entrance> {
+        self.entrances.get()?.get(listening.of_host?)
     }
 }
 

@@ -138,8 +138,14 @@ impl Doors {
             Ok(end) => {
                 let (request, stream) = (asker.request, owner.number());
                 self.later(move |me| {
-                    let lent =
-                        ToLibrary::Lent { request, stream, descriptor: number(&end), asked: "", certificate: &[] };
+                    let lent = ToLibrary::Lent {
+                        request,
+                        stream,
+                        descriptor: number(&end),
+                        asked: "",
+                        certificate: &[],
+                        protocol: &[],
+                    };
                     if !me.answer(&asker, &lent) {
                         owner.takes_back(&end);
                     }

@@ -7,6 +7,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use pb::Failure;
+use rustls::ServerConnection;
 use tokio::io::Interest;
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::watch;
@@ -210,7 +211,10 @@ async fn open(
         }
     }
     match &admitted.tls {
-        Some(certificates) => Ok(Stream::tls(socket, certificates.accept().map_err(io::Error::other)?)),
+        Some(tls) => {
+            let connection = ServerConnection::new(Arc::clone(tls)).map_err(io::Error::other)?;
+            Ok(Stream::tls(socket, connection))
+        }
         None => Ok(Stream::Plain(socket)),
     }
 }

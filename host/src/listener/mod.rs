@@ -7,6 +7,7 @@
 
 mod connection;
 mod end;
+mod entrance;
 mod proxy;
 pub(crate) mod sources;
 mod stream;
@@ -15,6 +16,7 @@ pub mod tls;
 mod turns;
 mod within;
 
+pub(crate) use entrance::Entrance;
 pub use proxy::proxies;
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
@@ -25,6 +27,7 @@ pub(crate) use within::{Ways, Within};
 
 use ipnet::IpNet;
 use parking_lot::{Mutex, RwLock};
+use rustls::ServerConfig;
 use tokio::sync::{Mutex as AsyncMutex, mpsc, watch};
 use tokio::task::LocalSet;
 
@@ -164,9 +167,21 @@ impl Endpoint {
         threads: usize,
         tls: Option<Arc<Certificates>>,
     ) -> io::Result<Listener> {
+        let tls = tls.map(|certificates| certificates.config_for(&[], false));
+        Ok(self.listen_as(listener, threads, tls, Accepts { itself: true, hands_on: true })?.0)
+    }
+
+    /// The same. Also answers with a way in for connections that others have accepted.
+    pub(crate) fn listen_as(
+        &self,
+        listener: TcpListener,
+        threads: usize,
+        tls: Option<Arc<ServerConfig>>,
+        accepts: Accepts,
+    ) -> io::Result<(Listener, Entrance)> {
         let address = listener.local_addr()?;
         listener.set_nonblocking(true)?;
-        let socket = Mutex::new(Some(listener.try_clone()?));
+        let socket = Mutex::new(accepts.hands_on.then(|| listener.try_clone()).transpose()?);
         // All that a thread needs is there before the thread: a door of which it is said that it is open, is.
         let accepting = runtime()?;
         let listener = {
@@ -186,15 +201,18 @@ impl Endpoint {
                 forever("a thread for connections", || work(&runtime, Arc::clone(&connections), closed.clone()));
             })?);
         }
-        let (shared, threads) =
-            (Arc::clone(&self.shared), senders.iter().map(mpsc::UnboundedSender::downgrade).collect());
+        let shared = Arc::clone(&self.shared);
+        let threads: Vec<_> = senders.iter().map(mpsc::UnboundedSender::downgrade).collect();
+        let entrance = Entrance::new(Arc::downgrade(&shared), threads.clone(), tls.clone());
+        // If it does not accept itself, its threads go on until it is closed all the same.
+        let listener = accepts.itself.then_some(listener);
         workers.push(std::thread::Builder::new().name("accept".to_owned()).spawn(move || {
             forever("the thread that accepts connections", || {
-                accepting.block_on(accept(&shared, &listener, &senders, closed.clone(), tls.as_ref()));
+                accepting.block_on(accept(&shared, listener.as_ref(), &senders, closed.clone(), tls.as_ref()));
             });
         })?);
         let router = Arc::clone(&self.shared.context.router);
-        Ok(Listener { address, socket, closing, router, threads, workers: Mutex::new(workers) })
+        Ok((Listener { address, socket, closing, router, threads, workers: Mutex::new(workers) }, entrance))
     }
 
     /// Ways in for those who have logged in by services' own doors: on the threads of this listener.
@@ -205,6 +223,15 @@ impl Endpoint {
 
 /// A connection on its way to the thread that serves it.
 type Coming = (Socket, Admitted);
+
+/// How a listener comes by connections.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Accepts {
+    /// Whether it accepts them; if not, others do, and hand them in by its [`Entrance`].
+    pub(crate) itself: bool,
+    /// Whether the socket is its own, to be handed on to the next host.
+    pub(crate) hands_on: bool,
+}
 
 /// A socket that listens. Closing it lets calls in flight end first, for a while.
 #[derive(Debug)]
@@ -306,15 +333,21 @@ fn report(ended: Result<(), tokio::task::JoinError>) {
 
 async fn accept(
     shared: &Arc<EndpointState>,
-    listener: &tokio::net::TcpListener,
+    listener: Option<&tokio::net::TcpListener>,
     workers: &[mpsc::UnboundedSender<Coming>],
     mut closed: watch::Receiver<bool>,
-    tls: Option<&Arc<Certificates>>,
+    tls: Option<&Arc<ServerConfig>>,
 ) {
     let mut next = 0;
     loop {
+        let accepted = async {
+            match listener {
+                Some(listener) => listener.accept().await,
+                None => std::future::pending().await,
+            }
+        };
         let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
+            accepted = accepted => accepted,
             _ = closed.wait_for(|closed| *closed) => return,
         };
         let (stream, source) = match accepted {
@@ -326,12 +359,7 @@ async fn accept(
                 continue;
             }
         };
-        let Some(place) = shared.admit(source.ip()) else {
-            tracing::debug!(%source, "too many connections");
-            continue;
-        };
-        let (shared, place) = (Arc::clone(shared), Some(place));
-        let admitted = Admitted { shared, source, place, tls: tls.cloned(), within: None };
+        let Some(admitted) = shared.admitted(source, tls.cloned()) else { continue };
         let Ok(stream) = stream.into_std() else { continue };
         next = (next + 1) % workers.len();
         // If nobody serves any more, the place is given back with it.
@@ -359,7 +387,7 @@ struct Admitted {
     source: SocketAddr,
     /// None of its own has what comes from within: the stream has one that it came by.
     place: Option<Place>,
-    tls: Option<Arc<Certificates>>,
+    tls: Option<Arc<ServerConfig>>,
     /// Boxed: few have it, and all would have the room for it.
     within: Option<Box<Within>>,
 }
@@ -421,9 +449,23 @@ impl EndpointState {
         Most { connections: limits.connections, per_source: limits.per_source }
     }
 
-    fn admit(&self, address: IpAddr) -> Option<Place> {
+    /// A connection, if there is a place for it.
+    fn admitted(self: &Arc<Self>, source: SocketAddr, tls: Option<Arc<ServerConfig>>) -> Option<Admitted> {
+        let place = self.admit(source.ip());
+        if place.is_none() {
+            tracing::debug!(%source, "too many connections");
+        }
+        Some(Admitted { shared: Arc::clone(self), source, place: Some(place?), tls, within: None })
+    }
+
+    /// Whether this is the address of a proxy.
+    fn is_proxy(&self, address: IpAddr) -> bool {
         let canonical = address.to_canonical();
-        let proxied = self.proxies.read().iter().any(|proxy| proxy.contains(&canonical));
+        self.proxies.read().iter().any(|proxy| proxy.contains(&canonical))
+    }
+
+    fn admit(&self, address: IpAddr) -> Option<Place> {
+        let proxied = self.is_proxy(address);
         // A proxy is named by the operator: it belongs here.
         let stranger = !proxied && !self.gate.is_known(address);
         let place = Place { source: (!proxied).then(|| network(address)), stranger };

@@ -1,5 +1,7 @@
 //! TLS for doors: certificates from files, read anew when they change; and certificates of one's own.
 
+mod make;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -9,10 +11,15 @@ use rustls::crypto::WebPkiSupportedAlgorithms;
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
-use rustls::{DigitallySignedStruct, DistinguishedName, ServerConfig, ServerConnection, SignatureScheme};
+use rustls::{DigitallySignedStruct, DistinguishedName, ServerConfig, SignatureScheme};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
+use x509_cert::der::Decode;
+use x509_cert::ext::pkix::SubjectAltName;
+use x509_cert::ext::pkix::name::GeneralName;
 
+pub use self::make::{Made, MakeError, make};
+use crate::asked_name::name_fits;
 use crate::fingerprint::Fingerprint;
 
 /// Why certificates cannot be used.
@@ -25,24 +32,61 @@ pub struct TlsError {
     pub why: String,
 }
 
-/// A certificate and its key, from two files.
+/// Two files: a certificate and those between it and its root, and its key. In PEM.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CertificateFiles {
+    /// The certificate.
+    pub certificate: PathBuf,
+    /// Its key.
+    pub key: PathBuf,
+}
+
+/// What TLS is spoken with: one certificate, or several for different names.
 pub struct Certificates {
-    certificate: PathBuf,
-    key: PathBuf,
     config: Arc<ServerConfig>,
     /// The same, for listeners whose clients are asked for a certificate.
     asking: Arc<ServerConfig>,
-    current: Arc<Current>,
+    all: Arc<ByName>,
+}
+
+/// The first is for whoever asks for no name, or for one that none of them has.
+#[derive(Debug)]
+struct ByName(Vec<Pair>);
+
+/// A certificate and its key, from two files.
+#[derive(Debug)]
+struct Pair {
+    files: CertificateFiles,
+    current: RwLock<Arc<Named>>,
     /// What the files were when they were read last.
     stamps: Mutex<(Option<Fingerprint>, Option<Fingerprint>)>,
 }
 
 #[derive(Debug)]
-struct Current(RwLock<Arc<CertifiedKey>>);
+struct Named {
+    key: Arc<CertifiedKey>,
+    /// The names of hosts that the certificate is for. `*.example.org` stands for any one label in front.
+    names: Vec<String>,
+}
 
-impl ResolvesServerCert for Current {
-    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        Some(Arc::clone(&self.0.read()))
+impl ByName {
+    /// The certificate for this name: one that has it, or else one with a wildcard for it, or else the first.
+    fn find(&self, asked: Option<&str>) -> Option<Arc<CertifiedKey>> {
+        let fits = |named: &Named| {
+            let asked = asked?;
+            named.names.iter().filter_map(|name| name_fits(name, asked)).max()
+        };
+        let all = || self.0.iter().map(|pair| pair.current.read());
+        // The first of those that fit as well.
+        let best =
+            all().rev().filter_map(|named| Some((fits(&named)?, Arc::clone(&named.key)))).max_by_key(|(fit, _)| *fit);
+        best.map(|(_, key)| key).or_else(|| all().next().map(|named| Arc::clone(&named.key)))
+    }
+}
+
+impl ResolvesServerCert for ByName {
+    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        self.find(hello.server_name())
     }
 }
 
@@ -94,21 +138,37 @@ impl ClientCertVerifier for AnyClient {
 
 impl std::fmt::Debug for Certificates {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Certificates").field("certificate", &self.certificate).finish_non_exhaustive()
+        f.debug_list().entries(self.all.0.iter().map(|pair| &pair.files.certificate)).finish()
     }
 }
 
-fn read(certificate: &Path, key: &Path) -> Result<CertifiedKey, TlsError> {
+fn read(files: &CertificateFiles) -> Result<Named, TlsError> {
+    let CertificateFiles { certificate, key } = files;
     let wrong = |path: &Path, why: &dyn std::fmt::Display| TlsError { path: path.to_owned(), why: why.to_string() };
     let chain: Vec<CertificateDer<'static>> = CertificateDer::pem_file_iter(certificate)
         .and_then(Iterator::collect)
         .map_err(|error| wrong(certificate, &error))?;
-    if chain.is_empty() {
+    let Some(first) = chain.first() else {
         return Err(wrong(certificate, &"there is no certificate in it (-----BEGIN CERTIFICATE-----)"));
-    }
+    };
+    let names = x509_cert::Certificate::from_der(first)
+        .and_then(|parsed| names_in(&parsed))
+        .map_err(|error| wrong(certificate, &error))?;
     let private = PrivateKeyDer::from_pem_file(key).map_err(|error| wrong(key, &error))?;
     let provider = rustls::crypto::ring::default_provider();
-    CertifiedKey::from_der(chain, private, &provider).map_err(|error| wrong(key, &error))
+    let certified = CertifiedKey::from_der(chain, private, &provider).map_err(|error| wrong(key, &error))?;
+    Ok(Named { key: Arc::new(certified), names })
+}
+
+/// The names of hosts that a certificate is for (RFC 5280, 4.2.1.6).
+fn names_in(certificate: &x509_cert::Certificate) -> x509_cert::der::Result<Vec<String>> {
+    let found = certificate.tbs_certificate().get_extension::<SubjectAltName>()?;
+    let names = found.into_iter().flat_map(|(_, names)| names.0);
+    let of_hosts = names.filter_map(|name| match name {
+        GeneralName::DnsName(name) => Some(name.to_string()),
+        _ => None,
+    });
+    Ok(of_hosts.collect())
 }
 
 /// Until when the certificate in this file is valid, in seconds since 1970.
@@ -116,7 +176,6 @@ fn read(certificate: &Path, key: &Path) -> Result<CertifiedKey, TlsError> {
 /// # Errors
 /// When it cannot be read.
 pub fn until(certificate: &Path) -> Result<u64, TlsError> {
-    use x509_cert::der::Decode;
     let wrong = |why: String| TlsError { path: certificate.to_owned(), why };
     let bytes = CertificateDer::from_pem_file(certificate).map_err(|error| wrong(error.to_string()))?;
     let parsed = x509_cert::Certificate::from_der(&bytes).map_err(|error| wrong(error.to_string()))?;
@@ -129,47 +188,50 @@ impl Certificates {
     /// # Errors
     /// When they cannot be read, or do not belong together.
     pub fn load(certificate: &Path, key: &Path) -> Result<Arc<Self>, TlsError> {
-        let stamps = (Fingerprint::of(certificate), Fingerprint::of(key));
-        let current = Arc::new(Current(RwLock::new(Arc::new(read(certificate, key)?))));
+        Self::load_all(vec![CertificateFiles { certificate: certificate.to_owned(), key: key.to_owned() }])
+    }
+
+    /// Reads the files of several. A client gets the one that is for the name that it asks for; the first, if it asks for no name, or
+    /// none of them is for that.
+    ///
+    /// # Errors
+    /// When some cannot be read, or do not belong together.
+    pub fn load_all(files: Vec<CertificateFiles>) -> Result<Arc<Self>, TlsError> {
+        let pair = |files: CertificateFiles| {
+            let stamps = Mutex::new(files.stamps());
+            Ok(Pair { current: RwLock::new(Arc::new(read(&files)?)), files, stamps })
+        };
+        let all = Arc::new(ByName(files.into_iter().map(pair).collect::<Result<_, _>>()?));
         let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let wrong = |error: rustls::Error| TlsError {
+            path: all.0.first().map(|pair| pair.files.certificate.clone()).unwrap_or_default(),
+            why: error.to_string(),
+        };
         let builder = || {
             ServerConfig::builder_with_provider(Arc::clone(&provider))
                 .with_safe_default_protocol_versions()
-                .map_err(|error| TlsError { path: certificate.to_owned(), why: error.to_string() })
+                .map_err(wrong)
         };
-        let config = builder()?.with_no_client_auth().with_cert_resolver(Arc::clone(&current) as Arc<_>);
+        let config = builder()?.with_no_client_auth().with_cert_resolver(Arc::clone(&all) as Arc<_>);
         let clients = Arc::new(AnyClient(provider.signature_verification_algorithms));
-        let mut asking =
-            builder()?.with_client_cert_verifier(clients).with_cert_resolver(Arc::clone(&current) as Arc<_>);
+        let mut asking = builder()?.with_client_cert_verifier(clients).with_cert_resolver(Arc::clone(&all) as Arc<_>);
         // A session that could be resumed would be kept with the client's certificates, by whom nobody counts that.
         asking.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
         asking.send_tls13_tickets = 0;
-        Ok(Arc::new(Self {
-            certificate: certificate.to_owned(),
-            key: key.to_owned(),
-            config: Arc::new(config),
-            asking: Arc::new(asking),
-            current,
-            stamps: Mutex::new(stamps),
-        }))
+        Ok(Arc::new(Self { config: Arc::new(config), asking: Arc::new(asking), all }))
     }
 
-    /// Reads the files again, if one of them has changed: who connects from now on gets the new certificate. True if
-    /// there is a new one.
-    ///
-    /// # Errors
-    /// When they cannot be used as they are now; the ones there were are kept then.
-    pub fn refresh(&self) -> Result<bool, TlsError> {
-        let stamps = (Fingerprint::of(&self.certificate), Fingerprint::of(&self.key));
-        let mut known = self.stamps.lock();
-        if *known == stamps {
-            return Ok(false);
+    /// Reads the files again that have changed: who connects from now on gets the new certificates. Answers with how many are new, and
+    /// with what cannot be used as it is now: in its place the one that there was stays.
+    pub fn refresh(&self) -> (usize, Vec<TlsError>) {
+        let (mut new, mut wrong) = (0, Vec::new());
+        for pair in &self.all.0 {
+            match pair.refresh() {
+                Ok(changed) => new += usize::from(changed),
+                Err(error) => wrong.push(error),
+            }
         }
-        // Both are written one after the other: until they fit, the next look tries again.
-        let new = read(&self.certificate, &self.key)?;
-        *self.current.0.write() = Arc::new(new);
-        *known = stamps;
-        Ok(true)
+        (new, wrong)
     }
 
     /// What a connection of TLS is accepted with.
@@ -183,91 +245,27 @@ impl Certificates {
         config.alpn_protocols = alpn.iter().map(|protocol| protocol.clone().into_bytes()).collect();
         Arc::new(config)
     }
+}
 
-    pub(super) fn accept(&self) -> Result<ServerConnection, rustls::Error> {
-        ServerConnection::new(Arc::clone(&self.config))
+impl CertificateFiles {
+    fn stamps(&self) -> (Option<Fingerprint>, Option<Fingerprint>) {
+        (Fingerprint::of(&self.certificate), Fingerprint::of(&self.key))
     }
 }
 
-/// Certificates of one's own: those of an authority, and of a host that it vouches for. In PEM.
-#[derive(Debug, Clone)]
-pub struct Made {
-    /// The authority's certificate: what clients are given.
-    pub authority: String,
-    /// The authority's key: to make the next certificate with.
-    pub authority_key: zeroize::Zeroizing<String>,
-    /// The host's certificate.
-    pub certificate: String,
-    /// The host's key.
-    pub key: zeroize::Zeroizing<String>,
-}
-
-/// Why no certificate can be made.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum MakeError {
-    /// No client could know a host by this.
-    #[error("{0:?} is neither a name that DNS can have, such as \"this.host\", nor an address")]
-    Name(String),
-    /// The authority cannot be read, or it cannot be made.
-    #[error(transparent)]
-    Made(#[from] rcgen::Error),
-}
-
-/// How long a host's certificate is valid, in days.
-const DAYS: i64 = 397;
-/// How long an authority's is.
-const AUTHORITY_DAYS: i64 = 3650;
-
-/// Makes certificates for a host of these names and addresses. `authority`: the one to go on with, its certificate and
-/// key in PEM; a new one, if there is none. `now` is in seconds since 1970.
-///
-/// # Errors
-/// When a name is none, or the authority cannot be read.
-pub fn make(names: &[String], authority: Option<(&str, &str)>, now: u64) -> Result<Made, MakeError> {
-    use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose};
-    for name in names {
-        // What no client asks for would be in a certificate that none takes.
-        let plain = name.strip_prefix("*.").unwrap_or(name);
-        rustls_pki_types::ServerName::try_from(plain).map_err(|_| MakeError::Name(name.clone()))?;
-    }
-    let day = |days: i64| {
-        let seconds = now.cast_signed().saturating_add(days * 24 * 3600);
-        // A clock that is that wrong makes certificates that are not valid.
-        time::OffsetDateTime::from_unix_timestamp(seconds).unwrap_or(time::OffsetDateTime::UNIX_EPOCH)
-    };
-    let (authority, authority_key) = match authority {
-        Some((certificate, key)) => (certificate.to_owned(), KeyPair::from_pem(key)?),
-        None => {
-            let key = KeyPair::generate()?;
-            let mut params = CertificateParams::default();
-            params.distinguished_name.push(DnType::CommonName, "credhost's own authority");
-            params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
-            params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-            (params.not_before, params.not_after) = (day(-1), day(AUTHORITY_DAYS));
-            (params.self_signed(&key)?.pem(), key)
+impl Pair {
+    fn refresh(&self) -> Result<bool, TlsError> {
+        let stamps = self.files.stamps();
+        let mut known = self.stamps.lock();
+        if *known == stamps {
+            return Ok(false);
         }
-    };
-    let mut issuer = CertificateParams::default();
-    issuer.distinguished_name.push(DnType::CommonName, "credhost's own authority");
-    issuer.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
-    issuer.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-    let issuer = Issuer::from_params(&issuer, &authority_key);
-    let key = KeyPair::generate()?;
-    let mut params = CertificateParams::new(names)?;
-    params.distinguished_name.push(DnType::CommonName, names.first().map_or("credhost", String::as_str));
-    params.is_ca = IsCa::ExplicitNoCa;
-    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-    params.extended_key_usages = vec![rcgen::ExtendedKeyUsagePurpose::ServerAuth];
-    params.use_authority_key_identifier_extension = true;
-    (params.not_before, params.not_after) = (day(-1), day(DAYS));
-    let certificate = params.signed_by(&key, &issuer)?.pem();
-    Ok(Made {
-        authority,
-        authority_key: zeroize::Zeroizing::new(authority_key.serialize_pem()),
-        certificate,
-        key: zeroize::Zeroizing::new(key.serialize_pem()),
-    })
+        // Both are written one after the other: until they fit, the next look tries again.
+        let new = read(&self.files)?;
+        *self.current.write() = Arc::new(new);
+        *known = stamps;
+        Ok(true)
+    }
 }
 
 #[cfg(test)]
@@ -285,18 +283,59 @@ mod tests {
         fs::write(&certificate, &made.certificate).unwrap();
         fs::write(&key, &*made.key).unwrap();
         let loaded = Certificates::load(&certificate, &key).unwrap();
-        assert!(!loaded.refresh().unwrap());
+        assert_eq!(loaded.refresh(), (0, vec![]));
         let next = make(&names, Some((&made.authority, &made.authority_key)), 1_790_000_000).unwrap();
         assert_eq!(next.authority, made.authority);
         // A change within the clock's step must be seen, too.
         let later = std::time::SystemTime::now() + std::time::Duration::from_secs(5);
         fs::write(&certificate, &next.certificate).unwrap();
         fs::File::options().append(true).open(&certificate).unwrap().set_modified(later).unwrap();
-        assert!(loaded.refresh().is_err(), "the key is still the old one");
+        assert_eq!(loaded.refresh().1.len(), 1, "the key is still the old one");
         fs::write(&key, &*next.key).unwrap();
-        assert!(loaded.refresh().unwrap());
+        assert_eq!(loaded.refresh(), (1, vec![]));
         fs::write(&certificate, "nonsense").unwrap();
         let error = Certificates::load(&certificate, &key).unwrap_err();
         assert!(error.to_string().contains("cert.pem"), "{error}");
+    }
+
+    #[test]
+    fn a_client_gets_the_certificate_for_the_name_that_it_asks_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let made = |at: usize, names: &[&str]| {
+            let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+            let made = make(&names, None, 1_790_000_000).unwrap();
+            let (certificate, key) = (folder.path().join(format!("{at}.pem")), folder.path().join(format!("{at}.key")));
+            fs::write(&certificate, made.certificate).unwrap();
+            fs::write(&key, &*made.key).unwrap();
+            CertificateFiles { certificate, key }
+        };
+        let all = vec![
+            made(0, &["first.org", "127.0.0.1"]),
+            made(1, &["*.example.org"]),
+            made(2, &["chat.example.org", "www.example.org"]),
+            made(3, &["chat.example.org", "*.example.org"]),
+        ];
+        let loaded = Certificates::load_all(all.clone()).unwrap();
+        let first = |at: usize| CertificateDer::from_pem_file(&all[at].certificate).unwrap();
+        for (asked, expected) in [
+            (None, 0),
+            (Some("first.org"), 0),
+            (Some("elsewhere.org"), 0),
+            (Some("a.example.org"), 1),
+            (Some("A.Example.Org"), 1),
+            (Some("a.b.example.org"), 0),
+            (Some("example.org"), 0),
+            (Some("chat.example.org"), 2),
+            (Some("WWW.example.org"), 2),
+        ] {
+            let found = loaded.all.find(asked).unwrap();
+            assert_eq!(found.cert.first(), Some(&first(expected)), "{asked:?}");
+        }
+        // One that cannot be used any more keeps nobody else's from being renewed.
+        fs::write(&all[1].certificate, "nonsense").unwrap();
+        let renewed = made(2, &["new.example.org"]);
+        let (new, wrong) = loaded.refresh();
+        assert_eq!((new, wrong.len(), renewed), (1, 1, all[2].clone()));
+        assert_eq!(loaded.all.find(Some("new.example.org")).unwrap().cert.first(), Some(&first(2)));
     }
 }

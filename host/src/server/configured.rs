@@ -5,18 +5,19 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
+use rustls::ServerConfig;
 
 use super::options::{Options, SELF, StartError};
 use super::retention::Retention;
 use crate::accounts::Accounts;
-use crate::config::{self, Address, Confinements, Home, ListenerSettings, Settings};
+use crate::config::{self, Address, Confinements, Home, ListenerSettings, Marks, Settings, TlsListen};
 use crate::control;
 use crate::cred::ListenerRules;
 use crate::doors::{socket_name, wanted_socket};
 use crate::folder;
 use crate::limits::{self, LimitError};
 use crate::listener::proxies;
-use crate::listener::tls::Certificates;
+use crate::listener::tls::{CertificateFiles, Certificates};
 use crate::loader::vet::{Sections, Vet};
 use crate::session::Limits;
 use crate::successor::{Inherited, Wanted};
@@ -28,7 +29,8 @@ pub(super) struct Door {
     addresses: Vec<SocketAddr>,
     /// The address as it was written.
     shown: String,
-    pub(super) tls: bool,
+    /// Over TLS, and what its connections have that others' at the same address have not.
+    pub(super) tls: Option<Marks>,
     /// The `[multiservice.NAME]` that is served there; all services, if there is none.
     pub(super) of: Option<String>,
     /// The `[multiservice.NAME]` section that has this listener's rules. `None`: they are in `[pb]`.
@@ -56,7 +58,9 @@ impl Configured {
         let wrong = StartError::Section;
         let of_services = config::listeners(&settings).map_err(wrong)?;
         let doors = doors(&settings, options)?;
-        let over_tls = doors.iter().any(|door| door.tls) || of_services.iter().any(|one| one.tls || one.starttls);
+        config::apart(&doors.iter().map(Door::settings).collect::<Vec<_>>(), &of_services).map_err(wrong)?;
+        let over_tls =
+            doors.iter().any(|door| door.tls.is_some()) || of_services.iter().any(|one| one.tls || one.starttls);
         let certificates = over_tls.then(|| certificates(home, &settings)).transpose()?;
         let configured = Self {
             doors,
@@ -85,8 +89,27 @@ impl Configured {
         patience(&self.settings)
     }
 
+    /// Opens the sockets of all doors. Those at the same address have one.
+    pub(super) fn open_all(&self, options: &Options) -> Result<Vec<Opened>, StartError> {
+        let mut all = Vec::<Opened>::new();
+        for door in &self.doors {
+            let settings = door.settings();
+            let same = all.iter().find(|other| other.settings.shares(&settings.address));
+            let (socket, first) = match same {
+                Some(other) => (other.socket.try_clone()?, false),
+                None => (self.open(door, options)?, true),
+            };
+            let others = self.doors.iter().filter(|other| !std::ptr::eq(*other, door)).map(Door::settings);
+            let shared = others.chain(self.of_services.clone()).any(|other| settings.shares(&other.address));
+            let tls = self.certificates.as_ref().filter(|_| settings.tls);
+            let tls = tls.map(|certificates| certificates.config_for(&settings.marks.alpn, false));
+            all.push(Opened { settings, socket, first, shared, tls });
+        }
+        Ok(all)
+    }
+
     /// Opens a door's socket, or takes it over from the host before this one.
-    pub(super) fn open(&self, door: &Door, options: &Options) -> Result<TcpListener, StartError> {
+    fn open(&self, door: &Door, options: &Options) -> Result<TcpListener, StartError> {
         if let Some(listener) = options.inherited.take_tcp(&door.wanted()) {
             return Ok(listener);
         }
@@ -127,7 +150,25 @@ impl Configured {
     }
 }
 
+/// A door whose socket is open.
+pub(super) struct Opened {
+    /// As a listener that others may be beside.
+    pub(super) settings: ListenerSettings,
+    pub(super) socket: TcpListener,
+    /// Whether it is the first at its address, whose socket is handed on to the next host.
+    pub(super) first: bool,
+    /// Whether others are at its address.
+    pub(super) shared: bool,
+    pub(super) tls: Option<Arc<ServerConfig>>,
+}
+
 impl Door {
+    /// This as a listener that others may be beside.
+    fn settings(&self) -> ListenerSettings {
+        let place = self.name.split(" = ").next().unwrap_or_default();
+        ListenerSettings::of_host(place, &self.shown, self.addresses.clone(), self.tls.clone())
+    }
+
     fn wanted(&self) -> Wanted<'_> {
         Wanted::Tcp(&self.name, &self.addresses)
     }
@@ -181,24 +222,28 @@ pub(super) fn rules_of(settings: &Settings, section: Option<&str>) -> Option<Res
 
 fn doors(settings: &Settings, options: &Options) -> Result<Vec<Door>, StartError> {
     let plaintext = options.plaintext || settings.pb.plaintext;
-    let door =
-        |section: Option<&String>, key: &str, shown: &str, tls: bool, of: Option<&String>, rules: &ListenerRules| {
-            let place = place(section.map(String::as_str));
-            let failed = |error| StartError::Listen { address: shown.to_owned(), error };
-            let addresses: Vec<SocketAddr> = shown.to_socket_addrs().map_err(failed)?.collect();
-            match addresses.iter().find(|found| !found.ip().is_loopback()) {
-                Some(open) if !tls && !plaintext => Err(StartError::Plaintext(*open)),
-                _ => Ok(Door {
-                    name: format!("[{place}] {key} = {shown:?}"),
-                    addresses,
-                    shown: shown.to_owned(),
-                    tls,
-                    of: of.cloned(),
-                    section: section.cloned(),
-                    rules: rules.clone(),
-                }),
-            }
-        };
+    let door = |section: Option<&String>,
+                key: &str,
+                shown: &str,
+                tls: Option<Marks>,
+                of: Option<&String>,
+                rules: &ListenerRules| {
+        let place = place(section.map(String::as_str));
+        let failed = |error| StartError::Listen { address: shown.to_owned(), error };
+        let addresses: Vec<SocketAddr> = shown.to_socket_addrs().map_err(failed)?.collect();
+        match addresses.iter().find(|found| !found.ip().is_loopback()) {
+            Some(open) if tls.is_none() && !plaintext => Err(StartError::Plaintext(*open)),
+            _ => Ok(Door {
+                name: format!("[{place}] {key} = {shown:?}"),
+                addresses,
+                shown: shown.to_owned(),
+                tls,
+                of: of.cloned(),
+                section: section.cloned(),
+                rules: rules.clone(),
+            }),
+        }
+    };
     let pb = &settings.pb;
     let rules = rules_of(settings, None).transpose()?.unwrap_or_default();
     let of = pb.multiservice.as_ref();
@@ -206,25 +251,29 @@ fn doors(settings: &Settings, options: &Options) -> Result<Vec<Door>, StartError
         let none = format!("[pb] multiservice = {name:?}: there is no [multiservice.{name}] in credhost.toml");
         return Err(StartError::Section(none));
     }
-    let mut all = vec![door(None, "listen", options.listen.as_ref().unwrap_or(&pb.listen), false, of, &rules)?];
-    if let Some(address) = options.listen_tls.as_ref().or(pb.listen_tls.as_ref()) {
-        all.push(door(None, "listen_tls", address, true, of, &rules)?);
+    let mut all = vec![door(None, "listen", options.listen.as_ref().unwrap_or(&pb.listen), None, of, &rules)?];
+    let listen_tls = pb.listen_tls.as_ref();
+    if let Some(address) = options.listen_tls.as_ref().or(listen_tls.map(|listen| &listen.address)) {
+        let marks = listen_tls.map(|listen| listen.marks.clone()).unwrap_or_default();
+        all.push(door(None, "listen_tls", address, Some(marks), of, &rules)?);
     }
     for (name, section) in &settings.multiservice {
         let rules = rules_of(settings, Some(name)).transpose()?.unwrap_or_default();
-        for (key, address, tls) in [("listen", &section.listen, false), ("listen_tls", &section.listen_tls, true)] {
-            if let Some(address) = address {
-                all.push(door(Some(name), key, address, tls, Some(name), &rules)?);
-            }
+        if let Some(address) = &section.listen {
+            all.push(door(Some(name), "listen", address, None, Some(name), &rules)?);
+        }
+        if let Some(TlsListen { address, marks }) = &section.listen_tls {
+            all.push(door(Some(name), "listen_tls", address, Some(marks.clone()), Some(name), &rules)?);
         }
     }
     Ok(all)
 }
 
 fn certificates(home: &Home, settings: &Settings) -> Result<Arc<Certificates>, StartError> {
-    let (certificate, key) = home.certificates(&settings.tls);
-    if key.exists() {
-        config::private(&key, 0o600)?;
+    let files = home.certificates(&settings.tls);
+    for (_, key) in files.iter().filter(|(_, key)| key.exists()) {
+        config::private(key, 0o600)?;
     }
-    Ok(Certificates::load(&certificate, &key)?)
+    let files = files.into_iter().map(|(certificate, key)| CertificateFiles { certificate, key }).collect();
+    Ok(Certificates::load_all(files)?)
 }

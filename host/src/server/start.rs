@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use tokio::sync::{Notify, mpsc};
 
-use super::configured::{Configured, Door};
+use super::Host;
+use super::configured::{Configured, Opened};
 use super::options::{Options, StartError};
-use super::{Host, Listening};
 use crate::accounts::Accounts;
 use crate::config::{Home, Lock, MultiServiceSection, Settings, random};
 use crate::control;
@@ -45,15 +45,11 @@ impl Host {
         for name in configured.close_others(&options.inherited) {
             tracing::info!("nobody serves any more by {name}, which the host before this one has served");
         }
-        let open = |door: &Door| -> Result<_, StartError> {
-            let certificates = configured.certificates.clone().filter(|_| door.tls);
-            Ok((configured.open(door, options)?, certificates))
-        };
-        let listening = configured.doors.iter().map(open).collect::<Result<Listening, _>>()?;
+        let opened = configured.open_all(options)?;
         let mut watch = Watch::new(&home.plugins(), options.poll);
-        let (host, socket) = put_together(home, lock, accounts, configured, options).await?;
+        let (host, socket) = put_together(home, lock, accounts, (configured, &opened), options).await?;
         host.load(socket, &mut watch).await;
-        host.open(listening)?;
+        host.open(opened)?;
         Ok((host, watch))
     }
 }
@@ -62,7 +58,7 @@ async fn put_together(
     home: Home,
     lock: Lock,
     accounts: Arc<Accounts>,
-    configured: Configured,
+    (configured, opened): (Configured, &[Opened]),
     options: &Options,
 ) -> Result<(Rc<Host>, tokio::net::UnixListener), StartError> {
     let (crashed, quarantined) = mpsc::unbounded_channel();
@@ -74,7 +70,7 @@ async fn put_together(
     let services = MultiService::new("pb");
     let groups = groups(&services, &configured.settings);
     let roots = Roots { accounts: &accounts, gate: &gate, sessions: &sessions, limits };
-    let doors = roots.doors(&services, &context, &configured, options)?;
+    let doors = roots.doors(&services, &context, (&configured, opened), options)?;
     context.doors = Arc::clone(&doors) as Arc<_>;
     let within = roots.endpoint(&services, &context, &configured)?;
     let mut endpoints = Vec::new();
@@ -231,7 +227,7 @@ impl Roots<'_> {
         &self,
         services: &Arc<MultiService>,
         context: &HostContext,
-        configured: &Configured,
+        (configured, opened): (&Configured, &[Opened]),
         options: &Options,
     ) -> Result<Arc<Doors>, StartError> {
         let around = Surroundings {
@@ -245,6 +241,10 @@ impl Roots<'_> {
             certificates: configured.certificates.clone(),
             limits: self.limits,
         };
-        Doors::new(around, configured.of_services.clone(), &options.inherited).map_err(StartError::Section)
+        let shared = opened.iter().filter(|door| door.shared);
+        let shared = shared.map(|door| Ok((door.settings.clone(), door.socket.try_clone()?)));
+        let shared = shared.collect::<std::io::Result<Vec<_>>>()?;
+        let of_services = configured.of_services.clone();
+        Doors::beside(shared, around, of_services, &options.inherited).map_err(StartError::Section)
     }
 }

@@ -352,6 +352,8 @@ frames! {
             forwarded: flag,
             /// The key of the certificate that the client has shown by TLS, as OpenSSH writes it; empty: none.
             certificate: later,
+            /// The protocol that was agreed on by TLS (ALPN); empty: none.
+            protocol: later,
         }
         /// The answer to `Authenticate`: right.
         27 LoggedIn {
@@ -390,6 +392,8 @@ frames! {
             asked: text,
             /// As in `Stream`.
             certificate: later,
+            /// As in `Stream`.
+            protocol: later,
         }
         /// All that the generation before this one had is here: what comes by streams of before is served from now on.
         31 Resume {}

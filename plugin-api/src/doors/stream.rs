@@ -29,6 +29,7 @@ pub struct Peer {
     starttls: bool,
     asked: String,
     certificate: String,
+    protocol: String,
     forwarded: bool,
 }
 
@@ -36,10 +37,11 @@ impl Peer {
     /// The peer that a frame `Stream` tells of.
     pub(super) fn of(frame: &ToLibrary<'_>) -> Self {
         match *frame {
-            ToLibrary::Stream { listener, peer, tls, starttls, asked, forwarded, certificate, .. } => {
+            ToLibrary::Stream { listener, peer, tls, starttls, asked, forwarded, certificate, protocol, .. } => {
                 let (listener, address, asked) = (listener.to_owned(), peer.to_owned(), asked.to_owned());
-                let certificate = String::from_utf8_lossy(certificate).into_owned();
-                Self { listener, address, tls, starttls, asked, certificate, forwarded }
+                let [certificate, protocol] =
+                    [certificate, protocol].map(|bytes| String::from_utf8_lossy(bytes).into_owned());
+                Self { listener, address, tls, starttls, asked, certificate, protocol, forwarded }
             }
             _ => Self::default(),
         }
@@ -82,6 +84,47 @@ impl Peer {
     #[must_use]
     pub fn certificate(&self) -> Option<&str> {
         Some(self.certificate.as_str()).filter(|key| !key.is_empty())
+    }
+
+    /// The protocol that it and the listener have agreed on by TLS (ALPN, RFC 7301): one of those that the operator has named
+    /// (`alpn = ["h2", "http/1.1"]` for the listener).
+    ///
+    /// ```
+    /// use plugin_api::prelude::*;
+    /// use plugin_api::testing::TestHost;
+    ///
+    /// #[derive(Default)]
+    /// struct Pages;
+    ///
+    /// #[service("pages", save = "never")]
+    /// impl Service for Pages {
+    ///     type Perspective = Reader;
+    ///
+    ///     async fn start(_: Handle<Self>, context: Context<Self>) -> Result<()> {
+    ///         let mut listener = context.listen("web")?;
+    ///         let serve = async move {
+    ///             while let Some(mut stream) = listener.accept().await {
+    ///                 let protocol = stream.peer().protocol().unwrap_or("none").to_owned();
+    ///                 let _ = tokio::io::AsyncWriteExt::write_all(&mut stream, protocol.as_bytes()).await;
+    ///             }
+    ///         };
+    ///         context.spawn(serve);
+    ///         Ok(())
+    ///     }
+    /// }
+    /// # #[derive(Default)]
+    /// # struct Reader;
+    /// # #[perspective]
+    /// # impl Reader {}
+    ///
+    /// let host = TestHost::<Pages>::start()?;
+    /// let mut client = host.connect_with_protocol("web", "h2")?;
+    /// assert_eq!(client.rest()?, "h2");
+    /// # Ok::<(), Fault>(())
+    /// ```
+    #[must_use]
+    pub fn protocol(&self) -> Option<&str> {
+        Some(self.protocol.as_str()).filter(|protocol| !protocol.is_empty())
     }
 
     /// Whether it is a proxy's, which passes on others' requests and says whose they are: the operator believes it
@@ -190,9 +233,9 @@ impl StreamCell {
         let secured = asked(&self.posts, move |core, request| core.push(&ToHost::StartTls { request, stream })).await;
         let secured = secured.map_err(|refused| Fault::new("RuntimeError", refused.message().to_owned()))?;
         let own = secured.descriptor.ok_or_else(|| Fault::new("RuntimeError", "there is no descriptor left"))?;
-        let (name, certificate): (String, String) = jelly::from_slice(&secured.bytes).unwrap_or_default();
+        let [asked, certificate, protocol]: [String; 3] = jelly::from_slice(&secured.bytes).unwrap_or_default();
         let mut peer = self.peer.lock().unwrap_or_else(PoisonError::into_inner);
-        (peer.tls, peer.asked, peer.certificate) = (true, name, certificate);
+        *peer = Peer { tls: true, asked, certificate, protocol, ..std::mem::take(&mut *peer) };
         drop(peer);
         Ok(Socket::new(own, false)?)
     }
@@ -450,12 +493,13 @@ impl Listener {
 }
 
 /// What the host lends a descriptor for, as a reply: with one of one's own, and after that the host may close its.
-pub(crate) fn lent(core: &Core, stream: u64, descriptor: u64, asked: &str, certificate: &[u8]) -> Reply {
+/// `greeting`: the name that the client asked for by TLS, the key of its certificate, and the protocol that was agreed on.
+pub(crate) fn lent(core: &Core, stream: u64, descriptor: u64, greeting: [&[u8]; 3]) -> Reply {
     let own = descriptor::duplicate(descriptor);
     core.push(&ToHost::Taken { stream, descriptor });
     if let Err(error) = &own {
         tracing::error!(%error, "there is no descriptor left for what the host lends");
     }
-    let said = jelly::to_vec(&(asked, String::from_utf8_lossy(certificate)));
+    let said = jelly::to_vec(&greeting.map(String::from_utf8_lossy));
     Reply { bytes: said.unwrap_or_default(), some: true, descriptor: own.ok(), ..Reply::default() }
 }

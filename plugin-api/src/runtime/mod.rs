@@ -387,8 +387,9 @@ impl<S: Service> Runtime<S> {
                 core.doors.resume();
             }
             ToLibrary::LoginEnded { login } => core.doors.login_ended(core, login),
-            ToLibrary::Lent { request, stream, descriptor, asked, certificate } => {
-                core.answered(request, Ok(doors::lent(core, stream, descriptor, asked, certificate)));
+            ToLibrary::Lent { request, stream, descriptor, asked, certificate, protocol } => {
+                let greeting = [asked.as_bytes(), certificate, protocol];
+                core.answered(request, Ok(doors::lent(core, stream, descriptor, greeting)));
             }
             ToLibrary::Told { request, bytes } => {
                 core.answered(request, Ok(Reply { bytes: bytes.to_vec(), ..Reply::default() }));

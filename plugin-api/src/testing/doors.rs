@@ -34,6 +34,8 @@ struct Opened {
     carried: Option<Vec<u8>>,
     /// The key of the certificate that its client has shown; empty: none.
     certificate: String,
+    /// What was agreed on by TLS; empty: nothing.
+    protocol: String,
 }
 
 struct LoggedIn {
@@ -113,7 +115,15 @@ impl<S: Service> TestHost<S> {
     /// # Errors
     /// When the machine has no descriptor left.
     pub fn connect(&self, listener: &str) -> Result<TestStream<'_, S>> {
-        self.connect_with_certificate(listener, "")
+        self.connect_greeting(listener, "", "")
+    }
+
+    /// The same over TLS, where this protocol was agreed on ([`Peer::protocol`](crate::Peer::protocol)). Nothing is encrypted.
+    ///
+    /// # Errors
+    /// As [`TestHost::connect`].
+    pub fn connect_with_protocol(&self, listener: &str, protocol: &str) -> Result<TestStream<'_, S>> {
+        self.connect_greeting(listener, "", protocol)
     }
 
     /// The same over TLS, with a certificate for this key, as OpenSSH writes it
@@ -122,11 +132,15 @@ impl<S: Service> TestHost<S> {
     /// # Errors
     /// As [`TestHost::connect`].
     pub fn connect_with_certificate(&self, listener: &str, key: &str) -> Result<TestStream<'_, S>> {
+        self.connect_greeting(listener, key, "")
+    }
+
+    fn connect_greeting(&self, listener: &str, key: &str, protocol: &str) -> Result<TestStream<'_, S>> {
         let (own, theirs) = UnixStream::pair()?;
         own.set_read_timeout(Some(TURN))?;
         let stream = self.number();
-        let (listener, certificate) = (listener.to_owned(), key.to_owned());
-        let opened = Opened { listener, theirs, login: 0, carried: None, certificate };
+        let (listener, certificate, protocol) = (listener.to_owned(), key.to_owned(), protocol.to_owned());
+        let opened = Opened { listener, theirs, login: 0, carried: None, certificate, protocol };
         self.state.borrow_mut().doors.streams.insert(stream, opened);
         self.hand_over(stream);
         Ok(TestStream { host: self, own, read: Vec::new() })
@@ -137,6 +151,7 @@ impl<S: Service> TestHost<S> {
         let mut state = self.state.borrow_mut();
         let Some(opened) = state.doors.streams.get_mut(&stream) else { return };
         let (listener, login, certificate) = (opened.listener.clone(), opened.login, opened.certificate.clone());
+        let protocol = opened.protocol.clone();
         let (carried, descriptor) = (opened.carried.take(), opened.theirs.as_raw_fd());
         let (identity, perspectives) = state.doors.of(login);
         drop(state);
@@ -146,7 +161,7 @@ impl<S: Service> TestHost<S> {
             descriptor: u64::try_from(descriptor).unwrap_or(u64::MAX),
             tcp: false,
             peer: "a test",
-            tls: !certificate.is_empty(),
+            tls: !certificate.is_empty() || !protocol.is_empty(),
             starttls: false,
             asked: "",
             state: carried.as_deref(),
@@ -155,6 +170,7 @@ impl<S: Service> TestHost<S> {
             perspectives: &perspectives,
             forwarded: false,
             certificate: certificate.as_bytes(),
+            protocol: protocol.as_bytes(),
         });
     }
 

@@ -401,6 +401,7 @@ mod tests {
             perspectives: &[],
             forwarded: false,
             certificate: &[],
+            protocol: &[],
         };
         let taken = |descriptor| [ToHost::Taken { stream: 3, descriptor }];
         let mut owed = Owed::default();
@@ -413,7 +414,14 @@ mod tests {
         owed.given(&stream);
         assert_eq!(said(&mut owed, &taken(u64::MAX)), Ok(HashMap::from([(3, 9)])));
         // Something more of a stream that it has let go of meanwhile.
-        owed.given(&ToLibrary::Lent { request: 1, stream: 3, descriptor: 12, asked: "", certificate: &[] });
+        owed.given(&ToLibrary::Lent {
+            request: 1,
+            stream: 3,
+            descriptor: 12,
+            asked: "",
+            certificate: &[],
+            protocol: &[],
+        });
         assert_eq!(said(&mut owed, &[ToHost::Closed { stream: 3 }]), Ok(HashMap::new()));
         assert_eq!(said(&mut owed, &taken(12)), Ok(HashMap::new()));
 
