@@ -1,6 +1,6 @@
 //! The call being served, and the attachment it comes by.
 
-use std::cell::{Cell, RefCell};
+use std::cell::Cell;
 use std::rc::Rc;
 
 use serde::de::DeserializeOwned;
@@ -9,7 +9,6 @@ use crate::fault::{Fault, Result};
 use crate::followed::{Follow, Followed};
 use crate::handle::{Handle, View};
 use crate::remote::Remote;
-use crate::runtime::copies;
 use crate::runtime::core::{Core, Object};
 use crate::service::Callable;
 
@@ -197,9 +196,10 @@ pub(crate) enum Mind {
     None,
     /// An object, to be called back.
     Object(Remote),
-    /// Any other value, in Jelly, and the client's objects in it: it has them for as long as it is there itself. `again`: the client
-    /// gave it to code before this, and the states of cached objects in it are as they were then.
-    Value { jelly: Vec<u8>, objects: RefCell<Vec<Remote>>, again: bool },
+    /// Any other value, in Jelly, and the client's objects in it that are called: it has them for as long as it is there itself. Those
+    /// that are copied are with the other copies. `again`: the client gave it to code before this, and the states in it are as they were
+    /// then.
+    Value { jelly: Vec<u8>, _objects: Vec<Remote>, again: bool },
 }
 
 impl Mind {
@@ -215,29 +215,15 @@ impl Mind {
         match handle {
             0 if value.is_empty() => Self::None,
             0 => {
-                let objects = RefCell::new(core.received(handles, attachment));
-                if !again && !handles.is_empty() {
-                    core.copies.offered(attachment, value);
-                }
-                Self::Value { jelly: value.to_vec(), objects, again }
+                let objects = core.received(handles, attachment);
+                let _objects = match objects.is_empty() {
+                    true => objects,
+                    false => core.copies.mind(attachment, value, objects, again),
+                };
+                Self::Value { jelly: value.to_vec(), _objects, again }
             }
             handle => Self::Object(Remote::received(core, handle, attachment)),
         }
-    }
-}
-
-impl Mind {
-    /// The client has let go of its perspective: a copy that nobody but the mind has would keep the attachment, by which changes of it
-    /// come, and the attachment the mind.
-    pub(crate) fn let_go_of_copies(&self) {
-        let Self::Value { jelly, objects, .. } = self else { return };
-        let copies: Vec<u64> = copies::copied(jelly).collect();
-        if copies.is_empty() {
-            return;
-        }
-        let (copies, others) = objects.take().into_iter().partition(|remote| copies.contains(&remote.handle()));
-        objects.replace(others);
-        drop::<Vec<Remote>>(copies);
     }
 }
 
@@ -265,11 +251,6 @@ impl Attachment {
     pub(crate) fn new(id: u64, perspective: &str, identity: &str, peer: &str, mind: Mind, reason: Reason) -> Self {
         let (perspective, identity, peer) = (perspective.to_owned(), identity.to_owned(), peer.to_owned());
         Self { shared: Rc::new(AttachmentCell { id, perspective, identity, peer, mind, reason }) }
-    }
-
-    /// The client has let go of its perspective.
-    pub(crate) fn let_go(&self) {
-        self.shared.mind.let_go_of_copies();
     }
 
     /// Why it attaches: a service that greets its clients does not greet them again after a reload.
@@ -312,7 +293,9 @@ impl Attachment {
     }
 
     /// What the client gave: an object ([`Remote`], or a type with `#[mind]`), a text, a number, a dictionary, anything. `None` (an
-    /// `Option`) if it gave nothing. A cacheable object of the client's is a [`Followed`], the same however often it is asked for.
+    /// `Option`) if it gave nothing. A cacheable object of the client's is a [`Followed`], the same however often it is asked for, until
+    /// the client lets go of the perspective: then the mind has no copies any more, and cannot be read. One whose changes are lost (the
+    /// code before this one has crashed, say) is an error.
     ///
     /// ```
     /// use plugin_api::prelude::*;
@@ -374,7 +357,8 @@ impl Attachment {
 
     /// The copies of this client's objects, of this type, that came by this attachment, and that this service still has. In
     /// `attached`, after the service was replaced, these are those that the code before had, as they are now; whatever is not
-    /// asked for there is let go of. One that this code cannot read is left out, and the log says why.
+    /// asked for there is let go of, and so are copies that came by a perspective that the client has let go of since: nobody is told of
+    /// that attachment. One that this code cannot read is left out, and the log says why.
     ///
     /// ```
     /// use plugin_api::prelude::*;

@@ -7,7 +7,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 
 use jelly::{Classes, RefKind, Value};
-use serde::de::{DeserializeOwned, Error as _, SeqAccess, Visitor};
+use serde::de::{DeserializeOwned, Error as _, IgnoredAny, SeqAccess, Visitor};
 use serde::ser::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use tokio::sync::Notify;
@@ -15,7 +15,7 @@ use tokio::sync::Notify;
 use crate::abi::frame;
 use crate::fault::{Fault, Result};
 use crate::remote::Remote;
-use crate::runtime::copies::{Carried, Found};
+use crate::runtime::copies::{Found, Waiting};
 use crate::runtime::core::Core;
 
 /// A type whose values are copies of clients' objects.
@@ -40,7 +40,7 @@ pub trait Follow: Serialize + DeserializeOwned + 'static {
 ///
 /// When the service is replaced, the new code asks for the copies of who was here before, in `attached`:
 /// [`Attachment::followed`](crate::Attachment::followed). It lets go of those that it does not ask for; the client may send them
-/// again at any time, and then they are here as they were.
+/// again at any time.
 ///
 /// ```
 /// use plugin_api::prelude::*;
@@ -144,30 +144,45 @@ impl<T: Follow> FollowedCell<T> {
         Rc::new(Self { value: RefCell::new(value), changed: Notify::new() })
     }
 
-    /// The copy that is known by this number; `None`: there is none.
-    fn known(core: &Rc<Core>, handle: u64) -> Result<Option<Rc<Self>>> {
+    /// The copy that is known by this number, which has come by an attachment; `None`: there is none. `first`: its state, as it first came, if
+    /// that is at hand.
+    fn known(
+        core: &Rc<Core>,
+        (handle, by): (u64, u64),
+        first: Option<&mut dyn FnMut() -> Result<T>>,
+    ) -> Result<Option<Rc<Self>>> {
         let other = |class: &str| Fault::arguments(format!("expected a {}, found a {class}", T::TYPE));
-        match core.copies.find(handle, T::TYPE) {
-            Found::Nothing => Ok(None),
-            Found::Other(class) => Err(other(&class)),
+        let lost = |why: &str| Fault::arguments(format!("a cached object of the client's, a {}, {why}", T::TYPE));
+        let waiting = match core.copies.find(handle, T::TYPE, first.is_some()) {
+            Found::Nothing => return Ok(None),
+            Found::Other(class) => return Err(other(&class)),
+            Found::Lost => return Err(lost("of which changes were lost")),
+            Found::InMind => return Err(lost("whose state is in its mind: that has to be read first")),
             Found::Here(copy) => {
                 let class = copy.class();
-                copy.any().downcast().map(Some).map_err(|_| other(class))
+                let copy = copy.any().downcast().map_err(|_| other(class))?;
+                core.copies.came(handle, by);
+                return Ok(Some(copy));
             }
-            Found::Carried { by, carried } => {
-                let copy = core.reading(by, || Self::carried(core, &carried))?;
-                core.copies.follow(handle, by, Rc::<Self>::clone(&copy));
-                Ok(Some(copy))
-            }
-        }
+            Found::Waits(waiting) => waiting,
+        };
+        let read = core.reading(by, || Self::go_on(core, &waiting, first));
+        let copy = read.inspect_err(|_| core.copies.lose(handle))?;
+        core.copies.follow(handle, by, Rc::<Self>::clone(&copy));
+        Ok(Some(copy))
     }
 
-    /// A copy that the code before this one had, as it is now.
-    fn carried(core: &Core, carried: &Carried) -> Result<Rc<Self>> {
+    /// A copy that nobody has asked for yet, as it is now.
+    fn go_on(core: &Core, waiting: &Waiting, first: Option<&mut dyn FnMut() -> Result<T>>) -> Result<Rc<Self>> {
         let classes = core.classes.get();
-        let unreadable = |error| Fault::arguments(format!("what the code before had of a {}: {error}", T::TYPE));
-        let copy = Self::new(jelly::from_slice_with(&carried.state, classes).map_err(unreadable)?);
-        for (method, arguments) in frame::entries(&carried.changes) {
+        let unreadable = |error| Fault::arguments(format!("what is known of a {}: {error}", T::TYPE));
+        let state = match (&waiting.state, first) {
+            (Some(state), _) => jelly::from_slice_with(state, classes).map_err(unreadable)?,
+            (None, Some(first)) => first()?,
+            (None, None) => return Err(Fault::arguments(format!("the state of a {} is not here", T::TYPE))),
+        };
+        let copy = Self::new(state);
+        for (method, arguments) in frame::entries(&waiting.changes) {
             let method = String::from_utf8_lossy(method);
             let tell = || copy.observe(&method, jelly::from_slice_with(arguments.unwrap_or_default(), classes)?);
             // The client has been answered already.
@@ -190,7 +205,7 @@ impl<T: Follow> Followed<T> {
         let follow = |handle| {
             let remote = core.reading(attachment, || core.arriving(handle))?;
             let unreadable = |fault| tracing::warn!(%fault, "a copy of a client's object is lost");
-            let shared = FollowedCell::known(core, handle).map_err(unreadable).ok()??;
+            let shared = FollowedCell::known(core, (handle, attachment), None).map_err(unreadable).ok()??;
             Some(Self { shared, remote })
         };
         core.copies.of(attachment, T::TYPE).into_iter().filter_map(follow).collect()
@@ -265,8 +280,9 @@ impl<'de, T: Follow> Deserialize<'de> for Followed<T> {
                 let gone = || E::custom("a cached object of the client's that is not there any more");
                 let core = Core::current().ok_or_else(gone)?;
                 let remote = core.arriving(handle).ok_or_else(gone)?;
-                let shared = FollowedCell::known(&core, handle).map_err(|fault| E::custom(fault.message()))?;
-                Ok(Followed { shared: shared.ok_or_else(gone)?, remote })
+                let known = FollowedCell::known(&core, (handle, core.read_by()), None);
+                let shared = known.map_err(|fault| E::custom(fault.message()))?.ok_or_else(gone)?;
+                Ok(Followed { shared, remote })
             }
 
             /// Its type, its number, its state.
@@ -279,15 +295,29 @@ impl<'de, T: Follow> Deserialize<'de> for Followed<T> {
                 let handle: u64 = seq.next_element()?.ok_or_else(short)?;
                 let core =
                     Core::current().ok_or_else(|| A::Error::custom("a client's object can come in calls only"))?;
-                let remote = core.arriving(handle).ok_or_else(short)?;
+                let gone = || match core.copies.reads_again() {
+                    true => A::Error::custom("a cached object of the client's that was lost with the code before"),
+                    false => A::Error::custom("a cached object of the client's that is not there any more"),
+                };
+                let remote = core.arriving(handle).ok_or_else(gone)?;
+                let fault = |fault: Fault| A::Error::custom(fault.message());
                 // A mind is read as often as somebody asks for it: its state is that of the first time.
-                let known = FollowedCell::known(&core, handle).map_err(|fault| A::Error::custom(fault.message()))?;
-                if let Some(shared) = known {
-                    let _of_then: Value = seq.next_element()?.ok_or_else(short)?;
+                let mut first = None;
+                let mut read = || {
+                    let state = seq.next_element::<T>().map_err(|error| Fault::arguments(error.to_string()))?;
+                    first = Some(());
+                    state.ok_or_else(|| Fault::arguments("a cached object without its state"))
+                };
+                if let Some(shared) =
+                    FollowedCell::known(&core, (handle, core.read_by()), Some(&mut read)).map_err(fault)?
+                {
+                    if first.is_none() {
+                        let _: Option<IgnoredAny> = seq.next_element()?;
+                    }
                     return Ok(Followed { shared, remote });
                 }
                 if core.copies.reads_again() {
-                    return Err(A::Error::custom("a cached object of the client's that was lost with the code before"));
+                    return Err(gone());
                 }
                 let value: T = seq.next_element()?.ok_or_else(short)?;
                 let shared = FollowedCell::new(value);

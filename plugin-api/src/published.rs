@@ -105,7 +105,8 @@ struct Announced<T: Publish> {
 struct Source<T>(Rc<State<T>>);
 
 impl<T: Publish> Published<T> {
-    /// One that has changed just now. Its name is one that no other of its type has in this service.
+    /// One that has changed just now. Its name is one that no other has in this service, of whatever type:
+    /// clients name their files by it.
     #[must_use]
     pub fn new(id: impl Into<String>, value: T) -> Self {
         Self::changed_at(id, SystemTime::now(), value)
@@ -187,6 +188,12 @@ impl<T: Publish> std::fmt::Debug for Published<T> {
 
 impl<T: Publish> Serialize for Published<T> {
     fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+        // One that a client has sent back may be older than what it is of.
+        let is_old = self.announced.borrow().read(|announced| announced.changed != self.state.changed.get());
+        if is_old.unwrap_or_default() {
+            let before = self.announced.replace(announce(&self.state));
+            drop(before);
+        }
         self.announced.borrow().serialize(serializer)
     }
 }

@@ -87,6 +87,20 @@ async def whole_minds(reactor, port, *command):
     del sailing
     while boat.observers:
         await defer.ensureDeferred(pause())
+    # Two that share what they have are read within their mind, whenever that is, and changed before.
+    fleet = [Boat(), Boat()]
+    fleet[0].crew = fleet[1].crew = ["ahab", "ishmael"]
+    admiral = await factory.login(named, fleet)
+    await fleet[1].go(8.0)
+    await fleet[0].go(4.0)
+    assert await admiral.callRemote("fleet") == [4.0, 8.0]
+    await deferToThread(subprocess.run, command, check=True, stdout=subprocess.DEVNULL)
+    await fleet[0].go(9.0)
+    assert await admiral.callRemote("fleet") == [9.0, 8.0]
+    await admiral.callRemote("forget")
+    del admiral
+    while any(boat.observers for boat in fleet):
+        await defer.ensureDeferred(pause())
     # Whoever lets go of its perspectives gets its objects back.
     held = [weakref.ref(ear) for ear in ears]
     del ears, left, right, third, profile, avatar, plain
@@ -105,7 +119,7 @@ class Boat(pb.Cacheable):
 
     def getStateToCacheAndObserveFor(self, perspective, observer):
         self.observers.append(observer)
-        return {"knots": self.knots}
+        return {"knots": self.knots, "crew": getattr(self, "crew", None)}
 
     def stoppedObserving(self, perspective, observer):
         self.observers.remove(observer)

@@ -28,6 +28,9 @@ use crate::loader::unload::UnloadOutcome;
 /// How long the old may take to save, and the new to start, while calls wait.
 const FREEZE: Duration = Duration::from_secs(5);
 
+/// The most bytes of copies of clients' objects that are handed on: what the library itself keeps to, and a little more.
+const MOST_COPIES: usize = 65 << 20;
+
 /// What a hand-over was like.
 #[derive(Debug, Clone, serde::Serialize, serde::Deserialize)]
 #[non_exhaustive]
@@ -379,6 +382,7 @@ async fn frozen(old: &Instance, wanted: u64) -> Result<Frozen, LibraryFault> {
         let step = tokio::time::timeout(left, old.step(2 * FREEZE, "save its state")).await;
         match step {
             Ok(Ok(Lifecycle::Frozen { request, calls, objects, numbers, states, copies })) if request == wanted => {
+                let copies = Some(copies).filter(|copies| copies.len() <= MOST_COPIES).unwrap_or_default();
                 return Ok(Frozen { calls, objects, numbers, states, copies });
             }
             // Of an earlier try, which was given up.

@@ -292,6 +292,12 @@ impl Owners {
         for (slot, object, count) in released.objects {
             self.say_late(Late::Dropped { slot, object, count });
         }
+        for (slot, no) in released.copies {
+            if let Some(backend) = self.outbox.backend(slot) {
+                let handle = no.on(self.context.number);
+                self.outbox.notify(&backend, &ToLibrary::Uncached { handle }, None);
+            }
+        }
         for no in released.attachments {
             self.end_if_over(no);
         }
@@ -328,8 +334,12 @@ impl Owners {
             }
             Bounced::Handles(handles) => handles.iter().for_each(|handle| self.release(slot, *handle, 1)),
             Bounced::Attach(no, handles) => {
+                let mind = self.attachments.get(no).and_then(|attached| attached.mind.value.as_deref());
+                let states = mind.map(|mind| mind.states.clone()).unwrap_or_default();
                 handles.iter().for_each(|handle| self.release(slot, *handle, 1));
                 self.end(&Scope::Attachment(no), failure);
+                // Whoever keeps the mind may give it to another attachment.
+                states.iter().for_each(|luid| self.references.offers.not_given(*luid));
             }
         }
     }

@@ -9,7 +9,7 @@ use plugin_api::abi::frame::{self, ToLibrary};
 use super::attachments::{Attached, Era, Phase, Scope};
 use super::calls::{Ended, InFlight};
 use super::login::{Attach, Outcome, Step};
-use super::mind::{GivenMind, KnownMind, Mind};
+use super::mind::{GivenMind, KnownMind, KnownValue, Mind};
 use super::numbers::{AttachmentNo, HandleNo, Object, Provenance};
 use super::offers::Change;
 use super::references::{Route, coming, revoked};
@@ -106,7 +106,8 @@ impl Owners {
         self.context.entry.attached(&attached.listed());
         let (perspective, identity) = (attached.key.perspective.to_string(), Arc::clone(&attached.identity));
         let no = self.attachments.begin(attached);
-        let (changes, (mind, given)) = (self.references.take_mind(&mind), self.give_mind(slot, no, &mind));
+        let (changes, states) = self.references.take_mind(&mind);
+        let (mind, given) = self.give_mind(slot, no, &mind, states);
         let (attachment, peer) = (no.on(connection), self.context.entry.peer());
         let (perspective, identity) = (perspective.as_str(), &*identity);
         let ((value, handles), mind) = (mind.parts(), mind.object);
@@ -132,7 +133,13 @@ impl Owners {
     }
 
     /// A mind as a service knows it from now on, which was checked; and the client's objects in it, once for each time.
-    fn give_mind(&mut self, slot: SlotNo, no: AttachmentNo, given: &GivenMind) -> (KnownMind, Box<[u64]>) {
+    fn give_mind(
+        &mut self,
+        slot: SlotNo,
+        no: AttachmentNo,
+        given: &GivenMind,
+        states: Box<[u64]>,
+    ) -> (KnownMind, Box<[u64]>) {
         let connection = self.context.number;
         let by = Provenance::by(no);
         let route = Route { connection, slot, by: &by };
@@ -152,7 +159,7 @@ impl Owners {
                     self.references.retain_instead(connection, &handles);
                 }
                 let list = handles.iter().flat_map(|handle| handle.to_le_bytes()).collect();
-                known.value = Some(Box::new((translated, list)));
+                known.value = Some(Box::new(KnownValue { jelly: translated, handles: list, states }));
             }
         }
         self.attachments.set_mind(no, known.clone());
@@ -313,8 +320,8 @@ impl Owners {
             let mut mind = attached.mind.clone();
             mind.object = there(mind.object).map_or(0, |()| mind.object);
             if let Some(value) = &mut mind.value {
-                let left = frame::numbers(&value.1).filter(|handle| there(*handle).is_some());
-                value.1 = left.flat_map(u64::to_le_bytes).collect();
+                let left = frame::numbers(&value.handles).filter(|handle| there(*handle).is_some());
+                value.handles = left.flat_map(u64::to_le_bytes).collect();
             }
             let frame = linger(&self.context, number, attached, &mind);
             if let Some(known) = ToLibrary::read(&mut frame.as_slice()) {

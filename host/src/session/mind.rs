@@ -88,14 +88,25 @@ impl GivenMind {
 pub(crate) struct KnownMind {
     /// The service's number for the client's object, if the mind is one object. Otherwise 0.
     pub(crate) object: u64,
-    /// Any other value, in Jelly, with the service's numbers; and the client's objects in it, as a frame has them.
-    pub(crate) value: Option<Box<(Vec<u8>, Vec<u8>)>>,
+    /// Any other value.
+    pub(crate) value: Option<Box<KnownValue>>,
+}
+
+/// A mind that is not one object, as a service knows it.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct KnownValue {
+    /// In Jelly, with the service's numbers.
+    pub(crate) jelly: Vec<u8>,
+    /// The client's objects in it, as a frame has them.
+    pub(crate) handles: Vec<u8>,
+    /// Cached objects, by the client's numbers, whose first states the service was given with it, and no change of them.
+    pub(crate) states: Box<[u64]>,
 }
 
 impl KnownMind {
     /// The value in Jelly, and the client's objects in it, as frames have them.
     pub(crate) fn parts(&self) -> (&[u8], &[u8]) {
-        self.value.as_deref().map_or((&[], &[]), |(value, handles)| (value, handles))
+        self.value.as_deref().map_or((&[], &[]), |value| (&value.jelly, &value.handles))
     }
 
     /// How many bytes a value has, and its objects.

@@ -79,11 +79,18 @@ impl Offers {
         }
     }
 
-    /// A service has its state from now on; what that has not been told of.
-    pub(crate) fn given(&mut self, luid: u64) -> Vec<Change> {
-        let changes = self.all.get_mut(&luid).and_then(|offer| offer.changes.take()).unwrap_or_default();
+    /// A service has its state from now on; what that has not been told of. `None`: its state is not here.
+    pub(crate) fn given(&mut self, luid: u64) -> Option<Vec<Change>> {
+        let changes = self.all.get_mut(&luid).and_then(|offer| offer.changes.take())?;
         self.bytes -= changes.iter().map(Change::size).sum::<usize>();
-        changes
+        Some(changes)
+    }
+
+    /// The service that was given its state has taken nothing, and nothing has been told of it since.
+    pub(crate) fn not_given(&mut self, luid: u64) {
+        if let Some(offer) = self.all.get_mut(&luid) {
+            offer.changes = Some(Vec::new());
+        }
     }
 
     /// Whether its state is here as it is now.

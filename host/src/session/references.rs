@@ -87,6 +87,8 @@ pub(crate) struct Route<'r> {
 pub(crate) struct Released {
     /// Services' own objects that the client has no more: each with how often it was sent.
     pub(crate) objects: Vec<(SlotNo, u64, u64)>,
+    /// Copies of the client's objects that services have for nothing: the client will end these objects, or has.
+    pub(crate) copies: Vec<(SlotNo, HandleNo)>,
     /// Attachments that something came by which has ended: they may be over now.
     pub(crate) attachments: Vec<AttachmentNo>,
 }
@@ -157,6 +159,10 @@ impl References {
             }
         };
         if let Some(held) = self.held.get_mut(no) {
+            // Its state may come behind a mention of it.
+            let more = state.saturating_sub(held.state);
+            held.state += more;
+            self.copied += more;
             held.count += 1;
             self.copied_uses.begin(held.by.join(route.by));
         }
@@ -243,7 +249,11 @@ impl References {
         let (Object::Service { slot, object } | Object::Cached { slot, object }) = *object else {
             return Released::default();
         };
-        Released { objects: vec![(slot, object, given.count)], attachments: given.by.iter().collect() }
+        Released {
+            objects: vec![(slot, object, given.count)],
+            attachments: given.by.iter().collect(),
+            ..Released::default()
+        }
     }
 
     /// A service gives an object of the client's back, so many times.
@@ -303,8 +313,10 @@ impl References {
         self.held_uses.forget(gone);
         self.given_uses.forget(gone);
         self.copied_uses.forget(gone);
+        let copies = |no: &HandleNo| self.held.get(*no).filter(|held| held.cached).map(|held| (held.slot, *no));
+        let copies = orphans.iter().filter_map(copies).collect();
         self.let_go_of(output, orphans);
-        Released { objects, attachments: Vec::new() }
+        Released { objects, copies, attachments: Vec::new() }
     }
 
     /// A service has ended: nothing of it is there any more, and it has nothing any more.

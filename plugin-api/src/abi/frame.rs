@@ -781,23 +781,25 @@ pub fn objects(mut bytes: &[u8]) -> impl Iterator<Item = (u64, u64, &str)> {
 pub struct Copy<'a> {
     /// The client's object, by the service's number.
     pub handle: u64,
-    /// By which attachment it came.
-    pub by: u64,
+    /// Whether somebody has it: then it is given to the next generation, too. If not, it is on its way back to the client.
+    pub held: bool,
+    /// By which attachments it came, as [`numbers`].
+    pub by: &'a [u8],
     /// The client's name for its type.
     pub class: &'a str,
-    /// Its state, in Jelly.
-    pub state: &'a [u8],
+    /// Its state, in Jelly. `None`: it stands in the mind that the object came in.
+    pub state: Option<&'a [u8]>,
     /// What the copy was told of since: methods and arguments, as [`entries`].
     pub changes: &'a [u8],
-    /// The client's objects in both, once for each time: 8 bytes each.
+    /// The client's objects in its state, as [`numbers`]: once for each time.
     pub references: &'a [u8],
 }
 
 /// Appends a copy of a client's object to a list of them.
 pub fn put_copy(out: &mut Vec<u8>, copy: &Copy<'_>) {
     out.extend_from_slice(&copy.handle.to_le_bytes());
-    out.extend_from_slice(&copy.by.to_le_bytes());
-    for part in [copy.class.as_bytes(), copy.state, copy.changes, copy.references] {
+    out.extend([u8::from(copy.held), u8::from(copy.state.is_some())]);
+    for part in [copy.by, copy.class.as_bytes(), copy.state.unwrap_or_default(), copy.changes, copy.references] {
         put(out, part);
     }
 }
@@ -806,16 +808,17 @@ pub fn put_copy(out: &mut Vec<u8>, copy: &Copy<'_>) {
 pub fn copies(mut bytes: &[u8]) -> impl Iterator<Item = Copy<'_>> {
     std::iter::from_fn(move || {
         let handle = u64::from_le_bytes(take(&mut bytes, 8)?.try_into().ok()?);
-        let by = u64::from_le_bytes(take(&mut bytes, 8)?.try_into().ok()?);
+        let (held, some) = (take(&mut bytes, 1)? != [0], take(&mut bytes, 1)? != [0]);
+        let by = get(&mut bytes)?;
         let class = std::str::from_utf8(get(&mut bytes)?).ok()?;
         let (state, changes, references) = (get(&mut bytes)?, get(&mut bytes)?, get(&mut bytes)?);
-        Some(Copy { handle, by, class, state, changes, references })
+        Some(Copy { handle, held, by, class, state: some.then_some(state), changes, references })
     })
 }
 
 /// The client's objects that a list of copies hands on, once for each time.
 pub fn handed_on(bytes: &[u8]) -> impl Iterator<Item = u64> {
-    copies(bytes).flat_map(|copy| std::iter::once(copy.handle).chain(numbers(copy.references)))
+    copies(bytes).flat_map(|copy| copy.held.then_some(copy.handle).into_iter().chain(numbers(copy.references)))
 }
 
 #[cfg(test)]

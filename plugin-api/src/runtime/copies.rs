@@ -1,11 +1,12 @@
-//! Copies of clients' objects: those that somebody has here, and those that the generation before this one had.
+//! Copies of clients' objects: those that somebody has here, and those that nobody has asked for yet, since they came in a mind, or
+//! from the generation before this one.
 //!
-//! A copy is kept until the client has ended its object: until then the client may send it once more without its state. One
-//! that the generation before had, or that came in a mind, is kept in Jelly, with the changes since, until somebody asks for it by
-//! its type.
+//! A copy is kept until the client has ended its object: until then the client may send it once more without its state. One that
+//! nobody has asked for yet is kept in Jelly, with the changes since, until somebody asks for it by its type. What cannot be kept is
+//! [lost](Kept::Lost): its object is given back, and comes anew when the client sends it again.
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 
@@ -14,21 +15,23 @@ use serde::de::{SeqAccess, Visitor};
 use serde::ser::Error as _;
 use serde::{Deserialize, Deserializer};
 
-use super::core::Core;
+use super::core::{Core, connection};
 use crate::abi::frame;
 use crate::fault::{Fault, Result};
 use crate::followed::AnyFollowed;
 use crate::remote::Remote;
 
-/// The most bytes of changes that are kept of a copy that nobody has asked for yet.
-const MOST_CHANGES: usize = 16 << 10;
-/// The most bytes of copies that are handed over.
-const MOST_CARRIED: usize = 16 << 20;
+/// The most bytes of changes that are kept of one connection's copies that nobody has asked for yet.
+const MOST_CHANGES: usize = 64 << 10;
+/// The most bytes of copies that are handed over. If there are more, each connection has its share.
+const MOST_CARRIED: usize = 64 << 20;
 
 /// All copies, by the service's numbers of the clients' objects.
 #[derive(Default)]
 pub(crate) struct Copies {
     all: RefCell<BTreeMap<u64, Copy>>,
+    /// How many bytes of changes each connection has here.
+    changes: RefCell<HashMap<u32, usize>>,
     /// Whether states are being written for the next generation, and not for clients.
     carrying: Cell<bool>,
     /// Whether what is being read came to code before this: states in it are old.
@@ -36,116 +39,175 @@ pub(crate) struct Copies {
 }
 
 struct Copy {
-    /// By which attachment it came.
-    by: u64,
+    /// By which attachments it came, those that last.
+    by: BTreeSet<u64>,
+    /// The object, once for each time that it is in the mind of one of these.
+    minds: Vec<(u64, Remote)>,
+    /// The object, and which attachments may ask for it because they could before this code.
+    carried: Option<(Remote, BTreeSet<u64>)>,
     kept: Kept,
 }
 
 enum Kept {
     Here(Rc<dyn AnyFollowed>),
-    Carried(Carried),
+    Waits(Waiting),
+    /// It changed more than could be kept, or could not be read. Nothing is held of it.
+    Lost,
 }
 
 /// A copy that nobody has asked for yet.
 #[derive(Default)]
-pub(crate) struct Carried {
+pub(crate) struct Waiting {
     /// The client's name for its type.
     class: String,
-    /// In Jelly, as the author's `Serialize` wrote it.
-    pub(crate) state: Vec<u8>,
+    /// In Jelly. `None`: it can be read within the mind alone that it came in.
+    pub(crate) state: Option<Vec<u8>>,
     /// What it has been told of since: see [`frame::entries`].
     pub(crate) changes: Vec<u8>,
-    /// The client's objects in both.
+    /// The client's objects in its state.
     references: Vec<Remote>,
-    /// The object itself, until everybody is attached to this generation who was to the one before.
-    hold: Option<Remote>,
 }
 
 /// What is here by a number.
 pub(crate) enum Found {
     /// A copy that somebody has, or had.
     Here(Rc<dyn AnyFollowed>),
-    /// One of the generation before; it is not here any more.
-    Carried {
-        by: u64,
-        carried: Carried,
-    },
-    /// One of the generation before, of another type: of this.
+    /// One that nobody has asked for yet. It is lost, unless whoever found it [follows](Copies::follow) it.
+    Waits(Waiting),
+    /// The same, whose state is not here.
+    InMind,
+    /// One of another type: of this.
     Other(String),
+    Lost,
     Nothing,
 }
 
 impl Copies {
     /// A copy of a client's object is here from now on, which came by this attachment.
     pub(crate) fn follow(&self, handle: u64, by: u64, copy: Rc<dyn AnyFollowed>) {
-        let before = self.all.borrow_mut().insert(handle, Copy { by, kept: Kept::Here(copy) });
+        let mut all = self.all.borrow_mut();
+        let entry = all.entry(handle).or_insert_with(Copy::lost);
+        entry.by.insert(by);
+        let before = std::mem::replace(&mut entry.kept, Kept::Here(copy));
+        drop(all);
         // Dropping it may run code of the author's, which may come back here.
-        drop(before);
+        self.forget(handle, before);
+    }
+
+    /// It has come by this attachment, too.
+    pub(crate) fn came(&self, handle: u64, by: u64) {
+        if let Some(copy) = self.all.borrow_mut().get_mut(&handle) {
+            copy.by.insert(by);
+        }
     }
 
     /// The client has ended an object of its own.
     pub(crate) fn unfollow(&self, handle: u64) {
         let gone = self.all.borrow_mut().remove(&handle);
-        drop(gone);
+        self.drop_all([(handle, gone)]);
     }
 
     /// A connection has gone; `least` and `most` are the first and the last of its numbers.
     pub(crate) fn disconnected(&self, least: u64, most: u64) {
         let mut all = self.all.borrow_mut();
         let gone: Vec<u64> = all.range(least..=most).map(|(handle, _)| *handle).collect();
-        let gone: Vec<_> = gone.into_iter().filter_map(|handle| all.remove(&handle)).collect();
+        let gone: Vec<_> = gone.into_iter().map(|handle| (handle, all.remove(&handle))).collect();
         drop(all);
-        drop(gone);
+        self.drop_all(gone);
     }
 
     /// All are let go of.
     pub(crate) fn clear(&self) {
         let gone = self.all.take();
+        self.changes.take();
         drop(gone);
     }
 
-    /// The copy of this number, as one of `class`. What is carried is the caller's from now on.
-    pub(crate) fn find(&self, handle: u64, class: &str) -> Found {
+    fn drop_all(&self, gone: impl IntoIterator<Item = (u64, Option<Copy>)>) {
+        for (handle, copy) in gone {
+            if let Some(copy) = copy {
+                self.forget(handle, copy.kept);
+            }
+        }
+    }
+
+    /// Lets go of what was kept, and counts its changes no more.
+    fn forget(&self, handle: u64, kept: Kept) {
+        if let Kept::Waits(waiting) = &kept {
+            self.count(handle, waiting.changes.len(), 0);
+        }
+        drop(kept);
+    }
+
+    /// A copy of this connection has so many bytes of changes now.
+    fn count(&self, handle: u64, before: usize, now: usize) {
+        let mut all = self.changes.borrow_mut();
+        let of = all.entry(connection(handle)).or_default();
+        *of = (*of + now).saturating_sub(before);
+        if *of == 0 {
+            all.remove(&connection(handle));
+        }
+    }
+
+    /// The copy of this number, as one of `class`. `state`: whether whoever asks has its first state.
+    pub(crate) fn find(&self, handle: u64, class: &str, state: bool) -> Found {
         let mut all = self.all.borrow_mut();
-        match all.get(&handle).map(|copy| &copy.kept) {
-            None => Found::Nothing,
-            Some(Kept::Here(copy)) => Found::Here(Rc::clone(copy)),
-            Some(Kept::Carried(carried)) if carried.class != class => Found::Other(carried.class.clone()),
-            Some(Kept::Carried(_)) => match all.remove(&handle) {
-                Some(Copy { by, kept: Kept::Carried(carried) }) => Found::Carried { by, carried },
-                _ => Found::Nothing,
-            },
+        let Some(copy) = all.get_mut(&handle) else { return Found::Nothing };
+        match &mut copy.kept {
+            Kept::Here(copy) => Found::Here(Rc::clone(copy)),
+            Kept::Lost => Found::Lost,
+            Kept::Waits(waiting) if waiting.class != class => Found::Other(waiting.class.clone()),
+            Kept::Waits(Waiting { state: None, .. }) if !state => Found::InMind,
+            Kept::Waits(waiting) => {
+                let waiting = std::mem::take(waiting);
+                copy.kept = Kept::Lost;
+                self.count(handle, waiting.changes.len(), 0);
+                Found::Waits(waiting)
+            }
+        }
+    }
+
+    /// It could not be read: its object is given back.
+    pub(crate) fn lose(&self, handle: u64) {
+        let mut all = self.all.borrow_mut();
+        let lost = all.get_mut(&handle).map(Copy::lose);
+        drop(all);
+        if let Some((kept, held)) = lost {
+            self.forget(handle, kept);
+            drop(held);
         }
     }
 
     /// Those of this type that came by an attachment.
     pub(crate) fn of(&self, by: u64, class: &str) -> Vec<u64> {
         let is = |copy: &Copy| {
-            copy.by == by
+            copy.by.contains(&by)
                 && match &copy.kept {
                     Kept::Here(copy) => copy.class() == class,
-                    Kept::Carried(carried) => carried.class == class,
+                    Kept::Waits(waiting) => waiting.class == class,
+                    Kept::Lost => false,
                 }
         };
-        self.all.borrow().iter().filter(|(_, copy)| is(copy)).map(|(handle, _)| *handle).collect()
+        self.all.borrow().range(of_connection(by)).filter(|(_, copy)| is(copy)).map(|(handle, _)| *handle).collect()
     }
 
     /// The client tells of a change: to the copy, if somebody has it here; otherwise it is kept until somebody does.
-    pub(crate) fn observed(&self, core: &Rc<Core>, handle: u64, method: &str, arguments: &[u8]) -> Result<Told> {
+    pub(crate) fn observed(&self, handle: u64, method: &str, arguments: &[u8]) -> Result<Told> {
         let mut all = self.all.borrow_mut();
-        let carried = match all.get_mut(&handle).map(|copy| &mut copy.kept) {
-            None => return Err(super::dead()),
+        let waiting = match all.get_mut(&handle).map(|copy| &mut copy.kept) {
+            None | Some(Kept::Lost) => return Err(super::dead()),
             Some(Kept::Here(copy)) => return Ok(Told::Tell(Rc::clone(copy))),
-            Some(Kept::Carried(carried)) => carried,
+            Some(Kept::Waits(waiting)) => waiting,
         };
-        if carried.changes.len() + method.len() + arguments.len() <= MOST_CHANGES {
-            frame::put_entry(&mut carried.changes, method.as_bytes(), Some(arguments));
-            carried.references.extend(references(arguments).filter_map(|handle| core.arriving(handle)));
+        let before = waiting.changes.len();
+        let kept = self.changes.borrow().get(&connection(handle)).copied().unwrap_or_default();
+        if kept + method.len() + arguments.len() <= MOST_CHANGES && numbers(arguments, |_| true).next().is_none() {
+            frame::put_entry(&mut waiting.changes, method.as_bytes(), Some(arguments));
+            self.count(handle, before, waiting.changes.len());
             return Ok(Told::Kept);
         }
-        let gone = all.remove(&handle);
         drop(all);
-        drop(gone);
+        self.lose(handle);
         Err(Fault::new(
             "MemoryError",
             "the service has not asked for this object yet, and keeps no more of its changes",
@@ -154,14 +216,7 @@ impl Copies {
 
     /// Reads what a client gave; `again`: to code before this.
     pub(crate) fn reading<R>(&self, again: bool, read: impl FnOnce() -> R) -> R {
-        /// Also when what is read panics.
-        struct Until<'a>(&'a Cell<bool>, bool);
-        impl Drop for Until<'_> {
-            fn drop(&mut self) {
-                self.0.set(self.1);
-            }
-        }
-        let _until = Until(&self.again, self.again.replace(again));
+        let _until = Until::set(&self.again, again);
         read()
     }
 
@@ -170,18 +225,88 @@ impl Copies {
         self.again.get()
     }
 
-    /// A mind has come by this attachment: the client tells of changes of the cached objects in it from now on, though the service
-    /// may read it later.
-    pub(crate) fn offered(&self, by: u64, mind: &[u8]) {
+    /// A mind has come by this attachment, with these objects of the client's; answers with those that the mind itself has. The client
+    /// tells of changes of the copied ones from now on, though the service may read them later. `again`: the code before this had it, too.
+    pub(crate) fn mind(&self, by: u64, mind: &[u8], objects: Vec<Remote>, again: bool) -> Vec<Remote> {
         let mut scanner = Scanner::new(Shape::Value, Limits::default());
-        let Ok(Some(scanned)) = scanner.scan(mind) else { return };
-        for reference in scanned.references.iter().filter(|of| of.kind == RefKind::Cache) {
-            let whole = mind.get(reference.open..reference.close).unwrap_or_default();
-            // One that shares values with others in the mind is there once the mind has been read.
-            let Ok(Whole { class, handle, state }) = jelly::from_slice(whole) else { continue };
-            let carried = Carried { class, state: state.encode(), ..Carried::default() };
-            self.all.borrow_mut().entry(handle).or_insert(Copy { by, kept: Kept::Carried(carried) });
+        let Ok(Some(scanned)) = scanner.scan(mind) else { return objects };
+        let is_copied = |kind| matches!(kind, RefKind::Cache | RefKind::Cached);
+        let copied = scanned.references.iter().filter(|of| is_copied(of.kind)).filter_map(|of| of.luid);
+        let copied: BTreeSet<u64> = copied.collect();
+        if copied.is_empty() {
+            return objects;
         }
+        let mut all = self.all.borrow_mut();
+        for reference in scanned.references.iter().filter(|of| of.kind == RefKind::Cache && !again) {
+            let Some(handle) = reference.luid else { continue };
+            let whole = mind.get(reference.open..reference.close).unwrap_or_default();
+            let waits = || {
+                let (class, state) = match jelly::from_slice(whole) {
+                    Ok(Whole { class, state }) => (class, Some(state.encode())),
+                    // It shares values with others in the mind.
+                    Err(_) => (class_of(whole), None),
+                };
+                Copy { kept: Kept::Waits(Waiting { class, state, ..Waiting::default() }), ..Copy::lost() }
+            };
+            all.entry(handle).or_insert_with(waits);
+        }
+        let mut of_mind = Vec::new();
+        let mut lost = Vec::new();
+        for remote in objects {
+            match all.get_mut(&remote.handle()).filter(|_| copied.contains(&remote.handle())) {
+                Some(copy) if !matches!(copy.kept, Kept::Lost) => {
+                    copy.by.insert(by);
+                    copy.minds.push((by, remote));
+                }
+                // Lost with the code before: the client sends it again with its state, once it has it back.
+                _ if copied.contains(&remote.handle()) => lost.push(remote),
+                _ => of_mind.push(remote),
+            }
+        }
+        drop(all);
+        drop(lost);
+        of_mind
+    }
+
+    /// The client has let go of the perspective of this attachment: its mind has no copies any more. A copy that nobody but the mind has
+    /// would keep the attachment, by which changes of it come, and the attachment the mind.
+    pub(crate) fn let_go(&self, by: u64) {
+        self.without(by, |copy| drop_minds(copy, by));
+    }
+
+    /// The service has been told of this attachment: copies that the code before had by it, and that it has not asked for, are let go of,
+    /// if nobody else may ask for them. The client will end them, unless it sends them once more.
+    pub(crate) fn asked(&self, by: u64) {
+        self.without(by, |copy| copy.asked(|may| *may == by).into_iter().collect());
+    }
+
+    /// An attachment has ended.
+    pub(crate) fn left(&self, by: u64) {
+        self.without(by, |copy| {
+            copy.by.remove(&by);
+            let mut gone = drop_minds(copy, by);
+            gone.extend(copy.asked(|may| *may == by));
+            gone
+        });
+    }
+
+    /// All who were attached to the generation before are known here, or have gone.
+    pub(crate) fn resume(&self, core: &Core) {
+        let mut all = self.all.borrow_mut();
+        let gone: Vec<u64> = all.keys().filter(|handle| !core.is_attached(**handle)).copied().collect();
+        let gone: Vec<_> = gone.into_iter().map(|handle| (handle, all.remove(&handle))).collect();
+        let let_go: Vec<Remote> = all.values_mut().filter_map(|copy| copy.asked(|may| !core.has(*may))).collect();
+        drop(all);
+        self.drop_all(gone);
+        drop(let_go);
+    }
+
+    /// Takes something off the copies of an attachment's connection.
+    fn without(&self, by: u64, take: impl FnMut(&mut Copy) -> Vec<Remote>) {
+        let mut all = self.all.borrow_mut();
+        let taken: Vec<Remote> = all.range_mut(of_connection(by)).map(|(_, copy)| copy).flat_map(take).collect();
+        drop(all);
+        drop(taken);
     }
 
     /// Whether states are being written for the next generation: references in them stay what they are here.
@@ -191,50 +316,53 @@ impl Copies {
 
     /// All of them, for the next generation: see [`frame::put_copy`].
     pub(crate) fn frozen(&self, core: &Core) -> Vec<u8> {
-        let mut list = Vec::new();
-        for (&handle, Copy { by, kept }) in self.all.borrow().iter() {
-            let (state, references);
-            let copy = match kept {
-                Kept::Here(copy) => {
-                    (state, references) = match self.written(core, &**copy) {
-                        Ok(written) => written,
-                        Err(error) => {
-                            tracing::warn!(class = copy.class(), %error, "a copy of a client's object is not handed over");
-                            continue;
-                        }
-                    };
-                    frame::Copy {
-                        handle,
-                        by: *by,
-                        class: copy.class(),
-                        state: &state,
-                        changes: &[],
-                        references: &references,
-                    }
+        // An author's `Serialize` may come back here.
+        let here = |(handle, copy): (&u64, &Copy)| match &copy.kept {
+            Kept::Here(here) => Some((*handle, Rc::clone(here))),
+            _ => None,
+        };
+        let here: Vec<_> = self.all.borrow().iter().filter_map(here).collect();
+        let mut written: BTreeMap<u64, (Vec<u8>, Vec<u8>)> = BTreeMap::new();
+        for (handle, copy) in here {
+            match self.written(core, &*copy) {
+                Ok(state) => drop(written.insert(handle, state)),
+                Err(error) => {
+                    tracing::warn!(class = copy.class(), %error, "a copy of a client's object is not handed over");
                 }
-                Kept::Carried(carried) => {
-                    references = carried.references.iter().flat_map(|remote| remote.handle().to_le_bytes()).collect();
-                    let Carried { class, state, changes, .. } = carried;
-                    frame::Copy { handle, by: *by, class, state, changes, references: &references }
-                }
-            };
-            let before = list.len();
-            frame::put_copy(&mut list, &copy);
-            if list.len() > MOST_CARRIED {
-                list.truncate(before);
-                tracing::warn!("copies of clients' objects are not handed over: there are too many bytes of them");
-                break;
             }
         }
-        list
+        let mut of_connections: BTreeMap<u32, Vec<Vec<u8>>> = BTreeMap::new();
+        for (&handle, copy) in self.all.borrow().iter() {
+            let references: Vec<u8>;
+            let (class, state, changes) = match &copy.kept {
+                Kept::Here(here) => {
+                    let Some((state, found)) = written.get(&handle) else { continue };
+                    references = found.clone();
+                    (here.class(), Some(state.as_slice()), [].as_slice())
+                }
+                Kept::Waits(waiting) => {
+                    references = waiting.references.iter().flat_map(|remote| remote.handle().to_le_bytes()).collect();
+                    (waiting.class.as_str(), waiting.state.as_deref(), waiting.changes.as_slice())
+                }
+                Kept::Lost => continue,
+            };
+            // One that nobody has is on its way back to the client, who may have sent it once more by then.
+            let held = core.known_remote(handle).is_some();
+            let by: Vec<u8> = copy.by.iter().flat_map(|by| by.to_le_bytes()).collect();
+            let mut bytes = Vec::new();
+            let copy = frame::Copy { handle, held, by: &by, class, state, changes, references: &references };
+            frame::put_copy(&mut bytes, &copy);
+            of_connections.entry(connection(handle)).or_default().push(bytes);
+        }
+        shared_out(of_connections)
     }
 
     /// A copy's state, and the client's objects in it.
     fn written(&self, core: &Core, copy: &dyn AnyFollowed) -> jelly::Result<(Vec<u8>, Vec<u8>)> {
         let (mut state, mut found) = (Vec::new(), Vec::new());
-        self.carrying.set(true);
+        let until = Until::set(&self.carrying, true);
         let written = catch_unwind(AssertUnwindSafe(|| copy.write(&mut state, core.classes.get(), &mut found)));
-        self.carrying.set(false);
+        drop(until);
         written.unwrap_or_else(|_| Err(jelly::Error::custom("its Serialize panicked")))?;
         let of_clients = found.iter().filter(|(_, number)| number >> 32 != 0);
         Ok((state, of_clients.flat_map(|(_, number)| number.to_le_bytes()).collect()))
@@ -242,39 +370,93 @@ impl Copies {
 
     /// Takes over what the generation before this one had.
     pub(crate) fn adopt(&self, core: &Rc<Core>, copies: &[u8]) {
-        for frame::Copy { handle, by, class, state, changes, references } in frame::copies(copies) {
-            let carried = Carried {
+        for frame::Copy { handle, held, by, class, state, changes, references } in frame::copies(copies) {
+            let by: BTreeSet<u64> = frame::numbers(by).collect();
+            let first = by.first().copied().unwrap_or_default();
+            let waiting = Waiting {
                 class: class.to_owned(),
-                state: state.to_vec(),
+                state: state.map(<[u8]>::to_vec),
                 changes: changes.to_vec(),
-                references: core.received(references, by),
-                hold: Some(Remote::received(core, handle, by)),
+                references: core.received(references, first),
             };
-            self.all.borrow_mut().insert(handle, Copy { by, kept: Kept::Carried(carried) });
+            // Whom nobody may ask for is given back at once.
+            let carried = held.then(|| (Remote::received(core, handle, first), by.clone()));
+            let carried = carried.filter(|(_, may)| !may.is_empty());
+            self.count(handle, 0, waiting.changes.len());
+            let kept = Kept::Waits(waiting);
+            self.all.borrow_mut().insert(handle, Copy { by, minds: Vec::new(), carried, kept });
         }
     }
+}
 
-    /// All who were attached to the generation before are attached to this one, or have gone: what they did not ask for is let
-    /// go of. The client will end it, unless it sends it once more.
-    pub(crate) fn resume(&self, core: &Core) {
-        let mut let_go = Vec::new();
-        let mut all = self.all.borrow_mut();
-        let gone: Vec<u64> = all.keys().filter(|handle| !core.is_attached(**handle)).copied().collect();
-        let gone: Vec<_> = gone.into_iter().filter_map(|handle| all.remove(&handle)).collect();
-        for copy in all.values_mut() {
-            if let Kept::Carried(carried) = &mut copy.kept {
-                let_go.extend(carried.hold.take());
+impl Copy {
+    fn lost() -> Self {
+        Self { by: BTreeSet::new(), minds: Vec::new(), carried: None, kept: Kept::Lost }
+    }
+
+    /// Keeps nothing of it; answers with what was kept, and what is given back.
+    fn lose(&mut self) -> (Kept, Vec<Remote>) {
+        let mut held: Vec<Remote> = std::mem::take(&mut self.minds).into_iter().map(|(_, remote)| remote).collect();
+        held.extend(self.carried.take().map(|(remote, _)| remote));
+        (std::mem::replace(&mut self.kept, Kept::Lost), held)
+    }
+
+    /// These may not ask for it any more: what is given back, if nobody may.
+    fn asked(&mut self, these: impl Fn(&u64) -> bool) -> Option<Remote> {
+        let (_, may) = self.carried.as_mut()?;
+        may.retain(|may| !these(may));
+        self.carried.take_if(|(_, may)| may.is_empty()).map(|(remote, _)| remote)
+    }
+}
+
+fn drop_minds(copy: &mut Copy, by: u64) -> Vec<Remote> {
+    copy.minds.extract_if(.., |(of, _)| *of == by).map(|(_, remote)| remote).collect()
+}
+
+/// All numbers of the connection that this one is of.
+fn of_connection(number: u64) -> std::ops::RangeInclusive<u64> {
+    let least = u64::from(connection(number)) << 32;
+    least..=least | u64::from(u32::MAX)
+}
+
+/// As many copies as may be handed over; if that is not all, each connection's share.
+fn shared_out(of_connections: BTreeMap<u32, Vec<Vec<u8>>>) -> Vec<u8> {
+    let size = |copies: &Vec<Vec<u8>>| copies.iter().map(Vec::len).sum::<usize>();
+    let mut share = MOST_CARRIED;
+    if of_connections.values().map(size).sum::<usize>() > MOST_CARRIED {
+        share = MOST_CARRIED / of_connections.len().max(1);
+        tracing::warn!("not all copies of clients' objects are handed over: there are too many bytes of them");
+    }
+    let mut list = Vec::new();
+    for copies in of_connections.into_values() {
+        let start = list.len();
+        for copy in copies {
+            if list.len() - start + copy.len() <= share {
+                list.extend_from_slice(&copy);
             }
         }
-        drop(all);
-        drop((gone, let_go));
+    }
+    list
+}
+
+/// Sets something for as long as this is there, also if what is done meanwhile panics.
+struct Until<'a>(&'a Cell<bool>, bool);
+
+impl<'a> Until<'a> {
+    fn set(cell: &'a Cell<bool>, to: bool) -> Self {
+        Self(cell, cell.replace(to))
+    }
+}
+
+impl Drop for Until<'_> {
+    fn drop(&mut self) {
+        self.0.set(self.1);
     }
 }
 
 /// A cached object of a client's with its state.
 struct Whole {
     class: String,
-    handle: u64,
     state: Value,
 }
 
@@ -289,14 +471,40 @@ impl<'de> Deserialize<'de> for Whole {
             }
 
             fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> std::result::Result<Whole, A::Error> {
-                match (seq.next_element()?, seq.next_element()?, seq.next_element()?) {
-                    (Some(class), Some(handle), Some(state)) => Ok(Whole { class, handle, state }),
+                match (seq.next_element()?, seq.next_element::<u64>()?, seq.next_element()?) {
+                    (Some(class), Some(_), Some(state)) => Ok(Whole { class, state }),
                     _ => Err(serde::de::Error::invalid_length(0, &self)),
                 }
             }
         }
         deserializer.deserialize_newtype_struct(jelly::types::reference::CACHE, Of)
     }
+}
+
+/// The type of a cached object, whatever its state is.
+fn class_of(whole: &[u8]) -> String {
+    struct Class(String);
+    impl<'de> Deserialize<'de> for Class {
+        fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+            struct Of;
+            impl<'de> Visitor<'de> for Of {
+                type Value = Class;
+
+                fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                    f.write_str("a cached object")
+                }
+
+                fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> std::result::Result<Class, A::Error> {
+                    let class = seq.next_element()?.unwrap_or_default();
+                    // What is left need not make sense on its own.
+                    Ok(Class(class))
+                }
+            }
+            deserializer.deserialize_newtype_struct(jelly::types::reference::CACHE, Of)
+        }
+    }
+    let read: jelly::Result<Class> = Class::deserialize(&mut jelly::Deserializer::new(whole));
+    read.map(|Class(class)| class).unwrap_or_default()
 }
 
 /// What became of a change.
@@ -307,16 +515,7 @@ pub(crate) enum Told {
     Kept,
 }
 
-/// The client's objects in a value.
-fn references(value: &[u8]) -> impl Iterator<Item = u64> {
-    numbers(value, |kind| matches!(kind, RefKind::Remote | RefKind::Cache | RefKind::Cached))
-}
-
-/// Those of them that are copied.
-pub(crate) fn copied(value: &[u8]) -> impl Iterator<Item = u64> {
-    numbers(value, |kind| matches!(kind, RefKind::Cache | RefKind::Cached))
-}
-
+/// The numbers of references in a value.
 fn numbers(value: &[u8], of: fn(RefKind) -> bool) -> impl Iterator<Item = u64> {
     let mut scanner = Scanner::new(Shape::Value, Limits::default());
     let found = match scanner.scan(value) {
@@ -325,3 +524,6 @@ fn numbers(value: &[u8], of: fn(RefKind) -> bool) -> impl Iterator<Item = u64> {
     };
     found.into_iter().filter(move |reference| of(reference.kind)).filter_map(|reference| reference.luid)
 }
+
+#[cfg(test)]
+mod tests;

@@ -82,7 +82,7 @@ impl Holders {
 }
 
 /// The connection that a number of a call, an attachment or a client's object belongs to.
-fn connection(number: u64) -> u32 {
+pub(crate) fn connection(number: u64) -> u32 {
     (number >> 32) as u32
 }
 
@@ -439,10 +439,15 @@ impl Core {
 
     /// Reads values that have come by an attachment: the client's objects in them are known to have come by it.
     pub(crate) fn reading<R>(&self, attachment: u64, read: impl FnOnce() -> R) -> R {
-        let before = self.reading.replace(attachment);
-        let result = read();
-        self.reading.set(before);
-        result
+        /// Also when what is read panics.
+        struct Until<'a>(&'a Cell<u64>, u64);
+        impl Drop for Until<'_> {
+            fn drop(&mut self) {
+                self.0.set(self.1);
+            }
+        }
+        let _until = Until(&self.reading, self.reading.replace(attachment));
+        read()
     }
 
     /// By which attachment the values come that are being read just now; 0: by none.
@@ -777,6 +782,7 @@ impl Core {
     pub(crate) fn disconnected(&self, attachment: u64) {
         self.attached.borrow_mut().remove(&attachment);
         self.left.notify_waiters();
+        self.copies.left(attachment);
         if !self.is_attached(attachment) {
             // Copies of a client's objects end with its connection.
             let least = u64::from(connection(attachment)) << 32;
@@ -868,4 +874,4 @@ impl Drop for WaiterGuard {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -365,7 +365,9 @@ impl<S: Service> Runtime<S> {
             ToLibrary::Linger { attachment, perspective, identity, mind, peer, value, handles } => {
                 let mind = Mind::received(core, attachment, mind, (value, handles), true);
                 core.connected(attachment);
-                mind.let_go_of_copies();
+                // Nobody is told of it, who could ask for copies.
+                core.copies.let_go(attachment);
+                core.copies.asked(attachment);
                 let known = Attachment::new(attachment, perspective, identity, peer, mind, Reason::Reload);
                 self.attachments.borrow_mut().insert(attachment, Attaching::LetGo(known));
             }

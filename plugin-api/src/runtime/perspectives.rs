@@ -99,6 +99,7 @@ impl<S: Service> Runtime<S> {
                 // It is the new code's to answer.
                 return;
             }
+            me.core.copies.asked(id);
             let before = me.attachments.borrow_mut().remove(&id);
             let Some(Attaching::Pending { leaving, calls }) = before else { return };
             match attached {
@@ -156,7 +157,7 @@ impl<S: Service> Runtime<S> {
                     return;
                 }
                 Some(Attaching::Attached { attachment, .. }) if leaving == Leaving::LetsGo => {
-                    attachment.let_go();
+                    self.core.copies.let_go(id);
                     let stays = Attaching::LetGo(attachment.clone());
                     attachments.insert(id, stays)
                 }

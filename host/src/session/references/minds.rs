@@ -28,20 +28,25 @@ impl References {
         }
     }
 
-    /// A mind goes to a service that has checked it; what the client has told of the objects in it, by its numbers, that the
-    /// service does not know.
-    pub(crate) fn take_mind(&mut self, mind: &GivenMind) -> Vec<(u64, Change)> {
+    /// A mind goes to a service that has checked it. Answers with what the client has told of the objects in it, by its numbers, that the
+    /// service does not know; and of which others the service has the first state by that.
+    pub(crate) fn take_mind(&mut self, mind: &GivenMind) -> (Vec<(u64, Change)>, Box<[u64]>) {
         let copies = mind.mind.objects().filter_map(|sent| match sent {
             Sent::Copy(luid) => Some(luid),
             Sent::Object(_) => None,
         });
-        let copies: Vec<u64> = copies.collect();
-        let told = |luid: &u64| self.offers.given(*luid).into_iter().map(|change| (*luid, change)).collect::<Vec<_>>();
-        let changes = copies.iter().flat_map(told).collect();
-        if !mind.kept {
-            copies.into_iter().for_each(|luid| self.offers.taken(luid));
+        let (mut changes, mut states) = (Vec::new(), Vec::new());
+        for luid in copies {
+            match self.offers.given(luid) {
+                Some(told) if told.is_empty() => states.push(luid),
+                Some(told) => changes.extend(told.into_iter().map(|change| (luid, change))),
+                None => {}
+            }
+            if !mind.kept {
+                self.offers.taken(luid);
+            }
         }
-        changes
+        (changes, states.into())
     }
 
     /// An object that the client sent once is in a mind that nobody takes.

@@ -361,6 +361,28 @@ fn attach(pair: &mut Pair, avatar: u64, service: &str, name: &str) -> Result<(Ve
     }
 }
 
+/// A copy that came with what was refused is of nobody: the service hears that, and keeps nothing of it.
+#[test]
+fn copies_that_came_by_what_has_ended_are_ended_in_the_service() {
+    let mut pair = Pair::new();
+    let avatar = pair.login("alice", None);
+    pair.attach(avatar, "board", "alice", None);
+    for _ in 0..3 {
+        let (luid, _) = pair.client.output.tables.cache(&'c').unwrap();
+        let request = pair.begin_attach_with(avatar, "board", "shared", Some(&cache(luid, &[])));
+        pair.turn();
+        let told = pair.told("board");
+        let Some(Told::Attach { attachment, handles, .. }) = told.first() else { panic!("{told:?}") };
+        let frame = ToHost::Failed { call: *attachment, class: "X", message: "", fault: false, detail: &[] };
+        pair.says("board", &frame);
+        assert_eq!(pair.error(request), "X");
+        let uncached = format!("Uncached {{ handle: {} }}", handles[0]);
+        let told = pair.told("board");
+        assert!(told.iter().any(|told| matches!(told, Told::Other(said) if *said == uncached)), "{told:?}");
+        assert!(pair.client.output.tables.cached_as(&'c').is_none(), "and the client has it back");
+    }
+}
+
 #[test]
 fn changes_that_come_before_there_is_an_attachment_are_told_behind_it() {
     let mut pair = Pair::new();
@@ -401,6 +423,14 @@ fn a_state_in_a_mind_is_one_services_and_never_an_old_one() {
     pair.client.output.release(avatar, 1);
     pair.turn();
     assert_eq!(pair.client.output.tables.held().1, 0, "the client has it back");
+
+    // The service takes nothing just now, and later it does.
+    let mut pair = Pair::new();
+    let avatar = kept(&mut pair);
+    pair.service("board").refuse(Some("it starts"));
+    assert!(attach(&mut pair, avatar, "board", "alice").is_err());
+    pair.service("board").refuse(None);
+    assert_eq!(attach(&mut pair, avatar, "board", "alice").unwrap().0.len(), 1, "its state is still there");
 
     // More was told than is kept for it.
     let mut pair = Pair::new();
