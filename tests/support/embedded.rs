@@ -20,7 +20,11 @@ use credhost::sessions::Sessions;
 use credhost::store::MemoryStore;
 use jelly::{Limits as JellyLimits, Scanner, Shape, Value, token};
 use plugin_api::prelude::*;
-use plugin_api::{Door, Input, Transport};
+use plugin_api::web::axum::extract::State;
+use plugin_api::web::axum::http::HeaderMap;
+use plugin_api::web::axum::routing::post;
+use plugin_api::web::{self, Cookie, SignIns, Visitor, axum};
+use plugin_api::{Door, Input, Lasts, Transport};
 
 use crate::wire::{Wire, call};
 
@@ -34,6 +38,13 @@ impl Service for Trial {
     type Perspective = Trier;
 
     async fn start(_me: Handle<Self>, context: Context<Self>) -> Result<()> {
+        let hour = std::time::Duration::from_secs(3600);
+        let lasts = Lasts { idle: hour, longest: hour };
+        let cookie = Cookie { name: "trial".to_owned(), domain: None, lasts };
+        let sign_ins = SignIns::new(context.authorizer(), cookie);
+        let pages = axum::Router::new().route("/sign-in", post(sign_in)).with_state(sign_ins);
+        let streams = context.listen_public("page")?;
+        context.spawn(web::serve(context.clone(), streams, pages));
         context.serve::<Knock>("knock")
     }
 
@@ -48,6 +59,15 @@ impl Service for Trial {
         let name = by.perspective().to_owned();
         // Nobody writes to it further up.
         let _ = trier.write(|trier| trier.log.push(format!("detached {name}")));
+    }
+}
+
+/// A page where people sign in: `name password`.
+async fn sign_in(State(sign_ins): State<Arc<SignIns>>, visitor: Visitor, headers: HeaderMap, body: String) -> String {
+    let (name, password) = body.split_once(' ').unwrap_or_default();
+    match sign_ins.sign_in(&visitor, &headers, name, password).await {
+        Ok((login, _)) => login.identity().to_owned(),
+        Err(refused) => refused.to_string(),
     }
 }
 
@@ -250,7 +270,9 @@ impl Embedded {
         let tls = certificates.is_some();
         let knock = ListenerSettings::at("trial", "knock", "127.0.0.1:0").expect("an address").granted(grants);
         let knock = ListenerSettings { tls, certificates: tls, ..knock };
-        let doors = Doors::new(around, vec![knock], &credhost::successor::Inherited::default()).expect("they open");
+        let page = ListenerSettings::at("trial", "page", "127.0.0.1:0").expect("an address");
+        let doors =
+            Doors::new(around, vec![knock, page], &credhost::successor::Inherited::default()).expect("they open");
         context.doors = Arc::clone(&doors) as Arc<_>;
         runtime.block_on(async {
             let trial = Slot::linked::<Trial>(&context).await.expect("the service loads");
@@ -264,13 +286,14 @@ impl Embedded {
         Self { memory, listener, root, doors, services }
     }
 
-    /// Where the service's own door is.
+    /// Where the service's own door of this name is: "knock" or "page".
     ///
     /// # Panics
     /// When there is none.
     #[must_use]
-    pub fn door(&self) -> SocketAddr {
-        let address = self.doors.status().pop().and_then(|door| door.address).expect("it is open");
+    pub fn door(&self, name: &str) -> SocketAddr {
+        let door = self.doors.status().into_iter().find(|door| door.name == name);
+        let address = door.and_then(|door| door.address).expect("it is open");
         address.parse().expect("an address")
     }
 

@@ -11,7 +11,7 @@ use credhost::session::Limits;
 use pb::client::{Client, Error};
 use system_tests::embedded::Embedded;
 use system_tests::tls::{self, P256, made};
-use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncWrite, AsyncWriteExt, BufReader};
+use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
 use tokio::net::TcpSocket;
 use tokio_rustls::TlsConnector;
 
@@ -75,6 +75,8 @@ enum Words {
     Vouched,
     /// There, with the client's certificate: as by SASL's EXTERNAL.
     Certificate,
+    /// By a page of the service's own.
+    Page,
 }
 
 /// A host, and how its clients come to the service's door.
@@ -111,10 +113,11 @@ impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
 enum Guesser {
     Pb(Client),
     Door(BufReader<Box<dyn Stream>>),
+    Page(BufReader<tokio::net::TcpStream>),
 }
 
 impl Guesser {
-    async fn come(host: [SocketAddr; 2], tls: Option<TlsConnector>, source: u32, words: Words) -> Self {
+    async fn come(host: [SocketAddr; 3], tls: Option<TlsConnector>, source: u32, words: Words) -> Self {
         if matches!(words, Words::Door | Words::Vouched | Words::Certificate) {
             let socket = socket(host[1], source).await;
             let stream: Box<dyn Stream> = match tls {
@@ -128,6 +131,11 @@ impl Guesser {
             // The service has it.
             door.fail("", words).await;
             return door;
+        }
+        if matches!(words, Words::Page) {
+            let mut page = Self::Page(BufReader::new(socket(host[2], source).await));
+            page.fail("", words).await;
+            return page;
         }
         let client = connect(host[0], source).await;
         // The first call of a connection is slower than others.
@@ -150,14 +158,40 @@ impl Guesser {
                 door.read_line(&mut answer).await.expect("it is answered");
                 answer
             }
+            Self::Page(page) => {
+                let body = format!("{name} wrong");
+                let head = format!("POST /sign-in HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n", body.len());
+                page.write_all((head + &body).as_bytes()).await.expect("it is sent");
+                answer_of(page).await
+            }
         }
     }
+}
+
+/// A page's answer: what it says, and its status.
+async fn answer_of(page: &mut BufReader<tokio::net::TcpStream>) -> String {
+    let (mut answer, mut length) = (String::new(), 0);
+    loop {
+        let mut line = String::new();
+        page.read_line(&mut line).await.expect("it is answered");
+        if line.trim().is_empty() {
+            break;
+        }
+        if answer.is_empty() {
+            answer.clone_from(&line);
+        }
+        let of_length = line.to_ascii_lowercase().strip_prefix("content-length:").map(|rest| rest.trim().parse());
+        length = of_length.map_or(length, |length| length.expect("a number"));
+    }
+    let mut body = vec![0; length];
+    page.read_exact(&mut body).await.expect("it is whole");
+    answer + &String::from_utf8_lossy(&body)
 }
 
 async fn fail(client: &Client, name: &str, words: Words) -> String {
     let tried = match words {
         Words::Stock | Words::Throttled => client.login(name, "wrong", None).await,
-        Words::Password | Words::Door | Words::Vouched | Words::Certificate => {
+        Words::Password | Words::Door | Words::Vouched | Words::Certificate | Words::Page => {
             client.login_password(name, "wrong", None).await
         }
     };
@@ -170,7 +204,7 @@ async fn fail(client: &Client, name: &str, words: Words) -> String {
 /// Milliseconds that each kind of name takes, in tries that are interleaved, each of another name.
 fn measure(target: &Target, words: Words, tries: usize) -> [Vec<f64>; 4] {
     const WORKERS: usize = 8;
-    let addresses = [target.host.address(), target.host.door()];
+    let addresses = [target.host.address(), target.host.door("knock"), target.host.door("page")];
     run(async {
         let mut workers = Vec::new();
         for worker in 0..WORKERS {
@@ -253,6 +287,7 @@ fn no_kind_of_name_can_be_told_from_another_by_answer_or_time() {
         (Words::Throttled, tries("CREDHOST_TRIES", 300), 25),
         (Words::Password, tries("CREDHOST_HASHED", 96), 300),
         (Words::Door, tries("CREDHOST_HASHED", 96), 300),
+        (Words::Page, tries("CREDHOST_HASHED", 96), 300),
         (Words::Vouched, tries("CREDHOST_TRIES", 300), 25),
         (Words::Certificate, tries("CREDHOST_TRIES", 300), 25),
     ] {

@@ -237,6 +237,7 @@ async fn attend(doors: &Arc<Doors>, held: &Arc<Held>) {
         match step {
             Step::Mail => {
                 if doors.notices(held) {
+                    doors.after_the_cut(held).await;
                     break;
                 }
             }
@@ -357,7 +358,7 @@ impl Doors {
                 _ = &mut done => return,
                 () = held.mailbox.come() => {
                     if self.notices(held) {
-                        return;
+                        return self.after_the_cut(held).await;
                     }
                 }
             }
@@ -391,7 +392,7 @@ impl Doors {
         self.spawn(async move { attend(&attended.doors, &attended.held).await });
     }
 
-    /// Applies the stream's notices. True: one of them has ended it.
+    /// Applies the stream's notices. True: one of them has cut it.
     fn notices(&self, held: &Arc<Held>) -> bool {
         let mut over = false;
         // Frames that go to every connection (a service has stopped) mean nothing to a stream.
@@ -420,9 +421,12 @@ impl Doors {
                 }
             }
         }
-        if !over {
-            return false;
-        }
+        over
+    }
+
+    /// Tells the service of a stream that was cut. All that are to be cut are first: what is told of thousands takes a while.
+    async fn after_the_cut(&self, held: &Arc<Held>) {
+        tokio::task::yield_now().await;
         match (held.login(), held.slot()) {
             (Some(login), Some(slot)) => {
                 self.close_ways(login.number);
@@ -436,6 +440,5 @@ impl Doors {
             }
             _ => held.heard(),
         }
-        true
     }
 }
