@@ -25,7 +25,7 @@ use tokio::sync::{Notify, mpsc};
 use self::configured::Opened;
 use self::retention::Retention;
 use crate::accounts::Accounts;
-use crate::config::{ConfigFile, Home, Lock};
+use crate::config::{ConfigFile, Fixed, Home, ListenerSettings, Lock};
 use crate::control::{self, ControlFailure, LibraryStatus, known};
 use crate::doors::Doors;
 use crate::folder::{self, Folder};
@@ -78,6 +78,10 @@ pub struct Host {
     sections: Vec<Option<String>>,
     /// The root for those who have logged in by services' own doors.
     within: Endpoint,
+    /// The host's own listeners, as listeners that others may be beside.
+    own: Vec<ListenerSettings>,
+    /// What credhost.toml said at the start of what is read then alone.
+    fixed: Fixed,
     /// Services' own doors.
     doors: Arc<Doors>,
     memory: Arc<Budget>,
@@ -207,6 +211,8 @@ impl Host {
         }
         tracing::info!("stopping");
         let successor = self.successor();
+        // Of an address that services' listeners share, too, nobody is taken in any more.
+        self.doors.stop_accepting();
         // Connections live on threads of their own; so do the services that their calls wait for.
         self.listeners.get().into_iter().flatten().for_each(Listener::close);
         self.gate.flush(true);

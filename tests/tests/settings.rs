@@ -203,3 +203,27 @@ fn the_trail_has_what_was_taken_up_by_a_reload_that_failed() {
         assert!(Instant::now() < deadline, "{trail}");
     }
 }
+
+/// What only a restart applies is named, each by its place; what is taken up is not.
+#[test]
+fn a_reload_names_what_only_a_restart_applies() {
+    let home = TestHome::new();
+    home.make();
+    let host = home.start();
+    let before = std::fs::read_to_string(host.home.path().join("credhost.toml")).expect("it is there");
+    for (from, to, place) in [
+        ("listen = \"127.0.0.1:8787\"", "listen = \"127.0.0.1:8789\"", "[pb] listen"),
+        ("stock_login = true", "stock_login = false", "[pb] stock_login"),
+        ("shortest = ", "blocked = \"no.txt\"\nshortest = ", "[password] blocked"),
+        ("grace = 10", "grace = 11", "[plugins] grace"),
+        ("[password]", "[tls]\ncertificate = \"a.pem\"\n[password]", "[tls] certificate"),
+    ] {
+        host.home.configure(|_| before.replacen(from, to, 1));
+        let said = host.home.run(&["reload"], "");
+        assert!(said.contains(&format!("{place} has changed: restart the host to apply it")), "{place}: {said}");
+        host.home.configure(|_| before.clone());
+        assert!(!host.home.run(&["reload"], "").contains("restart"), "{place}: as it was");
+    }
+    host.home.configure(|_| before.replacen("[pb]", "[limits]\ncalls = 77\n[pb]\ntracebacks = true", 1));
+    assert!(!host.home.run(&["reload"], "").contains("restart"));
+}

@@ -398,6 +398,11 @@ impl ConfigFile {
             .map_err(|error| self.wrong(plain::words(&error.to_string())))
     }
 
+    /// What it says, as plain values.
+    pub(super) fn values(&self) -> serde_json::Map<String, serde_json::Value> {
+        toml_edit::de::from_str(&self.document.to_string()).unwrap_or_default()
+    }
+
     /// The identities in it.
     ///
     /// # Errors

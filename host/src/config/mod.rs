@@ -2,6 +2,7 @@
 
 mod confined;
 mod file;
+mod fixed;
 mod home;
 mod key;
 mod listen;
@@ -13,6 +14,7 @@ pub use file::{
     AuditSection, ConfigError, ConfigFile, IdentitySection, LimitValue, MultiServiceSection, PasswordSection,
     PbSection, Settings, TlsSection,
 };
+pub use fixed::Fixed;
 pub use home::{Home, Lock};
 pub use key::{entropy, existing_key, master_key, random, write_key};
 pub use listen::{Address, Grants, ListenerSettings, apart, listeners, networks, of_host, own};

@@ -11,7 +11,7 @@ use super::Host;
 use super::configured::{Configured, Opened};
 use super::options::{Options, StartError};
 use crate::accounts::Accounts;
-use crate::config::{Home, Lock, MultiServiceSection, Settings, random};
+use crate::config::{ConfigFile, Fixed, Home, Lock, MultiServiceSection, Settings, random};
 use crate::control;
 use crate::cred::login::Login;
 use crate::cred::{Authorizer, HashCost, Password};
@@ -85,8 +85,11 @@ async fn put_together(
     let folder =
         Folder::new(&home, Arc::clone(&services), groups, context, (sections, confinements), vet, options.debuggable)?;
     let socket = control::listen(&home.control())?;
+    let fixed = ConfigFile::open(&home.config()).map(|file| Fixed::of(&file)).unwrap_or_default();
     let host = Host {
         home,
+        own: opened.iter().map(|door| door.settings.clone()).collect(),
+        fixed,
         _lock: lock,
         accounts,
         services,

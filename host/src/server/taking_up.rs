@@ -1,10 +1,8 @@
 //! What of credhost.toml is taken up while the host runs.
 
-use std::collections::BTreeSet;
-
 use super::Host;
 use super::configured::rules_of;
-use crate::config::{self, ConfigFile};
+use crate::config::{self, ConfigFile, Fixed};
 use crate::control::{ControlFailure, known};
 use crate::cred::ListenerRules;
 use crate::limits;
@@ -44,7 +42,9 @@ impl Host {
     /// # Errors
     /// What is wrong with the file; all stays as it is. When a connection does not end what it had: all is taken up then.
     fn reload(&self, taken: &mut TakenUp) -> Result<(), ControlFailure> {
-        let settings = ConfigFile::open(&self.home.config()).and_then(|file| file.settings());
+        let file = ConfigFile::open(&self.home.config());
+        let fixed = file.as_ref().map(Fixed::of).unwrap_or_default();
+        let settings = file.and_then(|file| file.settings());
         let before = self.limits.get();
         let read = settings.map_err(|error| error.to_string()).and_then(|settings| {
             let listeners = config::listeners(&settings)?;
@@ -57,11 +57,10 @@ impl Host {
                 None => Ok(ListenerRules::default()),
             });
             let rules = rules.collect::<Result<Vec<_>, String>>()?;
-            let gone = self.sections.iter().flatten().filter(|name| !settings.multiservice.contains_key(*name));
-            let gone: BTreeSet<String> = gone.map(|name| format!("[multiservice.{name}]")).collect();
-            Ok((limits, retention, proxies(&settings.pb.proxies)?, rules, (listeners, gone, strange)))
+            config::apart(&self.own, &listeners)?;
+            Ok((limits, retention, proxies(&settings.pb.proxies)?, rules, (listeners, strange)))
         });
-        let (limits, retention, proxies, rules, (listeners, gone, strange)) = read.map_err(|error| {
+        let (limits, retention, proxies, rules, (listeners, strange)) = read.map_err(|error| {
             let hint = "everything stays as it was; put it right, and try again".to_owned();
             ControlFailure { error, hint: Some(hint) }
         })?;
@@ -84,7 +83,8 @@ impl Host {
         let rules_before = taken.changed.len();
         self.take_up_rules(rules, &mut taken.changed)?;
         taken.warnings = if taken.changed.len() > rules_before { strange } else { Vec::new() };
-        let waits = self.doors.unlike(&listeners).into_iter().chain(gone);
+        let fixed = self.fixed.unlike(&fixed).into_iter().map(str::to_owned);
+        let waits = self.doors.unlike(&listeners).into_iter().chain(fixed);
         taken.warnings.extend(waits.map(|place| format!("{place} has changed: restart the host to apply it")));
         Ok(())
     }

@@ -1,0 +1,89 @@
+//! What of credhost.toml a host reads at its start alone.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde_json::Value;
+
+use super::file::ConfigFile;
+
+/// Sections that `credhost reload` takes up, or looks after otherwise.
+const SECTIONS: [&str; 4] = ["limits", "audit", "service", "identity"];
+/// Of other sections, what it takes up. Those of `[multiservice.NAME]` are the same as those of `[pb]`.
+const TAKEN_UP: [(&str, &[&str]); 2] =
+    [("pb", &["proxies", "anonymous", "default_service", "names", "tracebacks"]), ("plugins", &["isolation"])];
+
+/// Settings that a running host does not take up, by where they stand: `[pb] listen`.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Fixed(BTreeMap<String, Value>);
+
+impl Fixed {
+    /// Those of a file. Nothing, if it says something that cannot be.
+    #[must_use]
+    pub fn of(file: &ConfigFile) -> Self {
+        let mut all = BTreeMap::new();
+        let sections = file.values().into_iter().filter(|(name, _)| !SECTIONS.contains(&name.as_str()));
+        for (name, value) in sections {
+            let Value::Object(section) = value else { continue };
+            match name.as_str() {
+                "multiservice" => {
+                    for (name, section) in section {
+                        if let Value::Object(section) = section {
+                            put(&mut all, "pb", &format!("multiservice.{name}"), section);
+                        }
+                    }
+                }
+                name => put(&mut all, name, name, section),
+            }
+        }
+        Self(all)
+    }
+
+    /// Where another file says something else.
+    #[must_use]
+    pub fn unlike<'a>(&'a self, other: &'a Self) -> BTreeSet<&'a str> {
+        let of = |one: &'a Self, other: &'a Self| {
+            one.0.iter().filter(|(place, value)| other.0.get(*place) != Some(value)).map(|(place, _)| place.as_str())
+        };
+        of(self, other).chain(of(other, self)).collect()
+    }
+}
+
+fn put(all: &mut BTreeMap<String, Value>, like: &str, place: &str, section: serde_json::Map<String, Value>) {
+    let taken_up = TAKEN_UP.iter().find(|(of, _)| *of == like).map_or(&[][..], |(_, keys)| keys);
+    let fixed = section.into_iter().filter(|(key, _)| !taken_up.contains(&key.as_str()));
+    all.extend(fixed.map(|(key, value)| (format!("[{place}] {key}"), value)));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_running_host_does_not_take_up_is_known_by_its_place() {
+        let folder = tempfile::tempdir().unwrap();
+        let fixed = |text: &str| {
+            let path = folder.path().join("credhost.toml");
+            std::fs::write(&path, text).unwrap();
+            std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+            Fixed::of(&ConfigFile::open(&path).unwrap())
+        };
+        let before = "[pb]\nlisten = \"a:1\" # here\ntracebacks = true\n[limits]\ncalls = 5\n[multiservice.games]\nlisten = \"a:2\"\n";
+        for (after, places) in [
+            (before.replace(" # here", ""), &[][..]),
+            (before.replace("a:1", "a:3"), &["[pb] listen"]),
+            (before.replace("true", "false").replace("calls = 5", "calls = 6"), &[]),
+            (before.replace("a:2", "a:4"), &["[multiservice.games] listen"]),
+            (before.replace("[multiservice.games]\nlisten = \"a:2\"\n", ""), &["[multiservice.games] listen"]),
+            (
+                format!("{before}[password]\nshortest = 9\n[plugins]\nisolation = \"process\"\ngrace = 5\n"),
+                &["[password] shortest", "[plugins] grace"],
+            ),
+            (format!("{before}[[tls.others]]\ncertificate = \"a\"\nkey = \"b\"\n"), &["[tls] others"]),
+            (format!("{before}[service.chat]\nx = 1\n[audit]\nkeep = \"1 year\"\n"), &[]),
+        ] {
+            let (before, after) = (fixed(before), fixed(&after));
+            assert_eq!(before.unlike(&after).into_iter().collect::<Vec<_>>(), places);
+            assert_eq!(after.unlike(&before), before.unlike(&after));
+        }
+    }
+}
