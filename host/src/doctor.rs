@@ -235,8 +235,7 @@ fn unusable(settings: &Settings) -> Vec<String> {
     for (place, rules) in rules.chain([("pb".to_owned(), settings.pb.rules())]) {
         wrong.extend(rules.err().map(|error| format!("[{place}] {error}")));
     }
-    let apart = |of_services: Vec<_>| config::apart(&config::of_host(settings), &of_services);
-    wrong.extend(config::listeners(settings).and_then(apart).err());
+    wrong.extend(config::listeners(settings).err());
     wrong.extend(config::confinements(settings).err());
     if let Err(error) = proxies(&settings.pb.proxies) {
         wrong.push(error);
@@ -270,6 +269,11 @@ fn settings(home: &Home, found: &mut Vec<Finding>) {
         Ok(settings) => settings,
         Err(error) => return found.push(finding("wrong", error.to_string(), Some("put credhost.toml right"))),
     };
+    let apart = config::listeners(&settings).and_then(|all| config::apart(&config::of_host(&settings), &all));
+    if let (Err(why), true) = (apart, config::listeners(&settings).is_ok()) {
+        let hint = "the host does not start with it, unless --listen or --listen-tls says another address";
+        found.push(finding("wrong", why, Some(hint)));
+    }
     for wrong in unusable(&settings) {
         found.push(finding("wrong", wrong, Some("put credhost.toml right: the host does not start with it")));
     }
@@ -277,9 +281,20 @@ fn settings(home: &Home, found: &mut Vec<Finding>) {
     let wanted = settings.pb.listen_tls.is_some()
         || settings.multiservice.values().any(|section| section.listen_tls.is_some())
         || of_services.iter().any(|one| one.tls || one.starttls);
-    for (certificate, key) in home.certificates(&settings.tls) {
+    for (at, (certificate, key)) in home.certificates(&settings.tls).into_iter().enumerate() {
         if certificate.exists() || wanted {
             found.push(self::certificate(&certificate, &key));
+        }
+        if at > 0 && certificate.exists() && tls::names(&certificate).is_empty() {
+            let what = format!(
+                "{}: it is for no name of a host (subjectAltName), so no client gets it",
+                certificate.display()
+            );
+            found.push(finding(
+                "warning",
+                what,
+                Some("clients get the certificate that is for the name that they ask for"),
+            ));
         }
     }
     if settings.pb.plaintext {

@@ -166,8 +166,16 @@ impl<T: Follow> FollowedCell<T> {
             }
             Found::Waits(waiting) => waiting,
         };
-        let read = core.reading(by, || Self::go_on(core, &waiting, first));
-        let copy = read.inspect_err(|_| core.copies.lose(handle))?;
+        /// If it cannot be read, also because that panics, it is lost.
+        struct Unread<'a>(&'a Core, u64);
+        impl Drop for Unread<'_> {
+            fn drop(&mut self) {
+                self.0.copies.lose(self.1);
+            }
+        }
+        let unread = Unread(core, handle);
+        let copy = core.reading(by, || Self::go_on(core, &waiting, first))?;
+        std::mem::forget(unread);
         core.copies.follow(handle, by, Rc::<Self>::clone(&copy));
         Ok(Some(copy))
     }

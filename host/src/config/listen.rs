@@ -144,7 +144,27 @@ impl ListenerSettings {
     #[must_use]
     pub fn shares(&self, address: &Address) -> bool {
         let own_port = matches!(address, Address::Tcp(found) if found.iter().all(|one| one.port() == 0));
-        self.address == *address && !own_port
+        let same = match (&self.address, address) {
+            // A name may stand for several, in any order.
+            (Address::Tcp(own), Address::Tcp(other)) => {
+                own.iter().all(|one| other.contains(one)) && other.iter().all(|one| own.contains(one))
+            }
+            (own, other) => own == other,
+        };
+        same && !own_port
+    }
+
+    /// Whether both would have some address, and do not share all that they have.
+    fn meets(&self, other: &Self) -> bool {
+        let (Address::Tcp(own), Address::Tcp(others)) = (&self.address, &other.address) else { return false };
+        // The unspecified address of IPv6 has those of IPv4, too.
+        let has =
+            |one: IpAddr, other: IpAddr| one == other || one.is_unspecified() && (one.is_ipv6() || other.is_ipv4());
+        let meet = |one: &SocketAddr, other: &SocketAddr| {
+            let (own, theirs) = (one.ip(), other.ip());
+            one.port() != 0 && one.port() == other.port() && (has(own, theirs) || has(theirs, own))
+        };
+        !self.shares(&other.address) && own.iter().any(|one| others.iter().any(|other| meet(one, other)))
     }
 
     /// A listener of the host's own, for Perspective Broker: `place` is what says where it is in the file.
@@ -185,12 +205,25 @@ impl ListenerSettings {
     #[must_use]
     pub fn overlaps(&self, other: &Self) -> Option<String> {
         let same = other.shares(&self.address) && other.tls == self.tls && other.marks.overlap(&self.marks);
-        let by = if self.tls { "names = [\"chat.example.org\"] or alpn = [\"irc\"]" } else { "begins = [\"SSH-\"]" };
-        same.then(|| {
+        let by = match (self.tls, self.service.is_empty() && other.service.is_empty()) {
+            (true, _) => "such as names = [\"chat.example.org\"] or alpn = [\"irc\"]",
+            (false, false) => "such as begins = [\"SSH-\"]",
+            (false, true) => {
+                "for clients of Perspective Broker wait for the host's word: only one of them can be there"
+            }
+        };
+        if same {
+            let place = other.place();
+            return Some(format!(
+                "{:?} is the address of {place}, too, and nothing tells their connections apart, {by}",
+                self.shown
+            ));
+        }
+        self.meets(other).then(|| {
+            let (place, shown) = (other.place(), &other.shown);
             format!(
-                "{:?} is the address of {}, too, and nothing tells their connections apart, such as {by}",
-                self.shown,
-                other.place()
+                "{:?} and {shown:?}, the address of {place}, are partly the same: say the same for both",
+                self.shown
             )
         })
     }
@@ -465,6 +498,8 @@ mod tests {
             ("irc = { address = \"127.0.0.1:1\", login = \"500000000 years\" }", "from 1s to 1h"),
             ("irc = { address = \"127.0.0.1:1\", idle = \"1 min\", starttls = true }", "idle is for"),
             ("irc = \"127.0.0.1:1\"\nother = \"127.0.0.1:1\"", "is the address of [service.chat.listen] irc"),
+            ("irc = \"127.0.0.1:1\"\nother = { address = \"0.0.0.0:1\", plaintext = true }", "are partly the same"),
+            ("irc = \"[::1]:1\"\nother = { address = \"[::]:1\", tls = true }", "are partly the same"),
             (
                 "irc = { address = \"127.0.0.1:1\", tls = true }\nother = { address = \"127.0.0.1:1\", tls = true }",
                 "names = [",

@@ -6,6 +6,7 @@
 use rustls::server::Acceptor;
 
 use crate::config::ListenerSettings;
+use crate::listener::{Header, find_header};
 
 /// How many of the first bytes are looked at, at most: one whole TLS record and a little more.
 pub(super) const MOST: usize = 20 << 10;
@@ -39,6 +40,29 @@ pub(super) fn whose(listeners: &[&ListenerSettings], first: &[u8], silent: bool)
         // All listeners are over TLS, where the client speaks first: its silence says nothing.
         None if over_tls(false).next().is_none() => Verdict::More(1),
         _ => in_the_clear(&over_tls(false).collect::<Vec<_>>(), first, silent),
+    }
+}
+
+/// The same of a connection that a proxy may pass on: one that begins with a header (PROXY protocol) is for the host's own listeners
+/// (`own`), which believe it, and what is behind the header says for which.
+pub(super) fn whose_passed_on(
+    listeners: &[&ListenerSettings],
+    own: impl Fn(usize) -> bool,
+    first: &[u8],
+    silent: bool,
+) -> Verdict {
+    let length = match find_header(first) {
+        Header::Is(length) => length,
+        Header::More(more) if !silent => return Verdict::More(more),
+        Header::More(_) | Header::None => return whose(listeners, first, silent),
+    };
+    let (places, own): (Vec<usize>, Vec<&ListenerSettings>) =
+        listeners.iter().enumerate().filter(|(at, _)| own(*at)).map(|(at, one)| (at, *one)).unzip();
+    match whose(&own, &first[length..], silent) {
+        Verdict::Is(at) => Verdict::Is(places[at]),
+        Verdict::More(more) if length + more <= MOST => Verdict::More(length + more),
+        Verdict::More(_) => Verdict::Nobody(&[]),
+        nobody @ Verdict::Nobody(_) => nobody,
     }
 }
 
@@ -196,6 +220,35 @@ mod tests {
         assert_eq!(named(&all, b"", true).as_deref(), Ok("slow"));
         assert_eq!(named(&all, b"NIC", false), Err(Verdict::More(4)));
         assert_eq!(named(&all, b"NIC", true).as_deref(), Ok("slow"));
+    }
+
+    #[test]
+    fn what_a_proxy_passes_on_is_the_hosts_own_by_what_is_behind_its_header() {
+        let all = all();
+        let listeners: Vec<&ListenerSettings> = all.iter().collect();
+        // As if these were the host's own: chat over TLS, and the rest in the clear.
+        let own = |at: usize| ["chat", "slow"].contains(&all[at].name.as_str());
+        let named = |first: &[u8], silent: bool| match whose_passed_on(&listeners, own, first, silent) {
+            Verdict::Is(at) => Ok(all[at].name.clone()),
+            other => Err(other),
+        };
+        let header = b"PROXY TCP4 10.1.2.3 192.168.0.1 12345 8787\r\n";
+        let behind = |text: &[u8]| [header, text].concat();
+        let chat = behind(&hello("chat.example.org", &[]));
+        assert_eq!(named(&chat, false).as_deref(), Ok("chat"));
+        for there in 1..chat.len() {
+            let Err(Verdict::More(more)) = named(&chat[..there], false) else { panic!("{there}") };
+            assert!(more > there && more <= chat.len(), "{there}: {more}");
+        }
+        // Another's name is for none of the host's own.
+        assert_eq!(named(&behind(&hello("www.example.org", &["h2"])), false), Err(Verdict::Nobody(UNRECOGNIZED_NAME)));
+        // Its client waits for the host's word.
+        assert_eq!(named(&behind(b""), false), Err(Verdict::More(header.len() + 1)));
+        assert_eq!(named(&behind(b""), true).as_deref(), Ok("slow"));
+        // Without a header it is as anybody's.
+        assert_eq!(named(b"SSH-2.0-x\r\n", false).as_deref(), Ok("ssh"));
+        assert_eq!(named(&hello("www.example.org", &["h2"]), false).as_deref(), Ok("web"));
+        assert_eq!(named(b"PASS x\r\n", false).as_deref(), Ok("irc"));
     }
 
     #[test]

@@ -10,6 +10,7 @@ use parking_lot::Mutex;
 use super::listening::{Bound, Listening};
 use crate::listener::sources::{Most, Place, Sources};
 use crate::login_gate::network;
+use crate::session::Limits;
 
 /// A listening socket, and its listeners.
 pub(super) struct Port {
@@ -35,12 +36,13 @@ impl Port {
         first.of_host.is_none().then(|| first.hand_on())
     }
 
-    /// Takes a place among the undecided connections: there are as many as all listeners have together.
-    pub(super) fn enter(&self, source: IpAddr, known: bool, proxy: bool) -> Option<Place> {
+    /// Takes a place among the undecided connections: there are as many as all listeners have together, and no more than the host
+    /// takes by one of its own.
+    pub(super) fn enter(&self, source: IpAddr, known: bool, proxy: bool, limits: &Limits) -> Option<Place> {
         let all = || self.listeners.iter().map(|one| &one.settings);
         let most = Most {
-            connections: all().map(|one| one.connections).fold(0, usize::saturating_add),
-            per_source: all().map(|one| one.per_source).max().unwrap_or(0),
+            connections: all().map(|one| one.connections).fold(0, usize::saturating_add).min(limits.connections),
+            per_source: all().map(|one| one.per_source.min(limits.per_source)).max().unwrap_or(0),
         };
         let place = Place { source: (!proxy).then(|| network(source)), stranger: !known && !proxy };
         self.undecided.lock().enter(place, most).then_some(place)

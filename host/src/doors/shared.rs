@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use zeroize::Zeroizing;
 
 use super::Doors;
-use super::first::{MOST, Verdict, whose};
+use super::first::{MOST, Verdict, whose, whose_passed_on};
 use super::listening::Listening;
 use super::port::Port;
 use crate::config::ListenerSettings;
@@ -48,20 +48,21 @@ impl Drop for Undecided {
 impl Doors {
     /// Takes a connection that was accepted on a port.
     pub(super) fn come_to(self: &Arc<Self>, port: &Arc<Port>, client: OwnedFd, source: Option<SocketAddr>) {
-        // Who passes on others' connections says first whose they are: to the host's own listener, which believes it.
-        let passed_on = |one: &&Arc<Listening>| {
-            let entrance = self.entrance(one).zip(source);
-            entrance.is_some_and(|(entrance, source)| entrance.believes(source.ip()))
-        };
-        let of_proxy = port.listeners.iter().find(passed_on);
-        if let (Some(listening), _) | (None, [listening]) = (of_proxy, &port.listeners[..]) {
+        if let [listening] = &port.listeners[..] {
             return self.come_by(listening, client, source);
         }
         let around = &self.around;
         let address = source.map_or(IpAddr::V4(Ipv4Addr::LOCALHOST), |source| source.ip());
         let known = source.is_none() || around.gate.is_known(address);
-        let proxy = port.listeners.iter().any(|one| one.settings.is_proxy(source.map(|source| source.ip())));
-        let Some(place) = port.enter(address, known, proxy) else {
+        // Who passes on others' connections may say first whose they are: to the host's own listeners, which believe it.
+        let believed = source.is_some_and(|source| {
+            let mut entrances = port.listeners.iter().filter_map(|one| self.entrance(one));
+            entrances.any(|entrance| entrance.believes(source.ip()))
+        });
+        let of_services = |one: &Arc<Listening>| one.settings.is_proxy(source.map(|source| source.ip()));
+        let proxy = believed || port.listeners.iter().any(of_services);
+        let limits = *self.limits.read();
+        let Some(place) = port.enter(address, known, proxy, &limits) else {
             return tracing::debug!(%address, "too many connections that have not said whose they are");
         };
         let meter = Arc::new(Meter::new(around.memory.account(AccountKey::Source(network(address))), usize::MAX));
@@ -73,7 +74,12 @@ impl Doors {
         let me = Arc::clone(self);
         self.spawn(async move {
             let listeners: Vec<&ListenerSettings> = undecided.port.listeners.iter().map(|one| &one.settings).collect();
-            let found = async { decide(Client::new(client, source.is_some())?, &listeners).await };
+            let own = |at: usize| undecided.port.listeners[at].of_host.is_some();
+            let whose = |first: &[u8], silent: bool| match believed {
+                true => whose_passed_on(&listeners, own, first, silent),
+                false => whose(&listeners, first, silent),
+            };
+            let found = async { decide(Client::new(client, source.is_some())?, whose).await };
             let found = tokio::time::timeout(PATIENCE, found).await;
             let listening = match found {
                 Ok(Ok((client, at))) => Some((client, Arc::clone(&undecided.port.listeners[at]))),
@@ -166,7 +172,7 @@ impl AsFd for Client {
 }
 
 /// Waits until the listener of a connection is known. Nothing is read from the socket.
-async fn decide(client: Client, listeners: &[&ListenerSettings]) -> io::Result<(OwnedFd, usize)> {
+async fn decide(client: Client, whose: impl Fn(&[u8], bool) -> Verdict) -> io::Result<(OwnedFd, usize)> {
     // It may be a password.
     let mut first = Zeroizing::new(Vec::new());
     let (mut needed, mut silent_at) = (1, Some(Instant::now() + SILENCE));
@@ -191,7 +197,7 @@ async fn decide(client: Client, listeners: &[&ListenerSettings]) -> io::Result<(
             first = Zeroizing::new(vec![0; there.max(SOME)]);
         }
         let count = if there == 0 { 0 } else { peek(&client, &mut first)? };
-        match whose(listeners, &first[..count], silent || last) {
+        match whose(&first[..count], silent || last) {
             Verdict::More(_) if last => return Err(io::ErrorKind::UnexpectedEof.into()),
             Verdict::More(more) => needed = more.max(count + 1),
             Verdict::Is(at) => return Ok((client.into_inner()?, at)),

@@ -35,7 +35,9 @@ impl Entrance {
     pub(crate) fn come(&self, client: TcpStream, source: SocketAddr) {
         let next = self.next.fetch_add(1, Ordering::Relaxed) % self.threads.len().max(1);
         let thread = self.threads.get(next).and_then(mpsc::WeakUnboundedSender::upgrade);
-        let (Some(thread), Some(shared)) = (thread, self.shared.upgrade()) else { return };
+        let (Some(thread), Some(shared)) = (thread, self.shared.upgrade()) else {
+            return tracing::debug!(%source, "a connection is let go: the host ends");
+        };
         if let Some(admitted) = shared.admitted(source, self.tls.clone()) {
             // If nobody serves any more, the place is given back with it.
             let _ = thread.send((Socket::Tcp(client), admitted));

@@ -60,6 +60,43 @@ async fn read(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<Option<Socket
     }
 }
 
+/// What the first bytes of a connection say of a header.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Header {
+    /// There is none.
+    None,
+    /// This many bytes are needed in all to know.
+    More(usize),
+    /// It has this many bytes, and all are there.
+    Is(usize),
+}
+
+/// Finds the end of the header in the first bytes of a connection, whatever it says.
+pub(crate) fn find_header(first: &[u8]) -> Header {
+    const WORD: &[u8] = b"PROXY ";
+    let begins = |with: &[u8]| first.len() < with.len() && with.starts_with(first);
+    let whole = |length: usize| if first.len() < length { Header::More(length) } else { Header::Is(length) };
+    if first.is_empty() {
+        return Header::None;
+    }
+    if begins(WORD) || begins(SIGNATURE) {
+        return Header::More(first.len() + 1);
+    }
+    if first.starts_with(SIGNATURE) {
+        let Some(start) = first.first_chunk::<16>() else { return Header::More(16) };
+        let length = usize::from(u16::from_be_bytes([start[14], start[15]]));
+        return if length > LONGEST_2 { Header::None } else { whole(16 + length) };
+    }
+    if !first.starts_with(WORD) {
+        return Header::None;
+    }
+    match first.windows(2).take(LONGEST_1 - 1).position(|window| window == b"\r\n") {
+        Some(at) => Header::Is(at + 2),
+        None if first.len() >= LONGEST_1 => Header::None,
+        None => Header::More(first.len() + 1),
+    }
+}
+
 /// The addresses and networks of proxies, as `[pb] proxies` names them.
 ///
 /// # Errors
@@ -104,6 +141,31 @@ mod tests {
             (version_2(0, 0, &[]), Ok(None)),
         ] {
             assert_eq!(read_all(&bytes), (expected, b"next".to_vec()), "{bytes:?}");
+        }
+    }
+
+    /// However many bytes are there, what is found agrees with what is read.
+    #[test]
+    fn the_end_of_a_header_is_found_where_it_is_read_to() {
+        let four = [10, 1, 2, 3, 192, 168, 0, 1, 0x30, 0x39, 0x22, 0x53];
+        for bytes in [
+            b"PROXY TCP4 10.1.2.3 192.168.0.1 12345 8787\r\nnext".to_vec(),
+            b"PROXY UNKNOWN\r\nnext".to_vec(),
+            version_2(1, 0x11, &four),
+            version_2(0, 0, &[]),
+        ] {
+            let end = bytes.len() - 4;
+            for there in 1..=bytes.len() {
+                match find_header(&bytes[..there]) {
+                    Header::More(more) => assert!(there < end && more > there && more <= end, "{there} of {bytes:?}"),
+                    found => assert_eq!((found, there >= end), (Header::Is(end), true), "{there} of {bytes:?}"),
+                }
+            }
+        }
+        let long = [&b"PROXY TCP4 "[..], &[b'1'; 200]].concat();
+        let huge = [&SIGNATURE[..], &[0x21, 0x11, 0xff, 0xff], &[0; 100]].concat();
+        for none in [&b"PASS x\r\n"[..], b"\x16\x03\x01", b"\r\n\r\nx", b"", &long, &huge] {
+            assert_eq!(find_header(none), Header::None, "{none:?}");
         }
     }
 

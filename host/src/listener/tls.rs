@@ -151,9 +151,11 @@ fn read(files: &CertificateFiles) -> Result<Named, TlsError> {
     let Some(first) = chain.first() else {
         return Err(wrong(certificate, &"there is no certificate in it (-----BEGIN CERTIFICATE-----)"));
     };
-    let names = x509_cert::Certificate::from_der(first)
-        .and_then(|parsed| names_in(&parsed))
-        .map_err(|error| wrong(certificate, &error))?;
+    // What is in it beside its key is for clients to judge.
+    let names = x509_cert::Certificate::from_der(first).and_then(|parsed| names_in(&parsed)).unwrap_or_else(|error| {
+        tracing::warn!("{}: the names in it cannot be read: {error}", certificate.display());
+        Vec::new()
+    });
     let private = PrivateKeyDer::from_pem_file(key).map_err(|error| wrong(key, &error))?;
     let provider = rustls::crypto::ring::default_provider();
     let certified = CertifiedKey::from_der(chain, private, &provider).map_err(|error| wrong(key, &error))?;
@@ -169,6 +171,14 @@ fn names_in(certificate: &x509_cert::Certificate) -> x509_cert::der::Result<Vec<
         _ => None,
     });
     Ok(of_hosts.collect())
+}
+
+/// The names of hosts that the certificate in this file is for. None, if it cannot be read.
+#[must_use]
+pub fn names(certificate: &Path) -> Vec<String> {
+    let bytes = CertificateDer::from_pem_file(certificate).ok();
+    let parsed = bytes.and_then(|bytes| x509_cert::Certificate::from_der(&bytes).ok());
+    parsed.and_then(|parsed| names_in(&parsed).ok()).unwrap_or_default()
 }
 
 /// Until when the certificate in this file is valid, in seconds since 1970.

@@ -78,6 +78,7 @@ impl Owners {
         if let Target::Luid(luid) = call.target
             && let Some((no, attachment)) = self.references.follower(luid)
         {
+            self.references.offers.told(luid);
             return self.call_service(attachment, no.on(self.context.number), call);
         }
         if let Target::Luid(luid) = call.target {

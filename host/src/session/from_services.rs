@@ -339,7 +339,7 @@ impl Owners {
                 handles.iter().for_each(|handle| self.release(slot, *handle, 1));
                 self.end(&Scope::Attachment(no), failure);
                 // Whoever keeps the mind may give it to another attachment.
-                states.iter().for_each(|luid| self.references.offers.not_given(*luid));
+                states.iter().for_each(|luid| self.references.not_given(*luid));
             }
         }
     }

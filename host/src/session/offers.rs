@@ -34,6 +34,8 @@ struct Offer {
     count: u64,
     /// What it has been told of since, if nobody has its state yet and that is all that it has been told of.
     changes: Option<Vec<Change>>,
+    /// Whether a service was told of a change.
+    told: bool,
 }
 
 /// All of them, by the client's numbers.
@@ -86,9 +88,16 @@ impl Offers {
         Some(changes)
     }
 
-    /// The service that was given its state has taken nothing, and nothing has been told of it since.
-    pub(crate) fn not_given(&mut self, luid: u64) {
+    /// A service is told of a change.
+    pub(crate) fn told(&mut self, luid: u64) {
         if let Some(offer) = self.all.get_mut(&luid) {
+            offer.told = true;
+        }
+    }
+
+    /// The service that was given its state has taken nothing. If it was to be told of no change, its state is here again.
+    pub(crate) fn not_given(&mut self, luid: u64) {
+        if let Some(offer) = self.all.get_mut(&luid).filter(|offer| !offer.told && offer.changes.is_none()) {
             offer.changes = Some(Vec::new());
         }
     }

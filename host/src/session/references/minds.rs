@@ -49,6 +49,13 @@ impl References {
         (changes, states.into())
     }
 
+    /// A service that was given a mind has taken nothing.
+    pub(crate) fn not_given(&mut self, luid: u64) {
+        if self.copy(luid).is_none() {
+            self.offers.not_given(luid);
+        }
+    }
+
     /// An object that the client sent once is in a mind that nobody takes.
     pub(crate) fn return_mind(&mut self, output: &mut Output<Object>, sent: Sent) {
         match sent {
