@@ -141,6 +141,14 @@ impl TestHome {
         });
     }
 
+    /// Services run in the host's own process, whatever `CREDHOST_ISOLATION` says: for what holds there alone.
+    ///
+    /// # Panics
+    /// When the configuration does not speak of that.
+    pub fn in_its_own_process(&self) {
+        self.isolate("none");
+    }
+
     /// Copies a library into the folder.
     pub fn install(&self, package: &str) {
         let library = crate::build::library(package);

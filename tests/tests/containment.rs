@@ -15,6 +15,10 @@ const PERSPECTIVES: [&str; 5] = ["alice", "make", "attach", "detach", "other"];
 fn serving() -> TestHost {
     let home = TestHome::new();
     home.make();
+    serve(home)
+}
+
+fn serve(home: TestHome) -> TestHost {
     let hostile = PERSPECTIVES.map(|name| format!("hostile/{name}"));
     let keys: Vec<&str> = hostile.iter().map(String::as_str).chain(["todo"]).collect();
     home.identity("alice", "alice-pw", &keys);
@@ -85,7 +89,11 @@ fn a_panic_is_its_callers_error_wherever_it_happens() {
 
 #[test]
 fn a_call_that_spins_stalls_its_own_service_alone_and_is_given_up() {
-    let mut host = serving();
+    // In a process of its own it would be killed: `processes` has that.
+    let home = TestHome::new();
+    home.make();
+    home.in_its_own_process();
+    let mut host = serve(home);
     let address = host.address();
     run(async {
         let todo = login(address, "alice/todo").await.expect("alice may");

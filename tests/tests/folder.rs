@@ -490,6 +490,7 @@ fn a_library_that_is_renamed_serves_under_its_new_name() {
 fn a_debugger_finds_whole_libraries_while_they_are_loaded_and_only_then() {
     let home = TestHome::new();
     home.make();
+    home.in_its_own_process();
     home.install("todo");
     let mut host = home.start_with(&["--debuggable"], &[]);
     host.wait_for("libtodo.so serves");

@@ -145,6 +145,8 @@ impl Scene {
         let home = TestHome::new();
         home.make();
         home.configure(|text| text.replace("patience = 10", "patience = 2"));
+        // What is left behind is looked for in one process.
+        home.in_its_own_process();
         home.identity("alice", "alice-pw", &["todo"]);
         home.install("todo");
         let host = home.start();
