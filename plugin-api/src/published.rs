@@ -54,7 +54,7 @@ pub trait Publish: Serialize + 'static {
 ///     type Perspective = Reader;
 ///
 ///     fn init(_: &Context<Self>, _: &Config) -> Result<Self> {
-///         // The time is that of the state, not that of the start: so nobody fetches it anew because the code was replaced.
+///         // The time is that of the state, not that of the start: so nobody fetches it again because the code was replaced.
 ///         let changed = SystemTime::UNIX_EPOCH + Duration::from_secs(1_750_000_000);
 ///         let catalogue = Catalogue { entries: vec!["Moby-Dick".to_owned()] };
 ///         Ok(Self { catalogue: Published::changed_at("catalogue", changed, catalogue) })

@@ -164,7 +164,7 @@ fn who_does_not_say_whose_it_is_keeps_nobody_out() {
             socket
         })
         .collect();
-    // So many as the host takes from one source; not more, though Perspective Broker is at this address, too.
+    // The host takes 256 from one source, also where Perspective Broker shares the address.
     for _ in 0..400 - 256 {
         host.wait_for("too many connections that have not said whose they are");
     }

@@ -424,7 +424,7 @@ impl Doors {
         over
     }
 
-    /// Tells the service of a stream that was cut. All that are to be cut are first: what is told of thousands takes a while.
+    /// Tells the service about a stream that was cut, after all the others are cut: to tell it about thousands takes a while.
     async fn after_the_cut(&self, held: &Arc<Held>) {
         tokio::task::yield_now().await;
         match (held.login(), held.slot()) {

@@ -52,7 +52,7 @@ pub(super) struct Listening {
     pub(super) tls: OnceLock<Arc<ServerConfig>>,
     sources: Mutex<Sources>,
     waiting: Mutex<Waiting>,
-    /// Which of the host's own listeners it is, if it is none of a service's.
+    /// Its place among the host's own listeners. `None`: it is a service's.
     pub(super) of_host: Option<usize>,
 }
 

@@ -34,7 +34,7 @@ struct Offer {
     count: u64,
     /// What it has been told of since, if nobody has its state yet and that is all that it has been told of.
     changes: Option<Vec<Change>>,
-    /// Whether a service was told of a change.
+    /// Whether a service has received a change.
     told: bool,
 }
 
@@ -88,7 +88,7 @@ impl Offers {
         Some(changes)
     }
 
-    /// A service is told of a change.
+    /// A service receives a change.
     pub(crate) fn told(&mut self, luid: u64) {
         if let Some(offer) = self.all.get_mut(&luid) {
             offer.told = true;

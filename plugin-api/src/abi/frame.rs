@@ -789,7 +789,7 @@ pub struct Copy<'a> {
     pub class: &'a str,
     /// Its state, in Jelly. `None`: it stands in the mind that the object came in.
     pub state: Option<&'a [u8]>,
-    /// What the copy was told of since: methods and arguments, as [`entries`].
+    /// The changes since: methods and arguments, as [`entries`].
     pub changes: &'a [u8],
     /// The client's objects in its state, as [`numbers`]: once for each time.
     pub references: &'a [u8],

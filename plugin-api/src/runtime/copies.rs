@@ -3,7 +3,7 @@
 //!
 //! A copy is kept until the client has ended its object: until then the client may send it once more without its state. One that
 //! nobody has asked for yet is kept in Jelly, with the changes since, until somebody asks for it by its type. What cannot be kept is
-//! [lost](Kept::Lost): its object is given back, and comes anew when the client sends it again.
+//! [lost](Kept::Lost): its object is given back, and comes with its state when the client sends it again.
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -139,7 +139,7 @@ impl Copies {
         drop(kept);
     }
 
-    /// A copy of this connection has so many bytes of changes now.
+    /// Counts the bytes of a copy's changes: before, and now.
     fn count(&self, handle: u64, before: usize, now: usize) {
         let mut all = self.changes.borrow_mut();
         let of = all.entry(connection(handle)).or_default();

@@ -365,7 +365,7 @@ impl<S: Service> Runtime<S> {
             ToLibrary::Linger { attachment, perspective, identity, mind, peer, value, handles } => {
                 let mind = Mind::received(core, attachment, mind, (value, handles), true);
                 core.connected(attachment);
-                // Nobody is told of it, who could ask for copies.
+                // The service does not hear of this attachment, so nothing asks for its copies.
                 core.copies.let_go(attachment);
                 core.copies.asked(attachment);
                 let known = Attachment::new(attachment, perspective, identity, peer, mind, Reason::Reload);

@@ -338,7 +338,7 @@ fn tell(pair: &mut Pair, object: char) {
     pair.turn();
 }
 
-/// One who has a cached object kept as the mind of an avatar.
+/// Logs in with a cached object as the mind, which the avatar keeps.
 fn kept(pair: &mut Pair) -> u64 {
     let (luid, _) = pair.client.output.tables.cache(&'c').unwrap();
     let request = pair.log_in_with("alice", Some(&cache(luid, &[])));
@@ -346,7 +346,7 @@ fn kept(pair: &mut Pair) -> u64 {
     self::luid(&pair.answer(request))
 }
 
-/// Attaches by an avatar's mind; the service's numbers of the client's objects in it, and what it was told then.
+/// Attaches with an avatar's mind. Answers with the service's numbers of the client's objects in it, and what the service heard then.
 fn attach(pair: &mut Pair, avatar: u64, service: &str, name: &str) -> Result<(Vec<u64>, Vec<Told>), String> {
     let request = pair.begin_attach(avatar, service, name, None);
     pair.turn();
@@ -432,7 +432,7 @@ fn a_state_in_a_mind_is_one_services_and_never_an_old_one() {
     pair.service("board").refuse(None);
     assert_eq!(attach(&mut pair, avatar, "board", "alice").unwrap().0.len(), 1, "its state is still there");
 
-    // More was told than is kept for it.
+    // More changes came than the session keeps.
     let mut pair = Pair::new();
     let avatar = kept(&mut pair);
     (0..2_000).for_each(|_| tell(&mut pair, 'c'));

@@ -54,7 +54,7 @@ fn a_copy_is_of_all_attachments_that_it_came_by_for_as_long_as_they_last() {
     assert!(core.copies.of(ONE, "race.Boat").is_empty());
     let next = next(&core, &[TWO, OTHER]);
     assert_eq!(next.copies.of(TWO, "race.Boat"), [BOAT]);
-    // Whoever else is told of first, it is held for who may ask for it, and no longer.
+    // It is held until the attachments that may ask for it have done so, whichever others come first.
     next.copies.asked(OTHER);
     next.copies.resume(&next);
     assert!(next.known_remote(BOAT).is_some());
