@@ -357,8 +357,8 @@ impl Attachment {
 
     /// The copies of this client's objects, of this type, that came by this attachment, and that this service still has. In
     /// `attached`, after the service was replaced, these are those that the code before had, as they are now; whatever is not
-    /// asked for there is let go of, and so are copies that came by a perspective that the client has let go of since: nobody is told of
-    /// that attachment. One that this code cannot read is left out, and the log says why.
+    /// asked for there is let go of. So are copies that came by a perspective that the client has let go of since: `attached` is not
+    /// called for it. One that this code cannot read is left out, and the log says why.
     ///
     /// ```
     /// use plugin_api::prelude::*;

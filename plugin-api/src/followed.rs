@@ -144,8 +144,7 @@ impl<T: Follow> FollowedCell<T> {
         Rc::new(Self { value: RefCell::new(value), changed: Notify::new() })
     }
 
-    /// The copy that is known by this number, which has come by an attachment; `None`: there is none. `first`: its state, as it first came, if
-    /// that is at hand.
+    /// Finds the copy with this number, which came by an attachment. `first` reads its first state, if that is at hand.
     fn known(
         core: &Rc<Core>,
         (handle, by): (u64, u64),

@@ -111,7 +111,7 @@ impl Marshal {
         self.boats.clear();
     }
 
-    /// Of each boat: how fast it is, and what it was told.
+    /// Of each boat: how fast it is, and which changes it has received.
     fn boats(&self) -> Result<Vec<(u32, Vec<String>)>> {
         self.boats.iter().map(|boat| boat.read(|boat| (boat.knots, boat.log.clone()))).collect()
     }
