@@ -68,6 +68,11 @@ mod handle;
 mod logging;
 pub mod manifest;
 mod paging;
+/// How fast a client has to be, for both sides of the wall.
+#[doc(hidden)]
+pub mod pace {
+    pub use crate::doors::{Pace, Rates};
+}
 mod published;
 mod remote;
 mod runtime;

@@ -79,7 +79,7 @@ grace = 10
 # archive = \"audit\"
 
 # A service's own doors, by the names of its listeners: addresses, or tables (tls, starttls, connections, per_source, login, idle,
-# grace, encrypted). What a service may do besides: attach, vouch.
+# grace, encrypted, message, rate, stalled, mode). What a service may do besides: attach, vouch.
 # [service.ssh]
 # may = [\"attach\", \"vouch\"]
 # isolation = \"sandbox\"

@@ -5,11 +5,13 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use ipnet::IpNet;
+use plugin_api::pace::Rates;
 use serde::Deserialize;
 
 use super::Settings;
 use super::confined::{ALLOW, ISOLATION, MOST};
 use super::marks::Marks;
+use crate::session::Limits;
 
 /// What of a service's section is the host's.
 const LISTEN: &str = "listen";
@@ -112,6 +114,12 @@ pub struct ListenerSettings {
     pub idle: Option<Duration>,
     /// How long a connection that cannot be carried over may go on in code that was replaced, if not for as long as calls.
     pub grace: Option<Duration>,
+    /// How long a client that reads too little is waited for, if not for as long as `[limits]` has it.
+    pub stalled: Option<Duration>,
+    /// Within what time a message that has begun has to be whole, or to have come on, if not within that of `[limits]`.
+    pub message: Option<Duration>,
+    /// At what rate it has to come, and what waits to be read, in bytes a second, if not at that of `[limits]`.
+    pub rate: Option<usize>,
     /// What its service may do.
     pub grants: Grants,
     /// What its connections have that others' at the same address have not.
@@ -120,6 +128,8 @@ pub struct ListenerSettings {
     pub proxies: Vec<IpNet>,
     /// Whether whoever comes by a Unix socket is one.
     pub unix_proxy: bool,
+    /// Who may come by a Unix socket, as file permissions; where it is not said, whoever may enter its folder.
+    pub mode: Option<u32>,
 }
 
 impl ListenerSettings {
@@ -185,10 +195,24 @@ impl ListenerSettings {
             login: Duration::ZERO,
             idle: None,
             grace: None,
+            stalled: None,
+            message: None,
+            rate: None,
             grants: Grants::default(),
             marks: tls.unwrap_or_default(),
             proxies: Vec::new(),
             unix_proxy: false,
+            mode: None,
+        }
+    }
+
+    /// How fast its clients have to be.
+    #[must_use]
+    pub fn rates(&self, limits: &Limits) -> Rates {
+        Rates {
+            stalled: self.stalled.unwrap_or(limits.stalled),
+            message: self.message.unwrap_or(limits.message.0),
+            rate: self.rate.unwrap_or(limits.message.1),
         }
     }
 
@@ -250,10 +274,14 @@ struct Section {
     login: String,
     idle: Option<String>,
     grace: Option<String>,
+    stalled: Option<String>,
+    message: Option<String>,
+    rate: Option<usize>,
     proxies: Vec<String>,
     names: Vec<String>,
     alpn: Vec<String>,
     begins: Vec<String>,
+    mode: Option<String>,
 }
 
 impl Default for Section {
@@ -270,10 +298,14 @@ impl Default for Section {
             login: "30 s".to_owned(),
             idle: None,
             grace: None,
+            stalled: None,
+            message: None,
+            rate: None,
             proxies: Vec::new(),
             names: Vec::new(),
             alpn: Vec::new(),
             begins: Vec::new(),
+            mode: None,
         }
     }
 }
@@ -371,7 +403,9 @@ pub fn of_host(settings: &Settings) -> Vec<ListenerSettings> {
 impl Section {
     fn read(self, service: &str, name: &str, grants: Grants) -> Result<ListenerSettings, String> {
         let Self { address: shown, tls, starttls, plaintext, encrypted, connections, per_source, .. } = self;
-        let Self { login, idle, grace, proxies, certificates, names, alpn, begins, .. } = self;
+        let Self {
+            login, idle, grace, stalled, message, rate, proxies, certificates, names, alpn, begins, mode, ..
+        } = self;
         let marks = Marks { names, alpn, begins };
         marks.check(tls, starttls)?;
         let time = |name: &str, text: &str, most: u64| {
@@ -384,6 +418,11 @@ impl Section {
         let login = time("login", &login, 3600)?;
         let idle = idle.map(|text| time("idle", &text, 30 * 24 * 3600)).transpose()?;
         let grace = grace.map(|text| time("grace", &text, 365 * 24 * 3600)).transpose()?;
+        let stalled = stalled.map(|text| time("stalled", &text, 3600)).transpose()?;
+        let message = message.map(|text| time("message", &text, 3600)).transpose()?;
+        if rate.is_some_and(|rate| !(1..=1_000_000).contains(&rate)) {
+            return Err("rate is in bytes a second: it may be from 1 to 1000000".to_owned());
+        }
         if starttls && idle.is_some() {
             return Err("idle is for listeners that are TLS from the beginning, or never: starttls has none".to_owned());
         }
@@ -410,6 +449,10 @@ impl Section {
                 Address::Tcp(found.collect())
             }
         };
+        let mode = mode.map(|text| permissions(&text)).transpose()?;
+        if mode.is_some() && !matches!(address, Address::Unix(_)) {
+            return Err("mode is for a Unix socket: \"unix:/run/…\"".to_owned());
+        }
         let clear = !tls && !starttls && !plaintext && !encrypted;
         if let Address::Tcp(found) = &address
             && let Some(open) = found.iter().find(|found| !found.ip().is_loopback())
@@ -440,12 +483,23 @@ impl Section {
             login,
             idle,
             grace,
+            stalled,
+            message,
+            rate,
             grants,
             marks,
             proxies,
             unix_proxy,
+            mode,
         })
     }
+}
+
+/// Permissions of a file, as they are written for chmod: "0660".
+fn permissions(text: &str) -> Result<u32, String> {
+    let octal = text.len() >= 3 && text.bytes().all(|digit| digit.is_ascii_digit());
+    let mode = u32::from_str_radix(text, 8).ok().filter(|mode| octal && *mode <= 0o777);
+    mode.ok_or_else(|| format!("mode = {text:?}: permissions are written as for chmod: \"0660\""))
 }
 
 #[cfg(test)]
@@ -513,6 +567,14 @@ mod tests {
             ("irc = { address = \"127.0.0.1:1\", tls = true, names = [\"a.org.\"] }", "no name of a host"),
             ("irc = { address = \"127.0.0.1:1\", tls = true, alpn = [\"\"] }", "no protocol's name"),
             ("irc = { address = \"127.0.0.1:1\", grace = \"for ever\" }", "grace"),
+            ("irc = { address = \"unix:/run/x\", mode = \"rw\" }", "as for chmod"),
+            ("irc = { address = \"unix:/run/x\", mode = \"0999\" }", "as for chmod"),
+            ("irc = { address = \"unix:/run/x\", mode = \"4660\" }", "as for chmod"),
+            ("irc = { address = \"unix:/run/x\", mode = 660 }", "expected a string"),
+            ("irc = { address = \"127.0.0.1:1\", mode = \"0660\" }", "for a Unix socket"),
+            ("irc = { address = \"127.0.0.1:1\", stalled = \"2 h\" }", "from 1s to 1h"),
+            ("irc = { address = \"127.0.0.1:1\", message = 5 }", "message"),
+            ("irc = { address = \"127.0.0.1:1\", rate = 0 }", "bytes a second"),
             ("irc = { address = \"127.0.0.1:1\", proxies = [\"nginx\"] }", "neither an address nor a network"),
         ];
         for (line, wanted) in all {

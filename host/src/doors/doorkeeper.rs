@@ -30,6 +30,19 @@ impl Doorkeeper for Doors {
                     held.close_by(from.generation);
                 }
             }
+            ToHost::Buffered { stream, bytes } => {
+                let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
+                if let Some(held) = self.stream_of(from, stream).filter(|held| !held.buffered(from.generation, bytes)) {
+                    let (peer, door) = (&held.peer, held.door());
+                    tracing::debug!(
+                        peer,
+                        door,
+                        bytes,
+                        "a connection is let go: there is no memory for what is kept for it"
+                    );
+                    held.cut();
+                }
+            }
             ToHost::Carry { stream, replacement, state } => {
                 if let Some(held) = self.stream_of(from, stream) {
                     self.carry(from, &held, replacement, state);
@@ -96,9 +109,9 @@ impl Doorkeeper for Doors {
             let streams = self.streams.lock();
             streams.values().filter(|held| held.is_carried(slot, replacement)).cloned().collect()
         };
-        let mut frames = Vec::new();
+        let (mut frames, limits) = (Vec::new(), *self.limits.read());
         for held in carried {
-            match held.offer(slot) {
+            match held.offer(slot, &limits) {
                 Offer::Frame(frame, ..) => frames.extend_from_slice(&frame),
                 Offer::Already => {}
                 // Its client has gone meanwhile: there is nothing to hand on, and nobody else knows of it.

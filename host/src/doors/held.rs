@@ -17,8 +17,10 @@ use super::words::{Asker, LoggedIn};
 use crate::cred::ClientCertificate;
 use crate::cred::login::KeyChallenge;
 use crate::listener::sources::Place;
+use crate::memory::Kept;
 use crate::multiservice::SlotNo;
 use crate::multiservice::router::Mailbox;
+use crate::session::Limits;
 use crate::sessions::{Acknowledgement, SessionEntry};
 
 /// Whose turn it is with a stream.
@@ -222,7 +224,7 @@ impl Held {
     }
 
     /// Offers it to this slot: it is nobody's, or what it served has carried it.
-    pub(super) fn offer(&self, slot: SlotNo) -> Offer {
+    pub(super) fn offer(&self, slot: SlotNo, limits: &Limits) -> Offer {
         let mut state = self.state.lock();
         match state.owner {
             Owner::Nobody => {}
@@ -232,6 +234,8 @@ impl Held {
         let whole = !(state.ended || state.cut || state.closing);
         let Some(service) = state.service.clone().filter(|_| whole) else { return Offer::Gone };
         (state.owner, state.untaken) = (Owner::Offered(slot), Instant::now());
+        // Whoever takes it says anew what is kept for it.
+        self.mailbox.meter().set(Kept::Output, 0);
         state.lent.push_back(Lent { end: Arc::clone(&service), stream: true });
         let (login, identity, perspectives) = match &state.login {
             Some(login) => {
@@ -257,6 +261,7 @@ impl Held {
             forwarded: self.is_proxy(),
             certificate: &state.greeted.shown(),
             protocol: &state.greeted.protocol,
+            rates: &self.listening.settings.rates(limits).to_bytes(),
         };
         frame.write(&mut bytes);
         Offer::Frame(bytes, service, (login != 0).then_some(login))
@@ -370,6 +375,21 @@ impl Held {
         let unread = at.and_then(|at| state.lent.remove(at));
         drop(state);
         drop(unread);
+    }
+
+    /// The generation that serves it keeps so many bytes for it. False: that is more than is there for whoever it is counted for.
+    pub(super) fn buffered(&self, generation: u32, bytes: usize) -> bool {
+        let state = self.state.lock();
+        if !matches!(state.owner, Owner::Taken(_, by) if by == generation) {
+            return true;
+        }
+        let meter = self.mailbox.meter();
+        let more = bytes.saturating_sub(meter.untaken());
+        let admits = more == 0 || meter.admits(more);
+        if admits {
+            meter.set(Kept::Output, bytes);
+        }
+        admits
     }
 
     /// This generation is done with it, if it is the one that serves it.

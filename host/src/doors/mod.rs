@@ -353,7 +353,7 @@ impl Doors {
             }
             return;
         };
-        let (frame, named, login) = match held.offer(slot) {
+        let (frame, named, login) = match held.offer(slot, &self.limits.read()) {
             Offer::Frame(frame, named, login) => (frame, named, login),
             // Whoever has offered it has told of it.
             Offer::Already => return,

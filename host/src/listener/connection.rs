@@ -347,7 +347,7 @@ impl Pump<'_> {
                 Ok(0) => return Err(End::Closed),
                 Ok(count) => {
                     *sent += count;
-                    self.timers.moved = Instant::now();
+                    self.timers.leaving.moved(count, Instant::now());
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.writable = false,
                 Err(error) => return Err(error.into()),
@@ -357,7 +357,7 @@ impl Pump<'_> {
             match self.stream.flush() {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.writable = false,
                 Err(error) => return Err(error.into()),
-                Ok(()) => self.timers.moved = Instant::now(),
+                Ok(()) => {}
             }
         }
         if *sent == output.len() {
@@ -365,12 +365,15 @@ impl Pump<'_> {
             output.shrink_to(KEEP);
             *sent = 0;
             if !self.stream.wants_write() {
-                self.timers.moved = Instant::now();
+                self.timers.leaving.rest();
             }
         } else if *sent > KEEP.max(output.len() / 2) {
             // Half of it at least: each byte is moved once, all in all.
             output.drain(..*sent);
             *sent = 0;
+        }
+        if *sent < output.len() || self.stream.wants_write() {
+            self.timers.leaving.begin(Instant::now());
         }
         Ok(())
     }

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use plugin_api::pace::{Pace, Rates};
 use tokio::time::Instant;
 
 use super::end::End;
@@ -11,9 +12,7 @@ use crate::session::Limits;
 struct Coming {
     /// How many came whole before it.
     before: u64,
-    /// Since when it is looked at how fast it comes.
-    since: Instant,
-    /// How much of it was there then.
+    /// How much of it is there.
     bytes: usize,
 }
 
@@ -24,9 +23,10 @@ pub(super) struct Timers {
     pub(super) login: Option<Instant>,
     /// When the next refusal leaves.
     pub(super) refusal: Option<Instant>,
-    /// When bytes left last, or none were left to send.
-    pub(super) moved: Instant,
-    /// The message that is coming.
+    /// How fast the client takes what is there for it.
+    pub(super) leaving: Pace,
+    /// How fast the message comes that has begun.
+    coming: Pace,
     message: Option<Coming>,
     /// When buffers are given back, if nothing comes or goes by then.
     pub(super) rest: Option<Instant>,
@@ -36,9 +36,10 @@ pub(super) struct Timers {
 
 impl Timers {
     pub(super) fn new(limits: Arc<Limits>) -> Self {
-        let now = Instant::now();
-        let login = Some(now + limits.login);
-        Self { limits, login, refusal: None, moved: now, message: None, closing: None, rest: None }
+        let login = Some(Instant::now() + limits.login);
+        let rates = Rates { stalled: limits.stalled, message: limits.message.0, rate: limits.message.1 };
+        let (leaving, coming) = (rates.leaving(), rates.coming());
+        Self { limits, login, refusal: None, leaving, coming, message: None, closing: None, rest: None }
     }
 
     pub(super) fn close(&mut self) {
@@ -47,27 +48,28 @@ impl Timers {
 
     /// Updates the deadline of the incoming message: `messages` are complete, `unserved` bytes of the next have arrived.
     pub(super) fn receiving(&mut self, messages: u64, unserved: usize) {
+        let now = Instant::now();
         match &mut self.message {
-            _ if unserved == 0 => self.message = None,
+            _ if unserved == 0 => return self.not_listening(),
             Some(coming) if coming.before == messages => {
-                let (time, rate) = self.limits.message;
-                // Fast enough until now: it has as long again for as much more.
-                if unserved >= coming.bytes.saturating_add(rate.saturating_mul(time.as_secs() as usize)) {
-                    (coming.since, coming.bytes) = (Instant::now(), unserved);
+                let more = unserved.saturating_sub(coming.bytes);
+                coming.bytes = unserved;
+                if more > 0 {
+                    self.coming.moved(more, now);
                 }
             }
-            _ => self.message = Some(Coming { before: messages, since: Instant::now(), bytes: unserved }),
+            _ => {
+                self.message = Some(Coming { before: messages, bytes: unserved });
+                self.coming.rest();
+            }
         }
+        self.coming.begin(now);
     }
 
     /// The host does not read: nobody is late.
     pub(super) fn not_listening(&mut self) {
         self.message = None;
-    }
-
-    /// By when the message that is coming has to have come on, or be whole.
-    fn message_by(&self) -> Option<Instant> {
-        self.message.as_ref().map(|coming| coming.since + self.limits.message.0)
+        self.coming.rest();
     }
 
     /// Whoever was sent away has as long as one who comes.
@@ -85,16 +87,16 @@ impl Timers {
         if self.login.is_some_and(|by| now >= by) {
             return Err(End::NoLogin);
         }
-        if self.message_by().is_some_and(|by| now >= by) {
+        if self.coming.is_late(now) {
             return Err(End::Unfinished);
         }
-        if unread && now >= self.moved + self.limits.stalled { Err(End::Stalled) } else { Ok(()) }
+        if unread && self.leaving.is_late(now) { Err(End::Stalled) } else { Ok(()) }
     }
 
     /// The next deadline.
     pub(super) fn next(&self, unread: bool, reset: Option<Instant>) -> Option<Instant> {
-        let stalled = unread.then(|| self.moved + self.limits.stalled);
-        let all = [self.login, self.closing, self.refusal, self.message_by(), reset, stalled, self.rest];
+        let stalled = unread.then(|| self.leaving.due()).flatten();
+        let all = [self.login, self.closing, self.refusal, self.coming.due(), reset, stalled, self.rest];
         all.into_iter().flatten().min()
     }
 }

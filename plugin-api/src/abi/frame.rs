@@ -354,6 +354,8 @@ frames! {
             certificate: later,
             /// The protocol that was agreed on by TLS (ALPN); empty: none.
             protocol: later,
+            /// How fast it has to move: see `Rates`. Empty: as if nobody had said.
+            rates: later,
         }
         /// The answer to `Authenticate`: right.
         27 LoggedIn {
@@ -732,6 +734,13 @@ frames! {
             label: text,
             /// The new password, or the key as OpenSSH writes it or in PEM.
             value: bytes,
+        }
+        /// So much is kept for a stream: what has come and was not taken, what was written and has not left. Not said of every byte.
+        39 Buffered {
+            /// The stream.
+            stream: number,
+            /// How much, in bytes.
+            bytes: number,
         }
         /// Never said by a library: the host's own word to a connection. A client's object that one generation has was
         /// handed to the next one, too.

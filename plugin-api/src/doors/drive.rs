@@ -3,17 +3,21 @@
 
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
+use std::net::{IpAddr, SocketAddr};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::task::Poll;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use tokio::task::AbortHandle;
 
 use super::Door;
 use super::input::Input;
+use super::pace::Pace;
+use super::queue::Turn;
+use super::stream::Socket;
 use super::table::{Carried, Taken};
 use super::transport::{Ending, Transport};
 use crate::abi::frame::ToHost;
@@ -21,10 +25,7 @@ use crate::context::Context;
 use crate::fault::{Fault, Result};
 use crate::runtime::core::Core;
 
-/// How long a client may read nothing while something waits for it.
-pub(super) const STALLED: Duration = Duration::from_secs(30);
-/// How much is read at once: less from who has not logged in.
-const READ: usize = 16 << 10;
+/// How much is read at once of who has not logged in, at most.
 const READ_BEFORE: usize = 2 << 10;
 /// While more than this waits for all clients of a service's doors, who makes more of it is read by and by.
 const PRESSURE: usize = 256 << 10;
@@ -66,6 +67,10 @@ struct Line<D: Door> {
     context: Context<D::Service>,
     core: std::rc::Weak<Core>,
     tasks: RefCell<Vec<AbortHandle>>,
+    /// How fast a message comes that is not whole.
+    coming: RefCell<Pace>,
+    /// Whose turns it takes, and whether that is an identity's.
+    owner: RefCell<(Rc<str>, bool)>,
     /// It was handed on.
     carried: Cell<bool>,
 }
@@ -83,7 +88,7 @@ pub(crate) fn serve<D: Door>(core: &Rc<Core>, context: Context<D::Service>, list
 
 fn begin<D: Door>(core: &Rc<Core>, context: &Context<D::Service>, taken: Taken) {
     let Taken { socket, cell, state } = taken;
-    let (number, carried) = (cell.number, state.is_some());
+    let (number, carried, coming) = (cell.number, state.is_some(), cell.rates.coming());
     let transport = Transport::new(core, socket, cell, D::UNREAD);
     let mut input = Input::default();
     let made = contained(|| match state {
@@ -110,6 +115,8 @@ fn begin<D: Door>(core: &Rc<Core>, context: &Context<D::Service>, taken: Taken) 
         context: context.clone(),
         core: Rc::downgrade(core),
         tasks: RefCell::default(),
+        coming: RefCell::new(coming),
+        owner: RefCell::new((Rc::from(""), false)),
         carried: Cell::new(false),
     });
     core.doors.drives(number, Rc::clone(&line) as Rc<dyn Carried>);
@@ -133,10 +140,25 @@ fn report(transport: &Transport, fault: &Fault) {
     }
 }
 
+/// Where clients come from who are one owner together: an address, of IPv6 a network of 64 bits.
+fn source(address: &str) -> String {
+    match address.parse::<SocketAddr>().map(|found| found.ip().to_canonical()) {
+        Ok(IpAddr::V6(address)) => format!("{:x}", u128::from(address) >> 64),
+        Ok(address) => address.to_string(),
+        Err(_) => address.to_owned(),
+    }
+}
+
 /// What a connection waits for.
 enum Came {
-    Bytes,
+    /// Bytes, in its turn.
+    Bytes(Turn),
+    /// Bytes may come: nobody is late, and nothing is there.
     Nothing,
+    /// Nothing for a long time.
+    Idle,
+    /// Not enough, for a message that has begun.
+    Late,
     End,
 }
 
@@ -149,16 +171,18 @@ impl<D: Door> Line<D> {
             core.doors.resumed().await;
         }
         // What came with it.
-        let mut served = self.serve().await;
+        let mut served = self.serve(None, 0).await;
         while served.is_ok() && self.transport.ending() == Ending::No && !self.is_handed_on(number) {
             served = match self.come().await {
-                Came::Bytes => {
-                    let served = self.serve().await;
+                (Came::Bytes(turn), count) => {
+                    let served = self.serve(Some(turn), count).await;
                     self.give_way().await;
                     served
                 }
-                Came::Nothing => self.with_door(|door, line| door.idle(&line.context, &line.transport)),
-                Came::End => break,
+                (Came::Nothing, _) => Ok(()),
+                (Came::Idle, _) => self.with_door(|door, line| door.idle(&line.context, &line.transport)),
+                (Came::Late, _) => Err(Fault::new("TimeoutError", "a message has begun, and comes too slowly")),
+                (Came::End, _) => break,
             };
         }
         if self.carried.get() {
@@ -185,38 +209,88 @@ impl<D: Door> Line<D> {
 
     /// Waits until what was written has left: without that a client would miss the last words.
     async fn drain(&self) {
+        let Some(cell) = self.transport.stream() else { return };
         let ended = self.transport.until_over();
-        let _ = tokio::time::timeout(2 * STALLED, ended).await;
+        let _ = tokio::time::timeout(2 * cell.rates.stalled, ended).await;
         self.transport.end();
     }
 
-    /// Waits for bytes, and takes them in.
-    async fn come(&self) -> Came {
-        let Some(socket) = self.transport.socket() else { return Came::End };
+    /// Waits for bytes, and takes them in: what came, and how many bytes.
+    async fn come(&self) -> (Came, usize) {
+        let Some(socket) = self.transport.socket() else { return (Came::End, 0) };
+        let held_back = tokio::time::Instant::now();
+        if self.transport.is_full() {
+            self.unless_ended(self.transport.until_room()).await;
+        }
+        let due = {
+            let mut coming = self.coming.borrow_mut();
+            coming.pause(held_back.elapsed());
+            coming.due()
+        };
         let mut readable = pin!(socket.readable());
         let mut ended = pin!(self.transport.until_ended());
         let mut idle = pin!(tokio::time::sleep(D::IDLE));
+        let mut late = pin!(due.map(tokio::time::sleep_until));
         let came = poll_fn(|poll| {
             if ended.as_mut().poll(poll).is_ready() {
                 return Poll::Ready(Came::End);
             }
             if let Poll::Ready(readable) = readable.as_mut().poll(poll) {
-                return Poll::Ready(if readable.is_ok() { Came::Bytes } else { Came::End });
+                return Poll::Ready(if readable.is_ok() { Came::Nothing } else { Came::End });
             }
-            idle.as_mut().poll(poll).map(|()| Came::Nothing)
+            if late.as_mut().as_pin_mut().is_some_and(|late| late.poll(poll).is_ready()) {
+                return Poll::Ready(Came::Late);
+            }
+            idle.as_mut().poll(poll).map(|()| Came::Idle)
         })
         .await;
-        if !matches!(came, Came::Bytes) {
-            return came;
+        match came {
+            Came::Nothing => self.take_in(&socket).await,
+            other => (other, 0),
         }
-        let stranger = !D::PUBLIC && self.transport.login().is_none();
-        let room = if stranger { READ_BEFORE } else { READ };
+    }
+
+    /// There may be bytes: takes them in, when it is its turn.
+    async fn take_in(&self, socket: &Socket) -> (Came, usize) {
+        let (owner, stranger) = self.owner();
+        let Some(core) = self.core.upgrade() else { return (Came::End, 0) };
+        let queue = Rc::clone(&core.doors.queue);
+        drop(core);
+        let waits = tokio::time::Instant::now();
+        let Some(Some(turn)) = self.unless_ended(queue.turn(&owner)).await else { return (Came::End, 0) };
+        self.coming.borrow_mut().pause(waits.elapsed());
+        let room = if stranger { turn.room().min(READ_BEFORE) } else { turn.room() };
         match self.input.borrow_mut().fill(room, |room| socket.try_read(room)) {
-            Ok(0) => Came::End,
-            Ok(_) => Came::Bytes,
-            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => Came::Bytes,
-            Err(_) => Came::End,
+            Ok(0) => (Came::End, 0),
+            Ok(count) => (Came::Bytes(turn), count),
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => (Came::Nothing, 0),
+            Err(_) => (Came::End, 0),
         }
+    }
+
+    /// Waits for something. `None`: the connection has ended, or is about to.
+    async fn unless_ended<R>(&self, done: impl Future<Output = R>) -> Option<R> {
+        let (mut done, mut ended) = (pin!(done), pin!(self.transport.until_ended()));
+        poll_fn(|poll| match ended.as_mut().poll(poll) {
+            Poll::Ready(()) => Poll::Ready(None),
+            Poll::Pending => done.as_mut().poll(poll).map(Some),
+        })
+        .await
+    }
+
+    /// Whose turns it takes: the identity's, or its source's; and whether nobody has logged in who should.
+    fn owner(&self) -> (Rc<str>, bool) {
+        let mut owner = self.owner.borrow_mut();
+        let login = self.transport.login();
+        let stranger = !D::PUBLIC && login.is_none();
+        match login {
+            Some(login) if !owner.1 || owner.0.strip_prefix('=') != Some(login.identity()) => {
+                *owner = (format!("={}", login.identity()).into(), true);
+            }
+            None if owner.1 || owner.0.is_empty() => *owner = (source(self.transport.peer().address()).into(), false),
+            _ => {}
+        }
+        (Rc::clone(&owner.0), stranger)
     }
 
     /// Others have their turn, what they are sent leaves; and who makes much for others is not read for a while.
@@ -228,31 +302,72 @@ impl<D: Door> Line<D> {
         }
     }
 
-    /// Hands what has come to the door.
-    async fn serve(&self) -> Result<()> {
+    /// Hands what has come to the door: `count` bytes more, in this turn.
+    async fn serve(&self, turn: Option<Turn>, count: usize) -> Result<()> {
         if self.input.borrow().is_empty() {
             return Ok(());
         }
         // At rest from its end on.
         let Some(mut door) = self.door.borrow_mut().take() else { return Ok(()) };
         let mut input = std::mem::take(&mut *self.input.borrow_mut());
+        let (before, began) = (input.len(), tokio::time::Instant::now());
         let served = {
-            let mut received = pin!(door.received(&self.context, &self.transport, &mut input));
-            poll_fn(|poll| match catch_unwind(AssertUnwindSafe(|| received.as_mut().poll(poll))) {
-                Ok(polled) => polled,
-                Err(_) => Poll::Ready(Err(Fault::panicked("a door"))),
-            })
-            .await
+            let received = pin!(door.received(&self.context, &self.transport, &mut input));
+            self.charged(turn, count, received).await
         };
         *self.door.borrow_mut() = Some(door);
         let left = input.len();
         input.rest();
         *self.input.borrow_mut() = input;
+        self.transport.set_input(left);
         served?;
         if left >= D::LONGEST {
             return Err(Fault::value(format!("a message of more than {} bytes", D::LONGEST)));
         }
+        let (mut coming, now) = (self.coming.borrow_mut(), tokio::time::Instant::now());
+        if left < before || left == 0 {
+            // Another message, if it is one.
+            coming.rest();
+        } else {
+            coming.pause(now - began);
+            coming.moved(count, now);
+        }
+        if left > 0 {
+            coming.begin(now);
+        }
         Ok(())
+    }
+
+    /// Polls what a door does with what has come, and has its owner charged. The turn is over when it waits for something.
+    async fn charged(
+        &self,
+        mut turn: Option<Turn>,
+        count: usize,
+        mut received: Pin<&mut impl Future<Output = Result<()>>>,
+    ) -> Result<()> {
+        let queue = self.core.upgrade().map(|core| Rc::clone(&core.doors.queue));
+        let (owner, mut cost, mut all) = (Rc::clone(&self.owner.borrow().0), Duration::ZERO, 0);
+        let served = poll_fn(|poll| {
+            let (began, written) = (Instant::now(), self.written());
+            let polled = catch_unwind(AssertUnwindSafe(|| received.as_mut().poll(poll)));
+            let (time, bytes) = (began.elapsed(), self.written().wrapping_sub(written));
+            (cost, all) = (cost + time, all + bytes);
+            match (turn.take(), &queue) {
+                (Some(turn), _) => turn.charge(time, bytes),
+                (None, Some(queue)) => queue.charge(&owner, time, bytes),
+                (None, None) => {}
+            }
+            polled.unwrap_or_else(|_| Poll::Ready(Err(Fault::panicked("a door"))))
+        })
+        .await;
+        if let Some(queue) = queue {
+            queue.learn(&owner, count, cost, all);
+        }
+        served
+    }
+
+    fn written(&self) -> u64 {
+        self.core.upgrade().map_or(0, |core| core.doors.written())
     }
 
     fn with_door(&self, call: impl FnOnce(&mut D, &Self) -> Result<()>) -> Result<()> {

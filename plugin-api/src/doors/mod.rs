@@ -10,10 +10,13 @@ mod attach;
 mod authorizer;
 mod drive;
 mod input;
+mod pace;
+mod queue;
 mod remembered;
 mod stream;
 mod table;
 mod transport;
+mod turns;
 
 use std::time::Duration;
 
@@ -25,12 +28,13 @@ pub(crate) use self::authorizer::Wait;
 pub use self::authorizer::{Authorizer, Challenge, Login, Refused};
 pub(crate) use self::drive::serve;
 pub use self::input::Input;
+pub use self::pace::{Pace, Rates};
 pub use self::remembered::{Account, CredentialShown, Lasts, RememberedShown, SessionShown};
 pub(crate) use self::stream::lent;
 pub use self::stream::{Caller, Client, Listener, Peer, Stream};
 #[cfg(feature = "web")]
 pub(crate) use self::stream::{StreamCell, sealed};
-pub(crate) use self::table::{Table, tend};
+pub(crate) use self::table::{Table, take_turns, tend};
 pub use self::transport::Transport;
 
 /// One connection of a protocol of the service's own: what came in goes to [`received`](Door::received), what is to go out to
@@ -108,9 +112,13 @@ pub trait Door: Sized + 'static {
 
     /// Whether nobody needs to log in here: no connection is closed because nobody has.
     const PUBLIC: bool = false;
-    /// The longest message, in bytes: a client that sends as much without a message being whole is let go.
+    /// The longest message, in bytes: a client that sends as much without a message being whole is let go. So is one whose message
+    /// has begun, and does not come on at the rate that the operator has set (`message` and `rate` in `[limits]`, or for the
+    /// listener): what is left in the input counts as one. A door for what people type byte by byte takes each byte out.
     const LONGEST: usize = 64 << 10;
-    /// The most bytes that wait for the client to read them: one that does not is let go.
+    /// The most bytes that wait for the client to read them: one that does not is let go. Once half of it waits, nothing is
+    /// read of the client until all of it has left. What waits is counted in the host's memory, for whoever has logged in: beyond their share of that, too, they are
+    /// let go.
     const UNREAD: usize = 256 << 10;
     /// After so long without a byte from the client, [`idle`](Door::idle) is called.
     const IDLE: Duration = Duration::from_secs(120);

@@ -3,7 +3,7 @@
 use std::io;
 use std::os::fd::OwnedFd;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context as Poller, Poll, ready};
 
@@ -14,6 +14,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::authorizer::{Login, LoginCell, asked};
 use super::drive::Resting;
+use super::pace::Rates;
 use super::table::Posts;
 use crate::abi::descriptor;
 use crate::abi::frame::{ToHost, ToLibrary};
@@ -191,12 +192,34 @@ pub struct StreamCell {
     posts: Posts,
     /// It has been handed on to other code.
     carried: AtomicBool,
+    /// How fast it has to move.
+    pub(crate) rates: Rates,
+    /// How many bytes the host knows to be kept for it.
+    buffered: AtomicUsize,
 }
 
+/// The host is told of what is kept for a stream when it has become so much more, or less, in bytes.
+const STEP: usize = 8 << 10;
+
 impl StreamCell {
-    pub(super) fn new(number: u64, peer: Peer, posts: Posts) -> Arc<Self> {
+    pub(super) fn new(number: u64, peer: Peer, posts: Posts, rates: Rates) -> Arc<Self> {
         let (peer, login, carried) = (Mutex::new(peer), Mutex::default(), AtomicBool::new(false));
-        Arc::new(Self { number, peer, login, posts, carried })
+        Arc::new(Self { number, peer, login, posts, carried, rates, buffered: AtomicUsize::new(0) })
+    }
+
+    /// So many bytes are kept for it. Answers with what to tell the host, if it is to hear of that.
+    pub(super) fn buffers(&self, bytes: usize) -> Option<ToHost<'static>> {
+        let told = self.buffered.load(Ordering::Relaxed);
+        let told_of = told.abs_diff(bytes) >= STEP || bytes == 0 && told > 0;
+        told_of.then(|| {
+            self.buffered.store(bytes, Ordering::Relaxed);
+            ToHost::Buffered { stream: self.number, bytes: u64::try_from(bytes).unwrap_or(u64::MAX) }
+        })
+    }
+
+    /// Whether the host counts anything for it.
+    pub(super) fn is_counted(&self) -> bool {
+        self.buffered.load(Ordering::Relaxed) > 0
     }
 
     pub(super) fn peer(&self) -> Peer {
@@ -368,6 +391,27 @@ impl Client {
     pub fn login(&self) -> Option<Login> {
         self.0.login()
     }
+
+    /// So many bytes are kept for it by whatever reads the stream: what has come and was not looked at, what is to be written. They are
+    /// counted in the host's memory, for whoever has logged in; beyond their share of that the host closes the stream. To be said
+    /// again whenever it has changed: a number that is much like the last one costs nothing.
+    ///
+    /// ```no_run
+    /// # async fn run(mut listener: plugin_api::Listener) {
+    /// while let Some(stream) = listener.accept().await {
+    ///     let client = stream.client();
+    ///     let waiting: Vec<u8> = Vec::new();
+    ///     // …
+    ///     client.set_buffered(waiting.len());
+    /// }
+    /// # }
+    /// ```
+    pub fn set_buffered(&self, bytes: usize) {
+        if let Some(frame) = self.0.buffers(bytes) {
+            // The service may have ended: nothing is kept then.
+            let _ = self.0.posts.send(Box::new(move |core| core.push(&frame)));
+        }
+    }
 }
 
 /// A connection, as a plain stream of tokio's. Dropped, it is closed.
@@ -404,6 +448,12 @@ impl Stream {
                 cell.carry();
             }
         }));
+    }
+
+    /// How fast it has to move.
+    #[cfg(feature = "web")]
+    pub(crate) fn rates(&self) -> Rates {
+        self.cell.rates
     }
 
     /// Who is at the other end, for when a library has the stream itself.

@@ -8,6 +8,8 @@ use std::sync::Arc;
 use tokio::sync::{Notify, mpsc};
 
 use super::authorizer::{Login, LoginCell};
+use super::pace::Rates;
+use super::queue::Queue;
 use super::stream::{Peer, Socket, StreamCell};
 use crate::abi::descriptor;
 use crate::abi::frame::{ToHost, ToLibrary};
@@ -63,6 +65,9 @@ pub(crate) struct Table {
     open: Cell<usize>,
     /// Bytes that wait for clients, of all doors.
     unread: Cell<usize>,
+    /// Bytes that were written to clients, all in all.
+    written: Cell<u64>,
+    pub(super) queue: Rc<Queue>,
     logins: RefCell<HashMap<u64, Known>>,
     /// Logins that have ended before anything of them was here: the latest.
     ended_unknown: RefCell<BTreeSet<u64>>,
@@ -84,6 +89,8 @@ impl Default for Table {
             frozen: RefCell::default(),
             open: Cell::new(0),
             unread: Cell::new(0),
+            written: Cell::new(0),
+            queue: Rc::default(),
             logins: RefCell::default(),
             ended_unknown: RefCell::default(),
             replaced: Notify::new(),
@@ -102,6 +109,12 @@ pub(crate) async fn tend(core: Weak<Core>) {
     }
 }
 
+/// Has those take turns who wait to be served by doors, for as long as the service lives.
+pub(crate) async fn take_turns(core: Weak<Core>) {
+    let Some(queue) = core.upgrade().map(|core| Rc::clone(&core.doors.queue)) else { return };
+    queue.run().await;
+}
+
 impl Table {
     pub(super) fn posts(&self) -> Posts {
         self.posts.clone()
@@ -115,8 +128,9 @@ impl Table {
 
     /// A stream has come: `arrived` is the host's frame `Stream`.
     pub(crate) fn arrived(&self, core: &Rc<Core>, arrived: &ToLibrary<'_>) {
-        let ToLibrary::Stream { stream, listener, descriptor, tcp, state, login, identity, perspectives, .. } =
-            *arrived
+        let ToLibrary::Stream {
+            stream, listener, descriptor, tcp, state, login, identity, perspectives, rates, ..
+        } = *arrived
         else {
             return;
         };
@@ -137,7 +151,7 @@ impl Table {
                 return core.push(&ToHost::Closed { stream });
             }
         };
-        let cell = StreamCell::new(stream, Peer::of(arrived), self.posts());
+        let cell = StreamCell::new(stream, Peer::of(arrived), self.posts(), Rates::from_bytes(rates));
         if login != 0 {
             cell.set_login(self.login(login, identity, perspectives));
         }
@@ -164,6 +178,12 @@ impl Table {
     /// More, or less, waits for clients.
     pub(super) fn count_unread(&self, more: usize, less: usize) {
         self.unread.set(self.unread.get().saturating_add(more).saturating_sub(less));
+        self.written.set(self.written.get().wrapping_add(u64::try_from(more).unwrap_or(u64::MAX)));
+    }
+
+    /// How many bytes were written to clients, all in all.
+    pub(super) fn written(&self) -> u64 {
+        self.written.get()
     }
 
     pub(super) fn unread(&self) -> usize {

@@ -1,13 +1,18 @@
 //! The way out of a connection that a [`Door`](super::Door) drives.
 
 use std::cell::{Cell, RefCell};
+use std::future::poll_fn;
+use std::pin::pin;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
+use std::task::Poll;
 
 use bytes::{Buf, BytesMut};
 use tokio::sync::Notify;
+use tokio::time::Instant;
 
 use super::authorizer::Login;
+use super::pace::Pace;
 use super::stream::{Peer, Socket, StreamCell};
 use crate::fault::{Fault, Result};
 use crate::runtime::core::Core;
@@ -43,6 +48,10 @@ pub(super) struct Way {
     output: RefCell<BytesMut>,
     /// The most that may wait.
     most: usize,
+    /// How fast the client reads.
+    leaving: RefCell<Pace>,
+    /// What has come, and was not taken, in bytes.
+    input: Cell<usize>,
     ending: Cell<Ending>,
     /// Told when there is something to write, or it is to end.
     work: Notify,
@@ -89,6 +98,8 @@ impl Transport {
     pub(super) fn new(core: &Rc<Core>, socket: Socket, cell: Arc<StreamCell>, most: usize) -> Self {
         Self(Rc::new(Way {
             peer: RefCell::new(cell.peer()),
+            leaving: RefCell::new(cell.rates.leaving()),
+            input: Cell::new(0),
             open: RefCell::new(Some(Open { cell, socket: Rc::new(socket) })),
             core: Rc::downgrade(core),
             output: RefCell::default(),
@@ -118,6 +129,63 @@ impl Transport {
         core.doors.count_unread(bytes.len(), 0);
         self.0.output.borrow_mut().extend_from_slice(bytes);
         self.0.work.notify_one();
+        // What leaves at once is not told of.
+        if self.stream().is_some_and(|cell| cell.is_counted()) {
+            self.count(core);
+        }
+    }
+
+    /// So much has come, and was not taken.
+    pub(super) fn set_input(&self, bytes: usize) {
+        self.0.input.set(bytes);
+        if let Some(core) = self.0.core.upgrade() {
+            self.count(&core);
+        }
+    }
+
+    /// Tells the host what is kept here, if that has changed by much.
+    fn count(&self, core: &Core) {
+        let kept = self.0.input.get() + self.0.output.borrow().len();
+        if let Some(frame) = self.stream().and_then(|cell| cell.buffers(kept)) {
+            core.push(&frame);
+        }
+    }
+
+    /// If half of what may wait for the client ([`UNREAD`](super::Door::UNREAD)) waits, waits until all of it has left; or until the
+    /// connection ends, or the code is replaced ([`Context::is_replaced`](crate::Context::is_replaced)). For a door that answers much:
+    /// it writes a part, and waits.
+    ///
+    /// ```
+    /// # use plugin_api::prelude::*;
+    /// # use plugin_api::Transport;
+    /// # async fn list(transport: &Transport, names: &[String]) {
+    /// for name in names {
+    ///     transport.write(name.as_bytes());
+    ///     transport.room().await;
+    /// }
+    /// # }
+    /// ```
+    pub async fn room(&self) {
+        let Some(core) = self.0.core.upgrade().filter(|core| !core.retired.get()) else { return };
+        let (mut room, mut replaced) = (pin!(self.until_room()), pin!(core.doors.replaced()));
+        poll_fn(|poll| match room.as_mut().poll(poll) {
+            Poll::Ready(()) => Poll::Ready(()),
+            Poll::Pending => replaced.as_mut().poll(poll),
+        })
+        .await;
+    }
+
+    /// The same, whoever serves.
+    pub(super) async fn until_room(&self) {
+        let full = self.is_full();
+        while full && !self.0.output.borrow().is_empty() && self.0.ending.get() != Ending::Over {
+            self.0.flushed.notified().await;
+        }
+    }
+
+    /// Whether that would wait.
+    pub(super) fn is_full(&self) -> bool {
+        self.0.output.borrow().len() > self.0.most / 2
     }
 
     /// What the code before has written, and has not left.
@@ -262,25 +330,44 @@ impl Transport {
         }
         let socket = self.socket().ok_or_else(ended)?;
         drop(core);
-        let stalled = tokio::time::timeout(super::drive::STALLED, socket.writable()).await;
+        let due = {
+            let mut leaving = self.0.leaving.borrow_mut();
+            leaving.begin(Instant::now());
+            leaving.due()
+        };
+        // The first look at a socket is not in vain, whatever the time is.
+        let stalled = tokio::time::timeout_at(due.unwrap_or_else(Instant::now), socket.writable()).await;
         stalled.map_err(|_| std::io::Error::from(std::io::ErrorKind::TimedOut))??;
-        let mut output = self.0.output.borrow_mut();
-        match socket.try_write(&output) {
+        let sent = socket.try_write(&self.0.output.borrow());
+        let core = self.0.core.upgrade().ok_or_else(ended)?;
+        match sent {
             Ok(sent) => {
-                output.advance(sent);
-                if output.is_empty() {
-                    // A connection at rest keeps nothing.
-                    *output = BytesMut::new();
-                    self.0.flushed.notify_waiters();
-                }
-                drop(output);
-                if let Some(core) = self.0.core.upgrade() {
-                    core.doors.count_unread(0, sent);
+                self.has_left(sent);
+                core.doors.count_unread(0, sent);
+                if self.stream().is_some_and(|cell| cell.is_counted()) {
+                    self.count(&core);
                 }
                 Ok(())
             }
-            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => Ok(()),
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
+                self.count(&core);
+                Ok(())
+            }
             Err(error) => Err(error),
+        }
+    }
+
+    /// So many bytes were written.
+    fn has_left(&self, sent: usize) {
+        let (mut output, mut leaving) = (self.0.output.borrow_mut(), self.0.leaving.borrow_mut());
+        output.advance(sent);
+        if output.is_empty() {
+            // A connection at rest keeps nothing.
+            *output = BytesMut::new();
+            leaving.rest();
+            self.0.flushed.notify_waiters();
+        } else {
+            leaving.moved(sent, Instant::now());
         }
     }
 }

@@ -237,6 +237,7 @@ impl<S: Service> Runtime<S> {
         let core = &self.core;
         core.push(&ToHost::Manifest { manifest: &jelly::to_vec(&Manifest::of::<S>()).unwrap_or_default() });
         tokio::task::spawn_local(doors::tend(Rc::downgrade(core)));
+        tokio::task::spawn_local(doors::take_turns(Rc::downgrade(core)));
         let sleep = core.wall.sleep();
         let context = self.context();
         let mut batch = Vec::new();

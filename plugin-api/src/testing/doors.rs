@@ -171,6 +171,7 @@ impl<S: Service> TestHost<S> {
             forwarded: false,
             certificate: certificate.as_bytes(),
             protocol: protocol.as_bytes(),
+            rates: &[],
         });
     }
 

@@ -21,11 +21,12 @@ use hyper::body::{Frame, Incoming, SizeHint};
 use hyper::server::conn::http1::{Builder, Connection};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::Instant;
 use tower_service::Service as _;
 
 use super::visitor::{Visit, Visitor};
 use crate::context::Context;
-use crate::doors::{Listener, Stream};
+use crate::doors::{Listener, Pace, Stream};
 use crate::service::Service;
 
 /// How long a client may take for a request's head, and how long it may ask for nothing: longer than proxies keep connections
@@ -33,8 +34,6 @@ use crate::service::Service;
 const HEAD: Duration = Duration::from_secs(75);
 /// How long a request may take, with its body.
 const REQUEST: Duration = Duration::from_secs(60);
-/// How long a client may read nothing while something waits for it.
-const STALLED: Duration = Duration::from_secs(30);
 /// How many requests of one visitor are answered at once: by a proxy all come by its few connections.
 const AT_ONCE: usize = 32;
 /// How many bytes a request's head may have.
@@ -140,8 +139,17 @@ impl Drop for Counted {
 struct Tracked {
     stream: Stream,
     progress: Arc<Progress>,
-    /// Until when a client that reads nothing is waited for.
+    /// How fast the client reads.
+    leaving: Pace,
+    /// Until when one is waited for that reads too little.
     stalled: Option<Pin<Box<tokio::time::Sleep>>>,
+}
+
+impl Tracked {
+    fn new(stream: Stream, progress: Arc<Progress>) -> Self {
+        let leaving = stream.rates().leaving();
+        Self { stream, progress, leaving, stalled: None }
+    }
 }
 
 impl AsyncRead for Tracked {
@@ -153,12 +161,15 @@ impl AsyncRead for Tracked {
 impl AsyncWrite for Tracked {
     fn poll_write(mut self: Pin<&mut Self>, poll: &mut Poller<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         self.progress.unsent.store(true, Relaxed);
-        let written = Pin::new(&mut self.stream).poll_write(poll, bytes);
-        if written.is_ready() {
+        let (written, now) = (Pin::new(&mut self.stream).poll_write(poll, bytes), Instant::now());
+        self.leaving.begin(now);
+        if let Poll::Ready(written) = written {
+            self.leaving.moved(*written.as_ref().unwrap_or(&0), now);
             self.stalled = None;
-            return written;
+            return Poll::Ready(written);
         }
-        let stalled = self.stalled.get_or_insert_with(|| Box::pin(tokio::time::sleep(STALLED)));
+        let due = self.leaving.due().unwrap_or(now);
+        let stalled = self.stalled.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(due)));
         match stalled.as_mut().poll(poll) {
             Poll::Ready(()) => Poll::Ready(Err(io::ErrorKind::TimedOut.into())),
             Poll::Pending => Poll::Pending,
@@ -169,6 +180,7 @@ impl AsyncWrite for Tracked {
     fn poll_flush(mut self: Pin<&mut Self>, poll: &mut Poller<'_>) -> Poll<io::Result<()>> {
         let flushed = ready!(Pin::new(&mut self.stream).poll_flush(poll));
         self.progress.unsent.store(false, Relaxed);
+        self.leaving.rest();
         Poll::Ready(flushed)
     }
 
@@ -237,7 +249,7 @@ enum Goes {
 async fn one<S: Service>(context: Context<S>, stream: Stream, pages: Router, at_once: AtOnce) {
     let (visit, progress) = (Visit::of(&stream), Arc::<Progress>::default());
     let peer = stream.peer();
-    let io = TokioIo::new(Tracked { stream, progress: Arc::clone(&progress), stalled: None });
+    let io = TokioIo::new(Tracked::new(stream, Arc::clone(&progress)));
     let mut builder = Builder::new();
     builder.timer(TokioTimer::new()).header_read_timeout(HEAD).max_buf_size(LONGEST_HEAD);
     let mut serving = builder.serve_connection(io, Answers { pages, visit, progress: Arc::clone(&progress), at_once });

@@ -67,6 +67,8 @@ impl Door for Irc {
                 done => done?,
             }
             input.take(end);
+            // Who asks for much reads it before more is done.
+            transport.room().await;
         }
         Ok(())
     }

@@ -2,7 +2,6 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
 use std::time::{Duration, Instant};
 
 use plugin_api::Login;
@@ -16,7 +15,7 @@ use crate::called::Called;
 use crate::command::{Call, Line, Reach, Request};
 use crate::line::{self, Done, Editor};
 use crate::show;
-use crate::wire::{Use, Wire};
+use crate::wire::{Use, Waiting, Wire};
 
 /// The longest line that comes by a pipe, in bytes.
 const LONGEST: usize = 64 << 10;
@@ -30,7 +29,7 @@ const FRESH: Duration = Duration::from_secs(1);
 const LOOK: Duration = Duration::from_secs(5);
 
 /// Serves a channel to its end.
-pub(crate) async fn serve(channel: Channel<Msg>, login: Login, waiting: Arc<AtomicUsize>) {
+pub(crate) async fn serve(channel: Channel<Msg>, login: Login, waiting: Arc<Waiting>) {
     let Some((wire, by, command)) = Wire::begin(channel, waiting).await else { return };
     let mut console = Console::new(wire, login);
     let status = match by {

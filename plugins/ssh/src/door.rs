@@ -3,7 +3,6 @@
 use std::borrow::Cow;
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
 use plugin_api::{Authorizer, Client, Login, Refused, Stream};
@@ -12,6 +11,7 @@ use russh::server::{Auth, ChannelOpenHandle, Config, Handler, Msg, Session, Veri
 use russh::{Channel, ChannelId, MethodKind, MethodSet, Preferred, Pty, SshId, compression};
 
 use crate::console;
+use crate::wire::Waiting;
 
 /// The most channels of a connection at once (OpenSSH's `MaxSessions`).
 const CHANNELS: usize = 10;
@@ -43,7 +43,8 @@ pub(crate) fn config(key: PrivateKey) -> Config {
 /// Serves one connection to its end.
 pub(crate) async fn serve(config: Arc<Config>, authorizer: Authorizer, stream: Stream) {
     let peer = stream.peer().address().to_owned();
-    let door = Door { authorizer, client: stream.client(), channels: Arc::default(), begun: HashSet::new() };
+    let (client, begun) = (stream.client(), HashSet::new());
+    let door = Door { authorizer, channels: Arc::new(Waiting::new(client.clone())), client, begun };
     let ended = match russh::server::run_stream(config, stream, door).await {
         Ok(running) => running.await,
         Err(error) => Err(error),
@@ -57,7 +58,7 @@ struct Door {
     authorizer: Authorizer,
     client: Client,
     /// How many bytes of commands wait in all channels. Each channel holds it.
-    channels: Arc<AtomicUsize>,
+    channels: Arc<Waiting>,
     /// Those that do something already.
     begun: HashSet<ChannelId>,
 }

@@ -6,6 +6,7 @@ use std::ops::RangeBounds;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use plugin_api::Client;
 use russh::server::Msg;
 use russh::{Channel, ChannelMsg, ChannelReadHalf, ChannelWriteHalf, Sig};
 
@@ -16,6 +17,39 @@ const TYPED: usize = 64 << 10;
 const PIPED: usize = 8 << 20;
 /// Ctrl-C.
 const INTERRUPT: u8 = 3;
+
+/// How much waits in all channels of a connection: of that the host is told.
+#[derive(Debug, Default)]
+pub(crate) struct Waiting {
+    bytes: AtomicUsize,
+    /// Not there in tests.
+    client: Option<Client>,
+}
+
+impl Waiting {
+    pub(crate) fn new(client: Client) -> Self {
+        Self { bytes: AtomicUsize::new(0), client: Some(client) }
+    }
+
+    /// So many bytes more. Answers with how many there are.
+    fn add(&self, bytes: usize) -> usize {
+        let all = self.bytes.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        self.tell();
+        all
+    }
+
+    /// So many bytes less.
+    fn sub(&self, bytes: usize) {
+        self.bytes.fetch_sub(bytes, Ordering::Relaxed);
+        self.tell();
+    }
+
+    fn tell(&self) {
+        if let Some(client) = &self.client {
+            client.set_buffered(self.bytes.load(Ordering::Relaxed));
+        }
+    }
+}
 
 /// What a channel is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,7 +70,7 @@ pub(crate) struct Heard {
     /// How many interrupts are in it, where there is a terminal.
     interrupts: usize,
     /// How much waits in all channels of the connection.
-    waiting: Arc<AtomicUsize>,
+    waiting: Arc<Waiting>,
     terminal: bool,
     /// The client will send nothing more.
     pub(crate) ended: bool,
@@ -51,7 +85,7 @@ pub(crate) struct Heard {
 }
 
 impl Heard {
-    fn new(by: Use, terminal: bool, waiting: Arc<AtomicUsize>) -> Self {
+    fn new(by: Use, terminal: bool, waiting: Arc<Waiting>) -> Self {
         let (ahead, interrupts, resized) = (VecDeque::new(), 0, None);
         let (ended, gone, over, interrupted) = (false, false, false, false);
         Self { by, ahead, interrupts, waiting, terminal, ended, gone, over, resized, interrupted }
@@ -73,9 +107,9 @@ impl Heard {
             return;
         }
         let own = if self.terminal { TYPED } else { PIPED };
-        let all = self.waiting.fetch_add(data.len(), Ordering::Relaxed) + data.len();
+        let all = self.waiting.add(data.len());
         if self.ahead.len() + data.len() > own || all > PIPED {
-            self.waiting.fetch_sub(data.len(), Ordering::Relaxed);
+            self.waiting.sub(data.len());
             self.over = true;
             // Nothing of a command that is not whole is run.
             let whole = self.ahead.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
@@ -90,13 +124,13 @@ impl Heard {
 
     fn forget(&mut self, which: impl RangeBounds<usize>) {
         let forgotten = self.ahead.drain(which).count();
-        self.waiting.fetch_sub(forgotten, Ordering::Relaxed);
+        self.waiting.sub(forgotten);
     }
 
     /// The next byte.
     pub(crate) fn next(&mut self) -> Option<u8> {
         let byte = self.ahead.pop_front()?;
-        self.waiting.fetch_sub(1, Ordering::Relaxed);
+        self.waiting.sub(1);
         self.interrupts -= usize::from(self.terminal && byte == INTERRUPT);
         Some(byte)
     }
@@ -144,7 +178,7 @@ pub(crate) struct Wire {
 
 impl Wire {
     /// Waits for what the client wants of the channel: a command, if it is one. `None`: it wants nothing.
-    pub(crate) async fn begin(channel: Channel<Msg>, waiting: Arc<AtomicUsize>) -> Option<(Self, Use, String)> {
+    pub(crate) async fn begin(channel: Channel<Msg>, waiting: Arc<Waiting>) -> Option<(Self, Use, String)> {
         let (mut read, write) = channel.split();
         let mut wide = None;
         let (by, command) = loop {
@@ -235,8 +269,8 @@ mod tests {
         Some(ChannelMsg::Data { data: bytes.into() })
     }
 
-    fn heard(by: Use) -> (Heard, Arc<AtomicUsize>) {
-        let waiting = Arc::<AtomicUsize>::default();
+    fn heard(by: Use) -> (Heard, Arc<Waiting>) {
+        let waiting = Arc::<Waiting>::default();
         (Heard::new(by, matches!(by, Use::Terminal(_)), Arc::clone(&waiting)), waiting)
     }
 
@@ -254,7 +288,7 @@ mod tests {
             for piece in all.chunks(1000) {
                 heard.hear(Some(ChannelMsg::Data { data: piece.to_vec().into() }));
             }
-            assert_eq!(waiting.load(Ordering::Relaxed), heard.ahead.len());
+            assert_eq!(waiting.bytes.load(Ordering::Relaxed), heard.ahead.len());
             assert!(heard.ahead.len() <= room && heard.ahead.len() + 2000 > room, "{by:?}: {}", heard.ahead.len());
             assert_eq!(heard.was_over(), room > 0, "{by:?}");
             let taken = rest(&mut heard);
@@ -262,7 +296,7 @@ mod tests {
                 all.starts_with(&taken) && taken.len().is_multiple_of(line.len()),
                 "{by:?}: whole lines, from the first on"
             );
-            assert_eq!(waiting.load(Ordering::Relaxed), 0);
+            assert_eq!(waiting.bytes.load(Ordering::Relaxed), 0);
         }
     }
 
@@ -277,7 +311,7 @@ mod tests {
         other.take(&[b'\n'; 11]);
         assert!(!other.was_over());
         drop(other);
-        assert_eq!(waiting.load(Ordering::Relaxed), 0);
+        assert_eq!(waiting.bytes.load(Ordering::Relaxed), 0);
     }
 
     #[test]

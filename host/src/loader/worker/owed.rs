@@ -402,6 +402,7 @@ mod tests {
             forwarded: false,
             certificate: &[],
             protocol: &[],
+            rates: &[],
         };
         let taken = |descriptor| [ToHost::Taken { stream: 3, descriptor }];
         let mut owed = Owed::default();

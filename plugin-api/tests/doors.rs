@@ -1,0 +1,165 @@
+//! What a door's clients can do to it, and to each other.
+#![allow(missing_docs)]
+
+use std::time::Duration;
+
+use plugin_api::prelude::*;
+use plugin_api::testing::{TestHost, TestStream};
+use plugin_api::{Door, Input, Transport};
+
+#[derive(Default)]
+struct Workshop {
+    done: u32,
+}
+
+#[service("workshop", save = "never")]
+impl Service for Workshop {
+    type Perspective = Worker;
+
+    async fn start(_: Handle<Self>, context: Context<Self>) -> Result<()> {
+        context.serve::<Lines>("lines")
+    }
+}
+
+#[derive(Default)]
+struct Worker;
+
+#[perspective]
+impl Worker {}
+
+/// Answers lines: `login NAME`; `work MILLISECONDS`, with how many have been done; `much BYTES`, with so many.
+struct Lines;
+
+impl Door for Lines {
+    type Service = Workshop;
+
+    fn opened(_: &Context<Workshop>, _: &Transport) -> Result<Self> {
+        Ok(Self)
+    }
+
+    async fn received(&mut self, context: &Context<Workshop>, transport: &Transport, input: &mut Input) -> Result<()> {
+        while let Some(line) = input.line() {
+            match line.split_once(' ') {
+                Some(("login", name)) => {
+                    let authorizer = context.authorizer();
+                    authorizer.password(transport, name, "secret").await.map_err(|_| Fault::value("refused"))?;
+                    transport.write(b"hello\n");
+                }
+                Some(("work", millis)) => {
+                    let time = millis.parse().map_err(|_| Fault::value("a number"))?;
+                    std::thread::sleep(Duration::from_millis(time));
+                    let done = context.service()?.write(|workshop| {
+                        workshop.done += 1;
+                        workshop.done
+                    })?;
+                    transport.write(format!("{done}\n").as_bytes());
+                }
+                Some(("much", bytes)) => {
+                    let bytes = bytes.parse().map_err(|_| Fault::value("a number"))?;
+                    transport.write(format!("{}\n", "x".repeat(bytes)).as_bytes());
+                    transport.room().await;
+                }
+                _ => return Err(Fault::value("no such word")),
+            }
+        }
+        Ok(())
+    }
+}
+
+fn host(paused: bool) -> TestHost<Workshop> {
+    let host =
+        if paused { TestHost::start_paused().expect("it goes on") } else { TestHost::start().expect("it goes on") };
+    for name in ["flood", "bob"] {
+        host.identity(name, "secret", &[]);
+    }
+    host
+}
+
+fn logged_in<'h>(host: &'h TestHost<Workshop>, name: &str) -> TestStream<'h, Workshop> {
+    let mut client = host.connect("lines").expect("it goes on");
+    client.send(format!("login {name}\n")).expect("it goes on");
+    assert_eq!(client.line().expect("it goes on"), "hello");
+    client
+}
+
+#[test]
+fn many_connections_with_dear_lines_hold_nobody_up_for_long() {
+    let host = host(false);
+    let mut floods: Vec<_> = (0..20).map(|_| logged_in(&host, "flood")).collect();
+    let mut bob = logged_in(&host, "bob");
+    for flood in &mut floods {
+        flood.send("work 1\n".repeat(200)).expect("it goes on");
+    }
+    let number = |bob: &mut TestStream<'_, Workshop>| {
+        bob.send("work 0\n").expect("it goes on");
+        bob.line().expect("it goes on").parse::<u32>().expect("it goes on")
+    };
+    // The first turn is as long as it is: nobody knew what their lines cost.
+    let mut before = number(&mut bob);
+    let mut between = Vec::new();
+    for _ in 0..30 {
+        let now = number(&mut bob);
+        between.push(now - before);
+        before = now;
+    }
+    // By turns of arrival there would be twenty clients' lines between two of bob's, a thousand bytes of each.
+    assert!(between.iter().all(|lines| *lines <= 60), "lines of others between two of bob's: {between:?}");
+    assert!(between.iter().sum::<u32>() > 30, "there was a flood: {between:?}");
+}
+
+#[test]
+fn who_reads_late_is_not_read_meanwhile_and_loses_nothing() {
+    let host = host(false);
+    let mut client = logged_in(&host, "bob");
+    // 3.2 MB of answers, where 256 KiB may wait, for questions that are short.
+    for _ in 0..100 {
+        client.send("much 32000\n").expect("it goes on");
+    }
+    let mut other = logged_in(&host, "flood");
+    other.send("much 3\n").expect("it goes on");
+    assert_eq!(other.line().expect("it goes on"), "xxx");
+    for answer in 0..100 {
+        assert_eq!(client.line().expect("it goes on").len(), 32_000, "answer {answer}");
+    }
+}
+
+#[test]
+fn a_message_that_has_begun_comes_on_or_its_client_is_let_go() {
+    let host = host(true);
+    let (mut slow, mut silent) = (logged_in(&host, "bob"), logged_in(&host, "bob"));
+    let mut steady = logged_in(&host, "bob");
+    slow.send("work").expect("it goes on");
+    for second in 0..30 {
+        steady.send("0".repeat(if second == 0 { 0 } else { 600 })).expect("it goes on");
+        if second == 0 {
+            steady.send("work 0").expect("it goes on");
+        }
+        host.advance(Duration::from_secs(1)).expect("it goes on");
+        // It has been looked at.
+        silent.send("much 1\n").expect("it goes on");
+        assert_eq!(silent.line().expect("it goes on"), "x");
+    }
+    assert_eq!(slow.rest().expect("it goes on"), "", "it was let go");
+    steady.send("\n").expect("it goes on");
+    assert_eq!(steady.line().expect("it goes on"), "1", "17 kB, at 600 bytes a second");
+    host.advance(Duration::from_secs(25)).expect("it goes on");
+    for client in [&mut steady, &mut silent] {
+        client.send("much 2\n").expect("it goes on");
+        assert_eq!(client.line().expect("it goes on"), "xx", "who says nothing is not late");
+    }
+}
+
+#[test]
+fn who_reads_too_little_of_what_waits_is_let_go() {
+    let host = host(true);
+    let mut client = logged_in(&host, "bob");
+    // More than a socket takes.
+    client.send("much 250000\nmuch 250000\nmuch 250000\nmuch 250000\n").expect("it goes on");
+    let mut other = logged_in(&host, "flood");
+    for _ in 0..4 {
+        host.advance(Duration::from_secs(10)).expect("it goes on");
+        other.send("much 1\n").expect("it goes on");
+        assert_eq!(other.line().expect("it goes on"), "x");
+    }
+    assert!(client.rest().expect("it goes on").len() < 1_000_000, "it was let go");
+}
