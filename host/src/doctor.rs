@@ -1,11 +1,13 @@
 //! What an operator would want to know before something goes wrong.
 
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
 use crate::accounts::Accounts;
-use crate::config::{self, ConfigFile, Home, Settings, private};
+use crate::asked_name::name_fits;
+use crate::config::{self, Address, ConfigFile, Home, ListenerSettings, Settings, private};
 use crate::control::{LibraryStatus, known};
 use crate::health;
 use crate::limits;
@@ -281,22 +283,8 @@ fn settings(home: &Home, found: &mut Vec<Finding>) {
     let wanted = settings.pb.listen_tls.is_some()
         || settings.multiservice.values().any(|section| section.listen_tls.is_some())
         || of_services.iter().any(|one| one.tls || one.starttls);
-    for (at, (certificate, key)) in home.certificates(&settings.tls).into_iter().enumerate() {
-        if certificate.exists() || wanted {
-            found.push(self::certificate(&certificate, &key));
-        }
-        if at > 0 && certificate.exists() && tls::names(&certificate).is_empty() {
-            let what = format!(
-                "{}: it is for no name of a host (subjectAltName), so no client gets it",
-                certificate.display()
-            );
-            found.push(finding(
-                "warning",
-                what,
-                Some("clients get the certificate that is for the name that they ask for"),
-            ));
-        }
-    }
+    look_at_certificates(home, &settings, wanted, &of_services, found);
+    found.extend(of_services.iter().filter_map(believed));
     if settings.pb.plaintext {
         let what = "[pb] plaintext = true: who can listen on the network reads everything but passwords";
         found.push(finding("warning", what, Some("use listen_tls")));
@@ -305,4 +293,70 @@ fn settings(home: &Home, found: &mut Vec<Finding>) {
         let what = "Twisted's own login is offered: who has store.db and master.key can log in as anybody";
         found.push(finding("ok", what, Some("[pb] stock_login = false, if no client needs it")));
     }
+}
+
+/// Looks at each certificate, and whether those that there are fit the names that listeners have.
+fn look_at_certificates(
+    home: &Home,
+    settings: &Settings,
+    wanted: bool,
+    of_services: &[ListenerSettings],
+    found: &mut Vec<Finding>,
+) {
+    // The names of all that are there, and which file has each first.
+    let mut named: Vec<(String, (usize, PathBuf))> = Vec::new();
+    let hint = Some("clients get the certificate that is for the name that they ask for");
+    for (at, (certificate, key)) in home.certificates(&settings.tls).into_iter().enumerate() {
+        if certificate.exists() || wanted {
+            found.push(self::certificate(&certificate, &key));
+        }
+        let (shown, names) = (certificate.display(), tls::names(&certificate));
+        if at > 0 && certificate.exists() && names.is_empty() {
+            let what = format!("{shown}: it is for no name of a host (subjectAltName), so no client gets it");
+            found.push(finding("warning", what, hint));
+        }
+        for name in names {
+            match named.iter().find(|(before, _)| before.eq_ignore_ascii_case(&name)) {
+                // Its own, twice.
+                Some((_, (first, _))) if *first == at => {}
+                Some((_, (_, first))) => {
+                    let what =
+                        format!("{shown}: {} is for {name}, too, and comes first: clients get that", first.display());
+                    found.push(finding("warning", what, Some("name a certificate once")));
+                }
+                None => named.push((name, (at, certificate.clone()))),
+            }
+        }
+    }
+    if named.is_empty() {
+        return;
+    }
+    for listener in config::of_host(settings).iter().chain(of_services) {
+        let covered = |asked: &str| {
+            named.iter().any(|(name, _)| name.eq_ignore_ascii_case(asked) || name_fits(name, asked).is_some())
+        };
+        for name in listener.marks.names.iter().filter(|name| !covered(name)) {
+            let what = format!("{}: names = [{name:?}], and no certificate is for it", listener.place());
+            found.push(finding("warning", what, Some("clients that check names refuse the host: see [[tls.others]]")));
+        }
+    }
+}
+
+/// A Unix socket by which anybody on this machine is believed when they say whose requests they pass on.
+fn believed(listener: &ListenerSettings) -> Option<Finding> {
+    let Address::Unix(path) = &listener.address else { return None };
+    let of_others = |path: &Path| std::fs::metadata(path).is_ok_and(|found| found.permissions().mode() & 0o001 != 0);
+    let reached = listener.mode.is_none_or(|mode| mode & 0o002 != 0) && path.ancestors().skip(1).all(of_others);
+    (listener.unix_proxy && reached).then(|| {
+        let what = format!(
+            "{}: whoever is on this machine can connect to {}, and is believed to be a proxy",
+            listener.place(),
+            path.display()
+        );
+        finding(
+            "warning",
+            what,
+            Some("mode = \"0660\", in a folder whose group is the proxy's; or a folder for both alone"),
+        )
+    })
 }

@@ -1,6 +1,7 @@
 //! What an operator asks for, day by day: lists, times, the trail as it grows; with a host and without.
 
 use std::io::{BufRead, BufReader};
+use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixDatagram;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
@@ -181,6 +182,39 @@ fn a_doctor_finds_what_keeps_a_host_from_starting() {
     home.configure(|text| text.replace("memory = 19456", "memory = 67108864"));
     let refused = home.refused(&["run", "--listen", "127.0.0.1:0"], "");
     assert!(refused.contains("is in KiB: 64 GiB for each password"), "{refused}");
+}
+
+#[test]
+fn a_doctor_warns_of_names_and_sockets_that_are_not_what_they_look_like() {
+    let home = scene();
+    home.run(&["tls", "init", "--name", "*.example.org", "--name", "example.org"], "");
+    let folder = home.path().join("sockets");
+    std::fs::create_dir(&folder).expect("it can be made");
+    let socket =
+        |mode: &str| format!("http = {{ address = \"unix:{}/x\", proxies = [\"unix\"]{mode} }}", folder.display());
+    let others = "[[tls.others]]\ncertificate = \"tls/cert.pem\"\nkey = \"tls/key.pem\"\n[service.todo.listen]\n";
+    let listener = |name: &str| format!("x = {{ address = \"127.0.0.1:1\", tls = true, names = [\"{name}\"] }}");
+    let before = std::fs::read_to_string(home.path().join("credhost.toml")).expect("it is there");
+    for (settings, enters, said) in [
+        (others.to_owned(), true, Some("is for *.example.org, too, and comes first")),
+        (format!("[service.todo.listen]\n{}", listener("www.example.com")), true, Some("no certificate is for it")),
+        (format!("[service.todo.listen]\n{}", listener("a.b.example.org")), true, Some("no certificate is for it")),
+        (format!("[service.todo.listen]\n{}", listener("www.example.org")), true, None),
+        (format!("[service.todo.listen]\n{}", listener("*.example.org")), true, None),
+        (format!("[service.todo.listen]\n{}", socket("")), true, Some("is believed to be a proxy")),
+        (format!("[service.todo.listen]\n{}", socket("")), false, None),
+        (format!("[service.todo.listen]\n{}", socket(", mode = \"0660\"")), true, None),
+    ] {
+        // The home itself is closed to others; what is asked is of its folder.
+        std::fs::set_permissions(&folder, std::fs::Permissions::from_mode(if enters { 0o755 } else { 0o750 }))
+            .expect("it can be set");
+        std::fs::set_permissions(home.path(), std::fs::Permissions::from_mode(0o711)).expect("it can be set");
+        home.configure(|_| format!("{before}\n# {enters}\n{settings}\n"));
+        let done = home.run_with(&["doctor"], "");
+        let found = String::from_utf8_lossy(&done.stdout).into_owned();
+        let warned = ["comes first", "no certificate is", "to be a proxy"].iter().any(|one| found.contains(one));
+        assert!(said.map_or(!warned, |said| found.contains(said)), "{settings} ({enters}): {found}");
+    }
 }
 
 #[test]

@@ -91,14 +91,20 @@ impl Listening {
         };
         let socket = match (inherited.take(&wanted(&settings, &name(&settings))), &settings.address) {
             (Some(Open::Tcp(listener)), _) => Bound::Tcp(listener),
-            (Some(Open::Unix(listener)), _) => Bound::Unix(listener),
+            (Some(Open::Unix(listener)), address) => {
+                // The host before this one may have let others in.
+                if let (Address::Unix(path), Some(mode)) = (address, settings.mode) {
+                    permit(path, mode).map_err(|error| at(&error))?;
+                }
+                Bound::Unix(listener)
+            }
             (None, Address::Tcp(found)) => {
                 let listener = std::net::TcpListener::bind(found.as_slice()).map_err(|error| at(&error))?;
                 // As many as the system lets wait: the library's own number is small.
                 rustix::net::listen(&listener, i32::MAX).map_err(|error| at(&error))?;
                 Bound::Tcp(listener)
             }
-            (None, Address::Unix(path)) => Bound::Unix(bind_unix(path).map_err(|error| at(&error))?),
+            (None, Address::Unix(path)) => Bound::Unix(bind_unix(path, settings.mode).map_err(|error| at(&error))?),
             (None, Address::Systemd(_)) => return Err(at(&not_given(&inherited.of_systemd()))),
         };
         Ok(Self::on(Arc::new(socket), settings, None))
@@ -272,8 +278,7 @@ fn not_given(names: &[String]) -> String {
 }
 
 /// A Unix socket in a file. One that a host before this one has left is put out of the way; one that is served is not.
-fn bind_unix(path: &Path) -> std::io::Result<std::os::unix::net::UnixListener> {
-    use std::os::unix::net::UnixListener;
+fn bind_unix(path: &Path, mode: Option<u32>) -> std::io::Result<std::os::unix::net::UnixListener> {
     let is_socket = || std::fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket());
     let left = || -> std::io::Result<bool> {
         // Without waiting: one that is served may have a long queue.
@@ -284,10 +289,16 @@ fn bind_unix(path: &Path) -> std::io::Result<std::os::unix::net::UnixListener> {
     if is_socket() && left()? {
         std::fs::remove_file(path)?;
     }
-    let listener = UnixListener::bind(path)?;
-    // Who may come in is said by the folder that it is in.
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o666))?;
-    Ok(listener)
+    let socket = socket2::Socket::new(socket2::Domain::UNIX, socket2::Type::STREAM.cloexec(), None)?;
+    socket.bind(&socket2::SockAddr::unix(path)?)?;
+    // Before anybody can connect. Where nothing is said, the folder that it is in says who may.
+    permit(path, mode.unwrap_or(0o666))?;
+    socket.listen(i32::MAX)?;
+    Ok(socket.into())
+}
+
+fn permit(path: &Path, mode: u32) -> std::io::Result<()> {
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))
 }
 
 impl Bound {
@@ -370,17 +381,18 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("socket");
         drop(UnixListener::bind(&path).unwrap());
-        let served = bind_unix(&path).unwrap();
-        assert!(bind_unix(&path).is_err(), "it is served");
+        let served = bind_unix(&path, Some(0o660)).unwrap();
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o660);
+        assert!(bind_unix(&path, None).is_err(), "it is served");
         UnixStream::connect(&path).unwrap();
         drop(served);
         std::fs::remove_file(&path).unwrap();
         let other = UnixDatagram::bind(&path).unwrap();
-        assert!(bind_unix(&path).is_err(), "another program's");
+        assert!(bind_unix(&path, None).is_err(), "another program's");
         UnixDatagram::unbound().unwrap().send_to(b"still there", &path).unwrap();
         drop(other);
         std::fs::remove_file(&path).unwrap();
         std::fs::write(&path, "a file").unwrap();
-        assert!(bind_unix(&path).is_err() && path.is_file());
+        assert!(bind_unix(&path, None).is_err() && path.is_file());
     }
 }
