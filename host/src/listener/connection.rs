@@ -21,7 +21,7 @@ use super::{Admitted, Arrived, EndpointState, Socket, proxy, turns};
 use crate::login_gate::{Source, network};
 use crate::memory::{AccountKey, Kept, Meter};
 use crate::multiservice::Backends;
-use crate::multiservice::router::Mailbox;
+use crate::multiservice::router::{Mailbox, first_frames};
 use crate::session::login::{Found, Now, Policy, QuestionNo};
 use crate::session::{Demand, Session, SessionContext};
 use crate::store;
@@ -30,6 +30,8 @@ use crate::store;
 const READ: usize = 16 << 10;
 /// An output buffer that has become larger than this is given back when it is empty.
 const KEEP: usize = 256 << 10;
+/// So much mail is served before others have their turn: whole frames, and one at least.
+const MAIL: usize = 64 << 10;
 /// Answers beyond this are not kept for a client, however it reads: it is let go.
 const BACKLOG: usize = 64 << 20;
 /// A connection yields to others after this many reads in a row.
@@ -274,8 +276,9 @@ impl Pump<'_> {
             let complete = mailbox.take(mail);
             // What it leaves room for is served in the same turn.
             self.driver.session.refuse_due(now());
-            let served = self.driver.serve(mail);
-            let mailed = mail.len();
+            let ahead = self.most_of(mailbox, mail).await?;
+            let served = self.driver.serve(&mail[ahead..]);
+            let mailed = mail.len() - ahead;
             mail.clear();
             mail.shrink_to(if mailed > 0 { KEEP } else { 0 });
             // What was answered before a fault is still sent, as far as it goes: see `say_why`.
@@ -306,6 +309,30 @@ impl Pump<'_> {
             if !(self.listens() && self.readable && self.read(unread).await?) {
                 return Ok(());
             }
+        }
+    }
+
+    /// Serves mail, if there is much of it: a part after the other, which leaves, and others of this thread have their turn. Answers
+    /// with how much that was; what is left is not much, or one frame.
+    async fn most_of(&mut self, mailbox: &Mailbox, mail: &[u8]) -> Result<usize, End> {
+        let mut at = 0;
+        loop {
+            let part = first_frames(&mail[at..], MAIL);
+            if at + part == mail.len() {
+                return Ok(at);
+            }
+            let ended = self.driver.session.notices().then_some(End::Cut);
+            self.driver.session.mail(&mail[at..at + part]);
+            at += part;
+            self.meter(mailbox, part);
+            let ended = ended.or_else(|| self.write().err());
+            if let Some(end) = ended {
+                // Whatever comes with it is given back.
+                self.driver.session.mail(&mail[at..]);
+                return Err(end);
+            }
+            self.meter(mailbox, 0);
+            tokio::task::yield_now().await;
         }
     }
 

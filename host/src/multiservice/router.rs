@@ -126,6 +126,24 @@ impl Mailbox {
     }
 }
 
+/// How many bytes the first frames of mail have, with their slots: as many as are no more than `most` together, and one at least.
+#[must_use]
+pub fn first_frames(mail: &[u8], most: usize) -> usize {
+    let mut end = 0;
+    while let Some((_, frame)) = mail[end..].split_first_chunk::<8>() {
+        let Some((length, _)) = frame.split_first_chunk::<4>() else { return mail.len() };
+        let next = end.saturating_add(12).saturating_add(u32::from_le_bytes(*length) as usize);
+        if next > mail.len() {
+            return mail.len();
+        }
+        if next > most && end > 0 {
+            return end;
+        }
+        end = next;
+    }
+    mail.len()
+}
+
 /// All connections, by number.
 #[derive(Debug, Default)]
 pub struct Router {
@@ -234,6 +252,49 @@ impl Drop for Delivery<'_> {
     fn drop(&mut self) {
         for mailbox in &self.woken {
             mailbox.come.notify_one();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use plugin_api::abi::frame::ToHost;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        /// Mail in parts is the same mail: each part is whole frames, no more than was wanted unless it is one.
+        #[test]
+        fn parts_are_whole_frames(sizes in proptest::collection::vec(0..300usize, 0..40), most in 0..1000usize) {
+            let mut mail = Vec::new();
+            for (slot, size) in sizes.iter().enumerate() {
+                mail.extend_from_slice(&(slot as u64).to_le_bytes());
+                ToHost::Refused { message: &"x".repeat(*size) }.write(&mut mail);
+            }
+            let (mut at, mut seen) = (0, 0);
+            while at < mail.len() {
+                let part = &mail[at..at + first_frames(&mail[at..], most)];
+                let (mut rest, mut frames) = (part, 0);
+                while let Some((slot, frame)) = rest.split_first_chunk::<8>() {
+                    prop_assert_eq!(u64::from_le_bytes(*slot), seen);
+                    rest = frame;
+                    let said = ToHost::read(&mut rest);
+                    let message = "x".repeat(sizes[seen as usize]);
+                    prop_assert_eq!(said, Some(ToHost::Refused { message: &message }));
+                    (seen, frames) = (seen + 1, frames + 1);
+                }
+                prop_assert!(frames == 1 || part.len() <= most, "{} frames, {} bytes of {most}", frames, part.len());
+                at += part.len();
+            }
+            prop_assert_eq!(seen, sizes.len() as u64);
+        }
+    }
+
+    #[test]
+    fn what_is_no_mail_is_one_part() {
+        for mail in [&[][..], &[1; 7], &[1; 11], &[255; 30]] {
+            assert_eq!(first_frames(mail, 5), mail.len());
         }
     }
 }
