@@ -329,6 +329,7 @@ impl Pump<'_> {
             if let Some(end) = ended {
                 // Whatever comes with it is given back.
                 self.driver.session.mail(&mail[at..]);
+                self.meter(mailbox, mail.len() - at);
                 return Err(end);
             }
             self.meter(mailbox, 0);
