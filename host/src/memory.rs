@@ -299,12 +299,18 @@ impl Meter {
 
     /// So many bytes are kept now.
     pub fn set(&self, kept: Kept, bytes: usize) {
-        // Only the connection's own thread sets.
-        let before = self.kept[kept as usize].load(Ordering::Relaxed);
-        if bytes > before {
-            self.add(kept, bytes - before);
-        } else if bytes < before {
-            self.sub(kept, before - bytes);
+        let before = {
+            let account = self.account.lock();
+            let before = self.kept[kept as usize].swap(bytes, Ordering::Relaxed);
+            match bytes.checked_sub(before) {
+                Some(0) => return,
+                Some(more) => account.add(more),
+                None => account.sub(before - bytes),
+            }
+            before
+        };
+        if bytes < before && matches!(kept, Kept::Mail | Kept::Output) {
+            self.wake();
         }
     }
 

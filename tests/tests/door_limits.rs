@@ -63,7 +63,7 @@ fn used(host: &TestHost) -> f64 {
 
 #[test]
 fn what_waits_for_clients_of_doors_is_in_the_hosts_memory_and_shared() {
-    let (host, socket) = told("memory = \"16 MiB\"", ", connections = 500, per_source = 400");
+    let (host, socket) = told("memory = \"16 MiB\"\nstalled = \"1 h\"", ", connections = 500, per_source = 400");
     let mut bob = connect(&socket);
     writeln!(bob, "login bob {PASSWORD}").expect("it is taken");
     assert_eq!(line(&mut bob), "1: bob has one two".trim_end_matches(" two"));
@@ -92,6 +92,31 @@ fn what_waits_for_clients_of_doors_is_in_the_hosts_memory_and_shared() {
     while used(&host) > f64::from(1 << 20) {
         assert!(began.elapsed() < Duration::from_secs(60), "{} bytes are still counted", used(&host));
     }
+}
+
+/// Who only hears what others say is counted as well, and goes on being counted when the code is replaced.
+#[test]
+fn who_only_listens_is_counted_too_also_by_the_next_code() {
+    let (host, socket) = told("stalled = \"1 h\"", "");
+    let (mut deaf, mut talks) = (connect(&socket), connect(&socket));
+    deaf.write_all(b"hear\n").expect("it is taken");
+    assert_eq!(line(&mut deaf), "1: heard");
+    let quiet = used(&host);
+    // More than a socket takes, in words that are short.
+    let word = format!("tell {}\n", "x".repeat(500));
+    for turn in 1..=560 {
+        talks.write_all(word.as_bytes()).expect("it is taken");
+        assert_eq!(line(&mut talks), format!("{turn}: 1"));
+    }
+    let counts = |what: &str| {
+        let began = Instant::now();
+        while used(&host) < quiet + 16_000.0 {
+            assert!(began.elapsed() < Duration::from_secs(60), "{what}: {} are counted, {quiet} before", used(&host));
+        }
+    };
+    counts("what waits for it");
+    host.home.run(&["service", "reload", "lines"], "");
+    counts("what the next code has of it");
 }
 
 #[test]

@@ -358,6 +358,13 @@ pub fn listeners(settings: &Settings) -> Result<Vec<ListenerSettings>, String> {
                 }
             };
             let read = section.read(service, name, grants).map_err(|why| at(&why))?;
+            let other_mode = |other: &&ListenerSettings| other.shares(&read.address) && other.mode != read.mode;
+            if let Some(other) = all.iter().find(other_mode) {
+                return Err(at(&format!(
+                    "mode: it is one socket with that of {}: say the same for both",
+                    other.place()
+                )));
+            }
             if let Some(why) = all.iter().find_map(|other| read.overlaps(other)) {
                 return Err(at(&why));
             }
@@ -567,6 +574,10 @@ mod tests {
             ("irc = { address = \"127.0.0.1:1\", tls = true, names = [\"a.org.\"] }", "no name of a host"),
             ("irc = { address = \"127.0.0.1:1\", tls = true, alpn = [\"\"] }", "no protocol's name"),
             ("irc = { address = \"127.0.0.1:1\", grace = \"for ever\" }", "grace"),
+            (
+                "irc = { address = \"unix:/run/x\", begins = [\"A\"] }\nother = { address = \"unix:/run/x\", mode = \"0660\" }",
+                "one socket with that of [service.chat.listen] irc",
+            ),
             ("irc = { address = \"unix:/run/x\", mode = \"rw\" }", "as for chmod"),
             ("irc = { address = \"unix:/run/x\", mode = \"0999\" }", "as for chmod"),
             ("irc = { address = \"unix:/run/x\", mode = \"4660\" }", "as for chmod"),

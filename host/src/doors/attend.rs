@@ -6,10 +6,12 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream as StdUnix;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use plugin_api::abi::frame::ToLibrary;
+use plugin_api::pace::Rates;
 use rustix::net::Shutdown;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
@@ -39,7 +41,7 @@ const RELAYED: usize = 64 << 10;
 const GREETING: Duration = Duration::from_secs(10);
 /// How long a stream is held that no service takes.
 const UNTAKEN: Duration = Duration::from_secs(15);
-/// How long the last bytes may take to their client, once the service has closed a stream.
+/// How long a service may take to let go of a stream that has ended.
 const LAST: Duration = Duration::from_secs(30);
 /// How long a service may take to hear that a login has ended, before the command that has ended it returns.
 const HEARS: Duration = Duration::from_secs(1);
@@ -69,10 +71,11 @@ impl Drop for Attended {
     }
 }
 
-/// A client's stream, and when the last byte came.
+/// A client's stream, when the last byte came, and how many have left.
 struct Watched<T> {
     inner: T,
     heard: watch::Sender<Instant>,
+    said: Arc<AtomicUsize>,
 }
 
 impl<T: AsyncRead + Unpin> AsyncRead for Watched<T> {
@@ -88,7 +91,11 @@ impl<T: AsyncRead + Unpin> AsyncRead for Watched<T> {
 
 impl<T: AsyncWrite + Unpin> AsyncWrite for Watched<T> {
     fn poll_write(mut self: Pin<&mut Self>, poll: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.inner).poll_write(poll, bytes)
+        let written = Pin::new(&mut self.inner).poll_write(poll, bytes);
+        if let Poll::Ready(Ok(count)) = written {
+            self.said.fetch_add(count, Ordering::Relaxed);
+        }
+        written
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, poll: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -132,7 +139,8 @@ fn relay<T: AsyncRead + AsyncWrite + Send + Unpin + 'static>(
     held.relayed(theirs.into(), greeted);
     held.mailbox.meter().add(Kept::Input, RELAYED);
     let (heard, mut hears) = watch::channel(Instant::now());
-    let (mut client, idle) = (Watched { inner: client, heard }, held.listening.settings.idle);
+    let said = Arc::clone(&held.said);
+    let (mut client, idle) = (Watched { inner: client, heard, said }, held.listening.settings.idle);
     Ok(Box::pin(async move {
         let silence = async {
             let Some(idle) = idle else { return std::future::pending().await };
@@ -290,8 +298,7 @@ async fn or_never<T>(pending: &mut Option<Pin<Box<dyn Future<Output = T> + Send 
 async fn close(doors: &Doors, held: &Arc<Held>, relay: Option<Relay>) {
     held.let_go();
     if let Some(relay) = relay {
-        // It may take no more.
-        return doors.while_hearing(held, tokio::time::timeout(LAST, relay)).await;
+        return doors.while_hearing(held, at_its_rate(held, doors.rates(held), relay)).await;
     }
     let client = held.client();
     if rustix::net::shutdown(&*client, Shutdown::Write).is_err() {
@@ -304,6 +311,20 @@ async fn close(doors: &Doors, held: &Arc<Held>, relay: Option<Relay>) {
         while matches!(socket.read(&mut bytes[..]).await, Ok(count) if count > 0) {}
     };
     doors.while_hearing(held, tokio::time::timeout(LINGER, drained)).await;
+}
+
+/// Waits until a relay has ended, for as long as its client reads what is left fast enough.
+async fn at_its_rate(held: &Held, rates: Rates, mut relay: Relay) {
+    let mut leaving = rates.leaving();
+    let mut said = held.said.load(Ordering::Relaxed);
+    leaving.begin(Instant::now());
+    while let Some(due) = leaving.due().filter(|due| *due > Instant::now()) {
+        if tokio::time::timeout_at(due, &mut relay).await.is_ok() {
+            return;
+        }
+        let now = held.said.load(Ordering::Relaxed);
+        leaving.moved(now - std::mem::replace(&mut said, now), Instant::now());
+    }
 }
 
 /// Has TLS spoken with the client, with the operator's certificate.
@@ -348,6 +369,11 @@ impl Doors {
                 None
             }
         }
+    }
+
+    /// How fast a stream's client has to be.
+    fn rates(&self, held: &Held) -> Rates {
+        held.listening.settings.rates(&self.limits.read())
     }
 
     /// Waits until `done` is ready, or until a notice ends the stream.

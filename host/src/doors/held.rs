@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 
 use parking_lot::Mutex;
 use plugin_api::abi::frame::ToLibrary;
@@ -87,6 +88,8 @@ pub(super) struct Held {
     pub(super) entry: Arc<SessionEntry>,
     client_tcp: bool,
     state: Mutex<State>,
+    /// How many bytes have gone to the client, where the host moves them.
+    pub(super) said: Arc<AtomicUsize>,
     /// Told when the service has closed it, or wants TLS.
     pub(super) told: Notify,
 }
@@ -107,6 +110,8 @@ struct State {
     carried: Option<Carried>,
     /// Since when nobody serves it.
     untaken: Instant,
+    /// What the service keeps for it, in bytes.
+    buffered: usize,
     /// What frames have named that no library has answered yet: nothing else may have these numbers.
     lent: VecDeque<Lent>,
     /// What the client was given to sign.
@@ -145,6 +150,7 @@ impl Held {
             changes: 0,
             carried: None,
             untaken: Instant::now(),
+            buffered: 0,
             lent: VecDeque::new(),
             challenge: None,
             waiting: Vec::new(),
@@ -154,8 +160,8 @@ impl Held {
             asking: false,
             start_tls: None,
         };
-        let (state, told) = (Mutex::new(state), Notify::new());
-        Arc::new(Self { number, listening, source, peer, place, mailbox, entry, client_tcp: tcp, state, told })
+        let (state, said, told) = (Mutex::new(state), Arc::default(), Notify::new());
+        Arc::new(Self { number, listening, source, peer, place, mailbox, entry, client_tcp: tcp, state, said, told })
     }
 
     /// The door, as the trail and lists have it.
@@ -235,6 +241,7 @@ impl Held {
         let Some(service) = state.service.clone().filter(|_| whole) else { return Offer::Gone };
         (state.owner, state.untaken) = (Owner::Offered(slot), Instant::now());
         // Whoever takes it says anew what is kept for it.
+        self.listening.has_less(std::mem::take(&mut state.buffered));
         self.mailbox.meter().set(Kept::Output, 0);
         state.lent.push_back(Lent { end: Arc::clone(&service), stream: true });
         let (login, identity, perspectives) = match &state.login {
@@ -377,18 +384,22 @@ impl Held {
         drop(unread);
     }
 
-    /// The generation that serves it keeps so many bytes for it. False: that is more than is there for whoever it is counted for.
+    /// The generation that serves it keeps so many bytes for it. False: that is more than is there for whoever it is counted for, or
+    /// for all clients of its listener.
     pub(super) fn buffered(&self, generation: u32, bytes: usize) -> bool {
-        let state = self.state.lock();
-        if !matches!(state.owner, Owner::Taken(_, by) if by == generation) {
+        let mut state = self.state.lock();
+        let serves = matches!(state.owner, Owner::Taken(_, by) if by == generation);
+        if !serves || state.closing || state.cut {
             return true;
         }
         let meter = self.mailbox.meter();
-        let more = bytes.saturating_sub(meter.untaken());
-        let admits = more == 0 || meter.admits(more);
-        if admits {
-            meter.set(Kept::Output, bytes);
-        }
+        let more = bytes.saturating_sub(state.buffered);
+        let admits = more == 0 || meter.admits(more) && self.listening.buffers(more);
+        // One that is let go takes no more from those who stay.
+        let less = if admits { state.buffered.saturating_sub(bytes) } else { state.buffered };
+        self.listening.has_less(less);
+        state.buffered = if admits { bytes } else { 0 };
+        meter.set(Kept::Output, state.buffered);
         admits
     }
 
@@ -527,6 +538,7 @@ impl Held {
         let mut state = self.state.lock();
         state.service = None;
         (state.closing, state.ended) = (true, true);
+        self.listening.has_less(std::mem::take(&mut state.buffered));
         let login = state.login.take();
         let waiting = std::mem::take(&mut state.waiting);
         drop(state);

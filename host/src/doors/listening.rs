@@ -4,6 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -19,6 +20,8 @@ use crate::login_gate::network;
 use crate::multiservice::SlotNo;
 use crate::successor::{Inherited, Open, Wanted};
 
+/// Permissions of a Unix socket of which nothing is said: its folder says who may come.
+const ANYBODY: u32 = 0o666;
 /// How many streams wait by a listener for a service to take them.
 const HELD: usize = 256;
 
@@ -51,6 +54,10 @@ pub(super) struct Listening {
     /// What TLS is spoken with, once it is.
     pub(super) tls: OnceLock<Arc<ServerConfig>>,
     sources: Mutex<Sources>,
+    /// What its service keeps for its clients, in bytes.
+    buffered: AtomicUsize,
+    /// The most of it.
+    most: AtomicUsize,
     waiting: Mutex<Waiting>,
     /// Its place among the host's own listeners. `None`: it is a service's.
     pub(super) of_host: Option<usize>,
@@ -93,8 +100,8 @@ impl Listening {
             (Some(Open::Tcp(listener)), _) => Bound::Tcp(listener),
             (Some(Open::Unix(listener)), address) => {
                 // The host before this one may have let others in.
-                if let (Address::Unix(path), Some(mode)) = (address, settings.mode) {
-                    permit(path, mode).map_err(|error| at(&error))?;
+                if let Address::Unix(path) = address {
+                    permit(path, settings.mode.unwrap_or(ANYBODY)).map_err(|error| at(&error))?;
                 }
                 Bound::Unix(listener)
             }
@@ -122,7 +129,8 @@ impl Listening {
 
     fn on(socket: Arc<Bound>, settings: ListenerSettings, of_host: Option<usize>) -> Arc<Self> {
         let (sources, waiting, tls) = (Mutex::default(), Mutex::default(), OnceLock::new());
-        Arc::new(Self { settings, socket, tls, sources, waiting, of_host })
+        let (buffered, most) = (AtomicUsize::new(0), AtomicUsize::new(usize::MAX));
+        Arc::new(Self { settings, socket, tls, sources, buffered, most, waiting, of_host })
     }
 
     /// Its socket, for whoever serves it next, with its name.
@@ -237,6 +245,23 @@ impl Listening {
         }
     }
 
+    /// So many bytes more are kept for its clients by its service, if these are not too many.
+    pub(super) fn buffers(&self, more: usize) -> bool {
+        let most = self.most.load(Ordering::Relaxed);
+        let add = |before: usize| before.checked_add(more).filter(|all| *all <= most);
+        self.buffered.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add).is_ok()
+    }
+
+    /// So many bytes less.
+    pub(super) fn has_less(&self, less: usize) {
+        self.buffered.fetch_sub(less, Ordering::Relaxed);
+    }
+
+    /// The most that may be kept for its clients, in bytes.
+    pub(super) fn set_most(&self, most: usize) {
+        self.most.store(most, Ordering::Relaxed);
+    }
+
     /// A place for one more, if there is one.
     pub(super) fn admit(&self, source: IpAddr, known: bool, proxy: bool) -> Option<Place> {
         let waiting = self.waiting.lock();
@@ -292,7 +317,7 @@ fn bind_unix(path: &Path, mode: Option<u32>) -> std::io::Result<std::os::unix::n
     let socket = socket2::Socket::new(socket2::Domain::UNIX, socket2::Type::STREAM.cloexec(), None)?;
     socket.bind(&socket2::SockAddr::unix(path)?)?;
     // Before anybody can connect. Where nothing is said, the folder that it is in says who may.
-    permit(path, mode.unwrap_or(0o666))?;
+    permit(path, mode.unwrap_or(ANYBODY))?;
     socket.listen(i32::MAX)?;
     Ok(socket.into())
 }

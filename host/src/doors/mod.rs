@@ -206,6 +206,7 @@ impl Doors {
         (within, listener): (&Endpoint, &Listener),
         entrances: Vec<Entrance>,
     ) -> std::io::Result<()> {
+        self.share_memory(&self.limits.read());
         // They are opened once.
         let _ = self.within.set(within.ways(listener));
         let _ = self.entrances.set(entrances);
@@ -234,6 +235,12 @@ impl Doors {
     /// Other limits from now on.
     pub fn set_limits(&self, limits: Limits) {
         *self.limits.write() = limits;
+        self.share_memory(&limits);
+    }
+
+    /// What a service says that it keeps for the clients of one listener is a quarter of the memory at most: it may say anything.
+    fn share_memory(&self, limits: &Limits) {
+        self.listeners.iter().for_each(|listening| listening.set_most(limits.memory / 4));
     }
 
     /// Where these settings say something else than what is open: "[service.chat.listen] irc".

@@ -108,6 +108,7 @@ fn begin<D: Door>(core: &Rc<Core>, context: &Context<D::Service>, taken: Taken) 
             None
         }
     };
+    transport.set_input(input.len());
     let line = Rc::new(Line {
         door: RefCell::new(door),
         input: RefCell::new(input),
@@ -170,8 +171,10 @@ impl<D: Door> Line<D> {
             let Some(core) = self.core.upgrade() else { return };
             core.doors.resumed().await;
         }
-        // What came with it.
-        let mut served = self.serve(None, 0).await;
+        // What came with it, in a turn of its own.
+        let nothing = self.input.borrow().is_empty();
+        let turn = if nothing { None } else { self.turn().await };
+        let mut served = self.serve(turn, 0).await;
         while served.is_ok() && self.transport.ending() == Ending::No && !self.is_handed_on(number) {
             served = match self.come().await {
                 (Came::Bytes(turn), count) => {
@@ -207,12 +210,9 @@ impl<D: Door> Line<D> {
         }
     }
 
-    /// Waits until what was written has left: without that a client would miss the last words.
+    /// Waits until what was written has left, or the client does not read it: without that it would miss the last words.
     async fn drain(&self) {
-        let Some(cell) = self.transport.stream() else { return };
-        let ended = self.transport.until_over();
-        let _ = tokio::time::timeout(2 * cell.rates.stalled, ended).await;
-        self.transport.end();
+        self.transport.until_over().await;
     }
 
     /// Waits for bytes, and takes them in: what came, and how many bytes.
@@ -220,7 +220,7 @@ impl<D: Door> Line<D> {
         let Some(socket) = self.transport.socket() else { return (Came::End, 0) };
         let held_back = tokio::time::Instant::now();
         if self.transport.is_full() {
-            self.unless_ended(self.transport.until_room()).await;
+            self.unless_ended(self.transport.room()).await;
         }
         let due = {
             let mut coming = self.coming.borrow_mut();
@@ -252,12 +252,9 @@ impl<D: Door> Line<D> {
 
     /// There may be bytes: takes them in, when it is its turn.
     async fn take_in(&self, socket: &Socket) -> (Came, usize) {
-        let (owner, stranger) = self.owner();
-        let Some(core) = self.core.upgrade() else { return (Came::End, 0) };
-        let queue = Rc::clone(&core.doors.queue);
-        drop(core);
+        let (_, stranger) = self.owner();
         let waits = tokio::time::Instant::now();
-        let Some(Some(turn)) = self.unless_ended(queue.turn(&owner)).await else { return (Came::End, 0) };
+        let Some(Some(turn)) = self.unless_ended(self.turn()).await else { return (Came::End, 0) };
         self.coming.borrow_mut().pause(waits.elapsed());
         let room = if stranger { turn.room().min(READ_BEFORE) } else { turn.room() };
         match self.input.borrow_mut().fill(room, |room| socket.try_read(room)) {
@@ -266,6 +263,12 @@ impl<D: Door> Line<D> {
             Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => (Came::Nothing, 0),
             Err(_) => (Came::End, 0),
         }
+    }
+
+    /// Waits for a turn of its owner's. `None`: the service has ended.
+    async fn turn(&self) -> Option<Turn> {
+        let queue = self.core.upgrade().map(|core| Rc::clone(&core.doors.queue))?;
+        queue.turn(&self.owner().0).await
     }
 
     /// Waits for something. `None`: the connection has ended, or is about to.
@@ -284,8 +287,8 @@ impl<D: Door> Line<D> {
         let login = self.transport.login();
         let stranger = !D::PUBLIC && login.is_none();
         match login {
-            Some(login) if !owner.1 || owner.0.strip_prefix('=') != Some(login.identity()) => {
-                *owner = (format!("={}", login.identity()).into(), true);
+            Some(login) if !owner.1 || owner.0.strip_prefix('!') != Some(login.identity()) => {
+                *owner = (format!("!{}", login.identity()).into(), true);
             }
             None if owner.1 || owner.0.is_empty() => *owner = (source(self.transport.peer().address()).into(), false),
             _ => {}
@@ -338,32 +341,35 @@ impl<D: Door> Line<D> {
         Ok(())
     }
 
-    /// Polls what a door does with what has come, and has its owner charged. The turn is over when it waits for something.
+    /// Polls what a door does with what has come, each time in a turn of its owner's, who is charged for it. Between them it waits
+    /// for something.
     async fn charged(
         &self,
-        mut turn: Option<Turn>,
+        turn: Option<Turn>,
         count: usize,
         mut received: Pin<&mut impl Future<Output = Result<()>>>,
     ) -> Result<()> {
-        let queue = self.core.upgrade().map(|core| Rc::clone(&core.doors.queue));
-        let (owner, mut cost, mut all) = (Rc::clone(&self.owner.borrow().0), Duration::ZERO, 0);
-        let served = poll_fn(|poll| {
+        let (mut turn, mut wanted) = (turn, None);
+        let (mut cost, mut all) = (Duration::ZERO, 0);
+        poll_fn(|poll| {
+            if turn.is_none() {
+                // Whatever it has waited for may be there.
+                let wanted = wanted.get_or_insert_with(|| Box::pin(self.turn()));
+                let Poll::Ready(given) = wanted.as_mut().poll(poll) else { return Poll::Pending };
+                turn = given;
+            }
+            wanted = None;
             let (began, written) = (Instant::now(), self.written());
             let polled = catch_unwind(AssertUnwindSafe(|| received.as_mut().poll(poll)));
             let (time, bytes) = (began.elapsed(), self.written().wrapping_sub(written));
             (cost, all) = (cost + time, all + bytes);
-            match (turn.take(), &queue) {
-                (Some(turn), _) => turn.charge(time, bytes),
-                (None, Some(queue)) => queue.charge(&owner, time, bytes),
-                (None, None) => {}
+            if let Some(turn) = turn.take() {
+                turn.charge(time, bytes);
+                turn.learn(count, cost, all);
             }
             polled.unwrap_or_else(|_| Poll::Ready(Err(Fault::panicked("a door"))))
         })
-        .await;
-        if let Some(queue) = queue {
-            queue.learn(&owner, count, cost, all);
-        }
-        served
+        .await
     }
 
     fn written(&self) -> u64 {

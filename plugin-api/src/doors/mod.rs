@@ -117,7 +117,7 @@ pub trait Door: Sized + 'static {
     /// listener): what is left in the input counts as one. A door for what people type byte by byte takes each byte out.
     const LONGEST: usize = 64 << 10;
     /// The most bytes that wait for the client to read them: one that does not is let go. Once half of it waits, nothing is
-    /// read of the client until all of it has left. What waits is counted in the host's memory, for whoever has logged in: beyond their share of that, too, they are
+    /// read of the client until most of it has left. What waits is counted in the host's memory, for whoever has logged in: beyond their share of that, too, they are
     /// let go.
     const UNREAD: usize = 256 << 10;
     /// After so long without a byte from the client, [`idle`](Door::idle) is called.

@@ -61,18 +61,6 @@ impl Queue {
         turn.await.ok()
     }
 
-    /// An owner has cost so much time, and so many bytes were written.
-    pub(super) fn charge(&self, owner: &str, time: Duration, bytes: u64) {
-        self.turns.borrow_mut().charge(owner, nanos(time).saturating_add(bytes).max(LEAST_COST));
-    }
-
-    /// So many bytes of an owner's have cost so much time, and so many bytes were written: so much less, or more, is read in its
-    /// next turn.
-    pub(super) fn learn(&self, owner: &str, bytes: usize, time: Duration, written: u64) {
-        let cost = nanos(time).saturating_add(written.saturating_mul(WRITTEN_COST));
-        self.turns.borrow_mut().learn(owner, bytes, cost);
-    }
-
     fn give(self: &Rc<Self>) {
         let next = || self.turns.borrow_mut().next();
         while let Some(Waiting { owner, given }) = next() {
@@ -98,7 +86,14 @@ impl Turn {
 
     /// It has cost so much time, and so many bytes were written.
     pub(super) fn charge(&self, time: Duration, bytes: u64) {
-        self.queue.charge(&self.owner, time, bytes);
+        self.queue.turns.borrow_mut().charge(&self.owner, nanos(time).saturating_add(bytes).max(LEAST_COST));
+    }
+
+    /// So many bytes of the owner's have cost so much time, and so many bytes were written: so much less, or more, is read in its
+    /// next turn.
+    pub(super) fn learn(&self, bytes: usize, time: Duration, written: u64) {
+        let cost = nanos(time).saturating_add(written.saturating_mul(WRITTEN_COST));
+        self.queue.turns.borrow_mut().learn(&self.owner, bytes, cost);
     }
 }
 

@@ -55,6 +55,22 @@ impl Peer {
     }
 
     /// Where it is, for a person to read: `127.0.0.1:50022`.
+    ///
+    /// ```
+    /// # use plugin_api::Peer;
+    /// /// What a log says of who is there.
+    /// fn described(peer: &Peer) -> String {
+    ///     let how = match (peer.is_tls(), peer.can_start_tls()) {
+    ///         (true, _) => format!("TLS for {}", peer.asked_for().unwrap_or("no name")),
+    ///         (false, true) => "in the clear until STARTTLS".to_owned(),
+    ///         (false, false) => "in the clear".to_owned(),
+    ///     };
+    ///     let passed_on = if peer.is_proxy() { ", a proxy" } else { "" };
+    ///     format!("{} by {} ({how}{passed_on})", peer.address(), peer.listener())
+    /// }
+    ///
+    /// assert_eq!(described(&Peer::default()), " by  (in the clear)");
+    /// ```
     #[must_use]
     pub fn address(&self) -> &str {
         &self.address
@@ -215,11 +231,6 @@ impl StreamCell {
             self.buffered.store(bytes, Ordering::Relaxed);
             ToHost::Buffered { stream: self.number, bytes: u64::try_from(bytes).unwrap_or(u64::MAX) }
         })
-    }
-
-    /// Whether the host counts anything for it.
-    pub(super) fn is_counted(&self) -> bool {
-        self.buffered.load(Ordering::Relaxed) > 0
     }
 
     pub(super) fn peer(&self) -> Peer {
@@ -480,6 +491,22 @@ impl Stream {
     ///
     /// # Errors
     /// When the operator has given no certificate, or the client does not speak TLS.
+    ///
+    /// ```no_run
+    /// # use plugin_api::Stream;
+    /// # use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    /// # async fn greet(mut stream: Stream) -> plugin_api::Result<Stream> {
+    /// let mut word = [0; 10];
+    /// stream.read_exact(&mut word).await?;
+    /// if &word == b"STARTTLS\r\n" && stream.peer().can_start_tls() {
+    ///     stream.write_all(b"OK\r\n").await?;
+    ///     stream = stream.start_tls().await?;
+    /// }
+    /// // Who has logged in by it, once somebody has.
+    /// let who = stream.client().login().or(stream.login());
+    /// stream.write_all(who.map_or("nobody", |_| "somebody").as_bytes()).await?;
+    /// # Ok(stream) }
+    /// ```
     pub async fn start_tls(mut self) -> Result<Self> {
         self.socket = Committed::new(self.cell.start_tls().await?);
         Ok(self)

@@ -1,11 +1,8 @@
 //! The way out of a connection that a [`Door`](super::Door) drives.
 
 use std::cell::{Cell, RefCell};
-use std::future::poll_fn;
-use std::pin::pin;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
-use std::task::Poll;
 
 use bytes::{Buf, BytesMut};
 use tokio::sync::Notify;
@@ -55,7 +52,7 @@ pub(super) struct Way {
     ending: Cell<Ending>,
     /// Told when there is something to write, or it is to end.
     work: Notify,
-    /// Told when all is written, and when it ends.
+    /// Told when all is written, or nearly all, and when it ends.
     flushed: Notify,
     /// Told when it ends.
     ended: Notify,
@@ -129,10 +126,7 @@ impl Transport {
         core.doors.count_unread(bytes.len(), 0);
         self.0.output.borrow_mut().extend_from_slice(bytes);
         self.0.work.notify_one();
-        // What leaves at once is not told of.
-        if self.stream().is_some_and(|cell| cell.is_counted()) {
-            self.count(core);
-        }
+        self.count(core);
     }
 
     /// So much has come, and was not taken.
@@ -151,9 +145,9 @@ impl Transport {
         }
     }
 
-    /// If half of what may wait for the client ([`UNREAD`](super::Door::UNREAD)) waits, waits until all of it has left; or until the
-    /// connection ends, or the code is replaced ([`Context::is_replaced`](crate::Context::is_replaced)). For a door that answers much:
-    /// it writes a part, and waits.
+    /// If half of what may wait for the client ([`UNREAD`](super::Door::UNREAD)) waits, waits until most of it has left, or the
+    /// connection ends. For a door that answers much: it writes a part, and waits. The code may be replaced meanwhile
+    /// ([`Context::is_replaced`](crate::Context::is_replaced)).
     ///
     /// ```
     /// # use plugin_api::prelude::*;
@@ -166,24 +160,18 @@ impl Transport {
     /// # }
     /// ```
     pub async fn room(&self) {
-        let Some(core) = self.0.core.upgrade().filter(|core| !core.retired.get()) else { return };
-        let (mut room, mut replaced) = (pin!(self.until_room()), pin!(core.doors.replaced()));
-        poll_fn(|poll| match room.as_mut().poll(poll) {
-            Poll::Ready(()) => Poll::Ready(()),
-            Poll::Pending => replaced.as_mut().poll(poll),
-        })
-        .await;
-    }
-
-    /// The same, whoever serves.
-    pub(super) async fn until_room(&self) {
         let full = self.is_full();
-        while full && !self.0.output.borrow().is_empty() && self.0.ending.get() != Ending::Over {
+        while full && self.0.output.borrow().len() > self.little() && self.0.ending.get() != Ending::Over {
             self.0.flushed.notified().await;
         }
     }
 
-    /// Whether that would wait.
+    /// So much may still wait when there is room again.
+    fn little(&self) -> usize {
+        self.0.most / 64
+    }
+
+    /// Whether [`room`](Transport::room) would wait.
     pub(super) fn is_full(&self) -> bool {
         self.0.output.borrow().len() > self.0.most / 2
     }
@@ -229,6 +217,28 @@ impl Transport {
     ///
     /// # Errors
     /// When the operator has given no certificate, or the client does not speak TLS.
+    ///
+    /// ```no_run
+    /// # use plugin_api::prelude::*;
+    /// # use plugin_api::{Input, Transport};
+    /// # async fn served(transport: &Transport, input: &mut Input) -> Result<()> {
+    /// while let Some(line) = input.line().filter(|_| !transport.is_closed()) {
+    ///     match line.as_str() {
+    ///         // Whatever follows it was not sent by TLS.
+    ///         "STARTTLS" if !input.is_empty() => return Err(Fault::value("more than STARTTLS")),
+    ///         "STARTTLS" => {
+    ///             transport.write(b"OK\r\n");
+    ///             transport.start_tls().await?;
+    ///         }
+    ///         "QUIT" => transport.close(),
+    ///         _ => {
+    ///             let who = transport.login().map_or("nobody".to_owned(), |login| login.identity().to_owned());
+    ///             transport.write(format!("{who} at {}\r\n", transport.peer().address()).as_bytes());
+    ///         }
+    ///     }
+    /// }
+    /// # Ok(()) }
+    /// ```
     pub async fn start_tls(&self) -> Result<()> {
         while !self.0.output.borrow().is_empty() {
             if self.0.ending.get() == Ending::Over {
@@ -344,15 +354,10 @@ impl Transport {
             Ok(sent) => {
                 self.has_left(sent);
                 core.doors.count_unread(0, sent);
-                if self.stream().is_some_and(|cell| cell.is_counted()) {
-                    self.count(&core);
-                }
-                Ok(())
-            }
-            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
                 self.count(&core);
                 Ok(())
             }
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => Ok(()),
             Err(error) => Err(error),
         }
     }
@@ -360,14 +365,17 @@ impl Transport {
     /// So many bytes were written.
     fn has_left(&self, sent: usize) {
         let (mut output, mut leaving) = (self.0.output.borrow_mut(), self.0.leaving.borrow_mut());
+        let (before, little) = (output.len(), self.little());
         output.advance(sent);
         if output.is_empty() {
             // A connection at rest keeps nothing.
             *output = BytesMut::new();
             leaving.rest();
-            self.0.flushed.notify_waiters();
         } else {
             leaving.moved(sent, Instant::now());
+        }
+        if output.is_empty() || before > little && output.len() <= little {
+            self.0.flushed.notify_waiters();
         }
     }
 }

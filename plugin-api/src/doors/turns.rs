@@ -1,8 +1,8 @@
 //! Whose turn it is, of all who wait to be served by a service's doors: whoever has cost least. Reads no clock.
 //!
 //! Each owner (an identity, or the address of clients that have not logged in) has a clock, which runs on by what it costs; the one
-//! that is furthest behind is next, and who comes anew starts with those that are there (start-time fair queueing, as the host has
-//! it for calls). Connections of one owner wait in one line.
+//! that is furthest behind is next (fair queueing, as the host has it for calls). Who comes anew starts where all would be, had they
+//! shared what was done: so those who come one after the other do not keep those waiting who are here. Connections of one owner wait in one line.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 
@@ -15,25 +15,20 @@ struct Line<T> {
     waiting: VecDeque<T>,
     /// What it has cost, in nanoseconds, as it were.
     clock: u64,
-    /// How much of its clients' is read in one turn, in bytes.
-    room: usize,
+    /// What one of its bytes costs, in nanoseconds.
+    byte_cost: u64,
 }
 
-/// How much is read in one turn, in bytes: at first, at least, and at most.
-const FIRST: usize = 256;
+/// How much is read in one turn, in bytes: at least, and at most. A turn runs to its end whatever it costs, so it has to be little that
+/// somebody can make dear without a warning.
 const LEAST: usize = 64;
-const MOST: usize = 16 << 10;
-/// What a turn is to cost, in nanoseconds: so much is read as costs that, as far as can be told from what has come before.
+const MOST: usize = 2 << 10;
+/// What a turn is to cost, in nanoseconds: so much is read as costs that, by what bytes have cost before.
 const TURN_COST: u64 = 500_000;
-
-/// How much to read in the next turn, after so many bytes have cost so many nanoseconds in one with so much room.
-fn next_room(room: usize, bytes: usize, cost: u64) -> usize {
-    if bytes == 0 {
-        return room;
-    }
-    let fits = u128::from(TURN_COST) * bytes as u128 / u128::from(cost.max(1));
-    usize::try_from(fits).unwrap_or(MOST).min(2 * room).clamp(LEAST, MOST)
-}
+/// So much an owner who costs little is ahead of the others at most, in nanoseconds.
+const CREDIT: u64 = 20_000_000;
+/// What a byte is taken to cost of which nothing is known, in nanoseconds.
+const FIRST_COST: u64 = 2000;
 
 /// Who waits for a turn; `T` is what one is told by.
 #[derive(Debug)]
@@ -41,7 +36,7 @@ pub(super) struct Turns<T> {
     lines: HashMap<String, Line<T>>,
     /// Those in which somebody waits, by their clocks.
     ready: BTreeSet<(u64, String)>,
-    /// The clock of the owner who was served last; and of the one who is furthest ahead.
+    /// Where those start who come: it runs on by what is done, shared by all who wait. And the clock that is furthest ahead.
     clock: u64,
     furthest: u64,
     /// With so many lines, those that need not be remembered are looked for.
@@ -64,22 +59,22 @@ impl<T> Turns<T> {
         }
         self.sweep();
         let clock = self.clock;
-        let line = match self.lines.get_mut(owner) {
-            Some(line) => line,
-            None => self.lines.entry(owner.to_owned()).or_insert(Line { waiting: VecDeque::new(), clock, room: FIRST }),
-        };
-        if line.waiting.is_empty() {
-            // Who was away does not come back with what it has saved up.
-            line.clock = line.clock.max(clock);
-            self.ready.insert((line.clock, owner.to_owned()));
-        }
+        let line = self.line(owner);
+        let joins = line.waiting.is_empty().then(|| {
+            // Who was away does not come back with all that it has saved up.
+            line.clock = line.clock.max(clock.saturating_sub(CREDIT));
+            line.clock
+        });
         line.waiting.push_back(one);
+        if let Some(clock) = joins {
+            self.ready.insert((clock, owner.to_owned()));
+        }
     }
 
     /// Whose turn it is.
     pub(super) fn next(&mut self) -> Option<T> {
         let (clock, owner) = self.ready.pop_first()?;
-        self.clock = clock;
+        self.clock = self.clock.max(clock);
         self.furthest = self.furthest.max(clock);
         let line = self.lines.get_mut(&owner)?;
         let one = line.waiting.pop_front();
@@ -91,28 +86,45 @@ impl<T> Turns<T> {
 
     /// An owner has cost so much, in nanoseconds.
     pub(super) fn charge(&mut self, owner: &str, cost: u64) {
-        let Some(line) = self.lines.get_mut(owner) else { return };
+        let line = self.line(owner);
         let before = line.clock;
         line.clock = before.saturating_add(cost);
-        self.furthest = self.furthest.max(line.clock);
-        if !line.waiting.is_empty() {
+        let (clock, waits) = (line.clock, !line.waiting.is_empty());
+        self.furthest = self.furthest.max(clock);
+        if waits {
             let mut place = (before, owner.to_owned());
             self.ready.remove(&place);
-            place.0 = line.clock;
+            place.0 = clock;
             self.ready.insert(place);
         }
+        // Those who come one after the other, each for the first time, do not keep those waiting who are here.
+        self.clock = self.clock.saturating_add(cost / (self.ready.len() as u64 + 1));
     }
 
     /// How much of an owner's is read in its next turn, in bytes.
     pub(super) fn room(&self, owner: &str) -> usize {
-        self.lines.get(owner).map_or(FIRST, |line| line.room)
+        let byte_cost = self.lines.get(owner).map_or(FIRST_COST, |line| line.byte_cost);
+        usize::try_from(TURN_COST / byte_cost.max(1)).unwrap_or(MOST).clamp(LEAST, MOST)
     }
 
     /// So many bytes of an owner's have cost so many nanoseconds.
     pub(super) fn learn(&mut self, owner: &str, bytes: usize, cost: u64) {
-        if let Some(line) = self.lines.get_mut(owner) {
-            line.room = next_room(line.room, bytes, cost);
+        if bytes == 0 {
+            return;
         }
+        let (each, line) = (cost / bytes as u64, self.line(owner));
+        // Quick to rise, slow to fall.
+        line.byte_cost = if each > line.byte_cost { each } else { line.byte_cost - (line.byte_cost - each) / 8 };
+    }
+
+    /// The line of an owner's: what is done for one is counted, though it was forgotten meanwhile.
+    fn line(&mut self, owner: &str) -> &mut Line<T> {
+        let clock = self.clock;
+        self.lines.entry(owner.to_owned()).or_insert_with(|| Line {
+            waiting: VecDeque::new(),
+            clock,
+            byte_cost: FIRST_COST,
+        })
     }
 
     /// Forgets those whose clocks say nothing any more: who comes anew has as much.
@@ -179,21 +191,51 @@ mod tests {
 
     #[test]
     fn so_much_is_read_as_costs_a_turn() {
-        let mut turns = Turns::default();
-        turns.wait("alice", ());
-        let mut after = |cost_of_byte: u64| {
-            for _ in 0..20 {
+        let mut turns = Turns::<()>::default();
+        assert_eq!(turns.room("alice"), 250);
+        let mut after = |cost_of_byte: u64, count: usize| {
+            for _ in 0..count {
                 let bytes = turns.room("alice");
                 turns.learn("alice", bytes, bytes as u64 * cost_of_byte);
             }
             turns.room("alice")
         };
-        assert_eq!(after(1), MOST);
-        assert_eq!(after(1000), 500);
-        assert_eq!(after(50_000), LEAST, "a millisecond for each line of twenty bytes");
-        assert_eq!(after(10), MOST);
-        assert_eq!(turns.room("bob"), FIRST);
-        assert_eq!(next_room(FIRST, 0, 1_000_000), FIRST, "nothing has come");
+        assert_eq!(after(1, 100), MOST);
+        assert_eq!(after(1000, 1), 500);
+        assert_eq!(after(50_000, 1), LEAST, "a millisecond for each line of twenty bytes");
+        assert!(after(1, 10) < 64 * 3, "who was dear is not soon forgotten to have been");
+        assert_eq!(after(1, 100), MOST);
+        turns.learn("alice", 0, 1_000_000);
+        assert_eq!(turns.room("alice"), MOST, "nothing has come");
+    }
+
+    #[test]
+    fn who_is_here_is_served_though_others_come_for_the_first_time_one_after_the_other() {
+        let mut turns = Turns::default();
+        turns.wait("alice", "alice".to_owned());
+        turns.wait("new-0", "new-0".to_owned());
+        let mut alice = 0;
+        for number in 1..=1000 {
+            let one = turns.next().unwrap();
+            turns.charge(&one, 1000);
+            if one == "alice" {
+                alice += 1;
+                turns.wait("alice", one);
+            } else {
+                turns.wait(&format!("new-{number}"), format!("new-{number}"));
+            }
+        }
+        assert!((400..=600).contains(&alice), "alice was served {alice} times of 1000");
+    }
+
+    #[test]
+    fn what_is_done_for_one_who_was_forgotten_is_counted() {
+        let mut turns = Turns::default();
+        turns.wait("carol", "carol");
+        turns.charge("alice", 1_000_000);
+        turns.wait("bob", "bob");
+        turns.wait("alice", "alice");
+        assert_eq!([turns.next(), turns.next(), turns.next()], [Some("carol"), Some("bob"), Some("alice")]);
     }
 
     #[test]

@@ -143,18 +143,79 @@ struct Tracked {
     leaving: Pace,
     /// Until when one is waited for that reads too little.
     stalled: Option<Pin<Box<tokio::time::Sleep>>>,
+    coming: Coming,
+}
+
+/// A request on its way: its head, or the body that its page reads.
+struct Coming {
+    pace: Pace,
+    /// How many requests had begun when this was looked at last.
+    begun: usize,
+    /// Whether a part of a head is there.
+    head: bool,
+    /// Since when nobody has asked for more: that is not the client's time.
+    unasked: Option<Instant>,
+    /// Until when more is waited for.
+    late: Option<Pin<Box<tokio::time::Sleep>>>,
+}
+
+impl Coming {
+    /// Somebody asks for more.
+    fn asked(&mut self, progress: &Progress, now: Instant) {
+        if let Some(since) = self.unasked.take() {
+            self.pace.pause(now - since);
+        }
+        let begun = progress.begun.load(Relaxed);
+        if std::mem::replace(&mut self.begun, begun) != begun {
+            // What comes from here on is a body, or the next.
+            self.head = false;
+            self.pace.rest();
+        }
+    }
+
+    /// So many bytes have come.
+    fn came(&mut self, progress: &Progress, bytes: usize, now: Instant) {
+        self.head |= !progress.unread.load(Relaxed);
+        self.pace.begin(now);
+        self.pace.moved(bytes, now);
+        (self.unasked, self.late) = (Some(now), None);
+    }
+
+    /// Nothing is there. Ready: it is too late for a request that has begun to come.
+    fn is_late(&mut self, progress: &Progress, now: Instant, poll: &mut Poller<'_>) -> Poll<()> {
+        if !self.head && !progress.unread.load(Relaxed) {
+            self.pace.rest();
+            self.late = None;
+            return Poll::Pending;
+        }
+        self.pace.begin(now);
+        let due = self.pace.due().unwrap_or(now);
+        self.late.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(due))).as_mut().poll(poll)
+    }
 }
 
 impl Tracked {
     fn new(stream: Stream, progress: Arc<Progress>) -> Self {
-        let leaving = stream.rates().leaving();
-        Self { stream, progress, leaving, stalled: None }
+        let (leaving, pace) = (stream.rates().leaving(), stream.rates().coming());
+        let coming = Coming { pace, begun: 0, head: false, unasked: None, late: None };
+        Self { stream, progress, leaving, stalled: None, coming }
     }
 }
 
 impl AsyncRead for Tracked {
     fn poll_read(mut self: Pin<&mut Self>, poll: &mut Poller<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(poll, buffer)
+        let Self { stream, progress, coming, .. } = &mut *self;
+        let (before, now) = (buffer.filled().len(), Instant::now());
+        coming.asked(progress, now);
+        let read = Pin::new(stream).poll_read(poll, buffer);
+        match read {
+            Poll::Ready(_) => coming.came(progress, buffer.filled().len() - before, now),
+            Poll::Pending if coming.is_late(progress, now, poll).is_ready() => {
+                return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+            }
+            Poll::Pending => {}
+        }
+        read
     }
 }
 
