@@ -111,6 +111,23 @@ impl Call {
     }
 
     /// Whether the client has gone meanwhile. The call runs to its end all the same.
+    ///
+    /// ```
+    /// # use plugin_api::prelude::*;
+    /// # #[derive(Default)]
+    /// # struct Library;
+    /// # #[perspective]
+    /// # impl Library {
+    /// /// Looks at everything, unless nobody waits for it any more.
+    /// async fn search(_me: Handle<Self>, call: Call) -> Result<u32> {
+    ///     let mut found = 0;
+    ///     for shelf in (0..1000).take_while(|_| !call.is_gone()) {
+    ///         found += plugin_api::blocking(move || shelf % 7).await?;
+    ///     }
+    ///     Ok(found)
+    /// }
+    /// # }
+    /// ```
     #[must_use]
     pub fn is_gone(&self) -> bool {
         self.shared.gone.get()
@@ -426,6 +443,34 @@ impl Attachment {
 
     /// Whether nobody has logged in: the operator lets everybody in here, as `[pb] anonymous` or by a name of
     /// `[pb.names]`. Its [`identity`](Attachment::identity) is empty.
+    ///
+    /// ```
+    /// # use plugin_api::prelude::*;
+    /// # use plugin_api::testing::TestHost;
+    /// # #[derive(Default)]
+    /// # struct Room;
+    /// # #[service("room", save = "never")]
+    /// # impl Service for Room {
+    /// #     type Perspective = Guest;
+    /// # }
+    /// # #[derive(Default)]
+    /// # struct Guest;
+    /// #[perspective]
+    /// impl Guest {
+    ///     fn say(&self, call: &Call, text: String) -> Result<String> {
+    ///         if call.attachment().is_anonymous() {
+    ///             return Err(Fault::unauthorized("only who has logged in may say something"));
+    ///         }
+    ///         Ok(text)
+    ///     }
+    /// }
+    ///
+    /// let host = TestHost::<Room>::start()?;
+    /// let refused = host.attach_anonymous("guest")?.call::<String>("say", ("hello",)).unwrap_err();
+    /// assert!(refused.is("twisted.cred.error.Unauthorized"));
+    /// assert_eq!(host.attach("alice")?.call::<String>("say", ("hello",))?, "hello");
+    /// # Ok::<(), Fault>(())
+    /// ```
     #[must_use]
     pub fn is_anonymous(&self) -> bool {
         self.shared.identity.is_empty()

@@ -95,6 +95,32 @@ impl<S: Service> Context<S> {
     }
 
     /// The perspectives that clients are attached to, by name, in no order.
+    ///
+    /// ```
+    /// # use plugin_api::prelude::*;
+    /// # use plugin_api::testing::TestHost;
+    /// # #[derive(Default)]
+    /// # struct Room;
+    /// # #[service("room", save = "never")]
+    /// # impl Service for Room {
+    /// #     type Perspective = Guest;
+    /// # }
+    /// # #[derive(Default)]
+    /// # struct Guest;
+    /// #[perspective]
+    /// impl Guest {
+    ///     fn who(&self, context: &Context<Room>) -> Vec<String> {
+    ///         let mut names: Vec<String> = context.attached().into_iter().map(|(name, _)| name).collect();
+    ///         names.sort();
+    ///         names
+    ///     }
+    /// }
+    ///
+    /// let host = TestHost::<Room>::start()?;
+    /// let (alice, _bob) = (host.attach("alice")?, host.attach("bob")?);
+    /// assert_eq!(alice.call::<Vec<String>>("who", ())?, ["alice", "bob"]);
+    /// # Ok::<(), Fault>(())
+    /// ```
     #[must_use]
     pub fn attached(&self) -> Vec<(String, Handle<S::Perspective>)> {
         self.runtime().map(|runtime| runtime.attached()).unwrap_or_default()
@@ -108,6 +134,42 @@ impl<S: Service> Context<S> {
 
     /// Ends an attachment: the client's references by it are dead, the service's [`detached`](Service::detached) is
     /// called, and the client stays connected. For services that let one client of an identity in at a time.
+    ///
+    /// ```
+    /// use plugin_api::prelude::*;
+    /// use plugin_api::testing::TestHost;
+    ///
+    /// /// One window each: who comes by another leaves the first.
+    /// #[derive(Default)]
+    /// struct Desk {
+    ///     windows: std::collections::HashMap<String, Attachment>,
+    /// }
+    ///
+    /// #[service("desk", save = "never")]
+    /// impl Service for Desk {
+    ///     type Perspective = Clerk;
+    ///
+    ///     fn attached(context: &Context<Self>, clerk: Handle<Clerk>, by: &Attachment) -> Result<Handle<Clerk>> {
+    ///         let name = by.perspective().to_owned();
+    ///         let before = context.service()?.write(|desk| desk.windows.insert(name, by.clone()))?;
+    ///         if let Some(before) = before {
+    ///             context.end(&before);
+    ///         }
+    ///         Ok(clerk)
+    ///     }
+    /// }
+    ///
+    /// # #[derive(Default)]
+    /// # struct Clerk;
+    /// # #[perspective]
+    /// # impl Clerk {}
+    /// let host = TestHost::<Desk>::start()?;
+    /// let first = host.attach("alice")?;
+    /// let second = host.attach("alice")?;
+    /// host.settle()?;
+    /// assert!(first.ended() && !second.ended());
+    /// # Ok::<(), Fault>(())
+    /// ```
     pub fn end(&self, attachment: &Attachment) {
         if let Some(runtime) = self.runtime.upgrade() {
             runtime.core().push(&ToHost::End { attachment: attachment.id() });
@@ -117,6 +179,27 @@ impl<S: Service> Context<S> {
     /// Whether this is a trial: before the host loads a library it makes and starts its service once in a process of
     /// its own, with nothing saved, and stops it again. A `start` that others would notice (a mail sent, a lock taken)
     /// leaves that out then.
+    ///
+    /// ```
+    /// # use plugin_api::prelude::*;
+    /// # #[derive(Default)]
+    /// # struct Letters;
+    /// # #[derive(Default)]
+    /// # struct Writer;
+    /// # #[perspective]
+    /// # impl Writer {}
+    /// #[service("letters", save = "never")]
+    /// impl Service for Letters {
+    ///     type Perspective = Writer;
+    ///
+    ///     async fn start(_: Handle<Self>, context: Context<Self>) -> Result<()> {
+    ///         if !context.vetting() {
+    ///             tracing::info!("letters are sent from now on");
+    ///         }
+    ///         Ok(())
+    ///     }
+    /// }
+    /// ```
     #[must_use]
     pub fn vetting(&self) -> bool {
         self.runtime.upgrade().is_some_and(|runtime| runtime.vetting.get())
@@ -205,6 +288,27 @@ impl<S: Service> Context<S> {
     }
 
     /// Waits until other code serves in place of this: time for tasks of [`Context::spawn_for`] to come to an end.
+    ///
+    /// ```no_run
+    /// # use plugin_api::prelude::*;
+    /// # use tokio::io::AsyncWriteExt;
+    /// # async fn ticks<S: Service>(context: Context<S>, mut stream: plugin_api::Stream) {
+    /// // Something now and then, until other code serves; that goes on with the stream.
+    /// context.clone().spawn_for(async move {
+    ///     while !context.is_replaced() {
+    ///         if stream.write_all(b"tick\n").await.is_err() {
+    ///             return;
+    ///         }
+    ///         let second = tokio::time::sleep(std::time::Duration::from_secs(1));
+    ///         tokio::select! {
+    ///             () = second => {}
+    ///             () = context.replaced() => {}
+    ///         }
+    ///     }
+    ///     stream.hand_on(&[]);
+    /// });
+    /// # }
+    /// ```
     pub async fn replaced(&self) {
         let Some(core) = self.runtime.upgrade().map(|runtime| Rc::clone(runtime.core())) else { return };
         core.doors.replaced().await;

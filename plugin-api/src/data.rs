@@ -95,6 +95,18 @@ impl Entry {
     }
 
     /// The key as a text, lossy where it is none.
+    ///
+    /// ```no_run
+    /// # use plugin_api::prelude::*;
+    /// # async fn names<S: Service>(context: &Context<S>) -> Result<Vec<String>> {
+    /// // A page of ten, and the one behind it.
+    /// let page = Select::prefix("letter/").limit(10);
+    /// let first = context.data().select(page.clone()).await?;
+    /// let Some(last) = first.entries.last() else { return Ok(Vec::new()) };
+    /// let second = context.data().select(page.after(&last.key)).await?;
+    /// Ok(second.entries.iter().map(|letter| letter.name()).collect())
+    /// # }
+    /// ```
     #[must_use]
     pub fn name(&self) -> String {
         String::from_utf8_lossy(&self.key).into_owned()
@@ -226,6 +238,18 @@ impl Data {
     ///
     /// # Errors
     /// When it cannot be written.
+    ///
+    /// ```no_run
+    /// # use plugin_api::prelude::*;
+    /// # async fn forget<S: Service>(context: &Context<S>) -> Result<()> {
+    /// context.data().remove("letter/000001").await?;
+    /// // Both, or neither.
+    /// let mut change = context.data().transaction().await?;
+    /// change.remove("letter/000002")?;
+    /// change.put("archive/000002", &"good day")?;
+    /// change.commit().await?;
+    /// # Ok(()) }
+    /// ```
     pub async fn remove(&self, key: impl AsRef<[u8]>) -> Result<()> {
         let mut change = self.transaction().await?;
         change.remove(key)?;

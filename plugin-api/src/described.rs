@@ -94,6 +94,7 @@ pub struct Descriptions {
 
 impl Descriptions {
     /// Adds a type of values, by its full path. `false`: it is there already. If two types have the same short name, neither is described.
+    #[doc(hidden)]
     pub fn data(&mut self, kind: &'static str, told: TypeManifest) -> bool {
         if self.kinds.contains(&kind) {
             return false;
@@ -110,6 +111,7 @@ impl Descriptions {
     }
 
     /// Adds an error. `false`: it is there already.
+    #[doc(hidden)]
     pub fn fault(&mut self, told: FaultManifest) -> bool {
         let new = self.faults.iter().all(|known| known.class != told.class);
         if new {
@@ -119,6 +121,7 @@ impl Descriptions {
     }
 
     /// Adds a mind. `false`: it is there already.
+    #[doc(hidden)]
     pub fn mind(&mut self, told: MindManifest) -> bool {
         let new = self.mind.is_none();
         self.mind.get_or_insert(told);

@@ -98,6 +98,11 @@ impl Fault {
     }
 
     /// Python's TypeError: an argument of the wrong type.
+    ///
+    /// ```
+    /// # use plugin_api::Fault;
+    /// assert_eq!(Fault::arguments("a number, not a text").class(), "TypeError");
+    /// ```
     #[must_use]
     #[track_caller]
     pub fn arguments(message: impl Into<String>) -> Self {
@@ -105,6 +110,12 @@ impl Fault {
     }
 
     /// Twisted's refusal: the caller may not do this.
+    ///
+    /// ```
+    /// # use plugin_api::Fault;
+    /// let refused = Fault::unauthorized("only the owner may");
+    /// assert!(refused.is("twisted.cred.error.Unauthorized"));
+    /// ```
     #[must_use]
     #[track_caller]
     pub fn unauthorized(message: impl Into<String>) -> Self {
@@ -156,6 +167,14 @@ impl Fault {
     /// This error, sent as an instance of its class with its fields, and not as a description of one: what Twisted does
     /// with a `pb.Error` that is `Jellyable`. **A client that does not know the class loses its connection over it**; one
     /// that does (`pb.setUnjellyableForClass`) has the instance itself as `failure.value`.
+    ///
+    /// ```
+    /// # use plugin_api::Fault;
+    /// # use std::collections::HashMap;
+    /// // In Python the client has a class `shop.Full`, by `pb.setUnjellyableForClass`, and gets one of it.
+    /// let fault = Fault::new("shop.Full", "no room").with_fields(&HashMap::from([("left", 3)])).as_instance();
+    /// assert_eq!(fault.class(), "shop.Full");
+    /// ```
     #[must_use]
     pub fn as_instance(mut self) -> Self {
         self.detail_mut().whole = true;
@@ -174,6 +193,23 @@ impl Fault {
     }
 
     /// Whether it says that another generation has taken over: nothing that is saved can be changed any more.
+    ///
+    /// ```no_run
+    /// # use plugin_api::prelude::*;
+    /// # #[derive(Default)]
+    /// # struct Counter { total: u32 }
+    /// # #[perspective]
+    /// # impl Counter {
+    /// async fn count(me: Handle<Self>) -> Result<u32> {
+    ///     tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+    ///     match me.write(|counter| { counter.total += 1; counter.total }) {
+    ///         // Other code serves by now: nothing was counted, and the client is told to try again.
+    ///         Err(fault) if fault.is_reloaded() => Err(Fault::new("counter.TryAgain", "the service was just replaced")),
+    ///         counted => counted,
+    ///     }
+    /// }
+    /// # }
+    /// ```
     #[must_use]
     pub fn is_reloaded(&self) -> bool {
         self.class == RELOADED

@@ -230,6 +230,21 @@ impl<T: Follow> Followed<T> {
     }
 
     /// Waits until the client has told of a change.
+    ///
+    /// ```
+    /// # use plugin_api::prelude::*;
+    /// # use plugin_api::{Follow, Followed};
+    /// /// Waits until a client's boat is fast, or has gone.
+    /// async fn fast<B: Follow>(boat: &Followed<B>, is_fast: impl Fn(&B) -> bool) -> Result<bool> {
+    ///     loop {
+    ///         let changed = boat.changed();
+    ///         if boat.is_gone() || boat.read(&is_fast)? {
+    ///             return Ok(!boat.is_gone());
+    ///         }
+    ///         changed.await;
+    ///     }
+    /// }
+    /// ```
     pub async fn changed(&self) {
         self.shared.changed.notified().await;
     }

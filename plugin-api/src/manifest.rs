@@ -181,6 +181,27 @@ impl MethodManifest {
     }
 
     /// Its parameters: the name of each, and its type as written.
+    ///
+    /// ```
+    /// # use plugin_api::prelude::*;
+    /// # use plugin_api::manifest::Manifest;
+    /// # #[derive(Default)]
+    /// # struct Room;
+    /// # #[service("room", save = "never")]
+    /// # impl Service for Room {
+    /// #     type Perspective = Guest;
+    /// # }
+    /// # #[derive(Default)]
+    /// # struct Guest;
+    /// #[perspective]
+    /// impl Guest {
+    ///     fn move_to(&self, x: i32, y: i32) {}
+    /// }
+    ///
+    /// let manifest = Manifest::of::<Room>();
+    /// assert_eq!(manifest.methods[0].parameters(), ["x", "y"]);
+    /// assert_eq!(manifest.methods[0].typed_parameters(), [("x", "i32"), ("y", "i32")]);
+    /// ```
     #[must_use]
     pub fn typed_parameters(&self) -> Vec<(&str, &str)> {
         let Some((_, rest)) = self.signature.split_once('(') else { return Vec::new() };

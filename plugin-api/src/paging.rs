@@ -172,6 +172,22 @@ impl Pages {
     ///
     /// # Errors
     /// As [`Pages::next`], and when they are more than `limit` bytes.
+    ///
+    /// ```
+    /// # use plugin_api::prelude::*;
+    /// # use plugin_api::{Pages, page};
+    /// # struct Desk;
+    /// # #[perspective]
+    /// # impl Desk {
+    /// /// Has the client send a file, and sends it back in pages of its own.
+    /// async fn mirror(_me: Handle<Self>, call: Call, name: String, to: Remote) -> Result<u64> {
+    ///     let (collector, pages) = Pages::collector();
+    ///     call.mind()?.notify("send", (name, collector))?;
+    ///     let file = pages.all(1 << 20).await?;
+    ///     page(&to, file.as_slice(), 8192).await
+    /// }
+    /// # }
+    /// ```
     pub async fn all(mut self, limit: usize) -> Result<Vec<u8>> {
         let mut all = Vec::new();
         while let Some(page) = self.next().await? {

@@ -145,6 +145,15 @@ impl<T: Publish> Published<T> {
     }
 
     /// When it was last changed.
+    ///
+    /// ```
+    /// # use plugin_api::prelude::*;
+    /// # use plugin_api::{Publish, Published};
+    /// /// Whether it is to be saved: it has changed since.
+    /// fn is_newer<T: Publish>(published: &Published<T>, saved: std::time::SystemTime) -> bool {
+    ///     published.changed() > saved
+    /// }
+    /// ```
     #[must_use]
     pub fn changed(&self) -> SystemTime {
         self.state.changed.get()

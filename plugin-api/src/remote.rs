@@ -113,6 +113,36 @@ impl Remote {
     ///
     /// # Errors
     /// As [`Remote::call`].
+    ///
+    /// ```
+    /// # use plugin_api::prelude::*;
+    /// # use plugin_api::testing::TestHost;
+    /// # use std::collections::HashMap;
+    /// # #[derive(Default)]
+    /// # struct Room;
+    /// # #[service("room", save = "never")]
+    /// # impl Service for Room {
+    /// #     type Perspective = Guest;
+    /// # }
+    /// # #[derive(Default)]
+    /// # struct Guest;
+    /// #[perspective]
+    /// impl Guest {
+    ///     async fn ring(_me: Handle<Self>, call: Call) -> Result<String> {
+    ///         let bell = call.mind()?;
+    ///         if bell.is_gone() {
+    ///             return Ok("nobody is there".to_owned());
+    ///         }
+    ///         bell.call_with("ring", (3,), HashMap::from([("loud", true)])).await
+    ///     }
+    /// }
+    ///
+    /// let host = TestHost::<Room>::start()?;
+    /// // What a client's object is called with: its method, and `(arguments, keywords)`.
+    /// let alice = host.attach_with("alice", |method, arguments| Ok(Value::from(format!("{method}{arguments}"))))?;
+    /// assert!(alice.call::<String>("ring", ())?.starts_with("ring"));
+    /// # Ok::<(), Fault>(())
+    /// ```
     pub fn call_with<A: Serialize, K: Serialize, R: DeserializeOwned>(
         &self,
         method: &str,

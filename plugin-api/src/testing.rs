@@ -238,6 +238,37 @@ impl<S: Service> TestHost<S> {
     ///
     /// # Errors
     /// When the service has ended.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use plugin_api::prelude::*;
+    /// use plugin_api::testing::TestHost;
+    ///
+    /// # #[derive(Default)]
+    /// # struct Kitchen;
+    /// # #[service("kitchen", save = "never")]
+    /// # impl Service for Kitchen {
+    /// #     type Perspective = Cook;
+    /// # }
+    /// # #[derive(Default)]
+    /// # struct Cook;
+    /// #[perspective]
+    /// impl Cook {
+    ///     async fn bake(_me: Handle<Self>, what: String) -> String {
+    ///         tokio::time::sleep(Duration::from_secs(3600)).await;
+    ///         format!("{what} is done")
+    ///     }
+    /// }
+    ///
+    /// let host = TestHost::<Kitchen>::start_paused()?;
+    /// let alice = host.attach("alice")?;
+    /// let bread = alice.begin("bake", ("bread",))?;
+    /// // It has begun.
+    /// host.settle()?;
+    /// host.advance(Duration::from_secs(3600))?;
+    /// assert_eq!(bread.wait::<String>()?, "bread is done");
+    /// # Ok::<(), Fault>(())
+    /// ```
     #[cfg(feature = "testing")]
     pub fn advance(&self, by: Duration) -> Result<()> {
         // Also of those that were replaced, and in which calls wait.
@@ -470,6 +501,34 @@ impl<S: Service> TestHost<S> {
     ///
     /// # Errors
     /// When it does not stop.
+    ///
+    /// ```
+    /// # use plugin_api::prelude::*;
+    /// # use plugin_api::testing::TestHost;
+    /// # use std::collections::HashMap;
+    /// # #[derive(Default)]
+    /// # struct Guestbook;
+    /// # #[service("guestbook")]
+    /// # impl Service for Guestbook {
+    /// #     type Perspective = Page;
+    /// # }
+    /// # #[derive(Default, Serialize, Deserialize)]
+    /// # struct Page(Vec<String>);
+    /// # #[perspective]
+    /// # impl Page {
+    /// #     fn sign(&mut self, text: String) -> usize {
+    /// #         self.0.push(text);
+    /// #         self.0.len()
+    /// #     }
+    /// # }
+    /// let host = TestHost::<Guestbook>::start()?;
+    /// host.attach("alice")?.call::<usize>("sign", ("hello",))?;
+    /// // As a host that ends, and begins anew.
+    /// let saved = host.stop()?;
+    /// let host = TestHost::<Guestbook>::start_with(&HashMap::<String, String>::new(), saved)?;
+    /// assert_eq!(host.attach("alice")?.call::<usize>("sign", ("again",))?, 2);
+    /// # Ok::<(), Fault>(())
+    /// ```
     pub fn stop(self) -> Result<HashMap<String, Value>> {
         self.end_all()?;
         let saved = std::mem::take(&mut self.state.borrow_mut().saved);
@@ -746,6 +805,32 @@ impl<'h, S: Service> TestClient<'h, S> {
     ///
     /// # Errors
     /// What a client would be told.
+    ///
+    /// ```
+    /// # use plugin_api::prelude::*;
+    /// # use plugin_api::testing::TestHost;
+    /// # use std::collections::HashMap;
+    /// # #[derive(Default)]
+    /// # struct Room;
+    /// # #[service("room", save = "never")]
+    /// # impl Service for Room {
+    /// #     type Perspective = Guest;
+    /// # }
+    /// # #[derive(Default)]
+    /// # struct Guest;
+    /// #[perspective]
+    /// impl Guest {
+    ///     fn greet(&self, name: String, loud: Option<bool>) -> String {
+    ///         if loud == Some(true) { name.to_uppercase() } else { name }
+    ///     }
+    /// }
+    ///
+    /// let host = TestHost::<Room>::start()?;
+    /// // In Python: `callRemote("greet", "bob", loud=True)`.
+    /// let said: String = host.attach("alice")?.call_with("greet", ("bob",), HashMap::from([("loud", true)]))?;
+    /// assert_eq!(said, "BOB");
+    /// # Ok::<(), Fault>(())
+    /// ```
     pub fn call_with<R: DeserializeOwned>(
         &self,
         method: &str,

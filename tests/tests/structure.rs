@@ -474,3 +474,61 @@ fn a_library_of_an_authors_brings_neither_the_hosts_features_nor_tokios_signals(
         assert!(!tree.contains(feature), "{feature}");
     }
 }
+
+/// The functions that a file shows to its readers: public ones, with documentation that is not hidden.
+fn shown(text: &str) -> Vec<String> {
+    let (mut found, mut hidden) = (Vec::new(), false);
+    for line in code(text).map(str::trim_start) {
+        let words = ["pub fn ", "pub async fn ", "pub const fn "];
+        if let Some(rest) = words.iter().find_map(|word| line.strip_prefix(word)) {
+            let name = rest.split(|letter: char| !letter.is_alphanumeric() && letter != '_').next();
+            found.extend(name.filter(|_| !hidden).map(str::to_owned));
+        }
+        // Attributes stand before what they are of.
+        hidden = line.starts_with("#[doc(hidden)]") || hidden && line.starts_with("#[");
+    }
+    found
+}
+
+/// What stands in the examples of a file's documentation.
+fn examples(text: &str) -> String {
+    let (mut examples, mut within) = (String::new(), false);
+    for line in text.lines().map(str::trim_start) {
+        let Some(line) = line.strip_prefix("///").or_else(|| line.strip_prefix("//!")) else {
+            within = false;
+            continue;
+        };
+        match line.trim_start().starts_with("```") {
+            true => within = !within,
+            false if within => examples.extend([line, "\n"]),
+            false => {}
+        }
+    }
+    examples
+}
+
+#[test]
+fn what_authors_and_clients_call_is_called_in_an_example_that_runs() {
+    // What authors do not see; and what is theirs, but reads as a sentence: `Pace` of the host's own.
+    let hidden = ["src/abi/", "src/runtime/", "doors/pace.rs", "doors/turns.rs", "doors/queue.rs", "doors/table.rs"];
+    let all = all();
+    for crate_of in ["plugin-api/src/", "host/pb/src/client/"] {
+        let of = || {
+            let files = all.iter().filter(|(path, _)| path.starts_with(crate_of));
+            files.filter(|(path, _)| !hidden.iter().any(|hidden| path.contains(hidden)))
+        };
+        let examples: String = of().map(|(_, text)| examples(text)).collect();
+        let is_called = |name: &str| {
+            let calls = examples.match_indices(name).map(|(at, _)| (&examples[..at], &examples[at + name.len()..]));
+            calls.into_iter().any(|(before, after)| {
+                let whole = before.ends_with(['.', ':', ' ', '(', '!']) && !before.ends_with("fn ");
+                whole && (after.starts_with('(') || after.starts_with("::<"))
+            })
+        };
+        let functions: Vec<(&String, String)> =
+            of().flat_map(|(path, text)| shown(text).into_iter().map(move |name| (path, name))).collect();
+        assert!(functions.len() > 50, "{crate_of}: {}", functions.len());
+        let without: Vec<_> = functions.iter().filter(|(_, name)| !is_called(name)).collect();
+        assert!(without.is_empty(), "in no example: {without:#?}");
+    }
+}

@@ -71,6 +71,15 @@ impl Login {
     ///
     /// # Errors
     /// As [`Login::attach`].
+    ///
+    /// ```no_run
+    /// # async fn run(login: plugin_api::Login) -> Result<(), plugin_api::client::Error> {
+    /// for (service, perspective) in login.keys().await? {
+    ///     let manifest = login.describe(&service).await?;
+    ///     println!("{service}/{perspective}: {} methods", manifest.methods.len());
+    /// }
+    /// # Ok(()) }
+    /// ```
     pub async fn describe(&self, service: &str) -> Result<Manifest, Error> {
         Ok(self.avatar().await?.remote.call("describe", &(service,)).await?.read()?)
     }

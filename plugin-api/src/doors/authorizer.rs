@@ -105,6 +105,19 @@ impl Refused {
     }
 
     /// In how many seconds the next try is looked at; 0: at once.
+    ///
+    /// ```no_run
+    /// # use plugin_api::prelude::*;
+    /// # use plugin_api::Stream;
+    /// # async fn log_in<S: Service>(context: &Context<S>, stream: &Stream) -> Option<String> {
+    /// let authorizer = context.authorizer();
+    /// match authorizer.password(stream, "alice", "correct horse").await {
+    ///     Ok(login) => Some(format!("{} has {}", login.identity(), login.perspectives().join(", "))),
+    ///     Err(refused) if refused.wait() > 0 => Some(format!("try again in {} seconds", refused.wait())),
+    ///     Err(refused) => Some(refused.message().to_owned()),
+    /// }
+    /// # }
+    /// ```
     #[must_use]
     pub fn wait(&self) -> u64 {
         self.wait
@@ -279,6 +292,20 @@ impl Authorizer {
     ///
     /// # Errors
     /// As [`Authorizer::password`]; when the operator does not let it.
+    ///
+    /// ```no_run
+    /// # use plugin_api::{Authorizer, Refused, Stream};
+    /// # async fn log_in(authorizer: &Authorizer, stream: &Stream, token: Option<String>) -> Result<String, Refused> {
+    /// let login = match token {
+    ///     Some(token) => authorizer.token(stream, token).await?,
+    ///     // The protocol has verified that the client has the private key.
+    ///     None => {
+    ///         let key = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJMA1kZbEDgk6lZyhOgH0PQRRH3RNYlE2PpmFEUcrSjM";
+    ///         authorizer.key(stream, "alice", key).await?
+    ///     }
+    /// };
+    /// # Ok(login.identity().to_owned()) }
+    /// ```
     pub async fn key(
         &self,
         from: &impl super::Caller,
@@ -473,6 +500,17 @@ impl Login {
     }
 
     /// Waits until what it came by was taken away.
+    ///
+    /// ```no_run
+    /// # use plugin_api::{Login, Stream};
+    /// # use tokio::io::AsyncWriteExt;
+    /// # async fn watch(login: Login, mut stream: Stream) {
+    /// // Until the operator takes away what it came by: then the stream is closed, too.
+    /// login.ended().await;
+    /// assert!(login.is_ended());
+    /// assert!(stream.write_all(b"good bye").await.is_err());
+    /// # }
+    /// ```
     pub async fn ended(&self) {
         let told = self.0.told.notified();
         if !self.is_ended() {

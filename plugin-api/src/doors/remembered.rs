@@ -154,6 +154,25 @@ impl Login {
     ///
     /// # Errors
     /// When the operator does not let it, or the login has ended.
+    ///
+    /// ```no_run
+    /// # use plugin_api::{Login, Refused, Stream};
+    /// # async fn own_page(login: Login, stream: &Stream) -> Result<(), Refused> {
+    /// let account = login.account().await?;
+    /// for session in account.sessions.iter().filter(|session| !session.own) {
+    ///     login.end_session(session.number).await?;
+    /// }
+    /// for remembered in account.remembered.iter().filter(|remembered| !remembered.own) {
+    ///     login.end_remembered(remembered.number).await?;
+    /// }
+    /// if account.changes {
+    ///     let key = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJMA1kZbEDgk6lZyhOgH0PQRRH3RNYlE2PpmFEUcrSjM";
+    ///     let label = login.add_key(stream, "correct horse", "laptop", key).await?;
+    ///     login.remove_credential(stream, "correct horse", "pubkey", &label).await?;
+    ///     login.change_password(stream, "correct horse", "battery staple").await?;
+    /// }
+    /// # Ok(()) }
+    /// ```
     pub async fn account(&self) -> Result<Account, Refused> {
         let login = self.number();
         let told = asked(self.posts(), move |core, request| core.push(&ToHost::Account { request, login })).await?;

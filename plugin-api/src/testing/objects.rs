@@ -204,6 +204,48 @@ impl<'h, S: Service> TestClient<'h, S> {
     ///
     /// # Errors
     /// What a client would be told.
+    ///
+    /// ```
+    /// use plugin_api::prelude::*;
+    /// use plugin_api::testing::TestHost;
+    ///
+    /// # #[derive(Default)]
+    /// # struct Garage;
+    /// # #[service("garage", save = "never")]
+    /// # impl Service for Garage {
+    /// #     type Perspective = Keeper;
+    /// # }
+    /// # #[derive(Default)]
+    /// # struct Keeper;
+    /// struct Car {
+    ///     seats: u8,
+    /// }
+    ///
+    /// #[perspective]
+    /// impl Car {
+    ///     fn seats(&self) -> u8 {
+    ///         self.seats
+    ///     }
+    /// }
+    ///
+    /// #[perspective]
+    /// impl Keeper {
+    ///     fn cars(&self) -> Vec<Handle<Car>> {
+    ///         vec![Handle::new(Car { seats: 2 }), Handle::new(Car { seats: 5 })]
+    ///     }
+    /// }
+    ///
+    /// let host = TestHost::<Garage>::start()?;
+    /// let alice = host.attach("alice")?;
+    /// let cars = alice.references("cars", ())?;
+    /// let large = cars[1].begin("seats", ())?;
+    /// assert_eq!((cars[0].call::<u8>("seats", ())?, large.wait::<u8>()?), (2, 5));
+    /// // Two objects, each given once; given back when they are dropped.
+    /// assert_eq!(host.handed_out()?, 2);
+    /// drop(cars);
+    /// assert_eq!(host.handed_out()?, 0);
+    /// # Ok::<(), Fault>(())
+    /// ```
     pub fn references(&self, method: &str, arguments: impl Serialize) -> Result<Vec<TestObject<'h, S>>> {
         let answer: Value = self.call(method, arguments)?;
         let mut found = Vec::new();

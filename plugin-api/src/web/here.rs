@@ -50,6 +50,17 @@ impl<S: Service> Here<S> {
     }
 
     /// Does something with the service's surroundings that takes its time.
+    ///
+    /// ```
+    /// # use plugin_api::prelude::*;
+    /// # use plugin_api::web::{Failed, Here};
+    /// async fn latest<S: Service>(here: Here<S>) -> Result<String, Failed> {
+    ///     let latest = here.with(async |context| {
+    ///         context.data().select(Select::prefix("letter/").reverse().limit(1)).await
+    ///     });
+    ///     Ok(latest.await?.entries.first().map(|letter| letter.name()).unwrap_or_default())
+    /// }
+    /// ```
     pub fn with<F: Future>(&self, act: impl FnOnce(Context<S>) -> F) -> impl Future<Output = F::Output> + Send {
         SendWrapper::new(act(Context::clone(&self.0)))
     }

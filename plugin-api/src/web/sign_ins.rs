@@ -113,6 +113,21 @@ impl SignIns {
     ///
     /// # Errors
     /// When the password is wrong, or is not looked at; when others could listen.
+    ///
+    /// ```no_run
+    /// # use axum::http::{HeaderMap, HeaderValue};
+    /// # use plugin_api::Refused;
+    /// # use plugin_api::web::{SignIns, Visitor};
+    /// # async fn pages(sign_ins: &SignIns, visitor: &Visitor, headers: &HeaderMap) -> Result<HeaderValue, Refused> {
+    /// // A request that shows who it is by its cookie.
+    /// if let Some(login) = sign_ins.login(visitor, headers).await {
+    ///     assert!(!login.identity().is_empty());
+    ///     // For `Set-Cookie`.
+    ///     return sign_ins.sign_out(visitor, headers).await;
+    /// }
+    /// let (_login, set_cookie) = sign_ins.sign_in(visitor, headers, "alice", "correct horse").await?;
+    /// # Ok(set_cookie) }
+    /// ```
     pub async fn sign_in(
         &self,
         visitor: &Visitor,

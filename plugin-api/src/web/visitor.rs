@@ -67,6 +67,19 @@ impl Visitor {
     }
 
     /// Where the client is, for a person to read.
+    ///
+    /// ```
+    /// # use plugin_api::web::Visitor;
+    /// /// A page for who has come to the right host, in a way that nobody can listen to.
+    /// async fn page(visitor: Visitor) -> String {
+    ///     if !visitor.is_secure() || !visitor.hosts().iter().any(|host| host == "scores.example.org") {
+    ///         return "https://scores.example.org, please".to_owned();
+    ///     }
+    ///     let passed_on = if visitor.is_by_proxy() { ", by a proxy" } else { "" };
+    ///     format!("good day, {}{passed_on}", visitor.address())
+    /// }
+    /// # let _ = page;
+    /// ```
     #[must_use]
     pub fn address(&self) -> &str {
         match &self.visit {

@@ -187,6 +187,20 @@ impl Remote {
 
     /// The same object; calls by this one that take longer than `limit` are an error, [`Error::TimedOut`], and are not waited
     /// for. What comes with their answers has the same limit.
+    ///
+    /// ```no_run
+    /// # async fn run(chat: pb::client::Remote) -> Result<(), pb::client::Error> {
+    /// use std::collections::HashMap;
+    /// use std::time::Duration;
+    ///
+    /// // In Python: `chat.callRemote("say", "hello", loud=True)`, and no answer later than this.
+    /// let quick = chat.with_timeout(Duration::from_secs(5));
+    /// quick.call_with("say", &("hello",), &HashMap::from([("loud", true)])).await?;
+    /// // Nobody waits for what becomes of it.
+    /// chat.notify("typing", &(true,)).await?;
+    /// assert!(!chat.is_lost());
+    /// # Ok(()) }
+    /// ```
     #[must_use]
     pub fn with_timeout(&self, limit: Duration) -> Self {
         Self { timeout: Some(limit), ..self.clone() }

@@ -38,6 +38,21 @@ impl Client {
     ///
     /// # Errors
     /// As [`Client::new`].
+    ///
+    /// ```no_run
+    /// # async fn run(stream: tokio::net::TcpStream) -> Result<(), pb::client::Error> {
+    /// use pb::client::{Client, Options};
+    ///
+    /// // `Client::new(stream)` is the same with the options that there are.
+    /// let client = Client::with(stream, Options { calls: 16, ..Options::default() }).await?;
+    /// // What everybody can call without a login, where the operator has named one.
+    /// let root = client.root();
+    /// println!("{}", root.call("motd", &()).await?.read::<String>()?);
+    /// client.closed().await;
+    /// assert!(client.is_closed());
+    /// println!("{}", client.why().unwrap_or_default());
+    /// # Ok(()) }
+    /// ```
     pub async fn with<S: AsyncRead + AsyncWrite + Send + 'static>(stream: S, options: Options) -> Result<Self, Error> {
         let (commands, receiver) = mpsc::unbounded_channel();
         let flow = Arc::new(Flow::new(options.calls, options.bytes));
@@ -83,6 +98,21 @@ impl Client {
     }
 
     /// The same, of an object that others have, too.
+    ///
+    /// ```no_run
+    /// # fn run(client: &pb::client::Client, other: &pb::client::Client) {
+    /// use std::sync::Arc;
+    /// use pb::client::{Call, Referenceable};
+    ///
+    /// // One object for services of two hosts.
+    /// let ear: Arc<dyn Referenceable> = Arc::new(|call: Call| async move {
+    ///     println!("{}", call.method());
+    ///     Ok(())
+    /// });
+    /// let (here, there) = (client.register_shared(Arc::clone(&ear)), other.register_shared(ear));
+    /// # let _ = (here, there);
+    /// # }
+    /// ```
     pub fn register_shared(&self, object: Arc<dyn Referenceable>) -> Local {
         register(&self.link, self.timeout, object)
     }

@@ -78,6 +78,19 @@ impl Endpoint {
     }
 
     /// The same, that may take so long until the host has said that it speaks PB (10 s).
+    ///
+    /// ```no_run
+    /// # async fn run() -> Result<(), pb::client::Error> {
+    /// use std::time::Duration;
+    /// use pb::client::{Endpoint, Options};
+    ///
+    /// let near = Endpoint::unix("/run/credhost.sock").connect().await?;
+    /// // By a tunnel, where nobody else can listen: passwords may be sent.
+    /// let far = Endpoint::tcp("127.0.0.1:9000").private().options(Options::default()).within(Duration::from_secs(3));
+    /// let far = far.connect().await?;
+    /// # let _ = (near, far);
+    /// # Ok(()) }
+    /// ```
     #[must_use]
     pub fn within(self, within: Duration) -> Self {
         Self { within, ..self }

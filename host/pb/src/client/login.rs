@@ -77,6 +77,23 @@ impl Client {
     ///
     /// # Errors
     /// As [`Client::login`]; [`Error::InTheClear`], of a token that others could read: it is not sent.
+    ///
+    /// ```no_run
+    /// # async fn run(client: pb::client::Client, sign: fn(&[u8]) -> Vec<u8>) -> Result<(), pb::client::Error> {
+    /// use pb::client::Credential;
+    ///
+    /// let key = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJMA1kZbEDgk6lZyhOgH0PQRRH3RNYlE2PpmFEUcrSjM";
+    /// for credential in [Credential::token("its token"), Credential::key("alice", key, sign), Credential::Anonymous] {
+    ///     let avatar = client.login_with(&credential, None).await?;
+    ///     println!("{:?}", avatar.call("keys", &()).await?.read::<Vec<(String, String)>>()?);
+    /// }
+    /// // The same, by their names.
+    /// client.login_password("alice", "her password", None).await?;
+    /// client.login_token("its token", None).await?;
+    /// client.login_key("alice", key, sign, None).await?;
+    /// client.login_anonymous(None).await?;
+    /// # Ok(()) }
+    /// ```
     pub async fn login_with(&self, credential: &Credential, mind: Option<Local>) -> Result<Remote, Error> {
         match credential {
             Credential::Password { name, password } if self.private => {

@@ -36,6 +36,27 @@ impl Reply {
     }
 
     /// An answer that is there.
+    ///
+    /// ```
+    /// # use pb::Failure;
+    /// # use pb::client::{Call, Referenceable, Reply};
+    /// /// Adds at once, and waits for what takes time.
+    /// struct Adder;
+    ///
+    /// impl Referenceable for Adder {
+    ///     fn call(&self, call: Call) -> Reply {
+    ///         match call.method() {
+    ///             "add" => Reply::now(call.read::<(i64, i64)>().map(|(one, other)| one + other)),
+    ///             "later" => Reply::new(async move {
+    ///                 tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+    ///                 Ok("now")
+    ///             }),
+    ///             _ => Reply::now(Err::<(), Failure>(call.unknown())),
+    ///         }
+    ///     }
+    /// }
+    /// # let _ = Adder;
+    /// ```
     pub fn now<T: Serialize + Send + 'static>(answer: Result<T, Failure>) -> Self {
         Self::new(ready(answer))
     }

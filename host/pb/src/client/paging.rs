@@ -164,6 +164,16 @@ impl Pages {
     ///
     /// # Errors
     /// As [`Pages::next`], and when they are more than `limit` bytes.
+    ///
+    /// ```no_run
+    /// # async fn run(client: &pb::client::Client, files: &pb::client::Remote) -> Result<(), Box<dyn std::error::Error>> {
+    /// // In Twisted: `getAllPages(files, "read")`.
+    /// let (collector, pages) = client.pages();
+    /// files.call("read", &("readme.txt", collector)).await?;
+    /// let file = pages.all(1 << 20).await?;
+    /// println!("{} bytes", file.len());
+    /// # Ok(()) }
+    /// ```
     pub async fn all(mut self, limit: usize) -> Result<Vec<u8>, Error> {
         let mut all = Vec::new();
         while let Some(page) = self.next().await? {

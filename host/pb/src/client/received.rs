@@ -158,6 +158,14 @@ impl Answer {
     }
 
     /// The objects of the other side's that it refers to, by their numbers in the value.
+    ///
+    /// ```no_run
+    /// # async fn run(garage: pb::client::Remote) -> Result<(), Box<dyn std::error::Error>> {
+    /// // Whatever it is; and how many objects are in it.
+    /// let answer = garage.call("cars", &()).await?;
+    /// println!("{}, with {} objects", answer.value()?, answer.remotes().len());
+    /// # Ok(()) }
+    /// ```
     #[must_use]
     pub fn remotes(&self) -> &HashMap<u64, Remote> {
         &self.objects.remotes
@@ -220,6 +228,22 @@ impl Call {
     ///
     /// # Errors
     /// A TypeError for the caller, when they do not fit.
+    ///
+    /// ```no_run
+    /// # fn run(client: &pb::client::Client) {
+    /// use std::collections::HashMap;
+    /// use pb::client::Call;
+    ///
+    /// // Says whatever it is called with.
+    /// let ear = client.register(|call: Call| async move {
+    ///     let loud = call.keywords::<HashMap<String, bool>>()?.get("loud").copied().unwrap_or_default();
+    ///     let (arguments, keywords) = call.values()?;
+    ///     println!("{}{arguments}{keywords} {loud}, waits: {}", call.method(), call.wants_answer());
+    ///     Ok(())
+    /// });
+    /// # let _ = ear;
+    /// # }
+    /// ```
     pub fn keywords<T: DeserializeOwned>(&self) -> Result<T, Failure> {
         self.keywords.read().map_err(|error| self.wrong(&error))
     }

@@ -196,6 +196,31 @@ impl Session {
     }
 
     /// To be told how it is from now on.
+    ///
+    /// ```no_run
+    /// # async fn run() -> Result<(), Box<dyn std::error::Error>> {
+    /// use pb::client::{Backoff, Call, Credential, Endpoint, Session};
+    ///
+    /// let mind = |call: Call| async move {
+    ///     println!("{}", call.method());
+    ///     Ok(())
+    /// };
+    /// let session = Session::builder(Endpoint::tcp("127.0.0.1:8787"), Credential::password("alice", "her password"))
+    ///     .mind(mind)
+    ///     .backoff(Backoff::default())
+    ///     .start();
+    /// session.connected().await?;
+    /// println!("{:?}", session.status());
+    /// // Another mind for one service; and what is there before any is attached.
+    /// let chat = session.perspective_with("chat", None, mind);
+    /// chat.call("say", &("hello",)).await?;
+    /// println!("{:?}", session.avatar().call("keys", &()).await?.read::<Vec<(String, String)>>()?);
+    /// let mut watch = session.watch();
+    /// while let Some(status) = watch.next().await {
+    ///     println!("{status:?}");
+    /// }
+    /// # Ok(()) }
+    /// ```
     #[must_use]
     pub fn watch(&self) -> Watch {
         Watch(self.shared.state.subscribe())

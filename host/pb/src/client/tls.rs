@@ -26,6 +26,18 @@ impl Trust {
     ///
     /// # Errors
     /// When it cannot be read, or there is no certificate in it.
+    ///
+    /// ```no_run
+    /// # async fn run() -> Result<(), Box<dyn std::error::Error>> {
+    /// use pb::client::tls::Trust;
+    /// use pb::client::Endpoint;
+    ///
+    /// // The authority that `credhost tls init` has made.
+    /// let trust = Trust::in_file("/etc/credhost/ca.pem")?;
+    /// let client = Endpoint::tls("pb.example.org:8788", trust).connect().await?;
+    /// # let _ = client;
+    /// # Ok(()) }
+    /// ```
     pub fn in_file(file: impl AsRef<Path>) -> io::Result<Self> {
         let mut roots = RootCertStore::empty();
         let found = CertificateDer::pem_file_iter(file.as_ref()).map_err(io::Error::other)?;
