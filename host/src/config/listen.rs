@@ -128,6 +128,8 @@ pub struct ListenerSettings {
     pub proxies: Vec<IpNet>,
     /// Whether whoever comes by a Unix socket is one.
     pub unix_proxy: bool,
+    /// Proxies that pass on others' connections, and say first whose (PROXY protocol, version 1 or 2).
+    pub proxy_protocol: Vec<IpNet>,
     /// Who may come by a Unix socket, as file permissions; where it is not said, whoever may enter its folder.
     pub mode: Option<u32>,
 }
@@ -202,6 +204,7 @@ impl ListenerSettings {
             marks: tls.unwrap_or_default(),
             proxies: Vec::new(),
             unix_proxy: false,
+            proxy_protocol: Vec::new(),
             mode: None,
         }
     }
@@ -223,6 +226,13 @@ impl ListenerSettings {
             "" => self.name.clone(),
             service => format!("[service.{service}.listen] {}", self.name),
         }
+    }
+
+    /// What of both concerns their socket, if they have one together, and is not the same.
+    fn differs(&self, other: &Self) -> Option<&'static str> {
+        let same = self.shares(&other.address);
+        let headers = same && self.proxy_protocol != other.proxy_protocol;
+        (same && self.mode != other.mode).then_some("mode").or(headers.then_some("proxy_protocol"))
     }
 
     /// Why this and another cannot both be, if they listen at one address, and nothing tells their connections apart.
@@ -278,6 +288,7 @@ struct Section {
     message: Option<String>,
     rate: Option<usize>,
     proxies: Vec<String>,
+    proxy_protocol: Vec<String>,
     names: Vec<String>,
     alpn: Vec<String>,
     begins: Vec<String>,
@@ -302,6 +313,7 @@ impl Default for Section {
             message: None,
             rate: None,
             proxies: Vec::new(),
+            proxy_protocol: Vec::new(),
             names: Vec::new(),
             alpn: Vec::new(),
             begins: Vec::new(),
@@ -358,10 +370,9 @@ pub fn listeners(settings: &Settings) -> Result<Vec<ListenerSettings>, String> {
                 }
             };
             let read = section.read(service, name, grants).map_err(|why| at(&why))?;
-            let other_mode = |other: &&ListenerSettings| other.shares(&read.address) && other.mode != read.mode;
-            if let Some(other) = all.iter().find(other_mode) {
+            if let Some((what, other)) = all.iter().find_map(|other| Some((read.differs(other)?, other))) {
                 return Err(at(&format!(
-                    "mode: it is one socket with that of {}: say the same for both",
+                    "{what}: it is one socket with that of {}: say the same for both",
                     other.place()
                 )));
             }
@@ -383,6 +394,12 @@ pub fn apart(of_host: &[ListenerSettings], of_services: &[ListenerSettings]) -> 
         let mut others = of_host.iter().skip(at + 1).chain(of_services);
         if let Some(why) = others.find_map(|other| one.overlaps(other)) {
             return Err(format!("{}: {why}", one.place()));
+        }
+        // The host's own say by themselves whose word they take.
+        let of_service = |other: &&ListenerSettings| other.shares(&one.address) && !other.proxy_protocol.is_empty();
+        if let Some(other) = of_services.iter().find(of_service) {
+            let why = "proxy_protocol: that is said by [pb] proxies where Perspective Broker has the same address";
+            return Err(format!("{}: {why}", other.place()));
         }
     }
     Ok(())
@@ -411,7 +428,20 @@ impl Section {
     fn read(self, service: &str, name: &str, grants: Grants) -> Result<ListenerSettings, String> {
         let Self { address: shown, tls, starttls, plaintext, encrypted, connections, per_source, .. } = self;
         let Self {
-            login, idle, grace, stalled, message, rate, proxies, certificates, names, alpn, begins, mode, ..
+            login,
+            idle,
+            grace,
+            stalled,
+            message,
+            rate,
+            proxies,
+            certificates,
+            names,
+            alpn,
+            begins,
+            mode,
+            proxy_protocol,
+            ..
         } = self;
         let marks = Marks { names, alpn, begins };
         marks.check(tls, starttls)?;
@@ -460,6 +490,11 @@ impl Section {
         if mode.is_some() && !matches!(address, Address::Unix(_)) {
             return Err("mode is for a Unix socket: \"unix:/run/…\"".to_owned());
         }
+        let proxy_protocol =
+            crate::config::networks(&proxy_protocol).map_err(|why| format!("proxy_protocol: {why}"))?;
+        if !proxy_protocol.is_empty() && matches!(address, Address::Unix(_)) {
+            return Err("proxy_protocol is for connections by TCP".to_owned());
+        }
         let clear = !tls && !starttls && !plaintext && !encrypted;
         if let Address::Tcp(found) = &address
             && let Some(open) = found.iter().find(|found| !found.ip().is_loopback())
@@ -497,6 +532,7 @@ impl Section {
             marks,
             proxies,
             unix_proxy,
+            proxy_protocol,
             mode,
         })
     }
@@ -578,13 +614,22 @@ mod tests {
                 "irc = { address = \"unix:/run/x\", begins = [\"A\"] }\nother = { address = \"unix:/run/x\", mode = \"0660\" }",
                 "one socket with that of [service.chat.listen] irc",
             ),
+            ("irc = { address = \"unix:/run/x\", proxy_protocol = [\"10.0.0.1\"] }", "by TCP"),
+            (
+                "irc = { address = \"127.0.0.1:1\", proxy_protocol = [\"nginx\"] }",
+                "proxy_protocol: \"nginx\" is neither",
+            ),
+            (
+                "irc = { address = \"127.0.0.1:1\", begins = [\"A\"] }\nother = { address = \"127.0.0.1:1\", proxy_protocol = [\"::1\"] }",
+                "proxy_protocol: it is one socket",
+            ),
             ("irc = { address = \"unix:/run/x\", mode = \"rw\" }", "as for chmod"),
             ("irc = { address = \"unix:/run/x\", mode = \"0999\" }", "as for chmod"),
             ("irc = { address = \"unix:/run/x\", mode = \"4660\" }", "as for chmod"),
-            ("irc = { address = \"unix:/run/x\", mode = 660 }", "expected a string"),
+            ("irc = { address = \"unix:/run/x\", mode = 660 }", "a text is expected"),
             ("irc = { address = \"127.0.0.1:1\", mode = \"0660\" }", "for a Unix socket"),
             ("irc = { address = \"127.0.0.1:1\", stalled = \"2 h\" }", "from 1s to 1h"),
-            ("irc = { address = \"127.0.0.1:1\", message = 5 }", "message"),
+            ("irc = { address = \"127.0.0.1:1\", message = 5 }", "a text is expected"),
             ("irc = { address = \"127.0.0.1:1\", rate = 0 }", "bytes a second"),
             ("irc = { address = \"127.0.0.1:1\", proxies = [\"nginx\"] }", "neither an address nor a network"),
         ];
@@ -617,7 +662,11 @@ mod tests {
             let why = apart(&pb, &service).unwrap_err();
             assert!(why.starts_with(place) && why.contains("[service.chat.listen] irc"), "{pb} {service}: {why}");
         }
+        let behind = tls(", proxy_protocol = [\"10.0.0.1\"]");
+        let why = apart("[pb]\nlisten = \"127.0.0.1:1\"", &behind).unwrap_err();
+        assert!(why.starts_with("[service.chat.listen] irc: proxy_protocol") && why.contains("[pb] proxies"), "{why}");
         for (pb, service) in [
+            ("[pb]\nlisten = \"127.0.0.1:2\"".to_owned(), behind),
             ("[pb]\nlisten = \"127.0.0.1:1\"".to_owned(), tls("")),
             (
                 "[pb]\nlisten = \"127.0.0.1:1\"".to_owned(),

@@ -25,6 +25,13 @@ impl Port {
         Arc::new(Self { listeners, undecided: Mutex::default() })
     }
 
+    /// Whether what comes from there says first whose it is.
+    pub(super) fn has_header(&self, source: IpAddr) -> bool {
+        let source = source.to_canonical();
+        // All of them say the same.
+        self.listeners[0].settings.proxy_protocol.iter().any(|proxies| proxies.contains(&source))
+    }
+
     /// The socket, for the task that accepts connections.
     pub(super) fn socket(&self) -> io::Result<Bound> {
         self.listeners[0].socket()

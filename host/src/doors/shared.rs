@@ -18,8 +18,8 @@ use super::first::{MOST, Verdict, whose, whose_passed_on};
 use super::listening::Listening;
 use super::port::Port;
 use crate::config::ListenerSettings;
-use crate::listener::Entrance;
 use crate::listener::sources::Place;
+use crate::listener::{Entrance, proxy_header};
 use crate::login_gate::network;
 use crate::memory::{AccountKey, Kept, Meter};
 
@@ -48,6 +48,41 @@ impl Drop for Undecided {
 impl Doors {
     /// Takes a connection that was accepted on a port.
     pub(super) fn come_to(self: &Arc<Self>, port: &Arc<Port>, client: OwnedFd, source: Option<SocketAddr>) {
+        match source {
+            Some(proxy) if port.has_header(proxy.ip()) => self.passed_on(port, client, proxy),
+            _ => self.come_from(port, client, source),
+        }
+    }
+
+    /// Takes a connection that a proxy passes on: it says first whose it is.
+    fn passed_on(self: &Arc<Self>, port: &Arc<Port>, client: OwnedFd, proxy: SocketAddr) {
+        let limits = *self.limits.read();
+        // By a proxy everybody comes.
+        let Some(place) = port.enter(proxy.ip(), true, true, &limits) else {
+            return tracing::debug!(%proxy, "too many connections that have not said whose they are");
+        };
+        let account = self.around.memory.account(AccountKey::Source(network(proxy.ip())));
+        let undecided = Undecided { port: Arc::clone(port), place, _meter: Arc::new(Meter::new(account, usize::MAX)) };
+        let me = Arc::clone(self);
+        self.spawn(async move {
+            let header = async {
+                let mut socket = TcpStream::from_std(client.into())?;
+                let source = proxy_header(&mut socket).await?;
+                io::Result::Ok((OwnedFd::from(socket.into_std()?), source.unwrap_or(proxy)))
+            };
+            let found = tokio::time::timeout(PATIENCE, header).await;
+            let port = Arc::clone(&undecided.port);
+            drop(undecided);
+            match found {
+                Ok(Ok((client, source))) => me.come_from(&port, client, Some(source)),
+                Ok(Err(error)) => tracing::debug!(%proxy, %error, "a connection is let go"),
+                Err(_) => tracing::debug!(%proxy, "a connection is let go: its PROXY header does not come"),
+            }
+        });
+    }
+
+    /// Takes a connection of which it is known where it comes from.
+    fn come_from(self: &Arc<Self>, port: &Arc<Port>, client: OwnedFd, source: Option<SocketAddr>) {
         if let [listening] = &port.listeners[..] {
             return self.come_by(listening, client, source);
         }

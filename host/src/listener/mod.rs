@@ -18,7 +18,7 @@ mod within;
 
 pub(crate) use entrance::Entrance;
 pub use proxy::proxies;
-pub(crate) use proxy::{Header, find_header};
+pub(crate) use proxy::{Header, find_header, header as proxy_header};
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
@@ -112,6 +112,12 @@ impl Endpoint {
     /// Other limits from now on: for connections that are to come, and for how many there may be.
     pub fn set_limits(&self, limits: Limits) {
         *self.shared.limits.write() = Arc::new(limits);
+    }
+
+    /// What its clients may cost.
+    #[must_use]
+    pub fn limits(&self) -> Limits {
+        *self.shared.limits()
     }
 
     /// What it gives beside keys, from now on. What connections have by the rules before ends when they hear of it

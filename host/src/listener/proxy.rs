@@ -19,7 +19,7 @@ const LONGEST_2: usize = 4 << 10;
 ///
 /// # Errors
 /// When the connection does not begin with a header, or the header cannot be parsed.
-pub(super) async fn header(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<Option<SocketAddr>> {
+pub(crate) async fn header(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<Option<SocketAddr>> {
     read(stream).await.map_err(|error| match error.kind() {
         io::ErrorKind::UnexpectedEof => wrong("the connection ends within its PROXY header"),
         _ => error,
