@@ -230,6 +230,10 @@ fn unusable(settings: &Settings) -> Vec<String> {
     if let Err(error) = limits::of_host(Limits::default().refusal, &settings.limits) {
         wrong.push(error.to_string());
     }
+    let sections = settings.multiservice.iter().map(|(name, one)| (format!("multiservice.{name}"), &one.limits));
+    for (place, section) in sections.chain([("pb".to_owned(), &settings.pb.limits)]) {
+        wrong.extend(limits::of_listeners(Limits::default(), &place, section).err());
+    }
     if let Some(Err(error)) = settings.audit.keep.as_deref().map(Keep::parse) {
         wrong.push(format!("[audit] keep: {error}"));
     }

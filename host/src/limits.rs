@@ -216,6 +216,28 @@ pub fn of_host(refusal: Duration, section: &BTreeMap<String, LimitValue>) -> Res
     with(Limits { refusal, memory: memory::available() / 2, connections, ..limits }, section)
 }
 
+/// Limits that are the whole host's, and no listener's.
+const OF_HOST: [&str; 3] = ["memory", "grace", "orphans"];
+
+/// These limits, with what a section of listeners says in their place: `[multiservice.games.limits]`, where `place` is
+/// `multiservice.games`.
+///
+/// # Errors
+/// The first that cannot be, with its place.
+pub fn of_listeners(limits: Limits, place: &str, section: &BTreeMap<String, LimitValue>) -> Result<Limits, String> {
+    if let Some(name) = section.keys().find(|name| OF_HOST.contains(&name.as_str())) {
+        return Err(format!("[{place}.limits] {name}: it is the whole host's, and stands in [limits]"));
+    }
+    with(limits, section).map_err(|error| error.to_string().replacen("[limits]", &format!("[{place}.limits]"), 1))
+}
+
+/// What is other in these limits than in those, by name, as it is shown.
+#[must_use]
+pub fn others(limits: &Limits, than: &Limits) -> Vec<(String, String)> {
+    let other = SETTINGS.iter().filter(|setting| (setting.get)(limits) != (setting.get)(than));
+    other.map(|setting| (setting.name.to_owned(), setting.unit.shown((setting.get)(limits)))).collect()
+}
+
 /// A limit, as it is shown.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct LimitStatus {
@@ -285,6 +307,26 @@ mod tests {
                 let refused = changed(setting.name, text(&setting.unit.shown(outside)));
                 assert!(matches!(refused, Err(LimitError::Range { .. })), "{} = {outside}", setting.name);
             }
+        }
+    }
+
+    #[test]
+    fn listeners_have_limits_of_their_own_and_what_is_wrong_with_them_has_its_place() {
+        let all = Limits { per_source: 50, ..Limits::default() };
+        let of = |name: &str, value: LimitValue| {
+            of_listeners(all, "multiservice.games", &BTreeMap::from([(name.to_owned(), value)]))
+        };
+        let games = of("calls", LimitValue::Number(5)).unwrap();
+        assert_eq!((games.after.calls, games.per_source), (5, 50));
+        assert_eq!(others(&games, &all), [("calls".to_owned(), "5".to_owned())]);
+        for (name, value, said) in [
+            ("memory", text("1 GiB"), "[multiservice.games.limits] memory: it is the whole host's"),
+            ("cals", text("5"), "[multiservice.games.limits] cals: there is no such limit; is calls meant?"),
+            ("login", text("soon"), "[multiservice.games.limits] login = \"soon\": expected a time"),
+            ("depth", LimitValue::Number(1), "[multiservice.games.limits] depth is 1: it may be from 16 to 256"),
+        ] {
+            let wrong = of(name, value).unwrap_err();
+            assert!(wrong.starts_with(said), "{wrong}");
         }
     }
 

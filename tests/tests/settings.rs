@@ -31,6 +31,53 @@ fn all_gone(home: &TestHome) {
     }
 }
 
+/// Listeners of a collection have limits of their own, which are taken up as those of all are.
+#[test]
+fn a_collections_listeners_have_limits_of_their_own() {
+    let home = TestHome::new();
+    home.make();
+    let section = |more: &str| {
+        format!(
+            "per_source = 3\n[multiservice.games]\nservices = []\nlisten = \"127.0.0.1:0\"\n[multiservice.games.limits]\n{more}"
+        )
+    };
+    limits(&home, &section("per_source = 1"));
+    let mut host = home.start();
+    let line = host.wait_for("serving also on");
+    let games: SocketAddr = line.split_whitespace().find_map(|word| word.parse().ok()).expect("an address");
+    let both = |games_of: usize, all_of: usize| {
+        let (count, open) = served(games, 5);
+        assert_eq!(count, games_of, "by the collection's listener");
+        drop(open);
+        let (count, open) = served(host.address(), 5);
+        assert_eq!(count, all_of, "by the host's");
+        drop(open);
+        all_gone(&host.home);
+    };
+    both(1, 3);
+    let shown = host.home.run(&["limits"], "");
+    assert!(shown.contains("of [multiservice.games]\nper_source  1"), "{shown}");
+    limits(&host.home, &section("per_source = 2"));
+    assert_eq!(host.home.run(&["reload"], "").trim(), "[multiservice.games] per_source: 1 → 2");
+    both(2, 3);
+    // What cannot be is said with its place, and changes nothing.
+    for (wrong, said) in [
+        ("memory = 5", "[multiservice.games.limits] memory: it is the whole host's"),
+        ("x = 5", "] x: there is no such"),
+    ] {
+        limits(&host.home, &section(wrong));
+        let refused = host.home.refused(&["reload"], "");
+        assert!(refused.contains(said), "{refused}");
+        let found = String::from_utf8_lossy(&host.home.run_with(&["doctor"], "").stdout).into_owned();
+        assert!(found.contains(said), "{found}");
+    }
+    both(2, 3);
+    // Without a section of their own they are as all.
+    limits(&host.home, &section(""));
+    assert_eq!(host.home.run(&["reload"], "").trim(), "[multiservice.games] per_source: 2 → 3");
+    both(3, 3);
+}
+
 #[test]
 fn limits_are_set_shown_and_taken_up_while_the_host_serves() {
     let home = TestHome::new();

@@ -1,5 +1,7 @@
 //! `credhost limits`, `credhost reload`
 
+use std::collections::BTreeMap;
+
 use clap::Args;
 use credhost::config::Home;
 use credhost::control::Request;
@@ -15,6 +17,7 @@ impl Limits {
     pub(super) fn run(self, home: &Home, output: Output) -> Result<(), CliError> {
         let answer = ask(home, &Request::Limits {})?;
         let limits: Vec<LimitStatus> = serde_json::from_value(answer["limits"].clone())?;
+        let own: BTreeMap<String, Vec<(String, String)>> = serde_json::from_value(answer["of_listeners"].clone())?;
         let largest: Vec<(String, u64)> = serde_json::from_value(answer["largest"].clone())?;
         output.show(&answer, || {
             let head = ["limit", "is", "in use", "what it bounds"].map(str::to_owned).to_vec();
@@ -23,6 +26,10 @@ impl Limits {
                 vec![limit.name.clone(), limit.shown.clone(), used, limit.about.clone()]
             });
             let mut text = table(&[head].into_iter().chain(rows).collect::<Vec<_>>());
+            for (place, limits) in &own {
+                let rows: Vec<Vec<String>> = limits.iter().map(|(name, is)| vec![name.clone(), is.clone()]).collect();
+                text += &format!("\n\nof [{place}]\n{}", table(&rows));
+            }
             if !largest.is_empty() {
                 let rows: Vec<Vec<String>> = largest
                     .iter()

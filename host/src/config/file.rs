@@ -71,6 +71,9 @@ grace = 10
 # What clients may cost; `credhost limits` shows all of them, and what is in use. SIGHUP, or `credhost reload`, takes them up.
 # memory = \"512 MiB\"
 # per_source = 256
+# Those of one collection's listeners may be others; [pb.limits] are those of [pb].
+# [multiservice.games.limits]
+# per_source = 16
 
 # [audit]
 # How much of the audit trail is kept: a time or a size. All of it, if nothing is said.
@@ -79,7 +82,7 @@ grace = 10
 # archive = \"audit\"
 
 # A service's own doors, by the names of its listeners: addresses, or tables (tls, starttls, connections, per_source, login, idle,
-# grace, encrypted, message, rate, stalled, mode). What a service may do besides: attach, vouch.
+# grace, encrypted, message, rate, stalled, mode, proxies, proxy_protocol). What a service may do besides: attach, vouch.
 # [service.ssh]
 # may = [\"attach\", \"vouch\"]
 # isolation = \"sandbox\"
@@ -149,6 +152,8 @@ pub struct PbSection {
     pub names: BTreeMap<String, String>,
     /// Whether errors tell clients where in a service's code they were made.
     pub tracebacks: bool,
+    /// Limits of these listeners alone, in place of those of `[limits]`.
+    pub limits: BTreeMap<String, LimitValue>,
 }
 
 impl Default for PbSection {
@@ -165,6 +170,7 @@ impl Default for PbSection {
             default_service: None,
             names: BTreeMap::new(),
             tracebacks: false,
+            limits: BTreeMap::new(),
         }
     }
 }
@@ -187,6 +193,8 @@ pub struct MultiServiceSection {
     pub names: BTreeMap<String, String>,
     /// As in `[pb]`.
     pub tracebacks: bool,
+    /// As in `[pb]`.
+    pub limits: BTreeMap<String, LimitValue>,
 }
 
 impl PbSection {

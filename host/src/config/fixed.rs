@@ -9,8 +9,10 @@ use super::file::ConfigFile;
 /// Sections that `credhost reload` takes up, or looks after otherwise.
 const SECTIONS: [&str; 4] = ["limits", "audit", "service", "identity"];
 /// Of other sections, what it takes up. Those of `[multiservice.NAME]` are the same as those of `[pb]`.
-const TAKEN_UP: [(&str, &[&str]); 2] =
-    [("pb", &["proxies", "anonymous", "default_service", "names", "tracebacks"]), ("plugins", &["isolation"])];
+const TAKEN_UP: [(&str, &[&str]); 2] = [
+    ("pb", &["proxies", "anonymous", "default_service", "names", "tracebacks", "limits"]),
+    ("plugins", &["isolation"]),
+];
 
 /// Settings that a running host does not take up, by where they stand: `[pb] listen`.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -73,6 +75,7 @@ mod tests {
             (before.replace("a:1", "a:3"), &["[pb] listen"]),
             (before.replace("true", "false").replace("calls = 5", "calls = 6"), &[]),
             (before.replace("a:2", "a:4"), &["[multiservice.games] listen"]),
+            (format!("{before}[multiservice.games.limits]\ncalls = 2\n[pb.limits]\ncalls = 3\n"), &[]),
             (before.replace("[multiservice.games]\nlisten = \"a:2\"\n", ""), &["[multiservice.games] listen"]),
             (
                 format!("{before}[password]\nshortest = 9\n[plugins]\nisolation = \"process\"\ngrace = 5\n"),

@@ -1,5 +1,7 @@
 //! Does what was asked for.
 
+use std::collections::BTreeMap;
+
 use serde_json::{Value, json};
 
 use super::failure::ControlFailure;
@@ -172,7 +174,16 @@ pub fn perform(
             let settings = settings.map_err(AccountError::from)?;
             let limits = limits::of_host(Limits::default().refusal, &settings.limits)
                 .map_err(|error| ControlFailure { error: error.to_string(), hint: None })?;
-            json!({ "limits": limits::status(&limits, None), "largest": [] })
+            let sections =
+                settings.multiservice.iter().map(|(name, one)| (format!("multiservice.{name}"), &one.limits));
+            let mut own = BTreeMap::new();
+            for (place, section) in sections.chain([("pb".to_owned(), &settings.pb.limits)]) {
+                let of_these = limits::of_listeners(limits, &place, section)
+                    .map_err(|error| ControlFailure { error, hint: None })?;
+                let others = limits::others(&of_these, &limits);
+                own.extend((!others.is_empty()).then_some((place, others)));
+            }
+            json!({ "limits": limits::status(&limits, None), "of_listeners": own, "largest": [] })
         }
         Request::Describe { service } => {
             let Running { services, libraries, .. } = running(host)?;

@@ -1,5 +1,6 @@
 //! What operators have done by commands, in a host that runs.
 
+use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -8,6 +9,7 @@ use super::trial::Asked;
 use crate::control::{self, ControlFailure, Progress, Request, Running, known};
 use crate::limits;
 use crate::listener::Endpoint;
+use crate::server::configured::place;
 use crate::store::audit::Event;
 
 impl Host {
@@ -49,9 +51,13 @@ impl Host {
             let used = limits::InUse { memory: self.memory.used(), connections };
             let most: Vec<_> = self.memory.largest().into_iter().filter(|(_, used)| *used > 0).collect();
             let most: Vec<(String, usize)> = most.into_iter().map(|(key, used)| (key.to_string(), used)).collect();
-            return Ok(
-                serde_json::json!({ "limits": limits::status(&self.limits.get(), Some(used)), "largest": most }),
-            );
+            let all = self.limits.get();
+            let own = self.endpoints.iter().zip(&self.sections);
+            let own =
+                own.map(|(endpoint, section)| (place(section.as_deref()), limits::others(&endpoint.limits(), &all)));
+            let own: BTreeMap<String, _> = own.filter(|(_, limits)| !limits.is_empty()).collect();
+            let limits = limits::status(&all, Some(used));
+            return Ok(serde_json::json!({ "limits": limits, "of_listeners": own, "largest": most }));
         }
         if let Request::Reload {} = &request {
             let taken = self.take_up(accounts.by()).await?;

@@ -74,7 +74,10 @@ impl Configured {
             settings,
         };
         // What is right of them does not depend on how long a refusal takes.
-        configured.limits(Duration::ZERO)?;
+        let limits = configured.limits(Duration::ZERO)?;
+        for door in &configured.doors {
+            limits_of(&configured.settings, door.section.as_deref(), limits).map_err(wrong)?;
+        }
         Ok(configured)
     }
 
@@ -204,7 +207,7 @@ fn vet(settings: &Settings, options: &Options) -> Result<Vet, StartError> {
 }
 
 /// The section that is `[multiservice.NAME]`, or `[pb]`.
-fn place(section: Option<&str>) -> String {
+pub(super) fn place(section: Option<&str>) -> String {
     section.map_or_else(|| "pb".to_owned(), |name| format!("multiservice.{name}"))
 }
 
@@ -218,6 +221,18 @@ pub(super) fn rules_of(settings: &Settings, section: Option<&str>) -> Option<Res
         Some(name) => settings.multiservice.get(name)?.rules(),
     };
     Some(rules.map_err(|wrong| StartError::Section(format!("[{}] {wrong}", place(section)))))
+}
+
+/// What clients of a section's listeners may cost, where those of all others may cost this.
+///
+/// # Errors
+/// What cannot be.
+pub(super) fn limits_of(settings: &Settings, section: Option<&str>, all: Limits) -> Result<Limits, String> {
+    let own = match section {
+        None => Some(&settings.pb.limits),
+        Some(name) => settings.multiservice.get(name).map(|section| &section.limits),
+    };
+    own.map_or(Ok(all), |own| limits::of_listeners(all, &place(section), own))
 }
 
 fn doors(settings: &Settings, options: &Options) -> Result<Vec<Door>, StartError> {

@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::sync::{Notify, mpsc};
 
 use super::Host;
-use super::configured::{Configured, Opened};
+use super::configured::{Configured, Opened, limits_of};
 use super::options::{Options, StartError};
 use crate::accounts::Accounts;
 use crate::config::{ConfigFile, Fixed, Home, Lock, MultiServiceSection, Settings, random};
@@ -78,6 +78,8 @@ async fn put_together(
         let of = door.of.as_ref().and_then(|of| groups.iter().find(|group| group.services.name() == of));
         let endpoint = roots.endpoint(of.map_or(&services, |group| &group.services), &context, &configured)?;
         endpoint.set_rules(door.rules.clone());
+        let own = limits_of(&configured.settings, door.section.as_deref(), limits).map_err(StartError::Section)?;
+        endpoint.set_limits(own);
         endpoints.push(endpoint);
     }
     let memory = Arc::clone(&context.memory);

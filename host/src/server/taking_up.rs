@@ -1,13 +1,14 @@
 //! What of credhost.toml is taken up while the host runs.
 
 use super::Host;
-use super::configured::rules_of;
+use super::configured::{limits_of, place, rules_of};
 use crate::config::{self, ConfigFile, Fixed};
 use crate::control::{ControlFailure, known};
 use crate::cred::ListenerRules;
 use crate::limits;
 use crate::listener::proxies;
 use crate::server::retention::Retention;
+use crate::session::Limits;
 use crate::store::audit::Event;
 
 impl Host {
@@ -58,18 +59,19 @@ impl Host {
             });
             let rules = rules.collect::<Result<Vec<_>, String>>()?;
             config::apart(&self.own, &listeners)?;
+            let each = self.sections.iter().map(|section| limits_of(&settings, section.as_deref(), limits));
+            let limits = (limits, each.collect::<Result<Vec<_>, String>>()?);
             Ok((limits, retention, proxies(&settings.pb.proxies)?, rules, (listeners, strange)))
         });
-        let (limits, retention, proxies, rules, (listeners, strange)) = read.map_err(|error| {
+        let ((limits, each), retention, proxies, rules, (listeners, strange)) = read.map_err(|error| {
             let hint = "everything stays as it was; put it right, and try again".to_owned();
             ControlFailure { error, hint: Some(hint) }
         })?;
         *self.retention.borrow_mut() = retention;
         self.memory.set_limit(limits.memory);
-        self.endpoints.iter().chain([&self.within]).for_each(|endpoint| {
-            endpoint.set_limits(limits);
-            endpoint.set_proxies(proxies.clone());
-        });
+        let own = self.take_up_limits(&each, (&before, &limits));
+        self.within.set_limits(limits);
+        self.endpoints.iter().chain([&self.within]).for_each(|endpoint| endpoint.set_proxies(proxies.clone()));
         self.doors.set_limits(limits);
         self.limits.set(limits);
         let changed = limits::SETTINGS.iter().filter(|setting| (setting.get)(&before) != (setting.get)(&limits));
@@ -78,6 +80,7 @@ impl Host {
                 let shown = |limits| setting.unit.shown((setting.get)(limits));
                 format!("{}: {} → {}", setting.name, shown(&before), shown(&limits))
             })
+            .chain(own)
             .collect();
         taken.changed.iter().for_each(|change| tracing::info!("limits: {change}"));
         let rules_before = taken.changed.len();
@@ -87,6 +90,26 @@ impl Host {
         let waits = self.doors.unlike(&listeners).into_iter().chain(fixed);
         taken.warnings.extend(waits.map(|place| format!("{place} has changed: restart the host to apply it")));
         Ok(())
+    }
+
+    /// Limits of each listener: answers with what has changed of them otherwise than for all.
+    fn take_up_limits(&self, each: &[Limits], (before_all, all): (&Limits, &Limits)) -> Vec<String> {
+        let mut changed = Vec::new();
+        for ((endpoint, section), limits) in self.endpoints.iter().zip(&self.sections).zip(each) {
+            let before = endpoint.limits();
+            for setting in limits::SETTINGS {
+                let (was, is) = ((setting.get)(&before), (setting.get)(limits));
+                let as_all = was == (setting.get)(before_all) && is == (setting.get)(all);
+                let (place, name) = (place(section.as_deref()), setting.name);
+                let change = format!("[{place}] {name}: {} → {}", setting.unit.shown(was), setting.unit.shown(is));
+                // Two listeners of one section have the same.
+                if was != is && !as_all && !changed.contains(&change) {
+                    changed.push(change);
+                }
+            }
+            endpoint.set_limits(*limits);
+        }
+        changed
     }
 
     /// What listeners give beside keys, each its own: what one gives no more ends at once.
