@@ -6,6 +6,7 @@
 //! `unsafe` lives here: `gate` (the host's function table, called by the library), `library` (dlopen), `unload` (its
 //! memory) and `ledger` (four of the system's functions).
 
+pub mod allocator;
 pub mod elf;
 pub(crate) mod exit;
 mod fair;
