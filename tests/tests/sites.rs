@@ -1,11 +1,11 @@
-//! Sites behind a proxy that asks who somebody is, and pages as a browser shows them: judged by nginx, Caddy, Chromium, curl
-//! and PyJWT.
+//! Sites behind a proxy that asks who somebody is, and pages as a browser shows them: judged by nginx, Caddy, Traefik, Chromium,
+//! curl and PyJWT.
 
 use std::net::SocketAddr;
 use std::process::Command;
 
 use system_tests::host::{TestHome, TestHost};
-use system_tests::sites::{caddy, nginx, site};
+use system_tests::sites::{caddy, nginx, site, traefik};
 use system_tests::web::{Browser, Page};
 use system_tests::{debian, python};
 
@@ -13,16 +13,25 @@ const PASSWORD: &str = "ottern-quirk-velvet-93-lamp";
 
 /// A host whose service web is reached by a Unix socket, for alice; and its folder.
 fn host() -> (TestHost, tempfile::TempDir) {
+    let (host, folder, _) = host_by_tcp("");
+    (host, folder)
+}
+
+/// The same with one more listener; and its host, which has said where that is.
+fn host_by_tcp(more: &str) -> (TestHost, tempfile::TempDir, Option<SocketAddr>) {
     let (home, folder) = (TestHome::new(), tempfile::tempdir().expect("a folder"));
     home.make();
-    let listen = format!("http = {{ address = \"unix:{}/web\", proxies = [\"unix\"] }}", folder.path().display());
+    let by_unix = format!("{{ address = \"unix:{}/web\", proxies = [\"unix\"] }}", folder.path().display());
+    let listen = format!("http = [{by_unix}{more}]");
     let section = format!("[service.web]\nmay = [\"attach\"]\npath = \"/account\"\n[service.web.listen]\n{listen}\n");
     home.configure(|text| format!("{text}\n{section}"));
     home.identity("alice", PASSWORD, &["web", "todo"]);
     ["web", "todo"].iter().for_each(|service| home.install(service));
     let mut host = home.start();
     host.wait_for("libweb.so serves");
-    (host, folder)
+    let address = (!more.is_empty()).then(|| host.wait_for("serving http on 127"));
+    let address = address.and_then(|line| line.split_whitespace().find_map(|word| word.parse().ok()));
+    (host, folder, address)
 }
 
 /// What a page's reader says: that they take HTML, and lies about who they are.
@@ -92,6 +101,13 @@ fn caddy_lets_in_whom_the_host_knows() {
     let (host, folder) = host();
     let caddy = caddy(folder.path(), site());
     she_reads(&host, caddy.address);
+}
+
+#[test]
+fn traefik_lets_in_whom_the_host_knows() {
+    let (host, folder, web) = host_by_tcp(", { address = \"127.0.0.1:0\", proxies = [\"127.0.0.1\"] }");
+    let traefik = traefik(folder.path(), site(), web.expect("it says where"));
+    she_reads(&host, traefik.address);
 }
 
 #[test]

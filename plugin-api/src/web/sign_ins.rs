@@ -48,6 +48,17 @@ impl Cookie {
         own.next().is_none().then(|| Token(Zeroizing::new(token.to_owned())))
     }
 
+    /// A request's other cookies.
+    fn others(&self, headers: &HeaderMap) -> Option<HeaderValue> {
+        let name = self.full_name();
+        let own =
+            |pair: &&[u8]| pair.split(|byte| *byte == b'=').next().is_some_and(|of| of.trim_ascii() == name.as_bytes());
+        let all = headers.get_all(header::COOKIE).into_iter();
+        let all = all.flat_map(|value| value.as_bytes().split(|byte| *byte == b';')).map(<[u8]>::trim_ascii);
+        let others: Vec<&[u8]> = all.filter(|pair| !pair.is_empty() && !own(pair)).collect();
+        HeaderValue::from_bytes(&others.join(&b"; "[..])).ok().filter(|others| !others.is_empty())
+    }
+
     fn set(&self, token: &str, more: &str) -> HeaderValue {
         let domain = self.domain.as_ref().map(|domain| format!("; Domain={domain}")).unwrap_or_default();
         let name = self.full_name();
@@ -167,6 +178,24 @@ impl SignIns {
                 None
             }
         }
+    }
+
+    /// The cookies of a request without this one: for whoever the request is passed on to, whom it does not concern. `None`: there are
+    /// no others.
+    ///
+    /// ```no_run
+    /// # use axum::http::{HeaderMap, header};
+    /// # use plugin_api::web::SignIns;
+    /// # fn passed_on(sign_ins: &SignIns, headers: &mut HeaderMap) {
+    /// match sign_ins.other_cookies(headers) {
+    ///     Some(others) => drop(headers.insert(header::COOKIE, others)),
+    ///     None => drop(headers.remove(header::COOKIE)),
+    /// }
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn other_cookies(&self, headers: &HeaderMap) -> Option<HeaderValue> {
+        self.cookie.others(headers)
     }
 
     /// Signs out who is asking; what `Set-Cookie` is to say.

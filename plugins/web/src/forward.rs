@@ -2,7 +2,7 @@
 //! ForwardAuth.
 //!
 //! The proxy hands us the visitor's cookies. The answer is 200 with who it is in `Remote-User` (and `Remote-Identity`; for a service, a signed
-//! `Credhost-Assertion`, too), 401 if nobody has signed in, 403 if they may not. A proxy that says which page was wanted
+//! `Credhost-Assertion`, too) and their other cookies in `Cookie`, 401 if nobody has signed in, 403 if they may not. A proxy that says which page was wanted
 //! (`X-Forwarded-Uri`: Caddy, Traefik) has its visitor sent to sign in. What visitors say in these headers goes nowhere.
 
 use plugin_api::Login;
@@ -27,7 +27,7 @@ pub(crate) async fn anybody(State(site): State<Site>, visitor: Visitor, headers:
     match site.sign_ins.login(&visitor, &headers).await {
         Some(login) => {
             let name = login.identity().to_owned();
-            known(&login, &name, None)
+            known(&login, &name, None, others(&site, &visitor, &headers))
         }
         None => nobody(&site, &headers),
     }
@@ -47,7 +47,7 @@ pub(crate) async fn with_key(
                 // For a site of this service's name, by the proxy in front of it: for nobody else to show there.
                 let by_proxy = visitor.is_by_proxy();
                 let signed = by_proxy.then(|| site.assertion(login.identity(), &perspective, &service)).flatten();
-                known(&login, &perspective, signed)
+                known(&login, &perspective, signed, others(&site, &visitor, &headers))
             }
             None => (StatusCode::FORBIDDEN, "You have no key for this.\n").into_response(),
         },
@@ -60,7 +60,12 @@ pub(crate) async fn with_key(
     }
 }
 
-fn known(login: &Login, perspective: &str, signed: Option<String>) -> Response {
+/// The visitor's other cookies, for the proxy to pass on in place of all: what shows who they are is not the site's business.
+fn others(site: &Site, visitor: &Visitor, headers: &HeaderMap) -> Option<HeaderValue> {
+    visitor.is_by_proxy().then(|| site.sign_ins.other_cookies(headers)).flatten()
+}
+
+fn known(login: &Login, perspective: &str, signed: Option<String>, others: Option<HeaderValue>) -> Response {
     // What is taken away while it is being looked at is gone.
     if login.is_ended() {
         return StatusCode::UNAUTHORIZED.into_response();
@@ -72,6 +77,7 @@ fn known(login: &Login, perspective: &str, signed: Option<String>) -> Response {
     if let Some(signed) = signed.and_then(|signed| HeaderValue::from_str(&signed).ok()) {
         said.insert(ASSERTION, signed);
     }
+    said.extend(others.map(|others| (header::COOKIE, others)));
     response
 }
 
