@@ -4,11 +4,13 @@
 //! When a change of what is said is meant: `CREDHOST_WRITE=1 cargo test -p system-tests --test transcripts`, and read the
 //! difference.
 
+use std::path::Path;
 use std::process::{Command, Stdio};
 
+use pb::client::{Call, Credential, Endpoint, Error, Session, Status};
 use regex::Regex;
-use system_tests::host::TestHome;
-use system_tests::{python, workspace};
+use system_tests::host::{TestHome, put};
+use system_tests::{build, python, workspace};
 
 /// What differs from run to run, and what stands for it.
 fn replaced(text: &str) -> String {
@@ -22,8 +24,14 @@ fn replaced(text: &str) -> String {
         (r"\b[0-9a-f]{64}\b", "<DIGEST>"),
         (r"\d+(\.\d+)? ?ms\b", "<N> ms"),
         (r"\d+(\.\d+)? ?[KMG]iB\b", "<SIZE>"),
+        (r"\b\d+\.\d+ s\b", "<N> s"),
         (r"\bfor \d+ days\b", "for <N> days"),
         (r"uid \d+", "uid <N>"),
+        (r"\d+ calls a second", "<N> calls a second"),
+        (r"\d+ % of those", "<N> % of those"),
+        (r", [\d.]+ at the longest", ", <N> at the longest"),
+        (r"[+-]\d+ (resident memory|mappings|threads)", "+<N> $1"),
+        (r"/[^\s]*/\.tmp[A-Za-z0-9]+", "<FOLDER>"),
         (r"plugin-api( +)\d+\.\d+\.\d+", "plugin-api${1}<VERSION>"),
         // How many lines the trail has by then.
         (r"(?m)^\d+ (<TIME>|<DIGEST>)", "<NUMBER> $1"),
@@ -59,6 +67,30 @@ impl Transcript {
         self.0 +=
             &if line == "limits" { columns.replace_all(&replaced(&said), "  ").into_owned() } else { replaced(&said) };
         for line in replaced(&warned).lines() {
+            self.0 += &format!("! {line}\n");
+        }
+        if let Some(code) = output.status.code().filter(|code| *code != 0) {
+            self.0 += &format!("[exit status {code}]\n");
+        }
+    }
+
+    /// Types a line to a shell in this folder, where `credhost` is found, and what cargo builds lies with other authors' crates.
+    fn types_in(&mut self, folder: &Path, line: &str) {
+        let path = std::env::var("PATH").unwrap_or_default();
+        let program = build::credhost();
+        let mut shell = Command::new("sh");
+        shell.args(["-c", line]).current_dir(folder).stdin(Stdio::null());
+        shell.env("PATH", format!("{}:{path}", program.parent().expect("it is in a folder").display()));
+        shell.env("CARGO_TARGET_DIR", system_tests::target().join("authors"));
+        shell.env_remove("CREDHOST_HOME").env_remove("CREDHOST_LOG").env_remove("RUSTFLAGS");
+        let output = shell.output().expect("a shell");
+        let text = |bytes: &[u8]| {
+            let text = String::from_utf8_lossy(bytes).replace(&*system_tests::target().to_string_lossy(), "<TARGET>");
+            replaced(&text.replace(&*folder.to_string_lossy(), "<FOLDER>"))
+        };
+        self.0 += &format!("\n$ {}\n{}", text(line.as_bytes()), text(&output.stdout));
+        // What a library's own threads log comes in any order.
+        for line in text(&output.stderr).lines().filter(|line| !line.starts_with("<TIME>")) {
             self.0 += &format!("! {line}\n");
         }
         if let Some(code) = output.status.code().filter(|code| *code != 0) {
@@ -202,4 +234,110 @@ fn what_a_twisted_programmer_reads() {
     let mut hour = Transcript::new("What Twisted shows of answers and errors.");
     hour.0 += &format!("\n{}", replaced(&said));
     hour.is_as_reviewed("twisted.txt");
+}
+
+/// From an empty folder to a service that serves, and what an author reads who makes each mistake for the first time.
+#[test]
+fn an_authors_first_hour() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let here = folder.path();
+    let mut hour = Transcript::new("An author's first hour.");
+    for line in [
+        "credhost new",
+        "credhost new Garden",
+        "credhost new garden",
+        "credhost new garden",
+        "cat garden/src/lib.rs",
+        "credhost dev gardn",
+        "cd garden && cargo build --quiet",
+    ] {
+        hour.types_in(here, line);
+    }
+    let built = system_tests::target().join("authors/debug/libgarden.so");
+    std::fs::copy(&built, here.join("libgarden.so")).expect("it was built");
+    let whole = std::fs::read(&built).expect("it was built");
+    std::fs::write(here.join("libhalf.so"), &whole[..whole.len() / 2]).expect("it can be written");
+    std::fs::write(here.join("libnotes.so"), "remember the milk").expect("it can be written");
+    put(&build::library("restless"), &here.join("librestless.so"));
+    for line in [
+        "credhost vet libgarden.so",
+        "credhost vet libhalf.so",
+        "credhost vet libnotes.so",
+        "credhost vet libgarden",
+        "credhost check --reloads 20 libgarden.so",
+        "credhost check --reloads 20 librestless.so",
+    ] {
+        hour.types_in(here, line);
+    }
+    let home = TestHome::new();
+    home.make();
+    home.identity("alice", PASSWORD, &["garden"]);
+    put(&built, &home.plugins().join("libgarden.so"));
+    let host = home.start();
+    let at = format!("alice@{}/garden", host.address());
+    let half = here.join("libhalf.so");
+    put(&half, &host.home.plugins().join("libhalf.so"));
+    for line in [
+        "describe garden".to_owned(),
+        format!("call --password-stdin {at} sign hello <<< {PASSWORD}"),
+        format!("call --password-stdin {at} sign <<< {PASSWORD}"),
+        format!("call --password-stdin {at} sing hello <<< {PASSWORD}"),
+        format!("call --password-stdin {at} list <<< {PASSWORD}"),
+        format!("service check-states garden {}", here.join("libgarden.so").display()),
+        "service reload gardn".to_owned(),
+    ] {
+        hour.types(&host.home, &line);
+    }
+    hour.is_as_reviewed("author.txt");
+}
+
+/// What a program in Rust prints that meets each error for the first time.
+#[tokio::test]
+async fn a_rust_programmers_first_hour() {
+    let home = TestHome::new();
+    home.make();
+    home.install("todo");
+    home.identity("alice", PASSWORD, &["todo"]);
+    let nobody = Endpoint::tcp("127.0.0.1:1").connect().await;
+    let host = home.start();
+    let at = Endpoint::tcp(&host.address().to_string());
+    let mut hour = Transcript::new("What a client in Rust shows of answers and errors.");
+    let mut show = |what: &str, came: Result<String, Error>| {
+        let came = came.map_or_else(|error| format!("!! {error}"), |answer| format!("-> {answer}"));
+        hour.0 += &format!("\n{what} {}", replaced(&came));
+    };
+    show("connect, where nobody listens", nobody.map(|_| String::new()));
+    let client = at.connect().await.expect("it serves");
+    let todo = client.login("alice/todo", PASSWORD, None).await.expect("the password is right");
+    let told =
+        |answer: pb::client::Answer| answer.value().map_or_else(|error| error.to_string(), |value| value.to_string());
+    show("add(\"milk\")", todo.call("add", &("milk",)).await.map(told));
+    show("list()", todo.call("list", &()).await.map(told));
+    let count = todo.call("list", &()).await.expect("it answers");
+    show("list() as a number", count.read::<u32>().map(|count| count.to_string()).map_err(Into::into));
+    show("done(7)", todo.call("done", &(7,)).await.map(told));
+    show("done(\"first\")", todo.call("done", &("first",)).await.map(told));
+    show("add()", todo.call("add", &()).await.map(told));
+    show("fly()", todo.call("fly", &()).await.map(told));
+    show(
+        "an answer that is no object",
+        todo.call("list", &()).await.expect("it answers").remote().map(|_| String::new()),
+    );
+    for (what, name, password) in [
+        ("login with a wrong password", "alice/todo", "wrong"),
+        ("login for a service that she has no key for", "alice/chat", PASSWORD),
+        ("login for another's perspective", "alice/todo/bob", PASSWORD),
+    ] {
+        let refused = at.connect().await.expect("it serves").login(name, password, None).await;
+        show(what, refused.map(|_| String::new()));
+    }
+    let mind = |call: Call| async move { Err::<(), _>(call.unknown()) };
+    let session = Session::builder(at.clone(), Credential::password("alice", "wrong")).mind(mind).start();
+    show("a session with a wrong password", session.connected().await.map(|()| String::new()));
+    assert!(matches!(session.status(), Status::Refused(_)));
+    drop(host);
+    client.closed().await;
+    show("add(\"bread\"), when the host has gone", todo.call("add", &("bread",)).await.map(told));
+    hour.0 += "\n";
+    hour.is_as_reviewed("rust.txt");
 }
