@@ -13,7 +13,7 @@ use std::sync::{Arc, Weak};
 use parking_lot::Mutex;
 
 /// So much everybody has, though others use all there is: enough to say something, and be answered. In bytes.
-const FLOOR: usize = 32 << 10;
+pub(crate) const FLOOR: usize = 32 << 10;
 /// So much nobody is asked for, in bytes.
 const LITTLE: usize = 256 << 10;
 

@@ -77,6 +77,10 @@ pub fn nginx(folder: &Path, site: SocketAddr) -> Proxy {
              events {{}}\n\
              http {{\n\
                access_log off; {temporary}\n\
+               map $http_cookie $others {{\n\
+                 default $http_cookie;\n\
+                 \"~^(?<before>.*?)__Host-credhost=[^;]*(; )?(?<after>.*)$\" $before$after;\n\
+               }}\n\
                upstream credhost {{ server unix:{here}/web; keepalive 8; }}\n\
                server {{\n\
                  listen {address};\n\
@@ -86,12 +90,12 @@ pub fn nginx(folder: &Path, site: SocketAddr) -> Proxy {
                  proxy_set_header X-Forwarded-For $remote_addr;\n\
                  proxy_set_header X-Forwarded-Proto $scheme;\n\
                  proxy_set_header X-Forwarded-Host $http_host;\n\
+                 location /account/auth {{ return 404; }}\n\
                  location /account/ {{ proxy_pass http://credhost; }}\n\
                  location / {{\n\
                    auth_request /who;\n\
                    auth_request_set $who $upstream_http_remote_user;\n\
                    auth_request_set $assertion $upstream_http_credhost_assertion;\n\
-                   auth_request_set $others $upstream_http_cookie;\n\
                    error_page 401 = @sign_in;\n\
                    proxy_set_header Remote-User $who;\n\
                    proxy_set_header Remote-Identity \"\";\n\
@@ -144,6 +148,7 @@ pub fn caddy(folder: &Path, site: SocketAddr) -> Proxy {
             "{{\n  admin off\n  auto_https off\n}}\n\
              http://127.0.0.1:{port} {{\n\
                bind 127.0.0.1\n\
+               handle /account/auth* {{\n    respond 404\n  }}\n\
                handle /account/* {{\n    reverse_proxy unix/{here}/web\n  }}\n\
                handle {{\n\
                  request_header -Remote-Identity\n\
@@ -174,13 +179,13 @@ pub fn traefik(folder: &Path, site: SocketAddr, web: SocketAddr) -> Proxy {
     let config = format!(
         "http:\n  \
            routers:\n    \
-             account: {{ rule: 'PathPrefix(`/account/`)', service: credhost, priority: 100 }}\n    \
+             account: {{ rule: 'PathPrefix(`/account/`) && !PathPrefix(`/account/auth`)', service: credhost, priority: 100 }}\n    \
              site: {{ rule: 'PathPrefix(`/`)', service: site, middlewares: [clear, who] }}\n  \
            middlewares:\n    \
              clear: {{ headers: {{ customRequestHeaders: {{ Remote-Identity: '', Remote_User: '' }} }} }}\n    \
              who:\n      \
                forwardAuth:\n        \
-                 address: 'http://{web}/account/auth/todo'\n        \
+                 address: 'http://{web}/account/auth/todo?cookies'\n        \
                  preserveLocationHeader: true\n        \
                  authResponseHeaders: [Remote-User, Credhost-Assertion, Cookie]\n  \
            services:\n    \

@@ -17,7 +17,8 @@ impl Limits {
     pub(super) fn run(self, home: &Home, output: Output) -> Result<(), CliError> {
         let answer = ask(home, &Request::Limits {})?;
         let limits: Vec<LimitStatus> = serde_json::from_value(answer["limits"].clone())?;
-        let own: BTreeMap<String, Vec<(String, String)>> = serde_json::from_value(answer["of_listeners"].clone())?;
+        let own: BTreeMap<String, Vec<(String, String)>> =
+            serde_json::from_value(answer["of_listeners"].clone()).unwrap_or_default();
         let largest: Vec<(String, u64)> = serde_json::from_value(answer["largest"].clone())?;
         output.show(&answer, || {
             let head = ["limit", "is", "in use", "what it bounds"].map(str::to_owned).to_vec();

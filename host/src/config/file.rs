@@ -71,7 +71,7 @@ grace = 10
 # What clients may cost; `credhost limits` shows all of them, and what is in use. SIGHUP, or `credhost reload`, takes them up.
 # memory = \"512 MiB\"
 # per_source = 256
-# Those of one collection's listeners may be others; [pb.limits] are those of [pb].
+# Those of a collection's listeners may be others, and those of the host's own: [pb.limits].
 # [multiservice.games.limits]
 # per_source = 16
 

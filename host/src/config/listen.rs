@@ -492,6 +492,12 @@ impl Section {
         }
         let proxy_protocol =
             crate::config::networks(&proxy_protocol).map_err(|why| format!("proxy_protocol: {why}"))?;
+        if !proxy_protocol.is_empty() && !proxies.is_empty() {
+            return Err(
+                "proxies and proxy_protocol are one or the other: a connection that has a header is its client's"
+                    .to_owned(),
+            );
+        }
         if !proxy_protocol.is_empty() && matches!(address, Address::Unix(_)) {
             return Err("proxy_protocol is for connections by TCP".to_owned());
         }
@@ -613,6 +619,10 @@ mod tests {
             (
                 "irc = { address = \"unix:/run/x\", begins = [\"A\"] }\nother = { address = \"unix:/run/x\", mode = \"0660\" }",
                 "one socket with that of [service.chat.listen] irc",
+            ),
+            (
+                "irc = { address = \"127.0.0.1:1\", proxy_protocol = [\"::1\"], proxies = [\"::1\"] }",
+                "are one or the other: a connection",
             ),
             ("irc = { address = \"unix:/run/x\", proxy_protocol = [\"10.0.0.1\"] }", "by TCP"),
             (

@@ -18,7 +18,7 @@ use super::words::{Asker, LoggedIn};
 use crate::cred::ClientCertificate;
 use crate::cred::login::KeyChallenge;
 use crate::listener::sources::Place;
-use crate::memory::Kept;
+use crate::memory::{FLOOR, Kept};
 use crate::multiservice::SlotNo;
 use crate::multiservice::router::Mailbox;
 use crate::session::Limits;
@@ -394,7 +394,9 @@ impl Held {
         }
         let meter = self.mailbox.meter();
         let more = bytes.saturating_sub(state.buffered);
-        let admits = more == 0 || meter.admits(more) && self.listening.buffers(more);
+        // A little everybody has, whatever others of this listener use.
+        let little = bytes <= FLOOR;
+        let admits = more == 0 || meter.admits(more) && self.listening.buffers(more, little);
         // One that is let go takes no more from those who stay.
         let less = if admits { state.buffered.saturating_sub(bytes) } else { state.buffered };
         self.listening.has_less(less);
@@ -444,6 +446,9 @@ impl Held {
         let (client, service) = {
             let mut state = self.state.lock();
             state.cut = true;
+            // What is kept for it is as good as gone.
+            self.listening.has_less(std::mem::take(&mut state.buffered));
+            self.mailbox.meter().set(Kept::Output, 0);
             (Arc::clone(&state.client), state.service.clone())
         };
         let inner = service.filter(|service| !Arc::ptr_eq(service, &client));

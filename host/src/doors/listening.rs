@@ -99,9 +99,9 @@ impl Listening {
         let socket = match (inherited.take(&wanted(&settings, &name(&settings))), &settings.address) {
             (Some(Open::Tcp(listener)), _) => Bound::Tcp(listener),
             (Some(Open::Unix(listener)), address) => {
-                // The host before this one may have let others in.
-                if let Address::Unix(path) = address {
-                    permit(path, settings.mode.unwrap_or(ANYBODY)).map_err(|error| at(&error))?;
+                // The host before this one may have let others in; where nothing is said, systemd may have.
+                if let (Address::Unix(path), Some(mode)) = (address, settings.mode) {
+                    permit(path, mode).map_err(|error| at(&error))?;
                 }
                 Bound::Unix(listener)
             }
@@ -114,6 +114,9 @@ impl Listening {
             (None, Address::Unix(path)) => Bound::Unix(bind_unix(path, settings.mode).map_err(|error| at(&error))?),
             (None, Address::Systemd(_)) => return Err(at(&not_given(&inherited.of_systemd()))),
         };
+        if matches!(socket, Bound::Unix(_)) && !settings.proxy_protocol.is_empty() {
+            return Err(at(&"proxy_protocol is for connections by TCP"));
+        }
         Ok(Self::on(Arc::new(socket), settings, None))
     }
 
@@ -245,9 +248,9 @@ impl Listening {
         }
     }
 
-    /// So many bytes more are kept for its clients by its service, if these are not too many.
-    pub(super) fn buffers(&self, more: usize) -> bool {
-        let most = self.most.load(Ordering::Relaxed);
+    /// So many bytes more are kept for its clients by its service, if these are not too many. `little`: they are few anyway.
+    pub(super) fn buffers(&self, more: usize, little: bool) -> bool {
+        let most = if little { usize::MAX } else { self.most.load(Ordering::Relaxed) };
         let add = |before: usize| before.checked_add(more).filter(|all| *all <= most);
         self.buffered.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add).is_ok()
     }

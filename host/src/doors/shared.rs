@@ -19,7 +19,7 @@ use super::listening::Listening;
 use super::port::Port;
 use crate::config::ListenerSettings;
 use crate::listener::sources::Place;
-use crate::listener::{Entrance, proxy_header};
+use crate::listener::{Entrance, behind_proxy, proxy_header};
 use crate::login_gate::network;
 use crate::memory::{AccountKey, Kept, Meter};
 
@@ -68,7 +68,7 @@ impl Doors {
             let header = async {
                 let mut socket = TcpStream::from_std(client.into())?;
                 let source = proxy_header(&mut socket).await?;
-                io::Result::Ok((OwnedFd::from(socket.into_std()?), source.unwrap_or(proxy)))
+                io::Result::Ok((OwnedFd::from(socket.into_std()?), behind_proxy(proxy, source)))
             };
             let found = tokio::time::timeout(PATIENCE, header).await;
             let port = Arc::clone(&undecided.port);

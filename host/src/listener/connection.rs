@@ -208,7 +208,7 @@ async fn open(
             source = header => source.map_err(|_| End::NoLogin)??,
             _ = closed.wait_for(|closed| *closed) => return Err(End::Closing),
         };
-        if !admitted.comes_from(source.unwrap_or(admitted.source)) {
+        if !admitted.comes_from(proxy::behind(admitted.source, source)) {
             return Err(End::TooMany);
         }
     }
@@ -333,6 +333,7 @@ impl Pump<'_> {
                 return Err(end);
             }
             self.meter(mailbox, 0);
+            self.driver.session.submit();
             tokio::task::yield_now().await;
         }
     }

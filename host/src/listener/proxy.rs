@@ -60,6 +60,13 @@ async fn read(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<Option<Socket
     }
 }
 
+/// Where a connection comes from that a proxy passes on: what its header says, if it says something. Nobody on the proxy's own machine
+/// is on this one, unless the proxy is: passwords in the clear would go by a network.
+pub(crate) fn behind(proxy: SocketAddr, said: Option<SocketAddr>) -> SocketAddr {
+    let near = |source: &SocketAddr| source.ip().to_canonical().is_loopback();
+    said.filter(|said| !near(said) || near(&proxy)).unwrap_or(proxy)
+}
+
 /// What the first bytes of a connection say of a header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Header {
@@ -108,6 +115,23 @@ pub fn proxies(named: &[String]) -> Result<Vec<IpNet>, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn nobody_is_near_who_comes_by_a_proxy_that_is_not() {
+        let at = |text: &str| text.parse::<SocketAddr>().unwrap();
+        let (far, near) = (at("10.0.0.5:9"), at("127.0.0.1:9"));
+        for (proxy, said, wanted) in [
+            (far, None, far),
+            (far, Some(at("10.1.2.3:4")), at("10.1.2.3:4")),
+            (far, Some(at("127.0.0.1:4")), far),
+            (far, Some(at("[::1]:4")), far),
+            (far, Some(at("[::ffff:127.0.0.1]:4")), far),
+            (near, Some(at("127.0.0.1:4")), at("127.0.0.1:4")),
+            (near, Some(at("10.1.2.3:4")), at("10.1.2.3:4")),
+        ] {
+            assert_eq!(behind(proxy, said), wanted, "{proxy} says {said:?}");
+        }
+    }
 
     /// What is read of some bytes, and what is left of them.
     fn read_all(bytes: &[u8]) -> (Result<Option<String>, String>, Vec<u8>) {

@@ -3,7 +3,8 @@
 /// What is not larger is taken from what was freed before, in bytes: twice what Twisted reads as one string.
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 const FROM_FREED: libc::c_int = 2 << 20;
-/// So much of what was freed each of the allocator's arenas keeps, in bytes.
+/// So much of what was freed at its end each of the allocator's arenas keeps, in bytes: one for each thread, at most. What lies below
+/// something that is in use is kept anyway.
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 const KEPT: libc::c_int = 8 << 20;
 

@@ -60,6 +60,8 @@ struct Progress {
     begun: AtomicUsize,
     /// Whether the body of the last has yet to be read to its end: what is left of it is no request.
     unread: AtomicBool,
+    /// Whether a page waits for more of the body.
+    waits: AtomicBool,
     /// Whether something was written that has yet to leave.
     unsent: AtomicBool,
 }
@@ -85,7 +87,9 @@ impl HttpBody for Reading {
         mut self: Pin<&mut Self>,
         poll: &mut Poller<'_>,
     ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
-        let frame = ready!(Pin::new(&mut self.body).poll_frame(poll));
+        let frame = Pin::new(&mut self.body).poll_frame(poll);
+        self.progress.waits.store(frame.is_pending(), Relaxed);
+        let frame = ready!(frame);
         if frame.is_none() || self.body.is_end_stream() {
             self.progress.unread.store(false, Relaxed);
         }
@@ -98,6 +102,12 @@ impl HttpBody for Reading {
 
     fn size_hint(&self) -> SizeHint {
         self.body.size_hint()
+    }
+}
+
+impl Drop for Reading {
+    fn drop(&mut self) {
+        self.progress.waits.store(false, Relaxed);
     }
 }
 
@@ -183,7 +193,8 @@ impl Coming {
 
     /// Nothing is there. Ready: it is too late for a request that has begun to come.
     fn is_late(&mut self, progress: &Progress, now: Instant, poll: &mut Poller<'_>) -> Poll<()> {
-        if !self.head && !progress.unread.load(Relaxed) {
+        // What nobody asks for, the client need not send; and it may be there.
+        if !self.head && !progress.waits.load(Relaxed) {
             self.pace.rest();
             self.late = None;
             return Poll::Pending;

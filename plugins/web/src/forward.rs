@@ -2,12 +2,12 @@
 //! ForwardAuth.
 //!
 //! The proxy hands us the visitor's cookies. The answer is 200 with who it is in `Remote-User` (and `Remote-Identity`; for a service, a signed
-//! `Credhost-Assertion`, too) and their other cookies in `Cookie`, 401 if nobody has signed in, 403 if they may not. A proxy that says which page was wanted
+//! `Credhost-Assertion`, too; by `?cookies` their other cookies in `Cookie`), 401 if nobody has signed in, 403 if they may not. A proxy that says which page was wanted
 //! (`X-Forwarded-Uri`: Caddy, Traefik) has its visitor sent to sign in. What visitors say in these headers goes nowhere.
 
 use plugin_api::Login;
 use plugin_api::web::Visitor;
-use plugin_api::web::axum::extract::{Path, State};
+use plugin_api::web::axum::extract::{Path, RawQuery, State};
 use plugin_api::web::axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use plugin_api::web::axum::response::{IntoResponse, Response};
 use url::form_urlencoded;
@@ -23,11 +23,16 @@ const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 const FORWARDED_METHOD: HeaderName = HeaderName::from_static("x-forwarded-method");
 
 /// Whoever has signed in, whatever else they have keys for.
-pub(crate) async fn anybody(State(site): State<Site>, visitor: Visitor, headers: HeaderMap) -> Response {
+pub(crate) async fn anybody(
+    State(site): State<Site>,
+    RawQuery(query): RawQuery,
+    visitor: Visitor,
+    headers: HeaderMap,
+) -> Response {
     match site.sign_ins.login(&visitor, &headers).await {
         Some(login) => {
             let name = login.identity().to_owned();
-            known(&login, &name, None, others(&site, &visitor, &headers))
+            known(&login, &name, None, others(&site, &visitor, &headers, query.as_deref()))
         }
         None => nobody(&site, &headers),
     }
@@ -37,6 +42,7 @@ pub(crate) async fn anybody(State(site): State<Site>, visitor: Visitor, headers:
 pub(crate) async fn with_key(
     State(site): State<Site>,
     Path(service): Path<String>,
+    RawQuery(query): RawQuery,
     visitor: Visitor,
     headers: HeaderMap,
 ) -> Response {
@@ -47,7 +53,7 @@ pub(crate) async fn with_key(
                 // For a site of this service's name, by the proxy in front of it: for nobody else to show there.
                 let by_proxy = visitor.is_by_proxy();
                 let signed = by_proxy.then(|| site.assertion(login.identity(), &perspective, &service)).flatten();
-                known(&login, &perspective, signed, others(&site, &visitor, &headers))
+                known(&login, &perspective, signed, others(&site, &visitor, &headers, query.as_deref()))
             }
             None => (StatusCode::FORBIDDEN, "You have no key for this.\n").into_response(),
         },
@@ -60,9 +66,11 @@ pub(crate) async fn with_key(
     }
 }
 
-/// The visitor's other cookies, for the proxy to pass on in place of all: what shows who they are is not the site's business.
-fn others(site: &Site, visitor: &Visitor, headers: &HeaderMap) -> Option<HeaderValue> {
-    visitor.is_by_proxy().then(|| site.sign_ins.other_cookies(headers)).flatten()
+/// The visitor's other cookies, for a proxy that asks for them (`?cookies`) to pass on in place of all: what shows who they are is not
+/// the site's business.
+fn others(site: &Site, visitor: &Visitor, headers: &HeaderMap, query: Option<&str>) -> Option<HeaderValue> {
+    let asks = visitor.is_by_proxy() && query == Some("cookies");
+    asks.then(|| site.sign_ins.other_cookies(headers)).flatten()
 }
 
 fn known(login: &Login, perspective: &str, signed: Option<String>, others: Option<HeaderValue>) -> Response {
