@@ -3,9 +3,11 @@
 mod confined;
 mod file;
 mod fixed;
+mod grants;
 mod home;
 mod key;
 mod listen;
+mod listener;
 mod marks;
 mod private;
 
@@ -15,8 +17,10 @@ pub use file::{
     PbSection, Settings, TlsSection,
 };
 pub use fixed::Fixed;
+pub use grants::Grants;
 pub use home::{Home, Lock};
 pub use key::{entropy, existing_key, master_key, random, write_key};
-pub use listen::{Address, Grants, ListenerSettings, apart, listeners, networks, of_host, own};
+pub use listen::{apart, listeners, of_host, own};
+pub use listener::{Address, ListenerSettings, networks};
 pub use marks::{Fit, Marks, TlsListen};
 pub use private::{HomeError, private};
