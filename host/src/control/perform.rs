@@ -190,6 +190,8 @@ pub fn perform(
             json!(*services.service(service).ok_or_else(|| no_service(service, libraries))?.manifest())
         }
         Request::AuditShow { after, limit } => {
+            // What has happened until now is shown; if it cannot be written, what could be.
+            let _ = wait(|done| accounts.store().settle(done));
             json!(wait(|done| accounts.store().audit(*after, (*limit).min(10_000), done))?)
         }
         Request::AuditVerify { head, files } => audit::verify_all(accounts, (head.as_deref(), files), progress)?,

@@ -155,6 +155,11 @@ pub trait Store: Send + Sync + 'static {
     /// Commits all of these, or none.
     fn commit(&self, writes: Vec<Write>, done: Done<()>);
 
+    /// Answers when all that was to be committed before this is, or has failed: also what nobody waits for, which lingers a while.
+    fn settle(&self, done: Done<()>) {
+        done(Ok(()));
+    }
+
     /// Keeps room back from now on, so that what takes away (an identity is changed or removed) can be committed though all
     /// else fails for want of it. A store that has no such room does nothing.
     fn keep_room(&self) {}

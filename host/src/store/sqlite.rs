@@ -187,6 +187,13 @@ impl Store for SqliteStore {
         }
     }
 
+    fn settle(&self, done: Done<()>) {
+        let Some(jobs) = &self.jobs else { return };
+        if let Err(unsent) = jobs.send(Job { writes: Vec::new(), done, makes_reserve: false }) {
+            (unsent.0.done)(Err(StoreError::Failed("it has ended".to_owned())));
+        }
+    }
+
     fn commit(&self, writes: Vec<Write>, done: Done<()>) {
         if writes.is_empty() {
             return done(Ok(()));

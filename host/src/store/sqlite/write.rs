@@ -63,7 +63,8 @@ pub(super) fn write(mut writer: Writer, jobs: &Receiver<Job>) {
 impl Job {
     /// Whether somebody waits for it: not for lines of the trail, and what else follows a login.
     fn is_urgent(&self) -> bool {
-        self.makes_reserve
+        // One that writes nothing waits for those before it.
+        self.writes.is_empty()
             || !self
                 .writes
                 .iter()
