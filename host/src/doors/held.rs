@@ -240,7 +240,7 @@ impl Held {
         let whole = !(state.ended || state.cut || state.closing);
         let Some(service) = state.service.clone().filter(|_| whole) else { return Offer::Gone };
         (state.owner, state.untaken) = (Owner::Offered(slot), Instant::now());
-        // Whoever takes it says anew what is kept for it.
+        // The generation that takes it reports again what it keeps.
         self.listening.has_less(std::mem::take(&mut state.buffered));
         self.mailbox.meter().set(Kept::Output, 0);
         state.lent.push_back(Lent { end: Arc::clone(&service), stream: true });
@@ -384,8 +384,8 @@ impl Held {
         drop(unread);
     }
 
-    /// The generation that serves it keeps so many bytes for it. False: that is more than is there for whoever it is counted for, or
-    /// for all clients of its listener.
+    /// Records how many bytes the serving generation keeps for this stream. `false`: that exceeds the share of its identity or source,
+    /// or the limit of its listener.
     pub(super) fn buffered(&self, generation: u32, bytes: usize) -> bool {
         let mut state = self.state.lock();
         let serves = matches!(state.owner, Owner::Taken(_, by) if by == generation);

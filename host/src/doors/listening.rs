@@ -248,14 +248,14 @@ impl Listening {
         }
     }
 
-    /// So many bytes more are kept for its clients by its service, if these are not too many. `little`: they are few anyway.
+    /// Adds bytes that the service keeps for this listener's clients. `false`: the limit would be exceeded. `little`: no limit applies.
     pub(super) fn buffers(&self, more: usize, little: bool) -> bool {
         let most = if little { usize::MAX } else { self.most.load(Ordering::Relaxed) };
         let add = |before: usize| before.checked_add(more).filter(|all| *all <= most);
         self.buffered.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add).is_ok()
     }
 
-    /// So many bytes less.
+    /// Subtracts bytes that the service no longer keeps.
     pub(super) fn has_less(&self, less: usize) {
         self.buffered.fetch_sub(less, Ordering::Relaxed);
     }

@@ -62,7 +62,12 @@ impl Doors {
             return tracing::debug!(%proxy, "too many connections that have not said whose they are");
         };
         let account = self.around.memory.account(AccountKey::Source(network(proxy.ip())));
-        let undecided = Undecided { port: Arc::clone(port), place, _meter: Arc::new(Meter::new(account, usize::MAX)) };
+        let meter = Arc::new(Meter::new(account, usize::MAX));
+        let undecided = Undecided { port: Arc::clone(port), place, _meter: Arc::clone(&meter) };
+        if !meter.admits(COST) {
+            return tracing::debug!(%proxy, "no memory for one more connection");
+        }
+        meter.add(Kept::Input, COST);
         let me = Arc::clone(self);
         self.spawn(async move {
             let header = async {

@@ -8,9 +8,9 @@ const FROM_FREED: libc::c_int = 2 << 20;
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 const KEPT: libc::c_int = 8 << 20;
 
-/// Has this process keep a little of the memory that it frees, for good: to be called once, by a program. By itself glibc gives a
-/// buffer of 600 kB back with each call that has one, and the system hands it out anew page by page, which takes longer than all that is
-/// done with it (`cargo bench -p credhost --bench hostile -- fairness Echo`: "one call").
+/// Makes the allocator keep some freed memory, for the rest of the process. A program calls it once, at its start. By default glibc returns
+/// the buffers of each call of 600 kB to the system, and page faults on the next ones take longer than the call's own work
+/// (`cargo bench -p credhost --bench hostile -- fairness Echo`: "one call").
 pub fn keep_freed() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     // SAFETY: `mallopt` takes two numbers, and sets two of the allocator's own under the allocator's lock; it touches no memory of ours,

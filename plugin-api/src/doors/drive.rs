@@ -25,7 +25,7 @@ use crate::context::Context;
 use crate::fault::{Fault, Result};
 use crate::runtime::core::Core;
 
-/// How much is read at once of who has not logged in, at most.
+/// The most bytes read at once from a client that has not logged in.
 const READ_BEFORE: usize = 2 << 10;
 /// While more than this waits for all clients of a service's doors, who makes more of it is read by and by.
 const PRESSURE: usize = 256 << 10;

@@ -63,7 +63,7 @@ impl Rates {
 #[derive(Debug, Clone)]
 pub struct Pace {
     within: Duration,
-    /// So many bytes have to move within it.
+    /// The bytes that have to move within that time.
     least: usize,
     /// Since when the bytes are counted; `None`: nothing is to move.
     since: Option<Instant>,
@@ -83,7 +83,7 @@ impl Pace {
         self.since.get_or_insert(now);
     }
 
-    /// So many bytes have moved. Fast enough until now, it has as long again for as many more.
+    /// Counts bytes that have moved. Once there are enough, the time starts again.
     pub fn moved(&mut self, bytes: usize, now: Instant) {
         self.moved = self.moved.saturating_add(bytes);
         if self.since.is_some() && self.moved >= self.least {
