@@ -1,9 +1,9 @@
 //! Who is logged in, and how they are told that they are not any more.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -48,6 +48,7 @@ pub struct SessionEntry {
     about: Mutex<About>,
     notified: AtomicBool,
     notices: Mutex<Vec<(Notice, Acknowledgement)>>,
+    herald: OnceLock<Weak<dyn Herald>>,
 }
 
 #[derive(Debug, Default)]
@@ -77,6 +78,13 @@ pub enum Notice {
     Rules,
     /// It is to close.
     Cut,
+}
+
+/// Hears what a connection is told, before any connection has its turn: what can be taken away at once is gone, however much
+/// all of them have to do then.
+pub trait Herald: Send + Sync {
+    /// It is told this.
+    fn hears(&self, notice: &Notice);
 }
 
 /// A session, for the operator to see.
@@ -118,6 +126,7 @@ impl SessionEntry {
             about: Mutex::default(),
             notified: AtomicBool::new(false),
             notices: Mutex::default(),
+            herald: OnceLock::new(),
         })
     }
 
@@ -128,7 +137,14 @@ impl SessionEntry {
         let (peer, tls, since) = (of.peer.clone(), AtomicBool::new(of.tls.load(Ordering::Relaxed)), of.since);
         let (sessions, of) = (Arc::clone(sessions), Some(of));
         let (about, notified, notices) = (Mutex::default(), AtomicBool::new(false), Mutex::default());
-        Arc::new(Self { number, peer, tls, since, mailbox, sessions, of, about, notified, notices })
+        let herald = OnceLock::new();
+        Arc::new(Self { number, peer, tls, since, mailbox, sessions, of, about, notified, notices, herald })
+    }
+
+    /// This one hears of notices first. Once at most.
+    pub fn heralded_to(&self, herald: Weak<dyn Herald>) {
+        let set = self.herald.set(herald);
+        debug_assert!(set.is_ok(), "there is one already");
     }
 
     /// Where the client is, for a person to read.
@@ -228,10 +244,10 @@ impl SessionEntry {
         self.sessions.all.lock().remove(&self.number);
     }
 
+    /// What it is told is there when it looks; it is not woken yet.
     fn notify(&self, notice: Notice, acknowledgement: Acknowledgement) {
         self.notices.lock().push((notice, acknowledgement));
         self.notified.store(true, Ordering::Release);
-        self.mailbox.wake();
     }
 
     fn status(&self) -> SessionStatus {
@@ -295,12 +311,7 @@ impl Sessions {
         // Who logs in as it just now is listed before it looks whether it still may.
         let has = |session: &&Arc<SessionEntry>| session.about.lock().identities.iter().any(|known| **known == *name);
         let all: Vec<Arc<SessionEntry>> = self.all.lock().values().filter(has).cloned().collect();
-        let (acknowledgement, waiting) = channel();
-        for session in all {
-            session.notify(notice.clone(), acknowledgement.clone());
-        }
-        drop(acknowledgement);
-        all_acknowledged(&waiting)
+        all_acknowledged(&notify(all, notice))
     }
 
     /// Closes a connection by its number, or all of an identity's. Answers with those that were closed.
@@ -311,16 +322,26 @@ impl Sessions {
             number.is_none_or(|number| number == own) && identity.is_none_or(has)
         };
         let all: Vec<Arc<SessionEntry>> = self.all.lock().values().filter(|session| wanted(session)).cloned().collect();
-        let (acknowledgement, waiting) = channel();
-        let mut cut = Vec::new();
-        for session in all {
-            cut.extend(session.of.is_none().then(|| session.status()));
-            session.notify(Notice::Cut, acknowledgement.clone());
-        }
-        drop(acknowledgement);
-        all_acknowledged(&waiting);
+        let cut = all.iter().filter(|session| session.of.is_none()).map(|session| session.status()).collect();
+        all_acknowledged(&notify(all, &Notice::Cut));
         cut
     }
+}
+
+/// Tells these connections something. What comes back ends when all have done what follows.
+fn notify(all: Vec<Arc<SessionEntry>>, notice: &Notice) -> Receiver<()> {
+    let (acknowledgement, waiting) = channel();
+    // First it is where they look before they send anything, then what can be ended from here is, and only then they are
+    // woken: thousands have much to do when something ends.
+    for session in &all {
+        session.notify(notice.clone(), acknowledgement.clone());
+    }
+    for herald in all.iter().filter_map(|session| session.herald.get()?.upgrade()) {
+        herald.hears(notice);
+    }
+    // Given up with that: one that has ended without looking has nothing more to do, and who waits is not to wait for it.
+    all.into_iter().for_each(|session| session.mailbox.wake());
+    waiting
 }
 
 fn all_acknowledged(waiting: &Receiver<()>) -> bool {

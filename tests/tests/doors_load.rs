@@ -1,8 +1,6 @@
-//! Services' own doors under load: replacements while connections come, long sessions that are carried over, and what is
-//! taken away from thousands at once.
+//! Services' own doors under load: replacements while connections come, and long sessions that are carried over.
 //!
-//! `CREDHOST_RELOADS`, `CREDHOST_SESSIONS` and `CREDHOST_CONNECTIONS` say how much (by default 20, 200 and 500);
-//! `-- --nocapture` prints the figures.
+//! `CREDHOST_RELOADS` and `CREDHOST_SESSIONS` say how much (by default 20 and 200); `-- --nocapture` prints the figures.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -13,7 +11,6 @@ use std::time::{Duration, Instant};
 use credhost::control::{Request, send};
 use system_tests::host::{TestHome, TestHost};
 use system_tests::lines::Lines;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 const PASSWORD: &str = "ottern-quirk-velvet-93-lamp";
 
@@ -106,71 +103,4 @@ fn nobody_is_refused_or_cut_while_the_code_is_replaced() {
         served as f64 / took
     );
     assert!(served > 0);
-}
-
-#[tokio::test]
-async fn what_is_taken_away_from_thousands_is_gone_from_all() {
-    let connections = number("CREDHOST_CONNECTIONS", 500);
-    let (host, address, token) = host();
-    let mut tasks = Vec::new();
-    for _ in 0..connections {
-        let mut socket = tokio::net::TcpStream::connect(address).await.expect("the door is open");
-        let hello = format!("PASS :{token}\r\nNICK alice\r\nUSER a 0 * :a\r\nJOIN #chat\r\n");
-        socket.write_all(hello.as_bytes()).await.expect("it is sent");
-        let mut said = Vec::new();
-        while !said.windows(5).any(|window| window == b" 366 ") {
-            assert!(socket.read_buf(&mut said).await.expect("it is answered") > 0, "it is let in");
-        }
-        tasks.push(tokio::spawn(async move {
-            let mut buffer = vec![0; 1024];
-            let mut last = Instant::now();
-            while let Ok(1..) = socket.read(&mut buffer).await {
-                last = Instant::now();
-            }
-            (last, Instant::now())
-        }));
-    }
-    // Somebody talks all the time, to all of them.
-    let talking = Arc::new(AtomicBool::new(true));
-    let talks = Arc::clone(&talking);
-    let bob = std::thread::spawn(move || {
-        let mut bob = Lines::irc(address, "bob", PASSWORD);
-        while talks.load(Ordering::Relaxed) {
-            bob.send("PRIVMSG #chat :on and on");
-            // So much as the test itself can read: 50,000 lines a second in all.
-            std::thread::sleep(Duration::from_millis(connections as u64 / 50));
-        }
-        bob.send("PING still here");
-        bob.until("PONG")
-    });
-    tokio::time::sleep(Duration::from_millis(200)).await;
-    let asked = Instant::now();
-    let (home, disable) = (host.home.path(), Request::IdentityDisable { name: "alice".to_owned() });
-    let done = tokio::task::spawn_blocking(move || {
-        let answer = send(&home.join("control.sock"), &disable, &mut |_, _| {});
-        answer.expect("the host answers").expect("it is done");
-        asked.elapsed()
-    });
-    let (mut last, mut gone) = (Vec::new(), Vec::new());
-    for task in tasks {
-        let (byte, end) = task.await.expect("it ends");
-        last.push(byte.saturating_duration_since(asked));
-        gone.push(end.saturating_duration_since(asked));
-    }
-    let answered = done.await.expect("it is answered");
-    talking.store(false, Ordering::Relaxed);
-    bob.join().expect("bob stays");
-    let shown = |times: &mut Vec<Duration>| {
-        times.sort_unstable();
-        let at = |part: f64| times[((times.len() - 1) as f64 * part) as usize].as_secs_f64() * 1e3;
-        format!("{:.1} ms (p50), {:.1} ms (p99), {:.1} ms (all)", at(0.5), at(0.99), at(1.0))
-    };
-    println!(
-        "{connections} connections of one identity, which is disabled: the last byte after {}; the end is seen after {}; the \
-         command is answered after {:.1} ms",
-        shown(&mut last),
-        shown(&mut gone),
-        answered.as_secs_f64() * 1e3
-    );
-    assert_eq!(gone.len(), connections);
 }

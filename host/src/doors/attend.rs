@@ -5,8 +5,8 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream as StdUnix;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -24,11 +24,11 @@ use super::ends::number;
 use super::held::{Greeted, Held};
 use super::listening::Listening;
 use super::logins::still;
-use super::words::Asker;
+use super::words::{Asker, LoggedIn};
 use crate::cred::ClientCertificate;
 use crate::login_gate::network;
 use crate::memory::{AccountKey, Kept, Meter};
-use crate::sessions::{Notice, SessionEntry};
+use crate::sessions::{Herald, Notice, SessionEntry};
 use crate::store;
 
 /// How much is moved at once, in bytes.
@@ -280,6 +280,31 @@ async fn attend(doors: &Arc<Doors>, held: &Arc<Held>) {
     }
 }
 
+/// Whether this ends a stream: what its login came by is taken away, or it is to close.
+fn is_over(held: &Held, notice: &Notice) -> bool {
+    match notice {
+        Notice::Cut => true,
+        // Nobody is there without a login.
+        Notice::Rules => false,
+        Notice::Changed(name, identity) => {
+            let login = held.login().filter(|login| login.identity == *name);
+            let keeps = |login: &LoggedIn| {
+                identity.as_deref().is_some_and(|identity| still(identity, login, &held.listening.settings.service))
+            };
+            login.is_some_and(|login| !keeps(&login))
+        }
+    }
+}
+
+/// Its bytes end at once. Everything else that follows is for whoever attends it.
+impl Herald for Held {
+    fn hears(&self, notice: &Notice) {
+        if is_over(self, notice) {
+            self.cut();
+        }
+    }
+}
+
 async fn until(due: Option<Instant>) {
     match due {
         Some(due) => tokio::time::sleep_until(due).await,
@@ -413,6 +438,8 @@ impl Doors {
         let entry = SessionEntry::new(&around.sessions, number, &peer, tls, store::now(), Arc::clone(&mailbox));
         let (of, tcp) = (Arc::clone(listening), source.is_some());
         let held = Held::new(number, of, address, peer, place, mailbox, entry, (client, tcp));
+        let herald: Weak<dyn Herald> = Arc::<Held>::downgrade(&held);
+        held.entry.heralded_to(herald);
         self.streams.lock().insert(number, Arc::clone(&held));
         let attended = Attended { doors: Arc::clone(self), held };
         self.spawn(async move { attend(&attended.doors, &attended.held).await });
@@ -426,25 +453,14 @@ impl Doors {
         held.mailbox.take(&mut mail);
         held.mailbox.served(mail.len());
         for (notice, acknowledgement) in held.entry.notices() {
-            match notice {
-                Notice::Cut => {
-                    held.cut();
-                    held.waits(acknowledgement);
-                    over = true;
-                }
-                // Nobody is there without a login.
-                Notice::Rules => {}
-                Notice::Changed(name, identity) => {
-                    held.changed();
-                    let Some(login) = held.login().filter(|login| login.identity == name) else { continue };
-                    let service = &held.listening.settings.service;
-                    if !identity.is_some_and(|identity| still(&identity, &login, service)) {
-                        tracing::debug!(peer = held.peer, name, "what a login came by was taken away");
-                        held.cut();
-                        held.waits(acknowledgement);
-                        over = true;
-                    }
-                }
+            if matches!(notice, Notice::Changed(..)) {
+                held.changed();
+            }
+            if is_over(held, &notice) {
+                tracing::debug!(peer = held.peer, "what a login came by was taken away, or the operator ends it");
+                held.cut();
+                held.waits(acknowledgement);
+                over = true;
             }
         }
         over

@@ -1,6 +1,6 @@
 //! Logins that outlive the streams that they came by: how they begin, are asked for again, and end.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -15,7 +15,7 @@ use crate::cred::{AuthorizerError, Identity, LoginChange, LoginChanged, Token};
 use crate::login_gate::{Source, network};
 use crate::memory::{AccountKey, Kept, Meter};
 use crate::multiservice::Speaker;
-use crate::sessions::{Notice, SessionEntry};
+use crate::sessions::{Herald, Notice, SessionEntry};
 use crate::store;
 
 /// What is counted for one, in bytes.
@@ -43,6 +43,13 @@ struct Attended {
 impl Drop for Attended {
     fn drop(&mut self) {
         self.doors.forget_lasting(&self.lasting);
+    }
+}
+
+/// Pages are shown until its service has heard of it: that is not to wait until thousands of streams have ended.
+impl Herald for Lasting {
+    fn hears(&self, _: &Notice) {
+        self.mailbox.wake();
     }
 }
 
@@ -204,7 +211,7 @@ impl Doors {
         // Who asks for it has it.
         let state = State::of(asker.generation);
         let (state, told, grants) = (Mutex::new(state), Notify::new(), via.grants);
-        Ok(Arc::new(Lasting {
+        let lasting = Arc::new(Lasting {
             connection,
             service,
             slot,
@@ -217,7 +224,10 @@ impl Doors {
             login,
             state,
             told,
-        }))
+        });
+        let herald: Weak<dyn Herald> = Arc::<Lasting>::downgrade(&lasting);
+        lasting.entry.heralded_to(herald);
+        Ok(lasting)
     }
 
     /// Lists one, and attends to it; another that is there already is answered with instead.

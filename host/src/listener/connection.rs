@@ -103,8 +103,10 @@ impl Driver {
             self.session.found(no, found, now());
             self.perform();
         }
+        // Before the mail: what comes of something that was taken away is for nobody.
+        let cut = self.session.notices();
         self.session.mail(mail);
-        if self.session.notices() {
+        if cut {
             return Err(End::Cut);
         }
         self.session.serve(now())?;

@@ -7,9 +7,9 @@ use std::future::poll_fn;
 use std::io;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
-use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::atomic::{AtomicBool, AtomicUsize};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context as Poller, Poll, ready};
 use std::time::Duration;
 
@@ -24,6 +24,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Instant;
 use tower_service::Service as _;
 
+use super::shown::{ShownTo, over};
 use super::visitor::{Visit, Visitor};
 use crate::context::Context;
 use crate::doors::{Listener, Pace, Stream};
@@ -64,12 +65,24 @@ struct Progress {
     waits: AtomicBool,
     /// Whether something was written that has yet to leave.
     unsent: AtomicBool,
+    /// Whom what is being written is for.
+    shown_to: Mutex<ShownTo>,
 }
 
 impl Progress {
     fn is_at_rest(&self) -> bool {
         let unsent = self.unsent.load(Relaxed) || self.unread.load(Relaxed);
         self.open.load(Relaxed) == 0 && !unsent
+    }
+
+    /// What is written from now on is for these.
+    fn shows_to(&self, logins: ShownTo) {
+        *self.shown_to.lock().unwrap_or_else(PoisonError::into_inner) = logins;
+    }
+
+    /// Whether whom it is for has lost what they came by.
+    fn is_over(&self) -> bool {
+        self.shown_to.lock().unwrap_or_else(PoisonError::into_inner).is_over()
     }
 }
 
@@ -232,6 +245,9 @@ impl AsyncRead for Tracked {
 
 impl AsyncWrite for Tracked {
     fn poll_write(mut self: Pin<&mut Self>, poll: &mut Poller<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        if self.progress.is_over() {
+            return Poll::Ready(Err(over()));
+        }
         self.progress.unsent.store(true, Relaxed);
         let (written, now) = (Pin::new(&mut self.stream).poll_write(poll, bytes), Instant::now());
         self.leaving.begin(now);
@@ -281,12 +297,15 @@ impl hyper::service::Service<Request<Incoming>> for Answers {
         progress.open.fetch_add(1, Relaxed);
         progress.begun.fetch_add(1, Relaxed);
         progress.unread.store(!request.body().is_end_stream(), Relaxed);
-        let visitor = Visitor::of(Some(self.visit.clone()), request.headers());
+        let shown_to = ShownTo::default();
+        let visitor = Visitor::of(Some(self.visit.clone()), shown_to.clone(), request.headers());
+        let looks = request.method().is_safe();
         // Others are counted by the host, with their connections.
         let counted = visitor.is_by_proxy().then(|| Counted::new(&self.at_once, visitor.address()));
         let reading = Arc::clone(&progress);
         let mut request = request.map(|body| Body::new(Reading { body, progress: reading }));
         request.extensions_mut().insert(self.visit.clone());
+        request.extensions_mut().insert(shown_to.clone());
         Box::pin(async move {
             let answered = match counted {
                 Some(None) => Ok(Ok(StatusCode::TOO_MANY_REQUESTS.into_response())),
@@ -298,6 +317,15 @@ impl hyper::service::Service<Request<Incoming>> for Answers {
                 Ok(answer) => answer.unwrap_or_else(|never| match never {}),
                 Err(_) => StatusCode::REQUEST_TIMEOUT.into_response(),
             };
+            // Whoever changes something hears what has become of it, also if it was their login that they have ended.
+            progress.shows_to(ShownTo::default());
+            if looks {
+                let theirs = !shown_to.is_over();
+                answer = shown_to.answer(answer);
+                if theirs {
+                    progress.shows_to(shown_to);
+                }
+            }
             // What is left of a body is nothing that other code could go on with.
             if progress.unread.load(Relaxed) {
                 answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));

@@ -42,11 +42,16 @@ async fn check(visitor: Visitor, request: Request<Body>, next: Next) -> Response
         true => next.run(request).await,
         false => (StatusCode::FORBIDDEN, "This was sent by a page of another site.\n").into_response(),
     };
+    is_kept_by_nobody(&mut response);
+    response
+}
+
+/// Says what every page says, unless it says otherwise itself.
+pub(super) fn is_kept_by_nobody(response: &mut Response) {
     let headers = response.headers_mut();
     for (name, value) in HEADERS {
         headers.entry(name).or_insert(value);
     }
-    response
 }
 
 /// Whether a request that changes something comes from a page of one of these hosts, or from no browser.

@@ -53,6 +53,7 @@
 mod connection;
 mod guard;
 mod here;
+mod shown;
 mod sign_ins;
 mod visitor;
 

@@ -161,7 +161,16 @@ impl SignIns {
     }
 
     /// Who is asking, if they have signed in.
+    ///
+    /// What they see by a page (`GET`, `HEAD`) is theirs as long as the login is: when it is taken away while the page is made, or
+    /// while it leaves, the answer is a 401, or ends where it is.
     pub async fn login(&self, visitor: &Visitor, headers: &HeaderMap) -> Option<Login> {
+        let login = self.found(visitor, headers).await?;
+        visitor.sees_as(&login);
+        Some(login)
+    }
+
+    async fn found(&self, visitor: &Visitor, headers: &HeaderMap) -> Option<Login> {
         let token = self.cookie.token(headers)?;
         if let Some(login) = self.at_hand(&token) {
             return Some(login);

@@ -8,7 +8,8 @@ use axum::extract::FromRequestParts;
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderName, header};
 
-use crate::doors::{Caller, Client, Peer, Stream, sealed};
+use super::shown::ShownTo;
+use crate::doors::{Caller, Client, Login, Peer, Stream, sealed};
 
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
@@ -31,6 +32,7 @@ impl Visit {
 #[derive(Debug, Clone)]
 pub struct Visitor {
     visit: Option<Visit>,
+    shown_to: ShownTo,
     source: String,
     secure: bool,
     hosts: Vec<String>,
@@ -43,10 +45,12 @@ fn last(headers: &HeaderMap, name: &HeaderName) -> Option<String> {
 }
 
 impl Visitor {
-    pub(super) fn of(visit: Option<Visit>, headers: &HeaderMap) -> Self {
+    pub(super) fn of(visit: Option<Visit>, shown_to: ShownTo, headers: &HeaderMap) -> Self {
         let host = headers.get(header::HOST).and_then(|host| host.to_str().ok());
         let mut hosts: Vec<String> = host.map(str::to_ascii_lowercase).into_iter().collect();
-        let Some(known) = visit.clone() else { return Self { visit, source: String::new(), secure: false, hosts } };
+        let Some(known) = visit.clone() else {
+            return Self { visit, shown_to, source: String::new(), secure: false, hosts };
+        };
         let (_, peer) = &*known.0;
         let near = || match peer.address().parse::<std::net::SocketAddr>() {
             Ok(address) => address.ip().to_canonical().is_loopback(),
@@ -54,7 +58,7 @@ impl Visitor {
             Err(_) => true,
         };
         if !peer.is_proxy() {
-            return Self { visit, source: String::new(), secure: peer.is_tls() || near(), hosts };
+            return Self { visit, shown_to, source: String::new(), secure: peer.is_tls() || near(), hosts };
         }
         let source = last(headers, &FORWARDED_FOR).and_then(|source| source.parse::<IpAddr>().ok());
         hosts.extend(last(headers, &FORWARDED_HOST).map(|host| host.to_ascii_lowercase()));
@@ -63,7 +67,13 @@ impl Visitor {
             None => false,
         };
         let secure = secure || source.is_some_and(|source| source.to_canonical().is_loopback());
-        Self { visit, source: source.map(|source| source.to_string()).unwrap_or_default(), secure, hosts }
+        let source = source.map(|source| source.to_string()).unwrap_or_default();
+        Self { visit, shown_to, source, secure, hosts }
+    }
+
+    /// What it is shown is for this login.
+    pub(super) fn sees_as(&self, login: &Login) {
+        self.shown_to.add(login);
     }
 
     /// Where the client is, for a person to read.
@@ -111,7 +121,8 @@ impl<S: Sync> FromRequestParts<S> for Visitor {
     type Rejection = Infallible;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Infallible> {
-        Ok(Self::of(parts.extensions.get::<Visit>().cloned(), &parts.headers))
+        let (visit, shown_to) = (parts.extensions.get::<Visit>().cloned(), parts.extensions.get::<ShownTo>().cloned());
+        Ok(Self::of(visit, shown_to.unwrap_or_default(), &parts.headers))
     }
 }
 

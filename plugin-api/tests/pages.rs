@@ -1,0 +1,226 @@
+//! What a page shows is for whoever has signed in, as long as they are.
+#![allow(missing_docs)]
+
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context as Poller, Poll};
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::{Body, Bytes, HttpBody};
+use axum::extract::State;
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::{IntoResponse, Redirect, Response};
+use axum::routing::{get, post};
+use hyper::body::Frame;
+use plugin_api::Lasts;
+use plugin_api::prelude::*;
+use plugin_api::testing::{TestHost, TestStream};
+use plugin_api::web::{self, Cookie, Here, SignIns, Visitor, axum};
+
+/// How many bytes the large page has: more than sockets keep.
+const LARGE: usize = 32 << 20;
+
+#[derive(Default)]
+struct Diary {
+    /// How many pages wait.
+    waiting: u64,
+    /// Whether they may go on.
+    open: bool,
+}
+
+#[derive(Clone)]
+struct Site {
+    here: Here<Diary>,
+    sign_ins: Arc<SignIns>,
+}
+
+#[service("diary", save = "never")]
+impl Service for Diary {
+    type Perspective = Writer;
+
+    async fn start(_: Handle<Self>, context: Context<Self>) -> Result<()> {
+        let hour = Duration::from_secs(3600);
+        let cookie = Cookie { name: "diary".to_owned(), domain: None, lasts: Lasts { idle: hour, longest: hour } };
+        let site = Site { here: Here::new(&context), sign_ins: SignIns::new(context.authorizer(), cookie) };
+        let pages = Router::new()
+            .route("/sign-in", post(sign_in))
+            .route("/slow", get(slow).post(slow))
+            .route("/away", get(away))
+            .route("/stream", get(stream))
+            .route("/large", get(large))
+            .with_state(site);
+        let streams = context.listen_public("http")?;
+        context.spawn(web::serve(context.clone(), streams, web::guard(pages)));
+        Ok(())
+    }
+}
+
+#[derive(Default)]
+struct Writer;
+
+#[perspective]
+impl Writer {
+    /// Waits until so many pages have begun.
+    async fn begun(_: Handle<Self>, context: Context<Diary>, pages: u64) -> Result<()> {
+        while context.service()?.read(|diary| diary.waiting < pages)? {
+            tokio::task::yield_now().await;
+        }
+        Ok(())
+    }
+
+    /// Lets them go on.
+    fn open(&self, context: &Context<Diary>) -> Result<()> {
+        context.service()?.write(|diary| diary.open = true)
+    }
+}
+
+async fn sign_in(State(site): State<Site>, visitor: Visitor, headers: HeaderMap) -> Response {
+    match site.sign_ins.sign_in(&visitor, &headers, "alice", "secret").await {
+        Ok((_, cookie)) => (StatusCode::SEE_OTHER, [(header::SET_COOKIE, cookie)]).into_response(),
+        Err(refused) => (StatusCode::FORBIDDEN, refused.to_string()).into_response(),
+    }
+}
+
+/// Who is asking.
+async fn name(site: &Site, visitor: &Visitor, headers: &HeaderMap) -> String {
+    let login = site.sign_ins.login(visitor, headers).await;
+    login.map_or_else(|| "a stranger".to_owned(), |login| login.identity().to_owned())
+}
+
+/// A page that takes its time.
+async fn slow(State(site): State<Site>, visitor: Visitor, headers: HeaderMap) -> Result<String, web::Failed> {
+    let name = name(&site, &visitor, &headers).await;
+    site.here.write(|diary| diary.waiting += 1)?;
+    while !site.here.read(|diary| diary.open)? {
+        tokio::task::yield_now().await;
+    }
+    Ok(format!("the diary of {name}"))
+}
+
+/// The same, which leads elsewhere in the end.
+async fn away(site: State<Site>, visitor: Visitor, headers: HeaderMap) -> Result<Redirect, web::Failed> {
+    slow(site, visitor, headers).await?;
+    Ok(Redirect::to("/elsewhere"))
+}
+
+/// Begins, and never ends.
+struct Endless(bool);
+
+impl HttpBody for Endless {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(mut self: Pin<&mut Self>, _: &mut Poller<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        if std::mem::replace(&mut self.0, true) {
+            return Poll::Pending;
+        }
+        Poll::Ready(Some(Ok(Frame::data(Bytes::from_static(b"it begins\n")))))
+    }
+}
+
+async fn stream(State(site): State<Site>, visitor: Visitor, headers: HeaderMap) -> Body {
+    name(&site, &visitor, &headers).await;
+    Body::new(Endless(false))
+}
+
+async fn large(State(site): State<Site>, visitor: Visitor, headers: HeaderMap) -> Vec<u8> {
+    name(&site, &visitor, &headers).await;
+    vec![b'x'; LARGE]
+}
+
+struct Browser<'h> {
+    host: &'h TestHost<Diary>,
+    cookie: String,
+}
+
+impl<'h> Browser<'h> {
+    fn ask(&self, head: &str) -> TestStream<'h, Diary> {
+        let mut browser = self.host.connect("http").expect("a connection");
+        let cookie = &self.cookie;
+        let text =
+            format!("{head} HTTP/1.1\r\nHost: h\r\nConnection: close\r\nCookie: {cookie}\r\nContent-Length: 0\r\n\r\n");
+        browser.send(text).expect("it is sent");
+        browser
+    }
+}
+
+fn host() -> TestHost<Diary> {
+    let host = TestHost::<Diary>::start().expect("it starts");
+    host.identity("alice", "secret", &["alice"]);
+    host
+}
+
+fn signed_in(host: &TestHost<Diary>) -> Browser<'_> {
+    let mut site = Browser { host, cookie: String::new() };
+    let page = site.ask("POST /sign-in").rest().expect("an answer");
+    site.cookie =
+        page.split("set-cookie: ").nth(1).and_then(|rest| rest.split(';').next()).expect("a cookie").to_owned();
+    site
+}
+
+/// What the answer to this is, when the login is taken away while its page is made; and when it is not.
+fn made(head: &str, taken_away: bool) -> String {
+    let host = host();
+    let site = signed_in(&host);
+    let mut answer = site.ask(head);
+    let bob = host.attach("bob").expect("he is let in");
+    bob.call::<()>("begun", (1,)).expect("it begins");
+    if taken_away {
+        host.revoke("alice");
+    }
+    bob.call::<()>("open", ()).expect("it goes on");
+    answer.rest().expect("an answer")
+}
+
+#[test]
+fn what_is_taken_away_while_its_page_is_made_is_not_shown() {
+    for (head, taken_away, status, shown) in [
+        ("GET /slow", false, "200 OK", "the diary of alice"),
+        ("GET /slow", true, "401 Unauthorized", "You are not signed in any more."),
+        ("HEAD /slow", true, "401 Unauthorized", ""),
+        // It shows nothing.
+        ("GET /away", true, "303 See Other", "/elsewhere"),
+        // It is done: whoever asked for it hears so.
+        ("POST /slow", true, "200 OK", "the diary of alice"),
+    ] {
+        let answer = made(head, taken_away);
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status}\r\n")), "{head} {taken_away}: {answer}");
+        assert!(answer.contains(shown), "{head} {taken_away}: {answer}");
+        assert_eq!(answer.contains("alice"), shown.contains("alice"), "{head} {taken_away}: {answer}");
+        // Whatever the answer is, it is kept by nobody.
+        assert!(answer.contains("cache-control: no-store"), "{answer}");
+    }
+}
+
+#[test]
+fn a_stranger_is_shown_the_same_whoever_is_taken_away() {
+    let host = host();
+    signed_in(&host);
+    let mut answer = Browser { host: &host, cookie: String::new() }.ask("GET /slow");
+    let bob = host.attach("bob").expect("he is let in");
+    bob.call::<()>("begun", (1,)).expect("it begins");
+    host.revoke("alice");
+    bob.call::<()>("open", ()).expect("it goes on");
+    let answer = answer.rest().expect("an answer");
+    assert!(answer.starts_with("HTTP/1.1 200 OK\r\n") && answer.contains("the diary of a stranger"), "{answer}");
+}
+
+#[test]
+fn what_is_taken_away_while_a_page_leaves_ends_it_there() {
+    let host = host();
+    let site = signed_in(&host);
+    let mut page = site.ask("GET /stream");
+    while page.line().expect("a line") != "it begins" {}
+    host.revoke("alice");
+    assert_eq!(page.rest().expect("it ends").trim(), "", "it ends without an end");
+
+    host.identity("alice", "secret", &["alice"]);
+    let site = signed_in(&host);
+    let mut page = site.ask("GET /large");
+    while !page.line().expect("a line").is_empty() {}
+    host.revoke("alice");
+    let rest = page.rest().expect("it ends");
+    assert!(rest.len() < LARGE, "{} bytes", rest.len());
+}
