@@ -306,3 +306,45 @@ async fn nothing_is_left_of_a_trial_that_comes_to_nothing() {
     assert_eq!(which(&account(&host, "alice").await).await, "v=old");
     assert_eq!(host.terminate(), Some(0));
 }
+
+/// A state has one owner: what is with the version that is tried is refused, by name, to whatever reaches for it in the one that
+/// serves, whichever had it first, and nothing of it is lost; everything else goes on.
+#[tokio::test]
+async fn what_a_version_has_that_is_tried_the_one_that_serves_keeps_its_hands_off() {
+    for (serves, held_before) in [("none", true), ("none", false), ("process", true), ("process", false)] {
+        let host = host(serves);
+        let bob = account(&host, "bob").await;
+        let hers = async || bob.call("account", &("alice",)).await.and_then(|answer| answer.remote());
+        // She has never been there yet.
+        let before = if held_before { Some(hers().await.expect("an object")) } else { None };
+        if let Some(hers) = &before {
+            assert_eq!(number(hers, "next", 1).await, 1);
+        }
+        let one = u64::from(held_before);
+        let file = next(&host, &mode("ledger", "v=new"));
+        host.home.run(&["service", "try", "ledger", &file, "--identity", "alice"], "");
+        let alice = account(&host, "alice").await;
+        assert_eq!(pair(&alice, "total").await, (one, 0), "what he has written is there");
+        for turn in 1..=3 {
+            let why = "alice is with another version of the service, which alice tries";
+            let refused = match &before {
+                Some(hers) => hers.call("next", &(one + turn,)).await.err().map(|error| error.to_string()),
+                None => hers().await.err().map(|error| error.to_string()),
+            };
+            let refused = refused.expect("it is refused");
+            assert!(refused.contains(why), "{serves}, {held_before}: {refused}");
+            assert_eq!(number(&alice, "next", one + turn).await, one + turn, "{serves}, {held_before}: hers is saved");
+            assert_eq!(number(&bob, "add", 1).await, turn, "{serves}, {held_before}: his own goes on");
+        }
+        // A key that somebody gets meanwhile does not make it two either.
+        host.home.run(&["key", "add", "bob", "ledger", "alice"], "");
+        let refused = login(&host, "bob", "ledger/alice").await.expect_err("it is refused").to_string();
+        assert!(refused.contains("is with another version"), "{refused}");
+
+        host.home.run(&["service", "try", "ledger", "--end"], "");
+        let hers = hers().await.expect("an object");
+        assert_eq!((pair(&hers, "total").await, number(&hers, "next", one + 4).await), ((one + 3, 0), one + 4));
+        let alice = account(&host, "alice").await;
+        assert_eq!((which(&alice).await, pair(&alice, "total").await), ("v=old".to_owned(), (one + 4, 0)));
+    }
+}

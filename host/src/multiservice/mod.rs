@@ -10,8 +10,10 @@ mod backend;
 pub mod context;
 mod current;
 mod doorkeeper;
+mod elsewhere;
 pub mod ended;
 mod instance;
+
 mod outgoing;
 mod recovery;
 pub mod reload;

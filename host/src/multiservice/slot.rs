@@ -12,6 +12,7 @@ use tokio::sync::{Mutex as AsyncMutex, Notify};
 use super::backend::Backend;
 use super::context::{HostContext, SlotNo};
 use super::current::{AttachmentChange, Current, NotHanded};
+use super::elsewhere::{Elsewhere, Visited};
 use super::instance::{Instance, STOP};
 use super::outgoing::Outgoing;
 use super::recovery::{Crashes, Recovery};
@@ -75,7 +76,9 @@ pub struct Slot {
     /// Another version, which some try.
     pub(super) trial: RwLock<Option<Arc<Trial>>>,
     /// Which perspectives somebody has come to, if this is such a version.
-    pub(super) visited: Option<Arc<Mutex<BTreeSet<String>>>>,
+    pub(super) visited: Option<Visited>,
+    /// What such a version has of this one's.
+    pub(super) elsewhere: Arc<Elsewhere>,
 }
 
 impl std::fmt::Debug for Slot {
@@ -113,8 +116,8 @@ impl Slot {
     ) -> Result<Self, LibraryFault> {
         static NEXT: AtomicU32 = AtomicU32::new(1);
         let number = SlotNo(NEXT.fetch_add(1, Ordering::Relaxed));
-        let faults = Arc::default();
-        let (outgoing, steps) = Outgoing::new((number, 1), true, context, &faults);
+        let (faults, elsewhere) = (Arc::default(), Arc::default());
+        let (outgoing, steps) = Outgoing::new((number, 1), true, (context, &elsewhere), &faults);
         let instance = Instance::load(source, outgoing, steps, context, config).await?;
         Ok(Self {
             number,
@@ -135,6 +138,7 @@ impl Slot {
             late: Mutex::default(),
             trial: RwLock::default(),
             visited: None,
+            elsewhere,
         })
     }
 
@@ -145,7 +149,8 @@ impl Slot {
         config: impl FnOnce(&str) -> Vec<u8>,
     ) -> Result<Arc<Instance>, LibraryFault> {
         let number = self.generations.fetch_add(1, Ordering::Relaxed) + 1;
-        let (outgoing, steps) = Outgoing::new((self.number, number), false, &self.context, &self.faults);
+        let (outgoing, steps) =
+            Outgoing::new((self.number, number), false, (&self.context, &self.elsewhere), &self.faults);
         // It is known by this name also if it does not come to say its own.
         let _ = outgoing.name.set(self.name.to_string());
         let instance = Instance::load(source, outgoing, steps, &self.context, config).await?;
@@ -245,6 +250,9 @@ impl Slot {
             return Err(LibraryFault::State(waits.clone()));
         }
         self.note_visits(changes);
+        if let Some(why) = self.is_elsewhere(changes) {
+            return Err(LibraryFault::State(why));
+        }
         let handed = self.current.hand_over((lane, frames), changes, WAITING, |instance| {
             if instance.outgoing.is_over() { Err(None) } else { instance.generation.push(lane, frames).map_err(Some) }
         });

@@ -2,19 +2,20 @@
 //!
 //! The other version has a slot of its own, which only those identities find. It saves the perspectives that they attach to. It does not
 //! save other perspectives, nor the state and data of the whole service: it reads them as they were saved last, and its changes of them
-//! end with the trial, so that nobody else notices. It has no listeners of its own.
+//! end with the trial, so that nobody else notices. It has no listeners of its own. A perspective that it was attached to is its own until
+//! the trial is over: in the version that serves nobody comes to it, and what reaches for it is refused (`elsewhere`).
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use parking_lot::Mutex;
 use plugin_api::abi::frame::ToLibrary;
 use serde::{Deserialize, Serialize};
 
 use super::context::HostContext;
 use super::current::AttachmentChange;
 use super::doorkeeper::NoDoors;
+use super::elsewhere::Visited;
 use super::slot::{ServiceState, Slot, Trial};
 use crate::cred::MasterKey;
 use crate::cred::throttle::Counter;
@@ -22,7 +23,7 @@ use crate::cred::{StoreSecret, TokenDigest};
 use crate::loader::fault::LibraryFault;
 use crate::loader::generation::Source;
 use crate::store::audit::{Head, Line};
-use crate::store::{Change, Done, Entries, Kept, Range, Saved, Store, StoreError, Write};
+use crate::store::{Change, Done, Entries, Kept, Range, Saved, Store, StoreError, Write, ask};
 
 /// A version that is tried, for the operator to see.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -85,7 +86,7 @@ impl Slot {
         identities: BTreeSet<String>,
         config: impl FnOnce(&str) -> Vec<u8>,
     ) -> Result<Arc<Trial>, LibraryFault> {
-        let visited = Arc::new(Mutex::new(BTreeSet::new()));
+        let visited = Visited::default();
         let context = HostContext {
             store: Arc::new(OwnStates { store: Arc::clone(&self.context.store), visited: Arc::clone(&visited) }),
             doors: Arc::new(NoDoors),
@@ -117,6 +118,10 @@ impl Slot {
         let mut now = self.trial.write();
         if now.is_some() {
             return Err(LibraryFault::State(format!("another version of {name} is being tried already")));
+        }
+        if let Some(visited) = &trial.slot.visited {
+            let who: Vec<&str> = trial.identities.iter().map(String::as_str).collect();
+            self.elsewhere.begins(visited, who.join(", "));
         }
         *now = Some(Arc::clone(trial));
         Ok(())
@@ -150,19 +155,37 @@ impl Slot {
         }
         // While it ends, nobody comes to the other with what it has yet to save. It is as a service of its own, which has no trial.
         Box::pin(trial.slot.stop()).await;
-        self.trial.write().take_if(|now| Arc::ptr_eq(now, &trial))
+        self.renew(&trial).await;
+        let ended = self.trial.write().take_if(|now| Arc::ptr_eq(now, &trial));
+        if ended.is_some() {
+            self.elsewhere.ends();
+        }
+        ended
+    }
+
+    /// What the other version has changed, this one may have in its memory as it was before.
+    async fn renew(&self, trial: &Trial) {
+        let visited: Vec<String> = trial.slot.visited.iter().flat_map(|visited| visited.lock().clone()).collect();
+        for perspective in visited {
+            let Some(serves) = self.current.get().filter(|_| self.state() == ServiceState::Serving) else { return };
+            match ask(|done| self.context.store.state(self.name().as_str(), &perspective, done)).await {
+                Ok(saved) => serves.outgoing.renew(&perspective, saved.as_ref()),
+                // Then its next change is refused, as one that was made from something older.
+                Err(error) => tracing::error!(service = self.name().as_str(), perspective, %error, "it cannot be read"),
+            }
+        }
     }
 
     /// Notes which perspectives somebody comes to, if this is a version that is tried.
     pub(super) fn note_visits(&self, changes: &[AttachmentChange]) {
-        let Some(visited) = &self.visited else { return };
-        for change in changes {
-            if let AttachmentChange::Attached(_, frame) = change
-                && let Some(ToLibrary::Attach { perspective, .. }) = ToLibrary::read(&mut frame.as_slice())
-            {
-                visited.lock().insert(perspective.to_owned());
-            }
+        if let Some(visited) = &self.visited {
+            visited.lock().extend(changes.iter().filter_map(perspective));
         }
+    }
+
+    /// Why somebody cannot come here, if one of these perspectives is with a version that is tried.
+    pub(super) fn is_elsewhere(&self, changes: &[AttachmentChange]) -> Option<String> {
+        changes.iter().filter_map(perspective).find_map(|perspective| self.elsewhere.why(&perspective))
     }
 
     /// The version that is being tried.
@@ -179,11 +202,20 @@ impl Slot {
     }
 }
 
+/// What somebody comes to.
+fn perspective(change: &AttachmentChange) -> Option<String> {
+    let AttachmentChange::Attached(_, frame) = change else { return None };
+    match ToLibrary::read(&mut frame.as_slice()) {
+        Some(ToLibrary::Attach { perspective, .. }) => Some(perspective.to_owned()),
+        _ => None,
+    }
+}
+
 /// A store in which nothing is changed of a service but the states of some perspectives.
 struct OwnStates {
     store: Arc<dyn Store>,
     /// Those that somebody has come to.
-    visited: Arc<Mutex<BTreeSet<String>>>,
+    visited: Visited,
 }
 
 /// Whether it is to be kept; an error: whoever wants it is told that it is not.

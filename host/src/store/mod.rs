@@ -139,6 +139,9 @@ pub enum StoreError {
     /// It cannot be written or read: the disk is full, say.
     #[error("the store: {0}")]
     Failed(String),
+    /// Another version of a service has this state just now: who, in a sentence.
+    #[error("{0}")]
+    Elsewhere(String),
     /// A copy of it cannot be made, or is not sound.
     #[error("no backup is made: {0}")]
     Backup(String),

@@ -24,6 +24,9 @@ impl Outgoing {
                 Err(error) => me.send(&ToLibrary::NotLoaded { request, message: &error.to_string() }),
             }
         });
+        if let Some(why) = self.elsewhere.why(perspective) {
+            return done(Err(StoreError::Elsewhere(why)));
+        }
         self.store.state(self.name(), perspective, done);
     }
 
@@ -85,7 +88,15 @@ impl Outgoing {
     /// A commit is done.
     fn committed(&self, result: Result<(), StoreError>) {
         if let Err(error) = &result {
-            tracing::error!(service = self.name(), %error, "changes could not be saved; they are undone");
+            match error {
+                // It is the operator's wish.
+                StoreError::Elsewhere(_) => tracing::info!(service = self.name(), "changes are undone: {error}"),
+                _ => tracing::error!(service = self.name(), %error, "changes could not be saved; they are undone"),
+            }
+            *self.failed.lock() = match error {
+                StoreError::Elsewhere(why) => format!("the change could not be saved, and is undone: {why}"),
+                _ => "the change could not be saved, and is undone".to_owned(),
+            };
         }
         // With the queue locked: what is said next goes out behind it.
         let mut queue = self.queue.lock();
@@ -128,6 +139,9 @@ impl Outgoing {
             let why = format!("the state of {} has {} bytes", large.perspective, large.state.len());
             return done(Err(StoreError::Failed(why)));
         }
+        if let Some(why) = changes.iter().find_map(|change| self.elsewhere.why(&change.perspective)) {
+            return done(Err(StoreError::Elsewhere(why)));
+        }
         self.store.commit(changes.into_iter().map(Write::State).collect(), Box::new(done));
     }
 
@@ -141,7 +155,7 @@ impl Outgoing {
             ToHost::Answer { call, objects, .. } => {
                 self.give_back(call, objects);
                 let mut failed = Vec::new();
-                let (class, message) = ("RuntimeError", "the change could not be saved, and is undone");
+                let (class, message) = ("RuntimeError", &*self.failed.lock());
                 ToHost::Failed { call, class, message, fault: false, detail: &[] }.write(&mut failed);
                 delivery.deliver(call, self.tag(), &failed, Weight::Must);
             }
@@ -166,6 +180,12 @@ impl Outgoing {
         }
     }
 
+    /// Tells the service what a perspective's state is, which was changed elsewhere; nothing of its own is undone by that.
+    pub(in crate::multiservice) fn renew(&self, perspective: &str, saved: Option<&Saved>) {
+        let (state, version) = saved.map_or((None, 0), |saved| (Some(saved.state.as_slice()), saved.version));
+        self.told.tell(false, || self.send(&ToLibrary::Revert { perspective, state, version }));
+    }
+
     /// Tells the service what a perspective's state is again; later, if the store cannot say just now.
     fn revert(&self, perspective: String, tries: u32) {
         let me = Weak::clone(&self.me);
@@ -176,7 +196,7 @@ impl Outgoing {
                 Ok(saved) => {
                     let version = saved.as_ref().map_or(0, |saved| saved.version);
                     let state = saved.as_ref().map(|saved| saved.state.as_slice());
-                    me.send(&ToLibrary::Revert { perspective: &of, state, version });
+                    me.told.tell(true, || me.send(&ToLibrary::Revert { perspective: &of, state, version }));
                 }
                 Err(error) => {
                     if tries == 0 {

@@ -15,11 +15,12 @@ use parking_lot::Mutex;
 use plugin_api::abi::frame::{self, ToHost, ToLibrary};
 use tokio::sync::mpsc;
 
-use self::commits::{CommitQueue, Phase};
+use self::commits::{CommitQueue, Phase, Told};
 use self::replay::Replay;
 use self::report::Report;
 use super::context::{HostContext, SlotNo};
 use super::doorkeeper::{Doorkeeper, Speaker};
+use super::elsewhere::Elsewhere;
 use super::router::{Delivered, Delivery, Router, Weight};
 use crate::loader::gate::{Lane, Outlet};
 use crate::loader::generation::Generation;
@@ -73,6 +74,8 @@ pub(super) struct Outgoing {
     /// A [`Phase`]. Changed with the queue locked, but for its end.
     phase: AtomicU8,
     queue: Mutex<CommitQueue>,
+    /// The queue's.
+    told: Arc<Told>,
     writing: Mutex<Writing>,
     replay: Replay,
     report: Report,
@@ -83,6 +86,10 @@ pub(super) struct Outgoing {
     router: Arc<Router>,
     store: Arc<dyn Store>,
     doors: Arc<dyn Doorkeeper>,
+    /// What a version that is tried has, and this one may not touch.
+    elsewhere: Arc<Elsewhere>,
+    /// Why the last commit has failed, for whoever is told of it.
+    failed: Mutex<String>,
     /// The most bytes that a saved state may have.
     quota: usize,
     me: Weak<Self>,
@@ -101,18 +108,21 @@ impl Outgoing {
     pub(super) fn new(
         (slot, number): (SlotNo, u32),
         serving: bool,
-        context: &HostContext,
+        (context, elsewhere): (&HostContext, &Arc<Elsewhere>),
         faults: &Arc<AtomicU64>,
     ) -> (Arc<Self>, mpsc::UnboundedReceiver<Lifecycle>) {
         let (lifecycle, receiver) = mpsc::unbounded_channel();
         let phase = if serving { Phase::Serving } else { Phase::Embargoed };
+        let queue = CommitQueue::default();
+        let told = Arc::clone(queue.told());
         let outgoing = Arc::new_cyclic(|me| Self {
             slot,
             number,
             name: OnceLock::new(),
             generation: OnceLock::new(),
             phase: AtomicU8::new(phase as u8),
-            queue: Mutex::default(),
+            queue: Mutex::new(queue),
+            told,
             writing: Mutex::default(),
             replay: Replay::default(),
             report: Report::new(number, faults),
@@ -122,6 +132,8 @@ impl Outgoing {
             router: Arc::clone(&context.router),
             store: Arc::clone(&context.store),
             doors: Arc::clone(&context.doors),
+            elsewhere: Arc::clone(elsewhere),
+            failed: Mutex::default(),
             quota: context.quota,
             me: Weak::clone(me),
         });

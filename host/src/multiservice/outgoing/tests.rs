@@ -104,7 +104,7 @@ fn outgoing() -> (Arc<Outgoing>, Arc<Slow>, Arc<crate::multiservice::router::Mai
     let store = Arc::new(Slow::default());
     let context = HostContext::new(Arc::clone(&store) as Arc<dyn Store>);
     let (number, mailbox) = context.router.connect(Arc::default());
-    let (outgoing, _stages) = Outgoing::new((SlotNo(1), 1), true, &context, &Arc::default());
+    let (outgoing, _stages) = Outgoing::new((SlotNo(1), 1), true, (&context, &Arc::default()), &Arc::default());
     (outgoing, store, mailbox, move |n: u64| u64::from(number) << 32 | n)
 }
 
@@ -169,7 +169,7 @@ fn a_state_over_the_quota_is_not_saved() {
     let store = Arc::new(MemoryStore::new());
     let context = HostContext { quota: 4, ..HostContext::new(store) };
     let (number, mailbox) = context.router.connect(Arc::default());
-    let (outgoing, _stages) = Outgoing::new((SlotNo(1), 1), true, &context, &Arc::default());
+    let (outgoing, _stages) = Outgoing::new((SlotNo(1), 1), true, (&context, &Arc::default()), &Arc::default());
     let call = u64::from(number) << 32 | 1;
     let large = ToHost::Save { perspective: "a", state: &[0; 5], base: 0, version: 1 };
     say(&outgoing, &[large, ToHost::Answer { call, value: &[], objects: &[] }]);

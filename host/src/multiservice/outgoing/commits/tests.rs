@@ -16,8 +16,10 @@ enum Act {
     Say(Vec<Said>),
     /// The commit under way comes to this.
     Commit(bool),
-    /// The service has gone back to what was committed last, as often as it was told to.
-    Reverted,
+    /// The service has done so much of what it was told of its states.
+    Reverted(usize),
+    /// It is told of a state that was changed elsewhere.
+    Renewed,
 }
 
 fn act() -> impl Strategy<Value = Act> {
@@ -28,7 +30,8 @@ fn act() -> impl Strategy<Value = Act> {
     prop_oneof![
         4 => prop::collection::vec(said, 1..6).prop_map(Act::Say),
         3 => prop::bool::weighted(0.7).prop_map(Act::Commit),
-        2 => Just(Act::Reverted),
+        2 => (1..6_usize).prop_map(Act::Reverted),
+        1 => Just(Act::Renewed),
     ]
 }
 
@@ -43,7 +46,6 @@ struct Seen {
     /// The perspectives whose changes are being committed, and those that are next.
     committing: HashSet<u8>,
     waiting: HashSet<u8>,
-    reverts: usize,
     version: u64,
 }
 
@@ -62,7 +64,7 @@ impl Seen {
                     assert!(self.committing.is_empty() && !changes.is_empty(), "one commit at a time");
                     self.committing = std::mem::take(&mut self.waiting);
                 }
-                Effect::Revert(_) => self.reverts += 1,
+                Effect::Revert(_) => self.queue.told().tell(true, || {}),
                 other => panic!("{other:?}"),
             }
         }
@@ -130,9 +132,10 @@ impl Seen {
         }
     }
 
-    fn reverted(&mut self) {
+    fn reverted(&mut self, most: usize) {
         let mut frames = Vec::new();
-        (0..std::mem::take(&mut self.reverts)).for_each(|_| ToHost::Reverted {}.write(&mut frames));
+        let told = self.queue.told().0.lock().len();
+        (0..told.min(most)).for_each(|_| ToHost::Reverted {}.write(&mut frames));
         let effects = self.queue.said(Phase::Serving, "s", &frames);
         self.take(effects);
     }
@@ -158,8 +161,11 @@ proptest! {
             match act {
                 Act::Say(batch) => seen.say(batch),
                 Act::Commit(well) => seen.committed(well),
-                Act::Reverted => seen.reverted(),
+                Act::Reverted(most) => seen.reverted(most),
+                Act::Renewed => seen.queue.told().tell(false, || {}),
             }
+            let undone = seen.queue.told().0.lock().iter().filter(|undone| **undone).count();
+            prop_assert_eq!(seen.queue.reverting, undone, "it waits for what was undone, and for nothing else");
         }
         while !seen.committing.is_empty() {
             seen.committed(true);
