@@ -52,6 +52,8 @@ const KNOWN: usize = 100_000;
 struct Known {
     all: HashSet<Digest>,
     order: VecDeque<Digest>,
+    /// Whether all that the store knows are here.
+    complete: bool,
 }
 
 impl Known {
@@ -62,8 +64,14 @@ impl Known {
                 && let Some(oldest) = self.order.pop_front()
             {
                 self.all.remove(&oldest);
+                self.complete = false;
             }
         }
+    }
+
+    /// Whether it is certain that nobody at all has logged in from there.
+    fn is_nobodys(&self, source: &Digest) -> bool {
+        self.complete && !self.all.contains(source)
     }
 }
 
@@ -177,6 +185,7 @@ impl LoginGate {
         }
         let sources = ask(|done| self.store.sources(KNOWN, done)).await?;
         let mut known = self.known.lock();
+        known.complete = sources.len() < KNOWN;
         sources.into_iter().rev().for_each(|source| known.insert(source));
         Ok(())
     }
@@ -325,7 +334,9 @@ impl LoginGate {
     ) -> Result<Result<Trying, Refusal>, AuthorizerError> {
         let (source, peer) = (from.address.ip(), from.peer.as_str());
         let (of_name, of_source) = (self.name_digest(name), self.source_digest(source));
-        let known = ask(|done| self.store.is_known_source(name, &of_source, done)).await?;
+        // Of a source that is nobody's the store need not be asked, whatever the name: a crowd that guesses comes from many.
+        let nobodys = self.known.lock().is_nobodys(&of_source);
+        let known = !nobodys && ask(|done| self.store.is_known_source(name, &of_source, done)).await?;
         Ok(match self.turn(of_name, of_source, known).await {
             Ok((attempt, begun)) => {
                 let _begun = Arc::new(begun);
@@ -339,20 +350,35 @@ impl LoginGate {
                     Denied::Busy(_) => Refusal::Busy,
                 };
                 tracing::debug!(peer, how, "login not looked at: {refusal}");
-                // Looked up for every name alike, though it is written down of those alone that there are.
-                let there = ask(|done| self.store.identity(name, done)).await?.is_some();
-                let shown = if there { name.to_owned() } else { self.unknown(name) };
-                let why = match refusal {
-                    Refusal::Locked => "locked: too many failed logins; `credhost identity unlock`",
-                    Refusal::Busy => "others of this name or source were being checked: not looked at",
-                    _ => "too many failed logins: not looked at",
-                };
-                let event = from.event("login.refused", &shown);
-                let of = ["throttle", &network(source).to_string(), why];
-                self.trail.note_summed(&of, name, event.with("how", how).with("why", why), self.now());
+                self.note_throttled(name, from, how, refusal).await?;
                 Err(refusal)
             }
         })
+    }
+
+    /// A try was not looked at: for the trail.
+    async fn note_throttled(
+        &self,
+        name: &str,
+        from: &Source,
+        how: &'static str,
+        refusal: Refusal,
+    ) -> Result<(), AuthorizerError> {
+        let why = match refusal {
+            Refusal::Locked => "locked: too many failed logins; `credhost identity unlock`",
+            Refusal::Busy => "others of this name or source were being checked: not looked at",
+            _ => "too many failed logins: not looked at",
+        };
+        let of = ["throttle", &network(from.address.ip()).to_string(), why];
+        if self.trail.counts("login.refused", &of, name, self.now()) {
+            return Ok(());
+        }
+        // Looked up for every name alike, though it is written down of those alone that there are.
+        let there = ask(|done| self.store.identity(name, done)).await?.is_some();
+        let shown = if there { name.to_owned() } else { self.unknown(name) };
+        let event = from.event("login.refused", &shown).with("how", how).with("why", why);
+        self.trail.note_summed(&of, name, event, self.now());
+        Ok(())
     }
 
     /// Charges a try, when what is being checked does not stand in its way any more.

@@ -22,6 +22,8 @@ const LINES: u64 = 300;
 const KINDS: usize = 1000;
 /// The same of logins: each needs a proof.
 const LOGINS: usize = 20_000;
+/// Of those that are only counted, one in so many is made into a line: the last of them stands in the sum.
+const SHOWN: u64 = 64;
 
 /// The way to the trail.
 pub(super) struct Trail {
@@ -38,16 +40,27 @@ impl Trail {
     /// A line of a kind (`of`) that a client may cause as often as it likes, with what it chose itself (`chosen`). Written
     /// now, or counted for the line that sums its kind up. `now` is in milliseconds.
     pub(super) fn note(&self, of: &[&str], chosen: &str, event: Event, now: u64) -> Option<Event> {
-        let parts: Vec<&[u8]> = of.iter().map(|part| part.as_bytes()).collect();
-        let mut kind = Digest::default();
-        kind.copy_from_slice(&self.secret.digest("seldom", &parts)[..16]);
-        let chosen = self.secret.digest("chosen", &[chosen.as_bytes()]);
+        let (kind, chosen) = self.digests(of, chosen);
         let mut sums = self.sums.lock();
         let due = sums.due(now);
         let event = sums.note(kind, &chosen, event, now);
         drop(sums);
         self.write(due.into_iter().map(Write::Audit).collect());
         event
+    }
+
+    fn digests(&self, of: &[&str], chosen: &str) -> (Digest, [u8; 32]) {
+        let parts: Vec<&[u8]> = of.iter().map(|part| part.as_bytes()).collect();
+        let mut kind = Digest::default();
+        kind.copy_from_slice(&self.secret.digest("seldom", &parts)[..16]);
+        (kind, self.secret.digest("chosen", &[chosen.as_bytes()]))
+    }
+
+    /// Counts one more of such a kind, if there are so many already that it would not be written as it is, nor stand in the sum:
+    /// nothing need be known of it then. False: it is to be noted.
+    pub(super) fn counts(&self, what: &'static str, of: &[&str], chosen: &str, now: u64) -> bool {
+        let (kind, chosen) = self.digests(of, chosen);
+        self.sums.lock().counts(what, kind, &chosen, now)
     }
 
     /// Writes a line of such a kind, or counts it.
@@ -126,6 +139,23 @@ impl Sums {
         sum.chosen.add(chosen);
         sum.last = event;
         None
+    }
+
+    /// The same, without the line: true if it is counted.
+    fn counts(&mut self, what: &'static str, kind: Digest, chosen: &[u8; 32], now: u64) -> bool {
+        let full = self.written.get(what).is_some_and(|written| *written >= LINES);
+        if now >= self.due_at || now.saturating_sub(self.since) >= INTERVAL {
+            return false;
+        }
+        let kind = if self.kinds.contains_key(&kind) { kind } else { rest(what) };
+        match self.kinds.get_mut(&kind).filter(|sum| full || sum.written >= BURST) {
+            Some(sum) if !(sum.more + 1).is_multiple_of(SHOWN) => {
+                sum.more += 1;
+                sum.chosen.add(chosen);
+                true
+            }
+            _ => false,
+        }
     }
 
     /// The lines that sum up what has been long enough.
@@ -213,6 +243,33 @@ mod tests {
         let about = line.about["names_about"].as_u64().unwrap();
         assert!((85_000..115_000).contains(&about), "{about}");
         assert!(sums.kinds.is_empty());
+    }
+
+    #[test]
+    fn what_is_only_counted_is_the_same_in_the_trail_and_one_in_many_is_looked_at() {
+        let (mut sums, mut noted, mut written) = (Sums::default(), 0, 0);
+        for index in 0..10_000 {
+            // Two sources, and more than are told apart.
+            let of = kind(index % 2);
+            if !sums.counts("login.refused", of, &digest(index), 1000 + index) {
+                noted += 1;
+                // As whoever notes one does.
+                assert!(sums.due(1000 + index).is_empty());
+                let event = event().with("identity", index);
+                written += u64::from(sums.note(of, &digest(index), event, 1000 + index).is_some());
+            }
+        }
+        assert_eq!(written, 2 * BURST);
+        assert!((10_000 / SHOWN..10_000 / SHOWN + 20).contains(&noted), "{noted}");
+        let due = sums.due(1000 + 10_000 + INTERVAL);
+        let times: u64 = due.iter().map(|line| line.about["times"].as_u64().unwrap()).sum();
+        assert_eq!((due.len(), times + written), (2, 10_000), "each is counted");
+        for line in due {
+            let last = line.about["identity"].as_u64().unwrap();
+            assert!(last > 10_000 - 2 * SHOWN - 2, "{last}: one of the last");
+            let about = line.about["names_about"].as_u64().unwrap();
+            assert!((4_000..6_000).contains(&about), "{about}");
+        }
     }
 
     #[test]
