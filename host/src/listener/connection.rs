@@ -6,10 +6,7 @@ use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use pb::Failure;
-use rustls::ServerConnection;
 use tokio::io::Interest;
-use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 use zeroize::Zeroize;
@@ -17,9 +14,9 @@ use zeroize::Zeroize;
 use super::end::End;
 use super::stream::Stream;
 use super::timers::Timers;
-use super::{Admitted, Arrived, EndpointState, Socket, proxy, turns};
-use crate::login_gate::{Source, network};
-use crate::memory::{AccountKey, Kept, Meter};
+use super::{Admitted, EndpointState, turns};
+use crate::login_gate::Source;
+use crate::memory::Kept;
 use crate::multiservice::Backends;
 use crate::multiservice::router::{Mailbox, first_frames};
 use crate::session::login::{Found, Now, Policy, QuestionNo};
@@ -49,17 +46,17 @@ const FAR_FUTURE: std::time::Duration = std::time::Duration::from_secs(365 * 24 
 type Answers = Rc<RefCell<Vec<(QuestionNo, Found)>>>;
 
 /// One connection's session, and what does things for it outside.
-struct Driver {
+pub(super) struct Driver {
     /// Boxed: tasks hold what they move more than once.
-    session: Box<Session>,
+    pub(super) session: Box<Session>,
     shared: Arc<EndpointState>,
-    from: Source,
+    pub(super) from: Source,
     /// Somebody has logged in from there before.
-    known: bool,
+    pub(super) known: bool,
     answers: Answers,
-    mailbox: Arc<Mailbox>,
+    pub(super) mailbox: Arc<Mailbox>,
     /// How much of the session's output has been sent.
-    sent: usize,
+    pub(super) sent: usize,
 }
 
 fn now() -> Now {
@@ -67,7 +64,12 @@ fn now() -> Now {
 }
 
 impl Driver {
-    fn new(shared: &Arc<EndpointState>, admitted: &Admitted, number: u32, mailbox: &Arc<Mailbox>) -> Result<Self, End> {
+    pub(super) fn new(
+        shared: &Arc<EndpointState>,
+        admitted: &Admitted,
+        number: u32,
+        mailbox: &Arc<Mailbox>,
+    ) -> Result<Self, End> {
         let mut seed = [0; 32];
         getrandom::fill(&mut seed).map_err(End::NoRandomness)?;
         let (address, tls) = (admitted.source, admitted.tls.is_some());
@@ -88,6 +90,30 @@ impl Driver {
         let (from, mailbox) = (Source { address, peer, door }, Arc::clone(mailbox));
         let (shared, known, answers) = (Arc::clone(shared), admitted.is_known(), Answers::default());
         Ok(Self { session, shared, from, known, answers, mailbox, sent: 0 })
+    }
+
+    /// One that was served elsewhere.
+    pub(super) fn moved(
+        (session, from, known): (Box<Session>, Source, bool),
+        shared: &Arc<EndpointState>,
+        mailbox: Arc<Mailbox>,
+        sent: usize,
+    ) -> Self {
+        Self { session, shared: Arc::clone(shared), from, known, answers: Answers::default(), mailbox, sent }
+    }
+
+    /// Whether somebody has logged in, and no answer is on its way here.
+    fn is_inside(&self) -> bool {
+        self.session.logged_in() && Rc::strong_count(&self.answers) == 1 && self.answers.borrow().is_empty()
+    }
+
+    /// It has ended: calls back to this client fail from here on, and what has come for it is given back.
+    pub(super) fn close(mut self, number: u32) {
+        self.shared.context.router.disconnect(number);
+        let mut mail = Vec::new();
+        self.mailbox.close(&mut mail);
+        self.session.mail(&mail);
+        self.session.close();
     }
 
     /// Waits until it is this connection's turn: at once, once somebody has logged in.
@@ -139,92 +165,11 @@ impl Driver {
     }
 }
 
-/// Serves one connection to its end.
-pub(super) async fn serve(arrived: Box<Arrived>) {
-    let Arrived { socket, mut admitted, mut closed } = *arrived;
-    let shared = Arc::clone(&admitted.shared);
-    let opened = open(socket, &mut admitted, &shared, &mut closed).await;
-    let peer = admitted.source;
-    let end = match opened {
-        Ok(mut stream) => {
-            let account = AccountKey::Source(network(peer.ip()));
-            let meter = Arc::new(Meter::new(shared.context.memory.account(account), shared.limits().after.unread));
-            let (number, mailbox) = shared.context.router.connect(meter);
-            let end = match Driver::new(&shared, &admitted, number, &mailbox) {
-                Err(end) => end,
-                Ok(mut driver) => {
-                    let end = Box::pin(run(&mut stream, &mut driver, &mailbox, closed)).await;
-                    say_why(&mut stream, &mut driver, &end);
-                    stream.close();
-                    // From here on calls back to this client fail at once.
-                    shared.context.router.disconnect(number);
-                    let mut mail = Vec::new();
-                    mailbox.close(&mut mail);
-                    driver.session.mail(&mail);
-                    driver.session.close();
-                    end
-                }
-            };
-            shared.context.router.disconnect(number);
-            end
-        }
-        Err(end) => end,
-    };
-    match end {
-        End::Closed | End::Closing => tracing::debug!(%peer, "{end}"),
-        // The service has let go of it: what has come of its client it says itself.
-        End::Io(_) if admitted.within.is_some() => tracing::debug!(%peer, "{end}"),
-        end => tracing::info!(%peer, "connection closed: {end}"),
-    }
-}
-
-/// Sends an error with the reason to every call that still waits, as far as the socket takes it at once.
-fn say_why(stream: &mut Stream, driver: &mut Driver, end: &End) {
-    if matches!(end, End::Closed | End::Io(_)) {
-        return;
-    }
-    let why = Failure::new("twisted.spread.pb.PBConnectionLost", format!("the host ends the connection: {end}"));
-    driver.session.tell_why(&why);
-    let output = driver.session.output();
-    // What it does not take now is lost with the connection.
-    if let Ok(sent) = stream.try_write(&output[driver.sent.min(output.len())..]) {
-        driver.sent += sent;
-    }
-    let _ = stream.flush();
-}
-
-async fn open(
-    socket: Socket,
-    admitted: &mut Admitted,
-    shared: &EndpointState,
-    closed: &mut watch::Receiver<bool>,
-) -> Result<Stream, End> {
-    let mut socket = match socket {
-        Socket::Tcp(socket) => TcpStream::from_std(socket)?,
-        Socket::Within(socket) => return Ok(Stream::Within(UnixStream::from_std(socket)?)),
-    };
-    if admitted.is_proxied() {
-        // Boxed: few connections come this way, and all would have the room for it.
-        let header = Box::pin(tokio::time::timeout(shared.limits().login, proxy::header(&mut socket)));
-        let source = tokio::select! {
-            source = header => source.map_err(|_| End::NoLogin)??,
-            _ = closed.wait_for(|closed| *closed) => return Err(End::Closing),
-        };
-        if !admitted.comes_from(proxy::behind(admitted.source, source)) {
-            return Err(End::TooMany);
-        }
-    }
-    match &admitted.tls {
-        Some(tls) => {
-            let connection = ServerConnection::new(Arc::clone(tls)).map_err(io::Error::other)?;
-            Ok(Stream::tls(socket, connection))
-        }
-        None => Ok(Stream::Plain(socket)),
-    }
-}
-
 /// Moves bytes until the connection ends: in, through the session, out.
-async fn run(stream: &mut Stream, driver: &mut Driver, mailbox: &Mailbox, closed: watch::Receiver<bool>) -> End {
+/// `lobby`: only until somebody has logged in, and nothing is under way.
+pub(super) async fn run(stream: &mut Stream, driver: &mut Driver, closed: watch::Receiver<bool>, lobby: bool) -> End {
+    let mailbox = Arc::clone(&driver.mailbox);
+    let mailbox = &*mailbox;
     // Small answers must not wait for each other's acknowledgement.
     if let Err(error) = stream.set_nodelay().and_then(|()| stream.set_keepalive()) {
         return error.into();
@@ -236,6 +181,9 @@ async fn run(stream: &mut Stream, driver: &mut Driver, mailbox: &Mailbox, closed
         pump.driver.turn().await;
         if let Err(end) = pump.turn(mailbox, &mut mail).await {
             return end;
+        }
+        if lobby && pump.driver.is_inside() {
+            return End::Inside;
         }
         loop {
             match pump.wait(mailbox).await {

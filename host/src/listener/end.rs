@@ -29,4 +29,7 @@ pub(super) enum End {
     TooMany,
     #[error("the host closes")]
     Closing,
+    /// It does not: it goes on elsewhere.
+    #[error("somebody has logged in")]
+    Inside,
 }

@@ -40,7 +40,7 @@ impl Entrance {
         };
         if let Some(admitted) = shared.admitted(source, self.tls.clone()) {
             // If nobody serves any more, the place is given back with it.
-            let _ = thread.send((Socket::Tcp(client), admitted));
+            let _ = thread.send(Coming::New(Socket::Tcp(client), admitted));
         }
     }
 }

@@ -8,6 +8,8 @@
 mod connection;
 mod end;
 mod entrance;
+mod lobby;
+mod open;
 mod proxy;
 pub(crate) mod sources;
 mod stream;
@@ -32,6 +34,7 @@ use rustls::ServerConfig;
 use tokio::sync::{Mutex as AsyncMutex, mpsc, watch};
 use tokio::task::LocalSet;
 
+use self::lobby::Insiders;
 use self::sources::{Most, Place, Sources};
 use self::tls::Certificates;
 use crate::cred::login::Login;
@@ -197,20 +200,31 @@ impl Endpoint {
         };
         let (closing, closed) = watch::channel(false);
         let mut workers = Vec::new();
-        let mut senders = Vec::new();
-        for index in 0..threads.max(1) {
+        let mut spawn = |name: String, inside: Option<Insiders<Coming>>| {
             let (sender, connections) = mpsc::unbounded_channel();
             let (closed, runtime) = (closed.clone(), runtime()?);
-            senders.push(sender);
-            workers.push(std::thread::Builder::new().name(format!("io-{index}")).spawn(move || {
+            workers.push(std::thread::Builder::new().name(name).spawn(move || {
+                if inside.is_some() {
+                    lobby::yields_to_those_inside();
+                }
                 // What is to come is kept by the thread: whatever serves it ends, another goes on with it.
                 let connections = Arc::new(AsyncMutex::new(connections));
-                forever("a thread for connections", || work(&runtime, Arc::clone(&connections), closed.clone()));
+                let with = || (closed.clone(), inside.clone());
+                forever("a thread for connections", || work(&runtime, Arc::clone(&connections), with()));
             })?);
-        }
+            io::Result::Ok(sender)
+        };
+        let (inside, strangers) = (threads.max(1), threads.div_ceil(2).max(1));
+        let inside = (0..inside).map(|index| spawn(format!("io-{index}"), None)).collect::<io::Result<Vec<_>>>()?;
+        // What has logged in already need not come by the lobby.
+        let within: Vec<_> = inside.iter().map(mpsc::UnboundedSender::downgrade).collect();
+        let inside = Insiders::new(inside);
+        let senders = (0..strangers).map(|index| spawn(format!("lobby-{index}"), Some(inside.clone())));
+        let senders = senders.collect::<io::Result<Vec<_>>>()?;
+        drop(inside);
         let shared = Arc::clone(&self.shared);
         let threads: Vec<_> = senders.iter().map(mpsc::UnboundedSender::downgrade).collect();
-        let entrance = Entrance::new(Arc::downgrade(&shared), threads.clone(), tls.clone());
+        let entrance = Entrance::new(Arc::downgrade(&shared), threads, tls.clone());
         // If it does not accept itself, its threads go on until it is closed all the same.
         let listener = accepts.itself.then_some(listener);
         workers.push(std::thread::Builder::new().name("accept".to_owned()).spawn(move || {
@@ -219,17 +233,14 @@ impl Endpoint {
             });
         })?);
         let router = Arc::clone(&self.shared.context.router);
-        Ok((Listener { address, socket, closing, router, threads, workers: Mutex::new(workers) }, entrance))
+        Ok((Listener { address, socket, closing, router, within, workers: Mutex::new(workers) }, entrance))
     }
 
     /// Ways in for those who have logged in by services' own doors: on the threads of this listener.
     pub(crate) fn ways(&self, listener: &Listener) -> Ways {
-        Ways::new(Arc::downgrade(&self.shared), listener.threads.clone())
+        Ways::new(Arc::downgrade(&self.shared), listener.within.clone())
     }
 }
-
-/// A connection on its way to the thread that serves it.
-type Coming = (Socket, Admitted);
 
 /// How a listener comes by connections.
 #[derive(Debug, Clone, Copy)]
@@ -248,8 +259,8 @@ pub struct Listener {
     socket: Mutex<Option<TcpListener>>,
     closing: watch::Sender<bool>,
     router: Arc<Router>,
-    /// Where what comes is served: for as long as it listens.
-    threads: Vec<mpsc::WeakUnboundedSender<Coming>>,
+    /// Where those are served who are inside: for as long as it listens.
+    within: Vec<mpsc::WeakUnboundedSender<Coming>>,
     workers: Mutex<Vec<JoinHandle<()>>>,
 }
 
@@ -305,25 +316,25 @@ fn runtime() -> io::Result<tokio::runtime::Runtime> {
 fn work(
     runtime: &tokio::runtime::Runtime,
     connections: Arc<AsyncMutex<mpsc::UnboundedReceiver<Coming>>>,
-    closed: watch::Receiver<bool>,
+    (closed, inside): (watch::Receiver<bool>, Option<Insiders<Coming>>),
 ) {
     let tasks = LocalSet::new();
     let serving = async move {
         let mut connections = connections.lock().await;
-        let mut open = tokio::task::JoinSet::new();
+        let mut all = tokio::task::JoinSet::new();
         loop {
             tokio::select! {
                 socket = connections.recv() => match socket {
-                    Some((socket, admitted)) => {
-                        let arrived = Box::new(Arrived { socket, admitted, closed: closed.clone() });
-                        open.spawn_local(connection::serve(arrived));
+                    Some(coming) => {
+                        let arrived = Box::new(Arrived { coming, closed: closed.clone(), inside: inside.clone() });
+                        all.spawn_local(open::serve(arrived));
                     }
                     None => break,
                 },
-                Some(ended) = open.join_next(), if !open.is_empty() => report(ended),
+                Some(ended) = all.join_next(), if !all.is_empty() => report(ended),
             }
         }
-        while let Some(ended) = open.join_next().await {
+        while let Some(ended) = all.join_next().await {
             report(ended);
         }
     };
@@ -370,7 +381,7 @@ async fn accept(
         let Ok(stream) = stream.into_std() else { continue };
         next = (next + 1) % workers.len();
         // If nobody serves any more, the place is given back with it.
-        let _ = workers[next].send((Socket::Tcp(stream), admitted));
+        let _ = workers[next].send(Coming::New(Socket::Tcp(stream), admitted));
     }
 }
 
@@ -383,9 +394,18 @@ enum Socket {
 
 /// A connection that is to be served. Boxed: a task that is spawned keeps what it was given twice.
 struct Arrived {
-    socket: Socket,
-    admitted: Admitted,
+    coming: Coming,
     closed: watch::Receiver<bool>,
+    /// Where it goes when somebody has logged in, if this is a lobby.
+    inside: Option<Insiders<Coming>>,
+}
+
+/// A connection on its way to the thread that serves it.
+enum Coming {
+    /// It is new.
+    New(Socket, Admitted),
+    /// Somebody has logged in by it.
+    Inside(Box<open::Inside>),
 }
 
 /// A connection that was let in: its place is given back however it ends.

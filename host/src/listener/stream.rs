@@ -44,6 +44,13 @@ impl Write for Raw<'_> {
     }
 }
 
+/// The same, of no thread.
+pub(super) enum Resting {
+    Plain(std::net::TcpStream),
+    Tls(Box<(std::net::TcpStream, ServerConnection)>),
+    Within(std::os::unix::net::UnixStream),
+}
+
 /// See [`Stream::set_keepalive`].
 pub(crate) fn keep_alive(socket: impl AsFd) -> io::Result<()> {
     let socket = socket.as_fd();
@@ -57,6 +64,36 @@ pub(crate) fn keep_alive(socket: impl AsFd) -> io::Result<()> {
 impl Stream {
     pub(super) fn tls(socket: TcpStream, connection: ServerConnection) -> Self {
         Self::Tls(Box::new(Tls { socket, connection }))
+    }
+
+    /// Takes it from its thread.
+    ///
+    /// # Errors
+    /// When the system does not let go of it.
+    pub(super) fn rest(self) -> io::Result<Resting> {
+        Ok(match self {
+            Self::Plain(socket) => Resting::Plain(socket.into_std()?),
+            Self::Tls(tls) => {
+                let Tls { socket, connection } = *tls;
+                Resting::Tls(Box::new((socket.into_std()?, connection)))
+            }
+            Self::Within(socket) => Resting::Within(socket.into_std()?),
+        })
+    }
+
+    /// Goes on on this thread.
+    ///
+    /// # Errors
+    /// When the system has no room for it.
+    pub(super) fn resume(resting: Resting) -> io::Result<Self> {
+        Ok(match resting {
+            Resting::Plain(socket) => Self::Plain(TcpStream::from_std(socket)?),
+            Resting::Tls(tls) => {
+                let (socket, connection) = *tls;
+                Self::tls(TcpStream::from_std(socket)?, connection)
+            }
+            Resting::Within(socket) => Self::Within(UnixStream::from_std(socket)?),
+        })
     }
 
     /// The socket, where it is one of TCP's.

@@ -21,6 +21,8 @@ pub(super) async fn stranger(known: bool) {
     let _held = next.acquire().await;
     // The runtime looks at all sockets before it goes on here: what has come to those inside is before it.
     tokio::task::yield_now().await;
+    // And threads of those inside that wait for this processor: some systems let a thread go on for milliseconds, however nice.
+    std::thread::yield_now();
 }
 
 #[cfg(test)]

@@ -43,6 +43,8 @@ impl Ways {
         let Some(thread) = self.threads.get(next).and_then(mpsc::WeakUnboundedSender::upgrade) else { return false };
         let Some(shared) = self.shared.upgrade() else { return false };
         let within = Some(Box::new(within));
-        thread.send((Socket::Within(end), Admitted { shared, source, place: None, tls: None, within })).is_ok()
+        thread
+            .send(Coming::New(Socket::Within(end), Admitted { shared, source, place: None, tls: None, within }))
+            .is_ok()
     }
 }

@@ -1,0 +1,180 @@
+//! One connection from when it comes until it has ended: on one thread, or begun in the lobby and gone on inside.
+
+use std::io;
+use std::sync::Arc;
+
+use pb::Failure;
+use rustls::ServerConnection;
+use tokio::net::{TcpStream, UnixStream};
+use tokio::sync::watch;
+
+use super::connection::{Driver, run};
+use super::end::End;
+use super::lobby::Insiders;
+use super::stream::{Resting, Stream};
+use super::{Admitted, Arrived, Coming, EndpointState, Socket, proxy};
+use crate::login_gate::{Source, network};
+use crate::memory::{AccountKey, Meter};
+use crate::multiservice::router::Mailbox;
+use crate::session::Session;
+
+/// A connection that moves to another thread: nothing of it is under way.
+pub(super) struct Inside {
+    stream: Resting,
+    session: Box<Session>,
+    from: Source,
+    known: bool,
+    mailbox: Arc<Mailbox>,
+    sent: usize,
+    admitted: Admitted,
+    number: u32,
+}
+
+/// A connection that is open, and what it belongs to.
+struct Open {
+    stream: Stream,
+    driver: Driver,
+    admitted: Admitted,
+    number: u32,
+}
+
+/// Serves one connection to its end, or, in the lobby, until somebody has logged in by it.
+pub(super) async fn serve(arrived: Box<Arrived>) {
+    let Arrived { coming, mut closed, inside } = *arrived;
+    let opened = match coming {
+        Coming::New(socket, admitted) => Box::pin(Open::new(socket, admitted, &mut closed)).await,
+        Coming::Inside(moved) => Open::moved(*moved),
+    };
+    let Some(mut open) = opened else { return };
+    let end = Box::pin(run(&mut open.stream, &mut open.driver, closed, inside.is_some())).await;
+    match inside {
+        Some(inside) if matches!(end, End::Inside) => open.moves(&inside),
+        _ => open.ends(end),
+    }
+}
+
+impl Open {
+    /// A connection that has come. `None`: it has not come about.
+    async fn new(socket: Socket, mut admitted: Admitted, closed: &mut watch::Receiver<bool>) -> Option<Box<Self>> {
+        let shared = Arc::clone(&admitted.shared);
+        let stream = match open(socket, &mut admitted, &shared, closed).await {
+            Ok(stream) => stream,
+            Err(end) => {
+                say(&admitted, end);
+                return None;
+            }
+        };
+        let account = AccountKey::Source(network(admitted.source.ip()));
+        let meter = Arc::new(Meter::new(shared.context.memory.account(account), shared.limits().after.unread));
+        let (number, mailbox) = shared.context.router.connect(meter);
+        match Driver::new(&shared, &admitted, number, &mailbox) {
+            Ok(driver) => Some(Box::new(Self { stream, driver, admitted, number })),
+            Err(end) => {
+                shared.context.router.disconnect(number);
+                say(&admitted, end);
+                None
+            }
+        }
+    }
+
+    /// One that comes from the lobby. `None`: its socket is not to be had here.
+    fn moved(moved: Inside) -> Option<Box<Self>> {
+        let Inside { stream, session, from, known, mailbox, sent, admitted, number } = moved;
+        let driver = Driver::moved((session, from, known), &admitted.shared, mailbox, sent);
+        match Stream::resume(stream) {
+            Ok(stream) => Some(Box::new(Self { stream, driver, admitted, number })),
+            Err(error) => {
+                driver.close(number);
+                say(&admitted, error.into());
+                None
+            }
+        }
+    }
+
+    /// It goes to a thread for those who are inside: nothing of it is under way.
+    fn moves(self: Box<Self>, inside: &Insiders<Coming>) {
+        let Self { stream, driver, admitted, number } = *self;
+        let Driver { session, from, known, mailbox, sent, .. } = driver;
+        match stream.rest() {
+            Ok(stream) => {
+                let moved = Inside { stream, session, from, known, mailbox, sent, admitted, number };
+                // If nobody serves there any more, the host closes.
+                let refused = inside.send(number, Coming::Inside(Box::new(moved)));
+                if let Some(Coming::Inside(moved)) = refused
+                    && let Some(open) = Self::moved(*moved)
+                {
+                    open.ends(End::Closing);
+                }
+            }
+            Err(error) => {
+                Driver::moved((session, from, known), &admitted.shared, mailbox, sent).close(number);
+                say(&admitted, error.into());
+            }
+        }
+    }
+
+    /// It has ended.
+    fn ends(self: Box<Self>, end: End) {
+        let Self { mut stream, mut driver, admitted, number } = *self;
+        say_why(&mut stream, &mut driver, &end);
+        stream.close();
+        driver.close(number);
+        say(&admitted, end);
+    }
+}
+
+/// A connection has ended, for this reason: for the log.
+fn say(admitted: &Admitted, end: End) {
+    let peer = admitted.source;
+    match end {
+        End::Closed | End::Closing => tracing::debug!(%peer, "{end}"),
+        // The service has let go of it: what has come of its client it says itself.
+        End::Io(_) if admitted.within.is_some() => tracing::debug!(%peer, "{end}"),
+        end => tracing::info!(%peer, "connection closed: {end}"),
+    }
+}
+
+/// Sends an error with the reason to every call that still waits, as far as the socket takes it at once.
+fn say_why(stream: &mut Stream, driver: &mut Driver, end: &End) {
+    if matches!(end, End::Closed | End::Io(_)) {
+        return;
+    }
+    let why = Failure::new("twisted.spread.pb.PBConnectionLost", format!("the host ends the connection: {end}"));
+    driver.session.tell_why(&why);
+    let output = driver.session.output();
+    // What it does not take now is lost with the connection.
+    if let Ok(sent) = stream.try_write(&output[driver.sent.min(output.len())..]) {
+        driver.sent += sent;
+    }
+    let _ = stream.flush();
+}
+
+async fn open(
+    socket: Socket,
+    admitted: &mut Admitted,
+    shared: &EndpointState,
+    closed: &mut watch::Receiver<bool>,
+) -> Result<Stream, End> {
+    let mut socket = match socket {
+        Socket::Tcp(socket) => TcpStream::from_std(socket)?,
+        Socket::Within(socket) => return Ok(Stream::Within(UnixStream::from_std(socket)?)),
+    };
+    if admitted.is_proxied() {
+        // Boxed: few connections come this way, and all would have the room for it.
+        let header = Box::pin(tokio::time::timeout(shared.limits().login, proxy::header(&mut socket)));
+        let source = tokio::select! {
+            source = header => source.map_err(|_| End::NoLogin)??,
+            _ = closed.wait_for(|closed| *closed) => return Err(End::Closing),
+        };
+        if !admitted.comes_from(proxy::behind(admitted.source, source)) {
+            return Err(End::TooMany);
+        }
+    }
+    match &admitted.tls {
+        Some(tls) => {
+            let connection = ServerConnection::new(Arc::clone(tls)).map_err(io::Error::other)?;
+            Ok(Stream::tls(socket, connection))
+        }
+        None => Ok(Stream::Plain(socket)),
+    }
+}
