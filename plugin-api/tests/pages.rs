@@ -207,6 +207,26 @@ fn a_stranger_is_shown_the_same_whoever_is_taken_away() {
     assert!(answer.starts_with("HTTP/1.1 200 OK\r\n") && answer.contains("the diary of a stranger"), "{answer}");
 }
 
+/// By a proxy's connections many come, one after the other.
+#[test]
+fn who_comes_next_by_the_same_connection_is_not_cut() {
+    let host = host();
+    let cookie = signed_in(&host).cookie;
+    let bob = host.attach("bob").expect("he is let in");
+    bob.call::<()>("open", ()).expect("pages are made at once");
+    let mut shared = host.connect("http").expect("a connection");
+    shared.send(format!("HEAD /slow HTTP/1.1\r\nHost: h\r\nCookie: {cookie}\r\n\r\n")).expect("it is sent");
+    assert_eq!(shared.line().expect("an answer"), "HTTP/1.1 200 OK");
+    while !shared.line().expect("a line").is_empty() {}
+    host.revoke("alice");
+    // What is written for this one begins before its page does.
+    let head =
+        "POST /slow HTTP/1.1\r\nHost: h\r\nConnection: close\r\nExpect: 100-continue\r\nContent-Length: 2\r\n\r\nok";
+    shared.send(head).expect("it is sent");
+    let rest = shared.rest().expect("an answer");
+    assert!(rest.contains("HTTP/1.1 200 OK\r\n") && rest.contains("the diary of a stranger"), "{rest}");
+}
+
 #[test]
 fn what_is_taken_away_while_a_page_leaves_ends_it_there() {
     let host = host();

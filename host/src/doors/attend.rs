@@ -242,7 +242,13 @@ async fn attend(doors: &Arc<Doors>, held: &Arc<Held>) {
             () = or_never(&mut relay) => Step::Relayed,
             () = until(due) => Step::Due,
         };
+        // Cut from outside: its notice is there, and whoever gave the command waits until the service has heard it.
+        let cut = held.is_cut() && doors.notices(held);
         match step {
+            _ if cut => {
+                doors.after_the_cut(held).await;
+                break;
+            }
             Step::Mail => {
                 if doors.notices(held) {
                     doors.after_the_cut(held).await;
@@ -272,6 +278,9 @@ async fn attend(doors: &Arc<Doors>, held: &Arc<Held>) {
         }
     }
     drop((relay, greeting));
+    if held.is_cut() && doors.notices(held) {
+        doors.after_the_cut(held).await;
+    }
     // The service says that it has let go of its end. What it has not looked at yet it knows by the number of the host's
     // descriptor, which nothing else may have until then.
     let began = Instant::now();

@@ -53,6 +53,8 @@ pub(super) struct Driver {
     pub(super) from: Source,
     /// Somebody has logged in from there before.
     pub(super) known: bool,
+    /// Whether this thread is a lobby's.
+    lobby: bool,
     answers: Answers,
     pub(super) mailbox: Arc<Mailbox>,
     /// How much of the session's output has been sent.
@@ -67,7 +69,7 @@ impl Driver {
     pub(super) fn new(
         shared: &Arc<EndpointState>,
         admitted: &Admitted,
-        number: u32,
+        (number, lobby): (u32, bool),
         mailbox: &Arc<Mailbox>,
     ) -> Result<Self, End> {
         let mut seed = [0; 32];
@@ -89,7 +91,7 @@ impl Driver {
         let door = admitted.within.as_ref().map(|within| Arc::clone(&within.door));
         let (from, mailbox) = (Source { address, peer, door }, Arc::clone(mailbox));
         let (shared, known, answers) = (Arc::clone(shared), admitted.is_known(), Answers::default());
-        Ok(Self { session, shared, from, known, answers, mailbox, sent: 0 })
+        Ok(Self { session, shared, from, known, lobby, answers, mailbox, sent: 0 })
     }
 
     /// One that was served elsewhere.
@@ -99,12 +101,16 @@ impl Driver {
         mailbox: Arc<Mailbox>,
         sent: usize,
     ) -> Self {
-        Self { session, shared: Arc::clone(shared), from, known, answers: Answers::default(), mailbox, sent }
+        let (shared, answers) = (Arc::clone(shared), Answers::default());
+        Self { session, shared, from, known, lobby: false, answers, mailbox, sent }
     }
 
-    /// Whether somebody has logged in, and no answer is on its way here.
-    fn is_inside(&self) -> bool {
-        self.session.logged_in() && Rc::strong_count(&self.answers) == 1 && self.answers.borrow().is_empty()
+    /// Whether it goes from the lobby to those inside: somebody has logged in, and no answer is on its way here.
+    fn moves(&self) -> bool {
+        self.lobby
+            && self.session.logged_in()
+            && Rc::strong_count(&self.answers) == 1
+            && self.answers.borrow().is_empty()
     }
 
     /// It has ended: calls back to this client fail from here on, and what has come for it is given back.
@@ -116,9 +122,14 @@ impl Driver {
         self.session.close();
     }
 
+    /// Whether it waits for its turn: nobody has logged in, or it is in the lobby still.
+    fn is_stranger(&self) -> bool {
+        self.lobby || !self.session.logged_in()
+    }
+
     /// Waits until it is this connection's turn: at once, once somebody has logged in.
     async fn turn(&self) {
-        if !self.session.logged_in() {
+        if self.is_stranger() {
             turns::stranger(self.known).await;
         }
     }
@@ -149,9 +160,9 @@ impl Driver {
                 Demand::Ask(no, question) => {
                     let (shared, from) = (Arc::clone(&self.shared), self.from.clone());
                     let (answers, mailbox) = (Rc::clone(&self.answers), Arc::clone(&self.mailbox));
-                    let (inside, known) = (self.session.logged_in(), self.known);
+                    let (stranger, known) = (self.is_stranger(), self.known);
                     tokio::task::spawn_local(async move {
-                        if !inside {
+                        if stranger {
                             turns::stranger(known).await;
                         }
                         let found = shared.gate.answer(&shared.login, &from, question).await;
@@ -166,8 +177,8 @@ impl Driver {
 }
 
 /// Moves bytes until the connection ends: in, through the session, out.
-/// `lobby`: only until somebody has logged in, and nothing is under way.
-pub(super) async fn run(stream: &mut Stream, driver: &mut Driver, closed: watch::Receiver<bool>, lobby: bool) -> End {
+/// In the lobby only until somebody has logged in.
+pub(super) async fn run(stream: &mut Stream, driver: &mut Driver, closed: watch::Receiver<bool>) -> End {
     let mailbox = Arc::clone(&driver.mailbox);
     let mailbox = &*mailbox;
     // Small answers must not wait for each other's acknowledgement.
@@ -182,7 +193,7 @@ pub(super) async fn run(stream: &mut Stream, driver: &mut Driver, closed: watch:
         if let Err(end) = pump.turn(mailbox, &mut mail).await {
             return end;
         }
-        if lobby && pump.driver.is_inside() {
+        if pump.driver.moves() {
             return End::Inside;
         }
         loop {
@@ -241,6 +252,10 @@ impl Pump<'_> {
             self.timers.refusal = self.driver.session.refuse_due(now()).map(Instant::from_std);
             self.write()?;
             self.meter(mailbox, 0);
+            if self.driver.moves() {
+                // Also one that never lets up.
+                return Ok(());
+            }
             let (messages, unserved) = self.driver.session.received();
             self.timers.receiving(messages, unserved);
             let unread = self.unread();
@@ -373,7 +388,7 @@ impl Pump<'_> {
                 // A client that never lets up must not keep the others of this thread waiting, nor its deadlines from being
                 // looked at.
                 self.reads = self.reads.wrapping_add(1);
-                let inside = self.driver.session.logged_in();
+                let inside = !self.driver.is_stranger();
                 if !inside || self.reads.is_multiple_of(TURNS) {
                     match inside {
                         true => tokio::task::yield_now().await,

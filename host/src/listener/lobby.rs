@@ -2,15 +2,22 @@
 //!
 //! However many strangers guess passwords, the calls of those who are inside go past them: the system lets their threads run first.
 
+use std::cell::Cell;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tokio::sync::mpsc::UnboundedSender;
 
 /// How nice a lobby's threads are. A quarter of those inside, where both want all there is: a login has a time to come to its end.
 const NICE: i32 = 6;
 
-/// The threads for those who are inside, by what is sent there.
-pub(super) struct Insiders<C>(Arc<[UnboundedSender<C>]>);
+thread_local! {
+    /// Whether this thread is a lobby's.
+    static LOBBY: Cell<bool> = const { Cell::new(false) };
+}
+
+/// The threads for those who are inside, by what is sent there: to each in turn.
+pub(super) struct Insiders<C>(Arc<(Vec<UnboundedSender<C>>, AtomicUsize)>);
 
 impl<C> Clone for Insiders<C> {
     fn clone(&self) -> Self {
@@ -20,13 +27,13 @@ impl<C> Clone for Insiders<C> {
 
 impl<C> Insiders<C> {
     pub(super) fn new(threads: Vec<UnboundedSender<C>>) -> Self {
-        Self(threads.into())
+        Self(Arc::new((threads, AtomicUsize::new(0))))
     }
 
-    /// Hands a connection of this number to one of them. `Some`: they serve nobody any more.
-    pub(super) fn send(&self, number: u32, coming: C) -> Option<C> {
-        let at = usize::try_from(number).unwrap_or(0) % self.0.len().max(1);
-        match self.0.get(at) {
+    /// Hands a connection to one of them. `Some`: they serve nobody any more.
+    pub(super) fn send(&self, coming: C) -> Option<C> {
+        let (threads, next) = &*self.0;
+        match threads.get(next.fetch_add(1, Ordering::Relaxed) % threads.len().max(1)) {
             Some(thread) => thread.send(coming).err().map(|refused| refused.0),
             None => Some(coming),
         }
@@ -36,4 +43,13 @@ impl<C> Insiders<C> {
 /// This thread is a lobby's. A system that does not allow it has them share.
 pub(super) fn yields_to_those_inside() {
     let _ = rustix::process::setpriority_process(Some(rustix::thread::gettid()), NICE);
+    LOBBY.set(true);
+}
+
+/// A stranger has been served. In a lobby, threads of those inside that wait for this processor go first: some systems let a
+/// thread go on for milliseconds, however nice it is.
+pub(super) fn served_a_stranger() {
+    if LOBBY.get() {
+        std::thread::yield_now();
+    }
 }

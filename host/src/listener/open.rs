@@ -42,11 +42,11 @@ struct Open {
 pub(super) async fn serve(arrived: Box<Arrived>) {
     let Arrived { coming, mut closed, inside } = *arrived;
     let opened = match coming {
-        Coming::New(socket, admitted) => Box::pin(Open::new(socket, admitted, &mut closed)).await,
+        Coming::New(socket, admitted) => Box::pin(Open::new(socket, admitted, &mut closed, inside.is_some())).await,
         Coming::Inside(moved) => Open::moved(*moved),
     };
     let Some(mut open) = opened else { return };
-    let end = Box::pin(run(&mut open.stream, &mut open.driver, closed, inside.is_some())).await;
+    let end = Box::pin(run(&mut open.stream, &mut open.driver, closed)).await;
     match inside {
         Some(inside) if matches!(end, End::Inside) => open.moves(&inside),
         _ => open.ends(end),
@@ -55,7 +55,12 @@ pub(super) async fn serve(arrived: Box<Arrived>) {
 
 impl Open {
     /// A connection that has come. `None`: it has not come about.
-    async fn new(socket: Socket, mut admitted: Admitted, closed: &mut watch::Receiver<bool>) -> Option<Box<Self>> {
+    async fn new(
+        socket: Socket,
+        mut admitted: Admitted,
+        closed: &mut watch::Receiver<bool>,
+        lobby: bool,
+    ) -> Option<Box<Self>> {
         let shared = Arc::clone(&admitted.shared);
         let stream = match open(socket, &mut admitted, &shared, closed).await {
             Ok(stream) => stream,
@@ -67,7 +72,7 @@ impl Open {
         let account = AccountKey::Source(network(admitted.source.ip()));
         let meter = Arc::new(Meter::new(shared.context.memory.account(account), shared.limits().after.unread));
         let (number, mailbox) = shared.context.router.connect(meter);
-        match Driver::new(&shared, &admitted, number, &mailbox) {
+        match Driver::new(&shared, &admitted, (number, lobby), &mailbox) {
             Ok(driver) => Some(Box::new(Self { stream, driver, admitted, number })),
             Err(end) => {
                 shared.context.router.disconnect(number);
@@ -99,7 +104,7 @@ impl Open {
             Ok(stream) => {
                 let moved = Inside { stream, session, from, known, mailbox, sent, admitted, number };
                 // If nobody serves there any more, the host closes.
-                let refused = inside.send(number, Coming::Inside(Box::new(moved)));
+                let refused = inside.send(Coming::Inside(Box::new(moved)));
                 if let Some(Coming::Inside(moved)) = refused
                     && let Some(open) = Self::moved(*moved)
                 {

@@ -7,6 +7,8 @@ use std::rc::Rc;
 
 use tokio::sync::Semaphore;
 
+use super::lobby::served_a_stranger;
+
 thread_local! {
     /// Held by the stranger who is next, of those from sources that somebody has logged in from before, and of all others.
     /// Of this thread alone: nobody waits for another thread's.
@@ -21,8 +23,7 @@ pub(super) async fn stranger(known: bool) {
     let _held = next.acquire().await;
     // The runtime looks at all sockets before it goes on here: what has come to those inside is before it.
     tokio::task::yield_now().await;
-    // And threads of those inside that wait for this processor: some systems let a thread go on for milliseconds, however nice.
-    std::thread::yield_now();
+    served_a_stranger();
 }
 
 #[cfg(test)]

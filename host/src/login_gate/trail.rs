@@ -147,7 +147,12 @@ impl Sums {
         if now >= self.due_at || now.saturating_sub(self.since) >= INTERVAL {
             return false;
         }
-        let kind = if self.kinds.contains_key(&kind) { kind } else { rest(what) };
+        // As `note` has it: a new one is told apart while there is room.
+        let kind = match self.kinds.contains_key(&kind) {
+            true => kind,
+            false if self.kinds.len() >= KINDS => rest(what),
+            false => return false,
+        };
         match self.kinds.get_mut(&kind).filter(|sum| full || sum.written >= BURST) {
             Some(sum) if !(sum.more + 1).is_multiple_of(SHOWN) => {
                 sum.more += 1;

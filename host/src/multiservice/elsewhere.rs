@@ -10,12 +10,12 @@ pub(super) type Visited = Arc<Mutex<BTreeSet<String>>>;
 
 /// Which perspectives of a slot's are with a version that is tried.
 #[derive(Debug, Default)]
-pub(super) struct Elsewhere(Mutex<Option<(Visited, String)>>);
+pub(super) struct Elsewhere(Mutex<Option<Visited>>);
 
 impl Elsewhere {
-    /// Whatever that version is attached to from now on is its own; `who` tries it, for a person to read.
-    pub(super) fn begins(&self, visited: &Visited, who: String) {
-        *self.0.lock() = Some((Arc::clone(visited), who));
+    /// Whatever that version is attached to from now on is its own.
+    pub(super) fn begins(&self, visited: &Visited) {
+        *self.0.lock() = Some(Arc::clone(visited));
     }
 
     /// The trial is over.
@@ -26,9 +26,9 @@ impl Elsewhere {
     /// Why a perspective's state is not to be had here, if that is so.
     pub(super) fn why(&self, perspective: &str) -> Option<String> {
         let now = self.0.lock();
-        let (visited, who) = now.as_ref()?;
-        let with = visited.lock().contains(perspective);
-        with.then(|| format!("{perspective} is with another version of the service, which {who} tries"))
+        let with = now.as_ref()?.lock().contains(perspective);
+        // Clients are told that: who tries it is not theirs to know.
+        with.then(|| format!("{perspective} is with another version of the service for now"))
     }
 }
 
@@ -40,11 +40,11 @@ mod tests {
     fn what_somebody_has_come_to_is_elsewhere_until_the_trial_is_over() {
         let (elsewhere, visited) = (Elsewhere::default(), Visited::default());
         assert_eq!(elsewhere.why("alice"), None);
-        elsewhere.begins(&visited, "alice".to_owned());
+        elsewhere.begins(&visited);
         assert_eq!(elsewhere.why("alice"), None, "she has not come yet");
         visited.lock().insert("alice".to_owned());
         let why = elsewhere.why("alice").unwrap();
-        assert_eq!(why, "alice is with another version of the service, which alice tries");
+        assert_eq!(why, "alice is with another version of the service for now");
         assert_eq!(elsewhere.why("bob"), None);
         elsewhere.ends();
         assert_eq!(elsewhere.why("alice"), None);

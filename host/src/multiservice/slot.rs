@@ -77,6 +77,8 @@ pub struct Slot {
     pub(super) trial: RwLock<Option<Arc<Trial>>>,
     /// Which perspectives somebody has come to, if this is such a version.
     pub(super) visited: Option<Visited>,
+    /// A trial is ended by one at a time.
+    pub(super) ending: AsyncMutex<()>,
     /// What such a version has of this one's.
     pub(super) elsewhere: Arc<Elsewhere>,
 }
@@ -138,6 +140,7 @@ impl Slot {
             late: Mutex::default(),
             trial: RwLock::default(),
             visited: None,
+            ending: AsyncMutex::default(),
             elsewhere,
         })
     }

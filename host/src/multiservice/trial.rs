@@ -3,7 +3,7 @@
 //! The other version has a slot of its own, which only those identities find. It saves the perspectives that they attach to. It does not
 //! save other perspectives, nor the state and data of the whole service: it reads them as they were saved last, and its changes of them
 //! end with the trial, so that nobody else notices. It has no listeners of its own. A perspective that it was attached to is its own until
-//! the trial is over: in the version that serves nobody comes to it, and what reaches for it is refused (`elsewhere`).
+//! the trial is over: in the version that serves nobody comes to it, and what changes it is refused (`elsewhere`).
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -120,8 +120,7 @@ impl Slot {
             return Err(LibraryFault::State(format!("another version of {name} is being tried already")));
         }
         if let Some(visited) = &trial.slot.visited {
-            let who: Vec<&str> = trial.identities.iter().map(String::as_str).collect();
-            self.elsewhere.begins(visited, who.join(", "));
+            self.elsewhere.begins(visited);
         }
         *now = Some(Arc::clone(trial));
         Ok(())
@@ -155,7 +154,10 @@ impl Slot {
         }
         // While it ends, nobody comes to the other with what it has yet to save. It is as a service of its own, which has no trial.
         Box::pin(trial.slot.stop()).await;
-        self.renew(&trial).await;
+        let _ending = self.ending.lock().await;
+        if self.trial().is_some_and(|now| Arc::ptr_eq(&now, &trial)) {
+            self.renew(&trial).await;
+        }
         let ended = self.trial.write().take_if(|now| Arc::ptr_eq(now, &trial));
         if ended.is_some() {
             self.elsewhere.ends();

@@ -493,6 +493,12 @@ impl Login {
         &self.0.perspectives
     }
 
+    /// Whether this is the same login.
+    #[cfg(feature = "web")]
+    pub(crate) fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
     /// Whether what it came by was taken away: the identity, the credential, or its keys for this service.
     #[must_use]
     pub fn is_ended(&self) -> bool {

@@ -65,8 +65,8 @@ struct Progress {
     waits: AtomicBool,
     /// Whether something was written that has yet to leave.
     unsent: AtomicBool,
-    /// Whom what is being written is for.
-    shown_to: Mutex<ShownTo>,
+    /// Whom what has yet to leave is for.
+    shown_to: Mutex<Vec<ShownTo>>,
 }
 
 impl Progress {
@@ -75,14 +75,19 @@ impl Progress {
         self.open.load(Relaxed) == 0 && !unsent
     }
 
-    /// What is written from now on is for these.
+    /// What is written next is for these.
     fn shows_to(&self, logins: ShownTo) {
-        *self.shown_to.lock().unwrap_or_else(PoisonError::into_inner) = logins;
+        self.shown_to.lock().unwrap_or_else(PoisonError::into_inner).push(logins);
+    }
+
+    /// All that was written has left.
+    fn has_left(&self) {
+        self.shown_to.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
 
     /// Whether whom it is for has lost what they came by.
     fn is_over(&self) -> bool {
-        self.shown_to.lock().unwrap_or_else(PoisonError::into_inner).is_over()
+        self.shown_to.lock().unwrap_or_else(PoisonError::into_inner).iter().any(ShownTo::is_over)
     }
 }
 
@@ -268,6 +273,7 @@ impl AsyncWrite for Tracked {
     fn poll_flush(mut self: Pin<&mut Self>, poll: &mut Poller<'_>) -> Poll<io::Result<()>> {
         let flushed = ready!(Pin::new(&mut self.stream).poll_flush(poll));
         self.progress.unsent.store(false, Relaxed);
+        self.progress.has_left();
         self.leaving.rest();
         Poll::Ready(flushed)
     }
@@ -318,8 +324,7 @@ impl hyper::service::Service<Request<Incoming>> for Answers {
                 Err(_) => StatusCode::REQUEST_TIMEOUT.into_response(),
             };
             // Whoever changes something hears what has become of it, also if it was their login that they have ended.
-            progress.shows_to(ShownTo::default());
-            if looks {
+            if looks && shown_to.guards(&answer) {
                 let theirs = !shown_to.is_over();
                 answer = shown_to.answer(answer);
                 if theirs {

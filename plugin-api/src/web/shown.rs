@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context as Poller, Poll};
 
 use axum::body::{Body, Bytes, HttpBody};
-use axum::http::{Response, StatusCode};
+use axum::http::{Response, StatusCode, header};
 use axum::response::IntoResponse;
 use hyper::body::{Frame, SizeHint};
 
@@ -21,7 +21,10 @@ pub(super) struct ShownTo(Arc<Mutex<Vec<Login>>>);
 impl ShownTo {
     /// The page is made for this one.
     pub(super) fn add(&self, login: &Login) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(login.clone());
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if !all.iter().any(|known| known.is(login)) {
+            all.push(login.clone());
+        }
     }
 
     /// Whether one of them was taken away.
@@ -29,16 +32,23 @@ impl ShownTo {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).iter().any(Login::is_ended)
     }
 
+    /// Whether an answer shows something that is theirs. What leads elsewhere, or says no, does not: whoever made it may have seen that
+    /// they are gone.
+    pub(super) fn guards(&self, answer: &Response<Body>) -> bool {
+        answer.status().is_success() && !self.0.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
+    }
+
     /// The answer, if it is for whom it was made; else that they are not signed in. Its body ends, too, when one of them is taken away.
-    /// What shows no page (it leads elsewhere, or says no) stays: whoever made it may have seen that they are gone.
     pub(super) fn answer(&self, answer: Response<Body>) -> Response<Body> {
         let logins = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        if logins.is_empty() || !answer.status().is_success() {
-            return answer;
-        }
         if self.is_over() {
+            let cookies: Vec<_> = answer.headers().get_all(header::SET_COOKIE).iter().cloned().collect();
             let mut answer = (StatusCode::UNAUTHORIZED, "You are not signed in any more.\n").into_response();
             is_kept_by_nobody(&mut answer);
+            // One that is taken away goes all the same.
+            for cookie in cookies {
+                answer.headers_mut().append(header::SET_COOKIE, cookie);
+            }
             return answer;
         }
         answer.map(|body| Body::new(UntilEnded { body, ended: Box::pin(one_ends(logins)) }))

@@ -24,9 +24,6 @@ impl Outgoing {
                 Err(error) => me.send(&ToLibrary::NotLoaded { request, message: &error.to_string() }),
             }
         });
-        if let Some(why) = self.elsewhere.why(perspective) {
-            return done(Err(StoreError::Elsewhere(why)));
-        }
         self.store.state(self.name(), perspective, done);
     }
 

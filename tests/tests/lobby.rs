@@ -1,0 +1,66 @@
+//! Connections begin in a lobby, and move when somebody has logged in by them: no client notices, and strangers leave the
+//! processors to those inside.
+
+use std::path::PathBuf;
+
+use credhost::session::Limits;
+use system_tests::embedded::{Embedded, RawClient};
+
+/// How many clients come at once, how often, and how much each asks for before it reads.
+const CLIENTS: usize = 8;
+const ROUNDS: usize = 25;
+const CALLS: i64 = 100;
+
+#[test]
+fn what_comes_while_a_connection_moves_is_answered_each_once_in_order() {
+    let host = Embedded::start(Limits::default());
+    let address = host.address();
+    let clients: Vec<_> = (0..CLIENTS)
+        .map(|_| {
+            std::thread::spawn(move || {
+                for round in 0..ROUNDS {
+                    let mut alice = RawClient::login(address, "alice");
+                    // The host has answered, and may be moving it just now.
+                    let requests: Vec<u64> = (0..CALLS).map(|number| alice.begin("echo_int", &(number,))).collect();
+                    if round % 5 == 0 {
+                        // It goes before it has heard anything.
+                        continue;
+                    }
+                    for (number, request) in requests.into_iter().enumerate() {
+                        let message = alice.message().expect("it goes on");
+                        assert_eq!((message.command.as_str(), message.number), ("answer", request), "in order");
+                        assert_eq!(jelly::from_slice::<usize>(&message.value).expect("a number"), number);
+                    }
+                }
+            })
+        })
+        .collect();
+    clients.into_iter().for_each(|client| client.join().expect("all is answered"));
+    while !host.sessions().list().is_empty() {
+        std::thread::yield_now();
+    }
+}
+
+/// The threads of this process of such a name, and how nice they are.
+fn threads(of: &str) -> Vec<i64> {
+    let tasks = std::fs::read_dir("/proc/self/task").expect("/proc is there").flatten();
+    let of = |task: PathBuf| {
+        let name = std::fs::read_to_string(task.join("comm")).ok()?;
+        // Its name may have blanks and parentheses in it: what follows is behind the last of them.
+        let stat = std::fs::read_to_string(task.join("stat")).ok()?;
+        let nice = stat.rsplit_once(')')?.1.split_whitespace().nth(16)?.parse().ok()?;
+        name.starts_with(of).then_some(nice)
+    };
+    tasks.filter_map(|task| of(task.path())).collect()
+}
+
+#[test]
+fn the_lobby_lets_those_inside_go_first() {
+    let host = Embedded::start(Limits::default());
+    // Whoever has served a client has begun.
+    drop(RawClient::login(host.address(), "alice"));
+    let (lobby, inside) = (threads("lobby-"), threads("io-"));
+    assert!(!lobby.is_empty() && !inside.is_empty());
+    let nicest = inside.iter().max().copied().unwrap_or_default();
+    assert!(lobby.iter().any(|nice| *nice > nicest), "{lobby:?}, {inside:?}");
+}
