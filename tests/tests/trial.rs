@@ -326,7 +326,7 @@ async fn what_a_version_has_that_is_tried_the_one_that_serves_keeps_its_hands_of
         let alice = account(&host, "alice").await;
         assert_eq!(pair(&alice, "total").await, (one, 0), "what he has written is there");
         for turn in 1..=3 {
-            let why = "alice is with another version of the service for now";
+            let why = "alice is in use by another version of the service, which is being tried";
             // To look at it is no harm.
             let reached = match &before {
                 Some(hers) => hers.clone(),
@@ -340,7 +340,7 @@ async fn what_a_version_has_that_is_tried_the_one_that_serves_keeps_its_hands_of
         // A key that somebody gets meanwhile does not make it two either.
         host.home.run(&["key", "add", "bob", "ledger", "alice"], "");
         let refused = login(&host, "bob", "ledger/alice").await.expect_err("it is refused").to_string();
-        assert!(refused.contains("is with another version"), "{refused}");
+        assert!(refused.contains("is in use by another version"), "{refused}");
 
         host.home.run(&["service", "try", "ledger", "--end"], "");
         let hers = hers().await.expect("an object");

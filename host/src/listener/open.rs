@@ -82,7 +82,7 @@ impl Open {
         }
     }
 
-    /// One that comes from the lobby. `None`: its socket is not to be had here.
+    /// Takes over a connection from the lobby. `None`: its socket could not be registered on this thread, and it is closed.
     fn moved(moved: Inside) -> Option<Box<Self>> {
         let Inside { stream, session, from, known, mailbox, sent, admitted, number } = moved;
         let driver = Driver::moved((session, from, known), &admitted.shared, mailbox, sent);

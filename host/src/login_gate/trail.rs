@@ -22,7 +22,7 @@ const LINES: u64 = 300;
 const KINDS: usize = 1000;
 /// The same of logins: each needs a proof.
 const LOGINS: usize = 20_000;
-/// Of those that are only counted, one in so many is made into a line: the last of them stands in the sum.
+/// Of the tries that are only counted, every 64th is noted in full: the sum shows the last of those.
 const SHOWN: u64 = 64;
 
 /// The way to the trail.
@@ -56,8 +56,8 @@ impl Trail {
         (kind, self.secret.digest("chosen", &[chosen.as_bytes()]))
     }
 
-    /// Counts one more of such a kind, if there are so many already that it would not be written as it is, nor stand in the sum:
-    /// nothing need be known of it then. False: it is to be noted.
+    /// Counts a line without its text, and returns true, if its kind has already used up its lines in this interval. False: the
+    /// caller has to call `note_summed` with the text.
     pub(super) fn counts(&self, what: &'static str, of: &[&str], chosen: &str, now: u64) -> bool {
         let (kind, chosen) = self.digests(of, chosen);
         self.sums.lock().counts(what, kind, &chosen, now)
@@ -147,7 +147,7 @@ impl Sums {
         if now >= self.due_at || now.saturating_sub(self.since) >= INTERVAL {
             return false;
         }
-        // As `note` has it: a new one is told apart while there is room.
+        // As in `note`: a new kind gets a sum of its own while there is room.
         let kind = match self.kinds.contains_key(&kind) {
             true => kind,
             false if self.kinds.len() >= KINDS => rest(what),
@@ -254,7 +254,7 @@ mod tests {
     fn what_is_only_counted_is_the_same_in_the_trail_and_one_in_many_is_looked_at() {
         let (mut sums, mut noted, mut written) = (Sums::default(), 0, 0);
         for index in 0..10_000 {
-            // Two sources, and more than are told apart.
+            // Two kinds, which alternate.
             let of = kind(index % 2);
             if !sums.counts("login.refused", of, &digest(index), 1000 + index) {
                 noted += 1;

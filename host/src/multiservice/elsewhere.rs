@@ -23,12 +23,12 @@ impl Elsewhere {
         *self.0.lock() = None;
     }
 
-    /// Why a perspective's state is not to be had here, if that is so.
+    /// Why this slot may not change a perspective, or attach anybody to it; `None`: it may.
     pub(super) fn why(&self, perspective: &str) -> Option<String> {
         let now = self.0.lock();
         let with = now.as_ref()?.lock().contains(perspective);
-        // Clients are told that: who tries it is not theirs to know.
-        with.then(|| format!("{perspective} is with another version of the service for now"))
+        // Clients get this text, so it does not name the identities that try the version.
+        with.then(|| format!("{perspective} is in use by another version of the service, which is being tried"))
     }
 }
 
@@ -44,7 +44,7 @@ mod tests {
         assert_eq!(elsewhere.why("alice"), None, "she has not come yet");
         visited.lock().insert("alice".to_owned());
         let why = elsewhere.why("alice").unwrap();
-        assert_eq!(why, "alice is with another version of the service for now");
+        assert_eq!(why, "alice is in use by another version of the service, which is being tried");
         assert_eq!(elsewhere.why("bob"), None);
         elsewhere.ends();
         assert_eq!(elsewhere.why("alice"), None);

@@ -139,8 +139,8 @@ pub(super) struct CommitQueue {
     told: Arc<Told>,
 }
 
-/// What a service was told of its perspectives' states, in order, and has not confirmed yet: whether the queue waits for that,
-/// because a commit has failed. Others were only changed elsewhere.
+/// `Revert` frames that the service has not confirmed yet, oldest first. True: a commit has failed, and the queue waits for the
+/// confirmation. False: the state was only changed elsewhere.
 #[derive(Debug, Default)]
 pub(super) struct Told(Mutex<VecDeque<bool>>);
 
