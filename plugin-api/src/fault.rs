@@ -75,6 +75,8 @@ impl Eq for Fault {}
 
 /// The class of [`Fault::is_reloaded`].
 const RELOADED: &str = "credhost.Reloaded";
+/// The class of [`Fault::is_elsewhere`].
+const ELSEWHERE: &str = "credhost.Elsewhere";
 /// What every error is under that is no builtin, unless its author says otherwise.
 const ERROR: &str = "twisted.spread.pb.Error";
 
@@ -213,6 +215,40 @@ impl Fault {
     #[must_use]
     pub fn is_reloaded(&self) -> bool {
         self.class == RELOADED
+    }
+
+    /// Whether it says that another version of the service has the perspective, which somebody tries (`credhost service try`): it can
+    /// be changed again when the trial is over.
+    ///
+    /// ```
+    /// use plugin_api::prelude::*;
+    ///
+    /// # #[derive(Default)]
+    /// # struct Post;
+    /// # #[service("post", save = "call")]
+    /// # impl Service for Post {
+    /// #     type Perspective = Mailbox;
+    /// # }
+    /// # #[derive(Default, serde::Serialize, serde::Deserialize)]
+    /// # struct Mailbox { letters: Vec<String> }
+    /// # #[perspective]
+    /// # impl Mailbox {}
+    /// /// Leaves a letter in somebody's mailbox. False: it has to be tried again later.
+    /// async fn post(context: &Context<Post>, to: &str, letter: &str) -> Result<bool> {
+    ///     let mailbox = context.perspective(to).await?;
+    ///     match mailbox.write(|mailbox| mailbox.letters.push(letter.to_owned())) {
+    ///         Err(fault) if fault.is_elsewhere() => Ok(false),
+    ///         written => written.map(|()| true),
+    ///     }
+    /// }
+    /// ```
+    #[must_use]
+    pub fn is_elsewhere(&self) -> bool {
+        self.class == ELSEWHERE
+    }
+
+    pub(crate) fn elsewhere(why: &String) -> Self {
+        Self::new(ELSEWHERE, why)
     }
 
     pub(crate) fn panicked(what: &str) -> Self {

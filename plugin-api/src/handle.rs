@@ -243,7 +243,7 @@ impl<T> Drop for ObjectCell<T> {
         if let Some(saver) = &self.saver
             && saver.policy == Save::Detach
             && self.dirty.get()
-            && !saver.core.retired.get()
+            && saver.saves()
         {
             let value = self.value.get_mut();
             if let Ok(Err(fault)) = catch_unwind(AssertUnwindSafe(|| saver.keep(value))) {
@@ -323,7 +323,8 @@ impl<T> Handle<T> {
     ///
     /// # Errors
     /// When it is being used by the caller itself, further up; when its service has ended; when it cannot be saved:
-    /// then the change is undone; when the service was replaced while the caller waited ([`Fault::is_reloaded`]).
+    /// then the change is undone; when the service was replaced while the caller waited ([`Fault::is_reloaded`]); when somebody
+    /// tries another version of the service, which has this perspective meanwhile ([`Fault::is_elsewhere`]).
     ///
     /// # Panics
     /// As `change`; the object is then back at its last saved state.
@@ -331,6 +332,9 @@ impl<T> Handle<T> {
         self.live()?;
         if self.shared.saver.as_ref().is_some_and(|saver| saver.core.retired.get()) {
             return Err(Fault::reloaded());
+        }
+        if let Some(elsewhere) = self.shared.saver.as_ref().and_then(Saver::is_elsewhere) {
+            return Err(elsewhere);
         }
         self.looks();
         let mut value = self.shared.value.try_borrow_mut().map_err(|_| busy())?;
@@ -360,10 +364,7 @@ impl<T> Handle<T> {
 
     /// Saves it now, whenever it would be saved by itself; not if it is never saved.
     pub(crate) fn flush(&self) -> Result<()> {
-        let Some(saver) = &self.shared.saver else { return Ok(()) };
-        if saver.policy == Save::Never {
-            return Ok(());
-        }
+        let Some(saver) = self.shared.saver.as_ref().filter(|saver| saver.saves()) else { return Ok(()) };
         let mut value = self.shared.value.try_borrow_mut().map_err(|_| busy())?;
         self.shared.dirty.set(false);
         saver.keep(&mut value)
@@ -371,10 +372,7 @@ impl<T> Handle<T> {
 
     /// Saves it before other code takes over. If that fails it stays as it is: this code may go on.
     pub(crate) fn hand_over(&self) -> Result<()> {
-        let Some(saver) = &self.shared.saver else { return Ok(()) };
-        if saver.policy == Save::Never {
-            return Ok(());
-        }
+        let Some(saver) = self.shared.saver.as_ref().filter(|saver| saver.saves()) else { return Ok(()) };
         let value = self.shared.value.try_borrow().map_err(|_| busy())?;
         saver.send(saver.serialized(&value)?);
         self.shared.dirty.set(false);
@@ -460,6 +458,16 @@ impl<T> WeakHandle<T> {
 }
 
 impl<T> Saver<T> {
+    /// Why it cannot be changed; `None`: it can.
+    fn is_elsewhere(&self) -> Option<Fault> {
+        self.core.is_elsewhere(&self.name)
+    }
+
+    /// Whether this code is the one that saves it.
+    fn saves(&self) -> bool {
+        self.policy != Save::Never && !self.core.retired.get() && self.is_elsewhere().is_none()
+    }
+
     /// Hands the state to the host, if it differs from what the host has. If that cannot be, the change is undone.
     fn keep(&self, value: &mut T) -> Result<()> {
         match self.serialized(value) {

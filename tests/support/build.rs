@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 use std::sync::{Mutex, OnceLock};
 
 /// The sample services and the services for tests, which are all built at once.
-const LIBRARIES: [&str; 23] = [
+const LIBRARIES: [&str; 24] = [
     "todo",
     "scores",
     "chat",
@@ -20,6 +20,7 @@ const LIBRARIES: [&str; 23] = [
     "ledger",
     "ledger-next",
     "judge",
+    "drawers",
     "dummy",
     "exchange",
     "buildmaster",

@@ -312,7 +312,7 @@ async fn nothing_is_left_of_a_trial_that_comes_to_nothing() {
 #[tokio::test]
 async fn what_a_version_has_that_is_tried_the_one_that_serves_keeps_its_hands_off() {
     for (serves, held_before) in [("none", true), ("none", false), ("process", true), ("process", false)] {
-        let host = host(serves);
+        let mut host = host(serves);
         let bob = account(&host, "bob").await;
         let hers = async || bob.call("account", &("alice",)).await.and_then(|answer| answer.remote());
         // She has never been there yet.
@@ -332,11 +332,34 @@ async fn what_a_version_has_that_is_tried_the_one_that_serves_keeps_its_hands_of
                 Some(hers) => hers.clone(),
                 None => hers().await.expect("an object"),
             };
-            let refused = reached.call("next", &(one + turn,)).await.expect_err("it is refused").to_string();
-            assert!(refused.contains(why), "{serves}, {held_before}: {refused}");
+            let refused = reached.call("next", &(one + turn,)).await.expect_err("it is refused");
+            let Error::Failure(failure) = &refused else { panic!("{refused}") };
+            assert_eq!(
+                (failure.class.as_str(), failure.value.as_str()),
+                ("credhost.Elsewhere", why),
+                "{serves}, {held_before}"
+            );
             assert_eq!(number(&alice, "next", one + turn).await, one + turn, "{serves}, {held_before}: hers is saved");
             assert_eq!(number(&bob, "add", 1).await, turn, "{serves}, {held_before}: his own goes on");
         }
+        // What comes together with such a change, and is saved with it, goes on, too.
+        let reached = hers().await.expect("an object");
+        for turn in 1..=50 {
+            let (call, other) = ((turn,), (1,));
+            let (his, refused, once_more) =
+                tokio::join!(bob.call("next", &call), reached.call("next", &call), bob.call("add", &other));
+            assert!(
+                his.is_ok() && refused.is_err() && once_more.is_ok(),
+                "{serves}, {held_before}: {his:?} {once_more:?}"
+            );
+        }
+        assert_eq!(pair(&bob, "total").await, (50, 0));
+        // The code that serves may be another by then: it knows, too.
+        std::fs::write(host.home.plugins().join("libledger.so"), mode("ledger", "v=later")).expect("it can be written");
+        host.wait_for("libledger.so serves, in place of");
+        let reached = hers().await.expect("an object");
+        let refused = reached.call("next", &(1,)).await.expect_err("it is refused").to_string();
+        assert!(refused.contains("is in use by another version"), "{refused}");
         // A key that somebody gets meanwhile does not make it two either.
         host.home.run(&["key", "add", "bob", "ledger", "alice"], "");
         let refused = login(&host, "bob", "ledger/alice").await.expect_err("it is refused").to_string();
@@ -346,6 +369,59 @@ async fn what_a_version_has_that_is_tried_the_one_that_serves_keeps_its_hands_of
         let hers = hers().await.expect("an object");
         assert_eq!((pair(&hers, "total").await, number(&hers, "next", one + 4).await), ((one + 3, 0), one + 4));
         let alice = account(&host, "alice").await;
-        assert_eq!((which(&alice).await, pair(&alice, "total").await), ("v=old".to_owned(), (one + 4, 0)));
+        assert_eq!((which(&alice).await, pair(&alice, "total").await), ("v=later".to_owned(), (one + 4, 0)));
+    }
+}
+
+/// What is saved later than at once is nobody's loss: the one that serves saves it before the other reads it, and is refused from
+/// then on; what the other had read before anybody came to it there was a copy, and is read anew.
+#[tokio::test]
+async fn what_has_yet_to_be_saved_goes_over_with_its_perspective() {
+    async fn put(drawer: &Remote, thing: &str) -> bool {
+        drawer.call("put", &(thing,)).await.expect("it is answered").read().expect("whether it was put there")
+    }
+    async fn things(drawer: &Remote) -> Vec<String> {
+        drawer.call("things", &()).await.expect("it is answered").read().expect("texts")
+    }
+    async fn drawer(of: &Remote, name: &str) -> Remote {
+        of.call("drawer", &(name,)).await.expect("it is answered").remote().expect("an object")
+    }
+    for (serves, tries) in [("none", "none"), ("process", "none"), ("none", "process")] {
+        let home = TestHome::new();
+        home.make();
+        home.isolate(serves);
+        home.identity("alice", "alice-pw", &["drawers"]);
+        home.identity("bob", "bob-pw", &["drawers"]);
+        home.install("drawers");
+        let host = home.start();
+        let bob = login(&host, "bob", "drawers").await.expect("there is a key");
+        let shared = drawer(&bob, "shared").await;
+        assert!(put(&shared, "from before").await);
+        let file = library("drawers").display().to_string();
+        host.home.run(&["service", "try", "drawers", &file, "--identity", "alice", "--isolation", tries], "");
+        let alice = login(&host, "alice", "drawers").await.expect("there is a key");
+        // Nobody has come to it in the version that is tried: what that has is a copy.
+        let copy = drawer(&alice, "shared").await;
+        assert_eq!(things(&copy).await, ["from before"]);
+        assert!(put(&copy, "nobody sees this").await && put(&shared, "not saved yet").await);
+
+        host.home.run(&["key", "add", "alice", "drawers", "shared"], "");
+        let hers = login(&host, "alice", "drawers/shared").await.expect("there is a key");
+        assert_eq!(things(&hers).await, ["from before", "not saved yet"], "{serves}, {tries}");
+        assert!(!put(&shared, "too late").await && put(&hers, "hers").await && put(&bob, "his own").await);
+        let refused = shared.call("throw", &("too late",)).await.expect_err("it is refused").to_string();
+        assert!(refused.contains("is in use by another version"), "{refused}");
+        assert_eq!(things(&copy).await, things(&hers).await, "both are one object now");
+        drop((hers, copy));
+        host.home.run(&["service", "try", "drawers", "--end"], "");
+        assert_eq!(things(&shared).await, ["from before", "not saved yet", "hers"], "{serves}, {tries}");
+        assert!(put(&shared, "from after").await);
+        drop((shared, bob));
+        host.home.run(&["service", "stop", "drawers"], "");
+        host.home.run(&["service", "start", "drawers"], "");
+        let bob = login(&host, "bob", "drawers").await.expect("there is a key");
+        assert_eq!(things(&bob).await, ["his own"]);
+        let all = ["from before", "not saved yet", "hers", "from after"];
+        assert_eq!(things(&drawer(&bob, "shared").await).await, all, "{serves}, {tries}");
     }
 }

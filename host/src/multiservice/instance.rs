@@ -8,6 +8,7 @@ use plugin_api::manifest::Manifest;
 use tokio::sync::{Mutex as AsyncMutex, mpsc};
 
 use super::context::HostContext;
+use super::elsewhere;
 use super::ended::Ended;
 use super::outgoing::{Lifecycle, Outgoing};
 use crate::cred::{Name, NameOf};
@@ -47,6 +48,16 @@ impl Instance {
         if !self.outgoing.is_over() {
             self.generation.revoke(attachments, barred);
         }
+    }
+
+    /// A version that is tried has this perspective from now on.
+    pub(super) fn yields(&self, perspective: &str) {
+        self.generation.send(&ToLibrary::Yield { perspective, why: &elsewhere::why(perspective) });
+    }
+
+    /// What is saved of this perspective was changed by another version, which has it no longer.
+    pub(super) fn regains(&self, perspective: &str) {
+        self.generation.send(&ToLibrary::Regain { perspective });
     }
 
     /// Loads a generation, as far as to know what it is. `config` answers with the section of this name, in Jelly.

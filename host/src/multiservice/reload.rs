@@ -206,8 +206,10 @@ impl Slot {
         old.outgoing.forget_panic();
         let began = Instant::now();
         self.current.freeze(|old| old.generation.send_last(&ToLibrary::Freeze { request: u64::from(new.number) }));
+        let yielded = self.elsewhere.yields();
         let ready = async {
             let frozen = frozen(&old, u64::from(new.number)).await?;
+            yielded.iter().for_each(|perspective| new.yields(perspective));
             new.start(Some(FREEZE)).await?;
             let Frozen { objects, numbers, .. } = &frozen;
             new.generation.send(&ToLibrary::Adopt { objects, numbers: *numbers });
@@ -227,7 +229,7 @@ impl Slot {
         };
         prepared.instance = None;
         self.crashes.lock().waits = None;
-        let (attached, held, streams) = self.switch(&old, &new, &frozen.copies);
+        let (attached, held, streams) = self.switch(&old, &new, &frozen.copies, &yielded);
         // It may have died since it was asked whether it is well.
         self.watch(&new);
         let freeze_ms = began.elapsed().as_secs_f64() * 1e3;
@@ -279,7 +281,13 @@ impl Slot {
     }
 
     /// From here on the new one serves, and nothing can go wrong any more.
-    fn switch(&self, old: &Arc<Instance>, new: &Arc<Instance>, copies: &[u8]) -> (usize, usize, usize) {
+    fn switch(
+        &self,
+        old: &Arc<Instance>,
+        new: &Arc<Instance>,
+        copies: &[u8],
+        yielded: &[String],
+    ) -> (usize, usize, usize) {
         self.retiring.lock().push(Arc::clone(old));
         let (mut counts, mut streams) = ((0, 0), 0);
         self.current.switch(Arc::clone(new), |new, attached, revoked, waited| {
@@ -301,6 +309,11 @@ impl Slot {
             self.serves(new);
             new.outgoing.expect(attached.iter().filter(is_attached).map(|(attachment, _)| *attachment));
             new.outgoing.serve();
+            // What it says of these counts from now on; and a trial may have ended meanwhile.
+            let yields = self.elsewhere.yields();
+            yields.iter().for_each(|perspective| new.yields(perspective));
+            yielded.iter().filter(|name| !yields.contains(name)).for_each(|name| new.regains(name));
+            self.elsewhere.regains().iter().filter(|name| !yielded.contains(name)).for_each(|name| new.regains(name));
             if !copies.is_empty() {
                 let mut frame = Vec::new();
                 ToLibrary::Copies { copies }.write(&mut frame);

@@ -124,7 +124,8 @@ impl Slot {
     /// It does not serve any more, and says why; its clients are told.
     pub async fn fail(&self, why: &str) {
         let _turn = self.turn.lock().await;
-        self.end_trial().await;
+        // What it would read again it does not come to any more.
+        self.trial_ends(Duration::ZERO).await;
         let Some(instance) = self.current.take() else { return };
         tracing::error!(service = self.name.as_str(), "it does not serve any more: {why}");
         self.set_state(ServiceState::Failed(why.to_owned()));

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::time::Duration;
 
 use parking_lot::{Mutex, RwLock};
 use plugin_api::abi::frame::ToLibrary;
@@ -76,7 +77,7 @@ pub struct Slot {
     /// Another version, which some try.
     pub(super) trial: RwLock<Option<Arc<Trial>>>,
     /// Which perspectives somebody has come to, if this is such a version.
-    pub(super) visited: Option<Visited>,
+    pub(super) visited: Option<Arc<Visited>>,
     /// A trial is ended by one at a time.
     pub(super) ending: AsyncMutex<()>,
     /// What such a version has of this one's.
@@ -208,7 +209,8 @@ impl Slot {
     /// Stops the service: what it has to save is saved, its clients are told, its library is let go of.
     pub async fn stop(&self) -> UnloadOutcome {
         let _turn = self.turn.lock().await;
-        self.end_trial().await;
+        // What it would read again it does not come to any more.
+        self.trial_ends(Duration::ZERO).await;
         let Some(instance) = self.current.take() else {
             return UnloadOutcome::Nothing;
         };

@@ -3,11 +3,12 @@
 //! The other version has a slot of its own, which only those identities find. It saves the perspectives that they attach to. It does not
 //! save other perspectives, nor the state and data of the whole service: it reads them as they were saved last, and its changes of them
 //! end with the trial, so that nobody else notices. It has no listeners of its own. A perspective that it was attached to is its own until
-//! the trial is over: in the version that serves nobody comes to it, and what changes it is refused (`elsewhere`).
+//! the trial is over: the version that serves yields it, so that nobody comes to it there, and what changes it is refused (`elsewhere`).
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use plugin_api::abi::frame::ToLibrary;
 use serde::{Deserialize, Serialize};
@@ -23,7 +24,10 @@ use crate::cred::{StoreSecret, TokenDigest};
 use crate::loader::fault::LibraryFault;
 use crate::loader::generation::Source;
 use crate::store::audit::{Head, Line};
-use crate::store::{Change, Done, Entries, Kept, Range, Saved, Store, StoreError, Write, ask};
+use crate::store::{Change, Done, Entries, Kept, Range, Saved, Store, StoreError, Write};
+
+/// How long the version that serves may take, after a trial, to read again what was changed.
+const REGAIN: Duration = Duration::from_secs(5);
 
 /// A version that is tried, for the operator to see.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -81,12 +85,18 @@ impl Slot {
     /// # Errors
     /// When it cannot be loaded, this one does not serve, or one is being tried already.
     pub async fn load_trial(
-        &self,
+        self: &Arc<Self>,
         (source, file): (Source, String),
         identities: BTreeSet<String>,
         config: impl FnOnce(&str) -> Vec<u8>,
     ) -> Result<Arc<Trial>, LibraryFault> {
-        let visited = Visited::default();
+        let visited = Arc::<Visited>::default();
+        let serves = Arc::downgrade(self);
+        visited.asks(move |perspective| {
+            if let Some(serving) = serves.upgrade().and_then(|slot| slot.current.get()) {
+                serving.yields(perspective);
+            }
+        });
         let context = HostContext {
             store: Arc::new(OwnStates { store: Arc::clone(&self.context.store), visited: Arc::clone(&visited) }),
             doors: Arc::new(NoDoors),
@@ -145,6 +155,11 @@ impl Slot {
     /// Ends the trial: the other version saves and stops, then its identities attach to this one again. `None`: there is no trial, or
     /// somebody else ends it.
     pub async fn end_trial(&self) -> Option<Arc<Trial>> {
+        self.trial_ends(REGAIN).await
+    }
+
+    /// The same; the version that serves has so long to read what was changed.
+    pub(super) async fn trial_ends(&self, patience: Duration) -> Option<Arc<Trial>> {
         let trial = self.trial()?;
         if trial.slot.state() == ServiceState::Loaded
             && let Some(starting) = trial.slot.current.get()
@@ -156,7 +171,14 @@ impl Slot {
         Box::pin(trial.slot.stop()).await;
         let _ending = self.ending.lock().await;
         if self.trial().is_some_and(|now| Arc::ptr_eq(&now, &trial)) {
-            self.renew(&trial).await;
+            let serving = self.current.get().filter(|_| self.state() == ServiceState::Serving);
+            for perspective in self.elsewhere.ending() {
+                if let Some(serving) = &serving {
+                    serving.regains(&perspective);
+                }
+            }
+            // One that is late goes on with what it had, until it comes to it.
+            let _ = tokio::time::timeout(patience, self.elsewhere.all_regained()).await;
         }
         let ended = self.trial.write().take_if(|now| Arc::ptr_eq(now, &trial));
         if ended.is_some() {
@@ -165,23 +187,16 @@ impl Slot {
         ended
     }
 
-    /// What the other version has changed, this one may have in its memory as it was before.
-    async fn renew(&self, trial: &Trial) {
-        let visited: Vec<String> = trial.slot.visited.iter().flat_map(|visited| visited.lock().clone()).collect();
-        for perspective in visited {
-            let Some(serves) = self.current.get().filter(|_| self.state() == ServiceState::Serving) else { return };
-            match ask(|done| self.context.store.state(self.name().as_str(), &perspective, done)).await {
-                Ok(saved) => serves.outgoing.renew(&perspective, saved.as_ref()),
-                // Then its next change is refused, as one that was made from something older.
-                Err(error) => tracing::error!(service = self.name().as_str(), perspective, %error, "it cannot be read"),
-            }
-        }
-    }
-
-    /// Notes which perspectives somebody comes to, if this is a version that is tried.
+    /// Notes which perspectives somebody comes to, if this is a version that is tried. What it has read of them before is read anew:
+    /// it was a copy, whose changes nobody saves.
     pub(super) fn note_visits(&self, changes: &[AttachmentChange]) {
-        if let Some(visited) = &self.visited {
-            visited.lock().extend(changes.iter().filter_map(perspective));
+        let Some(visited) = &self.visited else { return };
+        for perspective in changes.iter().filter_map(perspective) {
+            if visited.visit(&perspective)
+                && let Some(tried) = self.current.get()
+            {
+                tried.regains(&perspective);
+            }
         }
     }
 
@@ -217,14 +232,14 @@ fn perspective(change: &AttachmentChange) -> Option<String> {
 struct OwnStates {
     store: Arc<dyn Store>,
     /// Those that somebody has come to.
-    visited: Visited,
+    visited: Arc<Visited>,
 }
 
 /// Whether it is to be kept; an error: whoever wants it is told that it is not.
-fn is_kept(write: &Write, perspectives: &BTreeSet<String>) -> Result<bool, StoreError> {
+fn is_kept(write: &Write, visited: &Visited) -> Result<bool, StoreError> {
     match write {
         // Of others the service goes on as if it were saved. Its own has an empty name.
-        Write::State(Change { perspective, .. }) => Ok(perspectives.contains(perspective)),
+        Write::State(Change { perspective, .. }) => Ok(visited.has(perspective)),
         Write::Data { .. } => Err(StoreError::Failed(
             "this version is only being tried: it changes nothing that is the whole service's".to_owned(),
         )),
@@ -236,7 +251,7 @@ impl Store for OwnStates {
     fn commit(&self, writes: Vec<Write>, done: Done<()>) {
         let mut kept = Vec::new();
         for write in writes {
-            match is_kept(&write, &self.visited.lock()) {
+            match is_kept(&write, &self.visited) {
                 Ok(true) => kept.push(write),
                 Ok(false) => {}
                 Err(error) => return done(Err(error)),
@@ -246,7 +261,8 @@ impl Store for OwnStates {
     }
 
     fn state(&self, service: &str, perspective: &str, done: Done<Option<Saved>>) {
-        self.store.state(service, perspective, done);
+        let (store, service, of) = (Arc::clone(&self.store), service.to_owned(), perspective.to_owned());
+        self.visited.once_yielded(perspective, Box::new(move || store.state(&service, &of, done)));
     }
 
     fn data(&self, service: &str, range: &Range, done: Done<Entries>) {

@@ -412,6 +412,20 @@ frames! {
             /// As in `Frozen`.
             copies: bytes,
         }
+        /// Another version of the service has this perspective from now on. What has changed in it is saved; from then on it cannot be
+        /// changed, until `Regain`. Answered by `Yielded`.
+        34 Yield {
+            /// The perspective's name.
+            perspective: text,
+            /// What whoever wants to change it is told.
+            why: text,
+        }
+        /// What is saved of this perspective was changed by another version of the service, which has it no longer: whatever is in
+        /// memory of it is read anew. Answered by `Regained`.
+        35 Regain {
+            /// The perspective's name.
+            perspective: text,
+        }
     }
 }
 
@@ -741,6 +755,16 @@ frames! {
             stream: number,
             /// How much, in bytes.
             bytes: number,
+        }
+        /// The answer to `Yield`: all changes of the perspective were said before.
+        40 Yielded {
+            /// The perspective's name.
+            perspective: text,
+        }
+        /// The answer to `Regain`: what is in memory of it is as it is saved.
+        41 Regained {
+            /// The perspective's name.
+            perspective: text,
         }
         /// Never said by a library: the host's own word to a connection. A client's object that one generation has was
         /// handed to the next one, too.

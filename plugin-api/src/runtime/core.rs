@@ -187,6 +187,8 @@ pub(crate) struct Core {
     looked: RefCell<Looked>,
     /// How many bytes a saved state may have.
     pub(crate) quota: Cell<u64>,
+    /// The perspectives that another version of the service has, and what whoever wants to change one is told.
+    elsewhere: RefCell<HashMap<String, String>>,
     /// One transaction at a time has the service's data.
     pub(crate) data_turn: Arc<tokio::sync::Mutex<()>>,
     /// Doors of the service's own.
@@ -231,6 +233,7 @@ impl Core {
             scratch: RefCell::default(),
             looked: RefCell::default(),
             quota: Cell::new(u64::MAX),
+            elsewhere: RefCell::default(),
             data_turn: Arc::default(),
             doors: doors::Table::default(),
             commits: Commits::default(),
@@ -366,6 +369,23 @@ impl Core {
             let perspective = looked.perspective.as_deref().map(str::as_bytes);
             self.push(&ToHost::Looked { call, perspective, service: looked.service });
         }
+    }
+
+    /// Another version of the service has this perspective.
+    pub(crate) fn yields(&self, perspective: &str, why: &str) {
+        self.elsewhere.borrow_mut().insert(perspective.to_owned(), why.to_owned());
+    }
+
+    /// It is this one's again.
+    pub(crate) fn regains(&self, perspective: &str) {
+        self.elsewhere.borrow_mut().remove(perspective);
+        self.push(&ToHost::Regained { perspective });
+    }
+
+    /// Why this perspective cannot be changed; `None`: it can.
+    pub(crate) fn is_elsewhere(&self, perspective: &str) -> Option<Fault> {
+        let elsewhere = self.elsewhere.borrow();
+        if elsewhere.is_empty() { None } else { elsewhere.get(perspective).map(Fault::elsewhere) }
     }
 
     /// Lends a buffer to write a value into.

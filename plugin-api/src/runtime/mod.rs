@@ -402,6 +402,8 @@ impl<S: Service> Runtime<S> {
                 self.revert(perspective, state, version);
                 core.push(&ToHost::Reverted {});
             }
+            ToLibrary::Yield { perspective, why } => self.yields(perspective, why),
+            ToLibrary::Regain { perspective } => self.regains(perspective),
             ToLibrary::Init { config, vetting, quota, orphans } => {
                 self.vetting.set(vetting);
                 self.orphans_live.set(Duration::from_millis(orphans));

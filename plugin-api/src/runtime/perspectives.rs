@@ -22,28 +22,15 @@ impl<S: Service> Runtime<S> {
     /// The perspective of this name, which is loaded once, however many ask at once.
     pub(crate) async fn perspective(&self, name: &str) -> Result<Handle<S::Perspective>> {
         loop {
-            if let Some(cached) = self.perspectives.borrow().get(name) {
-                return Ok(cached);
-            }
-            let others = {
-                let mut loading = self.loading.borrow_mut();
-                match loading.get_mut(name) {
-                    Some(waiting) => {
-                        let (done, loaded) = oneshot::channel();
-                        waiting.push(done);
-                        Some(loaded)
-                    }
-                    None => {
-                        loading.insert(name.to_owned(), Vec::new());
-                        None
-                    }
-                }
-            };
-            if let Some(loaded) = others {
+            // One that is in memory may be read anew just now.
+            if let Some(loaded) = self.others_load(name) {
                 let _ = loaded.await;
                 continue;
             }
-            let turn = LoadTurn { runtime: self, name };
+            if let Some(cached) = self.perspectives.borrow().get(name) {
+                return Ok(cached);
+            }
+            let turn = self.load_turn(name);
             let made = self.make(name).await;
             if let Ok(perspective) = &made {
                 self.perspectives.borrow_mut().insert(name, perspective);
@@ -51,6 +38,66 @@ impl<S: Service> Runtime<S> {
             drop(turn);
             return made;
         }
+    }
+
+    /// If somebody reads this perspective's state just now: told when they have.
+    fn others_load(&self, name: &str) -> Option<oneshot::Receiver<()>> {
+        let mut loading = self.loading.borrow_mut();
+        let (done, loaded) = oneshot::channel();
+        loading.get_mut(name)?.push(done);
+        Some(loaded)
+    }
+
+    /// From now on, until this is dropped, whoever wants this perspective waits.
+    fn load_turn(&self, name: &str) -> LoadTurn<S> {
+        self.loading.borrow_mut().insert(name.to_owned(), Vec::new());
+        LoadTurn { runtime: self.me(), name: name.to_owned() }
+    }
+
+    /// Another version of the service has this perspective from now on: what has changed in it is saved, and nothing changes it
+    /// any more.
+    pub(super) fn yields(&self, name: &str, why: &str) {
+        let cached = self.perspectives.borrow().get(name);
+        if let Some(cached) = cached
+            && let Err(fault) = contained("save", || cached.flush())
+        {
+            tracing::error!(perspective = name, %fault, "the perspective could not be saved");
+        }
+        // What is never saved is each version's own.
+        if S::SAVE != Save::Never {
+            self.core.yields(name, why);
+        }
+        self.core.push(&ToHost::Yielded { perspective: name });
+    }
+
+    /// What is saved of this perspective was changed by another version: what is in memory of it is read anew. Until then whoever
+    /// wants it waits, and whoever has it cannot change it.
+    pub(super) fn regains(&self, name: &str) {
+        let others = self.others_load(name);
+        let in_memory = others.is_some() || self.perspectives.borrow().get(name).is_some();
+        if S::SAVE == Save::Never || !in_memory {
+            return self.core.regains(name);
+        }
+        let mut turn = others.is_none().then(|| self.load_turn(name));
+        self.core.yields(name, &format!("{name} is being read anew; call again"));
+        let (me, name, mut others) = (self.me(), name.to_owned(), others);
+        tokio::task::spawn_local(async move {
+            while let Some(loaded) = others {
+                let _ = loaded.await;
+                others = me.others_load(&name);
+            }
+            let turn = turn.take().unwrap_or_else(|| me.load_turn(&name));
+            let cached = me.perspectives.borrow().get(&name);
+            if let Some(cached) = cached {
+                match me.core.load(&name).await {
+                    Ok((state, version)) => cached.revert(state.as_deref(), version),
+                    // Its next change is refused then, as one that was made from something older.
+                    Err(fault) => tracing::error!(perspective = name, %fault, "its state could not be read anew"),
+                }
+            }
+            me.core.regains(&name);
+            drop(turn);
+        });
     }
 
     async fn make(&self, name: &str) -> Result<Handle<S::Perspective>> {
@@ -222,14 +269,14 @@ impl<S: Service> Runtime<S> {
 }
 
 /// Lets those go on who wait for the same perspective, however its loading ended.
-struct LoadTurn<'a, S: Service> {
-    runtime: &'a Runtime<S>,
-    name: &'a str,
+struct LoadTurn<S: Service> {
+    runtime: Rc<Runtime<S>>,
+    name: String,
 }
 
-impl<S: Service> Drop for LoadTurn<'_, S> {
+impl<S: Service> Drop for LoadTurn<S> {
     fn drop(&mut self) {
         // Their ends of the channels are told by the drop.
-        self.runtime.loading.borrow_mut().remove(self.name);
+        self.runtime.loading.borrow_mut().remove(&self.name);
     }
 }

@@ -6,10 +6,7 @@
 //! An answer waits for all changes before it, unless the library says which states it tells of ([`ToHost::Looked`]): then for
 //! the changes of these, so that who reads does not wait for who writes. What goes to one connection keeps its order.
 
-use std::collections::{HashMap, HashSet, VecDeque};
-use std::sync::Arc;
-
-use parking_lot::Mutex;
+use std::collections::{HashMap, HashSet};
 
 use plugin_api::abi::frame::{ToHost, next_to_host};
 
@@ -136,30 +133,6 @@ pub(super) struct CommitQueue {
     waiting: Pending,
     /// How many perspectives have not gone back yet to what was committed last.
     reverting: usize,
-    told: Arc<Told>,
-}
-
-/// `Revert` frames that the service has not confirmed yet, oldest first. True: a commit has failed, and the queue waits for the
-/// confirmation. False: the state was only changed elsewhere.
-#[derive(Debug, Default)]
-pub(super) struct Told(Mutex<VecDeque<bool>>);
-
-impl Told {
-    /// Tells it one more: nothing else is told between.
-    pub(super) fn tell(&self, undone: bool, tell: impl FnOnce()) {
-        let mut all = self.0.lock();
-        all.push_back(undone);
-        tell();
-    }
-
-    /// It has confirmed the first; whether the queue waits for that.
-    fn confirmed(&self) -> bool {
-        self.0.lock().pop_front().unwrap_or(true)
-    }
-
-    fn is_empty(&self) -> bool {
-        self.0.lock().is_empty()
-    }
 }
 
 impl CommitQueue {
@@ -169,7 +142,6 @@ impl CommitQueue {
         matches!(phase, Phase::Serving | Phase::Retired)
             && self.reverting == 0
             && self.committing.is_none()
-            && self.told.is_empty()
             && !has_changes(frames)
     }
 
@@ -197,16 +169,6 @@ impl CommitQueue {
         }
     }
 
-    /// What the service is told of its perspectives' states.
-    pub(super) fn told(&self) -> &Arc<Told> {
-        &self.told
-    }
-
-    /// It has done what it was told.
-    fn confirmed(&mut self) {
-        self.reverting = self.reverting.saturating_sub(usize::from(self.told.confirmed()));
-    }
-
     /// The changes in a batch are to be committed.
     fn changes(&mut self, service: &str, mut frames: &[u8]) {
         while let Some(frame) = ToHost::read(&mut frames) {
@@ -223,7 +185,6 @@ impl CommitQueue {
             let told_of = of.take();
             match frame {
                 ToHost::Save { .. } => {}
-                ToHost::Reverted {} => self.confirmed(),
                 ToHost::Looked { call, perspective, service } => {
                     let service = service.then_some("");
                     of = Some((call, perspective.map(std::str::from_utf8).transpose(), service));
@@ -268,7 +229,7 @@ impl CommitQueue {
         while self.reverting > 0 {
             let Some((frame, raw)) = next_to_host(frames) else { break };
             match frame {
-                ToHost::Reverted {} => self.confirmed(),
+                ToHost::Reverted {} => self.reverting -= 1,
                 ToHost::Save { perspective, .. } => {
                     self.reverting += 1;
                     effects.push(Effect::Revert(perspective.to_owned()));

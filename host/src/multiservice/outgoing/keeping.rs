@@ -136,7 +136,7 @@ impl Outgoing {
             let why = format!("the state of {} has {} bytes", large.perspective, large.state.len());
             return done(Err(StoreError::Failed(why)));
         }
-        if let Some(why) = changes.iter().find_map(|change| self.elsewhere.why(&change.perspective)) {
+        if let Some(why) = changes.iter().find_map(|change| self.elsewhere.why_not_saved(&change.perspective)) {
             return done(Err(StoreError::Elsewhere(why)));
         }
         self.store.commit(changes.into_iter().map(Write::State).collect(), Box::new(done));
@@ -177,12 +177,6 @@ impl Outgoing {
         }
     }
 
-    /// Tells the service what a perspective's state is, which was changed elsewhere; nothing of its own is undone by that.
-    pub(in crate::multiservice) fn renew(&self, perspective: &str, saved: Option<&Saved>) {
-        let (state, version) = saved.map_or((None, 0), |saved| (Some(saved.state.as_slice()), saved.version));
-        self.told.tell(false, || self.send(&ToLibrary::Revert { perspective, state, version }));
-    }
-
     /// Tells the service what a perspective's state is again; later, if the store cannot say just now.
     fn revert(&self, perspective: String, tries: u32) {
         let me = Weak::clone(&self.me);
@@ -193,7 +187,7 @@ impl Outgoing {
                 Ok(saved) => {
                     let version = saved.as_ref().map_or(0, |saved| saved.version);
                     let state = saved.as_ref().map(|saved| saved.state.as_slice());
-                    me.told.tell(true, || me.send(&ToLibrary::Revert { perspective: &of, state, version }));
+                    me.send(&ToLibrary::Revert { perspective: &of, state, version });
                 }
                 Err(error) => {
                     if tries == 0 {

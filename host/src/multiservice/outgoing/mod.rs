@@ -15,7 +15,7 @@ use parking_lot::Mutex;
 use plugin_api::abi::frame::{self, ToHost, ToLibrary};
 use tokio::sync::mpsc;
 
-use self::commits::{CommitQueue, Phase, Told};
+use self::commits::{CommitQueue, Phase};
 use self::replay::Replay;
 use self::report::Report;
 use super::context::{HostContext, SlotNo};
@@ -74,8 +74,6 @@ pub(super) struct Outgoing {
     /// A [`Phase`]. Changed with the queue locked, but for its end.
     phase: AtomicU8,
     queue: Mutex<CommitQueue>,
-    /// The queue's.
-    told: Arc<Told>,
     writing: Mutex<Writing>,
     replay: Replay,
     report: Report,
@@ -113,16 +111,13 @@ impl Outgoing {
     ) -> (Arc<Self>, mpsc::UnboundedReceiver<Lifecycle>) {
         let (lifecycle, receiver) = mpsc::unbounded_channel();
         let phase = if serving { Phase::Serving } else { Phase::Embargoed };
-        let queue = CommitQueue::default();
-        let told = Arc::clone(queue.told());
         let outgoing = Arc::new_cyclic(|me| Self {
             slot,
             number,
             name: OnceLock::new(),
             generation: OnceLock::new(),
             phase: AtomicU8::new(phase as u8),
-            queue: Mutex::new(queue),
-            told,
+            queue: Mutex::default(),
             writing: Mutex::default(),
             replay: Replay::default(),
             report: Report::new(number, faults),
@@ -369,6 +364,9 @@ impl Outgoing {
                 copies: copies.to_vec(),
             }),
             ToHost::Adopted { objects } => self.reached(Lifecycle::Adopted(*objects)),
+            // Of one that does not serve this is no news: it has to say it once more when it does.
+            ToHost::Yielded { perspective } if self.phase() == Phase::Serving => self.elsewhere.yielded(perspective),
+            ToHost::Regained { perspective } if self.phase() == Phase::Serving => self.elsewhere.regained(perspective),
             ToHost::Unreadable { perspective, message } => {
                 self.report.cannot_read(self.name(), perspective, message);
             }
