@@ -80,8 +80,10 @@ settings! {
     "parked" Bytes 1_024..=GIB, [after.parked], "calls of a connection that wait for others";
     "attachments" Count 1..=1_000_000, [after.attachments], "attachments of a connection";
     "objects" Count 1..=1_000_000, [after.references], "objects of services' that a client holds";
+    "unanswered" Count 1..=1_000_000, [after.unanswered], "calls by services that a client has not answered";
     "identity.attachments" Count 1..=10_000_000, [identity_attachments], "attachments of all connections of one identity";
     "identity.objects" Count 1..=100_000_000, [identity_objects], "objects of services' that all clients of one identity hold";
+    "identity.unanswered" Count 1..=100_000_000, [identity_unanswered], "calls by services that all clients of one identity have not answered";
     "unread" Bytes 1_024..=GIB, [after.unread], "unread answers, beyond which calls of a connection wait";
     "item" Bytes 1_024..=1_073_741_823, [after.jelly.item], "one string, or elements of one list; Twisted takes 655,360";
     "expression" Bytes 4_096..=GIB, [after.jelly.expression], "one message";

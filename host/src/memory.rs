@@ -107,7 +107,7 @@ pub struct Account {
     budget: Arc<Budget>,
     used: AtomicUsize,
     /// How many of each kind its connections hold.
-    held: [AtomicUsize; 2],
+    held: [AtomicUsize; Held::ALL.len()],
     heavy: AtomicBool,
 }
 
@@ -179,6 +179,13 @@ pub enum Held {
     Attachments = 0,
     /// Objects of services' that its client has.
     Objects = 1,
+    /// Calls by services of its client's objects that the client has not answered.
+    Unanswered = 2,
+}
+
+impl Held {
+    /// All kinds.
+    pub const ALL: [Self; 3] = [Self::Attachments, Self::Objects, Self::Unanswered];
 }
 
 /// A queue that has stopped serving a connection, and goes on when it is told to.
@@ -192,7 +199,7 @@ pub struct Meter {
     account: Mutex<Arc<Account>>,
     kept: [AtomicUsize; 4],
     /// How many of each kind it holds.
-    held: [AtomicUsize; 2],
+    held: [AtomicUsize; Held::ALL.len()],
     /// Beyond so many bytes of answers that the client has not taken, its calls are not begun.
     unread: usize,
     /// Who waits for the client to take some.
@@ -240,7 +247,8 @@ impl Meter {
         let total = self.total();
         account.add(total);
         now.sub(total);
-        for (before, after, own) in [0, 1].map(|kind| (&now.held[kind], &account.held[kind], &self.held[kind])) {
+        for kind in Held::ALL.map(|kind| kind as usize) {
+            let (before, after, own) = (&now.held[kind], &account.held[kind], &self.held[kind]);
             let count = own.load(Ordering::Relaxed);
             after.fetch_add(count, Ordering::Relaxed);
             before.fetch_sub(count, Ordering::Relaxed);
@@ -258,6 +266,11 @@ impl Meter {
         } else {
             all.fetch_sub(before - count, Ordering::Relaxed);
         }
+    }
+
+    /// The connection holds nothing any more.
+    pub fn hold_nothing(&self) {
+        Held::ALL.into_iter().for_each(|kind| self.hold(kind, 0));
     }
 
     /// How many of a kind this connection may hold, if all connections of its identity may hold `together`.
@@ -362,8 +375,7 @@ impl Meter {
 
 impl Drop for Meter {
     fn drop(&mut self) {
-        self.hold(Held::Attachments, 0);
-        self.hold(Held::Objects, 0);
+        self.hold_nothing();
         let total = self.total();
         self.account.get_mut().sub(total);
     }

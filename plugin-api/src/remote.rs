@@ -99,8 +99,9 @@ impl Remote {
     /// this returns; await the answer.
     ///
     /// # Errors
-    /// The client's own exceptions, by their class; `twisted.spread.pb.PBConnectionLost` when it has gone; a TypeError
-    /// when the answer is not of the type asked for.
+    /// The client's own exceptions, by their class; `twisted.spread.pb.PBConnectionLost` when it has gone; a MemoryError when it
+    /// does not answer, or does not read, and as many calls as may wait for it already (`[limits] unanswered`); a TypeError when
+    /// the answer is not of the type asked for.
     pub fn call<A: Serialize, R: DeserializeOwned>(
         &self,
         method: &str,

@@ -123,7 +123,7 @@ fn hand(current: &Current<Arc<Gate>, ()>, frame: u8) -> bool {
         gate.push(frame);
         Ok::<(), ()>(())
     };
-    current.hand_over((&(), &[frame]), &mut Vec::new(), 100, push).is_ok()
+    current.hand_over((0, &[frame]), &mut Vec::new(), |_, all| (all < 100).then_some(()), push).is_ok()
 }
 
 /// The last that a generation is told before it stands still.

@@ -459,6 +459,53 @@ fn attachments_and_objects_are_bounded_for_all_connections_of_an_identity() {
     assert!(is_given(&mut new("alice"), 40));
 }
 
+/// A client that reads and does not answer keeps a call of a service's waiting, with all that the service keeps for it.
+#[test]
+fn calls_that_a_client_does_not_answer_are_bounded_for_it_and_for_its_identity() {
+    let mut limits = Limits { identity_unanswered: 5, ..Limits::default() };
+    limits.after.unanswered = 3;
+    let host = Embedded::start(limits);
+    let answer_late = |client: &mut RawClient, number: u64| {
+        let mut answer = vec![3, 0x80, 27, 0x87];
+        token::uint(&mut answer, number);
+        token::int(&mut answer, 7);
+        client.wire.send(&answer);
+    };
+    let asked = |client: &mut RawClient, most: usize| {
+        let called: Vec<u64> = (0..most)
+            .map(|_| {
+                client.begin("ask", &());
+                let call = client.message().expect("the mind is called");
+                assert_eq!((call.command.as_str(), call.method.as_str()), ("message", "ask"));
+                call.number
+            })
+            .collect();
+        let refused = client.begin("ask", &());
+        assert_eq!(client.error(refused), "builtins.MemoryError");
+        called
+    };
+    let mut one = RawClient::login(host.address(), "alice");
+    let waiting = asked(&mut one, 3);
+    // One that it answers makes room for another.
+    answer_late(&mut one, waiting[0]);
+    assert_eq!(one.message().expect("an answer").command, "answer");
+    let mut waiting = asked(&mut one, 1);
+    let mut two = RawClient::login(host.address(), "alice");
+    asked(&mut two, 2);
+    let mut bob = RawClient::login_as(host.address(), "bob", "bob");
+    asked(&mut bob, 3);
+    // What one client answers, or leaves, the other may be asked.
+    answer_late(&mut one, waiting.remove(0));
+    assert_eq!(one.message().expect("an answer").command, "answer");
+    asked(&mut two, 1);
+    drop(one);
+    while host.sessions().list().len() > 2 {
+        std::thread::yield_now();
+    }
+    let mut three = RawClient::login(host.address(), "alice");
+    asked(&mut three, 2);
+}
+
 /// Whether a client is given so many objects more.
 fn is_given(client: &mut RawClient, count: usize) -> bool {
     let request = client.begin("pebbles", &(count,));

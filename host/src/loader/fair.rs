@@ -122,6 +122,13 @@ impl<M> Default for FairQueue<M> {
     }
 }
 
+/// Whether so many bytes more may wait of an owner's, of whose `own` wait and of all others' `all` with them, when `limit` may
+/// wait in all: a quarter of that, and a little also when others have taken all.
+pub(crate) fn admits(own: usize, all: usize, more: usize, limit: usize) -> bool {
+    let own = own.saturating_add(more);
+    own <= LITTLE || own <= limit / 4 && all.saturating_add(more) <= limit
+}
+
 impl<M: Clone> FairQueue<M> {
     /// How many bytes wait.
     #[cfg(test)]
@@ -129,11 +136,9 @@ impl<M: Clone> FairQueue<M> {
         self.bytes
     }
 
-    /// Whether so many bytes more may wait of an owner's, when `limit` may wait in all: a quarter of that, and a little also
-    /// when others have taken all.
+    /// Whether so many bytes more may wait of an owner's, when `limit` may wait in all.
     pub(super) fn admits(&self, owner: usize, more: usize, limit: usize) -> bool {
-        let own = self.owners.get(&owner).map_or(0, |owner| owner.bytes).saturating_add(more);
-        own <= LITTLE || own <= limit / 4 && self.bytes.saturating_add(more) <= limit
+        admits(self.owners.get(&owner).map_or(0, |owner| owner.bytes), self.bytes, more, limit)
     }
 
     /// Whether nothing can be popped just now.

@@ -57,6 +57,37 @@ impl Lane {
     }
 }
 
+/// Frames of a lane that wait until they can be handed to a gate. Dropped, they are not counted any more.
+#[derive(Debug)]
+pub struct WaitingLane {
+    lane: Lane,
+    bytes: usize,
+}
+
+impl WaitingLane {
+    /// So many bytes of this lane wait, if they may: `own` bytes wait already of its owner's, `all` in all, of `limit`.
+    #[must_use]
+    pub fn of(lane: &Lane, bytes: usize, (own, all): (usize, usize), limit: usize) -> Option<Self> {
+        if !fair::admits(own, all, bytes, limit) {
+            return None;
+        }
+        lane.enters_gate(bytes);
+        Some(Self { lane: lane.clone(), bytes })
+    }
+
+    /// Whose they are.
+    #[must_use]
+    pub fn lane(&self) -> &Lane {
+        &self.lane
+    }
+}
+
+impl Drop for WaitingLane {
+    fn drop(&mut self) {
+        self.lane.left_gate(self.bytes);
+    }
+}
+
 /// Where a generation's frames go.
 pub trait Outlet: Send + Sync + 'static {
     /// Whole frames, in order.

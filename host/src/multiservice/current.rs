@@ -23,6 +23,8 @@ struct Waiting<L> {
     /// In order, with the lane that each is of.
     frames: Vec<(L, Vec<u8>)>,
     bytes: usize,
+    /// How many of them are each owner's.
+    owned: HashMap<usize, usize>,
     changes: Vec<AttachmentChange>,
     /// Attachments whose calls are not to begin any more.
     revoked: Vec<u64>,
@@ -30,7 +32,7 @@ struct Waiting<L> {
 
 impl<L> Default for Waiting<L> {
     fn default() -> Self {
-        Self { frames: Vec::new(), bytes: 0, changes: Vec::new(), revoked: Vec::new() }
+        Self { frames: Vec::new(), bytes: 0, owned: HashMap::new(), changes: Vec::new(), revoked: Vec::new() }
     }
 }
 
@@ -61,23 +63,24 @@ pub(super) enum NotHanded<E> {
     Ended,
     /// The generation does not take it.
     Refused(E),
-    /// Too much waits already.
+    /// Too much waits already, of its owner's or in all.
     Full,
 }
 
-impl<G, L: Clone> Current<G, L> {
+impl<G, L> Current<G, L> {
     pub(super) fn new(generation: Arc<G>) -> Self {
         let (generation, attached) = (Some(generation), HashMap::new());
         Self(RwLock::new(Now { generation, frozen: None, attached, next: 0 }))
     }
 
-    /// Hands over a lane's frames. The lock is held meanwhile: nothing is handed to a generation that was taken away. While it
-    /// is being replaced, they wait, `limit` bytes at most.
+    /// Hands over frames of an owner's. The lock is held meanwhile: nothing is handed to a generation that was taken away. While
+    /// it is being replaced, they wait, with the lane that `waits` answers with, which is told how many bytes wait already, of
+    /// this owner's and in all; without one they are not taken.
     pub(super) fn hand_over<E>(
         &self,
-        (lane, frames): (&L, &[u8]),
+        (owner, frames): (usize, &[u8]),
         changes: &mut Vec<AttachmentChange>,
-        limit: usize,
+        waits: impl FnOnce(usize, usize) -> Option<L>,
         push: impl FnOnce(&G) -> Result<(), E>,
     ) -> Result<(), NotHanded<E>> {
         if changes.is_empty() {
@@ -91,10 +94,12 @@ impl<G, L: Clone> Current<G, L> {
         let Now { generation, frozen, .. } = &mut *now;
         let Some(generation) = generation else { return Err(NotHanded::Ended) };
         match frozen {
-            Some(waiting) if waiting.bytes.saturating_add(frames.len()) > limit => return Err(NotHanded::Full),
             Some(waiting) => {
-                waiting.frames.push((lane.clone(), frames.to_vec()));
+                let own = waiting.owned.entry(owner).or_default();
+                let lane = waits(*own, waiting.bytes).ok_or(NotHanded::Full)?;
+                *own += frames.len();
                 waiting.bytes += frames.len();
+                waiting.frames.push((lane, frames.to_vec()));
                 waiting.changes.append(changes);
             }
             None => {

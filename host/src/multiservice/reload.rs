@@ -275,7 +275,7 @@ impl Slot {
         self.current.thaw(|serving, revoked, waited| {
             serving.generation.send(&ToLibrary::Thaw {});
             serving.revoke(revoked, false);
-            waited.iter().for_each(|(lane, frames)| serving.generation.push_anyway(lane, frames));
+            waited.iter().for_each(|(waits, frames)| serving.generation.push_anyway(waits.lane(), frames));
         });
         self.context.doors.stays(self.number);
     }
@@ -333,7 +333,7 @@ impl Slot {
                 counts.1 += calls(frames);
                 new.generation.push_anyway(lane, frames);
             }
-            for (lane, mut frames) in waited.iter().map(|(lane, frames)| (lane, frames.as_slice())) {
+            for (lane, mut frames) in waited.iter().map(|(waits, frames)| (waits.lane(), frames.as_slice())) {
                 new.generation.push_anyway(lane, frames);
                 // Who has gone meanwhile has gone for calls that wait in the old code, too.
                 while let Some(frame) = ToLibrary::read(&mut frames) {

@@ -19,7 +19,7 @@ use super::outgoing::Outgoing;
 use super::recovery::{Crashes, Recovery};
 use crate::cred::Name;
 use crate::loader::fault::LibraryFault;
-use crate::loader::gate::{Full, Lane};
+use crate::loader::gate::{Full, Lane, WaitingLane};
 use crate::loader::generation::{Linked, Source};
 use crate::loader::unload::UnloadOutcome;
 use crate::loader::worker::Facts;
@@ -57,7 +57,7 @@ pub struct Slot {
     pub(super) name: Name,
     pub(super) context: HostContext,
     manifest: RwLock<Arc<Manifest>>,
-    pub(super) current: Current<Instance, Lane>,
+    pub(super) current: Current<Instance, WaitingLane>,
     /// Which generation's way out it is just now.
     outgoing: RwLock<Arc<Outgoing>>,
     /// Generations that were replaced, and in which calls still wait.
@@ -258,7 +258,8 @@ impl Slot {
         if let Some(why) = self.is_elsewhere(changes) {
             return Err(LibraryFault::State(why));
         }
-        let handed = self.current.hand_over((lane, frames), changes, WAITING, |instance| {
+        let waits = |own, all| WaitingLane::of(lane, frames.len(), (own, all), WAITING);
+        let handed = self.current.hand_over((lane.meter.owner(), frames), changes, waits, |instance| {
             if instance.outgoing.is_over() { Err(None) } else { instance.generation.push(lane, frames).map_err(Some) }
         });
         handed.map_err(|why| match why {
@@ -270,7 +271,8 @@ impl Slot {
 
     /// Hands over what ends something: it is never too much.
     pub(crate) fn submit_anyway(&self, lane: &Lane, frames: &[u8], changes: &mut Vec<AttachmentChange>) {
-        let handed = self.current.hand_over((lane, frames), changes, usize::MAX, |instance| {
+        let waits = |_, _| WaitingLane::of(lane, frames.len(), (0, 0), usize::MAX);
+        let handed = self.current.hand_over((lane.meter.owner(), frames), changes, waits, |instance| {
             // One that has ended by itself reads no more: what it is sent would only pile up.
             if !instance.outgoing.is_over() {
                 instance.generation.push_anyway(lane, frames);

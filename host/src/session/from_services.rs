@@ -12,6 +12,7 @@ use super::numbers::{AttachmentNo, CallNo, HandleNo, Object, Provenance};
 use super::outbox::Bounced;
 use super::references::{Released, Route, dead, reference, revoked};
 use super::{Late, Owners};
+use crate::memory::Held;
 use crate::multiservice::SlotNo;
 
 /// The failure that a client receives for a service's error.
@@ -171,7 +172,9 @@ impl Owners {
         let connection = self.context.number;
         let no = HandleNo::of(target.handle, connection);
         let by = AttachmentNo::of(target.attachment, connection);
-        let sent = self.references.called(target.slot, no, by).and_then(|(luid, by)| {
+        let called = self.references.called(target.slot, no, by);
+        let called = called.and_then(|called| if answer { self.may_ask().map(|()| called) } else { Ok(called) });
+        let sent = called.and_then(|(luid, by)| {
             let request = self.send_call(target.slot, Target::Luid(luid), (method, answer), values, &by)?;
             Ok((request, by))
         });
@@ -192,6 +195,22 @@ impl Owners {
                 }
             }
         }
+    }
+
+    /// Whether a service may make one more call that the client has to answer.
+    fn may_ask(&self) -> Result<(), Failure> {
+        let unanswered = self.calls.unanswered();
+        let (own, together) = (self.limits().unanswered, self.limits.identity_unanswered);
+        let why = if unanswered >= own {
+            format!("the client has not answered {unanswered} calls: it is asked no more until it does")
+        } else if unanswered >= self.context.meter.may_hold(Held::Unanswered, together) {
+            format!(
+                "all clients of the same identity have not answered {together} calls: they are asked no more until they do"
+            )
+        } else {
+            return Ok(());
+        };
+        Err(Failure::new("MemoryError", why))
     }
 
     /// Writes a call of an object of the client's; after an error nothing was written, and nothing was given back.

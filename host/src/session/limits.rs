@@ -15,6 +15,8 @@ pub struct PeerLimits {
     pub attachments: usize,
     /// Objects of ours that it may hold.
     pub references: usize,
+    /// Calls by services of its objects that it has not answered.
+    pub unanswered: usize,
     /// Answers that it has not read, in bytes, before its calls are no longer read.
     pub unread: usize,
 }
@@ -48,6 +50,8 @@ pub struct Limits {
     pub identity_attachments: usize,
     /// Objects of services' that all clients of one identity hold.
     pub identity_objects: usize,
+    /// Calls by services of objects of one identity's clients that none of them has answered.
+    pub identity_unanswered: usize,
 }
 
 impl Default for Limits {
@@ -59,6 +63,7 @@ impl Default for Limits {
                 parked: 16 << 10,
                 attachments: 4,
                 references: 16,
+                unanswered: 4,
                 unread: 16 << 10,
             },
             after: PeerLimits {
@@ -67,6 +72,7 @@ impl Default for Limits {
                 parked: 8 << 20,
                 attachments: 1024,
                 references: 1024,
+                unanswered: 1024,
                 unread: 1 << 20,
             },
             login: Duration::from_secs(30),
@@ -80,6 +86,7 @@ impl Default for Limits {
             per_source: 256,
             identity_attachments: 16_384,
             identity_objects: 65_536,
+            identity_unanswered: 16_384,
         }
     }
 }

@@ -280,10 +280,11 @@ impl Session {
 
     /// Counts what this connection holds among all of its identity's, and takes up what is left of that.
     pub(crate) fn count_held(&mut self) {
-        let Owners { attachments, output, context, limits, raised, .. } = &mut self.owners;
+        let Owners { attachments, calls, output, context, limits, raised, .. } = &mut self.owners;
         let (references, caches) = output.tables.held();
         context.meter.hold(Held::Attachments, attachments.len());
         context.meter.hold(Held::Objects, references + caches);
+        context.meter.hold(Held::Unanswered, calls.unanswered());
         if *raised {
             // A few always: an identity that is at its limit elsewhere can still log in, and let go of something.
             let of_identity = context.meter.may_hold(Held::Objects, limits.identity_objects);
@@ -331,8 +332,7 @@ impl Session {
         self.owners.end(&Scope::Connection, &Failure::new("twisted.spread.pb.PBConnectionLost", "the client has gone"));
         self.owners.outbox.submit_all();
         // Others hold the meter for longer.
-        self.owners.context.meter.hold(Held::Attachments, 0);
-        self.owners.context.meter.hold(Held::Objects, 0);
+        self.owners.context.meter.hold_nothing();
         self.owners.context.entry.close();
     }
 

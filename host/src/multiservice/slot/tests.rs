@@ -3,6 +3,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize};
 use plugin_api::prelude::*;
 
 use super::*;
+use crate::memory::{AccountKey, Budget, Meter};
 use crate::store::MemoryStore;
 
 /// `hold` keeps the service's thread until the test says so.
@@ -98,4 +99,46 @@ async fn calls_of_who_leaves_while_the_service_stops_begin_first() {
         assert!(instance.stopped(STOP).await, "{moment}");
         assert_eq!(MARKED.load(Ordering::SeqCst), 50, "{moment}");
     }
+}
+
+/// While a service stands still, what waits for it is each owner's, as in its gate: one that sends much keeps nobody else from it,
+/// and it is counted as kept for whoever has sent it.
+#[tokio::test]
+async fn what_waits_while_a_service_is_replaced_is_bounded_for_each_owner() {
+    let slot = Slot::linked::<Busy>(&HostContext::new(Arc::new(MemoryStore::new()))).await.unwrap();
+    slot.start().await.unwrap();
+    let budget = Budget::new(usize::MAX);
+    let lane = |connection, name: &str| {
+        let account = budget.account(AccountKey::Identity(name.to_owned()));
+        Lane { connection, meter: Arc::new(Meter::new(account, usize::MAX)) }
+    };
+    let (alice, also_alice, bob) = (lane(1, "alice"), lane(2, "alice"), lane(3, "bob"));
+    // A frame of a kind that a library passes over.
+    let mut frame = vec![200; 1 << 20];
+    frame[..4].copy_from_slice(&((1 << 20) - 4_u32).to_le_bytes());
+    let submit = |lane| slot.submit(lane, &frame, &mut Vec::new());
+    slot.current.freeze(|_| {});
+    let all: Vec<_> = (0..80).map(|turn| submit([&alice, &also_alice][turn % 2])).collect();
+    assert!(all[..64].iter().all(Result::is_ok) && all[64..].iter().all(Result::is_err), "a quarter is hers");
+    assert!(all[64].as_ref().unwrap_err().to_string().contains("does not keep up"), "{:?}", all[64]);
+    assert!(submit(&bob).is_ok(), "he does not notice");
+    assert_eq!(budget.used(), 65 << 20, "what waits is kept for them");
+    slot.current.thaw(|serving, _, waited| {
+        waited.iter().for_each(|(waits, frames)| serving.generation.push_anyway(waits.lane(), frames));
+    });
+    let taken = async {
+        while budget.used() > 0 {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(STOP, taken).await.expect("it is served, and not kept any more");
+    assert!(submit(&alice).is_ok());
+    slot.stop().await;
+    // One that comes to nothing is not counted for ever.
+    let slot = Slot::linked::<Busy>(&HostContext::new(Arc::new(MemoryStore::new()))).await.unwrap();
+    slot.start().await.unwrap();
+    slot.current.freeze(|_| {});
+    slot.submit(&bob, &frame, &mut Vec::new()).unwrap();
+    slot.stop().await;
+    assert_eq!(budget.used(), 0);
 }
