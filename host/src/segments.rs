@@ -411,10 +411,50 @@ pub fn prune(
             write_new(store, file, last)?;
             Some(file.to_owned())
         }
-        Destination::Folder(folder) => Some(archive(store, folder, first, last)?),
+        Destination::Folder(folder) => {
+            let first = match begun(store, folder, first, last)? {
+                Some((file, end)) => {
+                    drop_through(store, &end, by, Some(&file))?;
+                    if end.number == last {
+                        return Ok(Some(Pruned { first, last, file: Some(file) }));
+                    }
+                    end.number + 1
+                }
+                None => first,
+            };
+            Some(archive(store, folder, first, last)?)
+        }
     };
     drop_through(store, &through, by, file.as_deref())?;
     Ok(Some(Pruned { first, last, file }))
+}
+
+/// A segment in this folder of which some lines were dropped, and others are still there, when a prune came to nothing: it, and its
+/// last line, which is no later than `last`. What it has is dropped first: so no line is in two segments.
+fn begun(store: &dyn Store, folder: &Path, first: u64, last: u64) -> Result<Option<(PathBuf, Head)>, SegmentError> {
+    let entries = match fs::read_dir(folder) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(SegmentError::Io { path: folder.to_owned(), error }),
+    };
+    let has_both = |file: &Path| {
+        let numbers = file.file_name()?.to_str()?.strip_prefix("audit-")?.strip_suffix(".jsonl")?;
+        let (begin, end) = numbers.split_once('-')?;
+        let (begin, end) = (begin.parse::<u64>().ok()?, end.parse::<u64>().ok()?);
+        (begin < first && first <= end && end <= last).then_some(())
+    };
+    for file in entries.flatten().map(|entry| entry.path()).filter(|file| has_both(file).is_some()) {
+        // Whatever else is called so is nobody's segment.
+        if let Ok(covers) = verify_file(store.secret(), &file)
+            && covers.first < first
+            && first <= covers.last
+            && covers.last <= last
+            && let Some(end) = Head::parse(&covers.end)
+        {
+            return Ok(Some((file, end)));
+        }
+    }
+    Ok(None)
 }
 
 fn archive(store: &dyn Store, folder: &Path, first: u64, last: u64) -> Result<PathBuf, SegmentError> {

@@ -283,6 +283,13 @@ impl Pump<'_> {
         let mut at = 0;
         loop {
             let part = first_frames(&mail[at..], MAIL);
+            if part > MAIL {
+                let (mut upto, frame) = (MAIL, &mail[at..at + part]);
+                while self.driver.session.look_ahead(frame, upto) {
+                    upto += MAIL;
+                    tokio::task::yield_now().await;
+                }
+            }
             if at + part == mail.len() {
                 return Ok(at);
             }

@@ -171,6 +171,37 @@ fn a_prune_that_ended_between_the_file_and_the_store_is_done_again() {
     }
 }
 
+/// The host ends while it drops what is in a segment: a part of that is still in the trail.
+#[test]
+fn no_line_is_in_two_segments_though_a_prune_was_cut_off() {
+    for grown in [10, 20] {
+        let (store, folder) = (trail(10), folder());
+        let archive = folder.path().join("archive");
+        fs::create_dir(&archive).unwrap();
+        export(&store, &archive.join("audit-0000000001-0000000009.jsonl"), 9).unwrap();
+        // A name alone is no segment.
+        fs::write(archive.join("audit-0000000002-0000000007.jsonl"), "half a segment\n").unwrap();
+        let fifth = wait(|done| store.audit(4, 1, done)).unwrap().remove(0);
+        drop_through(&store, &Head { number: 5, digest: fifth.digest }, "a test", None).unwrap();
+        for day in 11..=grown {
+            let event = Event { at: day * DAY, ..Event::new("test") };
+            wait(|done| store.commit(vec![Write::Audit(event)], done)).unwrap();
+        }
+        let lines = head(&store).1.number;
+        let pruned = prune(&store, Keep::Bytes(0), Destination::Folder(&archive), "a test", 0).unwrap().unwrap();
+        assert_eq!(pruned.last, lines - 1);
+        let mut segments: Vec<(u64, u64)> = fs::read_dir(&archive)
+            .unwrap()
+            .filter_map(|entry| verify_file(store.secret(), &entry.unwrap().path()).ok())
+            .map(|covers| (covers.first, covers.last))
+            .collect();
+        segments.sort_unstable();
+        assert_eq!(segments[0], (1, 9));
+        assert!(segments.windows(2).all(|two| two[0].1 + 1 == two[1].0), "{segments:?}");
+        assert_eq!(segments.last().unwrap().1, lines - 1);
+    }
+}
+
 #[test]
 fn nothing_is_dropped_of_a_trail_that_somebody_has_changed() {
     // Who can write to the store, but has not the key, has old lines dropped, or new ones; or makes the latest so long that all

@@ -239,8 +239,21 @@ impl Session {
             let Some(frame) = ToHost::read(&mut mail) else { return };
             let from = u64::from_le_bytes(*from);
             self.owners.service_said(SlotNo(from as u32), (from >> 32) as u32, frame);
+            self.owners.values.forget_ahead();
         }
         self.owners.unpark();
+    }
+
+    /// Looks at the value in the first frame of mail, as far as `upto` bytes of it: a large one is looked at in parts, before the mail
+    /// is served. False: the rest is for whoever serves it.
+    pub(crate) fn look_ahead(&mut self, mail: &[u8], upto: usize) -> bool {
+        let mut frames = mail.get(8..).unwrap_or_default();
+        let value = match ToHost::read(&mut frames) {
+            Some(ToHost::Answer { value, .. }) => value,
+            Some(ToHost::Call { arguments, .. } | ToHost::Update { arguments, .. }) => arguments,
+            _ => return false,
+        };
+        value.get(..upto).is_some_and(|beginning| upto < value.len() && self.owners.values.look_ahead(beginning))
     }
 
     /// A question of this session's was answered.

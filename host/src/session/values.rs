@@ -20,6 +20,19 @@ pub(super) struct Values {
     /// Whether the client is a Twisted of 2005.
     old: bool,
     scanners: Option<Box<Scanners>>,
+    ahead: Ahead,
+}
+
+/// How far the value that is served next was looked at already.
+#[derive(Debug, Default)]
+enum Ahead {
+    /// Not at all.
+    #[default]
+    Nowhere,
+    /// The scanner stands somewhere in it.
+    Within,
+    /// As far as something that is wrong with it.
+    Wrong(String),
 }
 
 struct Scanners {
@@ -36,12 +49,12 @@ impl Scanners {
 
 impl Values {
     pub(super) fn new(limits: Limits) -> Self {
-        Self { limits, old: false, scanners: None }
+        Self { limits, old: false, scanners: None, ahead: Ahead::Nowhere }
     }
 
     /// The client has said a word that only a Twisted of 2005 says: it is sent nothing that it could not read.
     pub(super) fn set_old(&mut self) {
-        (self.old, self.scanners) = (true, None);
+        (self.old, self.scanners, self.ahead) = (true, None, Ahead::Nowhere);
     }
 
     /// Gives the scanners back: nothing has come for a while.
@@ -49,17 +62,53 @@ impl Values {
         self.scanners = None;
     }
 
+    /// Looks at the beginning of a value that is served next, and was looked at as far as a shorter beginning before: a large one
+    /// is looked at in parts. False: there is nothing more to look at.
+    pub(super) fn look_ahead(&mut self, beginning: &[u8]) -> bool {
+        let scanners = self.scanners.get_or_insert_with(|| Scanners::new(self.limits, self.old));
+        self.ahead = match scanners.value.scan(beginning) {
+            Ok(None) => Ahead::Within,
+            Ok(Some(_)) => Ahead::Wrong("it is not one whole value".to_owned()),
+            Err(error) => Ahead::Wrong(error.to_string()),
+        };
+        matches!(self.ahead, Ahead::Within)
+    }
+
+    /// Something else is served next.
+    pub(super) fn forget_ahead(&mut self) {
+        if !matches!(std::mem::take(&mut self.ahead), Ahead::Nowhere) {
+            self.scanners = None;
+        }
+    }
+
+    /// Looks at a value, as far as that was not done ahead.
+    fn scan(&mut self, value: &[u8]) -> Result<(), String> {
+        let scanners = self.scanners.get_or_insert_with(|| Scanners::new(self.limits, self.old));
+        let scanned = match std::mem::take(&mut self.ahead) {
+            Ahead::Wrong(why) => Err(why),
+            Ahead::Nowhere | Ahead::Within => whole(scanners.value.scan(value), value.len()),
+        };
+        if scanned.is_err() {
+            self.scanners = None;
+        }
+        scanned
+    }
+
+    fn references(&self) -> &[Reference] {
+        self.scanners.as_ref().map_or(&[], |scanners| scanners.value.last().references)
+    }
+
     /// Looks at an answer.
     ///
     /// # Errors
     /// Why no client can be sent it.
     pub(super) fn answer(&mut self, value: &[u8]) -> Result<&[Reference], Failure> {
-        let scanners = self.scanners.get_or_insert_with(|| Scanners::new(self.limits, self.old));
-        if let Err(why) = whole(scanners.value.scan(value), value.len()) {
-            self.scanners = None;
-            return Err(Failure::new("twisted.spread.pb.Error", format!("the service's answer cannot be sent: {why}")));
+        match self.scan(value) {
+            Ok(()) => Ok(self.references()),
+            Err(why) => {
+                Err(Failure::new("twisted.spread.pb.Error", format!("the service's answer cannot be sent: {why}")))
+            }
         }
-        Ok(self.scanners.as_ref().map_or(&[], |scanners| scanners.value.last().references))
     }
 
     /// The references in a mind that was kept since the client sent it.
@@ -67,12 +116,10 @@ impl Values {
     /// # Errors
     /// When it is no whole value.
     pub(super) fn mind(&mut self, value: &[u8]) -> Result<&[Reference], Failure> {
-        let scanners = self.scanners.get_or_insert_with(|| Scanners::new(self.limits, self.old));
-        if let Err(why) = whole(scanners.value.scan(value), value.len()) {
-            self.scanners = None;
-            return Err(Failure::new("TypeError", format!("argument mind: {why}")));
+        match self.scan(value) {
+            Ok(()) => Ok(self.references()),
+            Err(why) => Err(Failure::new("TypeError", format!("argument mind: {why}"))),
         }
-        Ok(self.scanners.as_ref().map_or(&[], |scanners| scanners.value.last().references))
     }
 
     /// Looks at the arguments of a call.
@@ -84,13 +131,15 @@ impl Values {
         arguments: &'v [u8],
         keywords: &'v [u8],
     ) -> Result<(Jelly<'v>, Jelly<'v>), Failure> {
-        let mut scanners = self.scanners.take().unwrap_or_else(|| Scanners::new(self.limits, self.old));
-        let checked = whole(scanners.value.scan(arguments), arguments.len())
-            .and_then(|()| whole(scanners.keywords.scan(keywords), keywords.len()));
+        let checked = self.scan(arguments).and_then(|()| match &mut self.scanners {
+            Some(scanners) => whole(scanners.keywords.scan(keywords), keywords.len()),
+            None => Ok(()),
+        });
         if let Err(why) = checked {
+            self.scanners = None;
             return Err(Failure::new("TypeError", format!("the arguments cannot be sent: {why}")));
         }
-        let scanners = self.scanners.insert(scanners);
+        let scanners = self.scanners.get_or_insert_with(|| Scanners::new(self.limits, self.old));
         Ok((
             Jelly::new(arguments, scanners.value.last().references, 0, arguments.len()),
             Jelly::new(keywords, scanners.keywords.last().references, 0, keywords.len()),
@@ -105,5 +154,51 @@ fn whole(scanned: Result<Option<Scanned<'_>>, BananaError>, length: usize) -> Re
         Ok(Some(scanned)) if scanned.end == length => scanned.defect.map_or(Ok(()), |defect| Err(defect.to_string())),
         Ok(_) => Err("it is not one whole value".to_owned()),
         Err(error) => Err(error.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use jelly::Value;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Nested lists of small things, and now and then what no client can be sent.
+    fn value() -> impl Strategy<Value = Vec<u8>> {
+        let leaf =
+            prop_oneof![any::<i64>().prop_map(Value::from), "[a-z]{0,40}".prop_map(|text| Value::from(text.as_str())),];
+        let nested = leaf.prop_recursive(4, 60, 8, |inner| prop::collection::vec(inner, 0..8).prop_map(Value::tuple));
+        (nested, 0..8_u8, any::<prop::sample::Index>()).prop_map(|(value, spoiled, at)| {
+            let mut bytes = value.encode();
+            if spoiled == 0 {
+                let at = at.index(bytes.len());
+                bytes[at] ^= 0x41;
+            }
+            bytes
+        })
+    }
+
+    fn answer(values: &mut Values, bytes: &[u8]) -> Result<usize, String> {
+        values.answer(bytes).map(<[Reference]>::len).map_err(|failure| failure.value)
+    }
+
+    proptest! {
+        /// However a value was looked at in parts, and whether it came to be served then, what is served is judged as ever.
+        #[test]
+        fn a_value_that_was_looked_at_in_parts_is_as_one_that_was_not(
+            all in prop::collection::vec((value(), 1..40_usize, any::<bool>()), 1..8),
+        ) {
+            let mut values = Values::new(Limits::default());
+            for (bytes, step, served) in all {
+                let alone = answer(&mut Values::new(Limits::default()), &bytes);
+                let parts = (step..bytes.len()).step_by(step);
+                let _ = parts.into_iter().all(|upto| values.look_ahead(&bytes[..upto]));
+                if served {
+                    prop_assert_eq!(answer(&mut values, &bytes).is_ok(), alone.is_ok());
+                }
+                values.forget_ahead();
+            }
+        }
     }
 }

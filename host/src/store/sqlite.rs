@@ -20,7 +20,7 @@ use parking_lot::Mutex;
 use rusqlite::{Connection, OpenFlags, OptionalExtension, Transaction, TransactionBehavior, params};
 
 pub use self::open::OpenError;
-use self::open::{FAILURES, SECRET, belongs, check, migrate, prepare, secret};
+use self::open::{FAILURES, SECRET, belongs, check, make_shrinkable, migrate, prepare, secret};
 use self::reserve::Reserve;
 use super::{Done, ENTRIES_BYTES, Entries, Kept, Range, Record, Saved, Store, StoreError, Write, audit};
 use crate::cred::throttle::Counter;
@@ -97,6 +97,10 @@ impl SqliteStore {
         belongs(&connection, path)?;
         prepare(&connection).map_err(sqlite)?;
         migrate(&mut connection, path)?;
+        if let Err(error) = make_shrinkable(&connection) {
+            // It is a store as any other, whose file does not become shorter.
+            tracing::warn!(%error, "the store's file cannot be written anew, so that it can become shorter");
+        }
         let secret = secret(&connection, path, key, random)?;
         let head = path.with_file_name("audit.head");
         let (jobs, receiver) = channel();

@@ -90,6 +90,41 @@ pub(super) const MIGRATIONS: [&str; 1] = ["
         WITHOUT ROWID;
     CREATE TABLE audit (number INTEGER PRIMARY KEY, text TEXT NOT NULL, digest TEXT NOT NULL);
 "];
+
+/// A store that cannot give pages back is written anew once, if it has no more bytes than this.
+const ANEW: i64 = 256 << 20;
+
+/// Has what is deleted make the file shorter: see [`give_back`]. A new file can do that from the beginning.
+pub(super) fn make_shrinkable(connection: &Connection) -> rusqlite::Result<()> {
+    let number = |pragma: &str| connection.pragma_query_value(None, pragma, |row| row.get::<_, i64>(0));
+    if number("auto_vacuum")? == INCREMENTAL {
+        return Ok(());
+    }
+    let (pages, size) = (number("page_count")?, number("page_size")?);
+    if pages.saturating_mul(size) <= ANEW {
+        connection.execute_batch("PRAGMA auto_vacuum = INCREMENTAL; VACUUM;")?;
+    }
+    Ok(())
+}
+
+/// As SQLite has it.
+const INCREMENTAL: i64 = 2;
+/// So many pages that nothing is in are kept for what comes next; and so many are given back at once.
+const SPARE: i64 = 1024;
+
+/// Gives pages that nothing is in back to the disk, some at a time: others write, too.
+pub(super) fn give_back(connection: &Connection) -> rusqlite::Result<()> {
+    let free: i64 = connection.pragma_query_value(None, "freelist_count", |row| row.get(0))?;
+    let most = (free - SPARE).min(SPARE);
+    if most > 0 {
+        // It has a row for each page, and goes on as they are read.
+        let mut statement = connection.prepare(&format!("PRAGMA incremental_vacuum({most})"))?;
+        let mut pages = statement.query([])?;
+        while pages.next()?.is_some() {}
+    }
+    Ok(())
+}
+
 pub(super) fn prepare(connection: &Connection) -> rusqlite::Result<()> {
     connection.busy_timeout(Duration::from_secs(5))?;
     connection.pragma_update(None, "journal_mode", "WAL")?;

@@ -326,3 +326,36 @@ fn room_is_kept_back_where_a_host_asks_for_it_and_is_there_at_the_next_start() {
     assert!(file.blocks() * 512 >= reserve::RESERVE, "blocks are taken, not only a length");
     assert_eq!(file.permissions().mode() & 0o777, 0o600);
 }
+
+/// Lines of the trail that were dropped leave no room behind that only the store can use: also in a store of before.
+#[test]
+fn what_was_dropped_makes_the_file_shorter() {
+    for of_before in [false, true] {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("store.db");
+        drop(open(&path));
+        if of_before {
+            let connection = Connection::open(&path).unwrap();
+            connection.execute_batch("PRAGMA auto_vacuum = NONE; VACUUM;").unwrap();
+        }
+        let store = open(&path);
+        let line = || Write::Audit(Event::new("test").with("text", "x".repeat(900)));
+        for _ in 0..20 {
+            commit(&store, (0..1000).map(|_| line()).collect()).unwrap();
+        }
+        let pages = || -> i64 {
+            let connection = Connection::open(&path).unwrap();
+            connection.pragma_query_value(None, "page_count", |row| row.get(0)).unwrap()
+        };
+        let before = pages();
+        for last in (1000..=19_000).step_by(1000) {
+            let found = wait(|done| store.audit(last - 1, 1, done)).unwrap().remove(0);
+            commit(&store, vec![Write::Prune { through: last, digest: found.digest }]).unwrap();
+        }
+        let after = pages();
+        assert!(before > 3000 && after < before / 2, "{before} pages, then {after}");
+        commit(&store, vec![line()]).unwrap();
+        store.check().unwrap();
+        assert_eq!(wait(|done| store.anchor(done)).unwrap().number, 19_000);
+    }
+}

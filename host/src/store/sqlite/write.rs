@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use rusqlite::{Connection, OptionalExtension, TransactionBehavior};
 
+use super::open::give_back;
 use super::reserve::Reserve;
 use super::{ANCHOR, FULL, Job, anchor};
 use crate::cred::StoreSecret;
@@ -133,7 +134,14 @@ impl Writer {
             return self.commit_what_takes_away(group, &StoreError::Failed("the disk is full".to_owned()));
         }
         match self.try_commit(&group) {
-            Ok(committed) => self.tell(group, committed),
+            Ok(committed) => {
+                let pruned =
+                    group.iter().any(|job| job.writes.iter().any(|write| matches!(write, Write::Prune { .. })));
+                self.tell(group, committed);
+                if pruned && let Err(error) = give_back(&self.connection) {
+                    tracing::debug!(%error, "the store's file cannot be made shorter just now");
+                }
+            }
             Err((error, true)) if self.reserve.spend() => self.commit_what_takes_away(group, &error),
             Err((error, _)) => refuse(group, &error),
         }
