@@ -346,9 +346,7 @@ impl Socket {
             Self::Tcp(listener) => {
                 let (stream, source) = listener.accept().await?;
                 stream.set_nodelay(true)?;
-                let stream = stream.into_std()?;
-                crate::listener::keep_alive(&stream)?;
-                Ok((stream.into(), Some(source)))
+                Ok((stream.into_std()?.into(), Some(source)))
             }
             Self::Unix(listener) => Ok((listener.accept().await?.0.into_std()?.into(), None)),
         }

@@ -19,7 +19,7 @@ use super::listening::Listening;
 use super::port::Port;
 use crate::config::ListenerSettings;
 use crate::listener::sources::Place;
-use crate::listener::{Entrance, behind_proxy, proxy_header};
+use crate::listener::{Entrance, behind_proxy, keep_alive, proxy_header};
 use crate::login_gate::network;
 use crate::memory::{AccountKey, Kept, Meter};
 
@@ -48,6 +48,12 @@ impl Drop for Undecided {
 impl Doors {
     /// Takes a connection that was accepted on a port.
     pub(super) fn come_to(self: &Arc<Self>, port: &Arc<Port>, client: OwnedFd, source: Option<SocketAddr>) {
+        if source.is_some()
+            && let Err(error) = keep_alive(&client, self.limits.read().silence)
+        {
+            // It has gone already, which is seen when it is read.
+            tracing::debug!(%error, "a client cannot be asked whether it is still there");
+        }
         match source {
             Some(proxy) if port.has_header(proxy.ip()) => self.passed_on(port, client, proxy),
             _ => self.come_from(port, client, source),

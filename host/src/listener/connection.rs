@@ -182,7 +182,7 @@ pub(super) async fn run(stream: &mut Stream, driver: &mut Driver, closed: watch:
     let mailbox = Arc::clone(&driver.mailbox);
     let mailbox = &*mailbox;
     // Small answers must not wait for each other's acknowledgement.
-    if let Err(error) = stream.set_nodelay().and_then(|()| stream.set_keepalive()) {
+    if let Err(error) = stream.set_nodelay().and_then(|()| stream.set_keepalive(driver.shared.limits().silence)) {
         return error.into();
     }
     let timers = Timers::new(driver.shared.limits());

@@ -51,13 +51,20 @@ pub(super) enum Resting {
     Within(std::os::unix::net::UnixStream),
 }
 
-/// See [`Stream::set_keepalive`].
-pub(crate) fn keep_alive(socket: impl AsFd) -> io::Result<()> {
+/// How often a peer that is silent is asked whether it is still there.
+const ASKED: u32 = 4;
+
+/// Notices a peer that is not there any more, though it has not said goodbye (a cable was pulled): after so long a silence, in which
+/// it is asked and does not answer. In seconds: the system knows no less.
+pub(crate) fn keep_alive(socket: impl AsFd, silence: Duration) -> io::Result<()> {
     let socket = socket.as_fd();
+    let second = Duration::from_secs(1);
     sockopt::set_socket_keepalive(socket, true)?;
-    sockopt::set_tcp_keepidle(socket, Duration::from_secs(60))?;
-    sockopt::set_tcp_keepintvl(socket, Duration::from_secs(15))?;
-    sockopt::set_tcp_keepcnt(socket, 4)?;
+    sockopt::set_tcp_keepidle(socket, (silence / 2).max(second))?;
+    sockopt::set_tcp_keepintvl(socket, (silence / 2 / ASKED).max(second))?;
+    sockopt::set_tcp_keepcnt(socket, ASKED)?;
+    // Nobody is asked to whom something is on its way: that is sent again and again, for a quarter of an hour if nothing is said.
+    sockopt::set_tcp_user_timeout(socket, u32::try_from(silence.as_millis()).unwrap_or(u32::MAX))?;
     Ok(())
 }
 
@@ -109,9 +116,9 @@ impl Stream {
         self.tcp().map_or(Ok(()), |socket| socket.set_nodelay(true))
     }
 
-    /// Notices a peer that is not there any more, though it has not said goodbye: after two minutes of silence.
-    pub(super) fn set_keepalive(&self) -> io::Result<()> {
-        self.tcp().map_or(Ok(()), keep_alive)
+    /// See [`keep_alive`].
+    pub(super) fn set_keepalive(&self, silence: Duration) -> io::Result<()> {
+        self.tcp().map_or(Ok(()), |socket| keep_alive(socket, silence))
     }
 
     /// Waits until something can be tried.

@@ -34,6 +34,8 @@ pub struct Limits {
     pub refusal: Duration,
     /// How long a peer with unread answers may read nothing.
     pub stalled: Duration,
+    /// After how long a silence a peer that does not answer is taken to be gone.
+    pub silence: Duration,
     /// A message that has begun comes at this rate, in bytes a second, within each such time; or it is whole by then.
     pub message: (Duration, usize),
     /// How long calls in flight may take to end when the door closes.
@@ -78,6 +80,7 @@ impl Default for Limits {
             login: Duration::from_secs(30),
             refusal: Duration::from_millis(400),
             stalled: Duration::from_secs(30),
+            silence: Duration::from_secs(120),
             message: (Duration::from_secs(20), 500),
             grace: Duration::from_secs(5),
             orphans: Duration::from_secs(300),
