@@ -384,15 +384,18 @@ impl<T> Handle<T> {
         self.shared.saver.as_ref().is_some_and(|saver| saver.policy != Save::Never)
     }
 
-    /// The host could not commit: back to what it has.
-    pub(crate) fn revert(&self, state: Option<&[u8]>, version: u64) {
-        if let Some(saver) = &self.shared.saver
-            && let Ok(mut value) = self.shared.value.try_borrow_mut()
-        {
-            *saver.last.borrow_mut() = state.map(<[u8]>::to_vec);
-            saver.version.set(version);
-            saver.restore(&mut value);
-        }
+    /// The host could not commit, or another version has changed it: back to what is saved.
+    ///
+    /// # Errors
+    /// When this code cannot read that: then it stays as it is, and must not be saved over what it could not read.
+    pub(crate) fn revert(&self, state: Option<&[u8]>, version: u64) -> Result<()> {
+        let Some(saver) = &self.shared.saver else { return Ok(()) };
+        let mut value = self.shared.value.try_borrow_mut().map_err(|_| busy())?;
+        saver.go_back(&mut value, state)?;
+        *saver.last.borrow_mut() = state.map(<[u8]>::to_vec);
+        saver.version.set(version);
+        self.shared.dirty.set(false);
+        Ok(())
     }
 
     pub(crate) fn replace(&self, value: T) {
@@ -510,19 +513,23 @@ impl<T> Saver<T> {
     /// Back to the last saved state, or to a new one where nothing is saved.
     fn restore(&self, value: &mut T) {
         let last = self.last.borrow();
-        let back = catch_unwind(AssertUnwindSafe(|| match last.as_deref() {
+        if let Err(fault) = self.go_back(value, last.as_deref()) {
+            tracing::error!(name = &*self.name, %fault, "cannot go back to the last saved state; it stays as it is");
+        }
+    }
+
+    /// Makes the value of this state; a new one where nothing is saved. After an error it is as it was.
+    fn go_back(&self, value: &mut T, state: Option<&[u8]>) -> Result<()> {
+        let back = catch_unwind(AssertUnwindSafe(|| match state {
             Some(state) if self.policy != Save::Never => (self.load)(state),
             _ => (self.fresh)(),
         }));
         self.beside.set(true);
-        match back {
-            Ok(Ok(back)) => {
-                let undone = std::mem::replace(value, back);
-                // It may be broken in a way that makes it panic once more.
-                let _ = catch_unwind(AssertUnwindSafe(|| drop(undone)));
-            }
-            _ => tracing::error!(name = &*self.name, "cannot go back to the last saved state; it stays as it is"),
-        }
+        let back = back.unwrap_or_else(|_| Err(Fault::panicked("reading the saved state")))?;
+        let undone = std::mem::replace(value, back);
+        // It may be broken in a way that makes it panic once more.
+        let _ = catch_unwind(AssertUnwindSafe(|| drop(undone)));
+        Ok(())
     }
 }
 

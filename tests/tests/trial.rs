@@ -425,3 +425,93 @@ async fn what_has_yet_to_be_saved_goes_over_with_its_perspective() {
         assert_eq!(things(&drawer(&bob, "shared").await).await, all, "{serves}, {tries}");
     }
 }
+
+/// A version that is tried may save what the one that serves cannot read. That keeps what it has in memory to itself then: it is not
+/// saved over what was acknowledged.
+#[tokio::test]
+async fn what_the_one_that_serves_cannot_read_any_more_it_does_not_save_over() {
+    async fn one_more(account: &Remote) -> u64 {
+        account.call("next", &()).await.expect("it is answered").read().expect("a number")
+    }
+    for serves in ["none", "process"] {
+        let mut host = host(serves);
+        let bob = account(&host, "bob").await;
+        let hers: Remote = bob.call("account", &("alice",)).await.expect("it is answered").remote().expect("an object");
+        assert_eq!(number(&hers, "next", 1).await, 1);
+        let migrates = mode_of(&library("ledger-next"), "migrates");
+        let file = next(&host, &migrates);
+        host.home.run(&["service", "try", "ledger", &file, "--identity", "alice"], "");
+        let alice = account(&host, "alice").await;
+        assert_eq!(one_more(&alice).await, 2);
+        host.home.run(&["service", "try", "ledger", "--end"], "");
+        let refused = hers.call("next", &(2,)).await.expect_err("it is refused").to_string();
+        assert!(refused.contains("what is saved of alice cannot be read by this code"), "{refused}");
+        let shown = host.home.run(&["service", "show", "ledger"], "");
+        assert!(shown.contains("alice"), "the operator is told which: {shown}");
+        // All that it has in memory is saved now, and the new version takes over.
+        std::fs::write(host.home.plugins().join("libledger.so"), &migrates).expect("it can be written");
+        host.wait_for("libledger.so serves, in place of");
+        assert_eq!(one_more(&account(&host, "alice").await).await, 3, "{serves}: what she saved is there");
+    }
+}
+
+/// The version that serves may be busy when somebody comes to the other: they are told, and can try again.
+#[tokio::test]
+async fn who_comes_while_the_one_that_serves_is_busy_is_told_so() {
+    let host = host("none");
+    let file = next(&host, &mode("ledger", "v=new"));
+    host.home.run(&["service", "try", "ledger", &file, "--identity", "alice"], "");
+    let go_on = host.home.path().join("go-on");
+    let bob = account(&host, "bob").await;
+    let until = go_on.display().to_string();
+    let blocked = tokio::spawn(async move { bob.call("block_until", &(until,)).await.map(drop) });
+    let guard = Guard::new();
+    // It may not have come to his call when she comes first.
+    let (mut refused, mut at) = (None, 0);
+    while refused.is_none() {
+        at += 1;
+        host.home.run(&["key", "add", "alice", "ledger", &format!("w{at}")], "");
+        refused = login(&host, "alice", &format!("ledger/w{at}")).await.err();
+        guard.again().await;
+    }
+    let refused = refused.map_or_else(String::new, |refused| refused.to_string());
+    assert!(refused.contains("has not let go of") && refused.contains("try again"), "{refused}");
+    std::fs::write(go_on, "").expect("it can be written");
+    blocked.await.expect("no panic").expect("it is answered");
+    assert_eq!(which(&account(&host, "alice").await).await, "v=new");
+}
+
+/// A copy that the tried version has changed may have the same number of changes as what is saved: it is a copy all the same.
+#[tokio::test]
+async fn a_copy_is_not_saved_when_somebody_comes_to_what_it_is_a_copy_of() {
+    for tries in ["none", "process"] {
+        let host = host("none");
+        let bob = account(&host, "bob").await;
+        let file = next(&host, &mode("ledger", "v=new"));
+        let words = ["service", "try", "ledger", &file, "--identity", "alice", "--isolation", tries];
+        host.home.run(&words, "");
+        let alice = account(&host, "alice").await;
+        host.home.run(&["key", "add", "alice", "ledger", "work"], "");
+        let of = async |one: &Remote| -> Remote {
+            one.call("account", &("work",)).await.expect("it is answered").remote().expect("an object")
+        };
+        let (copy, real) = (of(&alice).await, of(&bob).await);
+        for one in 1..=20 {
+            let (of_copy, of_real) = ((100 + one,), (one,));
+            let (copied, called) = tokio::join!(copy.call("next", &of_copy), real.call("next", &of_real));
+            assert!(copied.is_ok() && called.is_ok(), "{tries}: {copied:?}, {called:?}");
+        }
+        // It is being changed while she comes.
+        let change = async |copy: Remote, one: u64| copy.call("next", &(200 + one,)).await.map(drop);
+        let changes: Vec<_> = (1..=20).map(|one| tokio::spawn(change(copy.clone(), one))).collect();
+        let work = login(&host, "alice", "ledger/work").await.expect("there is a key");
+        for change in changes {
+            // Each is answered, or told that it comes to nothing.
+            let _ = change.await;
+        }
+        assert_eq!(pair(&work, "total").await, (20, 0), "{tries}: as it is saved");
+        assert_eq!(number(&work, "next", 21).await, 21);
+        host.home.run(&["service", "try", "ledger", "--end"], "");
+        assert_eq!(pair(&real, "total").await, (21, 0), "{tries}");
+    }
+}

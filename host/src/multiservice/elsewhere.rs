@@ -1,31 +1,42 @@
 //! Whose states are with a version that is tried: what serves everybody else keeps its hands off them.
 //!
-//! When somebody comes to a perspective in the tried version, the one that serves is asked to yield it. It saves what has changed in
-//! it, and says so; only then is its state read for the tried version. At the end of the trial it is given back the same way.
+//! When somebody comes to a perspective in the tried version, that is told to read its state anew; when it asks for that, all that it
+//! had to say of a copy is said, and the version that serves is asked to yield it. It saves what has changed, and says so; only then
+//! is the state read for the tried version. At the end of the trial it is given back.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
-/// Whoever waits until the version that serves has yielded a perspective.
-type Waiting = Box<dyn FnOnce() + Send>;
+use crate::store::StoreError;
+
+/// Whoever waits until the version that serves has yielded a perspective; an error: it does not.
+type Waiting = Box<dyn FnOnce(Result<(), StoreError>) + Send>;
 
 /// Who asks the version that serves to yield a perspective.
 type Ask = Box<dyn Fn(&str) + Send + Sync>;
 
+/// So many may wait for one perspective. A library asks for each once at a time.
+const MOST_WAITING: usize = 16;
+
 /// The perspectives that somebody has come to in a version that is tried.
 #[derive(Default)]
 pub(super) struct Visited {
+    /// Whoever comes, or asks, does so one at a time; true: the trial is over, and nobody does any more. Taken before all other locks.
+    closed: Mutex<bool>,
     all: Mutex<BTreeMap<String, Visit>>,
     ask: OnceLock<Ask>,
 }
 
 /// How far a perspective has come.
 enum Visit {
-    /// What serves was asked to yield it.
-    Asked(Vec<Waiting>),
+    /// The tried version has not asked for its state yet.
+    Coming,
+    /// What serves was asked to yield it: since when, and who waits for that.
+    Asked(Instant, Vec<Waiting>),
     /// It has.
     Yielded,
 }
@@ -37,41 +48,74 @@ impl Visited {
         let _ = self.ask.set(Box::new(ask));
     }
 
-    /// Somebody comes to this perspective; true: nobody had before.
-    pub(super) fn visit(&self, perspective: &str) -> bool {
-        {
-            let mut all = self.all.lock();
-            if all.contains_key(perspective) {
-                return false;
-            }
-            all.insert(perspective.to_owned(), Visit::Asked(Vec::new()));
+    /// Somebody comes to this perspective. If nobody has before, `tell` tells the tried version, before anybody else comes to it: what
+    /// it has of it is a copy, and is to be read anew.
+    pub(super) fn visit(&self, perspective: &str, tell: impl FnOnce()) {
+        let closed = self.closed.lock();
+        let is_known = self.is_visited(perspective);
+        if *closed || is_known {
+            return;
         }
-        if let Some(ask) = self.ask.get() {
-            ask(perspective);
-        }
-        true
+        self.all.lock().insert(perspective.to_owned(), Visit::Coming);
+        tell();
     }
 
     /// What serves has yielded it.
     fn yielded(&self, perspective: &str) {
-        let visit = {
-            let mut all = self.all.lock();
-            // It yields what it was asked for, and nothing else.
-            let Some(visit) = all.get_mut(perspective) else { return };
-            std::mem::replace(visit, Visit::Yielded)
+        let waiting = match self.all.lock().get_mut(perspective) {
+            Some(visit @ Visit::Asked(..)) => match std::mem::replace(visit, Visit::Yielded) {
+                Visit::Asked(_, waiting) => waiting,
+                Visit::Coming | Visit::Yielded => return,
+            },
+            // It yields what it is asked for, and nothing else.
+            Some(Visit::Coming | Visit::Yielded) | None => return,
         };
-        if let Visit::Asked(waiting) = visit {
-            waiting.into_iter().for_each(|go_on| go_on());
+        // Reading takes its time, and this is the way out of what serves.
+        let go_on = move || waiting.into_iter().for_each(|go_on| go_on(Ok(())));
+        if let Err(error) = std::thread::Builder::new().name("yielded".to_owned()).spawn(go_on) {
+            // They are told by the drop.
+            tracing::error!(%error, "a perspective that was yielded cannot be read");
         }
     }
 
-    /// Goes on when what serves has yielded the perspective: at once, if it has, or if nobody has come to it.
-    pub(super) fn once_yielded(&self, perspective: &str, go_on: Waiting) {
-        match self.all.lock().get_mut(perspective) {
-            Some(Visit::Asked(waiting)) => return waiting.push(go_on),
-            Some(Visit::Yielded) | None => {}
+    /// The tried version wants this perspective's state, and has said all that it had to say of a copy: `go_on` reads it when what
+    /// serves has yielded it; at once, if it has, or if nobody has come to it.
+    pub(super) fn once_yielded(&self, perspective: &str, now: Instant, go_on: Waiting) {
+        let closed = self.closed.lock();
+        let mut all = self.all.lock();
+        let refused = match all.get_mut(perspective) {
+            Some(Visit::Coming | Visit::Asked(..)) if *closed => Some("the trial is over"),
+            Some(Visit::Asked(_, waiting)) if waiting.len() >= MOST_WAITING => Some("too many wait for it"),
+            Some(Visit::Asked(_, waiting)) => return waiting.push(go_on),
+            Some(visit @ Visit::Coming) => {
+                *visit = Visit::Asked(now, vec![go_on]);
+                // Who makes another generation serve looks at all of them, and this waits for that.
+                drop(all);
+                if let Some(ask) = self.ask.get() {
+                    ask(perspective);
+                }
+                return;
+            }
+            Some(Visit::Yielded) | None => None,
+        };
+        drop((all, closed));
+        go_on(refused.map_or(Ok(()), |why| Err(StoreError::Elsewhere(why.to_owned()))));
+    }
+
+    /// What serves has not yielded in so long is not waited for any more: whoever wants it asks again.
+    pub(super) fn give_up(&self, now: Instant, patience: Duration) {
+        let mut late = Vec::new();
+        for (perspective, visit) in &mut *self.all.lock() {
+            if matches!(visit, Visit::Asked(since, _) if now.saturating_duration_since(*since) >= patience)
+                && let Visit::Asked(_, waiting) = std::mem::replace(visit, Visit::Coming)
+            {
+                late.push((perspective.clone(), waiting));
+            }
         }
-        go_on();
+        for (perspective, waiting) in late {
+            let why = || format!("the version that serves has not let go of {perspective} yet; try again");
+            waiting.into_iter().for_each(|told| told(Err(StoreError::Elsewhere(why()))));
+        }
     }
 
     /// Whether it is the tried version's to change.
@@ -83,7 +127,8 @@ impl Visited {
         self.all.lock().contains_key(perspective)
     }
 
-    fn names(&self) -> Vec<String> {
+    /// All that somebody has come to.
+    pub(super) fn names(&self) -> Vec<String> {
         self.all.lock().keys().cloned().collect()
     }
 }
@@ -112,8 +157,10 @@ impl Elsewhere {
 
     /// That version has saved its last. Answers with what the one that serves regains: until [`Elsewhere::ends`], nobody comes to it.
     pub(super) fn ending(&self) -> Vec<String> {
+        let Some(visited) = self.now.lock().with.clone() else { return Vec::new() };
+        *visited.closed.lock() = true;
+        let names = visited.names();
         let mut now = self.now.lock();
-        let names = now.with.as_ref().map(|visited| visited.names()).unwrap_or_default();
         now.regaining = Some(names.iter().cloned().collect());
         names
     }
@@ -168,10 +215,12 @@ impl Elsewhere {
         now.with.as_ref().filter(|visited| visited.is_visited(perspective)).map(|_| why(perspective))
     }
 
-    /// Why a change of it is not saved; `None`: it is. A library is refused this which changes what it has yielded.
+    /// Why a change of it is not saved; `None`: it is. A library is refused this which changes what it has yielded, and has not
+    /// been given back.
     pub(super) fn why_not_saved(&self, perspective: &str) -> Option<String> {
         let now = self.now.lock();
-        now.with.as_ref().filter(|visited| visited.has(perspective)).map(|_| why(perspective))
+        let with = now.with.as_ref().filter(|_| now.regaining.is_none());
+        with.filter(|visited| visited.has(perspective)).map(|_| why(perspective))
     }
 }
 
@@ -183,28 +232,45 @@ pub(super) fn why(perspective: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::mpsc::{Receiver, channel};
 
     use super::*;
 
+    /// A perspective's state is wanted: what comes of it.
+    fn wants(visited: &Visited, perspective: &str, now: Instant) -> Receiver<Result<(), StoreError>> {
+        let (done, came) = channel();
+        visited.once_yielded(perspective, now, Box::new(move |how| drop(done.send(how))));
+        came
+    }
+
+    fn asked(visited: &Visited) -> Receiver<String> {
+        let (tell, asked) = channel();
+        visited.asks(move |perspective| drop(tell.send(perspective.to_owned())));
+        asked
+    }
+
     #[test]
     fn what_somebody_has_come_to_is_elsewhere_until_the_trial_is_over() {
-        let (elsewhere, visited) = (Elsewhere::default(), Arc::<Visited>::default());
+        let (elsewhere, visited, now) = (Elsewhere::default(), Arc::<Visited>::default(), Instant::now());
         assert_eq!(elsewhere.why("alice"), None);
         elsewhere.begins(&visited);
         assert_eq!(elsewhere.why("alice"), None, "she has not come yet");
-        assert!(visited.visit("alice") && !visited.visit("alice"));
+        let mut told = 0;
+        visited.visit("alice", || told += 1);
+        visited.visit("alice", || told += 1);
+        assert_eq!(told, 1, "it reads her state anew, once");
         let why = elsewhere.why("alice").unwrap();
         assert_eq!(why, "alice is in use by another version of the service, which is being tried");
         assert_eq!((elsewhere.why_not_saved("alice"), elsewhere.why("bob")), (None, None), "it has yet to yield it");
+        let came = wants(&visited, "alice", now);
         elsewhere.yielded("alice");
         elsewhere.yielded("bob");
+        assert_eq!(came.recv(), Ok(Ok(())));
         assert_eq!((elsewhere.why_not_saved("alice"), elsewhere.why_not_saved("bob")), (Some(why.clone()), None));
-        assert_eq!(
-            (elsewhere.yields(), elsewhere.ending(), elsewhere.yields()),
-            (vec!["alice".to_owned()], vec!["alice".to_owned()], vec![])
-        );
+        assert_eq!((elsewhere.yields(), elsewhere.ending()), (vec!["alice".to_owned()], vec!["alice".to_owned()]));
+        assert!(elsewhere.yields().is_empty(), "who serves next has nothing to yield");
         assert_eq!(elsewhere.why("alice"), Some(why), "it is still being given back");
+        assert_eq!(elsewhere.why_not_saved("alice"), None, "and may be changed as soon as it was");
         elsewhere.regained("bob");
         assert_eq!(elsewhere.regains(), ["alice"]);
         elsewhere.regained("alice");
@@ -215,32 +281,45 @@ mod tests {
 
     #[test]
     fn a_state_is_read_for_the_tried_version_when_the_other_has_yielded_it() {
-        let (asked, read) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
-        let reads = |visited: &Visited, perspective| {
-            let read = Arc::clone(&read);
-            visited.once_yielded(
-                perspective,
-                Box::new(move || {
-                    read.fetch_add(1, Ordering::Relaxed);
-                }),
-            );
-        };
-        let (elsewhere, visited) = (Elsewhere::default(), Arc::<Visited>::default());
-        let asks = Arc::clone(&asked);
-        visited.asks(move |_| {
-            asks.fetch_add(1, Ordering::Relaxed);
-        });
+        let (elsewhere, visited, now) = (Elsewhere::default(), Arc::<Visited>::default(), Instant::now());
+        let asked = asked(&visited);
         elsewhere.begins(&visited);
-        reads(&visited, "bob");
-        assert_eq!(read.load(Ordering::Relaxed), 1, "nobody has come to his: it is read as it is");
-        visited.visit("alice");
-        visited.visit("alice");
-        reads(&visited, "alice");
-        reads(&visited, "alice");
-        assert_eq!((asked.load(Ordering::Relaxed), read.load(Ordering::Relaxed)), (1, 1));
+        assert_eq!(wants(&visited, "bob", now).try_recv(), Ok(Ok(())), "nobody has come to his: it is read as it is");
+        visited.visit("alice", || ());
+        elsewhere.yielded("alice");
+        assert!(!visited.has("alice") && asked.try_recv().is_err(), "nobody has asked for that yet");
+        let (one, two) = (wants(&visited, "alice", now), wants(&visited, "alice", now));
+        assert_eq!(asked.try_iter().collect::<Vec<_>>(), ["alice"], "it is asked once");
+        assert!(one.try_recv().is_err() && !visited.has("alice"));
         elsewhere.yielded("alice");
         elsewhere.yielded("alice");
-        reads(&visited, "alice");
-        assert_eq!(read.load(Ordering::Relaxed), 4, "each once");
+        assert_eq!((one.recv(), two.recv()), (Ok(Ok(())), Ok(Ok(()))));
+        assert_eq!(wants(&visited, "alice", now).try_recv(), Ok(Ok(())));
+        assert!(asked.try_recv().is_err());
+    }
+
+    #[test]
+    fn nobody_waits_for_ever_nor_do_too_many() {
+        let (elsewhere, visited, now) = (Elsewhere::default(), Arc::<Visited>::default(), Instant::now());
+        let (asked, second) = (asked(&visited), Duration::from_secs(1));
+        elsewhere.begins(&visited);
+        visited.visit("alice", || ());
+        let waiting: Vec<_> = (0..=MOST_WAITING).map(|_| wants(&visited, "alice", now)).collect();
+        assert!(matches!(waiting[MOST_WAITING].try_recv(), Ok(Err(StoreError::Elsewhere(_)))), "one too many");
+        visited.give_up(now + second, 2 * second);
+        assert!(waiting[0].try_recv().is_err(), "it is not late yet");
+        visited.give_up(now + 2 * second, 2 * second);
+        let late = waiting[0].try_recv().unwrap().unwrap_err().to_string();
+        assert_eq!(late, "the version that serves has not let go of alice yet; try again");
+        let again = wants(&visited, "alice", now + 2 * second);
+        assert_eq!(asked.try_iter().count(), 2, "it is asked again");
+        elsewhere.yielded("alice");
+        assert_eq!(again.recv(), Ok(Ok(())));
+        // When the trial is over, nothing is taken from what serves any more.
+        visited.visit("bob", || ());
+        assert_eq!(elsewhere.ending(), ["alice", "bob"]);
+        visited.visit("carol", || panic!("nobody comes any more"));
+        assert!(matches!(wants(&visited, "bob", now).try_recv(), Ok(Err(StoreError::Elsewhere(_)))));
+        assert!(asked.try_recv().is_err() && elsewhere.why("carol").is_none());
     }
 }

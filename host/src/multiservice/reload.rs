@@ -206,9 +206,10 @@ impl Slot {
         old.outgoing.forget_panic();
         let began = Instant::now();
         self.current.freeze(|old| old.generation.send_last(&ToLibrary::Freeze { request: u64::from(new.number) }));
-        let yielded = self.elsewhere.yields();
         let ready = async {
             let frozen = frozen(&old, u64::from(new.number)).await?;
+            // It stands still, and yields no more from here on.
+            let yielded = self.elsewhere.yields();
             yielded.iter().for_each(|perspective| new.yields(perspective));
             new.start(Some(FREEZE)).await?;
             let Frozen { objects, numbers, .. } = &frozen;
@@ -218,9 +219,9 @@ impl Slot {
                 other => return Err(unexpected(&other)),
             };
             new.health(Some(FREEZE)).await?;
-            Ok((frozen, objects))
+            Ok((frozen, objects, yielded))
         };
-        let (frozen, objects) = match ready.await {
+        let (frozen, objects, yielded) = match ready.await {
             Ok(ready) => ready,
             Err(why) => {
                 self.go_on();
@@ -314,6 +315,9 @@ impl Slot {
             yields.iter().for_each(|perspective| new.yields(perspective));
             yielded.iter().filter(|name| !yields.contains(name)).for_each(|name| new.regains(name));
             self.elsewhere.regains().iter().filter(|name| !yielded.contains(name)).for_each(|name| new.regains(name));
+            // Somebody may have come to these while the version that is tried was started again: what it has of them are copies.
+            let visited = self.visited.iter().flat_map(|visited| visited.names());
+            visited.for_each(|perspective| new.regains(&perspective));
             if !copies.is_empty() {
                 let mut frame = Vec::new();
                 ToLibrary::Copies { copies }.write(&mut frame);

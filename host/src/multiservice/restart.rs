@@ -70,6 +70,15 @@ impl Slot {
                     tracing::warn!(service, "it serves again, {ms:.0} ms after it was started: {reloaded}");
                     return;
                 }
+                Err(why) if self.trial_ends(Duration::ZERO).await.is_some() => {
+                    // It may have wanted to change what was with the other version. What serves everybody goes first.
+                    tracing::error!(
+                        service,
+                        "it could not be started again beside the version that was tried, which is not any more: {why}"
+                    );
+                    lacks = true;
+                    how = format!("could not be started again: {why}");
+                }
                 Err(why) => {
                     lacks = why.may_pass();
                     how = format!("could not be started again: {why}");

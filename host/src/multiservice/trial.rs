@@ -8,7 +8,7 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use plugin_api::abi::frame::ToLibrary;
 use serde::{Deserialize, Serialize};
@@ -26,7 +26,7 @@ use crate::loader::generation::Source;
 use crate::store::audit::{Head, Line};
 use crate::store::{Change, Done, Entries, Kept, Range, Saved, Store, StoreError, Write};
 
-/// How long the version that serves may take, after a trial, to read again what was changed.
+/// How long the version that serves may take to yield a perspective; and, after a trial, to read again what was changed.
 const REGAIN: Duration = Duration::from_secs(5);
 
 /// A version that is tried, for the operator to see.
@@ -95,6 +95,14 @@ impl Slot {
         visited.asks(move |perspective| {
             if let Some(serving) = serves.upgrade().and_then(|slot| slot.current.get()) {
                 serving.yields(perspective);
+            }
+        });
+        let waited = Arc::downgrade(&visited);
+        tokio::spawn(async move {
+            loop {
+                tokio::time::sleep(REGAIN / 5).await;
+                let Some(visited) = waited.upgrade() else { return };
+                visited.give_up(Instant::now(), REGAIN);
             }
         });
         let context = HostContext {
@@ -170,33 +178,31 @@ impl Slot {
         // While it ends, nobody comes to the other with what it has yet to save. It is as a service of its own, which has no trial.
         Box::pin(trial.slot.stop()).await;
         let _ending = self.ending.lock().await;
-        if self.trial().is_some_and(|now| Arc::ptr_eq(&now, &trial)) {
-            let serving = self.current.get().filter(|_| self.state() == ServiceState::Serving);
-            for perspective in self.elsewhere.ending() {
-                if let Some(serving) = &serving {
-                    serving.regains(&perspective);
-                }
-            }
+        if !self.trial().is_some_and(|now| Arc::ptr_eq(&now, &trial)) {
+            return None;
+        }
+        // In this order: one that comes to serve meanwhile is told by who makes it serve, or here.
+        let regains = self.elsewhere.ending();
+        if let Some(serving) = self.current.get().filter(|_| self.state() == ServiceState::Serving) {
+            regains.iter().for_each(|perspective| serving.regains(perspective));
             // One that is late goes on with what it had, until it comes to it.
             let _ = tokio::time::timeout(patience, self.elsewhere.all_regained()).await;
         }
-        let ended = self.trial.write().take_if(|now| Arc::ptr_eq(now, &trial));
-        if ended.is_some() {
-            self.elsewhere.ends();
-        }
-        ended
+        self.elsewhere.ends();
+        self.trial.write().take_if(|now| Arc::ptr_eq(now, &trial))
     }
 
     /// Notes which perspectives somebody comes to, if this is a version that is tried. What it has read of them before is read anew:
     /// it was a copy, whose changes nobody saves.
     pub(super) fn note_visits(&self, changes: &[AttachmentChange]) {
-        let Some(visited) = &self.visited else { return };
+        // To one that has ended nobody comes.
+        let (Some(visited), Some(_)) = (&self.visited, self.current.get()) else { return };
         for perspective in changes.iter().filter_map(perspective) {
-            if visited.visit(&perspective)
-                && let Some(tried) = self.current.get()
-            {
-                tried.regains(&perspective);
-            }
+            visited.visit(&perspective, || {
+                if let Some(tried) = self.current.get() {
+                    tried.regains(&perspective);
+                }
+            });
         }
     }
 
@@ -262,7 +268,11 @@ impl Store for OwnStates {
 
     fn state(&self, service: &str, perspective: &str, done: Done<Option<Saved>>) {
         let (store, service, of) = (Arc::clone(&self.store), service.to_owned(), perspective.to_owned());
-        self.visited.once_yielded(perspective, Box::new(move || store.state(&service, &of, done)));
+        let read = move |yielded: Result<(), StoreError>| match yielded {
+            Ok(()) => store.state(&service, &of, done),
+            Err(why) => done(Err(why)),
+        };
+        self.visited.once_yielded(perspective, Instant::now(), Box::new(read));
     }
 
     fn data(&self, service: &str, range: &Range, done: Done<Entries>) {

@@ -79,7 +79,8 @@ impl<S: Service> Runtime<S> {
             return self.core.regains(name);
         }
         let mut turn = others.is_none().then(|| self.load_turn(name));
-        self.core.yields(name, &format!("{name} is being read anew; call again"));
+        let anew = format!("{name} is being read anew; call again");
+        self.core.yields(name, &anew);
         let (me, name, mut others) = (self.me(), name.to_owned(), others);
         tokio::task::spawn_local(async move {
             while let Some(loaded) = others {
@@ -87,15 +88,23 @@ impl<S: Service> Runtime<S> {
                 others = me.others_load(&name);
             }
             let turn = turn.take().unwrap_or_else(|| me.load_turn(&name));
+            // Another that came before may have ended just now.
+            me.core.yields(&name, &anew);
             let cached = me.perspectives.borrow().get(&name);
-            if let Some(cached) = cached {
-                match me.core.load(&name).await {
-                    Ok((state, version)) => cached.revert(state.as_deref(), version),
-                    // Its next change is refused then, as one that was made from something older.
-                    Err(fault) => tracing::error!(perspective = name, %fault, "its state could not be read anew"),
+            let read = match &cached {
+                Some(cached) => {
+                    let loaded = me.core.load(&name).await;
+                    loaded.and_then(|(state, version)| cached.revert(state.as_deref(), version))
+                }
+                None => Ok(()),
+            };
+            match read {
+                Ok(()) => me.core.regains(&name),
+                Err(fault) => {
+                    me.cannot_read(&name, &fault);
+                    me.core.push(&ToHost::Regained { perspective: &name });
                 }
             }
-            me.core.regains(&name);
             drop(turn);
         });
     }
@@ -256,15 +265,26 @@ impl<S: Service> Runtime<S> {
 
     pub(super) fn revert(&self, perspective: &str, state: Option<&[u8]>, version: u64) {
         if perspective.is_empty() {
-            if let Ok(service) = self.service() {
-                service.revert(state, version);
+            if let Some(Err(fault)) = self.service().ok().map(|service| service.revert(state, version)) {
+                self.cannot_read(perspective, &fault);
             }
             return;
         }
         let cached = self.perspectives.borrow().get(perspective);
-        if let Some(cached) = cached {
-            cached.revert(state, version);
+        if let Some(Err(fault)) = cached.map(|cached| cached.revert(state, version)) {
+            self.cannot_read(perspective, &fault);
         }
+    }
+
+    /// What is saved of this perspective cannot be read by this code, which has an older state in memory: that must not be saved over it.
+    fn cannot_read(&self, perspective: &str, fault: &Fault) {
+        let name = if perspective.is_empty() { "the service" } else { perspective };
+        tracing::error!(perspective, %fault, "its saved state could not be read anew");
+        self.core.push(&ToHost::Unreadable { perspective, message: fault.message() });
+        self.core.yields(
+            perspective,
+            &format!("what is saved of {name} cannot be read by this code, which has an older state"),
+        );
     }
 }
 
