@@ -55,6 +55,11 @@ impl Door for Lines {
                     })?;
                     transport.write(format!("{done}\n").as_bytes());
                 }
+                Some(("rest", seconds)) => {
+                    transport.write(b"resting\n");
+                    let seconds = seconds.parse().map_err(|_| Fault::value("a number"))?;
+                    tokio::time::sleep(Duration::from_secs(seconds)).await;
+                }
                 Some(("much", bytes)) => {
                     let bytes = bytes.parse().map_err(|_| Fault::value("a number"))?;
                     transport.write(format!("{}\n", "x".repeat(bytes)).as_bytes());
@@ -74,7 +79,7 @@ impl Door for Lines {
 fn host(paused: bool) -> TestHost<Workshop> {
     let host =
         if paused { TestHost::start_paused().expect("it goes on") } else { TestHost::start().expect("it goes on") };
-    for name in ["flood", "bob"] {
+    for name in ["flood", "bob", "alice"] {
         host.identity(name, "secret", &[]);
     }
     host
@@ -182,4 +187,25 @@ fn who_reads_too_little_of_what_waits_is_let_go() {
     }
     // Reset, perhaps: it has asked for more.
     assert!(client.rest().map_or(0, |text| text.len()) < 20_000_000, "it was let go");
+}
+
+/// What has begun goes on to its end; what had come and had not begun is as if it had never come.
+#[test]
+fn lines_that_have_not_begun_when_their_login_is_taken_away_never_do() {
+    for revoked in [true, false] {
+        let host = host(true);
+        let mut alice = logged_in(&host, "alice");
+        alice.send("rest 5\nwork 0\nwork 0\nrest 5\nwork 0\n").unwrap();
+        assert_eq!(alice.line().unwrap(), "resting");
+        if revoked {
+            host.revoke("alice");
+            // Whoever comes next is served behind that.
+            drop(logged_in(&host, "flood"));
+        }
+        host.advance(Duration::from_secs(6)).unwrap();
+        host.advance(Duration::from_secs(6)).unwrap();
+        let mut bob = logged_in(&host, "bob");
+        bob.send("work 0\n").unwrap();
+        assert_eq!(bob.line().unwrap(), if revoked { "1" } else { "4" });
+    }
 }

@@ -111,7 +111,7 @@ fn begin<D: Door>(core: &Rc<Core>, context: &Context<D::Service>, taken: Taken) 
     transport.set_input(input.len());
     let line = Rc::new(Line {
         door: RefCell::new(door),
-        input: RefCell::new(input),
+        input: RefCell::new(input.ends_with(transport.is_cut())),
         transport,
         context: context.clone(),
         core: Rc::downgrade(core),
@@ -430,7 +430,7 @@ impl<D: Door> Carried for Line<D> {
         self.let_go();
     }
 
-    fn end(&self) {
-        self.transport.end();
+    fn cut(&self) {
+        self.transport.cut();
     }
 }

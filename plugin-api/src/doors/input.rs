@@ -1,11 +1,14 @@
 //! What has come from a client, and was not taken yet.
 
+use std::cell::Cell;
 use std::ops::Deref;
+use std::rc::Rc;
 
 use zeroize::{Zeroize, Zeroizing};
 
 /// What has come from a client, and was not taken yet: bytes, from the first that is left. What is taken out, or was kept in
-/// memory for a while, is erased: passwords come this way.
+/// memory for a while, is erased: passwords come this way. When the connection's login is taken away (the identity is disabled,
+/// say), there is nothing left in it: what had come and was not taken is not served any more.
 ///
 /// ```
 /// use plugin_api::Input;
@@ -23,19 +26,21 @@ pub struct Input {
     bytes: Zeroizing<Vec<u8>>,
     /// Where what is left begins.
     from: usize,
+    /// What it came by was taken away.
+    cut: Rc<Cell<bool>>,
 }
 
 impl Deref for Input {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        &self.bytes[self.from..]
+        if self.cut.get() { &[] } else { &self.bytes[self.from..] }
     }
 }
 
 impl From<&[u8]> for Input {
     fn from(bytes: &[u8]) -> Self {
-        Self { bytes: Zeroizing::new(bytes.to_vec()), from: 0 }
+        Self { bytes: Zeroizing::new(bytes.to_vec()), from: 0, cut: Rc::default() }
     }
 }
 
@@ -92,8 +97,13 @@ impl Input {
     /// A connection at rest keeps no more than it needs.
     pub(super) fn rest(&mut self) {
         if self.is_empty() {
-            *self = Self::default();
+            (self.bytes, self.from) = (Zeroizing::default(), 0);
         }
+    }
+
+    /// There is nothing left in it once this is true.
+    pub(super) fn ends_with(self, cut: &Rc<Cell<bool>>) -> Self {
+        Self { cut: Rc::clone(cut), ..self }
     }
 }
 

@@ -41,8 +41,8 @@ pub(super) trait Carried {
     fn freeze(&self) -> Option<Vec<u8>>;
     /// It has been handed on: nothing more is done with it here, and nobody is told.
     fn forget(&self);
-    /// It ends at once.
-    fn end(&self);
+    /// What it came by was taken away: it ends at once, and nothing more of what has come is served.
+    fn cut(&self);
 }
 
 /// A login.
@@ -308,7 +308,7 @@ impl Table {
             cell.end();
             let driven = self.driven.borrow().get(&cell.stream()).cloned();
             if let Some(driven) = driven {
-                driven.end();
+                driven.cut();
             }
         }
         core.push(&ToHost::LogOut { login, answers });

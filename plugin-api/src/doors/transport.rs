@@ -56,6 +56,8 @@ pub(super) struct Way {
     flushed: Notify,
     /// Told when it ends.
     ended: Notify,
+    /// What it came by was taken away.
+    cut: Rc<Cell<bool>>,
 }
 
 /// What a connection is made of.
@@ -105,6 +107,7 @@ impl Transport {
             work: Notify::new(),
             flushed: Notify::new(),
             ended: Notify::new(),
+            cut: Rc::default(),
         }))
     }
 
@@ -274,6 +277,17 @@ impl Transport {
             self.0.flushed.notify_waiters();
             self.0.ended.notify_waiters();
         }
+    }
+
+    /// What it came by was taken away: it ends now, and what has come is not served any more.
+    pub(super) fn cut(&self) {
+        self.0.cut.set(true);
+        self.end();
+    }
+
+    /// Whether it was: see [`Transport::cut`].
+    pub(super) fn is_cut(&self) -> &Rc<Cell<bool>> {
+        &self.0.cut
     }
 
     /// It has ended here, whoever still has it: what it was made of is let go of.
