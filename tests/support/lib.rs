@@ -6,6 +6,7 @@
 pub mod build;
 pub mod debian;
 pub mod embedded;
+pub mod every_door;
 pub mod host;
 pub mod irc;
 pub mod jelly_bytes;

@@ -10,39 +10,13 @@ use std::time::{Duration, Instant};
 
 use credhost::control::{Request, send};
 use pb::client::Client;
-use system_tests::host::{TestHome, TestHost};
+use system_tests::every_door::EveryDoor;
 
 const PASSWORD: &str = "ottern-quirk-velvet-93-lamp";
 /// Which services are replaced, in turn: each has a door of its own, but for the last, which clients of Perspective Broker call.
 const SERVICES: [&str; 4] = ["chat", "scores", "ssh", "todo"];
 /// How many clients there are at each door.
 const CLIENTS: usize = 2;
-
-fn address(host: &mut TestHost, door: &str) -> SocketAddr {
-    let line = host.wait_for(&format!("serving {door} on 127"));
-    line.split_whitespace().find_map(|word| word.parse().ok()).expect("an address")
-}
-
-fn host() -> (TestHost, [SocketAddr; 4], String) {
-    let home = TestHome::new();
-    home.make();
-    let many = "address = \"127.0.0.1:0\", connections = 20000, per_source = 20000";
-    home.configure(|text| {
-        format!(
-            "{text}\n[limits]\nconnections = 20000\nper_source = 20000\n\
-             [service.chat.listen]\nirc = {{ {many} }}\n[service.scores.listen]\nhttp = {{ {many} }}\n\
-             [service.ssh]\nmay = [\"attach\", \"vouch\"]\n[service.ssh.listen]\nssh = {{ {many}, encrypted = true }}\n"
-        )
-    });
-    home.identity("alice", PASSWORD, &SERVICES);
-    let token = home.run(&["token", "new", "alice"], "");
-    let token = token.split_whitespace().find(|word| word.starts_with("credhost_")).expect("a token").to_owned();
-    SERVICES.iter().for_each(|service| home.install(service));
-    let mut host = home.start_with(&[], &[("CREDHOST_LOG", "info")]);
-    let doors = ["irc", "http", "ssh"].map(|door| address(&mut host, door));
-    let all = [doors[0], doors[1], doors[2], host.address()];
-    (host, all, token)
-}
 
 fn connect(address: SocketAddr) -> Result<TcpStream> {
     let socket = TcpStream::connect(address)?;
@@ -106,7 +80,8 @@ fn broker(address: SocketAddr, token: &str) -> Result<()> {
 #[test]
 fn nobody_is_refused_or_cut_at_any_door_while_all_code_is_replaced() {
     let reloads = std::env::var("CREDHOST_RELOADS").ok().and_then(|text| text.parse().ok()).unwrap_or(40);
-    let (host, [at_irc, at_http, at_ssh, at_pb], token) = host();
+    let EveryDoor { host, irc: at_irc, ssh: at_ssh, http: at_http, token } = EveryDoor::open(&SERVICES, PASSWORD);
+    let at_pb = host.address();
     type Visit = Arc<dyn Fn() -> Result<()> + Send + Sync>;
     let doors: [(&str, Visit); 4] = [
         ("IRC", Arc::new(move || irc(at_irc))),

@@ -3,7 +3,6 @@
 //!
 //! `CREDHOST_CONNECTIONS` says how many in all (by default 400); `-- --nocapture` prints the figures.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -11,7 +10,7 @@ use credhost::control::{Request, send};
 use pb::client::{Call, Client, Remote};
 use russh::ChannelMsg;
 use russh::keys::PublicKeyOrCertificate;
-use system_tests::host::{TestHome, TestHost};
+use system_tests::every_door::EveryDoor;
 use system_tests::lines::Lines;
 use system_tests::web::Browser;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -67,47 +66,21 @@ enum Stage {
 }
 
 struct Doors {
-    host: TestHost,
-    irc: SocketAddr,
-    ssh: SocketAddr,
-    http: SocketAddr,
-    token: String,
+    every: EveryDoor,
     stage: watch::Receiver<Stage>,
     /// How long whoever asks by themselves waits in between.
     pause: Duration,
 }
 
-fn address(host: &mut TestHost, door: &str) -> SocketAddr {
-    let line = host.wait_for(&format!("serving {door} on 127"));
-    line.split_whitespace().find_map(|word| word.parse().ok()).expect("an address")
-}
-
 impl Doors {
     fn open(stage: watch::Receiver<Stage>, pause: Duration) -> Self {
-        let home = TestHome::new();
-        home.make();
-        let many = "address = \"127.0.0.1:0\", connections = 20000, per_source = 20000";
-        home.configure(|text| {
-            format!(
-                "{text}\n[limits]\nconnections = 20000\nper_source = 20000\n\
-                 [service.chat.listen]\nirc = {{ {many} }}\n[service.scores.listen]\nhttp = {{ {many} }}\n\
-                 [service.ssh]\nmay = [\"attach\", \"vouch\"]\n[service.ssh.listen]\nssh = {{ {many}, encrypted = true }}\n"
-            )
-        });
-        home.identity("alice", PASSWORD, &["chat", "scores", "ssh"]);
-        home.identity("bob", PASSWORD, &["chat"]);
-        let token = home.run(&["token", "new", "alice"], "");
-        let token = token.split_whitespace().find(|word| word.starts_with("credhost_")).expect("a token").to_owned();
-        ["chat", "scores", "ssh"].iter().for_each(|service| home.install(service));
-        let mut host = home.start_with(&[], &[("CREDHOST_LOG", "info")]);
-        let [irc, http, ssh] = ["irc", "http", "ssh"].map(|door| address(&mut host, door));
-        Self { host, irc, ssh, http, token, stage, pause }
+        Self { every: EveryDoor::open(&["chat", "scores", "ssh"], PASSWORD), stage, pause }
     }
 
     /// A window in the room, which asks whether the host is still there.
     async fn irc(&self, place: f64) -> JoinHandle<Seen> {
-        let mut socket = TcpStream::connect(self.irc).await.expect("the door is open");
-        let hello = format!("PASS :{}\r\nNICK alice\r\nUSER a 0 * :a\r\nJOIN #chat\r\n", self.token);
+        let mut socket = TcpStream::connect(self.every.irc).await.expect("the door is open");
+        let hello = format!("PASS :{}\r\nNICK alice\r\nUSER a 0 * :a\r\nJOIN #chat\r\n", self.every.token);
         socket.write_all(hello.as_bytes()).await.expect("it is sent");
         let mut said = Vec::new();
         while !said.windows(5).any(|window| window == b" 366 ") {
@@ -131,9 +104,9 @@ impl Doors {
 
     /// Commands that come by a pipe, one after the other, in the room.
     async fn ssh(&self, place: f64) -> JoinHandle<Seen> {
-        let stream = TcpStream::connect(self.ssh).await.expect("the door is open");
+        let stream = TcpStream::connect(self.every.ssh).await.expect("the door is open");
         let mut ssh = russh::client::connect_stream(Arc::default(), stream, Trusting).await.expect("it speaks SSH");
-        let proven = ssh.authenticate_password("alice", &self.token).await.expect("it is answered");
+        let proven = ssh.authenticate_password("alice", &self.every.token).await.expect("it is answered");
         assert!(proven.success());
         let mut channel = ssh.channel_open_session().await.expect("there is a channel");
         channel.request_shell(false).await.expect("it is sent");
@@ -165,8 +138,8 @@ impl Doors {
 
     /// A connection of a browser that looks again and again at a page of its own.
     async fn http(&self, place: f64, cookie: &str) -> JoinHandle<Seen> {
-        let mut socket = TcpStream::connect(self.http).await.expect("the door is open");
-        let request = format!("GET / HTTP/1.1\r\nHost: {}\r\nCookie: {cookie}\r\n\r\n", self.http);
+        let mut socket = TcpStream::connect(self.every.http).await.expect("the door is open");
+        let request = format!("GET / HTTP/1.1\r\nHost: {}\r\nCookie: {cookie}\r\n\r\n", self.every.http);
         assert!(is_hers(&mut socket, &request).await, "it is signed in");
         let (mut seen, mut turns) = (Seen::new(), self.turns(place));
         tokio::spawn(async move {
@@ -185,7 +158,7 @@ impl Doors {
 
     /// A client with an object that hears, which also calls.
     async fn broker(&self, place: f64) -> JoinHandle<Seen> {
-        let stream = TcpStream::connect(self.host.address()).await.expect("the door is open");
+        let stream = TcpStream::connect(self.every.host.address()).await.expect("the door is open");
         let client = Client::new(stream).await.expect("it speaks PB");
         let (told, mut hears) = tokio::sync::mpsc::unbounded_channel();
         let ear = client.register(move |call: Call| {
@@ -193,7 +166,7 @@ impl Doors {
             let _ = call.values().map(|(arguments, _)| told.send(arguments.to_string()));
             async { Ok(()) }
         });
-        let avatar = client.login_token(&self.token, Some(ear)).await.expect("the token is right");
+        let avatar = client.login_token(&self.every.token, Some(ear)).await.expect("the token is right");
         let guest = avatar.call("attach", &("chat",)).await.expect("there is a key").remote().expect("a reference");
         assert!(is_present(&guest).await);
         let mut turns = self.turns(place);
@@ -305,7 +278,7 @@ async fn what_is_taken_away_is_gone_at_every_door() {
     let pause = Duration::from_millis(connections as u64);
     let (tell, stage) = watch::channel(Stage::Coming);
     let doors = Doors::open(stage, pause);
-    let mut browser = Browser::new(doors.http);
+    let mut browser = Browser::new(doors.every.http);
     browser.sign_in("alice", PASSWORD);
     let cookie = browser.cookies.iter().map(|(name, value)| format!("{name}={value}")).next().expect("a cookie");
     let mut clients: [Vec<JoinHandle<Seen>>; 4] = Default::default();
@@ -316,13 +289,13 @@ async fn what_is_taken_away_is_gone_at_every_door() {
         clients[2].push(doors.http(place, &cookie).await);
         clients[3].push(doors.broker(place).await);
     }
-    let mut bob = Lines::irc(doors.irc, "bob", PASSWORD);
+    let mut bob = Lines::irc(doors.every.irc, "bob", PASSWORD);
     bob.send("PRIVMSG #chat :number-1.");
     tell.send(Stage::Asking).expect("they wait for it");
     // Each has asked twice.
     tokio::time::sleep(pause * 2).await;
     let asked = Instant::now();
-    let socket = doors.host.home.path().join("control.sock");
+    let socket = doors.every.host.home.path().join("control.sock");
     let disabled = tokio::task::spawn_blocking(move || {
         let answer = send(&socket, &Request::IdentityDisable { name: "alice".to_owned() }, &mut |_, _| {});
         answer.expect("the host answers").expect("it is done");

@@ -5,27 +5,9 @@ they have by then, and ended once the service lets go of them.
 """
 import subprocess
 
-from common import UsernamePassword, connect, defer, main, pb
+from boats import Boat
+from common import UsernamePassword, connect, main
 from twisted.internet.threads import deferToThread
-
-
-class Boat(pb.Cacheable):
-    def __init__(self, knots):
-        self.knots, self.observers = knots, []
-
-    def getTypeToCopyFor(self, perspective):
-        return b"race.Boat"
-
-    def getStateToCacheAndObserveFor(self, perspective, observer):
-        self.observers.append(observer)
-        return {"knots": self.knots}
-
-    def stoppedObserving(self, perspective, observer):
-        self.observers.remove(observer)
-
-    def go(self, knots):
-        self.knots = knots
-        return defer.gatherResults([each.callRemote("speed", knots) for each in self.observers])
 
 
 async def carried_boats(reactor, port, *command):

@@ -2,6 +2,7 @@
 
     objects.py PORT ANONYMOUS TRACES       three doors of hosts that have the service `exchange`
 """
+from boats import Boat
 from common import connect, main
 
 from twisted.cred.credentials import Anonymous, UsernamePassword
@@ -19,22 +20,6 @@ class Coupon(pb.Copyable, pb.RemoteCopy):
     pass
 
 
-class Boat(pb.Cacheable):
-    def __init__(self, knots):
-        self.knots, self.observers = knots, []
-
-    def getStateToCacheAndObserveFor(self, perspective, observer):
-        self.observers.append(observer)
-        return {"knots": self.knots}
-
-    def stoppedObserving(self, perspective, observer):
-        self.observers.remove(observer)
-
-    def go(self, knots):
-        self.knots = knots
-        return defer.gatherResults([each.callRemote("speed", knots) for each in self.observers])
-
-
 class RemoteBoat(pb.RemoteCache):
     pass
 
@@ -50,7 +35,6 @@ def jellied_as(kind, name):
 
 jellied_as(Card, "shop.Card")
 jellied_as(Coupon, "shop.Coupon")
-Boat.getTypeToCopyFor = lambda self, perspective: b"race.Boat"
 
 
 ShopError = type("Error", (Exception,), {"__module__": "shop"})

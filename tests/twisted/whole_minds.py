@@ -7,6 +7,7 @@ import gc
 import subprocess
 import weakref
 
+from boats import Boat
 from common import UsernamePassword, connect, defer, main, pb, trap
 from twisted.internet.threads import deferToThread
 
@@ -72,7 +73,7 @@ async def whole_minds(reactor, port, *command):
     message = await trap(factory.login(named, {"name": "x" * 20000, "ears": [left]}), "builtins.TypeError", "TypeError")
     assert "16384" in message, message
     # A cached object is followed from its login on, whatever code serves; an avatar's goes to one service.
-    boat = Boat()
+    boat = Crewed()
     sailing = await factory.login(named, boat)
     for knots in (6.0, 7.0):
         await boat.go(knots)
@@ -88,7 +89,7 @@ async def whole_minds(reactor, port, *command):
     while boat.observers:
         await defer.ensureDeferred(pause())
     # Two that share what they have are read within their mind, whenever that is, and changed before.
-    fleet = [Boat(), Boat()]
+    fleet = [Crewed(), Crewed()]
     fleet[0].crew = fleet[1].crew = ["ahab", "ishmael"]
     admiral = await factory.login(named, fleet)
     await fleet[1].go(8.0)
@@ -110,23 +111,12 @@ async def whole_minds(reactor, port, *command):
     connection.disconnect()
 
 
-class Boat(pb.Cacheable):
+class Crewed(Boat):
     def __init__(self):
-        self.knots, self.observers = 5.0, []
+        super().__init__(5.0)
 
-    def getTypeToCopyFor(self, perspective):
-        return b"race.Boat"
-
-    def getStateToCacheAndObserveFor(self, perspective, observer):
-        self.observers.append(observer)
-        return {"knots": self.knots, "crew": getattr(self, "crew", None)}
-
-    def stoppedObserving(self, perspective, observer):
-        self.observers.remove(observer)
-
-    def go(self, knots):
-        self.knots = knots
-        return defer.gatherResults([each.callRemote("speed", knots) for each in self.observers])
+    def state(self):
+        return {**super().state(), "crew": getattr(self, "crew", None)}
 
 
 main(whole_minds)
