@@ -5,6 +5,7 @@
 
 pub mod build;
 pub mod debian;
+pub mod demo;
 pub mod embedded;
 pub mod every_door;
 pub mod host;

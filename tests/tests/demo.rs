@@ -1,53 +1,10 @@
 //! What a newcomer does: `credhost demo`, then what it prints.
 
-use std::io::{BufRead, BufReader};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 
+use system_tests::demo::{Demo, demo};
 use system_tests::host::TestHome;
-use system_tests::{build, python, workspace};
-
-struct Demo {
-    child: Child,
-    printed: Vec<String>,
-}
-
-impl Drop for Demo {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-fn demo(home: &TestHome) -> Demo {
-    let mut command = home.command();
-    command.args(["demo", "--listen", "127.0.0.1:0", "--workspace"]).arg(workspace());
-    // Built where the demo builds them, whatever this test's own target directory is.
-    command.env("CARGO_TARGET_DIR", system_tests::target());
-    let child = command.stdout(Stdio::piped()).stdin(Stdio::null()).spawn().expect("the demo runs");
-    let mut demo = Demo { child, printed: Vec::new() };
-    let lines = BufReader::new(demo.child.stdout.take().expect("it prints")).lines();
-    for line in lines.map_while(Result::ok) {
-        demo.printed.push(line);
-        if demo.printed.last().is_some_and(|line| line.contains("Ctrl-C stops")) {
-            return demo;
-        }
-    }
-    panic!("the demo ended: {:#?}", demo.printed);
-}
-
-impl Demo {
-    fn line(&self, text: &str) -> &str {
-        let found = self.printed.iter().find(|line| line.contains(text));
-        found.unwrap_or_else(|| panic!("{text:?} was not printed: {:#?}", self.printed))
-    }
-
-    /// The Python that it prints.
-    fn python(&self) -> String {
-        let start = self.printed.iter().position(|line| line.contains("from getpass")).expect("Python is printed");
-        let lines = self.printed[start..].iter().take_while(|line| !line.is_empty());
-        lines.map(|line| line.clone() + "\n").collect()
-    }
-}
+use system_tests::{build, python};
 
 #[test]
 fn what_the_demo_prints_works_as_printed_and_a_second_run_finds_its_home() {

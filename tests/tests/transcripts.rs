@@ -9,6 +9,7 @@ use std::process::{Command, Stdio};
 
 use pb::client::{Call, Credential, Endpoint, Error, Session, Status};
 use regex::Regex;
+use system_tests::demo::demo;
 use system_tests::host::{TestHome, put};
 use system_tests::{build, python, workspace};
 
@@ -234,6 +235,23 @@ fn what_a_twisted_programmer_reads() {
     let mut hour = Transcript::new("What Twisted shows of answers and errors.");
     hour.0 += &format!("\n{}", replaced(&said));
     hour.is_as_reviewed("twisted.txt");
+}
+
+/// The first of the README's two commands, beside what cargo says of itself.
+#[test]
+fn what_the_demo_prints() {
+    let home = TestHome::new();
+    let mut hour = Transcript::new("What `cargo run --release -- demo` prints.");
+    let passwords = Regex::new(r"(?m)^  (alice|bob)( +)\w{15,}$").expect("a rule");
+    let port = Regex::new(r#""127\.0\.0\.1", \d+"#).expect("a rule");
+    for again in [false, true] {
+        let printed = replaced(&demo(&home).printed.join("\n"));
+        let printed = passwords.replace_all(&printed, "  $1$2<PASSWORD>");
+        let printed = port.replace_all(&printed, "\"127.0.0.1\", <PORT>");
+        let heading = if again { "\n(it is stopped, and run again)\n" } else { "" };
+        hour.0 += &format!("{heading}\n$ cargo run --release -- demo\n{printed}\n");
+    }
+    hour.is_as_reviewed("demo.txt");
 }
 
 /// From an empty folder to a service that serves, and what an author reads who makes each mistake for the first time.

@@ -95,7 +95,7 @@ async fn first_call(host: Rc<Host>) -> Result<(), CliError> {
     }
     if new.is_empty() {
         say("alice and bob are here already; their passwords were printed when they were made.");
-        say("Forgotten? credhost identity password alice\n");
+        say("Forgotten? cargo run --release -- identity password alice\n");
     } else {
         say("Two identities, with their passwords, which are printed only this once:");
         for (name, password) in &new {
