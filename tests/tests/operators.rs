@@ -246,9 +246,9 @@ fn unshare() -> Command {
     command
 }
 
-/// The lines of the unit in the README, as `KEY=VALUE`.
+/// The lines of the unit in host/OPERATING.md, as `KEY=VALUE`.
 fn unit() -> Vec<(String, String)> {
-    let text = std::fs::read_to_string(system_tests::workspace().join("README.md")).expect("it is there");
+    let text = std::fs::read_to_string(system_tests::workspace().join("host/OPERATING.md")).expect("it is there");
     let unit = text.split("```ini").nth(1).and_then(|rest| rest.split("```").next()).expect("it has a unit");
     unit.lines()
         .filter_map(|line| line.split_once('='))
