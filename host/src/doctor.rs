@@ -44,9 +44,8 @@ pub fn examine(accounts: &Accounts, progress: &mut dyn FnMut(u64)) -> Vec<Findin
     });
     found.push(verifiers(accounts, progress));
     if accounts.key().parts() > 1 {
-        let what =
-            "master.key was being replaced, and that came to no end: the old one still opens some of what is sealed";
-        found.push(finding("warning", what, Some("`credhost master-key replace` goes on with it")));
+        let what = "the replacement of master.key was interrupted: some secrets are still encrypted under the old key";
+        found.push(finding("warning", what, Some("`credhost master-key replace` continues it")));
     }
     if let Some(weaker) = accounts.rules().weaker_than_standard() {
         found.push(finding("warning", weaker, Some("[password] shortest in credhost.toml")));
@@ -86,7 +85,7 @@ pub fn services(libraries: &[LibraryStatus], held: &[Unreleased]) -> Vec<Finding
             found.push(finding("warning", what, Some("`credhost service show NAME`; `audit show` has each")));
         }
         for listener in library.listeners.iter().filter(|listener| !listener.taken && library.state == "serving") {
-            let what = format!("{name} takes no listener {}: whoever comes by it waits in vain", listener.name);
+            let what = format!("{name} has no listener {}: its connections wait for nothing", listener.name);
             found.push(finding("warning", what, Some("`credhost service show NAME` shows those that it takes")));
         }
         if !library.unreadable.is_empty() {
@@ -147,7 +146,7 @@ pub fn files(home: &Home) -> Vec<Finding> {
     // Made at a host's first start.
     let reserve = crate::store::reserve(&home.store());
     if std::fs::metadata(&reserve).is_ok_and(|file| file.len() == 0) {
-        let what = "the room that is kept back on the disk is in use: only what takes away is committed".to_owned();
+        let what = "the reserved disk space is in use: only revocations are committed".to_owned();
         found.push(finding("wrong", what, Some("make room where the home folder is")));
     }
     let descriptors = rustix::process::getrlimit(rustix::process::Resource::Nofile).maximum;
@@ -186,8 +185,8 @@ fn verifiers(accounts: &Accounts, progress: &mut dyn FnMut(u64)) -> Finding {
         [] => finding("ok", "master.key opens what is sealed", None),
         [first, rest @ ..] => {
             let more = if rest.is_empty() { String::new() } else { format!(" and {} more", rest.len()) };
-            let what = format!("what is sealed for {first}{more} does not open with master.key");
-            finding("wrong", what, Some("restore master.key from a backup, or set the passwords anew"))
+            let what = format!("master.key cannot decrypt the secrets of {first}{more}");
+            finding("wrong", what, Some("restore master.key from a backup, or set the passwords again"))
         }
     }
 }
@@ -294,7 +293,7 @@ fn settings(home: &Home, found: &mut Vec<Finding>) {
         found.push(finding("warning", what, Some("use listen_tls")));
     }
     if settings.pb.stock_login {
-        let what = "Twisted's own login is offered: who has store.db and master.key can log in as anybody";
+        let what = "Twisted's own login is enabled: whoever has store.db and master.key can log in as anybody";
         found.push(finding("ok", what, Some("[pb] stock_login = false, if no client needs it")));
     }
 }
@@ -324,8 +323,10 @@ fn look_at_certificates(
                 // Its own, twice.
                 Some((_, (first, _))) if *first == at => {}
                 Some((_, (_, first))) => {
-                    let what =
-                        format!("{shown}: {} is for {name}, too, and comes first: clients get that", first.display());
+                    let what = format!(
+                        "{shown}: {} also matches {name} and comes first, so clients get that one",
+                        first.display()
+                    );
                     found.push(finding("warning", what, Some("name a certificate once")));
                 }
                 None => named.push((name, (at, certificate.clone()))),
@@ -353,7 +354,7 @@ fn believed(listener: &ListenerSettings) -> Option<Finding> {
     let reached = listener.mode.is_none_or(|mode| mode & 0o002 != 0) && path.ancestors().skip(1).all(of_others);
     (listener.unix_proxy && reached).then(|| {
         let what = format!(
-            "{}: whoever is on this machine can connect to {}, and is believed to be a proxy",
+            "{}: every user of this machine can connect to {} and is trusted as a proxy",
             listener.place(),
             path.display()
         );

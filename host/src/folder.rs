@@ -44,7 +44,7 @@ const RETRY: Duration = Duration::from_secs(2);
 const RETRY_MOST: Duration = Duration::from_secs(600);
 
 /// What an operator is told of a file that is not what serves.
-const ROLLED_BACK: &str = "rolled back: the file in the folder is not what serves";
+const ROLLED_BACK: &str = "rolled back: the file in the folder is not serving";
 
 /// What the names of copies end with that are not known to be good yet.
 const KEPT: &str = "new";
@@ -233,7 +233,7 @@ impl Folder {
         let copy =
             self.vet(self.good_copy(&path)).await.unwrap_or_else(|error| Err(LibraryFault::State(error.to_string())));
         if self.serve(&path, turn, copy).await == Ok(true) && self.loaded(&path) {
-            tracing::error!("{file} is not what serves: the last good copy of it does, for {why}");
+            tracing::error!("{file} was rejected ({why}); its last good copy is serving");
             self.trouble(&path, format!("the last good copy serves; the file itself: {why}"));
         }
     }
@@ -387,7 +387,7 @@ impl Folder {
         if let Some(Entry { library: Library::Loaded { slot, .. }, .. }) = entry {
             tracing::info!(
                 service = slot.name().as_str(),
-                "{} is gone: its service stops, its state stays",
+                "{} was removed: its service stops, its state is kept",
                 shown(path)
             );
             self.end(&slot).await;

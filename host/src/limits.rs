@@ -314,7 +314,7 @@ mod tests {
     }
 
     #[test]
-    fn listeners_have_limits_of_their_own_and_what_is_wrong_with_them_has_its_place() {
+    fn listeners_have_their_own_limits_and_errors_name_the_section() {
         let all = Limits { per_source: 50, ..Limits::default() };
         let of = |name: &str, value: LimitValue| {
             of_listeners(all, "multiservice.games", &BTreeMap::from([(name.to_owned(), value)]))

@@ -87,7 +87,7 @@ pub enum SegmentError {
         what: String,
     },
     /// A head is older than all that is kept.
-    #[error("line {0} is older than what is kept of the trail: it was dropped")]
+    #[error("line {0} was dropped: the trail no longer contains it")]
     Dropped(u64),
     /// The store.
     #[error(transparent)]

@@ -260,7 +260,7 @@ impl Host {
                 Ok(taken) => {
                     taken.warnings.iter().for_each(|warning| tracing::warn!("SIGHUP: {warning}"));
                     if taken.changed.is_empty() {
-                        tracing::info!("SIGHUP: what can be changed in credhost.toml is as it was");
+                        tracing::info!("SIGHUP: the changeable settings in credhost.toml are the same as before");
                     }
                 }
                 Err(ControlFailure { error, hint }) => {
@@ -341,10 +341,12 @@ fn erase(accounts: &Arc<Accounts>) {
     let erasing =
         std::thread::Builder::new().name("erase".to_owned()).spawn(move || match accounts.erase_verifiers() {
             Ok(0) => {}
-            Ok(erased) => tracing::info!("what Twisted's own login needs was erased; identities that had it: {erased}"),
-            Err(error) => tracing::error!(%error, "what Twisted's own login needs could not be erased"),
+            Ok(erased) => {
+                tracing::info!("secrets for Twisted's own login were erased; identities that had one: {erased}")
+            }
+            Err(error) => tracing::error!(%error, "secrets for Twisted's own login could not be erased"),
         });
     if let Err(error) = erasing {
-        tracing::error!(%error, "what Twisted's own login needs could not be erased");
+        tracing::error!(%error, "secrets for Twisted's own login could not be erased");
     }
 }

@@ -291,7 +291,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_passed_on_has_none_of_the_numbers_that_it_is_passed_on_by() {
+    fn inherited_descriptors_avoid_the_numbers_used_to_pass_them() {
         use std::os::fd::AsRawFd;
         let sockets = (0..20).map(|number| (number.to_string(), listener().0.into())).collect();
         let successor = Successor::new("/nothing".into(), Vec::new(), sockets).unwrap();

@@ -460,7 +460,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_told_apart_or_is_written_in_another_way_is_not_told() {
+    fn ambiguous_or_custom_serialized_types_are_not_described() {
         let mut told = super::Descriptions::default();
         Item::describe(&mut told);
         assert!(told.types.iter().any(|of| of.name == "Part"));

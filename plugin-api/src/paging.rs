@@ -221,7 +221,7 @@ async fn put(me: &Handle<PageCollector>, page: Come) -> Result<()> {
     // Whoever came first has it first.
     let mut to = to.lock().await;
     let last = page.is_none();
-    let gone = || Fault::value("nobody takes pages here any more");
+    let gone = || Fault::value("the receiver of these pages has gone");
     to.as_ref().ok_or_else(gone)?.send(page).await.map_err(|_| gone())?;
     if last {
         *to = None;

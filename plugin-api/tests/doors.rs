@@ -191,7 +191,7 @@ fn who_reads_too_little_of_what_waits_is_let_go() {
 
 /// What has begun goes on to its end; what had come and had not begun is as if it had never come.
 #[test]
-fn lines_that_have_not_begun_when_their_login_is_taken_away_never_do() {
+fn input_not_yet_processed_is_dropped_when_the_login_ends() {
     for revoked in [true, false] {
         let host = host(true);
         let mut alice = logged_in(&host, "alice");

@@ -141,7 +141,7 @@ fn knots(client: &TestClient<'_, Race>) -> Vec<u32> {
 }
 
 #[test]
-fn who_asks_in_attached_has_them_as_they_are_now_and_they_follow_on() {
+fn copies_claimed_in_attached_are_current_and_keep_following() {
     let host = TestHost::<Race>::start().unwrap();
     let (alice, dave) = (host.attach("alice").unwrap(), host.attach("dave").unwrap());
     let (one, other, daves) = (boat(&alice, 1), boat(&alice, 2), boat(&dave, 3));
@@ -160,7 +160,7 @@ fn who_asks_in_attached_has_them_as_they_are_now_and_they_follow_on() {
 }
 
 #[test]
-fn what_is_not_asked_for_is_let_go_of_and_comes_again_with_its_state() {
+fn unclaimed_copies_are_released_and_can_be_sent_again() {
     let host = TestHost::<Race>::start().unwrap();
     let bob = host.attach("bob").unwrap();
     let yacht = boat(&bob, 5);
@@ -180,7 +180,7 @@ fn what_is_not_asked_for_is_let_go_of_and_comes_again_with_its_state() {
 
 /// The code before is still there, by a call that waits: so the client has not ended its object.
 #[test]
-fn it_may_come_without_its_state_for_as_long_as_the_client_has_not_ended_it() {
+fn a_copy_may_come_without_state_until_its_client_ended_it() {
     let host = TestHost::<Race>::start().unwrap();
     let carol = host.attach("carol").unwrap();
     let yacht = boat(&carol, 5);
@@ -214,7 +214,7 @@ fn what_is_told_of_one_that_nobody_asks_for_is_bounded() {
 
 /// What is lost of a mind is given back to the client, which can send it again; and is never read as it was at first.
 #[test]
-fn a_mind_that_was_not_read_in_time_is_an_error_and_its_objects_can_be_sent_again() {
+fn a_mind_read_too_late_fails_and_its_objects_can_come_again() {
     let host = TestHost::<Race>::start().unwrap();
     let mut kept = None;
     let carol = host.attach_giving("carol", |carol| (&*kept.insert(boat(carol, 1)),)).unwrap();
@@ -266,7 +266,7 @@ impl<T: Serialize> Written<T> {
 }
 
 #[test]
-fn those_in_a_mind_follow_from_its_beginning_whenever_and_however_often_it_is_read() {
+fn copies_in_a_mind_follow_from_the_start_however_often_read() {
     for (name, early) in [("erin", true), ("carol", false)] {
         let host = TestHost::<Race>::start().unwrap();
         let mut kept = None;
@@ -328,7 +328,7 @@ fn references_in_a_state_go_with_it() {
 }
 
 #[test]
-fn what_was_lost_with_the_code_before_is_not_taken_for_what_it_was_at_first() {
+fn a_copy_lost_in_a_reload_does_not_return_to_its_first_state() {
     let host = TestHost::<Race>::start().unwrap();
     #[derive(Serialize)]
     struct State {
@@ -353,7 +353,7 @@ fn what_was_lost_with_the_code_before_is_not_taken_for_what_it_was_at_first() {
 }
 
 #[test]
-fn one_that_cannot_be_written_is_not_handed_over_and_the_others_are() {
+fn a_copy_that_cannot_be_serialized_is_skipped_in_a_reload() {
     let host = TestHost::<Race>::start().unwrap();
     let alice = host.attach("alice").unwrap();
     #[derive(Serialize)]

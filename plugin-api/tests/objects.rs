@@ -117,7 +117,7 @@ fn a_reference_is_no_field_of_a_fault_and_counts_for_nothing() {
 }
 
 #[test]
-fn a_clients_cacheable_comes_again_with_its_state_once_nobody_had_it() {
+fn a_released_cacheable_is_sent_again_with_its_state() {
     let host = TestHost::<Desk>::start().unwrap();
     let alice = host.attach("alice").unwrap();
     let boat = alice.give_cached("race.Boat", &HashMap::from([("knots", 5)])).unwrap();

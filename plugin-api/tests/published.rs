@@ -62,7 +62,7 @@ fn announced(sent: &Value) -> (u64, f64) {
 }
 
 #[test]
-fn each_change_is_another_copy_of_another_time_with_the_state_of_now() {
+fn a_published_change_is_a_new_copy_with_a_new_timestamp() {
     let host = TestHost::<Library>::start().unwrap();
     let alice = host.attach("alice").unwrap();
     let mut seen = Vec::new();

@@ -78,7 +78,7 @@ fn broker(address: SocketAddr, token: &str) -> Result<()> {
 }
 
 #[test]
-fn nobody_is_refused_or_cut_at_any_door_while_all_code_is_replaced() {
+fn reloads_refuse_and_cut_nobody_at_any_door() {
     let reloads = std::env::var("CREDHOST_RELOADS").ok().and_then(|text| text.parse().ok()).unwrap_or(40);
     let EveryDoor { host, irc: at_irc, ssh: at_ssh, http: at_http, token } = EveryDoor::open(&SERVICES, PASSWORD);
     let at_pb = host.address();

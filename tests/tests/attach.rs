@@ -41,7 +41,7 @@ fn logged_in(address: SocketAddr, name: &str) -> Lines {
 }
 
 #[test]
-fn whoever_has_logged_in_reaches_what_they_have_keys_for_and_nothing_else() {
+fn a_login_reaches_only_what_its_keys_open() {
     let (host, address) = host("\"attach\"");
     let mut alice = logged_in(address, "alice");
     assert_eq!(ask(&mut alice, "attach todo"), "attached");
@@ -87,7 +87,7 @@ fn what_is_taken_away_is_gone_at_once() {
     let mut alice = logged_in(address, "alice");
     assert_eq!(ask(&mut alice, "attach todo"), "attached");
     host.home.run(&["key", "remove", "alice", "todo"], "");
-    assert!(ask(&mut alice, "call add milk").contains("what this came by was taken away"));
+    assert!(ask(&mut alice, "call add milk").contains("the access that this came by was revoked"));
     assert!(ask(&mut alice, "attach todo").contains("No such perspective"));
     host.home.run(&["key", "add", "alice", "todo"], "");
     assert_eq!(ask(&mut alice, "attach todo"), "attached");
@@ -119,7 +119,7 @@ fn what_is_taken_away_is_gone_at_once() {
 }
 
 #[test]
-fn a_connection_and_what_is_attached_by_it_is_one_to_the_operator() {
+fn a_connection_and_its_attachments_are_one_session() {
     let (host, address) = host("\"attach\"");
     let mut alice = logged_in(address, "alice");
     assert_eq!(ask(&mut alice, "attach todo"), "attached");
@@ -208,7 +208,7 @@ fn a_key_logs_in_by_the_hosts_challenge_or_by_the_services_word() {
 }
 
 #[test]
-fn what_was_called_elsewhere_is_there_after_a_kill_if_it_was_answered() {
+fn answered_calls_to_other_services_survive_a_kill() {
     let (mut host, address) = host("\"attach\"");
     let mut alice = logged_in(address, "alice");
     assert_eq!(ask(&mut alice, "attach todo"), "attached");

@@ -54,7 +54,7 @@ fn every_login_refusal_and_change_is_in_it_with_its_true_reason() {
 }
 
 #[test]
-fn who_is_locked_out_refused_a_key_or_comes_with_an_old_token_is_in_it() {
+fn lockouts_missing_keys_and_expired_tokens_are_in_the_trail() {
     let home = TestHome::new();
     home.make();
     home.identity("alice", "alice-pw", &["todo"]);
@@ -137,7 +137,7 @@ fn a_changed_a_removed_a_moved_and_a_cut_off_line_are_found() {
 }
 
 #[test]
-fn a_head_that_was_noted_down_elsewhere_finds_what_was_put_back_whole() {
+fn a_head_noted_elsewhere_detects_a_restored_store() {
     let home = scene();
     let copy = |from: &str, to: &str| {
         let at = |name: &str| -> PathBuf { home.path().join(name) };
@@ -158,7 +158,7 @@ fn a_head_that_was_noted_down_elsewhere_finds_what_was_put_back_whole() {
 }
 
 #[test]
-fn old_lines_go_into_segments_that_are_verified_alone_and_with_what_is_kept() {
+fn segments_verify_alone_and_with_the_kept_lines() {
     let home = scene();
     let file = |name: &str| home.path().join(name).display().to_string();
     let (all, one, two) = (file("all"), file("one"), file("two"));
@@ -191,7 +191,7 @@ fn old_lines_go_into_segments_that_are_verified_alone_and_with_what_is_kept() {
 }
 
 #[test]
-fn what_the_trail_begins_behind_cannot_be_moved_by_who_has_not_the_key() {
+fn the_trails_anchor_cannot_be_moved_without_the_key() {
     for begins in ["audit.head", "made up"] {
         let home = scene();
         let sealed = match begins {
@@ -211,7 +211,7 @@ fn what_the_trail_begins_behind_cannot_be_moved_by_who_has_not_the_key() {
 }
 
 #[test]
-fn the_host_keeps_as_much_as_its_configuration_says_and_archives_the_rest() {
+fn audit_keep_archives_what_exceeds_it() {
     let home = scene();
     home.configure(|config| format!("{config}\n[audit]\nkeep = \"1 KiB\"\narchive = \"old\"\n"));
     let mut host = home.start();

@@ -161,7 +161,7 @@ fn developed(name: &str, poll: &str, home: Option<&str>) {
 }
 
 #[test]
-fn from_an_empty_folder_to_a_call_and_to_code_that_changes_while_it_serves() {
+fn dev_goes_from_an_empty_folder_to_a_live_reload() {
     developed("guestbook", "", None);
 }
 
@@ -284,7 +284,7 @@ fn a_crate_that_a_service_is_made_with_is_watched_too() {
 }
 
 #[test]
-fn where_a_file_system_tells_nothing_libraries_and_sources_are_looked_at() {
+fn without_inotify_libraries_and_sources_are_polled() {
     developed("visitors", "--poll", None);
     let home = TestHome::new();
     home.make();

@@ -133,7 +133,7 @@ async fn built(port: u16, result: &Path) -> Built {
 }
 
 #[tokio::test]
-async fn a_worker_in_rust_serves_a_stock_buildmaster_and_comes_back_when_that_has_gone() {
+async fn a_rust_worker_serves_a_stock_buildmaster_and_reconnects() {
     let folder = tempfile::tempdir().expect("a folder");
     let (home, result) = (folder.path().join("master"), folder.path().join("result.json"));
     let port = std::net::TcpListener::bind("127.0.0.1:0").and_then(|door| door.local_addr()).expect("a port").port();

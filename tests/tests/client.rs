@@ -152,7 +152,7 @@ async fn objects_of_both_sides_are_called_passed_back_and_given_back() {
 }
 
 #[tokio::test]
-async fn our_objects_serve_in_order_and_their_faults_are_the_callers_alone() {
+async fn client_objects_serve_in_order_and_faults_reach_the_caller() {
     let peer = Peer::start(&[]);
     let client = peer.connect().await;
     let root = client.root();
@@ -399,7 +399,7 @@ async fn whatever_takes_room_gives_it_back() {
 
 /// However many come at once: what can go on at once does.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn a_thousand_calls_that_wait_for_nothing_begin_and_end_in_their_order() {
+async fn a_thousand_immediate_calls_keep_their_order() {
     let peer = Peer::start(&[]);
     let client = peer.connect().await;
     let (tell, mut told) = tokio::sync::mpsc::channel(2000);
@@ -437,7 +437,7 @@ async fn a_copy_can_be_read_out_of_whichever_answer() {
 }
 
 #[tokio::test]
-async fn what_cannot_be_sent_is_the_callers_error_and_the_connection_lives() {
+async fn an_unsendable_value_fails_the_caller_not_the_connection() {
     let peer = Peer::start(&[]);
     let options = Options { references: 4, ..Options::default() };
     let client = peer.endpoint().options(options).connect().await.unwrap();
@@ -469,7 +469,7 @@ async fn what_cannot_be_sent_is_the_callers_error_and_the_connection_lives() {
 }
 
 #[tokio::test]
-async fn as_many_copies_as_may_be_are_given_back_and_the_connection_lives() {
+async fn copies_over_the_limit_are_released_and_the_connection_lives() {
     let peer = Peer::start(&[]);
     let options = Options { references: 8, ..Options::default() };
     let client = peer.endpoint().options(options).connect().await.unwrap();
@@ -569,7 +569,7 @@ async fn so_many_calls_are_under_way_and_the_rest_wait_their_turn() {
 }
 
 #[tokio::test]
-async fn a_call_that_is_late_is_an_error_and_what_comes_of_it_is_given_back() {
+async fn a_timed_out_call_fails_and_its_late_answer_is_released() {
     let peer = Peer::start(&[]);
     let client = peer.connect().await;
     let root = client.root();
@@ -584,7 +584,7 @@ async fn a_call_that_is_late_is_an_error_and_what_comes_of_it_is_given_back() {
 }
 
 #[tokio::test]
-async fn what_was_under_way_when_the_connection_is_lost_is_told_from_what_was_not_sent() {
+async fn a_lost_connection_tells_sent_calls_from_unsent_ones() {
     let peer = Peer::start(&[]);
     let options = Options { calls: 1, ..Options::default() };
     let client = peer.endpoint().options(options).connect().await.unwrap();

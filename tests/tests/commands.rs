@@ -56,7 +56,7 @@ fn with_a_running_host_they_act_at_once() {
 }
 
 #[test]
-fn identities_of_an_earlier_version_move_from_the_configuration_into_the_store() {
+fn identities_in_an_old_configuration_move_into_the_store() {
     let home = TestHome::new();
     home.make();
     let config = home.path().join("credhost.toml");
@@ -133,7 +133,7 @@ fn answers_are_json_on_request() {
 }
 
 #[test]
-fn what_cannot_be_imported_is_named_and_takes_nothing_else_along() {
+fn lines_that_cannot_be_imported_are_named_and_skipped() {
     let home = TestHome::new();
     home.make();
     home.run(&["identity", "add", "alice", "--no-password"], "");

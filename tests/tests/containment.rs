@@ -88,7 +88,7 @@ fn a_panic_is_its_callers_error_wherever_it_happens() {
 }
 
 #[test]
-fn a_call_that_spins_stalls_its_own_service_alone_and_is_given_up() {
+fn a_spinning_call_stalls_only_its_service_and_is_abandoned() {
     // In a process of its own it would be killed: `processes` has that.
     let home = TestHome::new();
     home.make();
@@ -113,7 +113,7 @@ fn a_call_that_spins_stalls_its_own_service_alone_and_is_given_up() {
     });
     host.wait_for("its library stays in memory: condemned");
     let why = host.home.run(&["service", "why", "hostile"], "");
-    assert!(why.contains("its thread does not come back"), "{why}");
+    assert!(why.contains("its thread does not return"), "{why}");
     // Its name is free: the same library serves anew, beside the thread that is lost.
     host.home.install("hostile");
     run(async {
@@ -169,7 +169,7 @@ async fn mutable(address: SocketAddr) -> (Client, tokio::sync::watch::Sender<boo
 }
 
 #[test]
-fn a_mind_that_is_pestered_and_does_not_read_is_one_connections_trouble() {
+fn a_flooded_mind_that_does_not_read_affects_only_its_client() {
     let mut host = serving();
     let address = host.address();
     run(async {

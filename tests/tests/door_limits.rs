@@ -62,7 +62,7 @@ fn used(host: &TestHost) -> f64 {
 }
 
 #[test]
-fn what_waits_for_clients_of_doors_is_in_the_hosts_memory_and_shared() {
+fn unread_door_output_counts_in_the_hosts_memory_budget() {
     let (host, socket) = told("memory = \"16 MiB\"\nstalled = \"1 h\"", ", connections = 500, per_source = 400");
     let mut bob = connect(&socket);
     writeln!(bob, "login bob {PASSWORD}").expect("it is taken");

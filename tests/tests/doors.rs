@@ -105,7 +105,7 @@ fn windows_stay_while_the_code_is_replaced() {
 }
 
 #[test]
-fn what_is_taken_away_is_gone_at_once_and_the_trail_has_the_door() {
+fn a_revoked_door_login_ends_at_once_and_is_in_the_trail() {
     let take: [(&str, &[&str], &str); 4] = [
         ("disabled", &["identity", "disable", "alice"], ""),
         ("key", &["key", "remove", "alice", "chat"], ""),
@@ -127,7 +127,7 @@ fn what_is_taken_away_is_gone_at_once_and_the_trail_has_the_door() {
 }
 
 #[test]
-fn whoever_comes_while_nothing_serves_is_held_until_something_does() {
+fn door_connections_wait_until_the_service_serves() {
     let home = home("irc = \"127.0.0.1:0\"");
     // It takes longer to build than anybody is held.
     let _ = build::library("chat");
@@ -217,7 +217,7 @@ fn a_door_has_its_own_limits() {
 }
 
 #[test]
-fn who_is_silent_for_too_long_is_let_go_where_the_operator_says_so() {
+fn idle_closes_silent_door_connections() {
     let home = home(
         "irc = [{ address = \"127.0.0.1:0\", idle = \"1 s\" }, { address = \"127.0.0.1:0\", tls = true, idle = \"1 s\" }]",
     );
@@ -310,7 +310,7 @@ fn after_a_kill_everybody_comes_in_again() {
 }
 
 #[test]
-fn a_unix_socket_is_a_door_and_what_a_host_has_left_is_put_out_of_the_way() {
+fn a_door_on_a_unix_socket_replaces_a_stale_one() {
     let home = home("irc = \"127.0.0.1:0\"");
     let path = home.path().join("chat.sock");
     home.configure(|text| text.replace("\"127.0.0.1:0\"", &format!("\"unix:{}\"", path.display())));
@@ -375,7 +375,7 @@ fn what_a_door_has_told_is_there_after_a_kill() {
 }
 
 #[test]
-fn who_is_busy_when_the_code_is_replaced_is_carried_over_when_it_is_done() {
+fn a_busy_connection_moves_to_new_code_when_done() {
     let (host, lines, raw) = told();
     let mut busy: Vec<Lines> = (0..3).map(|_| Lines::connect(lines)).collect();
     let mut stays = Lines::connect(lines);
@@ -430,7 +430,7 @@ fn what_goes_wrong_in_a_door_ends_that_connection_alone() {
 }
 
 #[test]
-fn a_client_that_sends_and_does_not_read_is_let_go_and_keeps_nobody() {
+fn a_client_that_never_reads_is_dropped_and_delays_nobody() {
     let (host, lines, _) = told();
     let mut deaf = Lines::socket(lines);
     deaf.set_write_timeout(Some(Duration::from_secs(60))).expect("it has a timeout");
@@ -556,7 +556,7 @@ fn whoever_vanishes_at_whatever_step_leaves_nothing_behind() {
 }
 
 #[test]
-fn a_connection_that_comes_while_the_service_stops_is_served_once() {
+fn a_connection_during_a_stop_is_served_once() {
     let (host, irc) = host();
     let before = descriptors(&host);
     for _ in 0..3 {
@@ -586,7 +586,7 @@ fn a_connection_that_comes_while_the_service_stops_is_served_once() {
 }
 
 #[test]
-fn no_word_of_whoever_was_disabled_comes_through_after_the_command() {
+fn nothing_of_a_disabled_identity_arrives_after_the_command() {
     let (host, irc) = host();
     let mut bob = Lines::irc(irc, "bob", PASSWORD);
     let talking: Vec<_> = (0..5)
@@ -636,7 +636,7 @@ fn whoever_logs_in_while_the_code_is_replaced_comes_in() {
 
 /// Clients that are told of a server's password send it, and SASL as well.
 #[test]
-fn who_logs_in_by_sasl_with_a_password_for_nobody_is_carried_over() {
+fn a_sasl_login_in_progress_survives_a_reload() {
     let (host, irc) = host();
     let mut bob = Lines::irc(irc, "bob", PASSWORD);
     let mut alice = Lines::connect(irc);
@@ -678,7 +678,7 @@ fn the_last_words_of_a_client_that_only_hangs_up_are_heard() {
 
 /// Two at a time: whoever logs in just when one replacement follows the other is served by one code, once.
 #[test]
-fn nobody_is_served_twice_however_fast_replacements_follow_each_other() {
+fn fast_reloads_serve_no_connection_twice() {
     let (host, irc) = host();
     let mut bob = Lines::irc(irc, "bob", PASSWORD);
     let token = host.home.run(&["token", "new", "alice"], "");

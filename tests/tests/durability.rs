@@ -72,7 +72,7 @@ fn check(what: &str, answered: &[String], there: &[String]) {
 
 /// `CREDHOST_KILLS=5000` for more of them.
 #[test]
-fn a_kill_in_the_middle_of_changes_loses_nothing_that_was_answered() {
+fn a_kill_during_changes_loses_no_answered_change() {
     let rounds: u32 = std::env::var("CREDHOST_KILLS").ok().and_then(|rounds| rounds.parse().ok()).unwrap_or(80);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     let mut home = TestHome::new();
@@ -224,7 +224,7 @@ async fn who_reads_does_not_wait_for_a_disk_that_takes_its_time() {
 }
 
 #[tokio::test]
-async fn on_a_full_disk_things_can_be_taken_away_and_nothing_else_changes() {
+async fn on_a_full_disk_only_revocations_succeed() {
     let home = TestHome::new();
     home.make();
     home.identity("alice", "alice-pw", &["todo"]);

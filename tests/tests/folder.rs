@@ -79,7 +79,7 @@ fn what_is_no_service_is_one_sentence_and_the_host_goes_on() {
 }
 
 #[test]
-fn a_second_library_of_one_name_is_refused_and_says_which_file_has_it() {
+fn a_second_library_of_one_name_is_refused_naming_the_first() {
     let mut host = serving(TestHome::new());
     host.home.install("todo");
     host.wait_for("libtodo.so serves");
@@ -144,7 +144,7 @@ fn listed(host: &TestHost) -> String {
 }
 
 #[test]
-fn a_file_that_is_removed_takes_its_service_away_and_leaves_its_state() {
+fn removing_a_file_stops_its_service_and_keeps_its_state() {
     let mut host = serving(TestHome::new());
     host.home.install("todo");
     host.wait_for("libtodo.so serves");
@@ -174,7 +174,7 @@ fn a_file_that_is_removed_takes_its_service_away_and_leaves_its_state() {
         let refused = client.login("alice/todo", "alice-pw", None).await.expect_err("there is no such service");
         assert!(refused.to_string().contains("KeyError: 'todo'"), "{refused}");
     });
-    host.wait_for("libtodo.so is gone: its service stops, its state stays");
+    host.wait_for("libtodo.so was removed: its service stops, its state is kept");
     // Its memory comes back.
     let maps = format!("/proc/{}/maps", host.id());
     until(&host, || !std::fs::read_to_string(&maps).expect("it runs").contains("/generations/"));
@@ -256,11 +256,11 @@ fn a_build_that_is_refused_leaves_the_old_one_serving() {
     host.wait_for("libtodo.so is not loaded, the old code serves: it is only part of a library");
     assert_eq!(call(&host, "todo", &["list"]), "[]");
     let shown = listed(&host);
-    assert!(shown.contains("serving") && shown.contains("the file is not what serves: it is only part"), "{shown}");
+    assert!(shown.contains("serving") && shown.contains("the file is not serving: it is only part"), "{shown}");
 }
 
 #[test]
-fn a_service_stops_and_starts_by_command_and_goes_back_to_the_build_before() {
+fn a_service_stops_starts_and_rolls_back_by_command() {
     let mut host = serving(TestHome::new());
     host.home.install("todo");
     host.wait_for("libtodo.so serves");
@@ -291,7 +291,7 @@ fn a_service_stops_and_starts_by_command_and_goes_back_to_the_build_before() {
 }
 
 #[test]
-fn a_file_that_is_bad_at_the_start_falls_back_to_what_served_last() {
+fn a_bad_file_at_start_falls_back_to_the_last_good_one() {
     let mut host = serving(TestHome::new());
     host.home.install("todo");
     host.wait_for("libtodo.so serves");
@@ -300,13 +300,13 @@ fn a_file_that_is_bad_at_the_start_falls_back_to_what_served_last() {
     let file = home.plugins().join("libtodo.so");
     std::fs::write(&file, b"not at all").expect("it can be written");
     let mut host = home.start();
-    host.wait_for("libtodo.so is not what serves: the last good copy of it does, for it is no library");
+    host.wait_for("libtodo.so was rejected (it is no library");
     assert_eq!(call(&host, "todo", &["list"]), "[]");
     assert!(listed(&host).contains("the last good copy serves"), "{}", listed(&host));
 }
 
 #[test]
-fn a_copy_that_is_left_beside_it_does_not_serve_after_a_restart_either() {
+fn a_duplicate_file_does_not_serve_after_a_restart() {
     let mut host = serving(TestHome::new());
     let file = host.home.plugins().join("libtodo.so");
     std::fs::write(&file, rebuilt("todo", "Adds a task", "Puts a task")).expect("it can be written");
@@ -396,7 +396,7 @@ fn a_file_that_was_refused_is_named_by_its_own_name() {
 }
 
 #[test]
-fn a_service_that_needs_another_waits_for_it_and_stops_before_it() {
+fn a_service_starts_after_its_needs_and_stops_before_them() {
     let home = TestHome::new();
     home.make();
     home.identity("alice", "alice-pw", &["todo", "dependant"]);
@@ -463,7 +463,7 @@ fn many_that_wait_for_one_are_each_started_once() {
         if round == 1 {
             // They need not notice that it is replaced.
             std::fs::write(&file, rebuilt("todo", "Adds a task", "Puts a task")).expect("it can be written");
-            host.wait_for("libtodo.so serves, in place of what did");
+            host.wait_for("libtodo.so serves the new code");
             assert_eq!(listed(&host).matches("serving").count(), 7);
             std::fs::remove_file(&file).expect("it can be removed");
             host.wait_for("it stops, for todo does, which it needs");
@@ -487,7 +487,7 @@ fn a_library_that_is_renamed_serves_under_its_new_name() {
 
 /// A debugger looks for a library's symbols and lines in the file that is mapped.
 #[test]
-fn a_debugger_finds_whole_libraries_while_they_are_loaded_and_only_then() {
+fn debuggable_keeps_whole_libraries_while_loaded() {
     let home = TestHome::new();
     home.make();
     home.in_its_own_process();
@@ -516,7 +516,7 @@ fn a_debugger_finds_whole_libraries_while_they_are_loaded_and_only_then() {
 }
 
 #[test]
-fn what_was_rolled_back_stays_so_over_a_restart_until_there_is_another_file() {
+fn a_rollback_survives_a_restart_until_the_file_changes() {
     let home = TestHome::new();
     home.make();
     home.identity("alice", "alice-pw", &["ledger"]);

@@ -174,7 +174,7 @@ fn no_call_is_lost_or_served_twice_when_nothing_comes_of_it() {
 }
 
 #[test]
-fn what_was_accepted_is_before_the_stop_and_nothing_is_accepted_after() {
+fn accepted_frames_precede_the_stop_and_none_follow() {
     loom::model(|| {
         let gate = Arc::new(Gate::default());
         let current = Arc::new(Current::new(Arc::new(Arc::clone(&gate))));

@@ -320,7 +320,7 @@ impl Authorizer for Careless {
 }
 
 #[test]
-fn the_measurement_catches_a_careless_authorizer_behind_a_door_without_a_refusals_time() {
+fn timing_reveals_a_careless_authorizer_without_refusal_delay() {
     let key = MasterKey::new([1; 32]);
     let limits = Limits { refusal: Duration::ZERO, ..Limits::default() };
     let target = Target::new(limits, Careless(people(1200, &key)), &key);
@@ -334,7 +334,7 @@ fn the_measurement_catches_a_careless_authorizer_behind_a_door_without_a_refusal
 }
 
 #[test]
-fn names_that_nobody_has_are_throttled_like_those_that_somebody_has() {
+fn unknown_names_are_throttled_like_known_ones() {
     let key = MasterKey::new([1; 32]);
     let limits = Limits { refusal: Duration::ZERO, ..Limits::default() };
     let host = Embedded::with(limits, Arc::new(people(1, &key)), &key);
@@ -356,7 +356,7 @@ fn names_that_nobody_has_are_throttled_like_those_that_somebody_has() {
 }
 
 #[test]
-fn guesses_at_once_are_counted_and_the_owner_gets_in_from_where_she_has_been_before() {
+fn concurrent_guesses_count_and_the_owners_places_get_in() {
     let key = MasterKey::new([1; 32]);
     let limits = Limits { refusal: Duration::ZERO, ..Limits::default() };
     let host = Embedded::with(limits, Arc::new(people(1, &key)), &key);

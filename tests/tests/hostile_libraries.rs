@@ -113,16 +113,16 @@ fn kinds() -> Vec<(&'static str, Vec<u8>, &'static str)> {
         ("init-exit", told("init-exit"), "its init ends the process (exit code 3)"),
         ("init-overflow", told("init-overflow"), "its init crashes (SIGABRT)"),
         ("init-eat", told("init-eat"), "its init crashes (SIGABRT)"),
-        ("init-loop", told("init-loop"), "its init does not come back within 2 seconds"),
+        ("init-loop", told("init-loop"), "its init does not return within 2 seconds"),
         ("start-error", told("start-error"), "ValueError: not today"),
         ("start-panic", told("start-panic"), "RuntimeError: start failed inside the service (panicked at"),
         ("start-abort", told("start-abort"), "its start crashes (SIGABRT)"),
-        ("start-loop", told("start-loop"), "its start does not come back within 2 seconds"),
+        ("start-loop", told("start-loop"), "its start does not return within 2 seconds"),
         ("health-error", told("health-error"), "ValueError: not today"),
         ("health-abort", told("health-abort"), "it crashes (SIGABRT) when it is asked whether it is well"),
         ("health-loop", told("health-loop"), "it does not say that it is well within 2 seconds"),
         ("stop-abort", told("stop-abort"), "its stop crashes (SIGABRT)"),
-        ("stop-loop", told("stop-loop"), "its stop does not come back within 2 seconds"),
+        ("stop-loop", told("stop-loop"), "its stop does not return within 2 seconds"),
         ("drop-abort", told("drop-abort"), "its stop crashes (SIGABRT)"),
         (
             "other-name",
@@ -247,7 +247,7 @@ fn left_behind(host: &TestHost, good: usize) -> Vec<String> {
 }
 
 #[test]
-fn every_kind_of_bad_library_is_one_sentence_and_nothing_is_left_behind() {
+fn each_bad_library_is_refused_in_one_sentence() {
     let mut scene = Scene::new();
     let kinds = kinds();
     assert!(kinds.len() >= 25);
@@ -409,7 +409,7 @@ fn of_another_service(mut cargo: Command, target: &Path) -> Vec<u8> {
 }
 
 #[test]
-fn a_library_with_packed_relocations_serves_and_is_looked_at_as_well() {
+fn packed_relocations_are_checked_and_served() {
     let built = built_with(&["-Clink-arg=-Wl,-z,pack-relative-relocs"]);
     let home = TestHome::new();
     home.make();

@@ -103,7 +103,7 @@ fn who_comes_from_another_program_logs_in_as_before() {
 }
 
 #[test]
-fn twisteds_own_login_works_for_who_came_in_with_a_password_in_the_clear() {
+fn plaintext_imports_can_use_twisteds_own_login() {
     let (folder, _) = made();
     let home = TestHome::new();
     home.make();
@@ -116,14 +116,11 @@ fn twisteds_own_login_works_for_who_came_in_with_a_password_in_the_clear() {
 }
 
 #[test]
-fn what_a_file_is_must_be_seen_or_said_and_what_is_there_twice_is_refused() {
+fn import_needs_a_clear_format_and_refuses_duplicates() {
     let home = TestHome::new();
     home.make();
     let unknown = home.refused(&["identity", "import", "-"], "alice:secret\n");
-    assert!(
-        unknown.contains("it cannot be seen what kind of file this is") && unknown.contains("filepassworddb"),
-        "{unknown}"
-    );
+    assert!(unknown.contains("the file's format is not clear") && unknown.contains("filepassworddb"), "{unknown}");
     let twice = "{\"name\": \"a\"}\n{\"name\": \"a\"}\n";
     for more in [&["--dry-run"][..], &[]] {
         let done = home.run_with(&[&["identity", "import", "-"], more].concat(), twice);
@@ -143,7 +140,7 @@ fn what_a_file_is_must_be_seen_or_said_and_what_is_there_twice_is_refused() {
 }
 
 #[test]
-fn a_dry_run_works_before_anything_is_there_and_lists_nobody_who_is_refused() {
+fn a_dry_run_needs_no_home_and_lists_only_accepted_entries() {
     let home = TestHome::new();
     let file = "alice:$2y$05$c4WoMPo3SXsafkva.HHa6uXQZWr7oboPiC2bT/r7q1BB8I2s0BRqC\nbob:$apr1$r31.....$HqJZimcKQFAMYayBlzkrA/\n";
     let done = home.run_with(&["identity", "import", "-", "--dry-run"], file);
@@ -154,7 +151,7 @@ fn a_dry_run_works_before_anything_is_there_and_lists_nobody_who_is_refused() {
 }
 
 #[test]
-fn who_is_replaced_by_a_file_of_passwords_keeps_all_else_and_stays_out() {
+fn importing_a_password_keeps_the_rest_and_disabled_stays_so() {
     let home = TestHome::new();
     home.make();
     home.identity("alice", "old", &["todo"]);

@@ -84,7 +84,7 @@ fn before_login_strings_lists_and_expressions_are_short() {
 }
 
 #[test]
-fn before_login_depth_and_number_of_values_are_small_and_over_them_is_an_error() {
+fn before_login_deep_or_many_values_are_an_error() {
     let host = Embedded::start(Limits::default());
     let mut wire = Wire::connect(host.address());
     // The message and the tuple are two levels.
@@ -97,7 +97,7 @@ fn before_login_depth_and_number_of_values_are_small_and_over_them_is_an_error()
 }
 
 #[test]
-fn before_login_few_objects_are_given_out_and_the_fourth_too_many_closes() {
+fn before_login_the_fourth_excess_object_closes() {
     let host = Embedded::start(Limits::default());
     let mut wire = Wire::connect(host.address());
     let name = tuple(&string(5));
@@ -130,7 +130,7 @@ fn who_does_not_log_in_in_time_is_let_go() {
 }
 
 #[test]
-fn after_login_depth_is_an_error_at_the_edge_and_a_string_too_long_closes() {
+fn after_login_too_deep_is_an_error_and_too_long_closes() {
     let host = Embedded::start(Limits::default());
     let mut client = RawClient::login(host.address(), "alice");
     // The message and the tuple are two of the 128 levels.
@@ -166,7 +166,7 @@ fn an_answer_over_the_limits_is_an_error_to_its_caller() {
 }
 
 #[test]
-fn after_login_a_thousand_objects_are_given_out_and_not_one_more() {
+fn after_login_a_client_holds_at_most_1024_objects() {
     let host = Embedded::start(Limits::default());
     let mut client = RawClient::login(host.address(), "alice");
     // The challenger and the perspective are two of the 1,024.
@@ -271,7 +271,7 @@ fn many_clients_at_once_each_get_their_own_answers() {
 }
 
 #[test]
-fn a_byte_at_a_time_is_served_as_all_at_once_but_not_for_ever_before_login() {
+fn single_bytes_are_served_but_not_for_ever_before_login() {
     let host = Embedded::start(Limits { login: Duration::from_millis(500), ..Limits::default() });
     let mut slow = RawClient::login(host.address(), "alice");
     let bytes = call(99, Ok(slow.perspective), "echo_int", &tuple(&[7, 0x81]));
@@ -291,7 +291,7 @@ fn a_byte_at_a_time_is_served_as_all_at_once_but_not_for_ever_before_login() {
 }
 
 #[test]
-fn who_says_goodbye_by_half_is_gone_as_with_twisted_and_is_detached() {
+fn a_half_closed_connection_is_detached_as_in_twisted() {
     let host = Embedded::start(Limits::default());
     let mut stays = RawClient::login(host.address(), "alice");
     let gone = RawClient::login(host.address(), "alice");
@@ -346,7 +346,7 @@ fn connections_that_are_reset_at_once_give_their_places_back() {
 }
 
 #[test]
-fn who_never_lets_up_before_login_keeps_nobody_waiting_and_is_let_go() {
+fn an_endless_stream_before_login_delays_nobody_and_is_cut() {
     let host = Embedded::start(Limits { login: Duration::from_millis(1_500), ..Limits::default() });
     // More of them than there are threads.
     let floods: Vec<_> = (0..8)
@@ -366,7 +366,7 @@ fn who_never_lets_up_before_login_keeps_nobody_waiting_and_is_let_go() {
 }
 
 #[test]
-fn more_than_four_calls_that_wait_do_not_keep_the_next_from_being_served() {
+fn waiting_calls_do_not_block_the_next_one() {
     let host = Embedded::start(Limits::default());
     let mut client = RawClient::login(host.address(), "alice");
     // A large answer makes the host careful.
@@ -402,7 +402,7 @@ fn passed_on(host: &Embedded, header: &str) -> Wire {
 }
 
 #[test]
-fn whoever_is_behind_a_proxy_is_counted_and_shown_by_their_own_address() {
+fn proxied_clients_count_and_show_by_their_own_address() {
     let host = Embedded::start(Limits { per_source: 2, ..Limits::default() });
     host.set_proxy("127.0.0.0/8");
     let from = |client: &str| passed_on(&host, &format!("PROXY TCP4 {client} 127.0.0.1 1000 8787\r\n"));
@@ -436,7 +436,7 @@ fn a_proxys_connection_that_does_not_say_whose_it_is_is_closed() {
 }
 
 #[test]
-fn attachments_and_objects_are_bounded_for_all_connections_of_an_identity() {
+fn attachments_and_objects_are_bounded_per_identity() {
     let limits = Limits { identity_attachments: 3, identity_objects: 60, ..Limits::default() };
     let host = Embedded::start(limits);
     let new = |name: &str| RawClient::login_as(host.address(), name, name);
@@ -461,7 +461,7 @@ fn attachments_and_objects_are_bounded_for_all_connections_of_an_identity() {
 
 /// A client that reads and does not answer keeps a call of a service's waiting, with all that the service keeps for it.
 #[test]
-fn calls_that_a_client_does_not_answer_are_bounded_for_it_and_for_its_identity() {
+fn unanswered_calls_are_bounded_per_client_and_identity() {
     let mut limits = Limits { identity_unanswered: 5, ..Limits::default() };
     limits.after.unanswered = 3;
     let host = Embedded::start(limits);

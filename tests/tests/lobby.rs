@@ -12,7 +12,7 @@ const ROUNDS: usize = 25;
 const CALLS: i64 = 100;
 
 #[test]
-fn what_comes_while_a_connection_moves_is_answered_each_once_in_order() {
+fn calls_during_the_move_from_the_lobby_keep_their_order() {
     let host = Embedded::start(Limits::default());
     let address = host.address();
     let clients: Vec<_> = (0..CLIENTS)

@@ -27,7 +27,7 @@ fn scene() -> (TestHost, String, Vec<String>) {
 
 /// After a restart of the host all of somebody's windows come at once: that is no guessing.
 #[test]
-fn many_right_passwords_at_once_are_all_let_in_and_wrong_ones_are_not_looked_at() {
+fn concurrent_right_passwords_all_get_in_and_guesses_do_not() {
     let home = TestHome::new();
     home.make();
     home.identity("alice", "alice-pw", &["todo"]);
@@ -79,7 +79,7 @@ with open(file + '.pub', 'wb') as out:
 }
 
 #[test]
-fn twisted_logs_in_by_password_key_and_token_in_the_clear_and_over_tls() {
+fn twisted_logs_in_by_password_key_and_token() {
     let (mut host, token, files) = scene();
     let (port, tls) = (host.port(), host.tls_port());
     let ca = host.home.path().join("tls/ca.pem").display().to_string();
@@ -89,7 +89,7 @@ fn twisted_logs_in_by_password_key_and_token_in_the_clear_and_over_tls() {
 }
 
 #[test]
-fn the_shell_logs_in_by_password_key_and_token_in_the_clear_and_over_tls() {
+fn the_shell_logs_in_by_password_key_and_token() {
     let (mut host, token, files) = scene();
     let ca = host.home.path().join("tls/ca.pem").display().to_string();
     let (plain, tls) = (host.port(), host.tls_port());
@@ -146,7 +146,7 @@ fn a_new_certificate_is_taken_up_while_the_host_runs() {
 }
 
 #[test]
-fn without_the_stock_login_nothing_is_kept_for_it_and_what_there_was_is_erased() {
+fn turning_stock_login_off_erases_what_it_needs() {
     let home = TestHome::new();
     home.make();
     home.identity("alice", "alice-pw", &["todo"]);
@@ -154,7 +154,7 @@ fn without_the_stock_login_nothing_is_kept_for_it_and_what_there_was_is_erased()
     assert!(home.run(&["identity", "show", "alice"], "").contains("stock PB login"));
     home.configure(|text| text.replace("stock_login = true", "stock_login = false"));
     let mut host = home.start();
-    host.wait_for("was erased; identities that had it: 1");
+    host.wait_for("were erased; identities that had one: 1");
     assert!(!host.home.run(&["identity", "show", "alice"], "").contains("stock PB login"));
     let exported = host.home.run(&["identity", "export"], "");
     assert!(exported.contains("$argon2id$") && !exported.contains("verifier"), "{exported}");
@@ -166,7 +166,7 @@ fn without_the_stock_login_nothing_is_kept_for_it_and_what_there_was_is_erased()
 }
 
 #[test]
-fn a_password_hashed_at_a_lower_cost_is_hashed_anew_when_it_is_used() {
+fn a_cheaply_hashed_password_is_rehashed_at_login() {
     let home = TestHome::new();
     home.make();
     home.identity("alice", "alice-pw", &["todo"]);
@@ -185,7 +185,7 @@ fn a_password_hashed_at_a_lower_cost_is_hashed_anew_when_it_is_used() {
 }
 
 #[test]
-fn master_key_can_be_replaced_while_the_host_runs_and_all_still_get_in() {
+fn master_key_replacement_keeps_everybody_logged_in() {
     let home = TestHome::new();
     home.make();
     home.identity("alice", "alice-pw", &["todo"]);
@@ -205,7 +205,7 @@ fn master_key_can_be_replaced_while_the_host_runs_and_all_still_get_in() {
 }
 
 #[test]
-fn master_key_is_replaced_again_and_again_while_passwords_are_set_and_none_is_lost() {
+fn master_key_replacements_lose_no_concurrent_password() {
     let home = TestHome::new();
     home.make();
     home.install("todo");
@@ -263,7 +263,7 @@ fn a_token_is_not_sent_where_others_can_listen() {
 }
 
 #[test]
-fn failures_outlive_the_host_and_the_operator_forgets_them_with_it_and_without() {
+fn failures_survive_restarts_and_unlock_clears_them() {
     let home = TestHome::new();
     home.make();
     home.identity("alice", "alice-pw", &["todo"]);

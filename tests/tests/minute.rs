@@ -88,7 +88,7 @@ fn one_account_for_everything() {
         terminal.until(&format!("{}\r\n", turn + 1));
         assert_eq!((browser.get("/").status, wiki.get("/wiki").status), (200, 200));
     }
-    host.wait_for("libchat.so serves, in place of");
+    host.wait_for("libchat.so serves the new code");
     window.say("shout the new one");
     bob.until("THE NEW ONE");
     irssi.hears("THE NEW ONE");

@@ -43,7 +43,7 @@ fn check(home: &TestHome) {
 }
 
 #[test]
-fn a_mistyped_name_is_told_where_no_host_runs_and_where_one_does() {
+fn a_mistyped_name_is_reported_with_and_without_a_host() {
     let home = TestHome::new();
     home.make();
     home.install("todo");
@@ -95,11 +95,11 @@ fn settings_that_nothing_reads_are_warned_of() {
 #[test]
 fn a_level_of_the_log_that_is_none_is_said_and_the_log_goes_on() {
     for (asked, said) in [
-        ("nonsense", "CREDHOST_LOG is not understood (\"nonsense\" is none of off, error"),
+        ("nonsense", "CREDHOST_LOG is invalid (\"nonsense\" is none of off, error"),
         ("inof", "did you mean \"info\"?"),
-        ("credhost=loud", "CREDHOST_LOG is not understood (\"loud\" is none of off"),
+        ("credhost=loud", "CREDHOST_LOG is invalid (\"loud\" is none of off"),
         ("crehdost=debug", "did you mean \"credhost\"?"),
-        ("9", "CREDHOST_LOG is not understood"),
+        ("9", "CREDHOST_LOG is invalid"),
         (" info", "libtodo"),
         ("pb=debug", "libtodo"),
         ("debug ,jelly=warn", "libtodo"),

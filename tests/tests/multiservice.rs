@@ -92,7 +92,7 @@ async fn services_start_in_order_and_stop_in_reverse() {
 }
 
 #[tokio::test]
-async fn a_service_added_to_a_running_collection_is_started_and_one_removed_is_stopped() {
+async fn adding_to_a_running_collection_starts_and_removing_stops() {
     let services = MultiService::new("pb");
     services.start().await;
     let late = slot::<late::Here>().await;
@@ -129,7 +129,7 @@ async fn a_name_that_is_taken_is_an_error_and_the_first_keeps_it() {
 }
 
 #[tokio::test]
-async fn nested_collections_are_searched_in_order_and_started_with_their_parent() {
+async fn nested_collections_are_searched_and_started_in_order() {
     let (outer, inner) = (MultiService::new("pb"), MultiService::new("inner"));
     inner.add(slot::<nested_b::Here>().await).await.unwrap();
     outer.add(slot::<nested_a::Here>().await).await.unwrap();
@@ -205,7 +205,7 @@ struct Diary(Vec<String>);
 impl Diary {}
 
 #[tokio::test]
-async fn a_stop_that_waits_for_the_host_is_served_and_what_it_changes_is_saved() {
+async fn a_stop_may_wait_for_the_host_and_its_changes_are_saved() {
     use credhost::loader::unload::UnloadOutcome;
     use credhost::store::Store;
 

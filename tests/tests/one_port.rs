@@ -108,7 +108,7 @@ fn all_are_served(host: &TestHost, address: SocketAddr, alice: &Ssh, round: u32)
 }
 
 #[test]
-fn five_listeners_of_three_services_and_perspective_broker_share_a_port() {
+fn five_listeners_of_three_services_and_pb_share_a_port() {
     let address = own_address();
     let mut host = host(address);
     let mut alice = Ssh::new(address, "alice", &["ed25519"]);
@@ -129,7 +129,7 @@ fn five_listeners_of_three_services_and_perspective_broker_share_a_port() {
 
 /// A client may take its time, byte by byte; and one that says nothing is served by who speaks first.
 #[test]
-fn bytes_that_come_one_by_one_are_waited_for_and_silence_is_an_answer() {
+fn first_bytes_may_trickle_and_silence_selects_a_listener() {
     let address = own_address();
     let address = SocketAddr::new(address.ip(), 4444);
     let host = host(address);
@@ -166,7 +166,7 @@ fn who_does_not_say_whose_it_is_keeps_nobody_out() {
         .collect();
     // The host takes 256 from one source, also where Perspective Broker shares the address.
     for _ in 0..400 - 256 {
-        host.wait_for("too many connections that have not said whose they are");
+        host.wait_for("too many connections have not shown which listener they are for");
     }
     let authority = host.home.path().join("tls/ca.pem");
     let page = curl_from("127.9.9.9", address, authority.to_str().expect("a text"), "https://www.example.org/");
@@ -219,7 +219,7 @@ fn what_ends_before_it_says_whose_it_is_keeps_no_thread() {
 /// word; over TLS for who offers its protocol, also where nobody has set a name. The service learns what was agreed on, and each name has a
 /// certificate of its own.
 #[test]
-fn perspective_broker_is_what_is_left_in_the_clear_and_names_have_certificates_of_their_own() {
+fn pb_gets_the_rest_in_the_clear_and_names_have_certificates() {
     let address = SocketAddr::new(own_address().ip(), 4447);
     let home = TestHome::new();
     home.make();

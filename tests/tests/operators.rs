@@ -153,7 +153,7 @@ fn a_doctor_says_a_thing_once() {
     let said = String::from_utf8_lossy(&done.stdout);
     assert_eq!(said.matches("\"one\" stands where a whole number from 0 on is expected").count(), 1, "{said}");
     assert!(!said.contains("usize") && !said.contains("invalid type"), "{said}");
-    assert!(String::from_utf8_lossy(&done.stderr).contains("one thing is to be put right"));
+    assert!(String::from_utf8_lossy(&done.stderr).contains("1 problem to fix"));
 }
 
 #[test]
@@ -185,7 +185,7 @@ fn a_doctor_finds_what_keeps_a_host_from_starting() {
 }
 
 #[test]
-fn a_doctor_warns_of_names_and_sockets_that_are_not_what_they_look_like() {
+fn doctor_warns_of_misleading_names_and_sockets() {
     let home = scene();
     home.run(&["tls", "init", "--name", "*.example.org", "--name", "example.org"], "");
     let folder = home.path().join("sockets");
@@ -196,12 +196,12 @@ fn a_doctor_warns_of_names_and_sockets_that_are_not_what_they_look_like() {
     let listener = |name: &str| format!("x = {{ address = \"127.0.0.1:1\", tls = true, names = [\"{name}\"] }}");
     let before = std::fs::read_to_string(home.path().join("credhost.toml")).expect("it is there");
     for (settings, enters, said) in [
-        (others.to_owned(), true, Some("is for *.example.org, too, and comes first")),
+        (others.to_owned(), true, Some("also matches *.example.org and comes first")),
         (format!("[service.todo.listen]\n{}", listener("www.example.com")), true, Some("no certificate is for it")),
         (format!("[service.todo.listen]\n{}", listener("a.b.example.org")), true, Some("no certificate is for it")),
         (format!("[service.todo.listen]\n{}", listener("www.example.org")), true, None),
         (format!("[service.todo.listen]\n{}", listener("*.example.org")), true, None),
-        (format!("[service.todo.listen]\n{}", socket("")), true, Some("is believed to be a proxy")),
+        (format!("[service.todo.listen]\n{}", socket("")), true, Some("is trusted as a proxy")),
         (format!("[service.todo.listen]\n{}", socket("")), false, None),
         (format!("[service.todo.listen]\n{}", socket(", mode = \"0660\"")), true, None),
     ] {

@@ -10,7 +10,7 @@ fn log(client: &mut RawClient) -> Vec<String> {
 }
 
 #[test]
-fn clients_of_one_name_share_one_perspective_and_each_detach_is_told_once() {
+fn clients_share_a_perspective_and_detach_once_each() {
     let host = Embedded::start(Limits::default());
     let mut one = RawClient::login(host.address(), "alice");
     let two = RawClient::login(host.address(), "alice");

@@ -103,7 +103,7 @@ fn mind(client: &Client) -> Local {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_worker_that_is_killed_costs_its_callers_an_error_and_nothing_else() {
+async fn a_killed_worker_costs_its_callers_only_an_error() {
     let host = serving("process", &["ledger", "todo"]);
     let (client, other) = (connect(&host).await, connect(&host).await);
     let account = login(&client, "alice", "ledger", Some(mind(&client))).await;
@@ -207,7 +207,7 @@ fn part(sorted: &[u64], percent: usize) -> u64 {
 
 /// At random moments: under load, during a reload, while it is started again.
 #[tokio::test(flavor = "multi_thread")]
-async fn after_many_kills_nothing_that_was_acknowledged_is_lost_or_doubled() {
+async fn many_kills_lose_and_double_no_acknowledged_change() {
     let kills: u64 = std::env::var("CREDHOST_KILLS").ok().map_or(40, |kills| kills.parse().expect("a number"));
     let home = home("process", &["ledger"]);
     let names: Vec<String> = (0..8).map(|number| format!("client-{number}")).collect();
@@ -308,7 +308,7 @@ fn place(host: &TestHost, bytes: &[u8]) {
     until(host, "ledger", |status| status.generation > before && status.state == "serving");
 }
 
-/// Kills it so often that its code is not started any more.
+/// Kills it so often that this version is no longer started.
 fn wear_out(host: &TestHost) {
     for _ in 0..3 {
         let pid = pid(host, "ledger");
@@ -338,12 +338,12 @@ async fn code_that_crashes_three_times_makes_way_for_what_was_good() {
     for event in ["service.crashed", "service.quarantined", "service.reloaded"] {
         in_trail(&host, event);
     }
-    assert!(host.log().contains("its code is not started any more"), "{}", host.log());
+    assert!(host.log().contains("this version is no longer started"), "{}", host.log());
 
     // If that crashes as well, the service stops and says so; a client hears of it.
     wear_out(&host);
     let status = until(&host, "ledger", |status| status.state.starts_with("failed"));
-    assert!(status.state.contains("what served before it had crashed too often, too"), "{}", status.state);
+    assert!(status.state.contains("the previous version had crashed too often, too"), "{}", status.state);
     let (_, said) = failure(within(account.call("mode", &())).await);
     assert!(!said.is_empty());
     // An operator can start it again.
@@ -377,7 +377,7 @@ async fn where_a_service_runs_is_changed_while_its_clients_stay() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn code_that_does_not_come_back_is_told_of_and_in_a_process_started_again() {
+async fn hanging_code_is_reported_and_restarted_in_a_process() {
     for isolation in ["none", "process"] {
         let home = home(isolation, &["ledger"]);
         home.configure(|text| text.replace("# watchdog = 30", "watchdog = 1"));

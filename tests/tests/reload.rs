@@ -152,7 +152,7 @@ impl Patient {
 }
 
 #[tokio::test]
-async fn clients_stay_attached_with_their_state_their_minds_and_their_connection() {
+async fn a_reload_keeps_states_minds_and_connections() {
     let host = serving();
     let (alice, bob) = (connect(&host).await, connect(&host).await);
     let patient = Arc::new(Patient::default());
@@ -184,7 +184,7 @@ async fn clients_stay_attached_with_their_state_their_minds_and_their_connection
 }
 
 #[tokio::test]
-async fn objects_with_a_name_are_made_anew_and_others_are_dead_and_nothing_else_breaks() {
+async fn a_reload_rebuilds_named_objects_and_ends_others() {
     let host = serving();
     let client = connect(&host).await;
     let mine = login(&client, "alice", None).await;
@@ -216,7 +216,7 @@ async fn objects_with_a_name_are_made_anew_and_others_are_dead_and_nothing_else_
 }
 
 #[tokio::test]
-async fn calls_that_wait_end_in_the_old_code_which_changes_nothing_any_more() {
+async fn waiting_calls_end_in_the_old_code_without_changes() {
     let host = serving();
     let client = connect(&host).await;
     let patient = Arc::new(Patient::default());
@@ -340,7 +340,7 @@ async fn futures_in_order<F: Future>(futures: Vec<(u64, F)>) -> Vec<(u64, F::Out
 
 /// Every step and every kind of failure, under live calls: the old code serves, with its state as it was.
 #[tokio::test]
-async fn whatever_goes_wrong_the_old_code_serves_and_its_state_is_untouched() {
+async fn after_any_failed_reload_the_old_code_serves_unchanged() {
     let host = serving();
     let client = connect(&host).await;
     let mine = login(&client, "alice", None).await;
@@ -350,7 +350,7 @@ async fn whatever_goes_wrong_the_old_code_serves_and_its_state_is_untouched() {
         ("vet-error", "vet says no"),
         // The author is told where.
         ("vet-panic", "init failed inside the service (panicked at"),
-        ("vet-hang", "its init does not come back within 2 seconds"),
+        ("vet-hang", "its init does not return within 2 seconds"),
         ("init-hang", "longer than 6 seconds to be made"),
         ("start-hang", "longer than 5 seconds to start"),
         ("init-error", "init says no"),
@@ -361,7 +361,7 @@ async fn whatever_goes_wrong_the_old_code_serves_and_its_state_is_untouched() {
         ("health-error", "health says no"),
         ("health-panic", "health"),
         ("health-hang", "longer than 5 seconds to say that it is well"),
-        ("rebuild-hang", "longer than 5 seconds to make objects anew"),
+        ("rebuild-hang", "longer than 5 seconds to rebuild objects"),
     ];
     for (how, says) in steps {
         let refused = within(replace(&host, "ledger", how)).await.expect_err(how);
@@ -416,7 +416,7 @@ async fn what_a_start_changes_in_accounts_counts_each_time() {
 }
 
 #[tokio::test]
-async fn code_that_refuses_a_client_that_was_there_ends_its_attachment_and_nobody_elses() {
+async fn new_code_that_refuses_a_client_ends_only_its_attachment() {
     let host = serving();
     let (alice, bob) = (connect(&host).await, connect(&host).await);
     let (mine, his) = (login(&alice, "alice", None).await, login(&bob, "bob", None).await);
@@ -441,7 +441,7 @@ async fn code_that_refuses_a_client_that_was_there_ends_its_attachment_and_nobod
 }
 
 #[tokio::test]
-async fn code_that_is_busy_is_not_replaced_until_it_is_free_and_forgets_nothing() {
+async fn busy_code_is_replaced_when_free_and_loses_nothing() {
     let host = serving();
     let client = connect(&host).await;
     let mine = login(&client, "alice", None).await;
@@ -473,7 +473,7 @@ async fn code_that_is_busy_is_not_replaced_until_it_is_free_and_forgets_nothing(
 }
 
 #[tokio::test]
-async fn states_of_another_shape_are_read_or_refused_by_name_and_never_overwritten() {
+async fn states_of_another_shape_are_read_or_refused_by_name() {
     let host = serving();
     let client = connect(&host).await;
     let (alice, bob) = (login(&client, "alice", None).await, login(&client, "bob", None).await);
@@ -517,7 +517,7 @@ async fn states_of_another_shape_are_read_or_refused_by_name_and_never_overwritt
 }
 
 #[tokio::test]
-async fn a_services_own_state_that_cannot_be_read_keeps_the_old_code_and_one_that_is_migrated_is_saved() {
+async fn an_unreadable_shared_state_keeps_the_old_code() {
     let host = serving();
     let client = connect(&host).await;
     let alice = login(&client, "alice", None).await;
@@ -533,7 +533,7 @@ async fn a_services_own_state_that_cannot_be_read_keeps_the_old_code_and_one_tha
 
 /// Services reach each other by way of a client: one calls it, and it calls the other. Both are replaced meanwhile.
 #[tokio::test]
-async fn a_call_that_waits_for_another_service_keeps_no_reload_waiting_nor_the_other_way_round() {
+async fn calls_between_services_and_reloads_do_not_block_each_other() {
     let home = TestHome::new();
     home.make();
     home.identity("alice", "alice-pw", &["ledger", "todo"]);
@@ -639,7 +639,7 @@ async fn what_is_replaced_again_before_it_serves_ends_with_the_last() {
 }
 
 #[tokio::test]
-async fn changes_of_a_services_data_are_there_once_however_often_it_is_replaced() {
+async fn reloads_neither_lose_nor_double_changes_of_data() {
     let host = serving();
     let client = connect(&host).await;
     let mine = login(&client, "alice", None).await;
@@ -675,7 +675,7 @@ async fn changes_of_a_services_data_are_there_once_however_often_it_is_replaced(
 /// Many clients call without a pause while the service is replaced again and again: no call is lost, none counts twice,
 /// none is out of its turn, and every client is on its first connection.
 #[tokio::test]
-async fn no_call_is_lost_or_doubled_or_out_of_order_under_many_clients() {
+async fn reloads_under_load_lose_double_and_reorder_no_call() {
     const CLIENTS: u64 = 50;
     let set =
         |name: &str, otherwise: u64| std::env::var(name).ok().and_then(|set| set.parse().ok()).unwrap_or(otherwise);
@@ -747,7 +747,7 @@ async fn no_call_is_lost_or_doubled_or_out_of_order_under_many_clients() {
 }
 
 #[tokio::test]
-async fn several_services_are_replaced_at_once_and_one_that_hangs_keeps_none_waiting() {
+async fn concurrent_reloads_do_not_wait_for_one_that_hangs() {
     let home = TestHome::new();
     home.make();
     let all = ["ledger", "todo", "scores", "chat"];

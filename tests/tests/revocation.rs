@@ -44,7 +44,7 @@ async fn dead(remote: &Remote, method: &str) -> String {
 const DEAD: &str = "twisted.spread.pb.DeadReferenceError";
 
 #[tokio::test]
-async fn disabling_an_identity_ends_its_references_in_every_service_and_nobody_elses() {
+async fn disabling_an_identity_ends_its_references_everywhere() {
     let host = TestHost::with(&["my-service", "todo"]);
     let client = connect(&host).await;
     let avatar = login(&client, "alice", "alice-pw").await;
@@ -76,7 +76,7 @@ async fn disabling_an_identity_ends_its_references_in_every_service_and_nobody_e
 }
 
 #[test]
-fn a_copy_of_a_cached_object_hears_of_no_more_when_its_key_is_gone() {
+fn a_cached_copy_gets_no_updates_once_its_key_is_gone() {
     let home = TestHome::new();
     home.make();
     home.identity("alice", "alice-pw", &["my service", "my service/other"]);
@@ -89,7 +89,7 @@ fn a_copy_of_a_cached_object_hears_of_no_more_when_its_key_is_gone() {
 }
 
 #[tokio::test]
-async fn an_import_in_the_place_of_an_identity_ends_who_came_by_what_it_had() {
+async fn an_import_that_replaces_an_identity_ends_its_sessions() {
     let host = TestHost::with(&["todo"]);
     let client = connect(&host).await;
     let todo = login(&client, "alice/todo", "alice-pw").await;
@@ -266,7 +266,7 @@ fn begun_after(meanwhile: impl FnOnce(&Embedded, RawClient)) -> usize {
 }
 
 #[test]
-fn calls_that_wait_for_a_busy_service_do_not_begin_once_what_they_came_by_is_taken_away() {
+fn queued_calls_do_not_begin_after_a_revocation() {
     let revoked = begun_after(|host, alice| {
         assert!(host.sessions().changed("alice", None), "all have heard of it");
         drop(alice);

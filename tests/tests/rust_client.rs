@@ -11,7 +11,7 @@ const PATIENCE: Duration = Duration::from_secs(25);
 
 /// What was asked for before the last handle was dropped still goes out.
 #[test]
-fn a_call_that_wants_no_answer_goes_out_though_nobody_uses_the_client_any_more() {
+fn a_one_way_call_is_sent_though_the_client_is_dropped() {
     let host = TestHost::with(&["my-service", "another-service"]);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     let counted = runtime.block_on(async {

@@ -41,7 +41,7 @@ fn attached_may_answer_with_another_perspective_or_refuse() {
 }
 
 #[test]
-fn a_program_of_ones_own_serves_the_same_with_services_linked_in() {
+fn a_program_can_link_services_and_serve_them() {
     use std::io::{BufRead, BufReader};
     use std::process::{Command, Stdio};
 

@@ -159,7 +159,7 @@ async fn who_is_refused_is_not_asked_for_again_and_again() {
 }
 
 #[tokio::test]
-async fn what_a_service_refuses_is_the_callers_to_see_and_its_return_is_noticed() {
+async fn a_refusal_reaches_the_caller_and_recovery_is_noticed() {
     let host = start(home(&["todo"]), &own_address());
     let session = session(Endpoint::tcp(&host.address().to_string()), "alice");
     let (todo, chat) = (session.perspective("todo", None), session.perspective("chat", None));
@@ -182,7 +182,7 @@ async fn what_a_service_refuses_is_the_callers_to_see_and_its_return_is_noticed(
 }
 
 #[tokio::test]
-async fn a_call_waits_no_longer_than_it_may_for_a_host_that_is_not_there() {
+async fn a_call_to_an_absent_host_times_out() {
     let options = Options { timeout: Some(Duration::from_millis(50)), ..Options::default() };
     let session = session(Endpoint::tcp(&own_address()).options(options), "alice");
     let late = within(session.perspective("todo", None).call("list", &())).await;
@@ -306,7 +306,7 @@ impl Drop for Window {
 }
 
 #[test]
-fn the_example_chats_over_tls_and_in_the_clear_and_stays_when_the_host_goes() {
+fn the_chat_example_works_over_tls_and_survives_a_restart() {
     let (address, tls) = (own_address(), own_address());
     let home = home(&["chat"]);
     home.identity("bob", "alice-pw", &["chat"]);

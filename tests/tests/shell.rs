@@ -25,7 +25,7 @@ fn closed() -> Stdio {
 }
 
 #[test]
-fn what_cannot_be_printed_is_an_error_and_a_reader_that_has_gone_is_none() {
+fn failed_output_is_an_error_and_a_closed_pipe_is_not() {
     let home = TestHome::new();
     home.make();
     home.identity("alice", "alice-pw", &["todo"]);

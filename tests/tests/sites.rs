@@ -111,7 +111,7 @@ fn traefik_lets_in_whom_the_host_knows() {
 }
 
 #[test]
-fn chromium_shows_pages_that_can_be_read_and_keeps_other_sites_out() {
+fn chromium_shows_readable_pages_and_blocks_other_sites() {
     let home = TestHome::new();
     home.make();
     let listen = "[service.web.listen]\nhttp = \"127.0.0.1:0\"\n";

@@ -10,7 +10,7 @@ use system_tests::wire::call;
 const EMPTY: [u8; 4] = [1, 0x80, 11, 0x87];
 
 #[test]
-fn who_reads_nothing_is_let_go_and_what_waits_for_them_stays_bounded() {
+fn a_client_that_reads_nothing_is_dropped_within_bounds() {
     let mut limits = Limits { stalled: Duration::from_millis(300), ..Limits::default() };
     limits.after.unread = 100_000;
     let host = Embedded::start(limits);

@@ -329,7 +329,7 @@ fn conch_of_twisted_comes_in() {
 
 /// `CREDHOST_SSH=1000 cargo test --release -p system-tests --test ssh idle -- --nocapture` has as many; 40 by default.
 #[test]
-fn idle_sessions_are_kept_while_all_code_is_replaced_twenty_times() {
+fn idle_ssh_sessions_survive_twenty_reloads() {
     let count = std::env::var("CREDHOST_SSH").ok().and_then(|text| text.parse().ok()).unwrap_or(40);
     let limits = "connections = 4000\nper_source = 4000\n";
     let (host, alice) = host_with(", connections = 4000, per_source = 4000", limits);

@@ -38,6 +38,17 @@ const COUNTER: &str = "tests/tests/allocations.rs";
 /// Fixtures that crash on purpose.
 const HOSTILE: [&str; 2] = ["tests/fixtures/hostile/src/lib.rs", "tests/fixtures/confined/src/lib.rs"];
 
+/// A name says what is tested; the rest is the comment's.
+#[test]
+fn names_of_functions_and_tests_are_short() {
+    const LONGEST: usize = 60;
+    for (path, text) in all() {
+        let names = text.lines().filter_map(|line| line.split_once("fn ")?.1.split(['(', '<']).next());
+        let long: Vec<&str> = names.filter(|name| name.len() > LONGEST && !name.contains(' ')).collect();
+        assert!(long.is_empty(), "{path}: {long:?}");
+    }
+}
+
 #[test]
 fn unsafe_lives_in_two_rooms() {
     let rooms = ["plugin-api/src/abi/", "host/src/loader/"];
@@ -457,7 +468,7 @@ fn the_table_of_counterparts_is_complete_and_its_tests_exist() {
 }
 
 #[test]
-fn a_library_of_an_authors_brings_neither_the_hosts_features_nor_tokios_signals() {
+fn an_authors_library_has_no_host_features_or_tokio_signals() {
     let tree = std::process::Command::new("cargo")
         .args(["tree", "--package", "todo", "--edges", "normal,features", "--offline", "--prefix", "none"])
         .current_dir(workspace())
@@ -508,7 +519,7 @@ fn examples(text: &str) -> String {
 }
 
 #[test]
-fn what_authors_and_clients_call_is_called_in_an_example_that_runs() {
+fn every_public_method_is_called_in_a_compiled_example() {
     // What authors do not see; and what is theirs, but reads as a sentence: `Pace` of the host's own.
     let hidden = ["src/abi/", "src/runtime/", "doors/pace.rs", "doors/turns.rs", "doors/queue.rs", "doors/table.rs"];
     let all = all();

@@ -218,7 +218,7 @@ async fn a_trial_ends_with_its_service_and_outlives_a_reload_of_it() {
     host.home.run(&["service", "try", "ledger", &file, "--identity", "alice"], "");
     // What serves everybody else is replaced: she still tries the other.
     std::fs::write(host.home.plugins().join("libledger.so"), mode("ledger", "v=later")).expect("it can be written");
-    host.wait_for("libledger.so serves, in place of");
+    host.wait_for("libledger.so serves the new code");
     let (alice, bob) = (account(&host, "alice").await, account(&host, "bob").await);
     assert_eq!((which(&alice).await, which(&bob).await), ("migrates".to_owned(), "v=later".to_owned()));
     // Who is disabled is out there, too.
@@ -310,7 +310,7 @@ async fn nothing_is_left_of_a_trial_that_comes_to_nothing() {
 /// A state has one owner: what is with the version that is tried is refused, by name, to whatever reaches for it in the one that
 /// serves, whichever had it first, and nothing of it is lost; everything else goes on.
 #[tokio::test]
-async fn what_a_version_has_that_is_tried_the_one_that_serves_keeps_its_hands_off() {
+async fn a_tried_perspective_cannot_be_changed_by_the_other_version() {
     for (serves, held_before) in [("none", true), ("none", false), ("process", true), ("process", false)] {
         let mut host = host(serves);
         let bob = account(&host, "bob").await;
@@ -356,7 +356,7 @@ async fn what_a_version_has_that_is_tried_the_one_that_serves_keeps_its_hands_of
         assert_eq!(pair(&bob, "total").await, (50, 0));
         // The code that serves may be another by then: it knows, too.
         std::fs::write(host.home.plugins().join("libledger.so"), mode("ledger", "v=later")).expect("it can be written");
-        host.wait_for("libledger.so serves, in place of");
+        host.wait_for("libledger.so serves the new code");
         let reached = hers().await.expect("an object");
         let refused = reached.call("next", &(1,)).await.expect_err("it is refused").to_string();
         assert!(refused.contains("is in use by another version"), "{refused}");
@@ -429,7 +429,7 @@ async fn what_has_yet_to_be_saved_goes_over_with_its_perspective() {
 /// A version that is tried may save what the one that serves cannot read. That keeps what it has in memory to itself then: it is not
 /// saved over what was acknowledged.
 #[tokio::test]
-async fn what_the_one_that_serves_cannot_read_any_more_it_does_not_save_over() {
+async fn an_unreadable_state_is_not_overwritten_after_a_trial() {
     async fn one_more(account: &Remote) -> u64 {
         account.call("next", &()).await.expect("it is answered").read().expect("a number")
     }
@@ -445,12 +445,12 @@ async fn what_the_one_that_serves_cannot_read_any_more_it_does_not_save_over() {
         assert_eq!(one_more(&alice).await, 2);
         host.home.run(&["service", "try", "ledger", "--end"], "");
         let refused = hers.call("next", &(2,)).await.expect_err("it is refused").to_string();
-        assert!(refused.contains("what is saved of alice cannot be read by this code"), "{refused}");
+        assert!(refused.contains("the saved state of alice cannot be read by this version"), "{refused}");
         let shown = host.home.run(&["service", "show", "ledger"], "");
         assert!(shown.contains("alice"), "the operator is told which: {shown}");
         // All that it has in memory is saved now, and the new version takes over.
         std::fs::write(host.home.plugins().join("libledger.so"), &migrates).expect("it can be written");
-        host.wait_for("libledger.so serves, in place of");
+        host.wait_for("libledger.so serves the new code");
         assert_eq!(one_more(&account(&host, "alice").await).await, 3, "{serves}: what she saved is there");
     }
 }
@@ -475,7 +475,7 @@ async fn who_comes_while_the_one_that_serves_is_busy_is_told_so() {
         guard.again().await;
     }
     let refused = refused.map_or_else(String::new, |refused| refused.to_string());
-    assert!(refused.contains("has not let go of") && refused.contains("try again"), "{refused}");
+    assert!(refused.contains("has not released") && refused.contains("try again"), "{refused}");
     std::fs::write(go_on, "").expect("it can be written");
     blocked.await.expect("no panic").expect("it is answered");
     assert_eq!(which(&account(&host, "alice").await).await, "v=new");
@@ -483,7 +483,7 @@ async fn who_comes_while_the_one_that_serves_is_busy_is_told_so() {
 
 /// A copy that the tried version has changed may have the same number of changes as what is saved: it is a copy all the same.
 #[tokio::test]
-async fn a_copy_is_not_saved_when_somebody_comes_to_what_it_is_a_copy_of() {
+async fn a_trials_copy_is_not_saved_when_it_becomes_attached() {
     for tries in ["none", "process"] {
         let host = host("none");
         let bob = account(&host, "bob").await;

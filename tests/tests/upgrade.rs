@@ -218,7 +218,7 @@ fn a_program_that_cannot_take_over_changes_nothing() {
 }
 
 #[test]
-fn a_program_that_goes_at_the_last_moment_leaves_the_old_one_serving() {
+fn if_the_new_program_vanishes_the_old_one_serves() {
     let (mut host, lines, _) = host();
     let (real, process) = (credhost().display().to_string(), host.id());
     let goes = script(&host.home, "goes", &format!("case \"$*\" in *vet*) rm -f \"$0\";; esac\nexec {real} \"$@\""));
@@ -237,7 +237,7 @@ fn a_program_that_goes_at_the_last_moment_leaves_the_old_one_serving() {
 }
 
 #[test]
-fn sockets_that_the_settings_name_no_more_are_closed_and_others_stay() {
+fn an_upgrade_closes_only_sockets_no_longer_configured() {
     let (host, lines, file) = host();
     let address = lines.to_string();
     host.home.configure(|text| text.replace(&format!(", \"unix:{}\"", file.display()), ""));
@@ -245,7 +245,9 @@ fn sockets_that_the_settings_name_no_more_are_closed_and_others_stay() {
         text.replace("[\"127.0.0.1:0\"]", &format!("{{ address = \"{address}\", login = \"9 s\" }}"))
     });
     upgrade(&host, &credhost());
-    assert!(host.log().contains("nobody serves any more by [service.lines.listen] lines = \"unix:"), "{}", host.log());
+    let closed = host.log();
+    let closed = closed.lines().find(|line| line.contains("is no longer configured")).expect("the log names it");
+    assert!(closed.contains("[service.lines.listen] lines = \"unix:"), "{closed}");
     assert!(UnixStream::connect(&file).is_err());
     let mut client = Lines::connect(lines);
     client.send("login alice alice-pw");
@@ -296,7 +298,7 @@ fn listeners_may_be_changed_before_an_upgrade() {
 
 /// Where the other program cannot be started, each socket is still what it was, whatever numbers they have.
 #[test]
-fn sockets_are_what_they_were_when_a_program_goes_at_the_last_moment() {
+fn a_failed_upgrade_leaves_the_sockets_unchanged() {
     let home = TestHome::new();
     home.make();
     home.run(&["tls", "init"], "");

@@ -98,7 +98,7 @@ fn somebody_signs_in_sees_their_own_page_and_signs_out() {
 }
 
 #[test]
-fn who_signs_in_anew_gets_another_cookie_and_the_old_one_is_worth_nothing() {
+fn signing_in_again_replaces_the_cookie() {
     let (_host, address) = host();
     let mut alice = Browser::new(address);
     alice.cookies.insert("__Secure-credhost".to_owned(), "chosen-by-somebody-else".to_owned());
@@ -112,7 +112,7 @@ fn who_signs_in_anew_gets_another_cookie_and_the_old_one_is_worth_nothing() {
 }
 
 #[test]
-fn a_browser_notices_no_reload_and_stays_signed_in_when_the_host_begins_anew() {
+fn a_sign_in_survives_reloads_and_restarts() {
     use std::io::{Read, Write};
     let (mut host, address) = host();
     let mut alice = Browser::new(address);
@@ -145,7 +145,7 @@ fn a_browser_notices_no_reload_and_stays_signed_in_when_the_host_begins_anew() {
 type Take = fn(&TestHost, &mut Browser);
 
 #[test]
-fn what_is_taken_away_is_gone_when_the_command_returns_and_does_not_come_back() {
+fn a_revoked_sign_in_is_gone_when_the_command_returns() {
     let ways: [(&str, Take); 7] = [
         ("disabled", |host, _| {
             host.home.run(&["identity", "disable", "alice"], "");
@@ -338,7 +338,7 @@ fn no_new_connection_is_lost_while_the_code_is_replaced() {
 }
 
 #[test]
-fn what_is_in_a_body_is_no_request_whatever_is_replaced_meanwhile() {
+fn a_request_body_is_never_parsed_as_a_request() {
     use std::io::{Read, Write};
     let (host, address) = host();
     let reloading = Reloading::new(Arc::new(host));
@@ -590,7 +590,7 @@ fn settings_that_cannot_be_are_said() {
 const NEW: &str = "teapot-meridian-48-glove-ink";
 
 #[test]
-fn people_change_their_password_and_what_began_with_the_old_one_ends() {
+fn changing_a_password_ends_the_sessions_of_the_old_one() {
     let (host, address) = host_that_may("[\"attach\", \"credentials\"]", "", "");
     let token = host.home.run(&["--json", "token", "new", "alice", "--label", "laptop"], "");
     let token: serde_json::Value = serde_json::from_str(&token).expect("JSON");
@@ -685,7 +685,7 @@ fn people_add_keys_and_take_them_away() {
 }
 
 #[test]
-fn who_guesses_at_a_password_that_is_to_change_waits_as_with_every_login() {
+fn guesses_on_the_password_page_are_throttled_like_logins() {
     let (_host, address) = host_that_may("[\"attach\", \"credentials\"]", "", "");
     let mut alice = Browser::new(address);
     alice.sign_in("alice", PASSWORD);

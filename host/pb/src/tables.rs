@@ -258,7 +258,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_object_has_one_luid_for_as_long_as_it_is_held_and_never_the_same_again() {
+    fn an_object_keeps_its_luid_while_held_and_luids_are_not_reused() {
         let mut tables = Tables::new(1024);
         assert_eq!(tables.export(&'a'), Ok(1));
         assert_eq!(tables.export(&'a'), Ok(1));
@@ -270,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cached_object_goes_out_with_its_state_once_and_its_luid_is_nobody_elses() {
+    fn a_cached_objects_state_is_sent_once_under_its_own_luid() {
         let mut tables = Tables::new(1024);
         assert_eq!(tables.export(&'a'), Ok(1));
         assert_eq!(tables.cache(&'a'), Ok((2, true)));
@@ -284,7 +284,7 @@ mod tests {
     }
 
     #[test]
-    fn a_revoked_object_keeps_its_luid_until_the_peer_gives_it_back_and_comes_back_under_another() {
+    fn a_revoked_luid_stays_reserved_until_the_peer_releases_it() {
         let mut tables = Tables::new(1024);
         assert_eq!((tables.export(&'a'), tables.export(&'a')), (Ok(1), Ok(1)));
         assert_eq!(tables.cache(&'b'), Ok((2, true)));

@@ -141,7 +141,7 @@ impl Accounts {
             }
             match &kept {
                 Some(_) if !replace => {
-                    done.refuse(&name, "the name is taken; --replace puts it in the place of the one there is");
+                    done.refuse(&name, "the name is taken; --replace overwrites the existing identity");
                     continue;
                 }
                 Some(kept) if only_passwords => identity = with_passwords_of(&kept.identity, identity),

@@ -78,7 +78,7 @@ pub enum AccountError {
     },
     #[error(transparent)]
     Credential(#[from] CredentialError),
-    #[error("{0} was changed, but a connection has not ended what came by that; `credhost session list` shows it")]
+    #[error("{0} was changed, but a connection still has access that it should have lost; see `credhost session list`")]
     StillConnected(String),
     #[error("{0} has no key for service {1}, perspective {2}")]
     NoKey(String, String, String),
@@ -525,7 +525,7 @@ impl Accounts {
                         Ok(resealed) => *verifier = resealed,
                         // It does not open now, and is no worse off afterwards.
                         Err(error) => {
-                            tracing::warn!(name, %error, "what Twisted's login needs of it cannot be sealed anew")
+                            tracing::warn!(name, %error, "the secret for Twisted's own login cannot be encrypted again")
                         }
                     }
                 }

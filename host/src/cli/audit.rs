@@ -88,7 +88,7 @@ impl Audit {
                 });
             }
             Self::Prune { export: None, discard: false, .. } => {
-                return Err(CliError::new("where is what is dropped to go?")
+                return Err(CliError::new("where should the dropped lines go?")
                     .hint("--export FILE writes it into a file first; --discard drops it for good"));
             }
             Self::Prune { keep, export, .. } => {
@@ -196,7 +196,7 @@ fn verify(home: &Home, output: Output, head: Option<String>, files: &[PathBuf]) 
     match segments.iter().find(|segment| segment["joins"] != true) {
         None => Ok(()),
         Some(segment) => {
-            let error = format!("what comes after line {} is in none of these files, and not kept", segment["last"]);
+            let error = format!("the lines after {} are in none of these files, and not in the store", segment["last"]);
             Err(CliError::new(error).hint("name all segments with --file, the oldest first"))
         }
     }

@@ -226,7 +226,7 @@ impl Call {
                 perspective.call_with(&self.method, &positional, &keywords).await.map_err(|error| match error {
                     Error::Failure(failure) if failure.value.contains("expected a text, found") => {
                         CliError::new(failure.to_string())
-                            .hint("an argument that is JSON is taken as such: the text 42 is written '\"42\"'")
+                            .hint("arguments are parsed as JSON if possible: write the text 42 as '\"42\"'")
                     }
                     Error::Failure(failure)
                         if failure.is("builtins.TypeError")
@@ -236,7 +236,7 @@ impl Call {
                     {
                         let names: Vec<&str> = keywords.keys().map(String::as_str).collect();
                         CliError::new(failure.to_string()).hint(format!(
-                            "{} was taken for the name of an argument; a text that has an = is written {}",
+                            "{} was read as the name of an argument; write a text with an = as {}",
                             names.join(", "),
                             quoted(&format!("{}=…", names[0]))
                         ))

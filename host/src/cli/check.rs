@@ -52,7 +52,7 @@ impl Check {
         match found.faults.len() {
             0 => Ok(()),
             1 => Err(CliError::new(format!("{file} is not good: {}", found.faults[0]))),
-            faults => Err(CliError::new(format!("{file} is not good: {faults} faults, listed above"))),
+            faults => Err(CliError::new(format!("{file} has {faults} faults, listed above"))),
         }
     }
 

@@ -37,8 +37,8 @@ impl Doctor {
         let wrong = found.iter().filter(|finding| finding.level == "wrong").count();
         match wrong {
             0 => Ok(()),
-            1 => Err(CliError::new("one thing is to be put right")),
-            _ => Err(CliError::new(format!("{wrong} things are to be put right"))),
+            1 => Err(CliError::new("1 problem to fix")),
+            _ => Err(CliError::new(format!("{wrong} problems to fix"))),
         }
     }
 }

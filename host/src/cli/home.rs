@@ -35,7 +35,7 @@ pub(super) fn ask(home: &Home, request: &Request) -> Result<serde_json::Value, C
             home.check()?;
             // Who only looks leaves nothing behind.
             if !home.store().exists() && !home.config().exists() {
-                let nothing = format!("nobody is known in {}: nothing was ever stored there", home.path().display());
+                let nothing = format!("{} has no store yet, so no identities", home.path().display());
                 return Err(
                     CliError::new(nothing).hint("`credhost identity add NAME` adds the first, `credhost run` serves")
                 );
@@ -199,7 +199,7 @@ pub(super) fn password(from_stdin: bool, prompt: &str, twice: bool) -> Result<Se
         return Ok(Secret(Zeroizing::new(text.to_owned())));
     }
     if !std::io::stdin().is_terminal() {
-        return Err(CliError::new("there is no terminal to ask for a password at")
+        return Err(CliError::new("no terminal is available to ask for a password")
             .hint("give it on standard input: --password-stdin"));
     }
     let typed = Zeroizing::new(rpassword::prompt_password(prompt)?);

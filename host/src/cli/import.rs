@@ -124,7 +124,7 @@ impl Import {
             .find(|line| !line.trim().is_empty() && !line.starts_with('#'))
             .unwrap_or("{");
         let format = Format::of(first).ok_or_else(|| {
-            CliError::new(format!("{}: it cannot be seen what kind of file this is", self.file.display())).hint(
+            CliError::new(format!("{}: the file's format is not clear", self.file.display())).hint(
                 "--format json, htpasswd, filepassworddb, ldif or shadow says it; filepassworddb is Twisted's NAME:PASSWORD",
             )
         })?;
@@ -256,7 +256,7 @@ fn summary(all: &Imported, passed: u64, dry_run: bool) -> String {
         }
     };
     more(all.replaced, &format!("{would}replaced"));
-    more(passed, "passed over: nobody who could log in");
+    more(passed, "skipped: it cannot log in");
     more(
         all.bcrypt,
         "with a bcrypt hash, which the next loginPassword replaces; Twisted's own login needs a new password",

@@ -52,7 +52,7 @@ impl Reload {
         let answer = ask(home, &Request::Reload {})?;
         let changed: Vec<String> = serde_json::from_value(answer.clone())?;
         output.show(&answer, || match changed.is_empty() {
-            true => "what can be changed in credhost.toml is as it was".to_owned(),
+            true => "the changeable settings in credhost.toml are the same as before".to_owned(),
             false => changed.join("\n"),
         });
         Ok(())

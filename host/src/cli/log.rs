@@ -133,7 +133,7 @@ pub(super) fn start() -> Log {
         tracing::error!(place, "a panic: {}", said.unwrap_or("of another kind"));
     }));
     if let Some(error) = wrong {
-        tracing::warn!("CREDHOST_LOG is not understood ({error}); it is taken as \"info\"");
+        tracing::warn!("CREDHOST_LOG is invalid ({error}); using \"info\"");
     }
     log
 }

@@ -20,7 +20,7 @@ impl MasterKey {
         let answer = ask(home, &Request::MasterKeyReplace {})?;
         output.show(&answer, || {
             let sealed = show::many_json(&answer["identities"], "identity was", "identities were");
-            format!("master.key is a new one; {sealed} sealed anew")
+            format!("master.key was replaced; {sealed} re-encrypted")
         });
         Ok(())
     }

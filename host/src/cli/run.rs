@@ -68,7 +68,7 @@ pub(super) fn serve(
     let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
     let all = rustix::process::Rlimit { current: limit.maximum, maximum: limit.maximum };
     if let Err(error) = rustix::process::setrlimit(rustix::process::Resource::Nofile, all) {
-        tracing::debug!(%error, "the number of descriptors stays as it was");
+        tracing::debug!(%error, "the limit on descriptors stays unchanged");
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let tasks = tokio::task::LocalSet::new();
@@ -150,7 +150,7 @@ fn become_program(successor: &Successor) -> CliError {
 /// Tells systemd how it stands, if that has started this process with `Type=notify`; nobody else is told anything.
 fn tell_systemd(state: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(state) {
-        tracing::warn!(%error, "systemd cannot be told how the host stands");
+        tracing::warn!(%error, "cannot notify systemd");
     }
 }
 

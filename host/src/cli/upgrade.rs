@@ -48,7 +48,7 @@ impl Upgrade {
         let mut now = served(home, &answer["before"])?;
         if let Some(why) = now["not_taken_over"].as_str() {
             let error = format!("{why}: the program that served before serves again");
-            return Err(CliError::new(error).hint("clients were disconnected, and can come again"));
+            return Err(CliError::new(error).hint("clients were disconnected and can reconnect"));
         }
         let text = |value: &Value| value.as_str().unwrap_or("?").to_owned();
         let (from, to) = (text(&answer["before"]["version"]), text(&now["version"]));

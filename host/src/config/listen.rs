@@ -226,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn the_hosts_own_listeners_are_told_from_services_at_the_same_address() {
+    fn host_and_service_listeners_on_one_address_are_told_apart() {
         let apart = |pb: &str, service: &str| {
             let text = format!("{pb}\n[service.chat.listen]\nirc = {service}\n");
             let settings: Settings = toml_edit::de::from_str(&text).unwrap();

@@ -188,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn two_listeners_overlap_where_nothing_says_whose_a_connection_is() {
+    fn listeners_overlap_if_nothing_tells_connections_apart() {
         let none = || marks(&[], &[], &[]);
         for (one, other, overlap) in [
             (none(), none(), true),

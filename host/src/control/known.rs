@@ -87,7 +87,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sections_of_services_that_are_not_here_are_named_with_what_was_meant() {
+    fn sections_of_unknown_services_are_named_with_a_suggestion() {
         let text = "[pb]\ndefault_service = \"todo\"\nanonymous = \"scors/guest\"\n[pb.names]\nroot = \"todo/root\"\n\
                     [service.tood]\nx = 1\n[service.todo]\nx = 1\n[multiservice.games]\nservices = [\"scoers\", \"todo\"]\n";
         let settings: Settings = toml_edit::de::from_str(text).unwrap();

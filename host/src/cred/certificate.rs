@@ -63,7 +63,7 @@ fn key(info: &SubjectPublicKeyInfoOwned) -> Result<PublicKey, CredentialError> {
         ELLIPTIC => {
             let curve = info.algorithm.parameters.as_ref().and_then(|curve| curve.decode_as::<ObjectIdentifier>().ok());
             if !curve.is_some_and(|curve| CURVES.contains(&curve)) {
-                return Err(wrong("its key is on a curve that is not taken; use P-256 or P-384"));
+                return Err(wrong("its key's curve is not supported; use P-256 or P-384"));
             }
             KeyData::Ecdsa(EcdsaPublicKey::from_sec1_bytes(bytes).map_err(wrong)?)
         }

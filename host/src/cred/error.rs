@@ -93,6 +93,6 @@ pub enum CredentialError {
     #[error("not a public key that can be used: {0}")]
     Key(String),
     /// What was sealed does not open: another master key, or changed bytes.
-    #[error("what is sealed does not open: was master.key replaced?")]
+    #[error("cannot decrypt a secret: was master.key replaced?")]
     Sealed,
 }

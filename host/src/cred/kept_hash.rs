@@ -277,7 +277,7 @@ mod tests {
     }
 
     #[test]
-    fn the_dearest_hash_that_is_taken_is_checked_before_a_refusal_leaves() {
+    fn the_costliest_accepted_hash_is_checked_before_a_refusal() {
         // As `server` measures it: sixteen times OWASP's cost.
         let least = |work: &dyn Fn()| {
             let took = (0..3).map(|_| {

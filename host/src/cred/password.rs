@@ -321,7 +321,7 @@ mod tests {
     }
 
     #[test]
-    fn secrets_are_erased_when_they_are_dropped_and_so_is_the_memory_they_were_checked_in() {
+    fn dropped_secrets_and_hashing_memory_are_erased() {
         fn erased<T: zeroize::ZeroizeOnDrop>() {}
         erased::<Password>();
         erased::<crate::cred::Token>();

@@ -93,7 +93,7 @@ impl PublicKey {
             let options = line.split_whitespace().any(|field| KINDS.contains(&field));
             return Err(match options {
                 true => format!("{kind:?} stands before the key: options are not kept; leave them out"),
-                false => format!("{kind:?} is no kind of key that is taken: use Ed25519, ECDSA (P-256, P-384) or RSA"),
+                false => format!("keys of type {kind:?} are not supported: use Ed25519, ECDSA (P-256, P-384) or RSA"),
             });
         }
         let rest = rest.trim_start();
@@ -129,7 +129,7 @@ impl PublicKey {
             // No signature by a larger one could be checked.
             KeyData::Rsa(_) => Err(CredentialError::Key("an RSA key needs 2048 to 4096 bits".to_owned())),
             other => Err(CredentialError::Key(format!(
-                "keys of the kind {} are not taken: use Ed25519, ECDSA (P-256, P-384) or RSA",
+                "keys of type {} are not supported: use Ed25519, ECDSA (P-256, P-384) or RSA",
                 other.algorithm()
             ))),
         }

@@ -393,7 +393,7 @@ mod tests {
     }
 
     #[test]
-    fn a_flood_of_names_does_not_push_out_the_one_that_is_guessed_at() {
+    fn a_flood_of_names_does_not_evict_the_guessed_one() {
         let mut throttle = Throttle { kept: 1000, ..Throttle::default() };
         for now in 0..10u64 {
             let _ = fail(&mut throttle, THERE, false, now * LONGEST);

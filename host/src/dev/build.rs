@@ -17,7 +17,7 @@ pub struct Built {
 #[non_exhaustive]
 pub enum NotBuilt {
     /// There is no crate.
-    #[error("{} is no crate: there is no Cargo.toml", .0.display())]
+    #[error("{} is not a crate: it has no Cargo.toml", .0.display())]
     NoCrate(PathBuf),
     /// Cargo is not here.
     #[error("cargo cannot be run: {0}")]

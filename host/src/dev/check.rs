@@ -264,7 +264,7 @@ pub async fn check(
     if attached.is_ok() {
         let answer = client.call("credhost check: no such method", EMPTY_TUPLE, EMPTY_DICTIONARY).await;
         if !matches!(&answer, Some(Err(why)) if why.contains("has no method")) {
-            found.faults.push(format!("the client that was attached all the time is not served any more: {answer:?}"));
+            found.faults.push(format!("the client that stayed attached is no longer served: {answer:?}"));
         }
     }
     progress("stopping it");

@@ -466,7 +466,7 @@ impl Doors {
                 held.changed();
             }
             if is_over(held, &notice) {
-                tracing::debug!(peer = held.peer, "what a login came by was taken away, or the operator ends it");
+                tracing::debug!(peer = held.peer, "the login's access was revoked, or the operator ends it");
                 held.cut();
                 held.waits(acknowledgement);
                 over = true;

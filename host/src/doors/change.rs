@@ -51,7 +51,7 @@ impl OwnChange {
                 let said = identity.credentials.iter().find(|has| has.id == credential);
                 let label =
                     said.filter(|has| matches!(has.proof, ProofBy::Password { .. })).map(|has| has.label.clone());
-                let label = label.ok_or("the password was taken away at this moment")?;
+                let label = label.ok_or("the password was just removed")?;
                 accounts.password(name, &new, Some(&label)).map(|()| label)
             }
             Self::AddKey(key, label) => accounts.pubkey_add(name, &key, label.as_deref(), None),

@@ -34,12 +34,7 @@ impl Doorkeeper for Doors {
                 let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
                 if let Some(held) = self.stream_of(from, stream).filter(|held| !held.buffered(from.generation, bytes)) {
                     let (peer, door) = (&held.peer, held.door());
-                    tracing::debug!(
-                        peer,
-                        door,
-                        bytes,
-                        "a connection is let go: there is no memory for what is kept for it"
-                    );
+                    tracing::debug!(peer, door, bytes, "a connection is closed: no memory is left for it");
                     held.cut();
                 }
             }

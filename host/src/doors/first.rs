@@ -223,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_proxy_passes_on_is_the_hosts_own_by_what_is_behind_its_header() {
+    fn behind_a_proxy_header_the_first_bytes_select_the_listener() {
         let all = all();
         let listeners: Vec<&ListenerSettings> = all.iter().collect();
         // As if these were the host's own: chat over TLS, and the rest in the clear.

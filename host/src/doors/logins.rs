@@ -141,7 +141,7 @@ impl Doors {
         let rules = self.around.gate.rules();
         let near = held.source.ip().to_canonical().is_loopback() && rules.loopback_is_private;
         if !(held.is_tls() || near || held.listening.settings.encrypted) {
-            return Err("passwords and tokens are not taken in the clear: use TLS".to_owned());
+            return Err("passwords and tokens need TLS here".to_owned());
         }
         Ok(match (kind, std::str::from_utf8(secret)) {
             // Programs that know of passwords alone give a token in its place.

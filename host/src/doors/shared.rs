@@ -65,7 +65,7 @@ impl Doors {
         let limits = *self.limits.read();
         // By a proxy everybody comes.
         let Some(place) = port.enter(proxy.ip(), true, true, &limits) else {
-            return tracing::debug!(%proxy, "too many connections that have not said whose they are");
+            return tracing::debug!(%proxy, "too many connections have not shown which listener they are for");
         };
         let account = self.around.memory.account(AccountKey::Source(network(proxy.ip())));
         let meter = Arc::new(Meter::new(account, usize::MAX));
@@ -87,7 +87,7 @@ impl Doors {
             match found {
                 Ok(Ok((client, source))) => me.come_from(&port, client, Some(source)),
                 Ok(Err(error)) => tracing::debug!(%proxy, %error, "a connection is let go"),
-                Err(_) => tracing::debug!(%proxy, "a connection is let go: its PROXY header does not come"),
+                Err(_) => tracing::debug!(%proxy, "a connection is closed: its PROXY header did not arrive"),
             }
         });
     }
@@ -109,7 +109,7 @@ impl Doors {
         let proxy = believed || port.listeners.iter().any(of_services);
         let limits = *self.limits.read();
         let Some(place) = port.enter(address, known, proxy, &limits) else {
-            return tracing::debug!(%address, "too many connections that have not said whose they are");
+            return tracing::debug!(%address, "too many connections have not shown which listener they are for");
         };
         let meter = Arc::new(Meter::new(around.memory.account(AccountKey::Source(network(address))), usize::MAX));
         let undecided = Undecided { port: Arc::clone(port), place, _meter: Arc::clone(&meter) };
@@ -134,7 +134,7 @@ impl Doors {
                     None
                 }
                 Err(_) => {
-                    tracing::debug!(%address, "a connection is let go: it does not say whose it is");
+                    tracing::debug!(%address, "a connection is closed: it matches no listener");
                     None
                 }
             };

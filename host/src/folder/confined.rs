@@ -27,15 +27,15 @@ impl Folder {
         if is_other {
             match self.rollback(&service).await {
                 Ok(_) => {
-                    tracing::error!(service, "{file} crashed too often; what served before it does again");
+                    tracing::error!(service, "{file} crashed too often; the previous version is serving");
                     let trouble =
-                        format!("quarantined: the file crashed too often (it {why}); what served before does");
+                        format!("quarantined: the file crashed too often (it {why}); the previous version is serving");
                     return self.trouble(&path, trouble);
                 }
-                Err(error) => lacks = format!("what served before it does not: {error}"),
+                Err(error) => lacks = format!("the previous version cannot serve: {error}"),
             }
         } else if known.is_some() {
-            lacks = "what served before it had crashed too often, too".to_owned();
+            lacks = "the previous version had crashed too often, too".to_owned();
         }
         slot.fail(&format!("it crashed too often (the last time it {why}), and {lacks}")).await;
     }

@@ -124,7 +124,7 @@ impl Folder {
                     let hash = data_encoding::HEXLOWER.encode(hash);
                     let event = match reloaded {
                         Some(reloaded) => {
-                            tracing::info!(service, "{file} serves, in place of what did: {reloaded}");
+                            tracing::info!(service, "{file} serves the new code: {reloaded}");
                             Event::new("service.reloaded").with("generation", u64::from(reloaded.generation))
                         }
                         None => {
@@ -146,7 +146,7 @@ impl Folder {
                 self.note(Event::new("library.refused").with("file", file.clone()).with("why", why.to_string()));
                 if let Library::Loaded { slot, .. } = &entry.library {
                     tracing::error!(service = slot.name().as_str(), "{file} is not loaded, the old code serves: {why}");
-                    entry.trouble = Some(format!("the file is not what serves: {why}"));
+                    entry.trouble = Some(format!("the file is not serving: {why}"));
                 } else {
                     tracing::error!("{file} is not loaded: {why}");
                     entry.library = match taken {

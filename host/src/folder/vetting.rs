@@ -71,7 +71,7 @@ impl Folder {
     pub(super) fn vet(&self, path: PathBuf) -> tokio::task::JoinHandle<Result<(PrivateCopy, Vetted), LibraryFault>> {
         if let Err(error) = self.take_up_sections() {
             // Nobody has asked for it by name: a service must not stay away because somebody writes to the file just now.
-            tracing::warn!("services are made with what credhost.toml said before: {error}");
+            tracing::warn!("services keep their previous settings from credhost.toml: {error}");
         }
         let (sections, allowed) = (Arc::clone(&self.sections.lock()), self.confinements.lock().allowed());
         let (private, vet) = (Arc::clone(&self.private), Arc::clone(&self.vet));

@@ -19,7 +19,7 @@ pub(super) enum End {
     NoLogin,
     #[error("the client reads nothing")]
     Stalled,
-    #[error("a message was begun, and did not come whole in time")]
+    #[error("a message began and was not complete in time")]
     Unfinished,
     #[error("output buffer limit exceeded: the client does not read its answers")]
     Backlog,

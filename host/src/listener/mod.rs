@@ -303,7 +303,7 @@ impl Drop for Listener {
 fn forever(what: &str, run: impl Fn()) {
     while std::panic::catch_unwind(std::panic::AssertUnwindSafe(&run)).is_err() {
         health::count(&health::WORKERS_REPLACED);
-        tracing::error!("{what} has ended by a fault of the host's own, and is replaced; please report it");
+        tracing::error!("{what} ended by a bug in the host and is replaced; please report it");
         // One that fails at once must not fill the log.
         std::thread::sleep(std::time::Duration::from_millis(100));
     }

@@ -78,7 +78,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn strangers_leave_places_to_those_who_belong_here_and_a_source_has_its_share() {
+    fn connections_are_reserved_for_known_sources_and_shared() {
         let limits = Most { connections: 8, per_source: 3 };
         let mut sources = Sources::default();
         let from = |last: u8, stranger| Place { source: Some(IpAddr::from([10, 0, 0, last])), stranger };
@@ -96,7 +96,7 @@ mod tests {
     }
 
     #[test]
-    fn whose_a_connection_is_that_comes_by_a_proxy_is_counted_once_it_is_known() {
+    fn proxied_connections_count_for_their_source_once_known() {
         let limits = Most { connections: 8, per_source: 1 };
         let (mut sources, client) = (Sources::default(), Some(IpAddr::from([10, 0, 0, 1])));
         let unknown = Place { source: None, stranger: false };

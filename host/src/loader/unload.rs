@@ -34,7 +34,7 @@ impl fmt::Display for UnloadOutcome {
             Self::Nothing => f.write_str("ended"),
             Self::Retired { .. } => f.write_str("retired"),
             Self::Pinned(why) => write!(f, "pinned: {}", why.join("; ")),
-            Self::Condemned => f.write_str("condemned: its thread does not come back"),
+            Self::Condemned => f.write_str("condemned: its thread does not return"),
         }
     }
 }

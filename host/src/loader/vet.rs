@@ -106,10 +106,10 @@ impl Step {
         let within = format!("within {} seconds", patience.as_secs());
         match self {
             Self::Open => format!("it cannot be opened {within}: does a constructor of it wait?"),
-            Self::Init => format!("its init does not come back {within}"),
-            Self::Start => format!("its start does not come back {within}"),
+            Self::Init => format!("its init does not return {within}"),
+            Self::Start => format!("its start does not return {within}"),
             Self::Health => format!("it does not say that it is well {within}"),
-            Self::Stop => format!("its stop does not come back {within}"),
+            Self::Stop => format!("its stop does not return {within}"),
             Self::Close => format!("it cannot be unloaded {within}"),
         }
     }

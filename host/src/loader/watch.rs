@@ -204,7 +204,7 @@ impl Watch {
                 if Failing::begins(&mut self.failing.read) {
                     tracing::warn!(
                         %error,
-                        "the folder of services cannot be read: what serves goes on, and what is new waits"
+                        "the folder of services cannot be read: running services continue, new files wait"
                     );
                 }
                 return Vec::new();

@@ -242,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn strangers_leave_room_and_every_second_turn_to_those_who_belong_here() {
+    fn known_sources_have_reserved_room_and_every_second_turn() {
         let hashing = Hashing::with_threads(1, 1, 1);
         let source = |number: usize| IpAddr::from(u32::try_from(number).unwrap().to_be_bytes());
         let (go, wait) = channel::<()>();
@@ -272,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_done_at_once_keeps_within_the_budget_however_much_each_takes() {
+    fn concurrent_checks_stay_within_the_memory_budget() {
         let hashing = Hashing::with_threads(4, 100, 10);
         let now = Arc::new(Mutex::new((0, 0)));
         let (told, heard) = channel();

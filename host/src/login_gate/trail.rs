@@ -251,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_only_counted_is_the_same_in_the_trail_and_one_in_many_is_looked_at() {
+    fn counted_logins_match_the_trail_and_some_are_sampled() {
         let (mut sums, mut noted, mut written) = (Sums::default(), 0, 0);
         for index in 0..10_000 {
             // Two kinds, which alternate.

@@ -113,7 +113,7 @@ impl Visited {
             }
         }
         for (perspective, waiting) in late {
-            let why = || format!("the version that serves has not let go of {perspective} yet; try again");
+            let why = || format!("the serving version has not released {perspective} yet; try again");
             waiting.into_iter().for_each(|told| told(Err(StoreError::Elsewhere(why()))));
         }
     }
@@ -250,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn what_somebody_has_come_to_is_elsewhere_until_the_trial_is_over() {
+    fn a_visited_perspective_is_elsewhere_until_the_trial_ends() {
         let (elsewhere, visited, now) = (Elsewhere::default(), Arc::<Visited>::default(), Instant::now());
         assert_eq!(elsewhere.why("alice"), None);
         elsewhere.begins(&visited);
@@ -280,7 +280,7 @@ mod tests {
     }
 
     #[test]
-    fn a_state_is_read_for_the_tried_version_when_the_other_has_yielded_it() {
+    fn the_tried_version_reads_a_state_after_it_was_yielded() {
         let (elsewhere, visited, now) = (Elsewhere::default(), Arc::<Visited>::default(), Instant::now());
         let asked = asked(&visited);
         elsewhere.begins(&visited);

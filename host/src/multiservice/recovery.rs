@@ -91,7 +91,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_start_is_at_once_and_three_within_a_minute_are_the_end() {
+    fn restarts_back_off_and_three_in_a_minute_quarantine() {
         for (crashes, comes) in [
             (&[0.0][..], vec![start(0.0)]),
             (&[0.0, 1.0], vec![start(0.0), start(0.1)]),

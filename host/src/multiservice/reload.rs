@@ -84,7 +84,7 @@ impl std::fmt::Display for Reloaded {
             write!(f, "; {} of its own doors {verb} still with the code before", many(*staying as u64, "connection"))?;
         }
         if *objects > 0 {
-            write!(f, ", {} made anew", many(*objects, "object"))?;
+            write!(f, ", {} rebuilt", many(*objects, "object"))?;
         }
         if *waiting > 0 {
             write!(f, "; {} in the old code", many(*waiting as u64, "call to end"))?;
@@ -214,7 +214,7 @@ impl Slot {
             new.start(Some(FREEZE)).await?;
             let Frozen { objects, numbers, .. } = &frozen;
             new.generation.send(&ToLibrary::Adopt { objects, numbers: *numbers });
-            let objects = match new.step(FREEZE, "make objects anew that clients have").await? {
+            let objects = match new.step(FREEZE, "rebuild objects that clients hold").await? {
                 Lifecycle::Adopted(objects) => objects,
                 other => return Err(unexpected(&other)),
             };

@@ -74,7 +74,7 @@ impl Slot {
                     // It may have wanted to change what was with the other version. What serves everybody goes first.
                     tracing::error!(
                         service,
-                        "it could not be started again beside the version that was tried, which is not any more: {why}"
+                        "it could not be restarted during the trial of another version, which has been ended: {why}"
                     );
                     lacks = true;
                     how = format!("could not be started again: {why}");
@@ -106,7 +106,7 @@ impl Slot {
     fn note_crash(&self, how: &str, next: Next) {
         let service = self.name.as_str();
         let comes = match next {
-            Next::Quarantine => "its code is not started any more".to_owned(),
+            Next::Quarantine => "this version is no longer started".to_owned(),
             Next::Start(rest) if rest.is_zero() => "it is started again".to_owned(),
             Next::Start(rest) => format!("it is started again in {:.1} s", rest.as_secs_f64()),
         };
@@ -136,7 +136,7 @@ impl Slot {
         // What it would read again it does not come to any more.
         self.trial_ends(Duration::ZERO).await;
         let Some(instance) = self.current.take() else { return };
-        tracing::error!(service = self.name.as_str(), "it does not serve any more: {why}");
+        tracing::error!(service = self.name.as_str(), "it no longer serves: {why}");
         self.set_state(ServiceState::Failed(why.to_owned()));
         instance.end().await;
         instance.outgoing.over();

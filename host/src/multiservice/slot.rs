@@ -400,7 +400,7 @@ impl Slot {
     pub fn state(&self) -> ServiceState {
         match &*self.state.lock() {
             ServiceState::Serving if self.outgoing.read().is_over() => {
-                ServiceState::Failed("it ended by itself; `service start` starts it anew".to_owned())
+                ServiceState::Failed("it exited unexpectedly; `service start` restarts it".to_owned())
             }
             state => state.clone(),
         }

@@ -34,7 +34,7 @@ fn how_much_is_kept_is_a_time_or_a_size() {
 }
 
 #[test]
-fn what_is_older_is_dropped_into_segments_that_follow_each_other_and_the_rest_still_fits() {
+fn old_lines_move_into_segments_in_order_and_the_rest_verifies() {
     let (store, folder) = (trail(30), folder());
     let archive = folder.path().join("archive");
     let noted = head(&store).1;
@@ -75,7 +75,7 @@ fn by_size_the_latest_are_kept_and_the_newest_always() {
 }
 
 #[test]
-fn a_head_that_was_noted_down_is_held_against_what_is_kept_alone() {
+fn a_noted_head_is_checked_against_the_kept_lines_only() {
     let store = trail(10);
     let heads: Vec<Head> = wait(|done| store.audit(0, 10, done))
         .unwrap()
@@ -95,7 +95,7 @@ fn a_head_that_was_noted_down_is_held_against_what_is_kept_alone() {
 }
 
 #[test]
-fn a_segment_that_was_changed_anywhere_is_told_from_one_that_was_not() {
+fn a_change_anywhere_in_a_segment_is_detected() {
     let (store, folder) = (trail(6), folder());
     let file = folder.path().join("segment");
     export(&store, &file, 5).unwrap();
@@ -155,7 +155,7 @@ fn what_cannot_be_written_into_the_archive_is_kept() {
 }
 
 #[test]
-fn a_prune_that_ended_between_the_file_and_the_store_is_done_again() {
+fn a_prune_cut_off_after_the_file_is_repeated() {
     let (store, folder) = (trail(10), folder());
     let archive = folder.path().join("archive");
     fs::create_dir(&archive).unwrap();

@@ -43,7 +43,7 @@ impl Host {
         }
         let configured = Configured::read(&home, settings, options)?;
         for name in configured.close_others(&options.inherited) {
-            tracing::info!("nobody serves any more by {name}, which the host before this one has served");
+            tracing::info!("{name} is no longer configured; the previous host listened there");
         }
         let opened = configured.open_all(options)?;
         let mut watch = Watch::new(&home.plugins(), options.poll);
@@ -170,7 +170,7 @@ fn sessions(accounts: &Accounts) -> Arc<Sessions> {
     accounts.on_change(Box::new(move |name, identity| {
         let done = all.changed(name, identity);
         if !done {
-            tracing::error!(name, "a connection does not end what it was told to; please report it");
+            tracing::error!(name, "a connection did not end in time; please report it");
         }
         done
     }));

@@ -64,7 +64,7 @@ impl Host {
             Ok((limits, retention, proxies(&settings.pb.proxies)?, rules, (listeners, strange)))
         });
         let ((limits, each), retention, proxies, rules, (listeners, strange)) = read.map_err(|error| {
-            let hint = "everything stays as it was; put it right, and try again".to_owned();
+            let hint = "nothing was changed; correct it and try again".to_owned();
             ControlFailure { error, hint: Some(hint) }
         })?;
         *self.retention.borrow_mut() = retention;

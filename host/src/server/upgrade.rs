@@ -69,11 +69,11 @@ impl Host {
         let version = version.and_then(|said| if is_credhost(&said) { Ok(said) } else { Err(other(&said)) });
         let version = version.map_err(|why| {
             let error = format!("{} cannot take over: {why}", program.display());
-            refused(error, "name the program of another version of credhost; this one goes on")
+            refused(error, "name the program of another version of credhost; this one continues")
         })?;
         self.would_start(program, &words).await.map_err(|why| {
             let error = format!("{} ({version}) would not start here: {why}", program.display());
-            refused(error, "this host goes on; put it right, and try again")
+            refused(error, "this host continues; correct it and try again")
         })?;
         let mut lost = Vec::new();
         for (done, (service, file)) in (1_u64..).zip(&serving) {
@@ -84,7 +84,7 @@ impl Host {
         }
         if !lost.is_empty() && !anyway {
             let error = format!("{} ({version}) would not load what serves: {}", program.display(), lost.join("; "));
-            return Err(refused(error, "build these services anew for it first, or insist with --anyway"));
+            return Err(refused(error, "rebuild these services for it first, or use --anyway"));
         }
         let event = Event::new("host.upgrading").with("to", version.clone()).with("by", by);
         self.accounts.note(event.with("program", program.display().to_string()));

@@ -387,7 +387,7 @@ mod tests {
     }
 
     #[test]
-    fn while_much_waits_no_more_is_read_and_what_wants_no_answer_is_never_refused() {
+    fn reading_pauses_when_full_and_one_way_calls_are_not_refused() {
         let (mut calls, limits) = (Calls::default(), limits());
         let by = Table::<AttachmentKind, ()>::default().insert(());
         let begun = calls.begin(call(by, 0));

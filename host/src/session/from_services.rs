@@ -202,11 +202,9 @@ impl Owners {
         let unanswered = self.calls.unanswered();
         let (own, together) = (self.limits().unanswered, self.limits.identity_unanswered);
         let why = if unanswered >= own {
-            format!("the client has not answered {unanswered} calls: it is asked no more until it does")
+            format!("the client has {unanswered} unanswered calls, which is the limit")
         } else if unanswered >= self.context.meter.may_hold(Held::Unanswered, together) {
-            format!(
-                "all clients of the same identity have not answered {together} calls: they are asked no more until they do"
-            )
+            format!("all clients of this identity together have {together} unanswered calls, which is the limit")
         } else {
             return Ok(());
         };
@@ -266,7 +264,7 @@ impl Owners {
         let left = self.references.settle(&mut self.output.tables, &route, (sent, written.is_ok()), objects);
         self.give_back_objects(slot, left.into_iter());
         if let Err(failure) = written {
-            tracing::warn!(peer = self.context.entry.peer(), "a client was not told of a change: {}", failure.value);
+            tracing::warn!(peer = self.context.entry.peer(), "a client did not receive an update: {}", failure.value);
         }
     }
 

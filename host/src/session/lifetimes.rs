@@ -100,7 +100,10 @@ impl Owners {
             self.context.entry.enter("");
             if !self.context.rules.get().gives(name, &attached.key) {
                 self.unlist_if_left("");
-                return Err(Failure::new("twisted.cred.error.UnhandledCredentials", "it is given to nobody any more"));
+                return Err(Failure::new(
+                    "twisted.cred.error.UnhandledCredentials",
+                    "access without a login was withdrawn",
+                ));
             }
         }
         self.context.entry.attached(&attached.listed());

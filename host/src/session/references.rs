@@ -35,7 +35,7 @@ pub(super) fn dead(what: &str) -> Failure {
 }
 
 pub(super) fn revoked() -> Failure {
-    dead("what this came by was taken away")
+    dead("the access that this came by was revoked")
 }
 
 /// A service's way to an object of the client's.
@@ -226,7 +226,7 @@ impl References {
         no: Option<HandleNo>,
         by: Option<AttachmentNo>,
     ) -> Result<(u64, Provenance), Failure> {
-        let gone = || dead("the client's object is not there any more");
+        let gone = || dead("the client's object no longer exists");
         let held =
             no.and_then(|no| self.held.get(no)).filter(|held| held.slot == slot && !held.cached).ok_or_else(gone)?;
         match by {

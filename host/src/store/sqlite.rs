@@ -99,7 +99,7 @@ impl SqliteStore {
         migrate(&mut connection, path)?;
         if let Err(error) = make_shrinkable(&connection) {
             // It is a store as any other, whose file does not become shorter.
-            tracing::warn!(%error, "the store's file cannot be written anew, so that it can become shorter");
+            tracing::warn!(%error, "cannot vacuum the store: its file will not shrink");
         }
         let secret = secret(&connection, path, key, random)?;
         let head = path.with_file_name("audit.head");

@@ -809,7 +809,7 @@ mod tests {
     }
 
     #[test]
-    fn depth_is_a_defect_at_the_edge_and_the_end_is_found_all_the_same() {
+    fn too_deep_a_value_is_a_defect_and_its_end_is_still_found() {
         let nested = |levels: usize| format!("{}1{}", "(list ".repeat(levels), ")".repeat(levels));
         assert_eq!(verdict(&nested(128), Limits::default()), None);
         assert_eq!(verdict(&nested(129), Limits::default()), Some(Defect::TooDeep(128)));

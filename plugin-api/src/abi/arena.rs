@@ -220,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn memory_is_as_asked_for_and_what_is_left_is_freed_by_who_took_over() {
+    fn allocations_are_aligned_and_leftovers_freed_by_the_host() {
         let arena = Arena::new();
         let mut pieces = Vec::new();
         for (size, align) in [(0, 1), (1, 1), (24, 8), (100, 16), (4096, 4096), (7, 64), (1 << 20, 32)] {

@@ -143,7 +143,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn one_who_costs_much_by_many_connections_waits_for_one_who_costs_little() {
+    async fn many_costly_connections_wait_for_a_cheap_one() {
         let mut clients = vec![("flood", 20, 10); 50];
         clients.push(("bob", 20, 1));
         let served = served(&clients).await;

@@ -210,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn who_is_here_is_served_though_others_come_for_the_first_time_one_after_the_other() {
+    fn newcomers_in_a_row_do_not_starve_those_present() {
         let mut turns = Turns::default();
         turns.wait("alice", "alice".to_owned());
         turns.wait("new-0", "new-0".to_owned());

@@ -94,7 +94,7 @@ impl<S: Service> Runtime<S> {
                             core.tells_of(call);
                             core.fail(call, &fault);
                         }
-                        Err(fault) => tracing::debug!(method, %fault, "a call that wants no answer failed"),
+                        Err(fault) => tracing::debug!(method, %fault, "a one-way call failed"),
                         Ok(()) => {}
                     }
                 }

@@ -86,7 +86,7 @@ impl<S: Service> Runtime<S> {
                     self.core.adopt(id, count, object);
                     adopted += 1;
                 }
-                Err(fault) => tracing::warn!(origin, %fault, "an object that clients have cannot be made anew"),
+                Err(fault) => tracing::warn!(origin, %fault, "an object that clients hold cannot be rebuilt"),
             }
         }
         self.core.push(&ToHost::Adopted { objects: adopted });

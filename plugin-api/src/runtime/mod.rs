@@ -604,7 +604,7 @@ async fn during_start<R>(core: &Rc<Core>, start: impl Future<Output = R>) -> R {
 }
 
 pub(crate) fn dead() -> Fault {
-    Fault::new("twisted.spread.pb.DeadReferenceError", "the object is not there any more")
+    Fault::new("twisted.spread.pb.DeadReferenceError", "the object no longer exists")
 }
 
 /// A panic inside is an error, and ends there.

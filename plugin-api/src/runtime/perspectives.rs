@@ -79,7 +79,7 @@ impl<S: Service> Runtime<S> {
             return self.core.regains(name);
         }
         let mut turn = others.is_none().then(|| self.load_turn(name));
-        let anew = format!("{name} is being read anew; call again");
+        let anew = format!("{name} is being reloaded; call again");
         self.core.yields(name, &anew);
         let (me, name, mut others) = (self.me(), name.to_owned(), others);
         tokio::task::spawn_local(async move {
@@ -279,11 +279,11 @@ impl<S: Service> Runtime<S> {
     /// What is saved of this perspective cannot be read by this code, which has an older state in memory: that must not be saved over it.
     fn cannot_read(&self, perspective: &str, fault: &Fault) {
         let name = if perspective.is_empty() { "the service" } else { perspective };
-        tracing::error!(perspective, %fault, "its saved state could not be read anew");
+        tracing::error!(perspective, %fault, "its saved state could not be reloaded");
         self.core.push(&ToHost::Unreadable { perspective, message: fault.message() });
         self.core.yields(
             perspective,
-            &format!("what is saved of {name} cannot be read by this code, which has an older state"),
+            &format!("the saved state of {name} cannot be read by this version, which holds an older one"),
         );
     }
 }

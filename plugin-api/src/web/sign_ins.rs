@@ -290,7 +290,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cookie_is_for_this_host_alone_or_for_a_domain_and_never_in_the_clear() {
+    fn a_cookie_is_secure_and_for_one_host_or_one_domain() {
         let set = |domain: Option<&str>| cookie(domain).set("abc", "").to_str().unwrap().to_owned();
         assert_eq!(set(None), "__Host-credhost=abc; Path=/; Secure; HttpOnly; SameSite=Lax");
         assert_eq!(

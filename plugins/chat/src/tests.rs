@@ -130,7 +130,7 @@ fn a_wrong_password_is_told_and_ends_it() {
 }
 
 #[test]
-fn nobody_comes_or_goes_when_the_code_is_replaced_and_all_are_still_present() {
+fn a_reload_announces_nobody_and_all_stay_present() {
     let host = TestHost::<Chat>::start().unwrap();
     let (mind, heard) = ear();
     let alice = host.attach_with("alice", mind).unwrap();

@@ -29,7 +29,7 @@ fn the_table_is_there_again_after_a_restart() {
 }
 
 #[test]
-fn who_has_signed_in_hands_in_a_score_by_the_page_and_everybody_sees_it() {
+fn a_signed_in_user_submits_a_score_that_everybody_sees() {
     let host = TestHost::<Scores>::start().unwrap();
     host.identity("alice", "correct horse", &["alice"]);
     let ask = |head: &str, cookie: &str, form: &str| {

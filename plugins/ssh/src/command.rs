@@ -340,7 +340,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn whatever_is_typed_is_read_or_refused_and_completed_in_its_place(text in "[a-z /'\"=\\\\\u{e9}\u{65e5}-]{0,40}|\\PC{0,60}") {
+        fn any_typed_line_is_parsed_or_refused_and_completed(text in "[a-z /'\"=\\\\\u{e9}\u{65e5}-]{0,40}|\\PC{0,60}") {
             if let Ok(Line { request: Request::Call(call), .. }) = Line::read(&text) {
                 // Some are no arguments.
                 let _ = call.arguments(&manifest());

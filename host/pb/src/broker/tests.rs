@@ -90,7 +90,7 @@ fn references_are_counted_by_each_time_they_are_sent() {
 }
 
 #[test]
-fn a_cached_object_goes_out_once_is_told_of_and_is_ended_by_its_last_decache() {
+fn a_cached_object_is_sent_once_and_ends_with_its_last_decache() {
     let mut pair = Pair::new();
     let call = pair.client.output.call(Target::Name("root"), "get", true, TUPLE, DICTIONARY);
     pair.at_server().unwrap();

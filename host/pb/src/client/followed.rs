@@ -121,7 +121,7 @@ fn change<T: Follow>(value: &(dyn Any + Send + Sync), asked: Asked) -> Result<()
     let observed =
         catch_unwind(AssertUnwindSafe(|| value.lock().unwrap_or_else(PoisonError::into_inner).observe(&call)));
     OBSERVING.with_borrow_mut(Vec::pop);
-    observed.unwrap_or_else(|_| Err(Failure::new("RuntimeError", "the client's own code has panicked")))
+    observed.unwrap_or_else(|_| Err(Failure::new("RuntimeError", "the client's code panicked")))
 }
 
 impl<T> Clone for Followed<T> {

@@ -194,7 +194,7 @@ impl Collector {
             "endedPaging" => Come::End,
             _ => return Err(call.unknown()),
         };
-        let gone = || Failure::new("ValueError", "nobody takes pages here any more");
+        let gone = || Failure::new("ValueError", "the receiver of these pages has gone");
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let to = state.to.as_ref().ok_or_else(gone)?;
         let size = if let Come::Page(page) = &come { page.len() + EACH } else { 0 };
@@ -217,7 +217,7 @@ impl Referenceable for Collector {
         }
         Reply::new(async move {
             let number = taken?;
-            let gone = |_| Failure::new("ValueError", "nobody takes pages here any more");
+            let gone = |_| Failure::new("ValueError", "the receiver of these pages has gone");
             read.wait_for(|read| read + KEPT >= number).await.map(drop).map_err(gone)
         })
     }

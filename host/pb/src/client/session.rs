@@ -493,7 +493,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_waits_twice_as_long_each_time_up_to_a_limit_and_never_exactly_as_long_as_others() {
+    fn backoff_doubles_up_to_a_limit_with_jitter() {
         let backoff = Backoff::default();
         let (least, most) = (|tries| backoff.delay(tries, 0), |tries| backoff.delay(tries, 1023));
         assert_eq!(least(0), Duration::from_millis(80));

@@ -434,7 +434,7 @@ impl Tables {
 }
 
 fn panicked() -> Failure {
-    Failure::new("RuntimeError", "the client's own code has panicked")
+    Failure::new("RuntimeError", "the client's code panicked")
 }
 
 /// What is wrong with a value, if something is.

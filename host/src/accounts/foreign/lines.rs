@@ -72,7 +72,7 @@ fn shadow(line: &str) -> Result<Entry, String> {
     let (locked, hash) = (hash.starts_with('!'), hash.trim_start_matches('!'));
     match hash {
         "" if !locked => {
-            return Err(format!("{name} may log in without a password there, which nobody may here"));
+            return Err(format!("{name} may log in without a password there; here everybody needs one"));
         }
         "" => return Ok(Entry::Passed(format!("{name} has no password"))),
         // A hash of any kind has a dollar, or is DES's.

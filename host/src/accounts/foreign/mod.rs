@@ -362,7 +362,7 @@ mod tests {
     }
 
     #[test]
-    fn an_entry_of_ldif_is_one_person_and_who_is_kept_out_there_is_kept_out_here() {
+    fn an_ldif_entry_is_one_identity_and_disabled_ones_stay_so() {
         let person = |name: &str, more: &str| {
             format!(
                 "dn: uid={name},dc=example\nobjectClass: inetOrgPerson \nuid: {name}\nuserPassword: {{BCRYPT}}{BCRYPT}\n{more}"
@@ -412,7 +412,7 @@ mod tests {
 
     proptest::proptest! {
         #[test]
-        fn whatever_stands_there_each_line_is_read_refused_or_passed_over(text in "[a-z:{}$ \n\r#!*0-9]{0,200}", bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..50)) {
+        fn every_line_is_read_refused_or_skipped(text in "[a-z:{}$ \n\r#!*0-9]{0,200}", bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..50)) {
             for (_, format) in Format::ALL {
                 for input in [text.as_bytes(), &bytes] {
                     let entries: Vec<usize> = Reader::new(input, format).map(|entry| entry.unwrap().0).collect();

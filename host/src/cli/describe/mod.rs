@@ -125,14 +125,14 @@ fn described(manifest: &Manifest) -> String {
     page.lines(2, &manifest.perspective_doc);
     let saved = match manifest.save.as_str() {
         "call" => "Changes are saved before they are answered.",
-        "detach" => "Changes are saved when the last client has gone: what was answered may be lost.",
+        "detach" => "Changes are saved when the last client leaves: answered changes can be lost.",
         _ => "Nothing is saved.",
     };
     page.lines(2, saved);
     page.methods(2, &manifest.methods);
     if let Some(mind) = &manifest.mind {
         page.blank();
-        page.lines(0, &format!("{}: what a client gives as its mind, to be called back", mind.name));
+        page.lines(0, &format!("{}: the object that a client passes as its mind, for callbacks", mind.name));
         page.lines(2, &mind.doc);
         page.methods(2, &mind.methods);
     }

@@ -71,7 +71,7 @@ fn what_takes_calls_away_comes_before_them_and_before_barriers() {
 }
 
 #[test]
-fn one_owner_fills_a_quarter_and_a_little_is_there_for_each_who_comes_when_all_is_taken() {
+fn one_owner_may_fill_a_quarter_and_a_full_gate_admits_a_little() {
     const LIMIT: usize = 8 * LITTLE;
     let mut queue = FairQueue::default();
     let mut push = |connection: u32, owner: usize, size: usize| {
@@ -100,7 +100,7 @@ fn one_owner_fills_a_quarter_and_a_little_is_there_for_each_who_comes_when_all_i
 }
 
 #[test]
-fn one_that_floods_with_long_calls_delays_another_by_one_of_them() {
+fn a_flood_of_long_calls_delays_others_by_one_call() {
     let mut world = World::default();
     for index in 0..1000 {
         world.call(1, index);
@@ -169,7 +169,7 @@ fn connections_of_one_owner_share_one_place() {
 }
 
 #[test]
-fn a_connection_that_is_paused_keeps_its_order_and_holds_nobody_up() {
+fn a_paused_connection_keeps_its_order_and_delays_nobody() {
     let mut world = World::default();
     world.paused.insert(1);
     world.call(1, 0);
@@ -184,7 +184,7 @@ fn a_connection_that_is_paused_keeps_its_order_and_holds_nobody_up() {
 }
 
 #[test]
-fn what_is_behind_a_barrier_waits_for_all_before_it_also_of_the_paused() {
+fn a_barrier_waits_for_everything_before_it_even_if_paused() {
     let mut world = World::default();
     world.paused.insert(1);
     world.call(1, 0);

@@ -345,7 +345,7 @@ mod tests {
     }
 
     #[test]
-    fn descriptors_that_nobody_wants_and_files_that_can_be_changed_are_errors() {
+    fn unexpected_descriptors_and_unsealed_files_are_errors() {
         let (a, b) = pair();
         let mut inbound = Inbound::new(1 << 20, 4);
         let mut out = Outbound::default();

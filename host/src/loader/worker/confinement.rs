@@ -138,7 +138,7 @@ pub struct Confinement {
 }
 
 /// How what is said begins where the kernel lacks something.
-pub(crate) const LACKS: &str = "the kernel lacks what the sandbox needs";
+pub(crate) const LACKS: &str = "the kernel lacks a feature that the sandbox needs";
 
 /// How much memory a service in a process of its own may have, in bytes, if nothing else is said.
 pub const MEMORY: u64 = 2 << 30;

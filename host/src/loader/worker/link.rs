@@ -153,7 +153,7 @@ impl Link {
             tracing::debug!(%error, "a worker is not given what it is sent");
         }
         if let Some(error) = sent.as_ref().err().filter(|error| error.kind() != io::ErrorKind::BrokenPipe) {
-            self.process.kill(&format!("could not be given what it asked for ({error}), and was killed for it"));
+            self.process.kill(&format!("could not receive what it asked for ({error}), and was killed"));
         }
         if sent.is_err() || state.out.is_waiting() {
             self.wake();

@@ -352,7 +352,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_dead_worker_had_is_answered_given_back_and_handed_on_once() {
+    fn a_dead_workers_calls_and_objects_are_settled_once() {
         let mut owed = Owed::default();
         owed.given(&CALL);
         owed.given(&ToLibrary::Call {
@@ -385,7 +385,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_lent_is_taken_once_also_by_a_worker_that_had_no_descriptor_left() {
+    fn lent_descriptors_are_taken_once_even_if_none_were_free() {
         let stream = ToLibrary::Stream {
             stream: 3,
             listener: "irc",

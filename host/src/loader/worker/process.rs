@@ -174,7 +174,7 @@ fn died(status: io::Result<ExitStatus>, killed: Option<&String>) -> String {
         (Some(why), _) => why.clone(),
         (None, Ok(status)) if status.signal().is_some() => ended(status).replace("crashes", "crashed"),
         (None, Ok(status)) => ended(status).replace("ends the process", "ended its process"),
-        (None, Err(error)) => format!("is gone, and the system does not say how: {error}"),
+        (None, Err(error)) => format!("ended, and the system does not say how: {error}"),
     }
 }
 

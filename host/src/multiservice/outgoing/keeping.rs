@@ -170,7 +170,7 @@ impl Outgoing {
             // What was to be told of has not come to pass.
             ToHost::Update { attachment, objects, .. } => self.give_back(attachment, objects),
             ToHost::Frozen { .. } => {
-                let why = "the code that serves could not save its changes; it goes back to what is saved";
+                let why = "the serving code could not save its changes and reverts to the saved state";
                 self.reached(Lifecycle::Refused(why.to_owned()));
             }
             _ => self.out(frame, raw, delivery),

@@ -64,7 +64,7 @@ impl Report {
     /// A perspective's saved state cannot be read.
     pub(super) fn cannot_read(&self, service: &str, perspective: &str, message: &str) {
         if self.may_log(service) {
-            tracing::error!(service, perspective, "its saved state cannot be read, and stays as it is: {message}");
+            tracing::error!(service, perspective, "its saved state cannot be read and stays unchanged: {message}");
         }
         let mut unreadable = self.unreadable.lock();
         if unreadable.len() < UNREADABLE || unreadable.contains_key(perspective) {

@@ -132,7 +132,7 @@ fn nothing_that_follows_a_change_is_told_before_it_is_committed() {
 }
 
 #[test]
-fn what_cannot_be_committed_is_an_error_and_so_is_all_that_was_made_from_it() {
+fn a_failed_commit_fails_its_answers_and_all_that_follow() {
     let (outgoing, store, mailbox, call) = outgoing();
     let answer = |n| ToHost::Answer { call: call(n), value: &[], objects: &[] };
     say(&outgoing, &[save("a", 1), answer(1)]);

@@ -104,7 +104,7 @@ async fn calls_of_who_leaves_while_the_service_stops_begin_first() {
 /// While a service stands still, what waits for it is each owner's, as in its gate: one that sends much keeps nobody else from it,
 /// and it is counted as kept for whoever has sent it.
 #[tokio::test]
-async fn what_waits_while_a_service_is_replaced_is_bounded_for_each_owner() {
+async fn frames_queued_during_a_reload_are_bounded_per_owner() {
     let slot = Slot::linked::<Busy>(&HostContext::new(Arc::new(MemoryStore::new()))).await.unwrap();
     slot.start().await.unwrap();
     let budget = Budget::new(usize::MAX);

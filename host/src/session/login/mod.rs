@@ -193,7 +193,7 @@ impl Login {
         );
         if !call.answer && needs_answer {
             // Nobody would get the reference that it is about.
-            return Err(Failure::new("ValueError", "an answer to this must be wanted"));
+            return Err(Failure::new("ValueError", "this call must request an answer"));
         }
         match object {
             None => self.root_method(tables, call, arguments, now, outcome),
@@ -455,7 +455,7 @@ impl Login {
     /// Whoever it is: where the operator lets everybody in.
     fn anonymous(&mut self, arguments: &Arguments, outcome: &mut Outcome) -> Result<Step, Failure> {
         let Some(key) = self.rules.get().anonymous.clone() else {
-            return Err(unhandled("nobody may log in here without a name"));
+            return Err(unhandled("anonymous logins are not allowed here"));
         };
         let mind = arguments.mind(0, "mind")?;
         outcome.kept = mind.clone();

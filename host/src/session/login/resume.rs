@@ -112,7 +112,7 @@ impl Login {
     ) -> Step {
         outcome.given_back = asked.mind.clone();
         let Some(identity) = identity.filter(|identity| identity.has(credential)) else {
-            let why = "it was disabled, or its credential taken away, at this moment";
+            let why = "it was just disabled, or its credential removed";
             outcome.left = Some(name.clone());
             outcome.refused = Some(Refused { identity: name, asked: "login".to_owned(), why });
             return self.delay(&asked, Some(unauthorized()));

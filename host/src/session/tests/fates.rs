@@ -356,7 +356,7 @@ fn what_outlives_its_perspective_ends_with_its_key() {
 
 /// One object, two attachments: each word of the service's goes by the one that it says.
 #[test]
-fn a_mind_given_twice_is_booked_under_the_attachment_that_it_is_called_by() {
+fn a_mind_given_twice_counts_for_the_attachment_that_calls_it() {
     for (lost, other) in [("alice", "shared"), ("shared", "alice")] {
         let mut pair = Pair::new();
         let avatar = pair.login("alice", None);
@@ -410,7 +410,7 @@ fn a_mind_given_twice_is_booked_under_the_attachment_that_it_is_called_by() {
 }
 
 #[test]
-fn a_call_ends_when_the_client_lets_go_and_the_service_has_answered() {
+fn a_call_ends_after_the_answer_though_the_client_let_go() {
     let mut scene = Scene::new(Thing::CallUnderWay);
     scene.end(End::PerspectiveLetGo);
     assert_eq!(scene.pair.told("board"), [Told::LetGo(scene.attachment)]);

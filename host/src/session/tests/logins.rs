@@ -93,7 +93,7 @@ fn a_name_may_ask_for_its_perspective_at_once() {
 }
 
 #[test]
-fn every_refusal_leaves_when_its_time_has_come_whatever_its_reason() {
+fn every_refusal_is_sent_at_its_time_whatever_the_reason() {
     for (name, class, text) in [
         ("mallory", "twisted.cred.error.UnauthorizedLogin", ""),
         // Nobody has this name; whoever proves it has just been removed.
@@ -123,7 +123,7 @@ fn every_refusal_leaves_when_its_time_has_come_whatever_its_reason() {
 }
 
 #[test]
-fn who_has_many_refusals_to_come_is_not_read_until_some_have_left() {
+fn a_client_with_many_pending_refusals_is_not_read() {
     let mut pair = Pair::new();
     let requests: Vec<u64> = (0..70).map(|_| pair.log_in("mallory", None)).collect();
     pair.turn();
@@ -289,7 +289,7 @@ fn a_service_may_refuse_an_attachment_or_end_it() {
 }
 
 #[test]
-fn services_are_told_ahead_of_all_that_waits_that_something_was_taken_away_and_not_that_a_client_went() {
+fn a_revocation_overtakes_queued_calls_a_disconnect_does_not() {
     let mut pair = Pair::new();
     let avatar = pair.login("alice", None);
     let (first, _) = pair.attach(avatar, "board", "alice", None);
@@ -305,7 +305,7 @@ fn services_are_told_ahead_of_all_that_waits_that_something_was_taken_away_and_n
 }
 
 #[test]
-fn an_old_eras_perspective_stays_attached_until_the_connection_ends() {
+fn a_2005_perspective_stays_attached_until_disconnect() {
     let mut pair = Pair::new();
     let request = root(&mut pair, "username", &text(&["alice"]));
     let (_, challenger) = challenge(&pair.answer(request));
@@ -321,7 +321,7 @@ fn an_old_eras_perspective_stays_attached_until_the_connection_ends() {
 }
 
 #[test]
-fn a_proof_of_who_was_removed_is_not_that_of_who_has_the_name_now() {
+fn a_removed_identitys_proof_does_not_open_its_successor() {
     // While the proof is looked at, the identity is removed, and another of its name and number is added.
     for (removed, well) in [("alice", false), ("bob", true)] {
         let mut pair = Pair::new();

@@ -257,7 +257,7 @@ fn end(pair: &mut Pair, way: Way, end: End, which: usize) {
 }
 
 #[test]
-fn what_a_mind_has_is_given_back_however_it_was_given_and_however_that_ends() {
+fn objects_in_minds_are_released_in_every_case() {
     for way in WAYS {
         for how in ENDS {
             for (which, (name, objects, copies)) in MINDS.iter().enumerate() {
@@ -384,7 +384,7 @@ fn copies_that_came_by_what_has_ended_are_ended_in_the_service() {
 }
 
 #[test]
-fn changes_that_come_before_there_is_an_attachment_are_told_behind_it() {
+fn changes_before_an_attachment_are_sent_after_it() {
     let mut pair = Pair::new();
     pair.holds_questions = true;
     let (luid, _) = pair.client.output.tables.cache(&'c').unwrap();

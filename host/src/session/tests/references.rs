@@ -71,7 +71,7 @@ fn the_clients_object_comes_home_as_its_own() {
 }
 
 #[test]
-fn a_services_own_object_inside_an_untyped_value_goes_on_to_others() {
+fn a_services_object_in_an_untyped_value_can_be_forwarded() {
     let (mut pair, _, perspective) = attached();
     let object = pair.hand_out("board", perspective, 50);
     let (call, arguments, _) = arrives(&mut pair, perspective, &references(b"local", &[object])).unwrap();
@@ -158,7 +158,7 @@ fn own_cached(pair: &mut Pair, object: char) -> (u64, Vec<u8>) {
 }
 
 #[test]
-fn a_cacheable_of_the_clients_is_followed_comes_home_and_is_given_back_as_often_as_it_came() {
+fn a_clients_cacheable_is_followed_returned_and_released() {
     let (mut pair, attachment, perspective) = attached();
     let (luid, first) = own_cached(&mut pair, 'c');
     let (call, arguments, handles) = arrives(&mut pair, perspective, &first).unwrap();
@@ -621,7 +621,7 @@ fn a_mind_outlives_its_perspective_and_can_be_given_objects() {
 }
 
 #[test]
-fn a_mind_that_is_called_with_nothing_does_not_bring_its_attachment_back() {
+fn calling_a_mind_does_not_revive_its_attachment() {
     let (mut pair, attachment, mind) = let_go_with_mind();
     pair.told("board");
     let (arguments, keywords) = (references(b"remote", &[]), keywords());
@@ -652,7 +652,7 @@ fn a_mind_that_is_called_with_nothing_does_not_bring_its_attachment_back() {
 }
 
 #[test]
-fn an_avatars_mind_is_there_for_the_attachment_that_was_asked_for_before_it_went() {
+fn an_avatars_mind_lasts_for_attachments_already_requested() {
     let mut pair = Pair::new();
     let avatar = pair.login("alice", Some('m'));
     // In one read: attach with the mind that the avatar keeps, and the avatar is let go of.

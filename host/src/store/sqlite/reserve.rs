@@ -62,7 +62,7 @@ impl Reserve {
             Err(error) => {
                 self.empty();
                 if self.state == State::None {
-                    tracing::warn!(%error, "there is no room on the disk to keep back: only what takes away is committed");
+                    tracing::warn!(%error, "cannot reserve disk space: only revocations are committed");
                 }
                 self.state = State::Spent;
             }
@@ -75,7 +75,7 @@ impl Reserve {
             return false;
         }
         self.state = State::Spent;
-        tracing::error!("the disk is full: only what takes away is committed until there is room again");
+        tracing::error!("the disk is full: only revocations are committed until there is room");
         self.empty()
     }
 

@@ -50,7 +50,7 @@ fn what_is_committed_is_there_after_the_next_start() {
 }
 
 #[test]
-fn a_second_writer_is_found_out_and_nothing_of_its_commit_is_done() {
+fn a_second_writers_commit_is_refused_as_a_whole() {
     let (folder, store) = store();
     let other = open(&folder.path().join("store.db"));
     commit(&store, vec![state("alice", 0, b"mine")]).unwrap();
@@ -157,7 +157,7 @@ fn of_an_identitys_sources_the_latest_are_kept() {
 }
 
 #[test]
-fn the_audit_trail_fits_across_starts_and_its_head_is_noted_down() {
+fn the_trail_verifies_across_starts_and_its_head_is_noted() {
     let (folder, store) = store();
     let path = folder.path().join("store.db");
     commit(&store, vec![Write::Audit(Event::new("one")), state("alice", 9, b"x")]).unwrap_err();
@@ -238,7 +238,7 @@ fn a_backup_ends_though_the_store_is_written_to_all_the_time() {
 }
 
 #[test]
-fn a_backup_is_put_back_whole_and_what_was_there_is_kept_each_time() {
+fn restore_replaces_the_store_and_keeps_the_previous_one() {
     let (folder, store) = store();
     let (path, to) = (folder.path().join("store.db"), folder.path().join("backup.db"));
     commit(&store, vec![state("alice", 0, b"then")]).unwrap();
@@ -275,7 +275,7 @@ fn the_files_are_nobody_elses() {
 }
 
 #[test]
-fn while_the_room_that_is_kept_back_is_in_use_what_takes_away_is_committed_alone() {
+fn while_the_reserve_is_in_use_only_revocations_commit() {
     use super::reserve::Reserve;
     use super::write::Writer;
     let (folder, store) = store();
@@ -315,7 +315,7 @@ fn while_the_room_that_is_kept_back_is_in_use_what_takes_away_is_committed_alone
 }
 
 #[test]
-fn room_is_kept_back_where_a_host_asks_for_it_and_is_there_at_the_next_start() {
+fn a_host_reserves_disk_space_and_finds_it_at_the_next_start() {
     let (folder, store) = store();
     let path = reserve::path(&folder.path().join("store.db"));
     assert!(!path.exists(), "a command keeps none");

@@ -113,7 +113,7 @@ impl Writer {
         };
         let cut_off = noted.as_ref().is_some_and(gone);
         if cut_off {
-            tracing::error!("lines of the audit trail were taken away; see `credhost audit verify`");
+            tracing::error!("lines of the audit trail are missing; see `credhost audit verify`");
         }
         Self { connection, secret, head, noted: last, cut_off, reserve }
     }
@@ -206,7 +206,7 @@ impl Writer {
             && noted != found
             && !std::mem::replace(&mut self.cut_off, true)
         {
-            tracing::error!(written = noted.number, found = found.number, "lines of the audit trail were taken away");
+            tracing::error!(written = noted.number, found = found.number, "lines of the audit trail are missing");
         }
         match results {
             Ok(results) => Ok((results, last.filter(|last| found.as_ref() != Some(last)))),

@@ -101,7 +101,7 @@ impl Builder {
                 };
                 let tag = raw(&mut at)?;
                 let rest = length.saturating_sub(1);
-                let calendar = |_| Error::Custom("a date that is none".to_owned());
+                let calendar = |_| Error::Custom("an invalid date".to_owned());
                 break match tag {
                     b"None" => self.node(Stored::None),
                     b"boolean" => {

@@ -40,7 +40,7 @@ fn next(core: &Rc<Core>, attached: &[u64]) -> Rc<Core> {
 }
 
 #[test]
-fn a_copy_is_of_all_attachments_that_it_came_by_for_as_long_as_they_last() {
+fn a_copy_lives_while_any_of_its_attachments_does() {
     let core = recorded();
     [ONE, TWO, OTHER].iter().for_each(|attachment| core.connected(*attachment));
     let _held = Remote::received(&core, BOAT, ONE);

@@ -98,7 +98,7 @@ impl Core {
             for Watch { cached, object, connection, begins } in self.watches.take() {
                 let told = || cached.watched(self, object, connection, begins);
                 if std::panic::catch_unwind(std::panic::AssertUnwindSafe(told)).is_err() {
-                    tracing::error!("a cached object panicked when it was told who observes it");
+                    tracing::error!("a cached object panicked in observed() or unobserved()");
                 }
             }
         }

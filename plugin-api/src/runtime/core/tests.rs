@@ -91,7 +91,7 @@ fn written<T: Serialize>(core: &Core, value: &T) -> (jelly::Result<()>, Encoded)
 }
 
 #[test]
-fn objects_are_counted_as_often_as_they_are_written_and_not_at_all_if_writing_fails() {
+fn objects_count_per_write_and_not_at_all_if_it_fails() {
     with_core(|core, _| {
         let (thing, other) = (Handle::new(Thing), Handle::new(Thing));
         let (done, encoded) = written(core, &(&thing, &other, &thing));
@@ -108,7 +108,7 @@ fn objects_are_counted_as_often_as_they_are_written_and_not_at_all_if_writing_fa
 }
 
 #[test]
-fn a_panic_of_the_authors_hands_nothing_out_and_leaves_the_object_as_it_was() {
+fn a_panic_while_serializing_hands_out_nothing() {
     /// A value whose writing panics.
     struct Panics;
     impl Serialize for Panics {
@@ -147,7 +147,7 @@ fn a_panic_of_the_authors_hands_nothing_out_and_leaves_the_object_as_it_was() {
 }
 
 #[test]
-fn an_own_object_inside_an_untyped_value_is_counted_when_that_goes_on() {
+fn an_own_object_in_a_forwarded_value_is_counted() {
     with_core(|core, _| {
         let (done, _) = written(core, &Handle::new(Thing));
         done.unwrap();
@@ -196,7 +196,7 @@ fn told(frames: &Rc<RefCell<Vec<u8>>>) -> Vec<(u64, Vec<u8>)> {
 }
 
 #[test]
-fn those_connections_are_told_of_a_change_that_have_the_object_and_each_is_counted_for() {
+fn an_update_goes_to_every_holder_and_counts_its_objects() {
     with_core(|core, frames| {
         let board = Cached::new(Board(Handle::new(Thing)));
         let send = |to: u64| {
@@ -299,7 +299,7 @@ fn looked(core: &Rc<Core>, said: &Rc<RefCell<Vec<u8>>>, method: impl FnOnce()) -
 
 /// Each way in which a method can learn something.
 #[test]
-fn an_answer_is_said_to_tell_of_what_its_method_has_looked_at_and_of_nothing_less() {
+fn an_answer_names_every_state_that_its_method_read() {
     let said = Rc::new(RefCell::new(Vec::new()));
     let core = Core::new(Box::new(Recorded(Rc::clone(&said))));
     Core::set_current(Some(Rc::clone(&core)));

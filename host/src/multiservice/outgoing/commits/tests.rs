@@ -208,7 +208,7 @@ fn who_reads_does_not_wait_for_who_writes() {
 }
 
 #[test]
-fn a_generation_that_does_not_serve_yet_tells_nothing_and_may_never() {
+fn a_generation_that_does_not_serve_yet_sends_nothing() {
     let mut queue = CommitQueue::default();
     let mut frames = Vec::new();
     ToHost::Save { perspective: "a", state: &[7], base: 0, version: 1 }.write(&mut frames);
@@ -227,7 +227,7 @@ fn a_generation_that_does_not_serve_yet_tells_nothing_and_may_never() {
 }
 
 #[test]
-fn what_a_retired_generation_saves_is_not_saved_and_one_that_is_over_says_nothing() {
+fn retired_generations_save_nothing_and_ended_ones_are_ignored() {
     let mut frames = Vec::new();
     ToHost::Save { perspective: "a", state: &[7], base: 0, version: 1 }.write(&mut frames);
     ToHost::Answer { call: 1, value: &[], objects: &[] }.write(&mut frames);
