@@ -72,7 +72,7 @@ settings! {
     "per_source" Count 1..=1_000_000, [per_source], "connections from one address";
     "login" Time 1_000..=3_600_000, [login], "time to log in";
     "stalled" Time 1_000..=3_600_000, [stalled], "time in which answers that wait have to be read, or at the rate";
-    "silence" Time 4_000..=86_400_000, [silence], "silence after which a client that cannot be reached any more is taken to be gone";
+    "silence" Time 4_000..=43_200_000, [silence], "time without a sign of an unreachable client before it is disconnected";
     "message" Time 1_000..=3_600_000, [message.0], "time in which a message that has begun has to be whole, or to come at the rate";
     "rate" Count 1..=1_000_000, [message.1], "bytes a second at which a message has to come, and answers have to be read";
     "grace" Time 0..=3_600_000, [grace], "time for calls under way when the host stops";

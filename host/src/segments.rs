@@ -450,6 +450,8 @@ fn begun(store: &dyn Store, folder: &Path, first: u64, last: u64) -> Result<Opti
             && first <= covers.last
             && covers.last <= last
             && let Some(end) = Head::parse(&covers.end)
+            // A store that was restored may have had other lines since.
+            && wait(|done| store.audit(end.number - 1, 1, done))?.first().is_some_and(|line| line.digest == end.digest)
         {
             return Ok(Some((file, end)));
         }

@@ -263,6 +263,8 @@ pub(crate) struct Saver<T> {
     pub(crate) load: fn(&[u8]) -> Result<T>,
     /// Makes a new one, where nothing is saved.
     pub(crate) fresh: Box<dyn Fn() -> Result<T>>,
+    /// What a service began with, while nothing of it is saved: it is made once, and not by a name.
+    pub(crate) first: RefCell<Option<Vec<u8>>>,
     /// What the host has been given last.
     pub(crate) last: RefCell<Option<Vec<u8>>>,
     /// Its version; 0: there is none.
@@ -407,6 +409,9 @@ impl<T> Handle<T> {
     /// What the host has of it.
     pub(crate) fn remember(&self, state: Option<Vec<u8>>, version: u64) {
         if let Some(saver) = &self.shared.saver {
+            if version == 0 {
+                saver.first.borrow_mut().clone_from(&state);
+            }
             *saver.last.borrow_mut() = state;
             saver.version.set(version);
         }
@@ -520,7 +525,8 @@ impl<T> Saver<T> {
 
     /// Makes the value of this state; a new one where nothing is saved. After an error it is as it was.
     fn go_back(&self, value: &mut T, state: Option<&[u8]>) -> Result<()> {
-        let back = catch_unwind(AssertUnwindSafe(|| match state {
+        let first = self.first.borrow();
+        let back = catch_unwind(AssertUnwindSafe(|| match state.or(first.as_deref()) {
             Some(state) if self.policy != Save::Never => (self.load)(state),
             _ => (self.fresh)(),
         }));

@@ -183,7 +183,7 @@ fn segments_verify_alone_and_with_the_kept_lines() {
     assert!(lines(home, "audit.pruned").iter().all(|line| line.contains("by=\"a command of uid ")));
     // One between them is missing, or was changed.
     let refused = home.refused(&["audit", "verify", "--file", &one], "");
-    assert!(refused.contains("is in none of these files"), "{refused}");
+    assert!(refused.contains("are in none of these files"), "{refused}");
     let text = std::fs::read_to_string(&two).expect("a segment");
     std::fs::write(&two, text.replace("alice", "mallo")).expect("it can be written");
     let refused = home.refused(&["audit", "verify", "--file", &one, "--file", &two], "");

@@ -191,7 +191,7 @@ fn a_crate_that_was_made_passes_its_own_tests_and_is_good() {
     assert!(String::from_utf8_lossy(&wrong.stderr).contains("small letter"));
     let nowhere = author.types("credhost dev nowhere");
     let says = String::from_utf8_lossy(&nowhere.stderr);
-    assert!(says.contains("nowhere is no crate") && says.contains("credhost new"), "{says}");
+    assert!(says.contains("nowhere is not a crate") && says.contains("credhost new"), "{says}");
 }
 
 #[test]

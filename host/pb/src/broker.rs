@@ -528,7 +528,13 @@ impl<O: Clone + Eq + Hash> Output<O> {
         transcode(&mut self.bytes, start, self.vocabulary);
     }
 
-    /// The calls of ours that still wait for an answer.
+    /// How many calls of ours wait for an answer.
+    #[must_use]
+    pub fn unanswered(&self) -> usize {
+        self.waiting.len()
+    }
+
+    /// The requests that the peer has not answered, in order.
     pub fn waiting(&self) -> impl Iterator<Item = u64> {
         self.waiting.iter().copied()
     }

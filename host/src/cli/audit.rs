@@ -19,26 +19,26 @@ const PAGE: usize = 1000;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Audit {
-    /// Print what has happened, the oldest first. With --json, one object a line: `at` is in seconds since 1970.
+    /// Print the trail, oldest first. With --json, one object a line; `at` is in seconds since 1970.
     Show {
-        /// Only what comes after the line of this number.
+        /// Only lines after this number.
         #[arg(long, default_value_t = 0, value_name = "NUMBER")]
         after: u64,
-        /// Only what has this in it: an identity's name, "login.refused" …
+        /// Only lines that contain this text: an identity's name, "login.refused" …
         #[arg(long, value_name = "TEXT")]
         with: Option<String>,
         /// Only the last COUNT lines.
         #[arg(long, value_name = "COUNT")]
         last: Option<usize>,
-        /// Only what has happened since: "2h" ago, "2026-11-28", "2026-11-28T14:00:00Z".
+        /// Only lines since: "2h" ago, "2026-11-28", "2026-11-28T14:00:00Z".
         #[arg(long, value_name = "TIME")]
         since: Option<String>,
-        /// Go on with what happens, until Ctrl-C.
+        /// Continue with new lines, until Ctrl-C.
         #[arg(long)]
         follow: bool,
     },
-    /// Look whether a line was changed, removed or put elsewhere since it was written. Prints the head: note it down
-    /// where nobody who can write to this machine can, and give it the next time.
+    /// Detect changed, removed or moved lines. Prints the head: store it outside of this machine, and pass it the next
+    /// time.
     Verify {
         /// A head that was noted down: "NUMBER DIGEST".
         #[arg(long)]
@@ -48,7 +48,7 @@ pub(super) enum Audit {
         #[arg(long = "file", value_name = "FILE")]
         files: Vec<PathBuf>,
     },
-    /// Write the trail into a file of its own, which can be verified alone.
+    /// Export the trail into a file that can be verified alone.
     Export {
         /// A new file.
         file: PathBuf,
@@ -56,8 +56,7 @@ pub(super) enum Audit {
         #[arg(long, value_name = "TIME|SIZE")]
         older: Option<String>,
     },
-    /// Drop the oldest lines. What is kept still fits, and says where it begins. `[audit] keep` in credhost.toml does this
-    /// by itself.
+    /// Drop the oldest lines; the rest still verifies. `[audit] keep` in credhost.toml does this automatically.
     Prune {
         /// What is kept: "90 days" what is not older, "100 MiB" the latest lines of that size.
         #[arg(long, value_name = "TIME|SIZE")]

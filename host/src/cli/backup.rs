@@ -15,13 +15,13 @@ use super::{CliError, Output};
 
 #[derive(Debug, Args)]
 pub(super) struct Backup {
-    /// A new file. It is looked through once it is written; master.key is not in it: keep a copy of that elsewhere.
+    /// The new file. It is checked after writing. It does not contain master.key: keep a copy of that elsewhere.
     file: PathBuf,
 }
 
 #[derive(Debug, Args)]
 pub(super) struct Restore {
-    /// A file that `credhost backup` has made.
+    /// A file written by `credhost backup`.
     file: PathBuf,
 }
 

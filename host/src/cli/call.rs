@@ -28,7 +28,7 @@ pub(super) struct Call {
     target: String,
     /// The method.
     method: String,
-    /// Arguments: JSON, or else a text as it is; NAME=ARGUMENT for a keyword.
+    /// Arguments: JSON, or else plain text; NAME=ARGUMENT for a keyword.
     #[arg(allow_negative_numbers = true)]
     arguments: Vec<String>,
     /// Read the password from standard input.
@@ -37,13 +37,13 @@ pub(super) struct Call {
     /// Log in with an access token, read from standard input, instead of a password.
     #[arg(long, conflicts_with_all = ["password_stdin", "key"])]
     token_stdin: bool,
-    /// Log in with an SSH key: the file of the private one.
+    /// Log in with the SSH private key in this file.
     #[arg(long, value_name = "FILE", conflicts_with = "password_stdin")]
     key: Option<PathBuf>,
     /// Connect over TLS.
     #[arg(long)]
     tls: bool,
-    /// Trust the authority in this file (ca.pem of `credhost tls init`), and no other.
+    /// Trust only the authority in this file (ca.pem of `credhost tls init`).
     #[arg(long, value_name = "FILE", requires = "tls")]
     ca: Option<PathBuf>,
 }

@@ -23,7 +23,7 @@ pub(super) struct Check {
     /// The library. Its methods are called with arguments of every wrong kind, on a store of its own, in a process of its
     /// own; with the configuration of the home folder, where there is one.
     file: PathBuf,
-    /// How often it is replaced by itself.
+    /// Number of reloads to run.
     #[arg(long, default_value_t = 100, value_name = "TIMES")]
     reloads: usize,
     /// This is that process.

@@ -23,7 +23,7 @@ const LETTERS: &[u8; 32] = b"abcdefghijkmnpqrstuvwxyz23456789";
 
 #[derive(Debug, Args)]
 pub(super) struct Demo {
-    /// Where to serve Perspective Broker.
+    /// Serve Perspective Broker on this address.
     #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:8787")]
     listen: String,
     /// The checkout whose sample services are built.

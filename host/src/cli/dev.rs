@@ -29,16 +29,16 @@ pub(super) struct Dev {
     /// The crates of the services.
     #[arg(required = true, value_name = "CRATE")]
     crates: Vec<PathBuf>,
-    /// Where to serve Perspective Broker.
+    /// Serve Perspective Broker on this address.
     #[arg(long, value_name = "ADDRESS:PORT")]
     listen: Option<String>,
-    /// Build optimised.
+    /// Build with optimizations.
     #[arg(long)]
     release: bool,
-    /// Look for changes now and then: for file systems that do not tell.
+    /// Poll for changes (file systems without inotify).
     #[arg(long)]
     poll: bool,
-    /// Keep whole copies of libraries while they are loaded: gdb and perf find their symbols and lines.
+    /// Keep complete copies of loaded libraries, so that gdb and perf find symbols and lines.
     #[arg(long)]
     debuggable: bool,
 }

@@ -5,11 +5,11 @@ use clap::builder::StyledStr;
 
 /// Every command, in the order in which it is shown.
 const GROUPS: [(&str, &[&str]); 4] = [
-    ("For who writes services", &["demo", "new", "dev", "check", "vet"]),
-    ("For who uses them", &["call", "describe", "completions"]),
-    ("For the operator: who may log in", &["identity", "pubkey", "token", "key", "session"]),
+    ("Writing services", &["demo", "new", "dev", "check", "vet"]),
+    ("Using services", &["call", "describe", "completions"]),
+    ("Operating: accounts", &["identity", "pubkey", "token", "key", "session"]),
     (
-        "For the operator: the host",
+        "Operating: the host",
         &["run", "service", "limits", "reload", "upgrade", "doctor", "audit", "backup", "restore", "tls", "master-key"],
     ),
 ];

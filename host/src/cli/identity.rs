@@ -29,7 +29,7 @@ pub(super) enum Identity {
     List,
     /// Show one identity, its credentials and its keys.
     Show { name: String },
-    /// Set an identity's password, in the place of those it has. Who has logged in with one is logged out.
+    /// Replace an identity's passwords. Ends the sessions that began with one.
     Password {
         name: String,
         /// Set, or clear, only the one of this label: an identity may have several.
@@ -42,17 +42,17 @@ pub(super) enum Identity {
         #[arg(long, conflicts_with = "password_stdin")]
         clear: bool,
     },
-    /// Let nobody log in as it, and end what is open, at once.
+    /// Disable an identity and end its sessions at once.
     Disable { name: String },
-    /// Let it log in again.
+    /// Enable an identity again.
     Enable { name: String },
-    /// Forget the failed logins that keep it out.
+    /// Clear the failed logins that lock an identity.
     Unlock { name: String },
-    /// Remove an identity and its keys, and end what is open. Its states stay.
+    /// Remove an identity and its keys, and end its sessions. Its states are kept.
     Remove { name: String },
-    /// Add many, as `export` prints them, or as another program keeps them. Passwords come as argon2id or bcrypt hashes.
+    /// Add identities from `export`, or from another program's file, with argon2id or bcrypt hashes.
     Import(import::Import),
-    /// Print all, with their hashes, for `import`.
+    /// Print all identities with their hashes, for `import`.
     Export,
 }
 

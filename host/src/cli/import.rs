@@ -36,13 +36,13 @@ pub(super) struct Import {
     /// filepassworddb is to be said.
     #[arg(long, value_name = "FORMAT", value_parser = Format::ALL.map(|(name, _)| name))]
     format: Option<String>,
-    /// Put them in the place of those of the same names.
+    /// Overwrite existing identities of the same names.
     #[arg(long)]
     replace: bool,
-    /// Give each of them the key to their own perspective of this service; any number.
+    /// Give each a key to their own perspective of this service; can be repeated.
     #[arg(long = "key", value_name = "SERVICE")]
     keys: Vec<String>,
-    /// Change nothing; print who would come in, and who would not.
+    /// Change nothing; print who would be added, and who would not.
     #[arg(long)]
     dry_run: bool,
 }

@@ -9,9 +9,9 @@ use super::{CliError, Output};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Key {
-    /// Give an identity the key to a perspective; its own name's, if none is named.
+    /// Give an identity the key to a perspective; by default the one of its own name.
     Add { name: String, service: String, perspective: Option<String> },
-    /// Take a key away.
+    /// Remove a key.
     Remove { name: String, service: String, perspective: Option<String> },
     /// List an identity's keys.
     List { name: String },

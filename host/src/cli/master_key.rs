@@ -10,7 +10,7 @@ use super::{CliError, Output};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum MasterKey {
-    /// Put a new key in the place of master.key, and seal everything anew under it. Backups of before need the old one.
+    /// Replace master.key and re-encrypt everything under the new key. Earlier backups need the old one.
     Replace,
 }
 

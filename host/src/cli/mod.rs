@@ -47,7 +47,7 @@ struct Cli {
     #[arg(long, global = true, env = "CREDHOST_HOME", default_value = "credhost-home", value_name = "FOLDER")]
     home: PathBuf,
 
-    /// Print JSON, for programs: one value; of `audit show` and `identity export`, one object a line. Times are in seconds since 1970.
+    /// Print JSON: one value, or one object a line for `audit show` and `identity export`. Times are in seconds since 1970.
     #[arg(long, global = true)]
     json: bool,
 
@@ -57,13 +57,13 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Build the sample services, make two identities, serve, and show a first call.
+    /// Build the sample services, create two identities, serve, and show a first call.
     Demo(demo::Demo),
-    /// Make a crate for a service: it compiles, is tested, and runs.
+    /// Create a crate for a service that compiles, has tests, and runs.
     New(new::New),
-    /// Build services and serve them; build and replace them whenever a source is saved.
+    /// Build and serve services; rebuild and reload them whenever a source is saved.
     Dev(dev::Dev),
-    /// Load a library, call it, make it panic, replace it a hundred times: what it leaves behind, and how fast it is.
+    /// Test a library: call it in odd ways, reload it a hundred times, report leaks and speed.
     Check(check::Check),
     /// Serve a home folder until Ctrl-C or SIGTERM.
     Run(run::Run),
@@ -71,46 +71,46 @@ enum Command {
     Call(call::Call),
     /// Show a service's methods, types and docs.
     Describe(describe::Describe),
-    /// Who may log in.
+    /// Manage identities.
     #[command(subcommand)]
     Identity(identity::Identity),
-    /// SSH public keys, to log in with.
+    /// Manage SSH public keys.
     #[command(subcommand)]
     Pubkey(pubkey::Pubkey),
-    /// Access tokens, for programs to log in with.
+    /// Manage access tokens for programs.
     #[command(subcommand)]
     Token(token::Token),
-    /// What an identity may get: its keyring.
+    /// Manage what an identity may use: its keyring.
     #[command(subcommand)]
     Key(key::Key),
-    /// Who is logged in.
+    /// Show and end sessions.
     #[command(subcommand)]
     Session(session::Session),
-    /// What runs.
+    /// Manage services.
     #[command(subcommand)]
     Service(service::Service),
-    /// What has happened: logins, refusals, changes.
+    /// Show and verify the audit trail: logins, refusals, changes.
     #[command(subcommand)]
     Audit(audit::Audit),
-    /// Copy the store into a file, while the host runs or not. master.key is not in it.
+    /// Copy the store into a file, also while the host runs. Does not include master.key.
     Backup(backup::Backup),
-    /// Put a backup in the place of the store. No host may run.
+    /// Replace the store by a backup. No host may be running.
     Restore(backup::Restore),
-    /// Certificates of one's own.
+    /// Create certificates.
     #[command(subcommand)]
     Tls(tls::Tls),
-    /// The key that secrets in the store are sealed under.
+    /// Replace the key that encrypts secrets in the store.
     #[command(subcommand)]
     MasterKey(master_key::MasterKey),
-    /// Show what clients may cost, and what they cost now.
+    /// Show the limits on clients, and current use.
     Limits(limits::Limits),
-    /// Take up what [limits] in credhost.toml says now.
+    /// Apply changed settings in credhost.toml.
     Reload(limits::Reload),
-    /// Let another version of credhost take over from the running host: nobody who connects meanwhile is refused.
+    /// Replace the running host by another version of credhost; new connections wait meanwhile.
     Upgrade(upgrade::Upgrade),
-    /// Look for what is wrong, or soon will be.
+    /// Report what is wrong, or will be soon.
     Doctor(doctor::Doctor),
-    /// The verdict on a library, without loading it into a host.
+    /// Check a library without loading it into a host.
     Vet(vet::Vet),
     #[command(name = credhost::loader::vet::WORD, hide = true)]
     VetInChild { copy: PathBuf },

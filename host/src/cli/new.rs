@@ -12,7 +12,7 @@ pub(super) struct New {
     /// The service's name, or a folder that ends with it.
     #[arg(value_name = "NAME")]
     place: PathBuf,
-    /// Where plugin-api is: a folder, or a version in the registry.
+    /// Use plugin-api from this folder, or this version from the registry.
     #[arg(long, value_name = "FOLDER|VERSION")]
     api: Option<String>,
 }

@@ -12,7 +12,7 @@ use super::{CliError, Output};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Pubkey {
-    /// Add a public key: Ed25519, ECDSA or RSA. A certificate is taken for the key that it is for.
+    /// Add a public key: Ed25519, ECDSA or RSA; or the key of a certificate.
     Add {
         name: String,
         /// The file that ends in .pub, or a certificate in PEM; - for standard input.
@@ -24,7 +24,7 @@ pub(super) enum Pubkey {
         #[arg(long, value_name = "TIME")]
         expires: Option<String>,
     },
-    /// Take a key away, by its label or #number; who has logged in with it is logged out.
+    /// Remove a key by its label or #number, and end the sessions that began with it.
     Remove { name: String, label: String },
     /// List an identity's keys.
     List { name: String },

@@ -13,22 +13,22 @@ use super::{CliError, Output, log};
 
 #[derive(Debug, Args)]
 pub(super) struct Run {
-    /// Where to serve Perspective Broker, instead of what credhost.toml says.
+    /// Serve Perspective Broker on this address, instead of the one in credhost.toml.
     #[arg(long, value_name = "ADDRESS:PORT")]
     listen: Option<String>,
-    /// Where to serve it over TLS, instead of what credhost.toml says.
+    /// Serve it over TLS on this address, instead of the one in credhost.toml.
     #[arg(long, value_name = "ADDRESS:PORT")]
     listen_tls: Option<String>,
-    /// Serve in the clear though others can listen.
+    /// Serve without TLS, though others can read the traffic.
     #[arg(long)]
     plaintext: bool,
-    /// Look for libraries that have changed now and then: for file systems that do not tell.
+    /// Poll for changed libraries (file systems without inotify).
     #[arg(long)]
     poll: bool,
-    /// Keep whole copies of libraries while they are loaded: gdb and perf find their symbols and lines.
+    /// Keep complete copies of loaded libraries, so that gdb and perf find symbols and lines.
     #[arg(long)]
     debuggable: bool,
-    /// Look whether it would start, and change nothing; a host may be running there.
+    /// Check whether the host would start, and change nothing; a host may be running.
     #[arg(long)]
     check: bool,
 }

@@ -19,24 +19,24 @@ use super::{CliError, Output};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Service {
-    /// List the libraries in the folder, and what became of them.
+    /// List the libraries in the folder and their status.
     List,
     /// Show one service.
     Show { name: String },
-    /// Stop a service: its clients are told, its state stays.
+    /// Stop a service: its clients are notified, its state is kept.
     Stop { name: String },
     /// Start a service that was stopped or has ended, from its file.
     Start { name: String },
-    /// Replace a service by its file as it is now; its clients stay. What goes wrong leaves the old code serving.
+    /// Reload a service from its file; its clients stay connected. If that fails, the old code continues.
     Reload { name: String },
-    /// Try every saved state of a service on a library, before it serves: which could it not read?
+    /// Test whether a library could read every saved state of a service.
     CheckStates {
         name: String,
         /// The library.
         file: PathBuf,
     },
-    /// Let some identities try a library, while everybody else is served as before. Their connections are ended, and come
-    /// again by it; what they change in their perspectives is saved, what belongs to the whole service is not.
+    /// Serve some identities by another library. Their connections end, and reconnect to it; changes to their perspectives
+    /// are saved, changes to shared state are not.
     Try {
         name: String,
         /// The library; none to end the trial.
@@ -52,9 +52,9 @@ pub(super) enum Service {
         #[arg(long, conflicts_with_all = ["file", "identity", "isolation"])]
         end: bool,
     },
-    /// Go back to the library that served before the present one.
+    /// Go back to the previous library.
     Rollback { name: String },
-    /// Tell what holds libraries of a service that have ended.
+    /// Explain what keeps a service's old libraries in memory.
     Why { name: String },
 }
 

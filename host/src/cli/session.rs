@@ -10,9 +10,9 @@ use super::{CliError, Output};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Session {
-    /// List the connections that somebody has logged in by.
+    /// List connections with a login.
     List,
-    /// Close a connection by its number, or all of an identity's by its name.
+    /// Close a connection by its number, or all connections of an identity by its name.
     Cut {
         /// A number as `list` shows it, or an identity's name.
         which: String,

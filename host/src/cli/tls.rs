@@ -15,8 +15,8 @@ use super::{CliError, Output};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Tls {
-    /// Make an authority of one's own and a certificate for this host, in tls/ of the home folder. Said again, it makes a
-    /// new certificate by the same authority; a running host takes it up by itself.
+    /// Create an authority and a certificate for this host, in tls/ of the home folder. Run again, it creates a new
+    /// certificate from the same authority; a running host loads it automatically.
     Init {
         /// A name or address that clients know this host by; any number. localhost and 127.0.0.1, if none is said.
         #[arg(long = "name", value_name = "NAME")]

@@ -9,7 +9,7 @@ use super::{CliError, Output};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Token {
-    /// Make an access token. It is printed this once: only a digest is kept.
+    /// Create an access token. It is printed only once: the host keeps a digest.
     New {
         name: String,
         /// What to call it.
@@ -19,7 +19,7 @@ pub(super) enum Token {
         #[arg(long, value_name = "TIME|DATE")]
         expires: Option<String>,
     },
-    /// Take a token away, by its label or #number; who has logged in with it is logged out.
+    /// Remove a token by its label or #number, and end the sessions that began with it.
     Remove { name: String, label: String },
     /// List an identity's tokens.
     List { name: String },

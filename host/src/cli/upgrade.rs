@@ -20,9 +20,9 @@ const LOOK: Duration = Duration::from_millis(20);
 
 #[derive(Debug, Args)]
 pub(super) struct Upgrade {
-    /// The program that takes over; this one, if none is named.
+    /// The new program; by default this one.
     program: Option<PathBuf>,
-    /// Though libraries of services that serve would not be loaded by it.
+    /// Continue even if it could not load some serving libraries.
     #[arg(long)]
     anyway: bool,
 }

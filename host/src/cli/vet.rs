@@ -13,7 +13,7 @@ use super::{CliError, Output};
 pub(super) struct Vet {
     /// The library.
     file: PathBuf,
-    /// How many seconds it may take for each step.
+    /// Timeout of each step, in seconds.
     #[arg(long, default_value_t = 10, value_name = "SECONDS")]
     patience: u64,
 }

@@ -206,13 +206,13 @@ mod tests {
             (format!("{ED25519}\n\n{ED25519}\n"), "line 3 is a second one, after line 1"),
             (format!("\nfrom=\"10.*\",no-pty {ED25519}"), "line 2: \"from=\\\"10.*\\\",no-pty\" stands before the key"),
             (format!("ssh-ed25519-cert-v01@openssh.com {rest}"), "line 1: this is a certificate"),
-            (format!("ssh-dss {rest}"), "\"ssh-dss\" is no kind of key that is taken"),
+            (format!("ssh-dss {rest}"), "keys of type \"ssh-dss\" are not supported"),
             ("ssh-ed25519".to_owned(), "after ssh-ed25519 there is no key"),
             ("ssh-ed25519  AAAAC3Nza cut".to_owned(), "what begins in column 14 is no ssh-ed25519 key"),
             ("---- BEGIN SSH2 PUBLIC KEY ----\n".to_owned(), "RFC 4716"),
             ("-----BEGIN PUBLIC KEY-----\n".to_owned(), "not whole"),
             ("-----BEGIN DSA PUBLIC KEY-----\n".to_owned(), "in PEM"),
-            ("hello".to_owned(), "\"hello\" is no kind of key"),
+            ("hello".to_owned(), "keys of type \"hello\" are not supported"),
         ] {
             let error = PublicKey::parse(&text).unwrap_err().to_string();
             assert!(error.contains(says), "{text:?}: {error}");

@@ -49,7 +49,7 @@ impl Doors {
     /// Takes a connection that was accepted on a port.
     pub(super) fn come_to(self: &Arc<Self>, port: &Arc<Port>, client: OwnedFd, source: Option<SocketAddr>) {
         if source.is_some()
-            && let Err(error) = keep_alive(&client, self.limits.read().silence)
+            && let Err(error) = keep_alive(&client, &self.limits.read())
         {
             // It has gone already, which is seen when it is read.
             tracing::debug!(%error, "a client cannot be asked whether it is still there");

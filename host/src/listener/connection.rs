@@ -182,8 +182,11 @@ pub(super) async fn run(stream: &mut Stream, driver: &mut Driver, closed: watch:
     let mailbox = Arc::clone(&driver.mailbox);
     let mailbox = &*mailbox;
     // Small answers must not wait for each other's acknowledgement.
-    if let Err(error) = stream.set_nodelay().and_then(|()| stream.set_keepalive(driver.shared.limits().silence)) {
+    if let Err(error) = stream.set_nodelay() {
         return error.into();
+    }
+    if let Err(error) = stream.set_keepalive(&driver.shared.limits()) {
+        tracing::debug!(%error, "the system does not look whether a client is still there");
     }
     let timers = Timers::new(driver.shared.limits());
     let mut pump = Pump { stream, driver, closed, timers, readable: true, writable: true, reads: 0, starved: false };

@@ -9,6 +9,8 @@ use rustls::ServerConnection;
 use tokio::io::{Interest, Ready};
 use tokio::net::{TcpStream, UnixStream};
 
+use crate::session::Limits;
+
 /// How much is taken out of TLS at once.
 const CHUNK: usize = 16 << 10;
 
@@ -56,7 +58,11 @@ const ASKED: u32 = 4;
 
 /// Notices a peer that is not there any more, though it has not said goodbye (a cable was pulled): after so long a silence, in which
 /// it is asked and does not answer. In seconds: the system knows no less.
-pub(crate) fn keep_alive(socket: impl AsFd, silence: Duration) -> io::Result<()> {
+///
+/// # Errors
+/// What the system says; it is a connection all the same.
+pub(crate) fn keep_alive(socket: impl AsFd, limits: &Limits) -> io::Result<()> {
+    let silence = limits.silence;
     let socket = socket.as_fd();
     let second = Duration::from_secs(1);
     sockopt::set_socket_keepalive(socket, true)?;
@@ -64,7 +70,9 @@ pub(crate) fn keep_alive(socket: impl AsFd, silence: Duration) -> io::Result<()>
     sockopt::set_tcp_keepintvl(socket, (silence / 2 / ASKED).max(second))?;
     sockopt::set_tcp_keepcnt(socket, ASKED)?;
     // Nobody is asked to whom something is on its way: that is sent again and again, for a quarter of an hour if nothing is said.
-    sockopt::set_tcp_user_timeout(socket, u32::try_from(silence.as_millis()).unwrap_or(u32::MAX))?;
+    // It also ends a client that is there and takes nothing for so long: no sooner than `stalled` does.
+    let unread = silence.max(limits.stalled);
+    sockopt::set_tcp_user_timeout(socket, u32::try_from(unread.as_millis()).unwrap_or(u32::MAX))?;
     Ok(())
 }
 
@@ -117,8 +125,8 @@ impl Stream {
     }
 
     /// See [`keep_alive`].
-    pub(super) fn set_keepalive(&self, silence: Duration) -> io::Result<()> {
-        self.tcp().map_or(Ok(()), |socket| keep_alive(socket, silence))
+    pub(super) fn set_keepalive(&self, limits: &Limits) -> io::Result<()> {
+        self.tcp().map_or(Ok(()), |socket| keep_alive(socket, limits))
     }
 
     /// Waits until something can be tried.

@@ -28,6 +28,8 @@ pub(super) struct Visited {
     /// Whoever comes, or asks, does so one at a time; true: the trial is over, and nobody does any more. Taken before all other locks.
     closed: Mutex<bool>,
     all: Mutex<BTreeMap<String, Visit>>,
+    /// Those that what serves was ever asked to yield.
+    asked: Mutex<BTreeSet<String>>,
     ask: OnceLock<Ask>,
 }
 
@@ -49,15 +51,25 @@ impl Visited {
     }
 
     /// Somebody comes to this perspective. If nobody has before, `tell` tells the tried version, before anybody else comes to it: what
-    /// it has of it is a copy, and is to be read anew.
-    pub(super) fn visit(&self, perspective: &str, tell: impl FnOnce()) {
+    /// it has of it is a copy, and must be loaded again. True: nobody had.
+    pub(super) fn visit(&self, perspective: &str, tell: impl FnOnce()) -> bool {
         let closed = self.closed.lock();
         let is_known = self.is_visited(perspective);
         if *closed || is_known {
-            return;
+            return false;
         }
         self.all.lock().insert(perspective.to_owned(), Visit::Coming);
         tell();
+        true
+    }
+
+    /// They did not get there after all.
+    pub(super) fn leave(&self, perspective: &str) {
+        let _turn = self.closed.lock();
+        let mut all = self.all.lock();
+        if matches!(all.get(perspective), Some(Visit::Coming)) && !self.asked.lock().contains(perspective) {
+            all.remove(perspective);
+        }
     }
 
     /// What serves has yielded it.
@@ -71,10 +83,15 @@ impl Visited {
             Some(Visit::Coming | Visit::Yielded) | None => return,
         };
         // Reading takes its time, and this is the way out of what serves.
-        let go_on = move || waiting.into_iter().for_each(|go_on| go_on(Ok(())));
-        if let Err(error) = std::thread::Builder::new().name("yielded".to_owned()).spawn(go_on) {
-            // They are told by the drop.
-            tracing::error!(%error, "a perspective that was yielded cannot be read");
+        let (hand, handed) = std::sync::mpsc::channel::<Vec<Waiting>>();
+        let read = move || handed.into_iter().flatten().for_each(|go_on| go_on(Ok(())));
+        match std::thread::Builder::new().name("yielded".to_owned()).spawn(read) {
+            // It has the other end, and takes one.
+            Ok(_) => drop(hand.send(waiting)),
+            Err(error) => {
+                let why = StoreError::Failed(format!("the machine has no thread to read it: {error}"));
+                waiting.into_iter().for_each(|told| told(Err(why.clone())));
+            }
         }
     }
 
@@ -89,6 +106,7 @@ impl Visited {
             Some(Visit::Asked(_, waiting)) => return waiting.push(go_on),
             Some(visit @ Visit::Coming) => {
                 *visit = Visit::Asked(now, vec![go_on]);
+                self.asked.lock().insert(perspective.to_owned());
                 // Who makes another generation serve looks at all of them, and this waits for that.
                 drop(all);
                 if let Some(ask) = self.ask.get() {
@@ -131,6 +149,11 @@ impl Visited {
     pub(super) fn names(&self) -> Vec<String> {
         self.all.lock().keys().cloned().collect()
     }
+
+    /// All that what serves was asked to yield.
+    fn asked(&self) -> Vec<String> {
+        self.asked.lock().iter().cloned().collect()
+    }
 }
 
 /// Which perspectives of a slot's are with a version that is tried.
@@ -159,7 +182,7 @@ impl Elsewhere {
     pub(super) fn ending(&self) -> Vec<String> {
         let Some(visited) = self.now.lock().with.clone() else { return Vec::new() };
         *visited.closed.lock() = true;
-        let names = visited.names();
+        let names = visited.asked();
         let mut now = self.now.lock();
         now.regaining = Some(names.iter().cloned().collect());
         names
@@ -197,7 +220,7 @@ impl Elsewhere {
     /// What the version that serves has to yield.
     pub(super) fn yields(&self) -> Vec<String> {
         let now = self.now.lock();
-        now.with.as_ref().filter(|_| now.regaining.is_none()).map(|visited| visited.names()).unwrap_or_default()
+        now.with.as_ref().filter(|_| now.regaining.is_none()).map(|visited| visited.asked()).unwrap_or_default()
     }
 
     /// The version that serves has yielded this perspective.
@@ -310,14 +333,21 @@ mod tests {
         assert!(waiting[0].try_recv().is_err(), "it is not late yet");
         visited.give_up(now + 2 * second, 2 * second);
         let late = waiting[0].try_recv().unwrap().unwrap_err().to_string();
-        assert_eq!(late, "the version that serves has not let go of alice yet; try again");
+        assert_eq!(late, "the serving version has not released alice yet; try again");
         let again = wants(&visited, "alice", now + 2 * second);
         assert_eq!(asked.try_iter().count(), 2, "it is asked again");
         elsewhere.yielded("alice");
         assert_eq!(again.recv(), Ok(Ok(())));
         // When the trial is over, nothing is taken from what serves any more.
         visited.visit("bob", || ());
-        assert_eq!(elsewhere.ending(), ["alice", "bob"]);
+        visited.visit("dave", || ());
+        visited.leave("dave");
+        visited.leave("alice");
+        assert!(
+            elsewhere.why("dave").is_none() && elsewhere.why("alice").is_some(),
+            "only who did not get there leaves"
+        );
+        assert_eq!(elsewhere.ending(), ["alice"], "what it was never asked for it has");
         visited.visit("carol", || panic!("nobody comes any more"));
         assert!(matches!(wants(&visited, "bob", now).try_recv(), Ok(Err(StoreError::Elsewhere(_)))));
         assert!(asked.try_recv().is_err() && elsewhere.why("carol").is_none());

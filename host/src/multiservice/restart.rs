@@ -70,7 +70,9 @@ impl Slot {
                     tracing::warn!(service, "it serves again, {ms:.0} ms after it was started: {reloaded}");
                     return;
                 }
-                Err(why) if self.trial_ends(Duration::ZERO).await.is_some() => {
+                Err(why)
+                    if !why.may_pass() && self.is_current(&dead) && self.trial_ends(Duration::ZERO).await.is_some() =>
+                {
                     // It may have wanted to change what was with the other version. What serves everybody goes first.
                     tracing::error!(
                         service,

@@ -254,7 +254,7 @@ impl Slot {
         if let Some(waits) = &self.crashes.lock().waits {
             return Err(LibraryFault::State(waits.clone()));
         }
-        self.note_visits(changes);
+        let visits = self.note_visits(changes);
         if let Some(why) = self.is_elsewhere(changes) {
             return Err(LibraryFault::State(why));
         }
@@ -262,6 +262,9 @@ impl Slot {
         let handed = self.current.hand_over((lane.meter.owner(), frames), changes, waits, |instance| {
             if instance.outgoing.is_over() { Err(None) } else { instance.generation.push(lane, frames).map_err(Some) }
         });
+        if handed.is_err() {
+            self.undo_visits(&visits);
+        }
         handed.map_err(|why| match why {
             NotHanded::Ended | NotHanded::Refused(None) => LibraryFault::State(format!("{} has stopped", self.name)),
             NotHanded::Refused(Some(full)) => LibraryFault::State(format!("{}: {full}", self.name)),

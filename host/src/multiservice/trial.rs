@@ -194,15 +194,23 @@ impl Slot {
 
     /// Notes which perspectives somebody comes to, if this is a version that is tried. What it has read of them before is read anew:
     /// it was a copy, whose changes nobody saves.
-    pub(super) fn note_visits(&self, changes: &[AttachmentChange]) {
+    /// Answers with those that nobody had come to.
+    pub(super) fn note_visits(&self, changes: &[AttachmentChange]) -> Vec<String> {
         // To one that has ended nobody comes.
-        let (Some(visited), Some(_)) = (&self.visited, self.current.get()) else { return };
-        for perspective in changes.iter().filter_map(perspective) {
-            visited.visit(&perspective, || {
-                if let Some(tried) = self.current.get() {
-                    tried.regains(&perspective);
-                }
-            });
+        let (Some(visited), Some(_)) = (&self.visited, self.current.get()) else { return Vec::new() };
+        let tell = |perspective: &str| {
+            if let Some(tried) = self.current.get() {
+                tried.regains(perspective);
+            }
+        };
+        let all = changes.iter().filter_map(perspective);
+        all.filter(|perspective| visited.visit(perspective, || tell(perspective))).collect()
+    }
+
+    /// Those who came to these did not get there.
+    pub(super) fn undo_visits(&self, new: &[String]) {
+        if let Some(visited) = &self.visited {
+            new.iter().for_each(|perspective| visited.leave(perspective));
         }
     }
 

@@ -22,7 +22,7 @@ pub struct Options {
     pub listen_tls: Option<String>,
     /// Serve in the clear where others can listen, whatever the configuration says.
     pub plaintext: bool,
-    /// Look for libraries that have changed now and then: for file systems that do not tell.
+    /// Poll for changed libraries (file systems without inotify).
     pub poll: bool,
     /// Keep whole copies of libraries for as long as they are loaded, so that debuggers find their symbols and lines.
     pub debuggable: bool,

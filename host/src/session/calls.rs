@@ -227,11 +227,6 @@ impl Calls {
         self.outgoing.insert(request, outgoing);
     }
 
-    /// How many calls by services the client has not answered.
-    pub(crate) fn unanswered(&self) -> usize {
-        self.outgoing.len()
-    }
-
     /// The client has answered a service's call.
     pub(crate) fn answered(&mut self, request: u64) -> Option<Outgoing> {
         let outgoing = self.outgoing.remove(&request)?;

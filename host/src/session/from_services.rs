@@ -199,7 +199,8 @@ impl Owners {
 
     /// Whether a service may make one more call that the client has to answer.
     fn may_ask(&self) -> Result<(), Failure> {
-        let unanswered = self.calls.unanswered();
+        // Also those that the service has given up: their answers may come, and the client has them still.
+        let unanswered = self.output.unanswered();
         let (own, together) = (self.limits().unanswered, self.limits.identity_unanswered);
         let why = if unanswered >= own {
             format!("the client has {unanswered} unanswered calls, which is the limit")

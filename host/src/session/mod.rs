@@ -258,7 +258,9 @@ impl Session {
 
     /// A question of this session's was answered.
     pub(crate) fn found(&mut self, no: QuestionNo, found: Found, now: Now) {
-        let Owners { login, output, .. } = &mut self.owners;
+        let Owners { login, output, values, .. } = &mut self.owners;
+        // A mind that comes with it may be looked at before the answer that was looked at ahead is served.
+        values.forget_ahead();
         if let Some(outcome) = login.resume(&mut output.tables, no, found, now) {
             self.owners.apply(outcome);
         }
@@ -293,11 +295,11 @@ impl Session {
 
     /// Counts what this connection holds among all of its identity's, and takes up what is left of that.
     pub(crate) fn count_held(&mut self) {
-        let Owners { attachments, calls, output, context, limits, raised, .. } = &mut self.owners;
+        let Owners { attachments, output, context, limits, raised, .. } = &mut self.owners;
         let (references, caches) = output.tables.held();
         context.meter.hold(Held::Attachments, attachments.len());
         context.meter.hold(Held::Objects, references + caches);
-        context.meter.hold(Held::Unanswered, calls.unanswered());
+        context.meter.hold(Held::Unanswered, output.unanswered());
         if *raised {
             // A few always: an identity that is at its limit elsewhere can still log in, and let go of something.
             let of_identity = context.meter.may_hold(Held::Objects, limits.identity_objects);

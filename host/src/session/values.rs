@@ -116,6 +116,7 @@ impl Values {
     /// # Errors
     /// When it is no whole value.
     pub(super) fn mind(&mut self, value: &[u8]) -> Result<&[Reference], Failure> {
+        self.forget_ahead();
         match self.scan(value) {
             Ok(()) => Ok(self.references()),
             Err(why) => Err(Failure::new("TypeError", format!("argument mind: {why}"))),
@@ -181,6 +182,18 @@ mod tests {
 
     fn answer(values: &mut Values, bytes: &[u8]) -> Result<usize, String> {
         values.answer(bytes).map(<[Reference]>::len).map_err(|failure| failure.value)
+    }
+
+    #[test]
+    fn a_mind_is_judged_alone_though_an_answer_is_half_scanned() {
+        let answer = Value::tuple([Value::from("a long answer"), Value::from(7)]).encode();
+        let mind = Value::tuple([Value::from(1)]).encode();
+        let mut values = Values::new(Limits::default());
+        for upto in 1..answer.len() {
+            values.look_ahead(&answer[..upto]);
+            assert!(values.mind(&mind).is_ok(), "after {upto} bytes of an answer");
+            assert!(values.answer(&answer).is_ok());
+        }
     }
 
     proptest! {

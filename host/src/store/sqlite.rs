@@ -97,7 +97,7 @@ impl SqliteStore {
         belongs(&connection, path)?;
         prepare(&connection).map_err(sqlite)?;
         migrate(&mut connection, path)?;
-        if let Err(error) = make_shrinkable(&connection) {
+        if let Err(error) = make_shrinkable(&connection, path) {
             // It is a store as any other, whose file does not become shorter.
             tracing::warn!(%error, "cannot vacuum the store: its file will not shrink");
         }

@@ -457,6 +457,7 @@ impl<S: Service> Runtime<S> {
                     save: S::save_service,
                     load: S::load_service,
                     fresh: Box::new(|| Err(Fault::new("RuntimeError", "the service is not saved"))),
+                    first: RefCell::default(),
                     last: RefCell::new(None),
                     version: Cell::new(0),
                     beside: Cell::new(false),

@@ -3,6 +3,7 @@
 use std::cell::{Cell, RefCell};
 use std::pin::Pin;
 use std::rc::Rc;
+use std::time::Duration;
 
 use tokio::sync::oneshot;
 
@@ -13,6 +14,14 @@ use crate::call::Attachment;
 use crate::fault::{Fault, Result};
 use crate::handle::{AnyHandle, Handle, Saver};
 use crate::service::{Save, Service};
+
+/// After how long a state that could not be loaded again is asked for once more; and how often whoever wants it waits for that.
+const RELOAD_AGAIN: Duration = Duration::from_secs(1);
+const RELOADS: u32 = 3;
+
+fn being_reloaded(name: &str) -> String {
+    format!("{name} is being reloaded; call again")
+}
 
 impl<S: Service> Runtime<S> {
     pub(crate) fn attached(&self) -> Vec<(String, Handle<S::Perspective>)> {
@@ -74,39 +83,53 @@ impl<S: Service> Runtime<S> {
     /// wants it waits, and whoever has it cannot change it.
     pub(super) fn regains(&self, name: &str) {
         let others = self.others_load(name);
-        let in_memory = others.is_some() || self.perspectives.borrow().get(name).is_some();
-        if S::SAVE == Save::Never || !in_memory {
+        let cached = self.perspectives.borrow().get(name);
+        if S::SAVE == Save::Never || others.is_none() && cached.is_none() {
             return self.core.regains(name);
         }
-        let mut turn = others.is_none().then(|| self.load_turn(name));
-        let anew = format!("{name} is being reloaded; call again");
-        self.core.yields(name, &anew);
-        let (me, name, mut others) = (self.me(), name.to_owned(), others);
-        tokio::task::spawn_local(async move {
-            while let Some(loaded) = others {
-                let _ = loaded.await;
-                others = me.others_load(&name);
-            }
-            let turn = turn.take().unwrap_or_else(|| me.load_turn(&name));
-            // Another that came before may have ended just now.
-            me.core.yields(&name, &anew);
-            let cached = me.perspectives.borrow().get(&name);
-            let read = match &cached {
-                Some(cached) => {
-                    let loaded = me.core.load(&name).await;
-                    loaded.and_then(|(state, version)| cached.revert(state.as_deref(), version))
-                }
-                None => Ok(()),
+        // What nobody has asked this code to yield may have changed since it was saved.
+        if let Some(Err(fault)) = cached.map(|cached| contained("save", || cached.flush())) {
+            tracing::error!(perspective = name, %fault, "the perspective could not be saved");
+        }
+        let turn = others.is_none().then(|| self.load_turn(name));
+        self.core.yields(name, &being_reloaded(name));
+        let (me, name) = (self.me(), name.to_owned());
+        tokio::task::spawn_local(async move { me.reload(&name, others, turn).await });
+    }
+
+    /// Reads a perspective's state again, in its turn, until that succeeds.
+    async fn reload(&self, name: &str, others: Option<oneshot::Receiver<()>>, turn: Option<LoadTurn<S>>) {
+        let mut others = others;
+        while let Some(loaded) = others {
+            let _ = loaded.await;
+            others = self.others_load(name);
+        }
+        let mut turn = Some(turn.unwrap_or_else(|| self.load_turn(name)));
+        // Another reload that came before may have ended just now.
+        self.core.yields(name, &being_reloaded(name));
+        for tries in 1.. {
+            let Some(cached) = self.perspectives.borrow().get(name) else { return self.core.regains(name) };
+            let fault = match self.core.load(name).await {
+                Ok((state, version)) => match cached.revert(state.as_deref(), version) {
+                    Ok(()) => return self.core.regains(name),
+                    Err(fault) => {
+                        self.cannot_read(name, &fault);
+                        return self.core.push(&ToHost::Regained { perspective: name });
+                    }
+                },
+                Err(fault) => fault,
             };
-            match read {
-                Ok(()) => me.core.regains(&name),
-                Err(fault) => {
-                    me.cannot_read(&name, &fault);
-                    me.core.push(&ToHost::Regained { perspective: &name });
-                }
+            tracing::warn!(perspective = name, %fault, "its state cannot be reloaded yet");
+            if self.core.retired.get() || self.stopping.get() {
+                return;
             }
-            drop(turn);
-        });
+            if tries == RELOADS {
+                // Whoever waits for it has what there was until now, and cannot change it.
+                turn = None;
+            }
+            tokio::time::sleep(RELOAD_AGAIN).await;
+        }
+        drop(turn);
     }
 
     async fn make(&self, name: &str) -> Result<Handle<S::Perspective>> {
@@ -137,6 +160,7 @@ impl<S: Service> Runtime<S> {
             save: S::save_perspective,
             load: S::load_perspective,
             fresh: Box::new(fresh),
+            first: RefCell::default(),
             last: RefCell::new(state),
             version: Cell::new(version),
             beside,

@@ -317,7 +317,7 @@ mod tests {
                 "4: dave by $2y$05$ until 1728000000",
                 "5: passed: root has no password",
                 "6: passed: eve has no password",
-                "7: wrong: mallory may log in without a password there, which nobody may here",
+                "7: wrong: mallory may log in without a password there; here everybody needs one",
                 "8: wrong: it has 2 fields; a line of shadow(5) has nine",
                 "9: must by $2y$05$ disabled",
                 "10: old by $2y$05$ disabled",

@@ -19,10 +19,10 @@ use super::{CliError, Output, say};
 pub(super) struct Describe {
     /// The service's name.
     service: String,
-    /// Write a client of it for Python, on Twisted: a module.
+    /// Write a typed client for Python with Twisted.
     #[arg(long, conflicts_with = "rust")]
     python: bool,
-    /// Write a client of it for Rust, on the crate `pb`: a module.
+    /// Write a typed client for Rust with the crate `pb`.
     #[arg(long)]
     rust: bool,
 }

@@ -1,6 +1,6 @@
-//! Certificates of one's own.
+//! Create certificates.
 
-/// Certificates of one's own: those of an authority, and of a host that it vouches for. In PEM.
+/// Create certificates: those of an authority, and of a host that it vouches for. In PEM.
 #[derive(Debug, Clone)]
 pub struct Made {
     /// The authority's certificate: what clients are given.

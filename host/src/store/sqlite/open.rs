@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rusqlite::{Connection, OptionalExtension, TransactionBehavior, params};
+use rustix::fs::statvfs;
 
 use crate::cred::{CredentialError, MasterKey, Sealed, StoreSecret};
 
@@ -92,30 +93,35 @@ pub(super) const MIGRATIONS: [&str; 1] = ["
 "];
 
 /// A store that cannot give pages back is written anew once, if it has no more bytes than this.
-const ANEW: i64 = 256 << 20;
+const ANEW: i64 = 64 << 20;
 
 /// Has what is deleted make the file shorter: see [`give_back`]. A new file can do that from the beginning.
-pub(super) fn make_shrinkable(connection: &Connection) -> rusqlite::Result<()> {
+pub(super) fn make_shrinkable(connection: &Connection, path: &Path) -> rusqlite::Result<()> {
     let number = |pragma: &str| connection.pragma_query_value(None, pragma, |row| row.get::<_, i64>(0));
     if number("auto_vacuum")? == INCREMENTAL {
         return Ok(());
     }
-    let (pages, size) = (number("page_count")?, number("page_size")?);
-    if pages.saturating_mul(size) <= ANEW {
+    let bytes = number("page_count")?.saturating_mul(number("page_size")?);
+    // It is written into a file beside it, and into the log.
+    let room = statvfs(path).map_or(0, |disk| disk.f_bavail.saturating_mul(disk.f_frsize));
+    if bytes <= ANEW && room / 4 >= bytes.cast_unsigned() {
         connection.execute_batch("PRAGMA auto_vacuum = INCREMENTAL; VACUUM;")?;
+        connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))?;
     }
     Ok(())
 }
 
 /// As SQLite has it.
 const INCREMENTAL: i64 = 2;
-/// So many pages that nothing is in are kept for what comes next; and so many are given back at once.
+/// So many free pages are kept for what comes next.
 const SPARE: i64 = 1024;
+/// So many are given back at once.
+const AT_ONCE: i64 = 4096;
 
-/// Gives pages that nothing is in back to the disk, some at a time: others write, too.
+/// Gives free pages back to the disk: more than a page of the trail's lines has, and not so many that others wait for long.
 pub(super) fn give_back(connection: &Connection) -> rusqlite::Result<()> {
     let free: i64 = connection.pragma_query_value(None, "freelist_count", |row| row.get(0))?;
-    let most = (free - SPARE).min(SPARE);
+    let most = (free - SPARE).min(AT_ONCE);
     if most > 0 {
         // It has a row for each page, and goes on as they are read.
         let mut statement = connection.prepare(&format!("PRAGMA incremental_vacuum({most})"))?;

@@ -84,6 +84,11 @@ impl Job {
         self.writes.iter().any(takes) && !self.writes.iter().any(rehash)
     }
 
+    /// Whether it drops lines of the trail.
+    fn prunes(&self) -> bool {
+        self.writes.iter().any(|write| matches!(write, Write::Prune { .. }))
+    }
+
     fn size(&self) -> usize {
         let size = |write: &Write| match write {
             Write::State(change) => change.state.len(),
@@ -155,9 +160,18 @@ impl Writer {
         if takes_away.is_empty() {
             return;
         }
+        let pruned = takes_away.iter().any(Job::prunes);
         match self.try_commit(&takes_away) {
             Ok(committed) => self.tell(takes_away, committed),
             Err((error, _)) => refuse(takes_away, &error),
+        }
+        // The room is wanted now: the file is shorter once the log is written back.
+        let shorter = || -> rusqlite::Result<()> {
+            give_back(&self.connection)?;
+            self.connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))
+        };
+        if pruned && let Err(error) = shorter() {
+            tracing::debug!(%error, "the store's file cannot be made shorter just now");
         }
     }
 

@@ -272,6 +272,7 @@ fn account(core: &Rc<Core>, name: &str, policy: Save) -> Handle<Account> {
         save: |account: &Account| Ok(vec![account.saved]),
         load: |state| Ok(Account { saved: state[0], beside: 0 }),
         fresh: Box::new(|| Ok(Account::default())),
+        first: RefCell::default(),
         last: RefCell::new(Some(vec![0])),
         version: Cell::new(1),
         beside: Cell::new(false),
@@ -332,4 +333,59 @@ fn an_answer_names_every_state_that_its_method_read() {
     assert_eq!(looked(&|| drop(panics())), of("alice", false));
     assert_eq!(looked(&|| look(&alice)), None, "the panic has made it anew");
     Core::set_current(None);
+}
+
+/// A service is made once: where nothing of it is saved, it goes back to what it began with, and can be changed again.
+#[test]
+fn a_service_goes_back_to_its_start_if_its_first_commit_fails() {
+    let said = Rc::new(RefCell::new(Vec::new()));
+    let core = Core::new(Box::new(Recorded(Rc::clone(&said))));
+    let service = {
+        let saver = Saver {
+            core: Rc::clone(&core),
+            name: "".into(),
+            policy: Save::Call,
+            save: |account: &Account| Ok(vec![account.saved]),
+            load: |state| Ok(Account { saved: state[0], beside: 0 }),
+            fresh: Box::new(|| Err(Fault::value("a service is made once"))),
+            first: RefCell::default(),
+            last: RefCell::new(None),
+            version: Cell::new(0),
+            beside: Cell::new(false),
+        };
+        Handle::saved(Account { saved: 3, beside: 0 }, saver)
+    };
+    service.remember(Some(vec![3]), 0);
+    for turn in 0..2 {
+        service.write(|service| service.saved = 4).unwrap();
+        service.revert(None, 0).unwrap();
+        assert_eq!(service.read(|service| service.saved).unwrap(), 3, "turn {turn}");
+    }
+    // What is saved and cannot be read does not become what is saved over it.
+    let unreadable = Handle::saved(
+        Account::default(),
+        Saver {
+            core: Rc::clone(&core),
+            name: "alice".into(),
+            policy: Save::Call,
+            save: |account: &Account| Ok(vec![account.saved]),
+            load: |_| Err(Fault::value("of another shape")),
+            fresh: Box::new(|| Ok(Account::default())),
+            first: RefCell::default(),
+            last: RefCell::new(Some(vec![0])),
+            version: Cell::new(1),
+            beside: Cell::new(false),
+        },
+    );
+    assert!(unreadable.revert(Some(&[9]), 7).is_err());
+    unreadable.write(|account| account.saved = 1).unwrap();
+    core.flush();
+    let (said, mut bases) = (said.borrow(), Vec::new());
+    let mut rest = said.as_slice();
+    while let Some(frame) = ToHost::read(&mut rest) {
+        if let ToHost::Save { perspective: "alice", base, .. } = frame {
+            bases.push(base);
+        }
+    }
+    assert_eq!(bases, [1], "the store refuses a change that was made from something older");
 }
