@@ -70,6 +70,9 @@ settings! {
     "memory" Bytes 16_777_216..=1024 * GIB, [memory], "what clients may make the host keep, in all";
     "connections" Count 1..=1_000_000, [connections], "connections in all";
     "per_source" Count 1..=1_000_000, [per_source], "connections from one address";
+    "gate" Bytes 1_048_576..=16 * GIB, [gate], "calls that wait for one service; of one identity a quarter of that";
+    "checks" Count 8..=100_000, [checks], "password checks that wait, a quarter of them for sources of earlier logins";
+    "checks.per_source" Count 1..=10_000, [checks_per_source], "password checks that wait, of one source";
     "login" Time 1_000..=3_600_000, [login], "time to log in";
     "stalled" Time 1_000..=3_600_000, [stalled], "time in which answers that wait have to be read, or at the rate";
     "silence" Time 4_000..=43_200_000, [silence], "time without a sign of an unreachable client before it is disconnected";
@@ -220,7 +223,7 @@ pub fn of_host(refusal: Duration, section: &BTreeMap<String, LimitValue>) -> Res
 }
 
 /// Limits that are the whole host's, and no listener's.
-const OF_HOST: [&str; 3] = ["memory", "grace", "orphans"];
+const OF_HOST: [&str; 6] = ["memory", "gate", "checks", "checks.per_source", "grace", "orphans"];
 
 /// These limits, with what a section of listeners says in their place: `[multiservice.games.limits]`, where `place` is
 /// `multiservice.games`.

@@ -194,6 +194,18 @@ impl Trier {
         call.mind()?.call("ask", ()).await
     }
 
+    /// Calls the mind so often, each time in a task of its own, which waits for the answer.
+    async fn nag(_me: Handle<Self>, context: Context<Trial>, call: Call, count: usize) -> Result<()> {
+        for _ in 0..count {
+            let mind = call.mind()?.clone();
+            context.spawn(async move {
+                let _counted = Counted::new();
+                let _: Result<Value> = mind.call("ask", ()).await;
+            });
+        }
+        Ok(())
+    }
+
     /// What has happened to this perspective.
     fn log(&self) -> &[String] {
         &self.log

@@ -199,7 +199,7 @@ fn a_build_that_removes_and_makes_anew_stops_nothing() {
     host.home.install("scores");
     host.wait_for("libscores.so serves");
     std::fs::remove_file(host.home.plugins().join("libscores.so")).expect("it is there");
-    host.wait_for("libscores.so is gone");
+    host.wait_for("libscores.so was removed");
     assert_eq!(host.log().matches("libtodo.so serves").count(), 1, "{}", host.log());
     assert!(listed(&host).contains("serving"));
 }
@@ -480,7 +480,7 @@ fn a_library_that_is_renamed_serves_under_its_new_name() {
     let plugins = host.home.plugins();
     std::fs::rename(plugins.join("libtodo.so"), plugins.join("todo.so")).expect("it can be moved");
     host.wait_for("todo.so is not loaded: its service todo is served by the file libtodo.so already");
-    host.wait_for("libtodo.so is gone");
+    host.wait_for("libtodo.so was removed");
     until(&host, || listed(&host).contains("serving"));
     assert_eq!(call(&host, "todo", &["list"]), "[]");
 }

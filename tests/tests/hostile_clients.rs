@@ -222,6 +222,15 @@ fn rows() -> Vec<Row> {
                 client
             }))
         }),
+        row("20 clients are called back 5,000 times each, read, and never answer", "", |host| {
+            held((0..20).map(|_| {
+                let mut client = client(host);
+                let asked = client.begin("nag", &(5000,));
+                // Those of its calls that are too many fail in the service; the others are read.
+                while client.message().is_some_and(|message| message.command != "answer" || message.number != asked) {}
+                client
+            }))
+        }),
         // What outlives its owner.
         row("20 times 1,000 calls that never end, then gone", "200,000 wait", |host| {
             for _ in 0..20 {

@@ -826,7 +826,7 @@ async fn a_reload_takes_up_the_services_section_as_it_is_now() {
 
     // Nobody has asked for others by name: what the file said last is good enough for them.
     host.home.install("todo");
-    host.wait_for("services are made with what credhost.toml said before");
+    host.wait_for("services keep their previous settings from credhost.toml");
     host.wait_for("libtodo.so serves");
 
     assert!(policy(&host, "\"kick\"").status.success());

@@ -178,7 +178,7 @@ async fn anonymous_rules_are_reloaded_while_the_host_serves() {
     set(&host.home, "names.root = \"exchange/root\"");
     assert_eq!(host.home.run(&["reload"], ""), "[pb] anonymous: exchange/guest → none");
     let refused = call(&guest).await.expect_err("it is gone").to_string();
-    assert!(refused.contains("taken away"), "{refused}");
+    assert!(refused.contains("was revoked"), "{refused}");
     call(&client.root()).await.expect("it stays");
     let refused = client.login_anonymous(None).await.expect_err("nobody may").to_string();
     assert!(refused.contains("anonymous logins are not allowed here"), "{refused}");

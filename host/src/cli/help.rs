@@ -7,9 +7,9 @@ use clap::builder::StyledStr;
 const GROUPS: [(&str, &[&str]); 4] = [
     ("Writing services", &["demo", "new", "dev", "check", "vet"]),
     ("Using services", &["call", "describe", "completions"]),
-    ("Operating: accounts", &["identity", "pubkey", "token", "key", "session"]),
+    ("Operating accounts", &["identity", "pubkey", "token", "key", "session"]),
     (
-        "Operating: the host",
+        "Operating the host",
         &["run", "service", "limits", "reload", "upgrade", "doctor", "audit", "backup", "restore", "tls", "master-key"],
     ),
 ];

@@ -31,9 +31,9 @@ const LOOKED_AT: usize = 64 << 10;
 pub(super) struct Import {
     /// The file; - for standard input.
     file: PathBuf,
-    /// What it is: json, as `export` prints it; htpasswd, with bcrypt hashes (htpasswd -B); filepassworddb, Twisted's, with
-    /// passwords in the clear; ldif, of inetOrgPerson with {ARGON2} or {BCRYPT}; shadow. Found out, if nothing is said; but
-    /// filepassworddb is to be said.
+    /// The file's format: json, as `export` prints it; htpasswd with bcrypt hashes (htpasswd -B); Twisted's filepassworddb
+    /// with plaintext passwords; ldif of inetOrgPerson with {ARGON2} or {BCRYPT}; shadow. Detected if omitted, except
+    /// filepassworddb.
     #[arg(long, value_name = "FORMAT", value_parser = Format::ALL.map(|(name, _)| name))]
     format: Option<String>,
     /// Overwrite existing identities of the same names.
@@ -152,7 +152,7 @@ impl Importing<'_> {
             Entry::Passed(why) => {
                 self.passed += 1;
                 if self.import.dry_run {
-                    self.listed.push((String::new(), format!("line {line}: passed over: {}", show::line(&why))));
+                    self.listed.push((String::new(), format!("line {line}: skipped: {}", show::line(&why))));
                 }
             }
             Entry::Wrong(why) => self.all.refuse(&format!("line {line}"), &why),

@@ -24,6 +24,7 @@ pub(crate) use proxy::{Header, behind as behind_proxy, find_header, header as pr
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
 pub(crate) use stream::keep_alive;
 pub(crate) use within::{Ways, Within};
@@ -109,12 +110,22 @@ impl Endpoint {
         let (sources, limits) = (Mutex::default(), RwLock::new(Arc::new(limits)));
         let (proxies, rules) = (RwLock::default(), Arc::default());
         let shared = EndpointState { login, services, context, limits, gate, sessions, sources, proxies, rules };
-        Self { shared: Arc::new(shared) }
+        let endpoint = Self { shared: Arc::new(shared) };
+        endpoint.take_up_limits();
+        endpoint
+    }
+
+    /// Those that are the whole host's, and the same for each of its listeners.
+    fn take_up_limits(&self) {
+        let limits = self.limits();
+        self.shared.gate.set_checks(limits.checks, limits.checks_per_source);
+        self.shared.context.gate.store(limits.gate, Ordering::Relaxed);
     }
 
     /// Other limits from now on: for connections that are to come, and for how many there may be.
     pub fn set_limits(&self, limits: Limits) {
         *self.shared.limits.write() = Arc::new(limits);
+        self.take_up_limits();
     }
 
     /// What its clients may cost.

@@ -19,9 +19,6 @@ use super::fair;
 use super::queue::{Over, Queue};
 use crate::memory::{Kept, Meter, Resume};
 
-/// The most bytes that may wait in a gate. Connections bound what each of them has in flight; this bounds them all.
-const LIMIT: usize = 256 << 20;
-
 /// What a byte that a service answers with, or wants saved, counts for, in nanoseconds of its thread.
 const ANSWER_COST: u64 = 1;
 const SAVE_COST: u64 = 10;
@@ -97,6 +94,10 @@ pub trait Outlet: Send + Sync + 'static {
     /// Its process has died, and was not told to end: how, as the rest of a sentence; and where, in its library. What it owed is
     /// answered.
     fn crashed(&self, _how: &str, _at: &[u64]) {}
+    /// How many bytes may wait in the gate. Connections bound what each of them has in flight; this bounds them all.
+    fn most_waiting(&self) -> usize {
+        256 << 20
+    }
     /// Whether so much of what was said waits to be written down that no more should be said just now.
     fn is_full(&self) -> bool {
         false
@@ -188,7 +189,7 @@ impl Gate {
     /// # Errors
     /// When too much waits already; nothing is handed over then.
     pub fn push(&self, lane: &Lane, frames: &[u8]) -> Result<(), Full> {
-        self.push_within(lane, frames, LIMIT)
+        self.push_within(lane, frames, self.outlet.most_waiting())
     }
 
     /// Hands over what must not be lost, however much waits.

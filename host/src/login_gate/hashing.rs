@@ -6,16 +6,15 @@
 use std::collections::{HashMap, VecDeque};
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use parking_lot::{Condvar, Mutex};
 
-/// So many wait at most, in all.
+/// How many may wait in all, three quarters of them of sources that nobody has logged in from; if nothing else is said.
 const WAITING: usize = 256;
-/// The part of [`WAITING`] that sources may take that nobody has logged in from.
-const STRANGERS: usize = WAITING / 4 * 3;
-/// So many of one source.
+/// How many of one source, if nothing else is said.
 const PER_SOURCE: usize = 8;
-/// The same for a source that somebody has logged in from before: as many as the throttle lets one source have checked at once.
+/// The same for a source that somebody has logged in from before, at least: as many as the throttle lets one source have checked at once.
 const PER_KNOWN_SOURCE: usize = 20;
 
 /// Something to be done, and how much memory that takes, in KiB.
@@ -36,6 +35,9 @@ struct Pool {
     budget: u32,
     /// So much memory each thread keeps for the next check.
     kept: u32,
+    /// How many may wait, in all and of one source.
+    most: AtomicUsize,
+    most_of_source: AtomicUsize,
 }
 
 /// Those who wait, in turns.
@@ -82,7 +84,14 @@ impl Hashing {
     }
 
     fn with_threads(threads: usize, budget: u32, kept: u32) -> Self {
-        let shared = Arc::new(Pool { queue: Mutex::default(), come: Condvar::new(), budget, kept });
+        let shared = Arc::new(Pool {
+            queue: Mutex::default(),
+            come: Condvar::new(),
+            budget,
+            kept,
+            most: AtomicUsize::new(WAITING),
+            most_of_source: AtomicUsize::new(PER_SOURCE),
+        });
         for index in 0..threads {
             let shared = Arc::clone(&shared);
             let started = std::thread::Builder::new().name(format!("hashing-{index}")).spawn(move || work(&shared));
@@ -91,6 +100,12 @@ impl Hashing {
             }
         }
         Self { shared }
+    }
+
+    /// From now on so many may wait, in all and of one source.
+    pub(super) fn set_limits(&self, waiting: usize, of_source: usize) {
+        self.shared.most.store(waiting, Ordering::Relaxed);
+        self.shared.most_of_source.store(of_source, Ordering::Relaxed);
     }
 
     /// Has something done for a source, when it is its turn; it takes so much memory, in KiB. `known`: somebody has logged in
@@ -105,11 +120,15 @@ impl Hashing {
         work: impl FnOnce() + Send + 'static,
     ) -> Result<(), Busy> {
         let mut queue = self.shared.queue.lock();
-        if queue.count() >= WAITING || !known && queue.strangers.count >= STRANGERS {
+        let waiting = self.shared.most.load(Ordering::Relaxed);
+        let of_source = self.shared.most_of_source.load(Ordering::Relaxed);
+        if queue.count() >= waiting || !known && queue.strangers.count >= waiting / 4 * 3 {
             return Err(Busy);
         }
-        let (line, most) =
-            if known { (&mut queue.known, PER_KNOWN_SOURCE) } else { (&mut queue.strangers, PER_SOURCE) };
+        let (line, most) = match known {
+            true => (&mut queue.known, of_source.max(PER_KNOWN_SOURCE)),
+            false => (&mut queue.strangers, of_source),
+        };
         line.push(source, most, Work { memory, run: Box::new(work) })?;
         drop(queue);
         self.shared.come.notify_one();
@@ -260,7 +279,7 @@ mod tests {
             hashing.submit((source(from), known), 1, move || told.send(known).unwrap())
         };
         let strangers = (1..10_000).take_while(|from| say(*from, false).is_ok()).count();
-        assert_eq!(strangers, STRANGERS);
+        assert_eq!(strangers, WAITING / 4 * 3);
         for owner in 0..3 {
             say(20_000 + owner, true).unwrap();
         }

@@ -171,6 +171,11 @@ impl LoginGate {
         })
     }
 
+    /// From now on so many passwords may wait to be checked, in all and of one source.
+    pub fn set_checks(&self, waiting: usize, of_source: usize) {
+        self.hashing.set_limits(waiting, of_source);
+    }
+
     /// Takes up what was counted in an earlier life of the host.
     ///
     /// # Errors

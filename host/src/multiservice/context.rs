@@ -1,6 +1,7 @@
 //! What all services of a host share.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
 use tokio::sync::mpsc;
@@ -23,6 +24,8 @@ pub struct HostContext {
     pub router: Arc<Router>,
     /// How many bytes a saved state may have.
     pub quota: usize,
+    /// How many bytes may wait for one service: in its gate, and once more while it is replaced.
+    pub gate: Arc<AtomicUsize>,
     /// How long calls may go on whose clients have gone.
     pub orphans: Duration,
     /// How long calls that wait may go on in code that was replaced.
@@ -41,6 +44,8 @@ pub struct HostContext {
 
 /// How many bytes a saved state may have, if nothing else is said.
 pub const QUOTA: usize = 64 << 20;
+/// How many bytes may wait for one service, if nothing else is said.
+const GATE: usize = 256 << 20;
 /// How long calls may go on whose clients have gone, if nothing else is said.
 pub const ORPHANS: Duration = Duration::from_secs(300);
 /// How long a service may take for a step of its start, if nothing else is said.
@@ -58,6 +63,7 @@ impl HostContext {
             store,
             router,
             quota: QUOTA,
+            gate: Arc::new(AtomicUsize::new(GATE)),
             orphans,
             grace: GRACE,
             patience: PATIENCE,

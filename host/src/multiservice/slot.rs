@@ -25,9 +25,6 @@ use crate::loader::unload::UnloadOutcome;
 use crate::loader::worker::Facts;
 use crate::loader::worker::confinement::{Confinement, Isolation};
 
-/// The most bytes that wait while a service is replaced.
-const WAITING: usize = 256 << 20;
-
 /// Whether a service serves.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
@@ -258,7 +255,8 @@ impl Slot {
         if let Some(why) = self.is_elsewhere(changes) {
             return Err(LibraryFault::State(why));
         }
-        let waits = |own, all| WaitingLane::of(lane, frames.len(), (own, all), WAITING);
+        let waits =
+            |own, all| WaitingLane::of(lane, frames.len(), (own, all), self.context.gate.load(Ordering::Relaxed));
         let handed = self.current.hand_over((lane.meter.owner(), frames), changes, waits, |instance| {
             if instance.outgoing.is_over() { Err(None) } else { instance.generation.push(lane, frames).map_err(Some) }
         });

@@ -44,6 +44,12 @@ pub struct Limits {
     pub orphans: Duration,
     /// What clients may make the host keep, in bytes.
     pub memory: usize,
+    /// What may wait for one service, in bytes: a quarter of it of one identity.
+    pub gate: usize,
+    /// Password checks that wait, in all.
+    pub checks: usize,
+    /// Password checks that wait, of one source.
+    pub checks_per_source: usize,
     /// Connections in all.
     pub connections: usize,
     /// Connections from one address.
@@ -85,6 +91,9 @@ impl Default for Limits {
             grace: Duration::from_secs(5),
             orphans: Duration::from_secs(300),
             memory: 1 << 30,
+            gate: 256 << 20,
+            checks: 256,
+            checks_per_source: 8,
             connections: 10_000,
             per_source: 256,
             identity_attachments: 16_384,

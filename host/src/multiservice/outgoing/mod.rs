@@ -90,6 +90,8 @@ pub(super) struct Outgoing {
     failed: Mutex<String>,
     /// The most bytes that a saved state may have.
     quota: usize,
+    /// The most that may wait for the service, in bytes.
+    gate: Arc<AtomicUsize>,
     me: Weak<Self>,
 }
 
@@ -130,6 +132,7 @@ impl Outgoing {
             elsewhere: Arc::clone(elsewhere),
             failed: Mutex::default(),
             quota: context.quota,
+            gate: Arc::clone(&context.gate),
             me: Weak::clone(me),
         });
         (outgoing, receiver)
@@ -438,6 +441,10 @@ impl Outlet for Outgoing {
         self.unwritten.store(queue.unwritten(), Ordering::Relaxed);
         drop(queue);
         self.commit(commit);
+    }
+
+    fn most_waiting(&self) -> usize {
+        self.gate.load(Ordering::Relaxed)
     }
 
     fn is_full(&self) -> bool {
