@@ -316,10 +316,31 @@ impl Doors {
         }
     }
 
+    /// The one of this key, if some code has it.
+    fn live(&self, key: &(String, u64)) -> Option<Arc<Lasting>> {
+        self.lasting.lock().by_key.get(key).cloned()
+    }
+
     /// The one of this key ends, if some code has it; false: none has.
     fn end_lasting(&self, key: &(String, u64)) -> bool {
-        let live = self.lasting.lock().by_key.get(key).cloned();
-        live.is_some_and(|live| live.end(Over::Gone, None))
+        self.live(key).is_some_and(|live| live.end(Over::Gone, None))
+    }
+
+    /// Ends it, and waits until the service has heard that: whoever asks by it behind that is refused. Not for long, if the service
+    /// does not come round.
+    async fn has_ended(&self, live: Option<Arc<Lasting>>) {
+        let Some(live) = live else { return };
+        let (acknowledgement, heard) = std::sync::mpsc::channel();
+        live.end(Over::Gone, Some(acknowledgement));
+        // It may be over already, and go with this.
+        drop(live);
+        let waited = tokio::task::spawn_blocking(move || {
+            // The other end is dropped when the service has heard it, and nothing is sent.
+            let _ = heard.recv_timeout(2 * HEARS);
+        });
+        if let Err(error) = waited.await {
+            tracing::error!(%error, "nobody waits until a login is over");
+        }
     }
 
     /// A token is worth nothing any more, and whoever has come by it has. False: there was none.
@@ -352,7 +373,8 @@ impl Doors {
             match me.around.login.remember(&login.identity, &begins, now).await {
                 Ok(Some(LoginChanged { made_room, .. })) => {
                     for credential in made_room {
-                        me.end_lasting(&(login.identity.clone(), credential));
+                        let live = me.live(&(login.identity.clone(), credential));
+                        me.has_ended(live).await;
                     }
                     me.tell(&asker, token.reveal().as_bytes());
                 }
@@ -375,8 +397,12 @@ impl Doors {
 
     /// Ends a remembered login, whether any code has it or not, and answers.
     pub(super) async fn end_remembered(&self, asker: &Asker, key: (String, u64), why: &'static str) {
+        let live = self.live(&key);
         match self.forget_remembered(&key, why).await {
-            Ok(true) => self.tell(asker, &[]),
+            Ok(true) => {
+                self.has_ended(live).await;
+                self.tell(asker, &[]);
+            }
             Ok(false) => self.not_logged_in(asker, "there is no such login", 0),
             Err(error) => {
                 tracing::error!(%error, "a login cannot be forgotten");
