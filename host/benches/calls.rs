@@ -184,7 +184,7 @@ fn started(name: &'static str, mut command: Command, login: &'static str) -> Ser
     Server { name, process, address: ([127, 0, 0, 1], port).into(), login, _home: None }
 }
 
-/// Answers every so many bytes with the same bytes.
+/// Answers every this many bytes with the same bytes.
 fn canned(lengths: &str) {
     let (request, answer) = lengths.split_once(':').expect("a length, and an answer");
     let request: usize = request.parse().expect("a length");
@@ -354,7 +354,7 @@ fn measure(server: &Server, load: &Load) -> Figures {
     figures
 }
 
-/// Keeps so many calls in flight; answers come in the order of the calls.
+/// Keeps this many calls in flight; answers come in the order of the calls.
 fn drive(
     mut stream: TcpStream,
     request: &[u8],

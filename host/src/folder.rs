@@ -36,7 +36,7 @@ use crate::multiservice::slot::Slot;
 use crate::store::audit::Event;
 use crate::store::{StoreError, Write};
 
-/// How long a file must be gone: builds remove and make anew.
+/// How long a file must be gone: builds remove and make again.
 const GONE: Duration = Duration::from_secs(2);
 
 /// How long after a refusal for what may pass a file is tried again; twice as long each time, up to [`RETRY_MOST`].
@@ -127,7 +127,7 @@ pub struct Folder {
     /// Collections inside of it, and the services that belong there.
     groups: Vec<Group>,
     context: HostContext,
-    /// The configuration, which is read anew for each library: a reload takes up what was changed.
+    /// The configuration, which is read again for each library: a reload takes up what was changed.
     config: PathBuf,
     /// What it said when it could be read last.
     sections: Mutex<Arc<Sections>>,

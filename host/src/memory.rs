@@ -46,7 +46,7 @@ pub struct Budget {
 }
 
 impl Budget {
-    /// A budget of so many bytes.
+    /// A budget of this many bytes.
     #[must_use]
     pub fn new(limit: usize) -> Arc<Self> {
         let (used, heavy) = (AtomicUsize::new(0), AtomicIsize::new(0));
@@ -128,7 +128,7 @@ impl Account {
         }
     }
 
-    /// Whether so many bytes more are within its share.
+    /// Whether this many bytes more are within its share.
     fn admits(&self, bytes: usize) -> bool {
         let limit = self.budget.limit();
         let all = self.budget.used().saturating_add(bytes);
@@ -200,7 +200,7 @@ pub struct Meter {
     kept: [AtomicUsize; 4],
     /// How many of each kind it holds.
     held: [AtomicUsize; Held::ALL.len()],
-    /// Beyond so many bytes of answers that the client has not taken, its calls are not begun.
+    /// Beyond this many bytes of answers that the client has not taken, its calls are not begun.
     unread: usize,
     /// Who waits for the client to take some.
     paused: Mutex<Vec<(Weak<dyn Resume>, u32)>>,
@@ -291,14 +291,14 @@ impl Meter {
             + self.kept[Kept::Output as usize].load(Ordering::Relaxed)
     }
 
-    /// So many bytes more are kept.
+    /// This many bytes more are kept.
     pub fn add(&self, kept: Kept, bytes: usize) {
         let account = self.account.lock();
         self.kept[kept as usize].fetch_add(bytes, Ordering::Relaxed);
         account.add(bytes);
     }
 
-    /// So many bytes less.
+    /// This many bytes less.
     pub fn sub(&self, kept: Kept, bytes: usize) {
         {
             let account = self.account.lock();
@@ -310,7 +310,7 @@ impl Meter {
         }
     }
 
-    /// So many bytes are kept now.
+    /// This many bytes are kept now.
     pub fn set(&self, kept: Kept, bytes: usize) {
         let before = {
             let account = self.account.lock();
@@ -327,7 +327,7 @@ impl Meter {
         }
     }
 
-    /// Whether so many bytes more may be kept for it.
+    /// Whether this many bytes more may be kept for it.
     #[must_use]
     pub fn admits(&self, bytes: usize) -> bool {
         self.account.lock().admits(bytes)

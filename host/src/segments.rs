@@ -21,7 +21,7 @@ use crate::cred::StoreSecret;
 use crate::store::audit::{Broken, Event, Head, Line, Verifier, segment_seal};
 use crate::store::{Store, StoreError, Write, wait};
 
-/// So many lines are looked at, or dropped, at once.
+/// This many lines are looked at, or dropped, at once.
 const PAGE: usize = 5000;
 /// What a line takes beyond its text and digest, in bytes.
 const LINE: u64 = 16;
@@ -33,7 +33,7 @@ const LONGEST: u64 = 1 << 20;
 pub enum Keep {
     /// Lines that are not older.
     Time(Duration),
-    /// The latest lines, as many as take so many bytes.
+    /// The latest lines, as many as take this many bytes.
     Bytes(u64),
 }
 
@@ -465,7 +465,7 @@ fn archive(store: &dyn Store, folder: &Path, first: u64, last: u64) -> Result<Pa
     fs::DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(|error| io(folder, error))?;
     let file = folder.join(format!("audit-{first:010}-{last:010}.jsonl"));
     if file.exists() {
-        // It was written, and then could not be dropped. Written anew, if it is not whole.
+        // It was written, and then could not be dropped. Written again, if it is not whole.
         match verify_file(store.secret(), &file) {
             Ok(covers) if (covers.first, covers.last) == (first, last) => return Ok(file),
             _ => fs::remove_file(&file).map_err(|error| io(&file, error))?,

@@ -63,7 +63,7 @@ impl Successor {
         &self.program
     }
 
-    /// Starts this very program anew, also if its file was replaced. Returns only if that fails.
+    /// Starts this very program again, also if its file was replaced. Returns only if that fails.
     #[must_use]
     pub fn once_more(&self, why: &io::Error) -> io::Error {
         let why = format!("{} cannot be started: {why}", self.program.display());

@@ -35,7 +35,7 @@ use crate::runtime::core::Core;
 const KEY: usize = 1024;
 /// The largest value, in bytes.
 const VALUE: usize = 1 << 20;
-/// So many bytes can be written at once.
+/// This many bytes can be written at once.
 const TRANSACTION: usize = 16 << 20;
 
 /// The service's data: from [`Context::data`](crate::Context::data).

@@ -269,7 +269,7 @@ pub(crate) struct Saver<T> {
     pub(crate) last: RefCell<Option<Vec<u8>>>,
     /// Its version; 0: there is none.
     pub(crate) version: Cell<u64>,
-    /// The value may differ from the saved state: a field that is not saved has changed, or the value was made anew. Then an
+    /// The value may differ from the saved state: a field that is not saved has changed, or the value was made again. Then an
     /// answer that tells of it waits for every change before it.
     pub(crate) beside: Cell<bool>,
 }
@@ -298,7 +298,7 @@ impl<T> Handle<T> {
         Self { shared: Rc::new(ObjectCell { value: RefCell::new(value), saver, name, ended, dirty }) }
     }
 
-    /// By what another generation can make it anew.
+    /// By what another generation can make it again.
     pub(crate) fn origin(&self) -> Option<String> {
         match (&self.shared.saver, &self.shared.name) {
             // The service itself, whose handle is of another type than its perspectives'.

@@ -13,9 +13,9 @@ use crate::handle::Handle;
 use crate::perspective;
 use crate::remote::Remote;
 
-/// So many pages are on their way to a client before the first of them is answered.
+/// This many pages are on their way to a client before the first of them is answered.
 const WINDOW: usize = 16;
-/// So many pages that have come wait to be read; more wait in their callers.
+/// This many pages that have come wait to be read; more wait in their callers.
 const KEPT: usize = 4;
 /// The largest page, in bytes: what Twisted reads as one string.
 const LARGEST: usize = 640 << 10;

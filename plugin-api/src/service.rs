@@ -133,7 +133,7 @@ pub trait Service: Sized + 'static {
     /// When it is not.
     fn health(me: &Handle<Self>) -> Result<()>;
 
-    /// Makes an object anew that code before this has handed out to clients under a name
+    /// Makes an object again that code before this has handed out to clients under a name
     /// ([`Handle::named`](crate::Handle::named)), after a reload; the clients' references are to this object then.
     /// Filled in: there is none.
     ///

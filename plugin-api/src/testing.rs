@@ -307,7 +307,7 @@ impl<S: Service> TestHost<S> {
         self.stage(number, "started")
     }
 
-    /// Replaces the service by itself, as a host does when its library is replaced: it is frozen and saved, started anew
+    /// Replaces the service by itself, as a host does when its library is replaced: it is frozen and saved, restarted
     /// from what was saved, and those who are attached are attached again, with their minds. What only the old one
     /// knew is gone. Calls that wait go on in the old one.
     ///
@@ -497,7 +497,7 @@ impl<S: Service> TestHost<S> {
         self.stage(self.serving(), "healthy")
     }
 
-    /// Stops the service; answers with all saved states, to start it anew with.
+    /// Stops the service; answers with all saved states, to start it again with.
     ///
     /// # Errors
     /// When it does not stop.
@@ -523,7 +523,7 @@ impl<S: Service> TestHost<S> {
     /// # }
     /// let host = TestHost::<Guestbook>::start()?;
     /// host.attach("alice")?.call::<usize>("sign", ("hello",))?;
-    /// // As a host that ends, and begins anew.
+    /// // As a host that ends, and begins again.
     /// let saved = host.stop()?;
     /// let host = TestHost::<Guestbook>::start_with(&HashMap::<String, String>::new(), saved)?;
     /// assert_eq!(host.attach("alice")?.call::<usize>("sign", ("again",))?, 2);

@@ -62,7 +62,7 @@ struct Writer;
 
 #[perspective]
 impl Writer {
-    /// Waits until so many pages have begun.
+    /// Waits until this many pages have begun.
     async fn begun(_: Handle<Self>, context: Context<Diary>, pages: u64) -> Result<()> {
         while context.service()?.read(|diary| diary.waiting < pages)? {
             tokio::task::yield_now().await;

@@ -151,7 +151,7 @@ pub fn changed(package: &str, changes: &[(&str, &str)]) -> PathBuf {
     one(&["build", "--manifest-path", &manifest], &name)
 }
 
-/// So that nothing is built anew for nothing.
+/// So that nothing is built again for nothing.
 fn write_if_changed(path: &Path, text: &str) {
     if std::fs::read_to_string(path).is_ok_and(|kept| kept == text) {
         return;
@@ -201,7 +201,7 @@ fn cargo(arguments: &[&str], target: &Path) -> Vec<(String, PathBuf)> {
     cargo.args(["--quiet", "--message-format=json-render-diagnostics"]);
     // What this test was built with is no matter of what it builds.
     cargo.env_remove("RUSTFLAGS").env_remove("CARGO_ENCODED_RUSTFLAGS");
-    // Nor whose test this is: what a build script has looked at would be built anew each time.
+    // Nor whose test this is: what a build script has looked at would be built again each time.
     let own = |name: &str| name == "OUT_DIR" || name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_");
     for (name, _) in std::env::vars().filter(|(name, _)| own(name)) {
         cargo.env_remove(name);

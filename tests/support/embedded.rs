@@ -162,12 +162,12 @@ impl Trier {
         values.len()
     }
 
-    /// So many bytes.
+    /// This many bytes.
     fn blob(&self, size: usize) -> plugin_api::Bytes {
         plugin_api::Bytes(vec![b'x'; size])
     }
 
-    /// So many objects.
+    /// This many objects.
     fn pebbles(&self, count: usize) -> Vec<Handle<Pebble>> {
         (0..count).map(|_| Handle::new(Pebble)).collect()
     }

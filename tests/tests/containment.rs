@@ -114,7 +114,7 @@ fn a_spinning_call_stalls_only_its_service_and_is_abandoned() {
     host.wait_for("its library stays in memory: condemned");
     let why = host.home.run(&["service", "why", "hostile"], "");
     assert!(why.contains("its thread does not return"), "{why}");
-    // Its name is free: the same library serves anew, beside the thread that is lost.
+    // Its name is free: the same library serves again, beside the thread that is lost.
     host.home.install("hostile");
     run(async {
         let deadline = Instant::now() + PATIENCE;

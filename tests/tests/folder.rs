@@ -540,7 +540,7 @@ fn a_rollback_survives_a_restart_until_the_file_changes() {
     assert!(said.contains("until there is another file") && said.contains("generation 3"), "{said}");
     assert_eq!(serves(&host), "plain");
     assert!(host.home.run(&["doctor"], "").contains("ledger: rolled back"));
-    // Killed, and started anew.
+    // Killed, and restarted.
     let host = host.into_home().start();
     assert_eq!(serves(&host), "plain", "it is still the older one");
     assert!(rolled_back(&host));

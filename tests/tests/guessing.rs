@@ -23,7 +23,7 @@ const CAUGHT: f64 = 4.5;
 /// A key that is nobody's.
 const STRANGE: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIIXWmYbVgA8E5kFyTKPBbOLQQ0rJyQ1j1SgtxTtzvpDX";
 
-/// So many names of each kind but "unknown".
+/// This many names of each kind but "unknown".
 fn people(count: usize, key: &MasterKey) -> DefaultAuthorizer {
     let authorizer = DefaultAuthorizer::new();
     let password = Password::new("wooden giraffe sings at noon");

@@ -54,7 +54,7 @@ fn tuple(value: Vec<u8>) -> Vec<u8> {
     list("tuple", [value])
 }
 
-/// So many calls in one buffer.
+/// This many calls in one buffer.
 fn calls(count: u64, target: Result<u64, &str>, method: &str, arguments: &[u8]) -> Vec<u8> {
     (0..count).flat_map(|request| call(request + 1000, target, method, arguments)).collect()
 }
@@ -103,7 +103,7 @@ fn message(command: &str, numbers: &[u64]) -> Vec<u8> {
     out
 }
 
-/// The first part of a message of so many bytes.
+/// The first part of a message of this many bytes.
 fn half(size: usize) -> Vec<u8> {
     let whole = call(1, Ok(1), "echo", &tuple(list("list", (0..size / 500_000 + 1).map(|_| string(500_000)))));
     whole[..size.min(whole.len() - 1)].to_vec()

@@ -88,7 +88,7 @@ fn who_comes_from_another_program_logs_in_as_before() {
     // A locked account came as a disabled one.
     let shown = host.home.run(&["identity", "show", "lock"], "");
     assert!(shown.contains("disabled"), "{shown}");
-    // What was not ours is made anew, once its owner has logged in.
+    // What was not ours is made again, once its owner has logged in.
     let deadline = std::time::Instant::now() + std::time::Duration::from_secs(30);
     loop {
         let export = host.home.run(&["identity", "export"], "");

@@ -506,7 +506,7 @@ fn unanswered_calls_are_bounded_per_client_and_identity() {
     asked(&mut three, 2);
 }
 
-/// Whether a client is given so many objects more.
+/// Whether a client is given this many objects more.
 fn is_given(client: &mut RawClient, count: usize) -> bool {
     let request = client.begin("pebbles", &(count,));
     loop {

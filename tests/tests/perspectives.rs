@@ -34,7 +34,7 @@ fn after_the_last_detach_it_is_uncached() {
     let mut one = RawClient::login(host.address(), "alice");
     assert_eq!(log(&mut one).len(), 1);
     drop(one);
-    // A perspective that is never saved begins anew, as soon as the host has seen the last client go.
+    // A perspective that is never saved begins again, as soon as the host has seen the last client go.
     loop {
         let mut again = RawClient::login(host.address(), "alice");
         if log(&mut again) == ["attached alice"] {

@@ -233,7 +233,7 @@ async fn many_kills_lose_and_double_no_acknowledged_change() {
             std::thread::sleep(Duration::from_micros(random >> 48));
             let status = asked(&path, Request::ServiceShow { name: "ledger".to_owned() });
             let pid = status["library"]["process"]["pid"].as_u64();
-            // Every other one beside a reload, and a new code's crashes are counted anew: so this goes on.
+            // Every other one beside a reload, and a new code's crashes are counted again: so this goes on.
             let reloading = std::thread::spawn({
                 let path = path.clone();
                 move || {
@@ -467,7 +467,7 @@ async fn however_a_worker_ends_the_host_and_all_others_go_on() {
         let (class, text) = failure(within(prisoner.call("die", &(how,))).await);
         assert_eq!(class, CRASHED, "{how}: {text}");
         assert!(text.contains(said), "{how}: {text}");
-        // It serves again, from its last commit; each time as new code, whose crashes are counted anew.
+        // It serves again, from its last commit; each time as new code, whose crashes are counted again.
         counted += 1;
         assert_eq!(read::<u64>(within(prisoner.call("count", &())).await), counted, "{how}");
         assert_eq!(read::<u64>(within(todo.call("add", &("milk",))).await), counted - 1, "{how}");

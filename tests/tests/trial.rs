@@ -374,7 +374,7 @@ async fn a_tried_perspective_cannot_be_changed_by_the_other_version() {
 }
 
 /// What is saved later than at once is nobody's loss: the one that serves saves it before the other reads it, and is refused from
-/// then on; what the other had read before anybody came to it there was a copy, and is read anew.
+/// then on; what the other had read before anybody came to it there was a copy, and is read again.
 #[tokio::test]
 async fn what_has_yet_to_be_saved_goes_over_with_its_perspective() {
     async fn put(drawer: &Remote, thing: &str) -> bool {

@@ -236,7 +236,7 @@ fn a_session_that_is_cut_while_its_browser_asks_on_is_over() {
 fn the_login_that_makes_room_for_another_is_over_at_once() {
     let (host, address) = host();
     let mut all = Vec::new();
-    // One address has so many tries in a while.
+    // One address has this many tries in a while.
     for _ in 0..33 {
         let mut alice = Browser::new(address);
         alice.sign_in("alice", PASSWORD);

@@ -247,7 +247,7 @@ impl Accounts {
             if let ProofBy::Password { hash, verifier } = &mut credential.proof {
                 done.bcrypt += u64::from(hash.starts_with("$2"));
                 if let Some(sealed) = verifier {
-                    // Sealed anew: the part of the key that it was sealed under may be about to go.
+                    // Sealed again: the part of the key that it was sealed under may be about to go.
                     let nonce = crate::config::random().map_err(|error| error.to_string())?;
                     *verifier = sealed.reseal(&self.key, &name, &nonce).ok();
                     unsealed |= verifier.is_none();

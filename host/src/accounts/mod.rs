@@ -500,7 +500,7 @@ impl Accounts {
         }
     }
 
-    /// Puts a new key in the place of `master.key`, and seals everything anew under it. The old one opens nothing
+    /// Puts a new key in the place of `master.key`, and seals everything again under it. The old one opens nothing
     /// afterwards. Can be taken up again if it is interrupted. `progress` hears how many identities are done.
     ///
     /// # Errors

@@ -14,7 +14,7 @@ use serde_json::{Map, Value};
 use super::home::{ask, since_when};
 use super::{CliError, Output, output, say};
 
-/// So many lines are asked for at once.
+/// This many lines are asked for at once.
 const PAGE: usize = 1000;
 
 #[derive(Debug, Subcommand)]

@@ -10,7 +10,7 @@ use serde_json::Value;
 use super::home::{ask, headed, password, table, when};
 use super::{CliError, Output, import, say};
 
-/// So many are asked for at once.
+/// This many are asked for at once.
 const PAGE: usize = 1000;
 
 #[derive(Debug, Subcommand)]

@@ -18,9 +18,9 @@ use serde_json::{Value, json};
 use super::home::{Progress, ask, ask_running, cli_error};
 use super::{CliError, Output, say, warn};
 
-/// So many are handed over at once: all of them are written, or none.
+/// This many are handed over at once: all of them are written, or none.
 const CHUNK: usize = 2000;
-/// So many bytes of them, at most: a line of the control protocol has its limit.
+/// This many bytes of them, at most: a line of the control protocol has its limit.
 const CHUNK_BYTES: usize = 4 << 20;
 /// The most passwords in one request: hashing them takes some seconds.
 const CHUNK_HASHED: usize = 100;

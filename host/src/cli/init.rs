@@ -1,5 +1,5 @@
 //! The first process of a container: it must wait for processes that nobody else does, and nothing ends it by itself. The
-//! host is started anew as its child, hears every signal, and what it ends with is what the container ends with.
+//! host is restarted as its child, hears every signal, and what it ends with is what the container ends with.
 
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, ExitCode, ExitStatus};
@@ -14,7 +14,7 @@ pub(super) fn is_first() -> bool {
     getpid() == Pid::INIT
 }
 
-/// Starts this program anew with the same arguments, and is its parent until it ends.
+/// Starts this program again with the same arguments, and is its parent until it ends.
 ///
 /// # Errors
 /// When it cannot be started.

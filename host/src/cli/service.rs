@@ -152,7 +152,7 @@ impl Service {
                         }
                         let unreadable = &library.unreadable;
                         if !unreadable.is_empty() {
-                            // So many are remembered.
+                            // This many are remembered.
                             const MOST: usize = 100;
                             let count = format!(
                                 "{}{}: nobody can attach to these; they stay as they are",

@@ -20,7 +20,7 @@ use crate::sessions::{SessionStatus, Sessions};
 use crate::store::audit::Event;
 use crate::store::{Record, Write, now, wait};
 
-/// So many identities are answered with at once.
+/// This many identities are answered with at once.
 const PAGE: usize = 10_000;
 
 /// What there is only where a host runs.

@@ -32,10 +32,10 @@ pub enum Refusal {
     /// The token has expired.
     #[error("expired token")]
     ExpiredToken,
-    /// Too many tries have failed; the next is looked at in so many seconds.
+    /// Too many tries have failed; the next is looked at in this many seconds.
     #[error("too many failed logins; try again in {0} s")]
     Wait(u64),
-    /// So many tries have failed that a person must act first.
+    /// This many tries have failed that a person must act first.
     #[error("too many failed logins; the operator can unlock it")]
     Locked,
     /// There is no room for one more password to be checked.

@@ -17,7 +17,7 @@ const MOST_BCRYPT: u32 = 12;
 pub(super) enum KeptHash {
     /// As it is made here.
     Argon2id(Argon2id),
-    /// Of this cost. Made anew when its owner logs in.
+    /// Of this cost. Made again when its owner logs in.
     Bcrypt(u32),
 }
 

@@ -164,7 +164,7 @@ impl Login {
         Ok(self.authorizer.identity(name).await?.filter(|identity| identity.enabled))
     }
 
-    /// Whether a password of this identity is to be hashed anew: the cost has risen since.
+    /// Whether a password of this identity is to be hashed again: the cost has risen since.
     #[must_use]
     pub fn is_cheap(&self, proven: &Proven) -> bool {
         let hashes = proven.identity.hashes(0);

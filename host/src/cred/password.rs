@@ -27,7 +27,7 @@ pub struct Entropy {
 
 thread_local! {
     /// Kept by threads that do nothing but check passwords: to give back twenty megabytes each time, and have them
-    /// cleared anew, keeps the system busy for milliseconds in which nobody else gets its turn.
+    /// cleared again, keeps the system busy for milliseconds in which nobody else gets its turn.
     static MEMORY: RefCell<Option<(usize, Vec<Block>)>> = const { RefCell::new(None) };
 }
 
@@ -185,7 +185,7 @@ impl Password {
         hashes.iter().map(|(_, hash)| memory(hash)).max().unwrap_or(0)
     }
 
-    /// Whether a hash is to be made anew: it was made at a lower cost than this, or is bcrypt's.
+    /// Whether a hash is to be made again: it was made at a lower cost than this, or is bcrypt's.
     #[must_use]
     pub fn is_cheaper(hash: &str, cost: HashCost) -> bool {
         match KeptHash::read(hash) {

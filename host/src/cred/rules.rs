@@ -13,7 +13,7 @@ use crate::show::many;
 
 /// The fewest characters that the standard allows for a password that stands alone.
 pub const STANDARD_SHORTEST: usize = 15;
-/// zxcvbn looks at so many characters: its time grows faster than they do.
+/// zxcvbn looks at this many characters: its time grows faster than they do.
 const LOOKED_AT: usize = 72;
 
 /// Sentences that everybody knows, and an estimate of guesses takes for long: letters and digits alone.

@@ -66,7 +66,7 @@ impl Sealed {
         Ok(Verifier(Zeroizing::new(md5)))
     }
 
-    /// The same, sealed anew under the key's newest part.
+    /// The same, sealed again under the key's newest part.
     ///
     /// # Errors
     /// When it does not open.

@@ -208,7 +208,7 @@ impl Throttle {
         }
     }
 
-    /// A person acts: all counters of this name begin anew. Answers with those there were.
+    /// A person acts: all counters of this name begin again. Answers with those there were.
     pub fn unlock(&mut self, name: Digest) -> Vec<Counter> {
         self.names.extract_if(|counter, _| counter.name == name).map(|(counter, _)| counter).collect()
     }

@@ -184,7 +184,7 @@ impl Client {
         let wanted = self.begin(method, arguments, keywords).ok()?;
         let deadline = Instant::now() + PATIENCE;
         loop {
-            // Other answers may come first: of calls that were given up, and of being attached anew.
+            // Other answers may come first: of calls that were given up, and of being attached again.
             let left = deadline.saturating_duration_since(Instant::now());
             let answers = self.answers(1, left).await;
             let found = answers.into_iter().find(|(call, _)| *call == wanted);

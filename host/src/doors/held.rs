@@ -90,7 +90,7 @@ pub(super) struct Held {
     state: Mutex<State>,
     /// How many bytes have gone to the client, where the host moves them.
     pub(super) said: Arc<AtomicUsize>,
-    /// Told when the service has closed it, or wants TLS.
+    /// Notified when the service has closed it, or wants TLS.
     pub(super) told: Notify,
 }
 

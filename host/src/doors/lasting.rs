@@ -32,7 +32,7 @@ pub(super) struct Lasting {
     pub(super) mailbox: Arc<Mailbox>,
     pub(super) login: LoggedIn,
     pub(super) state: Mutex<State>,
-    /// Told when there is something to look at.
+    /// Notified when there is something to look at.
     pub(super) told: Notify,
 }
 

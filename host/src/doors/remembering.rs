@@ -56,7 +56,7 @@ impl Herald for Lasting {
 /// Attends to one to its end.
 async fn attend(doors: &Arc<Doors>, lasting: &Arc<Lasting>) {
     while !lasting.ends_if_left() {
-        // A clock that is set back and forth shows when it is looked at anew: at least once in an hour.
+        // A clock that is set back and forth shows when it is looked at again: at least once in an hour.
         let left = lasting.state.lock().expires.saturating_sub(store::now()).clamp(1, 3600);
         tokio::select! {
             () = lasting.mailbox.come() => doors.lasting_notices(lasting),

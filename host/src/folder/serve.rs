@@ -1,4 +1,4 @@
-//! From a verdict to what serves: anew, in place of its like, or not.
+//! From a verdict to what serves: again, in place of its like, or not.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -20,7 +20,7 @@ enum Next {
     Same(Library),
     /// It is to replace its like, and is made already.
     Prepared { slot: Arc<Slot>, prepared: Prepared, kept: (Kept, [u8; 32]) },
-    /// It comes anew, or under another name than before.
+    /// It comes again, or under another name than before.
     Anew(PrivateCopy),
 }
 

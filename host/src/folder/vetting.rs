@@ -38,7 +38,7 @@ fn settings_now(config: &Path) -> Result<(Sections, Confinements), LibraryFault>
 }
 
 impl Folder {
-    /// Reads the sections of the configuration anew.
+    /// Reads the sections of the configuration again.
     pub(super) fn take_up_sections(&self) -> Result<(), LibraryFault> {
         let (sections, confinements) = settings_now(&self.config)?;
         *self.sections.lock() = Arc::new(sections);

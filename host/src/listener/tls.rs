@@ -1,4 +1,4 @@
-//! TLS for doors: certificates from files, read anew when they change; and certificates of one's own.
+//! TLS for doors: certificates from files, read again when they change; and certificates of one's own.
 
 mod make;
 

@@ -1,7 +1,7 @@
 //! Who is served next, of all connections whose frames wait for one generation: whoever has cost it least.
 //!
 //! Each connection has a lane, in which its frames keep their order. A lane has a clock of its own, which runs on by what its
-//! calls cost; the lane whose clock is furthest behind is next, and one that comes anew starts with those that are there
+//! calls cost; the lane whose clock is furthest behind is next, and one that comes again starts with those that are there
 //! (start-time fair queueing). What a call will cost is taken to be what the lane's calls have cost before. A batch is
 //! short, so that nobody waits for more than the call that is under way and a few short ones. Connections of one owner
 //! share one place: each of their clocks runs faster by their number.
@@ -122,7 +122,7 @@ impl<M> Default for FairQueue<M> {
     }
 }
 
-/// Whether so many bytes more may wait of an owner's, of whose `own` wait and of all others' `all` with them, when `limit` may
+/// Whether this many bytes more may wait of an owner's, of whose `own` wait and of all others' `all` with them, when `limit` may
 /// wait in all: a quarter of that, and a little also when others have taken all.
 pub(crate) fn admits(own: usize, all: usize, more: usize, limit: usize) -> bool {
     let own = own.saturating_add(more);
@@ -136,7 +136,7 @@ impl<M: Clone> FairQueue<M> {
         self.bytes
     }
 
-    /// Whether so many bytes more may wait of an owner's, when `limit` may wait in all.
+    /// Whether this many bytes more may wait of an owner's, when `limit` may wait in all.
     pub(super) fn admits(&self, owner: usize, more: usize, limit: usize) -> bool {
         admits(self.owners.get(&owner).map_or(0, |owner| owner.bytes), self.bytes, more, limit)
     }

@@ -62,7 +62,7 @@ pub struct WaitingLane {
 }
 
 impl WaitingLane {
-    /// So many bytes of this lane wait, if they may: `own` bytes wait already of its owner's, `all` in all, of `limit`.
+    /// This many bytes of this lane wait, if they may: `own` bytes wait already of its owner's, `all` in all, of `limit`.
     #[must_use]
     pub fn of(lane: &Lane, bytes: usize, (own, all): (usize, usize), limit: usize) -> Option<Self> {
         if !fair::admits(own, all, bytes, limit) {
@@ -357,7 +357,7 @@ impl Gate {
 
     fn wait(&self) {
         let Reader::Thread(eventfd) = &self.reader else { return };
-        // The count is of earlier rings; a push from here on rings anew.
+        // The count is of earlier rings; a push from here on rings again.
         let _ = rustix::io::read(eventfd, &mut [0; 8]);
         if self.queue.arm() {
             let mut ready = [rustix::event::PollFd::new(eventfd, rustix::event::PollFlags::IN)];

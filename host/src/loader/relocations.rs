@@ -205,7 +205,7 @@ impl<'f> Image<'f> {
         self.segments.iter().filter(|segment| segment.p_type(ENDIAN) == elf::PT_LOAD)
     }
 
-    /// Whether so many bytes from here on are its own memory.
+    /// Whether this many bytes from here on are its own memory.
     fn has(&self, address: u64, bytes: u64) -> bool {
         address.checked_add(bytes).is_some_and(|end| {
             self.loaded().any(|segment| {

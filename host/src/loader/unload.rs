@@ -17,7 +17,7 @@ const GRACE: Duration = Duration::from_secs(1);
 pub enum UnloadOutcome {
     /// It was linked into the program, or never opened: there is nothing to let go of.
     Nothing,
-    /// It is closed and unmapped, and its memory is given back: so many bytes that it had left.
+    /// It is closed and unmapped, and its memory is given back: this many bytes that it had left.
     Retired {
         /// Bytes that its statics held.
         left: usize,

@@ -381,7 +381,7 @@ struct Words {
     error: Mutex<Option<String>>,
 }
 
-/// Of what a library logs, so many characters are shown with a verdict.
+/// Of what a library logs, this many characters are shown with a verdict.
 const SHOWN: usize = 500;
 
 impl Outlet for Words {

@@ -500,7 +500,7 @@ impl LoginGate {
         self.throttle.lock().withdrawn(trying.attempt);
     }
 
-    /// A person acts: all counters of this name begin anew. Answers with how many there were.
+    /// A person acts: all counters of this name begin again. Answers with how many there were.
     pub fn unlock(&self, name: &str) -> usize {
         let counters = self.throttle.lock().unlock(self.name_digest(name));
         let count = counters.len();
@@ -515,7 +515,7 @@ impl LoginGate {
         of.iter().map(|(_, failures)| failures.count).max().unwrap_or(0)
     }
 
-    /// Hashes a password anew, which was right just now: the cost has risen since it was set.
+    /// Hashes a password again, which was right just now: the cost has risen since it was set.
     fn rehash(self: &Arc<Self>, source: IpAddr, proven: &Proven, password: Password, cost: HashCost) {
         let (me, id) = (Arc::clone(self), proven.credential);
         let name = proven.identity.name.to_string();
@@ -537,7 +537,7 @@ impl LoginGate {
             };
             let mut identity = crate::cred::Identity::clone(&identity);
             let credential = identity.credentials.iter_mut().find(|credential| credential.id == id);
-            // Another may have been set meanwhile, under the same number if the identity was imported anew.
+            // Another may have been set meanwhile, under the same number if the identity was imported again.
             if let Some(ProofBy::Password { hash: old, .. }) = credential.map(|credential| &mut credential.proof)
                 && *old == proved
             {

@@ -14,9 +14,9 @@ use crate::store::{Store, StoreError, Write};
 
 /// How long lines of one kind are summed up before that is written, in milliseconds.
 const INTERVAL: u64 = 60_000;
-/// So many of each kind are written as they come, within that time.
+/// This many of each kind are written as they come, within that time.
 const BURST: u64 = 5;
-/// So many of all kinds of one event are.
+/// This many of all kinds of one event are.
 const LINES: u64 = 300;
 /// So many kinds are told apart; the rest is one.
 const KINDS: usize = 1000;

@@ -1,6 +1,6 @@
 //! Whose states are with a version that is tried: what serves everybody else keeps its hands off them.
 //!
-//! When somebody comes to a perspective in the tried version, that is told to read its state anew; when it asks for that, all that it
+//! When somebody comes to a perspective in the tried version, that is told to read its state again; when it asks for that, all that it
 //! had to say of a copy is said, and the version that serves is asked to yield it. It saves what has changed, and says so; only then
 //! is the state read for the tried version. At the end of the trial it is given back.
 
@@ -19,7 +19,7 @@ type Waiting = Box<dyn FnOnce(Result<(), StoreError>) + Send>;
 /// Who asks the version that serves to yield a perspective.
 type Ask = Box<dyn Fn(&str) + Send + Sync>;
 
-/// So many may wait for one perspective. A library asks for each once at a time.
+/// This many may wait for one perspective. A library asks for each once at a time.
 const MOST_WAITING: usize = 16;
 
 /// The perspectives that somebody has come to in a version that is tried.
@@ -160,7 +160,7 @@ impl Visited {
 #[derive(Default)]
 pub(super) struct Elsewhere {
     now: Mutex<Now>,
-    /// Told when the version that serves has all of them again.
+    /// Notified when the version that serves has all of them again.
     regained: Notify,
 }
 

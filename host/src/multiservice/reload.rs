@@ -3,7 +3,7 @@
 //! ```text
 //! load, init: beside the old, which serves
 //! freeze:     calls wait in the slot; the old saves what has changed, says what waits in it, and stands still
-//! start:      from what is saved; objects that clients have are made anew; is it well?
+//! start:      from what is saved; objects that clients have are made again; is it well?
 //! switch:     attachments are told to the new one, with their minds; then what has waited
 //! retire:     calls that wait go on in the old, which changes nothing any more; then it is let go of
 //! ```
@@ -50,7 +50,7 @@ pub struct Reloaded {
     pub lost: usize,
     /// How many perspectives had their state in the old one, and were saved.
     pub states: u64,
-    /// How many objects that clients have were made anew.
+    /// How many objects that clients have were made again.
     pub objects: u64,
     /// How many calls still wait in the old one.
     pub waiting: usize,

@@ -192,7 +192,7 @@ impl Slot {
         self.trial.write().take_if(|now| Arc::ptr_eq(now, &trial))
     }
 
-    /// Notes which perspectives somebody comes to, if this is a version that is tried. What it has read of them before is read anew:
+    /// Notes which perspectives somebody comes to, if this is a version that is tried. What it has read of them before is read again:
     /// it was a copy, whose changes nobody saves.
     /// Answers with those that nobody had come to.
     pub(super) fn note_visits(&self, changes: &[AttachmentChange]) -> Vec<String> {

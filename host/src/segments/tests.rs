@@ -5,7 +5,7 @@ use crate::store::MemoryStore;
 
 const DAY: u64 = 24 * 3600 * 1000;
 
-/// A trail of so many lines, one a day; it is as old as the last.
+/// A trail of this many lines, one a day; it is as old as the last.
 fn trail(lines: u64) -> MemoryStore {
     let store = MemoryStore::new();
     for day in 1..=lines {

@@ -127,5 +127,5 @@ async fn shared(
     looked.await.map_err(fault)?
 }
 
-/// So many identities are looked at at once.
+/// This many identities are looked at at once.
 const PAGE: usize = 1_000;

@@ -150,7 +150,7 @@ pub enum StoreError {
 /// What to do with what a store answers; may be called on any thread, before the store's method returns or later.
 pub type Done<T> = Box<dyn FnOnce(Result<T, StoreError>) + Send>;
 
-/// So many bytes of entries are answered at most, whatever the limit.
+/// This many bytes of entries are answered at most, whatever the limit.
 pub const ENTRIES_BYTES: usize = 4 << 20;
 
 /// Keeps things. Commits of one caller happen in the order they were asked for.

@@ -30,7 +30,7 @@ use crate::store::audit::Edge;
 /// Under which it is kept what the audit trail begins behind.
 const ANCHOR: &str = "audit anchor";
 
-/// A page of the trail has so many bytes, but for its last line.
+/// A page of the trail has this many bytes, but for its last line.
 const PAGE_BYTES: usize = 1 << 20;
 
 /// A store in a file.

@@ -169,7 +169,7 @@ unsafe impl GlobalAlloc for Arena {
     unsafe fn realloc(&self, memory: *mut u8, layout: Layout, size: usize) -> *mut u8 {
         let new = Layout::from_size_align(size, layout.align()).ok().and_then(whole);
         let (Some((old, before)), Some((new, _))) = (whole(layout), new) else { return ptr::null_mut() };
-        // SAFETY: as for `dealloc`; the system moves header and content together, and the header is linked anew, where
+        // SAFETY: as for `dealloc`; the system moves header and content together, and the header is linked again, where
         // it is now. If there is no memory, the old piece stays, and is linked again.
         unsafe {
             let (base, held) = self.unlink(memory.cast::<Header>().sub(1));

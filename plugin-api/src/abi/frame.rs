@@ -421,7 +421,7 @@ frames! {
             why: text,
         }
         /// What is saved of this perspective was changed by another version of the service, which has it no longer: whatever is in
-        /// memory of it is read anew. Answered by `Regained`.
+        /// memory of it is read again. Answered by `Regained`.
         35 Regain {
             /// The perspective's name.
             perspective: text,
@@ -582,7 +582,7 @@ frames! {
             request: number,
             /// The host's numbers of the calls that wait for something: 8 bytes each.
             calls: bytes,
-            /// The objects that clients have and that can be made anew: see `put_object`.
+            /// The objects that clients have and that can be made again: see `put_object`.
             objects: bytes,
             /// The highest number that an object was given.
             numbers: number,
@@ -593,7 +593,7 @@ frames! {
         }
         /// The answer to `Adopt`.
         21 Adopted {
-            /// How many objects could be made anew.
+            /// How many objects could be made again.
             objects: number,
         }
         /// A saved state cannot be read by this version of the service.
@@ -792,7 +792,7 @@ pub fn entries(mut bytes: &[u8]) -> impl Iterator<Item = (&[u8], Option<&[u8]>)>
     })
 }
 
-/// Appends an object to a list of those that can be made anew: its number, how often it was handed out, and by what name
+/// Appends an object to a list of those that can be made again: its number, how often it was handed out, and by what name
 /// it is known.
 pub fn put_object(out: &mut Vec<u8>, object: u64, count: u64, name: &str) {
     out.extend_from_slice(&object.to_le_bytes());

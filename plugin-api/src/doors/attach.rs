@@ -84,7 +84,7 @@ impl Login {
         Ok(self.avatar().await?.remote.call("describe", &(service,)).await?.read()?)
     }
 
-    /// The way there: one connection to the host for all that is attached by this login. One that is lost is made anew.
+    /// The way there: one connection to the host for all that is attached by this login. One that is lost is made again.
     async fn avatar(&self) -> Result<Arc<Avatar>, Error> {
         let mut kept = self.0.avatar.lock().await;
         if let Some(avatar) = kept.as_ref().filter(|avatar| !avatar.client.is_closed()) {

@@ -57,7 +57,7 @@ impl Input {
         self.iter().position(|byte| *byte == b'\n').map(|at| at + 1)
     }
 
-    /// Takes the first so many bytes out; as many as there are, if these are fewer.
+    /// Takes the first this many bytes out; as many as there are, if these are fewer.
     pub fn take(&mut self, count: usize) -> Zeroizing<Vec<u8>> {
         let end = self.from + count.min(self.len());
         let taken = Zeroizing::new(self.bytes[self.from..end].to_vec());
@@ -75,7 +75,7 @@ impl Input {
         Some(Zeroizing::new(String::from_utf8_lossy(line).into_owned()))
     }
 
-    /// Has room for so many bytes more, which `read` fills from the front; it answers with how many came.
+    /// Has room for this many bytes more, which `read` fills from the front; it answers with how many came.
     pub(super) fn fill<E>(
         &mut self,
         room: usize,

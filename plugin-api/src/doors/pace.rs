@@ -120,7 +120,7 @@ mod tests {
 
     const SECOND: Duration = Duration::from_secs(1);
 
-    /// After how many seconds it is late, if so many bytes move after each second; `None`: not within ten minutes.
+    /// After how many seconds it is late, if this many bytes move after each second; `None`: not within ten minutes.
     fn late_after(bytes: impl Fn(u32) -> usize) -> Option<u32> {
         let (mut pace, start) = (Pace::new(20 * SECOND, 500), Instant::now());
         pace.begin(start);

@@ -20,7 +20,7 @@ const LEAST_COST: u64 = 1000;
 #[derive(Default)]
 pub(super) struct Queue {
     turns: RefCell<Turns<Waiting>>,
-    /// Told when the next turn is to be given.
+    /// Notified when the next turn is to be given.
     wanted: Notify,
     /// Whether somebody has a turn, or is about to.
     busy: Cell<bool>,
@@ -84,12 +84,12 @@ impl Turn {
         self.queue.turns.borrow().room(&self.owner)
     }
 
-    /// It has cost so much time, and so many bytes were written.
+    /// It has cost so much time, and this many bytes were written.
     pub(super) fn charge(&self, time: Duration, bytes: u64) {
         self.queue.turns.borrow_mut().charge(&self.owner, nanos(time).saturating_add(bytes).max(LEAST_COST));
     }
 
-    /// So many bytes of the owner's have cost so much time, and so many bytes were written: so much less, or more, is read in its
+    /// This many bytes of the owner's have cost so much time, and this many bytes were written: so much less, or more, is read in its
     /// next turn.
     pub(super) fn learn(&self, bytes: usize, time: Duration, written: u64) {
         let cost = nanos(time).saturating_add(written.saturating_mul(WRITTEN_COST));

@@ -24,7 +24,7 @@ impl Authorizer {
     /// Has the host remember a login, so that it outlives the stream that it came by: for protocols where a client comes by one
     /// stream after another and shows a token each time, as browsers do with cookies. The login that is answered with belongs to
     /// no stream; the token is for the client alone, and for [`Authorizer::resume`], also after the code was replaced and after the
-    /// host has begun anew. It is gone with what it began with: the identity, the credential, the keys for this service.
+    /// host has begun again. It is gone with what it began with: the identity, the credential, the keys for this service.
     ///
     /// # Errors
     /// When the login has ended, or the host cannot write it down.

@@ -223,7 +223,7 @@ impl StreamCell {
         Arc::new(Self { number, peer, login, posts, carried, rates, buffered: AtomicUsize::new(0) })
     }
 
-    /// So many bytes are kept for it. Answers with what to tell the host, if it is to hear of that.
+    /// This many bytes are kept for it. Answers with what to tell the host, if it is to hear of that.
     pub(super) fn buffers(&self, bytes: usize) -> Option<ToHost<'static>> {
         let told = self.buffered.load(Ordering::Relaxed);
         let told_of = told.abs_diff(bytes) >= STEP || bytes == 0 && told > 0;
@@ -403,7 +403,7 @@ impl Client {
         self.0.login()
     }
 
-    /// So many bytes are kept for it by whatever reads the stream: what has come and was not looked at, what is to be written. They are
+    /// This many bytes are kept for it by whatever reads the stream: what has come and was not looked at, what is to be written. They are
     /// counted in the host's memory, for whoever has logged in; beyond their share of that the host closes the stream. To be said
     /// again whenever it has changed: a number that is much like the last one costs nothing.
     ///

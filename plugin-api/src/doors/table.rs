@@ -71,7 +71,7 @@ pub(crate) struct Table {
     logins: RefCell<HashMap<u64, Known>>,
     /// Logins that have ended before anything of them was here: the latest.
     ended_unknown: RefCell<BTreeSet<u64>>,
-    /// Told when other code serves.
+    /// Notified when other code serves.
     replaced: Notify,
     /// Whether all is here that the code before this had; and told of it.
     resumed: Cell<bool>,

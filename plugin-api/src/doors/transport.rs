@@ -50,11 +50,11 @@ pub(super) struct Way {
     /// What has come, and was not taken, in bytes.
     input: Cell<usize>,
     ending: Cell<Ending>,
-    /// Told when there is something to write, or it is to end.
+    /// Notified when there is something to write, or it is to end.
     work: Notify,
-    /// Told when all is written, or nearly all, and when it ends.
+    /// Notified when all is written, or nearly all, and when it ends.
     flushed: Notify,
-    /// Told when it ends.
+    /// Notified when it ends.
     ended: Notify,
     /// What it came by was taken away.
     cut: Rc<Cell<bool>>,
@@ -376,7 +376,7 @@ impl Transport {
         }
     }
 
-    /// So many bytes were written.
+    /// This many bytes were written.
     fn has_left(&self, sent: usize) {
         let (mut output, mut leaving) = (self.0.output.borrow_mut(), self.0.leaving.borrow_mut());
         let (before, little) = (output.len(), self.little());

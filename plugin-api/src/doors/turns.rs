@@ -1,7 +1,7 @@
 //! Whose turn it is, of all who wait to be served by a service's doors: whoever has cost least. Reads no clock.
 //!
 //! Each owner (an identity, or the address of clients that have not logged in) has a clock, which runs on by what it costs; the one
-//! that is furthest behind is next (fair queueing, as the host has it for calls). Who comes anew starts where all would be, had they
+//! that is furthest behind is next (fair queueing, as the host has it for calls). Who comes again starts where all would be, had they
 //! shared what was done: so those who come one after the other do not keep those waiting who are here. Connections of one owner wait in one line.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
@@ -39,7 +39,7 @@ pub(super) struct Turns<T> {
     /// Where those start who come: it runs on by what is done, shared by all who wait. And the clock that is furthest ahead.
     clock: u64,
     furthest: u64,
-    /// With so many lines, those that need not be remembered are looked for.
+    /// With this many lines, those that need not be remembered are looked for.
     sweep_at: usize,
 }
 
@@ -107,7 +107,7 @@ impl<T> Turns<T> {
         usize::try_from(TURN_COST / byte_cost.max(1)).unwrap_or(MOST).clamp(LEAST, MOST)
     }
 
-    /// So many bytes of an owner's have cost so many nanoseconds.
+    /// This many bytes of an owner's have cost so many nanoseconds.
     pub(super) fn learn(&mut self, owner: &str, bytes: usize, cost: u64) {
         if bytes == 0 {
             return;
@@ -127,7 +127,7 @@ impl<T> Turns<T> {
         })
     }
 
-    /// Forgets those whose clocks say nothing any more: who comes anew has as much.
+    /// Forgets those whose clocks say nothing any more: who comes again has as much.
     fn sweep(&mut self) {
         if self.lines.len() >= self.sweep_at {
             let clock = self.clock;

@@ -21,7 +21,7 @@ pub(super) struct PerspectiveCache<P> {
     sweep_at: usize,
 }
 
-/// So many may be in memory before it is looked for those that nobody has.
+/// This many may be in memory before it is looked for those that nobody has.
 const FIRST_SWEEP: usize = 64;
 
 impl<P> Default for PerspectiveCache<P> {

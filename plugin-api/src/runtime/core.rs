@@ -40,7 +40,7 @@ pub(crate) trait Object {
     fn seen_by(&self) -> u64 {
         0
     }
-    /// By what it can be made anew, if it can.
+    /// By what it can be made again, if it can.
     fn origin(&self) -> Option<String>;
 }
 
@@ -110,7 +110,7 @@ pub(crate) struct Core {
     pub(crate) service: Cell<&'static str>,
     /// Frames that have not been handed to the host yet.
     out: RefCell<Vec<u8>>,
-    /// Told when a task has written frames while the main loop slept.
+    /// Notified when a task has written frames while the main loop slept.
     pub(crate) written: Notify,
     next: Cell<u64>,
     /// The highest number that an object of the service's was given, by this generation or one before it. Its upper
@@ -134,7 +134,7 @@ pub(crate) struct Core {
     reading: Cell<u64>,
     /// Which classes untyped values may have instances of.
     pub(crate) classes: Cell<Classes>,
-    /// Told when an attachment has ended.
+    /// Notified when an attachment has ended.
     pub(crate) left: Notify,
     /// All attachments, each connection's side by side: one of them names it.
     attached: RefCell<BTreeSet<u64>>,

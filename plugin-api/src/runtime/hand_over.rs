@@ -70,7 +70,7 @@ impl<S: Service> Runtime<S> {
         drop((attachments, kept));
     }
 
-    /// Makes objects anew that an earlier generation has handed out.
+    /// Makes objects again that an earlier generation has handed out.
     pub(super) async fn adopt(&self, objects: &[u8]) {
         let mut adopted = 0;
         for (id, count, origin) in frame::objects(objects) {

@@ -147,7 +147,7 @@ enum Attaching<P> {
     Pending {
         /// What the client has done meanwhile.
         leaving: Leaving,
-        /// Calls that have come meanwhile, as they came: of a client that does not know that it is attached anew.
+        /// Calls that have come meanwhile, as they came: of a client that does not know that it is attached again.
         calls: Vec<(Vec<u8>, Vec<Remote>)>,
     },
     Attached {

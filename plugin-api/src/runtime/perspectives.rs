@@ -31,7 +31,7 @@ impl<S: Service> Runtime<S> {
     /// The perspective of this name, which is loaded once, however many ask at once.
     pub(crate) async fn perspective(&self, name: &str) -> Result<Handle<S::Perspective>> {
         loop {
-            // One that is in memory may be read anew just now.
+            // One that is in memory may be read again just now.
             if let Some(loaded) = self.others_load(name) {
                 let _ = loaded.await;
                 continue;
@@ -79,7 +79,7 @@ impl<S: Service> Runtime<S> {
         self.core.push(&ToHost::Yielded { perspective: name });
     }
 
-    /// What is saved of this perspective was changed by another version: what is in memory of it is read anew. Until then whoever
+    /// What is saved of this perspective was changed by another version: what is in memory of it is read again. Until then whoever
     /// wants it waits, and whoever has it cannot change it.
     pub(super) fn regains(&self, name: &str) {
         let others = self.others_load(name);

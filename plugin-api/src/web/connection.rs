@@ -201,7 +201,7 @@ impl Coming {
         }
     }
 
-    /// So many bytes have come.
+    /// This many bytes have come.
     fn came(&mut self, progress: &Progress, bytes: usize, now: Instant) {
         self.head |= !progress.unread.load(Relaxed);
         self.pace.begin(now);

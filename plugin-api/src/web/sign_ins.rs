@@ -99,7 +99,7 @@ impl Drop for Forgets<'_> {
 /// Who has signed in by a browser. Shared by all pages of a service.
 ///
 /// Whoever signs in gets a cookie with a new token, which the host remembers ([`Authorizer::remember`]): so they stay signed in
-/// while code is replaced and when the host begins anew, and are signed out everywhere when what they signed in with is taken away.
+/// while code is replaced and when the host begins again, and are signed out everywhere when what they signed in with is taken away.
 pub struct SignIns {
     authorizer: Authorizer,
     cookie: Cookie,
@@ -153,7 +153,7 @@ impl SignIns {
         let _forgets = Forgets(visitor);
         let login = self.authorizer.password(visitor, name, password).await?;
         let (login, token) = self.authorizer.remember(visitor, login, self.cookie.lasts).await?;
-        // Who signs in anew is not to be found by an older cookie.
+        // Who signs in again is not to be found by an older cookie.
         self.sign_out(visitor, headers).await?;
         let set = self.cookie.set(&token, "");
         self.keep(Token(token), &login);

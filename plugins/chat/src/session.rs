@@ -12,7 +12,7 @@ pub(crate) const ROOM: &str = "#chat";
 pub(crate) const SERVER: &str = "credhost";
 /// So many logins may fail.
 const TRIES: u8 = 3;
-/// So many may be spoken to at once.
+/// This many may be spoken to at once.
 pub(crate) const TARGETS: usize = 4;
 /// How long SASL's answer may be: three pieces of 400 bytes.
 const SASL: usize = 1200;

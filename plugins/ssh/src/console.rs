@@ -390,7 +390,7 @@ async fn call_of(
         Err(wrong) => return (Err(Problem::Wrong(wrong)), Some(remote)),
     };
     let answered = remote.call_with(&call.method, &positional, &keywords).await;
-    // What it came by may have been taken away, or the service has been stopped: next time it is attached anew.
+    // What it came by may have been taken away, or the service has been stopped: next time it is attached again.
     let kept = Some(remote).filter(|_| !is_dead(&answered));
     let value = answered.and_then(|answer| Ok(answer.value()?));
     (value.map_err(|error| failed(error, &call.method)), kept)

@@ -15,7 +15,7 @@ use crate::wire::Waiting;
 
 /// The most channels of a connection at once (OpenSSH's `MaxSessions`).
 const CHANNELS: usize = 10;
-/// After so many refusals a client has to come anew: OpenSSH's six (`MaxAuthTries`), and its client's first question, which proves
+/// After so many refusals a client has to come again: OpenSSH's six (`MaxAuthTries`), and its client's first question, which proves
 /// nothing.
 const TRIES: usize = 7;
 

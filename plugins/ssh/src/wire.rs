@@ -13,7 +13,7 @@ use russh::{Channel, ChannelMsg, ChannelReadHalf, ChannelWriteHalf, Sig};
 /// How many bytes that were typed ahead wait; more are not taken.
 const TYPED: usize = 64 << 10;
 /// How many bytes of commands by pipes wait, of all channels of a connection; more of them end the session. SSH's window cannot
-/// hold a client back here: russh gives it out anew as it reads, and has to read, for channels have one way between them.
+/// hold a client back here: russh gives it out again as it reads, and has to read, for channels have one way between them.
 const PIPED: usize = 8 << 20;
 /// Ctrl-C.
 const INTERRUPT: u8 = 3;
@@ -31,14 +31,14 @@ impl Waiting {
         Self { bytes: AtomicUsize::new(0), client: Some(client) }
     }
 
-    /// So many bytes more. Answers with how many there are.
+    /// This many bytes more. Answers with how many there are.
     fn add(&self, bytes: usize) -> usize {
         let all = self.bytes.fetch_add(bytes, Ordering::Relaxed) + bytes;
         self.tell();
         all
     }
 
-    /// So many bytes less.
+    /// This many bytes less.
     fn sub(&self, bytes: usize) {
         self.bytes.fetch_sub(bytes, Ordering::Relaxed);
         self.tell();

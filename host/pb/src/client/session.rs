@@ -1,4 +1,4 @@
-//! A login that is kept up: when the connection is lost, it connects, logs in and attaches anew.
+//! A login that is kept up: when the connection is lost, it connects, logs in and attaches again.
 
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;
@@ -24,7 +24,7 @@ pub struct Backoff {
     pub first: Duration,
     /// The most (30 s).
     pub most: Duration,
-    /// After a connection that has lasted so long, it begins anew (10 s).
+    /// After a connection that has lasted so long, it begins again (10 s).
     pub good: Duration,
 }
 
@@ -348,7 +348,7 @@ impl Perspective {
                     // It waits for the next connection.
                     Err(Error::NotSent(_)) => {}
                     Err(Error::Failure(failure)) if failure.is("twisted.spread.pb.DeadReferenceError") => {
-                        // Its service was stopped, or the key is gone: the next call asks for it anew.
+                        // Its service was stopped, or the key is gone: the next call asks for it again.
                         self.place.forget(&remote).await;
                         self.session.shared.wanted.notify_one();
                         return Err(Error::Failure(failure));

@@ -1,6 +1,6 @@
 //! A generation in a process of its own.
 //!
-//! The worker is this very program, started anew: it opens the library, and has the wall to it, on the other side of a socket
+//! The worker is this very program, restarted: it opens the library, and has the wall to it, on the other side of a socket
 //! (`wire`: messages; `channel`: its ends). `link` is the host's end, `inside` the worker's. `owed` knows what a worker was given and
 //! has not answered, so that a death is no more than an error to who waits. `confinement` is what the operator says of it, `sandbox`
 //! how the system is told.

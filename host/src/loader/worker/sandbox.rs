@@ -133,7 +133,7 @@ fn files(allow: &[Permission], copy: &Path, folder: &Path) -> Result<(), String>
         .handle_access(AccessFs::from_all(ABI::V3))
         .map_err(|error| lacks("landlock for files, of Linux 6.2", &error))?;
     if allow.iter().any(|allowed| matches!(allowed, Permission::Connect(_) | Permission::Datagrams)) {
-        // A socket that it was given could be connected anew.
+        // A socket that it was given could be connected again.
         rules = rules
             .handle_access(AccessNet::from_all(ABI::V4))
             .map_err(|error| lacks("landlock for connections (net:tcp), of Linux 6.7", &error))?;

@@ -69,7 +69,7 @@ impl Header {
 pub enum Malformed {
     /// There is no such kind, or not from that side.
     Kind(u8),
-    /// It has so many bytes, and may not.
+    /// It has this many bytes, and may not.
     Long(u64),
     /// It names descriptors that did not come, or sends some that nobody wants.
     Descriptors,
@@ -111,7 +111,7 @@ pub struct Decoder {
 const KEPT: usize = 1 << 20;
 
 impl Decoder {
-    /// One that takes bodies of so many bytes at most.
+    /// One that takes bodies of this many bytes at most.
     #[must_use]
     pub fn new(limit: u64) -> Self {
         Self { buffer: Vec::new(), at: 0, limit }

@@ -61,7 +61,7 @@ struct Crashing {
 /// After how long a store that could not be read is asked again.
 const STORE_RETRY: std::time::Duration = std::time::Duration::from_secs(1);
 
-/// While so many bytes of changes, and of what waits for them, have yet to be written, a process of its own is not heard.
+/// While this many bytes of changes, and of what waits for them, have yet to be written, a process of its own is not heard.
 const UNWRITTEN: usize = 256 << 20;
 
 /// What a generation says, on its way out: see the module's page.

@@ -60,7 +60,7 @@ enum LoginObject {
     Challenger(Box<Challenger>),
     /// Waits for a signature. It may be answered more than once.
     Signer(Box<Signer>),
-    /// An identity that has logged in, by name: its keys are looked at anew for each attach.
+    /// An identity that has logged in, by name: its keys are looked at again for each attach.
     Avatar { name: String, era: Era, mind: Mind, credential: u64 },
 }
 
@@ -323,7 +323,7 @@ impl Login {
         Some(self.pending.remove(at).1)
     }
 
-    /// So many identities had been removed when this was asked.
+    /// This many identities had been removed when this was asked.
     pub(crate) fn asked_after(&mut self, no: QuestionNo, removals: u64) {
         if let Some(pending) = self.waiting(no) {
             pending.removals = removals;

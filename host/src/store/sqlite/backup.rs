@@ -12,7 +12,7 @@ use super::{SqliteStore, anchor, kept};
 use crate::cred::MasterKey;
 use crate::store::audit::{Line, Verifier};
 
-/// So many pages are copied before progress is told.
+/// This many pages are copied before progress is told.
 const PAGES: i32 = 1024;
 
 impl SqliteStore {
@@ -25,7 +25,7 @@ impl SqliteStore {
         let copied = (|| {
             let from = self.reader().map_err(sqlite)?;
             let mut copy = Connection::open(to).map_err(sqlite)?;
-            // All of one commit: without a transaction that lasts, each commit of the writer's would begin it anew.
+            // All of one commit: without a transaction that lasts, each commit of the writer's would begin it again.
             from.execute_batch("BEGIN; SELECT count(*) FROM meta").map_err(sqlite)?;
             {
                 let backup = rusqlite::backup::Backup::new(&from, &mut copy).map_err(sqlite)?;

@@ -10,7 +10,7 @@ use crate::cred::{CredentialError, MasterKey, Sealed, StoreSecret};
 
 /// "cred", so that `file store.db` and this program know whose it is.
 pub(super) const APPLICATION: i32 = 0x6372_6564;
-/// So many names' counters of failures are kept from one start to the next.
+/// This many names' counters of failures are kept from one start to the next.
 pub(super) const FAILURES: u32 = 100_000;
 /// What the store's secret is sealed for.
 pub(super) const SECRET: &str = "store secret";
@@ -92,7 +92,7 @@ pub(super) const MIGRATIONS: [&str; 1] = ["
     CREATE TABLE audit (number INTEGER PRIMARY KEY, text TEXT NOT NULL, digest TEXT NOT NULL);
 "];
 
-/// A store that cannot give pages back is written anew once, if it has no more bytes than this.
+/// A store that cannot give pages back is written again once, if it has no more bytes than this.
 const ANEW: i64 = 64 << 20;
 
 /// Has what is deleted make the file shorter: see [`give_back`]. A new file can do that from the beginning.
@@ -113,9 +113,9 @@ pub(super) fn make_shrinkable(connection: &Connection, path: &Path) -> rusqlite:
 
 /// As SQLite has it.
 const INCREMENTAL: i64 = 2;
-/// So many free pages are kept for what comes next.
+/// This many free pages are kept for what comes next.
 const SPARE: i64 = 1024;
-/// So many are given back at once.
+/// This many are given back at once.
 const AT_ONCE: i64 = 4096;
 
 /// Gives free pages back to the disk: more than a page of the trail's lines has, and not so many that others wait for long.

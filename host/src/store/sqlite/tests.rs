@@ -305,7 +305,7 @@ fn while_the_reserve_is_in_use_only_revocations_commit() {
     let last = wait(|done| store.audit(0, 10, done)).unwrap().pop().unwrap();
     assert!(last.text.contains("identity.disabled"), "{}", last.text);
     assert!(!reserve::path(&path).exists());
-    // There is room again, and it is kept back anew.
+    // There is room again, and it is kept back again.
     writer.reserve.has_room();
     writer.commit(vec![job(vec![state("alice", 0, b"a state")])]);
     assert_eq!(*results.lock(), [true]);

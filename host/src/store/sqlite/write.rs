@@ -17,13 +17,13 @@ use crate::health;
 use crate::store::audit::Edge;
 use crate::store::{Change, Record, StoreError, Write, audit};
 
-/// So many bytes of writes are committed together, at most.
+/// This many bytes of writes are committed together, at most.
 const GROUP_BYTES: usize = 16 << 20;
 /// What nobody waits for is written so long after it came at most, together with what has come since.
 const LINGER: Duration = Duration::from_millis(20);
-/// The event of a password that was hashed anew.
+/// The event of a password that was hashed again.
 const REHASHED: &str = "identity.rehashed";
-/// So many sources are kept of an identity's: the latest.
+/// This many sources are kept of an identity's: the latest.
 const SOURCES: u32 = 16;
 /// What the thread that writes has.
 pub(super) struct Writer {

@@ -137,7 +137,7 @@ impl Core {
         Ok(id)
     }
 
-    /// The objects that clients have and that can be made anew, as `Frozen` tells of them.
+    /// The objects that clients have and that can be made again, as `Frozen` tells of them.
     pub(crate) fn heirlooms(&self) -> Vec<u8> {
         let mut list = Vec::new();
         for (&id, exported) in self.objects.borrow().iter() {
@@ -150,7 +150,7 @@ impl Core {
         list
     }
 
-    /// An object of an earlier generation's was made anew: clients have had it all the time.
+    /// An object of an earlier generation's was made again: clients have had it all the time.
     pub(crate) fn adopt(&self, id: u64, count: u64, object: Rc<dyn Object>) {
         let place = (object.address(), object.seen_by());
         self.objects.borrow_mut().insert(id, Exported { own: Own::Object(object), place, count });
@@ -217,7 +217,7 @@ impl Core {
             drop(objects);
             if let Some(gone) = gone {
                 let mut places = self.places.borrow_mut();
-                // Two numbers may be one object that was made anew.
+                // Two numbers may be one object that was made again.
                 if places.get(&gone.place) == Some(&id) {
                     places.remove(&gone.place);
                 }

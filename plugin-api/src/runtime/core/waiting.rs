@@ -13,7 +13,7 @@ use crate::fault::{Fault, Result};
 #[derive(Default)]
 pub(super) struct Commits {
     pub(super) given: Cell<u64>,
-    /// So many are to be told of.
+    /// This many are to be told of.
     asked: Cell<u64>,
     done: Cell<u64>,
     /// How often a commit has failed.
