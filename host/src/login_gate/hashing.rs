@@ -102,7 +102,7 @@ impl Hashing {
         Self { shared }
     }
 
-    /// From now on so many may wait, in all and of one source.
+    /// Sets how many may wait, in all and of one source.
     pub(super) fn set_limits(&self, waiting: usize, of_source: usize) {
         self.shared.most.store(waiting, Ordering::Relaxed);
         self.shared.most_of_source.store(of_source, Ordering::Relaxed);

@@ -171,7 +171,7 @@ impl LoginGate {
         })
     }
 
-    /// From now on so many passwords may wait to be checked, in all and of one source.
+    /// Sets how many password checks may wait, in all and of one source.
     pub fn set_checks(&self, waiting: usize, of_source: usize) {
         self.hashing.set_limits(waiting, of_source);
     }

@@ -1,8 +1,8 @@
 //! Whose states are with a version that is tried: what serves everybody else keeps its hands off them.
 //!
-//! When somebody comes to a perspective in the tried version, that is told to read its state again; when it asks for that, all that it
-//! had to say of a copy is said, and the version that serves is asked to yield it. It saves what has changed, and says so; only then
-//! is the state read for the tried version. At the end of the trial it is given back.
+//! When somebody attaches to a perspective in the tried version, that version loads the state again. Its request follows everything
+//! that it said of a copy; only then is the serving version asked to yield the perspective. The serving version saves its changes and
+//! says so; only then is the state read for the tried version. At the end of the trial the serving version gets it back.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, OnceLock};
@@ -247,8 +247,8 @@ impl Elsewhere {
     }
 }
 
-/// What whoever wants a perspective is told that another version has. Clients get this text, so it does not name the identities that
-/// try the version.
+/// The error for whoever wants a perspective that another version has. Clients see it, so it does not name the identities that try
+/// the version.
 pub(super) fn why(perspective: &str) -> String {
     format!("{perspective} is in use by another version of the service, which is being tried")
 }
@@ -281,7 +281,7 @@ mod tests {
         let mut told = 0;
         visited.visit("alice", || told += 1);
         visited.visit("alice", || told += 1);
-        assert_eq!(told, 1, "it reads her state anew, once");
+        assert_eq!(told, 1, "it loads her state again, once");
         let why = elsewhere.why("alice").unwrap();
         assert_eq!(why, "alice is in use by another version of the service, which is being tried");
         assert_eq!((elsewhere.why_not_saved("alice"), elsewhere.why("bob")), (None, None), "it has yet to yield it");

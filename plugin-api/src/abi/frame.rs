@@ -417,7 +417,7 @@ frames! {
         34 Yield {
             /// The perspective's name.
             perspective: text,
-            /// What whoever wants to change it is told.
+            /// The error for whoever changes it.
             why: text,
         }
         /// What is saved of this perspective was changed by another version of the service, which has it no longer: whatever is in

@@ -143,7 +143,7 @@ pub(crate) struct Core {
     looked: RefCell<Looked>,
     /// How many bytes a saved state may have.
     pub(crate) quota: Cell<u64>,
-    /// The perspectives that another version of the service has, and what whoever wants to change one is told.
+    /// The perspectives that another version of the service has, and the error for whoever changes one.
     elsewhere: RefCell<HashMap<String, String>>,
     /// One transaction at a time has the service's data.
     pub(crate) data_turn: Arc<tokio::sync::Mutex<()>>,
@@ -280,6 +280,11 @@ impl Core {
     pub(crate) fn regains(&self, perspective: &str) {
         self.elsewhere.borrow_mut().remove(perspective);
         self.push(&ToHost::Regained { perspective });
+    }
+
+    /// Whether it cannot be changed for this reason, and for no other that came since.
+    pub(crate) fn is_elsewhere_for(&self, perspective: &str, why: &str) -> bool {
+        self.elsewhere.borrow().get(perspective).is_some_and(|known| known == why)
     }
 
     /// Why this perspective cannot be changed; `None`: it can.

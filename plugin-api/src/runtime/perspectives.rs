@@ -108,8 +108,15 @@ impl<S: Service> Runtime<S> {
         // Another reload that came before may have ended just now.
         self.core.yields(name, &being_reloaded(name));
         for tries in 1.. {
-            let Some(cached) = self.perspectives.borrow().get(name) else { return self.core.regains(name) };
+            let Some(cached) = self.perspectives.borrow().get(name) else {
+                if self.core.is_elsewhere_for(name, &being_reloaded(name)) {
+                    self.core.regains(name);
+                }
+                return;
+            };
             let fault = match self.core.load(name).await {
+                // Another trial has begun since, and has it: what is loaded then counts at the end of that.
+                Ok(_) if !self.core.is_elsewhere_for(name, &being_reloaded(name)) => return,
                 Ok((state, version)) => match cached.revert(state.as_deref(), version) {
                     Ok(()) => return self.core.regains(name),
                     Err(fault) => {
