@@ -226,7 +226,7 @@ pub fn sections(home: &Home, libraries: Option<&[LibraryStatus]>) -> Vec<Finding
 /// What can be read in the settings, and keeps a host from starting all the same.
 fn unusable(settings: &Settings) -> Vec<String> {
     let mut wrong = Vec::new();
-    if let Err(error) = limits::of_host(Limits::default().refusal, &settings.limits) {
+    if let Err(error) = limits::of_host(Limits::default().refusal, settings) {
         wrong.push(error.to_string());
     }
     let sections = settings.multiservice.iter().map(|(name, one)| (format!("multiservice.{name}"), &one.limits));

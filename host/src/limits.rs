@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::config::LimitValue;
+use crate::config::{LimitValue, Settings};
 use crate::memory;
 use crate::nearest::nearest;
 use crate::session::Limits;
@@ -70,16 +70,23 @@ settings! {
     "memory" Bytes 16_777_216..=1024 * GIB, [memory], "what clients may make the host keep, in all";
     "connections" Count 1..=1_000_000, [connections], "connections in all";
     "per_source" Count 1..=1_000_000, [per_source], "connections from one address";
-    "gate" Bytes 1_048_576..=16 * GIB, [gate], "calls that wait for one service; of one identity a quarter of that";
+    "gate" Bytes 1_048_576..=16 * GIB, [slots.gate.all], "calls that wait for one service; of one identity a quarter of that";
+    "gate.each" Bytes 1_024..=GIB, [slots.gate.each], "the same, of one identity when all of that is taken";
     "checks" Count 8..=100_000, [checks], "password checks that wait, a quarter of them for sources of earlier logins";
     "checks.per_source" Count 1..=10_000, [checks_per_source], "password checks that wait, of one source";
+    "checks.per_connection" Count 1..=1_000, [checks_per_connection], "password checks that wait, of one connection";
+    "questions" Count 1..=1_000, [questions], "steps of a connection's logins that wait, beyond which it is not read";
+    "refusals" Count 1..=10_000, [refusals], "refusals of a connection that wait for their time, beyond which it is not read";
+    "known_sources" Count 100..=100_000_000, [known_sources], "sources of earlier logins that are remembered";
+    "reserve" Bytes 1_048_576..=16 * GIB, [reserve], "disk space reserved for revocations";
     "login" Time 1_000..=3_600_000, [login], "time to log in";
     "stalled" Time 1_000..=3_600_000, [stalled], "time in which answers that wait have to be read, or at the rate";
     "silence" Time 4_000..=43_200_000, [silence], "time without a sign of an unreachable client before it is disconnected";
     "message" Time 1_000..=3_600_000, [message.0], "time in which a message that has begun has to be whole, or to come at the rate";
     "rate" Count 1..=1_000_000, [message.1], "bytes a second at which a message has to come, and answers have to be read";
     "grace" Time 0..=3_600_000, [grace], "time for calls under way when the host stops";
-    "orphans" Time 0..=86_400_000, [orphans], "time for calls whose clients have gone; of services loaded from then on";
+    "orphans" Time 0..=86_400_000, [slots.services.orphans], "time for calls whose clients have gone";
+    "orphans.calls" Count 1..=1_000_000, [slots.services.orphan_calls], "such calls of one identity, for each service";
     "calls" Count 1..=1_000_000, [after.calls], "calls of a connection under way";
     "parked" Bytes 1_024..=GIB, [after.parked], "calls of a connection that wait for others";
     "attachments" Count 1..=1_000_000, [after.attachments], "attachments of a connection";
@@ -89,6 +96,10 @@ settings! {
     "identity.objects" Count 1..=100_000_000, [identity_objects], "objects of services' that all clients of one identity hold";
     "identity.unanswered" Count 1..=100_000_000, [identity_unanswered], "calls by services that all clients of one identity have not answered";
     "unread" Bytes 1_024..=GIB, [after.unread], "unread answers, beyond which calls of a connection wait";
+    "backlog" Bytes 65_536..=GIB, [backlog], "unread answers, beyond which a client is disconnected";
+    "copied" Bytes 1_024..=GIB, [copied], "states of a client's cached objects that services keep";
+    "copied.changes" Bytes 0..=GIB, [slots.services.changes], "changes to a client's cached objects that no service has asked for yet";
+    "copied.handed_over" Bytes 0..=GIB, [slots.services.copies], "copies of clients' cached objects that a reload hands over";
     "item" Bytes 1_024..=1_073_741_823, [after.jelly.item], "one string, or elements of one list; Twisted takes 655,360";
     "expression" Bytes 4_096..=GIB, [after.jelly.expression], "one message";
     "depth" Count 16..=256, [after.jelly.depth], "nesting of one message";
@@ -97,8 +108,26 @@ settings! {
     "before_login.expression" Bytes 1_024..=8_388_608, [before.jelly.expression], "the same, before login";
     "before_login.depth" Count 8..=128, [before.jelly.depth], "the same, before login";
     "before_login.values" Count 32..=1_000_000, [before.jelly.values], "the same, before login";
+    "before_login.calls" Count 1..=1_000, [before.calls], "the same, before login";
+    "before_login.parked" Bytes 1_024..=1_048_576, [before.parked], "the same, before login";
+    "before_login.attachments" Count 1..=1_000, [before.attachments], "the same, before login";
+    "before_login.unanswered" Count 1..=1_000, [before.unanswered], "the same, before login";
     "before_login.objects" Count 2..=1_024, [before.references], "challenges that a connection has";
     "before_login.unread" Bytes 1_024..=1_048_576, [before.unread], "the same, before login";
+    "doors.arriving" Count 1..=1_000_000, [arriving.0], "connections of a service's listener that wait for the service";
+    "doors.arriving_time" Time 1_000..=3_600_000, [arriving.1], "how long each of them waits";
+    "doors.unread" Bytes 65_536..=16 * GIB, [slots.services.unread], "unread output of all clients of a service's doors, beyond which each has 16 KiB";
+    "doors.input" Bytes 256..=GIB, [slots.services.input], "a message that is not complete of one of these clients, if its service allows more";
+    "doors.output" Bytes 1_024..=GIB, [slots.services.output], "unread output of one of these clients, if its service allows more; of connections from then on";
+    "doors.elsewhere" Count 0..=1_000, [elsewhere], "connections to other services of a login of a service's door";
+    "state" Bytes 1_024..=GIB, [slots.services.state], "a saved state of a service, or of one perspective";
+    "data.key" Bytes 64..=65_536, [slots.services.key], "a key of a service's data";
+    "data.value" Bytes 1_024..=268_435_456, [slots.services.value], "a value of a service's data";
+    "data.change" Bytes 65_536..=268_435_456, [slots.services.change], "a change of a service's data";
+    "data.answer" Bytes 65_536..=268_435_456, [slots.data_answer], "an answer of a service's data";
+    "worker.message" Bytes 1_048_576..=GIB, [slots.worker.message], "a message of a service's own process, beyond the largest state";
+    "worker.questions" Count 16..=10_000_000, [slots.worker.questions], "open questions of a service's own process";
+    "worker.uncommitted" Bytes 1_048_576..=16 * GIB, [slots.uncommitted], "changes to be saved, beyond which a service's own process is not read";
 }
 
 /// What is wrong with a limit, for the operator.
@@ -211,19 +240,38 @@ pub fn with(mut limits: Limits, section: &BTreeMap<String, LimitValue>) -> Resul
 }
 
 /// The limits of a host whose refusals leave after so long, as its settings say: where they say nothing, half of the memory
-/// and nearly all of the descriptors that there are.
+/// and nearly all of the descriptors that there are. `[state] largest` is another name of `[limits] state`, from before that.
 ///
 /// # Errors
 /// The first that cannot be.
-pub fn of_host(refusal: Duration, section: &BTreeMap<String, LimitValue>) -> Result<Limits, LimitError> {
+pub fn of_host(refusal: Duration, settings: &Settings) -> Result<Limits, LimitError> {
     let descriptors = rustix::process::getrlimit(rustix::process::Resource::Nofile).current.map_or(usize::MAX, size);
-    let limits = Limits::default();
+    let mut limits = Limits::default();
     let connections = limits.connections.min(descriptors.saturating_sub(KEPT_BACK).max(1));
-    with(Limits { refusal, memory: memory::available() / 2, connections, ..limits }, section)
+    limits.slots.services.state = settings.state.largest;
+    with(Limits { refusal, memory: memory::available() / 2, connections, ..limits }, &settings.limits)
 }
 
 /// Limits that are the whole host's, and no listener's.
-const OF_HOST: [&str; 6] = ["memory", "gate", "checks", "checks.per_source", "grace", "orphans"];
+const OF_HOST: [&str; 11] = [
+    "memory",
+    "state",
+    "gate",
+    "gate.each",
+    "checks",
+    "checks.per_source",
+    "known_sources",
+    "reserve",
+    "grace",
+    "copied.changes",
+    "copied.handed_over",
+];
+/// The same, by what their names begin with.
+const GROUPS_OF_HOST: [&str; 4] = ["orphans", "doors.", "data.", "worker."];
+
+fn is_of_host(name: &str) -> bool {
+    OF_HOST.contains(&name) || GROUPS_OF_HOST.iter().any(|group| name.starts_with(group))
+}
 
 /// These limits, with what a section of listeners says in their place: `[multiservice.games.limits]`, where `place` is
 /// `multiservice.games`.
@@ -231,7 +279,7 @@ const OF_HOST: [&str; 6] = ["memory", "gate", "checks", "checks.per_source", "gr
 /// # Errors
 /// The first that cannot be, with its place.
 pub fn of_listeners(limits: Limits, place: &str, section: &BTreeMap<String, LimitValue>) -> Result<Limits, String> {
-    if let Some(name) = section.keys().find(|name| OF_HOST.contains(&name.as_str())) {
+    if let Some(name) = section.keys().find(|name| is_of_host(name)) {
         return Err(format!("[{place}.limits] {name}: it is the whole host's, and stands in [limits]"));
     }
     with(limits, section).map_err(|error| error.to_string().replacen("[limits]", &format!("[{place}.limits]"), 1))
@@ -353,5 +401,29 @@ mod tests {
         ] {
             assert_eq!(changed(name, value).unwrap_err().to_string(), said);
         }
+    }
+
+    /// ARCHITECTURE.md lists every limit, and says of each how it is set.
+    #[test]
+    fn every_row_of_the_table_says_how_it_is_set() {
+        let text = include_str!("../../ARCHITECTURE.md");
+        let table = text.split("## Limits").nth(1).and_then(|rest| rest.split("\n## ").next()).unwrap();
+        let rows = table.lines().filter(|line| line.starts_with("| ") && !line.starts_with("| limit |"));
+        let (mut named, mut count) = (std::collections::BTreeSet::new(), 0);
+        for row in rows {
+            let by = row.trim_end_matches(" |").rsplit('|').next().unwrap().trim();
+            let names: Vec<&str> = by.split('`').skip(1).step_by(2).collect();
+            assert!(!names.is_empty(), "nobody can set this: {row}");
+            let elsewhere = by.contains("in `[service.");
+            for name in names {
+                let known = SETTINGS.iter().any(|setting| setting.name == name);
+                assert!(known || elsewhere || name.starts_with("Door::"), "{name} is no limit: {row}");
+                named.insert(name);
+            }
+            count += 1;
+        }
+        assert!(count > 30, "{count} rows were found");
+        let missing: Vec<_> = SETTINGS.iter().map(|one| one.name).filter(|name| !named.contains(name)).collect();
+        assert_eq!(missing, [""; 0], "these are not in the table");
     }
 }

@@ -156,7 +156,7 @@ impl Host {
         self.doors.open_beside((&self.within, first), entrances)?;
         // Nobody else sets it.
         let _ = self.listeners.set(open);
-        self.accounts.store().keep_room();
+        self.accounts.store().keep_room(self.limits.get().reserve);
         self.accounts.note_host("host.started");
         match TakenOver::from_environment() {
             Some(TakenOver::From(version)) => {

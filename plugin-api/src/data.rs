@@ -31,13 +31,6 @@ use crate::abi::frame;
 use crate::fault::{Fault, Result};
 use crate::runtime::core::Core;
 
-/// The longest key, in bytes.
-const KEY: usize = 1024;
-/// The largest value, in bytes.
-const VALUE: usize = 1 << 20;
-/// This many bytes can be written at once.
-const TRANSACTION: usize = 16 << 20;
-
 /// The service's data: from [`Context::data`](crate::Context::data).
 ///
 /// ```
@@ -370,7 +363,8 @@ impl Transaction {
     /// Gives a key a value.
     ///
     /// # Errors
-    /// When it is too large: keys have 1 KiB at most, values 1 MiB, all of a change 16 MiB.
+    /// When it is too large: unless the operator has set other limits (`data.*` in `[limits]`), a key has 1 KiB at most, a value
+    /// 1 MiB, and a whole change 16 MiB.
     pub fn put<T: Serialize + ?Sized>(&mut self, key: impl AsRef<[u8]>, value: &T) -> Result<()> {
         let bytes = jelly::to_vec(value)
             .map_err(|error| Fault::new("RuntimeError", format!("the value cannot be written: {error}")))?;
@@ -386,18 +380,19 @@ impl Transaction {
     }
 
     fn write(&mut self, key: &[u8], value: Option<Vec<u8>>) -> Result<()> {
-        let size = value.as_ref().map_or(0, Vec::len);
-        if key.is_empty() || key.len() > KEY {
-            return Err(Fault::value(format!("a key has 1 to {KEY} bytes; this one has {}", key.len())));
+        let (size, limits) = (value.as_ref().map_or(0, Vec::len), self.core.limits.get());
+        if key.is_empty() || key.len() > limits.key {
+            let most = limits.key;
+            return Err(Fault::value(format!("a key has 1 to {most} bytes; this one has {}", key.len())));
         }
-        if size > VALUE {
-            return Err(Fault::value(format!("a value has {VALUE} bytes at most; this one has {size}")));
+        if size > limits.value {
+            return Err(Fault::value(format!("a value has {} bytes at most; this one has {size}", limits.value)));
         }
         // What is written twice counts once.
         let before = self.writes.get(key).map_or(0, |value| key.len() + value.as_ref().map_or(0, Vec::len));
         let after = self.size - before + key.len() + size;
-        if after > TRANSACTION {
-            return Err(Fault::value(format!("a change has {TRANSACTION} bytes at most")));
+        if after > limits.change {
+            return Err(Fault::value(format!("a change has {} bytes at most", limits.change)));
         }
         self.size = after;
         self.writes.insert(key.to_vec(), value);

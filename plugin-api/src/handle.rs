@@ -491,14 +491,14 @@ impl<T> Saver<T> {
     fn serialized(&self, value: &T) -> Result<Vec<u8>> {
         let saved = catch_unwind(AssertUnwindSafe(|| (self.save)(value)));
         let state = saved.unwrap_or_else(|_| Err(Fault::panicked("saving it")))?;
-        if state.len() as u64 > self.core.quota.get() {
+        if state.len() > self.core.limits.get().state {
             return Err(Fault::new(
                 "RuntimeError",
                 format!(
-                    "the state would have {} bytes, and {} are allowed ([state] largest in credhost.toml): it is not \
-                     saved. What is so large belongs into Context::data()",
+                    "the state would have {} bytes, and {} are allowed ([limits] state in credhost.toml): it is not \
+                     saved. Store large data with Context::data()",
                     state.len(),
-                    self.core.quota.get()
+                    self.core.limits.get().state
                 ),
             ));
         }

@@ -263,7 +263,7 @@ impl Embedded {
         certificates: Option<Arc<Certificates>>,
     ) -> Self {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-        let mut context = HostContext { orphans: limits.orphans, ..HostContext::new(Arc::new(MemoryStore::new())) };
+        let mut context = HostContext::new(Arc::new(MemoryStore::new()));
         let services = MultiService::new("pb");
         let login = Login::new(authorizer, key.clone(), &[4; 24]);
         let (gate, sessions) = (Endpoint::gate_before(&login, &context), Sessions::new());

@@ -368,7 +368,8 @@ fn nobody_can_hurt_anybody() {
     let hard = getrlimit(Resource::Data).maximum;
     setrlimit(Resource::Data, Rlimit { current: Some(MEMORY), maximum: hard }).expect("it can be lowered");
     let limits = Limits { per_source: 5000, refusal: Duration::from_millis(20), ..Limits::default() };
-    let limits = Limits { orphans: Duration::from_millis(500), ..limits };
+    let mut limits = limits;
+    limits.slots.services.orphans = Duration::from_millis(500);
     let host = Arc::new(Embedded::start(limits));
     let rows = rows();
     assert!(rows.len() >= 40, "{}", rows.len());

@@ -7,7 +7,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::process::{Child, ChildStderr, Stdio};
 use std::time::{Duration, Instant};
 
-use system_tests::host::TestHome;
+use system_tests::host::{TestHome, TestHost};
 
 /// A running host, ended when it is dropped.
 struct Running {
@@ -128,4 +128,18 @@ fn a_log_that_cannot_be_written_stops_nobody() {
             std::thread::sleep(Duration::from_millis(20));
         }
     }
+}
+
+/// Clients cause lines: those of one kind have an end, and the rest is counted. What is asked for at `debug` is there.
+#[test]
+fn a_crowd_cannot_fill_the_log() {
+    let mut host = TestHost::with(&[]);
+    for _ in 0..1000 {
+        nonsense(host.address());
+    }
+    host.wait_for("more lines like this left out: connection closed: ");
+    let log = host.log();
+    let count = |text: &str| log.lines().filter(|line| line.contains(text) && !line.contains("like this")).count();
+    assert!((300..600).contains(&count("INFO connection closed: ")), "{} lines", count("INFO connection closed: "));
+    assert!(host.home.run(&["identity", "list"], "").contains("alice"));
 }

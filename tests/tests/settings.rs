@@ -126,6 +126,42 @@ fn limits_are_set_shown_and_taken_up_while_the_host_serves() {
     }
 }
 
+/// Services that run are held to what the operator has set since: in the host's own process, and in ones of their own.
+#[test]
+fn running_services_take_up_their_limits() {
+    for isolated in [false, true] {
+        let home = TestHome::new();
+        home.make();
+        home.identity("alice", "alice-pw", &["todo", "mail"]);
+        ["todo", "mail"].iter().for_each(|service| home.install(service));
+        if isolated {
+            home.in_its_own_process();
+        }
+        let host = home.start();
+        let call = |service: &str, words: &[&str]| {
+            let target = format!("alice@127.0.0.1:{}/{service}", host.port());
+            let output = host.home.run_with(&[&["call", &target], words, &["--password-stdin"]].concat(), "alice-pw");
+            (output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned())
+        };
+        let long = "x".repeat(2_000);
+        let letter = ["send", "alice", "a subject", long.as_str()];
+        let over = |limit: &str| limit.to_owned();
+        for (section, add, send) in [
+            ("", None, None),
+            ("state = 1500\n\"data.value\" = 1024", Some(over("1500")), Some(over("1024"))),
+            ("state = \"1 MiB\"\n\"data.value\" = \"256 MiB\"", None, None),
+        ] {
+            limits(&host.home, section);
+            host.home.run(&["reload"], "");
+            for (answer, wanted) in [(call("todo", &["add", &long]), add), (call("mail", &letter), send)] {
+                let (done, said) = answer;
+                assert_eq!(done, wanted.is_none(), "{section}: {said}");
+                assert!(wanted.is_none_or(|wanted| said.contains(&wanted)), "{section}: {said}");
+            }
+        }
+    }
+}
+
 /// Half of the memory, as it is shown.
 fn half(home: &TestHome) -> String {
     let shown = home.run(&["limits"], "");

@@ -38,7 +38,7 @@ impl Bench {
         std::os::unix::fs::symlink(home.path(), &link).expect("it can be made");
         let private = PrivateFolder::new(link.join("generations")).expect("a folder");
         let context = HostContext::new(Arc::new(MemoryStore::new()));
-        let (number, mailbox) = context.router.connect(Arc::default());
+        let (number, mailbox) = context.router.connect(Arc::default(), 64 << 20);
         let services = MultiService::new("pb");
         services.start().await;
         Self { _home: home, private, context, services, number, mailbox, lane: Lane::unbounded(number) }

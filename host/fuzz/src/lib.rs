@@ -191,7 +191,7 @@ pub fn worker(bytes: &[u8]) {
     decoder.feed(bytes);
     while let Ok(Some((header, body))) = decoder.message() {
         let good = match header.kind {
-            Kind::Frames => owed.said(body).is_ok(),
+            Kind::Frames => owed.said(body, 1 << 10).is_ok(),
             Kind::Log => line(body).is_some(),
             _ => true,
         };

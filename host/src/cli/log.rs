@@ -1,7 +1,10 @@
 //! The log: lines on standard error, written by a thread of its own. Nobody waits for it, wherever it goes: if its reader
 //! has gone, or reads no more, or the disk is full, lines are lost, and counted.
 
+mod limit;
+
 use std::io::{self, IsTerminal, Write};
+use std::sync::LazyLock;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -10,6 +13,10 @@ use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGua
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::field::MakeExt;
 use tracing_subscriber::fmt::format;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+
+use self::limit::{LeftOut, Limit, Limited};
 
 /// How many lines wait to be written; more are lost.
 const LINES: usize = 4096;
@@ -17,6 +24,9 @@ const LINES: usize = 4096;
 const LONGEST: usize = 4_000;
 /// How often it is said how many lines were lost.
 const TELL: Duration = Duration::from_secs(10);
+
+/// What limits the lines of this process's log.
+static LIMIT: LazyLock<Limit> = LazyLock::new(Limit::default);
 
 /// Standard error, which never fails: what cannot be written is counted.
 struct Lossy(io::Stderr);
@@ -43,7 +53,7 @@ pub(super) struct Log {
 }
 
 impl Log {
-    /// Says how many lines were lost, whenever some were.
+    /// Says how many lines were left out or lost, whenever some were.
     pub(super) async fn watch(&self) {
         let (mut dropped, mut told) = (0, 0);
         loop {
@@ -52,6 +62,10 @@ impl Log {
             health::LOG_LINES_LOST.fetch_add(now - dropped, Ordering::Relaxed);
             dropped = now;
             let lost = health::LOG_LINES_LOST.load(Ordering::Relaxed);
+            for LeftOut { example, count } in LIMIT.report() {
+                let lines = show::many(usize::try_from(count).unwrap_or(usize::MAX), "more line", "more lines");
+                tracing::warn!("{lines} like this left out: {example}");
+            }
             if lost > told {
                 let lines = usize::try_from(lost - told).unwrap_or(usize::MAX);
                 let lines = show::many(lines, "line of the log was", "lines of the log were");
@@ -117,14 +131,13 @@ pub(super) fn start() -> Log {
         let value = show::line(&value);
         if field.name() == "message" { write!(writer, "{value}") } else { write!(writer, "{field}={value}") }
     });
-    // A second call in one process would find it set.
-    let _ = tracing_subscriber::fmt()
-        .with_env_filter(filter)
+    let lines = tracing_subscriber::fmt::layer()
         .with_writer(writer)
         .with_ansi(colours())
         .with_target(false)
-        .fmt_fields(fields.delimited(" "))
-        .try_init();
+        .fmt_fields(fields.delimited(" "));
+    // A second call in one process would find it set.
+    let _ = tracing_subscriber::registry().with(lines).with(Limited(&LIMIT)).with(filter).try_init();
     // A panic's own line must not wait for anybody either.
     std::panic::set_hook(Box::new(|panic| {
         let place = panic.location().map(ToString::to_string).unwrap_or_default();

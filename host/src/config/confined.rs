@@ -18,6 +18,8 @@ pub(super) const MOST: &str = "most";
 const LEAST_MEMORY: u64 = 16 << 20;
 /// The fewest descriptors.
 const LEAST_FILES: u64 = 32;
+/// The smallest that its files can be limited to, in bytes.
+const LEAST_FILE: u64 = 4 << 10;
 
 /// How each service is kept apart.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -57,12 +59,12 @@ pub fn confinements(settings: &Settings) -> Result<Confinements, String> {
             Some(_) => return Err(at(ISOLATION, "expected \"none\", \"process\" or \"sandbox\"".to_owned())),
         };
         let allow = permissions(section.get(ALLOW)).map_err(|why| at(ALLOW, why))?;
-        let (memory, files) = match section.get(MOST) {
+        let (memory, files, file) = match section.get(MOST) {
             Some(Value::Object(most)) => resources(most).map_err(|why| at(MOST, why))?,
             // A service may have something of its own by that name.
-            _ => (None, None),
+            _ => (None, None, None),
         };
-        of.insert(service.clone(), Confinement { isolation, allow, memory, files });
+        of.insert(service.clone(), Confinement { isolation, allow, memory, files, file });
     }
     Ok(Confinements { default, of })
 }
@@ -77,14 +79,17 @@ fn permissions(words: Option<&Value>) -> Result<Vec<Permission>, String> {
     words.iter().map(read).collect()
 }
 
-/// Memory in bytes, and descriptors.
-fn resources(most: &Map<String, Value>) -> Result<(Option<u64>, Option<u64>), String> {
-    let mut found = (None, None);
+/// Memory in bytes, descriptors, and the largest file in bytes.
+type Resources = (Option<u64>, Option<u64>, Option<u64>);
+
+fn resources(most: &Map<String, Value>) -> Result<Resources, String> {
+    let mut found = (None, None, None);
     for (key, value) in most {
         let (unit, least, into) = match key.as_str() {
             "memory" => (Unit::Bytes, LEAST_MEMORY, &mut found.0),
             "files" => (Unit::Count, LEAST_FILES, &mut found.1),
-            _ => return Err(format!("{key:?} is not limited: memory, files")),
+            "file" => (Unit::Bytes, LEAST_FILE, &mut found.2),
+            _ => return Err(format!("{key:?} is not limited: memory, files, file")),
         };
         let read: Option<u64> =
             serde_json::from_value::<LimitValue>(value.clone()).ok().and_then(|value| unit.read(&value));
@@ -144,7 +149,7 @@ mod tests {
                 "[service.a] most: memory = \"1 MB\": expected a size, such as 8388608 or \"8 MiB\"",
             ),
             ("[service.a]\nmost = { memory = 1 }", "[service.a] most: memory = 1: it may not be less than 16 MiB"),
-            ("[service.a]\nmost = { cpu = 1 }", "[service.a] most: \"cpu\" is not limited: memory, files"),
+            ("[service.a]\nmost = { cpu = 1 }", "[service.a] most: \"cpu\" is not limited: memory, files, file"),
         ] {
             assert_eq!(read(text).expect_err(text), said);
         }

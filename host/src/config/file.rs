@@ -261,7 +261,7 @@ pub struct StateSection {
 
 impl Default for StateSection {
     fn default() -> Self {
-        Self { largest: crate::multiservice::context::QUOTA }
+        Self { largest: crate::session::Limits::default().slots.services.state }
     }
 }
 

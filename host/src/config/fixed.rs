@@ -7,7 +7,7 @@ use serde_json::Value;
 use super::file::ConfigFile;
 
 /// Sections that `credhost reload` takes up, or looks after otherwise.
-const SECTIONS: [&str; 4] = ["limits", "audit", "service", "identity"];
+const SECTIONS: [&str; 5] = ["limits", "state", "audit", "service", "identity"];
 /// Of other sections, what it takes up. Those of `[multiservice.NAME]` are the same as those of `[pb]`.
 const TAKEN_UP: [(&str, &[&str]); 2] = [
     ("pb", &["proxies", "anonymous", "default_service", "names", "tracebacks", "limits"]),

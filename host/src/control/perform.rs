@@ -172,7 +172,7 @@ pub fn perform(
             // A running host has answered itself, with what is in use.
             let settings = ConfigFile::open(&accounts.home().config()).and_then(|file| file.settings());
             let settings = settings.map_err(AccountError::from)?;
-            let limits = limits::of_host(Limits::default().refusal, &settings.limits)
+            let limits = limits::of_host(Limits::default().refusal, &settings)
                 .map_err(|error| ControlFailure { error: error.to_string(), hint: None })?;
             let sections =
                 settings.multiservice.iter().map(|(name, one)| (format!("multiservice.{name}"), &one.limits));

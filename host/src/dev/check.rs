@@ -214,7 +214,7 @@ pub async fn check(
         move |name: &str| sections.get(name).map(|section| section.0.clone()).unwrap_or_default()
     };
     let context = HostContext::new(Arc::new(MemoryStore::new()));
-    let (number, mailbox) = context.router.connect(Arc::default());
+    let (number, mailbox) = context.router.connect(Arc::default(), 64 << 20);
     progress("loading and starting it");
     let copy = || private.copy(file).map_err(|fault| fault.to_string());
     let slot = Slot::load(Source::Copy(copy()?), &context, section()).await;
@@ -252,8 +252,8 @@ pub async fn check(
         progress(&format!("moving it: {isolation}"));
         let allow = allowed.get(&found.service).cloned().unwrap_or_default();
         let confinement = Confinement { isolation, allow, ..Confinement::default() };
-        let (program, quota) = (program.to_owned(), context.quota);
-        let worker = Worker { program, copy: Arc::new(copy()?), file: file.to_owned(), confinement, quota };
+        let program = program.to_owned();
+        let worker = Worker { program, copy: Arc::new(copy()?), file: file.to_owned(), confinement };
         let moved = slot.reload(Source::Worker(worker), section()).await;
         elsewhere(&mut client, isolation, moved.map(drop), attached.is_ok(), &mut found).await;
     }

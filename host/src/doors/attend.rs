@@ -39,8 +39,6 @@ const COST: usize = 8 << 10;
 const RELAYED: usize = 64 << 10;
 /// How long a client may take for TLS's greeting.
 const GREETING: Duration = Duration::from_secs(10);
-/// How long a stream is held that no service takes.
-const UNTAKEN: Duration = Duration::from_secs(15);
 /// How long a service may take to let go of a stream that has ended.
 const LAST: Duration = Duration::from_secs(30);
 /// How long a service may take to hear that a login has ended, before the command that has ended it returns.
@@ -199,7 +197,7 @@ impl Deadlines {
     }
 
     /// The next one that counts.
-    fn next(&mut self, held: &Held) -> Option<Instant> {
+    fn next(&mut self, held: &Held, arriving: Duration) -> Option<Instant> {
         let now = held.login().is_some();
         if self.logged_in && !now {
             // Whoever was sent away has as long as one who comes.
@@ -207,7 +205,7 @@ impl Deadlines {
         }
         self.logged_in = now;
         let login = (!now && !held.listening.is_public()).then_some(self.login);
-        let taken = held.untaken().map(|since| since + UNTAKEN);
+        let taken = held.untaken().map(|since| since + arriving);
         login.into_iter().chain(taken).min()
     }
 }
@@ -229,7 +227,7 @@ async fn attend(doors: &Arc<Doors>, held: &Arc<Held>) {
     doors.offer(held);
     let (mut deadlines, mut greeting) = (Deadlines::new(held), None::<Greeting<'_>>);
     loop {
-        let due = deadlines.next(held);
+        let due = deadlines.next(held, doors.limits.read().arriving.1);
         if due.is_some_and(|due| due <= Instant::now()) {
             tracing::debug!(peer = held.peer, door = held.door(), "a connection is let go: its time is up");
             held.cut();
@@ -427,11 +425,11 @@ impl Doors {
 
     /// A connection has come.
     pub(super) fn come(self: &Arc<Self>, listening: &Arc<Listening>, client: OwnedFd, source: Option<SocketAddr>) {
-        let around = &self.around;
+        let (around, limits) = (&self.around, *self.limits.read());
         let address = source.unwrap_or(SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0));
         let known = source.is_none() || around.gate.is_known(address.ip());
         let proxy = listening.settings.is_proxy(source.map(|source| source.ip()));
-        let Some(place) = listening.admit(address.ip(), known, proxy) else {
+        let Some(place) = listening.admit(address.ip(), known, proxy, limits.arriving.0) else {
             return tracing::debug!(%address, listener = listening.settings.name, "too many connections");
         };
         let account = around.memory.account(AccountKey::Source(network(address.ip())));
@@ -440,7 +438,7 @@ impl Doors {
             listening.leave(place);
             return tracing::debug!(%address, "no memory for one more connection");
         }
-        let (number, mailbox) = around.router.connect(meter);
+        let (number, mailbox) = around.router.connect(meter, limits.backlog);
         let peer = source.map_or_else(|| format!("unix:{}", listening.settings.name), |source| source.to_string());
         // Nobody else can listen.
         let tls = listening.settings.tls || listening.settings.encrypted;

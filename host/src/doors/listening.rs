@@ -22,8 +22,6 @@ use crate::successor::{Inherited, Open, Wanted};
 
 /// Permissions of a Unix socket of which nothing is said: its folder says who may come.
 const ANYBODY: u32 = 0o666;
-/// How many streams wait by a listener for a service to take them.
-const HELD: usize = 256;
 
 /// A listener, for the operator to see.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -266,9 +264,10 @@ impl Listening {
     }
 
     /// A place for one more, if there is one.
-    pub(super) fn admit(&self, source: IpAddr, known: bool, proxy: bool) -> Option<Place> {
+    /// `arriving`: how many may wait for the service.
+    pub(super) fn admit(&self, source: IpAddr, known: bool, proxy: bool, arriving: usize) -> Option<Place> {
         let waiting = self.waiting.lock();
-        if waiting.taken.is_none() && waiting.held.len() >= HELD {
+        if waiting.taken.is_none() && waiting.held.len() >= arriving {
             return None;
         }
         drop(waiting);

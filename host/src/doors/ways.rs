@@ -18,9 +18,6 @@ use crate::multiservice::Speaker;
 use crate::session::login::ProvenBefore;
 use crate::sessions::SessionEntry;
 
-/// The most ways of a login to what it has keys for: one of each generation that has it.
-const WAYS: usize = 8;
-
 /// What a login came by.
 pub(super) enum Owner {
     /// A stream, which belongs to it.
@@ -163,8 +160,10 @@ impl Doors {
             let mut ways = self.ways.lock();
             let all = ways.entry(login.number).or_default();
             all.retain(|way| !is_over(way));
-            if all.len() >= WAYS {
-                return Err(format!("a login has {WAYS} ways at most"));
+            // One of each generation that has the login.
+            let most = self.limits.read().elsewhere;
+            if all.len() >= most {
+                return Err(format!("a login has {most} connections to other services at most"));
             }
             all.push(own.try_clone().map_err(failed)?);
         }

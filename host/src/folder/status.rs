@@ -39,7 +39,8 @@ impl Folder {
 fn most(confinement: &Confinement) -> Vec<String> {
     let memory = confinement.memory.map(|memory| format!("{} of memory", Unit::Bytes.shown(memory)));
     let files = confinement.files.map(|files| format!("{files} descriptors"));
-    memory.into_iter().chain(files).collect()
+    let file = confinement.file.map(|file| format!("{} a file", Unit::Bytes.shown(file)));
+    memory.into_iter().chain(files).chain(file).collect()
 }
 
 fn status(path: &Path, entry: &Entry) -> LibraryStatus {

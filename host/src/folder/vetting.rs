@@ -64,8 +64,8 @@ impl Folder {
         if confinement.isolation == Isolation::None {
             return Source::Copy(copy);
         }
-        let (program, quota) = (self.program.clone(), self.context.quota);
-        Source::Worker(Worker { program, copy: Arc::new(copy), file: file.to_owned(), confinement, quota })
+        let program = self.program.clone();
+        Source::Worker(Worker { program, copy: Arc::new(copy), file: file.to_owned(), confinement })
     }
 
     pub(super) fn vet(&self, path: PathBuf) -> tokio::task::JoinHandle<Result<(PrivateCopy, Vetted), LibraryFault>> {

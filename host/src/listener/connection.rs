@@ -29,8 +29,6 @@ const READ: usize = 16 << 10;
 const KEEP: usize = 256 << 10;
 /// So much mail is served before others have their turn: whole frames, and one at least.
 const MAIL: usize = 64 << 10;
-/// Answers beyond this are not kept for a client, however it reads: it is let go.
-const BACKLOG: usize = 64 << 20;
 /// A connection yields to others after this many reads in a row.
 const TURNS: u32 = 8;
 /// How long calls wait for room while nothing is answered.
@@ -80,7 +78,7 @@ impl Driver {
         let policy = Policy {
             stock: rules.stock,
             private: tls || rules.loopback_is_private && address.ip().to_canonical().is_loopback(),
-            refusal: limits.refusal,
+            limits: Arc::clone(&limits),
             within: admitted.within.as_ref().map(|within| Box::new(within.proven.clone())),
         };
         let entry = admitted.listed(number, mailbox);
@@ -262,7 +260,7 @@ impl Pump<'_> {
             let (messages, unserved) = self.driver.session.received();
             self.timers.receiving(messages, unserved);
             let unread = self.unread();
-            if unread > BACKLOG {
+            if unread > self.timers.backlog() {
                 return Err(End::Backlog);
             }
             let session = &mut self.driver.session;

@@ -24,7 +24,6 @@ pub(crate) use proxy::{Header, behind as behind_proxy, find_header, header as pr
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
 pub(crate) use stream::keep_alive;
 pub(crate) use within::{Ways, Within};
@@ -119,7 +118,8 @@ impl Endpoint {
     fn take_up_limits(&self) {
         let limits = self.limits();
         self.shared.gate.set_checks(limits.checks, limits.checks_per_source);
-        self.shared.context.gate.store(limits.gate, Ordering::Relaxed);
+        self.shared.gate.set_known_sources(limits.known_sources);
+        self.shared.context.limits.set(limits.slots);
     }
 
     /// Other limits from now on: for connections that are to come, and for how many there may be.

@@ -70,8 +70,9 @@ impl Open {
             }
         };
         let account = AccountKey::Source(network(admitted.source.ip()));
-        let meter = Arc::new(Meter::new(shared.context.memory.account(account), shared.limits().after.unread));
-        let (number, mailbox) = shared.context.router.connect(meter);
+        let limits = shared.limits();
+        let meter = Arc::new(Meter::new(shared.context.memory.account(account), limits.after.unread));
+        let (number, mailbox) = shared.context.router.connect(meter, limits.backlog);
         match Driver::new(&shared, &admitted, (number, lobby), &mailbox) {
             Ok(driver) => Some(Box::new(Self { stream, driver, admitted, number })),
             Err(end) => {

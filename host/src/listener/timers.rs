@@ -42,6 +42,11 @@ impl Timers {
         Self { limits, login, refusal: None, leaving, coming, message: None, closing: None, rest: None }
     }
 
+    /// Unread answers, in bytes, beyond which the client is disconnected.
+    pub(super) fn backlog(&self) -> usize {
+        self.limits.backlog
+    }
+
     pub(super) fn close(&mut self) {
         self.closing.get_or_insert_with(|| Instant::now() + self.limits.grace);
     }

@@ -22,8 +22,6 @@ const FIRST_COST: u64 = 20_000;
 const LEAST_COST: u64 = 500;
 /// What a byte of a call costs, in nanoseconds.
 const BYTE_COST: u64 = 1;
-/// Bytes that each owner may have waiting, even when the gate is full.
-const LITTLE: usize = 256 << 10;
 /// So many lanes without frames are remembered before they are looked through.
 const IDLE_LANES: usize = 256;
 
@@ -122,11 +120,31 @@ impl<M> Default for FairQueue<M> {
     }
 }
 
-/// Whether this many bytes more may wait of an owner's, of whose `own` wait and of all others' `all` with them, when `limit` may
-/// wait in all: a quarter of that, and a little also when others have taken all.
-pub(crate) fn admits(own: usize, all: usize, more: usize, limit: usize) -> bool {
-    let own = own.saturating_add(more);
-    own <= LITTLE || own <= limit / 4 && all.saturating_add(more) <= limit
+/// How many bytes may wait for one service.
+#[allow(unreachable_pub, reason = "the model of the gate is a test that has this file alone")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct GateLimits {
+    /// Of all owners; of one, a quarter of that.
+    pub all: usize,
+    /// Of each owner, also when the gate is full.
+    pub each: usize,
+}
+
+impl GateLimits {
+    /// As many as there are.
+    pub(crate) const NONE: Self = Self { all: usize::MAX, each: usize::MAX };
+
+    /// Whether this many bytes more may wait of an owner's, of whose `own` wait and of all others' `all` with them.
+    pub(crate) fn admit(self, own: usize, all: usize, more: usize) -> bool {
+        let own = own.saturating_add(more);
+        own <= self.each || own <= self.all / 4 && all.saturating_add(more) <= self.all
+    }
+}
+
+impl Default for GateLimits {
+    fn default() -> Self {
+        Self { all: 256 << 20, each: 256 << 10 }
+    }
 }
 
 impl<M: Clone> FairQueue<M> {
@@ -136,9 +154,9 @@ impl<M: Clone> FairQueue<M> {
         self.bytes
     }
 
-    /// Whether this many bytes more may wait of an owner's, when `limit` may wait in all.
-    pub(super) fn admits(&self, owner: usize, more: usize, limit: usize) -> bool {
-        admits(self.owners.get(&owner).map_or(0, |owner| owner.bytes), self.bytes, more, limit)
+    /// Whether this many bytes more may wait of an owner's.
+    pub(super) fn admits(&self, owner: usize, more: usize, limits: GateLimits) -> bool {
+        limits.admit(self.owners.get(&owner).map_or(0, |owner| owner.bytes), self.bytes, more)
     }
 
     /// Whether nothing can be popped just now.

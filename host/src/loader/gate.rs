@@ -16,6 +16,7 @@ use plugin_api::abi::types::{Host, HostRef, Span};
 use rustix::event::{EventfdFlags, eventfd};
 
 use super::fair;
+pub use super::fair::GateLimits;
 use super::queue::{Over, Queue};
 use crate::memory::{Kept, Meter, Resume};
 
@@ -62,10 +63,10 @@ pub struct WaitingLane {
 }
 
 impl WaitingLane {
-    /// This many bytes of this lane wait, if they may: `own` bytes wait already of its owner's, `all` in all, of `limit`.
+    /// This many bytes of this lane wait, if they may: `own` bytes wait already of its owner's, `all` in all.
     #[must_use]
-    pub fn of(lane: &Lane, bytes: usize, (own, all): (usize, usize), limit: usize) -> Option<Self> {
-        if !fair::admits(own, all, bytes, limit) {
+    pub fn of(lane: &Lane, bytes: usize, (own, all): (usize, usize), limits: GateLimits) -> Option<Self> {
+        if !limits.admit(own, all, bytes) {
             return None;
         }
         lane.enters_gate(bytes);
@@ -95,12 +96,31 @@ pub trait Outlet: Send + Sync + 'static {
     /// answered.
     fn crashed(&self, _how: &str, _at: &[u64]) {}
     /// How many bytes may wait in the gate. Connections bound what each of them has in flight; this bounds them all.
-    fn most_waiting(&self) -> usize {
-        256 << 20
+    fn most_waiting(&self) -> GateLimits {
+        GateLimits::default()
+    }
+    /// What a worker may say, and ask.
+    fn worker_limits(&self) -> WorkerLimits {
+        WorkerLimits::default()
     }
     /// Whether so much of what was said waits to be written down that no more should be said just now.
     fn is_full(&self) -> bool {
         false
+    }
+}
+
+/// What a service's own process may say, and ask.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WorkerLimits {
+    /// How many bytes a message may have.
+    pub message: usize,
+    /// How many questions it may have open. What it asks for is kept until it has taken the answer.
+    pub questions: usize,
+}
+
+impl Default for WorkerLimits {
+    fn default() -> Self {
+        Self { message: 64 << 20, questions: 1 << 18 }
     }
 }
 
@@ -195,19 +215,19 @@ impl Gate {
     /// Hands over what must not be lost, however much waits.
     pub fn push_anyway(&self, lane: &Lane, frames: &[u8]) {
         // Nothing is over this limit.
-        let _ = self.push_within(lane, frames, usize::MAX);
+        let _ = self.push_within(lane, frames, GateLimits::NONE);
     }
 
-    fn push_within(&self, lane: &Lane, frames: &[u8], limit: usize) -> Result<(), Full> {
+    fn push_within(&self, lane: &Lane, frames: &[u8], limits: GateLimits) -> Result<(), Full> {
         if let Reader::Worker(link) = &self.reader
-            && link.left_bytes().saturating_add(frames.len()) > limit
+            && link.left_bytes().saturating_add(frames.len()) > limits.all
         {
             return Err(Full);
         }
         // Counted before it can be popped.
         lane.meter.add(Kept::Gate, frames.len());
         let (connection, owner, meter) = (lane.connection, lane.meter.owner(), Arc::clone(&lane.meter));
-        match self.queue.push(&fair::Lane { connection, owner, meter }, frames, frame::is_call, limit) {
+        match self.queue.push(&fair::Lane { connection, owner, meter }, frames, frame::is_call, limits) {
             Ok(wakes) if wakes => self.ring(),
             Ok(_) => {}
             Err(Over) => {

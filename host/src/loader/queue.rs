@@ -1,7 +1,7 @@
 //! What waits in a gate, and whether its reader sleeps: the part of it that two threads meet in. A test walks all of
 //! their interleavings (`tests/tests/gate_model.rs`), which is why its locks come from `super::sync`.
 
-use super::fair::{FairQueue, Lane};
+use super::fair::{FairQueue, GateLimits, Lane};
 use super::sync::{AtomicBool, Mutex, Ordering};
 
 /// Frames between one reader and any number of writers.
@@ -36,10 +36,10 @@ impl<M: Clone> Queue<M> {
         lane: &Lane<M>,
         frames: &[u8],
         is_call: impl Fn(u8) -> bool,
-        limit: usize,
+        limits: GateLimits,
     ) -> Result<bool, Over> {
         let (pushed, wakes) = self.change(|queue| {
-            if !queue.admits(lane.owner, frames.len(), limit) {
+            if !queue.admits(lane.owner, frames.len(), limits) {
                 return Err(Over);
             }
             queue.push(lane, frames, is_call);

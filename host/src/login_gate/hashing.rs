@@ -1,12 +1,14 @@
-//! Passwords are checked here, and nowhere that serves: on a few threads of the lowest priority, as many at once as the
+//! Passwords are checked here, and nowhere that serves: on a few threads of a low priority, as many at once as the
 //! budget of memory has room for, fair between sources, and with an end to what waits. Sources that somebody has logged in
-//! from before have a line of their own, which gets every second turn, and a quarter of the room: strangers cannot keep
-//! those out who belong here.
+//! from before have a queue and threads of their own (or every second turn, where there is memory for one check alone), and a
+//! quarter of the room: strangers cannot keep those out who belong here. Strangers' threads have the lowest priority, and rest
+//! between two checks as long as one takes.
 
 use std::collections::{HashMap, VecDeque};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
 
 use parking_lot::{Condvar, Mutex};
 
@@ -38,6 +40,28 @@ struct Pool {
     /// How many may wait, in all and of one source.
     most: AtomicUsize,
     most_of_source: AtomicUsize,
+}
+
+/// Whose passwords a thread checks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Serves {
+    /// Of sources that somebody has logged in from before.
+    Known,
+    /// Of all others.
+    Strangers,
+    /// Of both, in turns: there is memory for one check alone.
+    All,
+}
+
+impl Serves {
+    /// How nice its thread is. Beside other programs that keep every processor busy, 10 is a tenth of one, and 19 a hundredth: then a
+    /// check takes a second, which strangers can wait for.
+    fn niceness(self) -> i32 {
+        match self {
+            Self::Known | Self::All => 10,
+            Self::Strangers => 19,
+        }
+    }
 }
 
 /// Those who wait, in turns.
@@ -73,17 +97,21 @@ impl std::fmt::Debug for Hashing {
 }
 
 impl Hashing {
-    /// Half as many threads as there are processors (the rest serve), or as many as the budget has room for checks, if that
-    /// is fewer. Both in KiB. A check that takes more than `each` waits until there is room for it, or nobody else is at
-    /// work.
+    /// Half as many threads as there are processors (the rest serve) for known sources, and as many for strangers; together as many
+    /// as the budget has room for checks, if that is fewer. Both in KiB. A check that takes more than `each` waits until there is
+    /// room for it, or nobody else is at work.
     #[must_use]
     pub(super) fn new(budget: u32, each: u32) -> Self {
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
         let room = usize::try_from(budget / each.max(1)).unwrap_or(1);
-        Self::with_threads((processors / 2).min(room).max(1), budget, each)
+        let threads = match (processors / 2).max(1).min(room / 2) {
+            0 => vec![Serves::All],
+            of_each => [Serves::Known, Serves::Strangers].repeat(of_each),
+        };
+        Self::with_threads(&threads, budget, each)
     }
 
-    fn with_threads(threads: usize, budget: u32, kept: u32) -> Self {
+    fn with_threads(threads: &[Serves], budget: u32, kept: u32) -> Self {
         let shared = Arc::new(Pool {
             queue: Mutex::default(),
             come: Condvar::new(),
@@ -92,9 +120,9 @@ impl Hashing {
             most: AtomicUsize::new(WAITING),
             most_of_source: AtomicUsize::new(PER_SOURCE),
         });
-        for index in 0..threads {
+        for (index, of) in threads.iter().copied().enumerate() {
             let shared = Arc::clone(&shared);
-            let started = std::thread::Builder::new().name(format!("hashing-{index}")).spawn(move || work(&shared));
+            let started = std::thread::Builder::new().name(format!("hashing-{index}")).spawn(move || work(&shared, of));
             if let Err(error) = started {
                 tracing::error!(%error, "a thread that checks passwords cannot start");
             }
@@ -131,7 +159,8 @@ impl Hashing {
         };
         line.push(source, most, Work { memory, run: Box::new(work) })?;
         drop(queue);
-        self.shared.come.notify_one();
+        // Not one alone: it may be one that serves others.
+        self.shared.come.notify_all();
         Ok(())
     }
 }
@@ -183,10 +212,14 @@ impl Queue {
         self.known.count + self.strangers.count
     }
 
-    /// What is next, if there is room for it now.
-    fn next(&mut self, budget: u32) -> Option<Work> {
+    /// What is next for a thread of these, if there is room for it now.
+    fn next(&mut self, budget: u32, of: Serves) -> Option<Work> {
         let room = if self.taken == 0 { u32::MAX } else { budget.saturating_sub(self.taken) };
-        let known = self.strangers.count == 0 || self.known_next && self.known.count > 0;
+        let known = match of {
+            Serves::Known => true,
+            Serves::Strangers => false,
+            Serves::All => self.strangers.count == 0 || self.known_next && self.known.count > 0,
+        };
         let line = if known { &mut self.known } else { &mut self.strangers };
         let work = line.next(room)?;
         self.known_next = !known;
@@ -195,12 +228,11 @@ impl Queue {
     }
 }
 
-fn work(shared: &Pool) {
+fn work(shared: &Pool, of: Serves) {
     // Those who are logged in go first. A system that does not allow it has them share. Not SCHED_IDLE: a processor that
     // is busy with that is taken for a free one, and on a system that preempts late whoever is put there waits for its
-    // next tick. Not 19: beside other programs that keep every processor busy that is a hundredth of one, and a password
-    // that is looked at in a tenth of a second would not be within the time that a login has.
-    let _ = rustix::process::setpriority_process(Some(rustix::thread::gettid()), 10);
+    // next tick.
+    let _ = rustix::process::setpriority_process(Some(rustix::thread::gettid()), of.niceness());
     crate::cred::keep_memory(shared.kept);
     loop {
         let work = {
@@ -209,12 +241,13 @@ fn work(shared: &Pool) {
                 if queue.ended {
                     return;
                 }
-                match queue.next(shared.budget) {
+                match queue.next(shared.budget, of) {
                     Some(work) => break work,
                     None => shared.come.wait(&mut queue),
                 }
             }
         };
+        let began = Instant::now();
         // Whoever embeds the library may bring a check that panics: this thread is everybody's.
         if std::panic::catch_unwind(std::panic::AssertUnwindSafe(work.run)).is_err() {
             tracing::error!("a fault while a password was checked; please report it");
@@ -222,6 +255,10 @@ fn work(shared: &Pool) {
         shared.queue.lock().taken -= work.memory;
         // Somebody else may have waited for the room.
         shared.come.notify_all();
+        if of == Serves::Strangers {
+            // As long as it took: a crowd that guesses leaves half of a processor, and of its caches, to those inside.
+            std::thread::sleep(began.elapsed());
+        }
     }
 }
 
@@ -232,7 +269,7 @@ mod tests {
 
     #[test]
     fn sources_take_turns_and_what_is_too_much_is_refused() {
-        let hashing = Hashing::with_threads(1, 1, 1);
+        let hashing = Hashing::with_threads(&[Serves::All], 1, 1);
         let (one, other) = (IpAddr::from([127, 0, 0, 1]), IpAddr::from([127, 0, 0, 2]));
         let (go, wait) = channel::<()>();
         let (told, heard) = channel();
@@ -262,7 +299,7 @@ mod tests {
 
     #[test]
     fn known_sources_have_reserved_room_and_every_second_turn() {
-        let hashing = Hashing::with_threads(1, 1, 1);
+        let hashing = Hashing::with_threads(&[Serves::All], 1, 1);
         let source = |number: usize| IpAddr::from(u32::try_from(number).unwrap().to_be_bytes());
         let (go, wait) = channel::<()>();
         let (told, heard) = channel();
@@ -291,8 +328,33 @@ mod tests {
     }
 
     #[test]
+    fn a_strangers_check_never_keeps_a_known_source_waiting() {
+        let hashing = Hashing::with_threads(&[Serves::Known, Serves::Strangers], 2, 1);
+        let here = IpAddr::from([127, 0, 0, 1]);
+        let (go, wait) = channel::<()>();
+        let (told, heard) = channel();
+        hashing
+            .submit((here, false), 1, move || {
+                let _ = wait.recv();
+            })
+            .unwrap();
+        // More strangers wait than there is a thread for.
+        for _ in 0..3 {
+            let told = told.clone();
+            hashing.submit((here, false), 1, move || told.send("stranger").unwrap()).unwrap();
+        }
+        for _ in 0..5 {
+            let told = told.clone();
+            hashing.submit((here, true), 1, move || told.send("known").unwrap()).unwrap();
+        }
+        assert_eq!(heard.iter().take(5).collect::<Vec<_>>(), ["known"; 5]);
+        drop(go);
+        assert_eq!(heard.iter().take(3).collect::<Vec<_>>(), ["stranger"; 3]);
+    }
+
+    #[test]
     fn concurrent_checks_stay_within_the_memory_budget() {
-        let hashing = Hashing::with_threads(4, 100, 10);
+        let hashing = Hashing::with_threads(&[Serves::Known, Serves::Strangers].repeat(2), 100, 10);
         let now = Arc::new(Mutex::new((0, 0)));
         let (told, heard) = channel();
         for (source, memory) in (0..40u8).zip([30, 60, 90, 300].into_iter().cycle()) {
@@ -316,7 +378,7 @@ mod tests {
 
     #[test]
     fn a_check_that_panics_takes_nobody_along() {
-        let hashing = Hashing::with_threads(1, 1, 1);
+        let hashing = Hashing::with_threads(&[Serves::All], 1, 1);
         let here = IpAddr::from([127, 0, 0, 1]);
         let (told, heard) = channel();
         hashing.submit((here, false), 1, || panic!("of the test's own")).unwrap();

@@ -19,6 +19,7 @@ use self::trail::Trail;
 use crate::cred::login::{self, Login, Proven};
 use crate::cred::throttle::{Counter, Denied, Digest, LOCKED, Throttle, Try};
 use crate::cred::{AuthorizerError, HashCost, Password, ProofBy, Refusal, StoreSecret};
+use crate::session::Limits;
 use crate::session::login::{Found, Proof, Question, Refused};
 use crate::sessions::SessionStatus;
 use crate::store::audit::Event;
@@ -44,28 +45,36 @@ pub struct LoginGate {
     began: Instant,
 }
 
-/// The most sources that are remembered; the oldest is forgotten first.
-const KNOWN: usize = 100_000;
-
 /// Digests of sources, the latest last.
-#[derive(Default)]
 struct Known {
+    /// How many are remembered; the oldest is forgotten first.
+    most: usize,
     all: HashSet<Digest>,
     order: VecDeque<Digest>,
     /// Whether all that the store knows are here.
     complete: bool,
 }
 
+impl Default for Known {
+    fn default() -> Self {
+        Self { most: Limits::default().known_sources, all: HashSet::new(), order: VecDeque::new(), complete: false }
+    }
+}
+
 impl Known {
     fn insert(&mut self, source: Digest) {
         if self.all.insert(source) {
             self.order.push_back(source);
-            if self.order.len() > KNOWN
-                && let Some(oldest) = self.order.pop_front()
-            {
-                self.all.remove(&oldest);
-                self.complete = false;
-            }
+            self.forget();
+        }
+    }
+
+    fn forget(&mut self) {
+        while self.order.len() > self.most
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.all.remove(&oldest);
+            self.complete = false;
         }
     }
 
@@ -176,6 +185,13 @@ impl LoginGate {
         self.hashing.set_limits(waiting, of_source);
     }
 
+    /// Sets how many sources of earlier logins are remembered.
+    pub fn set_known_sources(&self, most: usize) {
+        let mut known = self.known.lock();
+        known.most = most;
+        known.forget();
+    }
+
     /// Takes up what was counted in an earlier life of the host.
     ///
     /// # Errors
@@ -188,9 +204,10 @@ impl LoginGate {
                 throttle.restore(counter, count, self.now());
             }
         }
-        let sources = ask(|done| self.store.sources(KNOWN, done)).await?;
+        let most = self.known.lock().most;
+        let sources = ask(|done| self.store.sources(most, done)).await?;
         let mut known = self.known.lock();
-        known.complete = sources.len() < KNOWN;
+        known.complete = sources.len() < most;
         sources.into_iter().rev().for_each(|source| known.insert(source));
         Ok(())
     }

@@ -1,13 +1,13 @@
 //! What all services of a host share.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
 use tokio::sync::mpsc;
 
 use super::doorkeeper::{Doorkeeper, NoDoors};
 use super::ended::Ended;
+use super::in_force::LimitsInForce;
 use super::recovery::Quarantined;
 use super::router::Router;
 pub use super::slot_no::SlotNo;
@@ -22,12 +22,8 @@ pub struct HostContext {
     pub store: Arc<dyn Store>,
     /// Where connections are.
     pub router: Arc<Router>,
-    /// How many bytes a saved state may have.
-    pub quota: usize,
-    /// How many bytes may wait for one service: in its gate, and once more while it is replaced.
-    pub gate: Arc<AtomicUsize>,
-    /// How long calls may go on whose clients have gone.
-    pub orphans: Duration,
+    /// What the operator has set for services.
+    pub limits: Arc<LimitsInForce>,
     /// How long calls that wait may go on in code that was replaced.
     pub grace: Duration,
     /// How long a service may take to be made, to start, or to say that it is well, where no client waits for it.
@@ -42,12 +38,6 @@ pub struct HostContext {
     pub quarantine: Option<mpsc::UnboundedSender<Quarantined>>,
 }
 
-/// How many bytes a saved state may have, if nothing else is said.
-pub const QUOTA: usize = 64 << 20;
-/// How many bytes may wait for one service, if nothing else is said.
-const GATE: usize = 256 << 20;
-/// How long calls may go on whose clients have gone, if nothing else is said.
-pub const ORPHANS: Duration = Duration::from_secs(300);
 /// How long a service may take for a step of its start, if nothing else is said.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 /// How long calls that wait may go on in code that was replaced, if nothing else is said.
@@ -58,13 +48,11 @@ impl HostContext {
     #[must_use]
     pub fn new(store: Arc<dyn Store>) -> Self {
         let (router, memory) = (Router::new(), Budget::new(memory::available() / 2));
-        let (orphans, ended, doors) = (ORPHANS, Arc::default(), Arc::new(NoDoors));
+        let (ended, doors) = (Arc::default(), Arc::new(NoDoors));
         Self {
             store,
             router,
-            quota: QUOTA,
-            gate: Arc::new(AtomicUsize::new(GATE)),
-            orphans,
+            limits: Arc::default(),
             grace: GRACE,
             patience: PATIENCE,
             ended,

@@ -10,6 +10,7 @@ use tokio::sync::{Mutex as AsyncMutex, mpsc};
 use super::context::HostContext;
 use super::elsewhere;
 use super::ended::Ended;
+use super::in_force::LimitsInForce;
 use super::outgoing::{Lifecycle, Outgoing};
 use crate::cred::{Name, NameOf};
 use crate::loader::fault::LibraryFault;
@@ -29,8 +30,7 @@ pub(super) struct Instance {
     pub(super) generation: Arc<Generation>,
     pub(super) outgoing: Arc<Outgoing>,
     pub(super) config: Vec<u8>,
-    quota: usize,
-    orphans: Duration,
+    limits: Arc<LimitsInForce>,
     patience: Duration,
     ended: Arc<Ended>,
     steps: AsyncMutex<mpsc::UnboundedReceiver<Lifecycle>>,
@@ -89,9 +89,9 @@ impl Instance {
         match read {
             Ok((manifest, name, config)) => {
                 let _ = outgoing.name.set(name.to_string());
-                let (number, manifest, quota) = (outgoing.number, Arc::new(manifest), context.quota);
+                let (number, manifest) = (outgoing.number, Arc::new(manifest));
                 let (steps, ended) = (AsyncMutex::new(steps), Arc::clone(&context.ended));
-                let (patience, orphans) = (context.patience, context.orphans);
+                let (patience, limits) = (context.patience, Arc::clone(&context.limits));
                 Ok(Arc::new(Self {
                     number,
                     name,
@@ -99,8 +99,7 @@ impl Instance {
                     generation,
                     outgoing,
                     config,
-                    quota,
-                    orphans,
+                    limits,
                     patience,
                     ended,
                     steps,
@@ -119,8 +118,9 @@ impl Instance {
         let empty = [1, 0x80, 5, 0x87];
         let config = if self.config.is_empty() { &empty } else { self.config.as_slice() };
         self.outgoing.forget_panic();
-        let orphans = u64::try_from(self.orphans.as_millis()).unwrap_or(u64::MAX);
-        self.generation.send(&ToLibrary::Init { config, vetting: false, quota: self.quota as u64, orphans });
+        let limits = self.limits.enrol(&self.generation);
+        let orphans = u64::try_from(limits.orphans.as_millis()).unwrap_or(u64::MAX);
+        self.generation.send(&ToLibrary::Init { config, vetting: false, quota: limits.state as u64, orphans });
         self.expect(self.patience, "be made", &Lifecycle::Initialised).await
     }
 

@@ -12,6 +12,7 @@ mod current;
 mod doorkeeper;
 mod elsewhere;
 pub mod ended;
+pub mod in_force;
 mod instance;
 
 mod outgoing;
@@ -28,6 +29,7 @@ pub use backend::{Backend, Backends};
 pub use context::SlotNo;
 pub use current::AttachmentChange;
 pub use doorkeeper::{Doorkeeper, NoDoors, Speaker};
+pub use in_force::{LimitsInForce, SlotLimits};
 pub use recovery::{Crashes, Quarantined};
 
 use std::sync::Arc;

@@ -20,13 +20,15 @@ pub struct Mailbox {
     closed: AtomicBool,
     full: AtomicBool,
     meter: Arc<Meter>,
+    /// What may wait for the client, in bytes, however much there is for all.
+    most: usize,
 }
 
 impl Mailbox {
-    /// A mailbox of a connection, for which so much is kept.
+    /// A mailbox of a connection, for which so much is kept: `most` bytes, however much there is for all.
     #[must_use]
-    pub fn new(meter: Arc<Meter>) -> Self {
-        Self { meter, ..Self::default() }
+    pub fn new(meter: Arc<Meter>, most: usize) -> Self {
+        Self { meter, most, ..Self::default() }
     }
 
     /// What is kept for the connection.
@@ -60,8 +62,6 @@ enum Put {
     Gone,
 }
 
-/// What may wait for a client, in bytes, however much there is for all.
-const LIMIT: usize = 64 << 20;
 /// What is not longer is taken always, in bytes: errors among them.
 const SMALL: usize = 1 << 10;
 
@@ -73,7 +73,7 @@ impl Mailbox {
             return Put::Gone;
         }
         let size = frame.len() + 8;
-        let over = || self.meter.untaken() + size > LIMIT || !self.meter.admits(size);
+        let over = || self.meter.untaken() + size > self.most || !self.meter.admits(size);
         if (weight == Weight::Call || weight == Weight::Answer && frame.len() > SMALL) && over() {
             return Put::Over;
         }
@@ -158,9 +158,9 @@ impl Router {
         Arc::default()
     }
 
-    /// A number and a mailbox for a connection, for which so much is kept.
-    pub fn connect(&self, meter: Arc<Meter>) -> (u32, Arc<Mailbox>) {
-        let mailbox = Arc::new(Mailbox::new(meter));
+    /// A number and a mailbox for a connection: see [`Mailbox::new`].
+    pub fn connect(&self, meter: Arc<Meter>, most: usize) -> (u32, Arc<Mailbox>) {
+        let mailbox = Arc::new(Mailbox::new(meter, most));
         let mut mailboxes = self.mailboxes.write();
         loop {
             // Zero is no connection's: a handle of zero means none.

@@ -19,7 +19,7 @@ use super::outgoing::Outgoing;
 use super::recovery::{Crashes, Recovery};
 use crate::cred::Name;
 use crate::loader::fault::LibraryFault;
-use crate::loader::gate::{Full, Lane, WaitingLane};
+use crate::loader::gate::{Full, GateLimits, Lane, WaitingLane};
 use crate::loader::generation::{Linked, Source};
 use crate::loader::unload::UnloadOutcome;
 use crate::loader::worker::Facts;
@@ -255,8 +255,7 @@ impl Slot {
         if let Some(why) = self.is_elsewhere(changes) {
             return Err(LibraryFault::State(why));
         }
-        let waits =
-            |own, all| WaitingLane::of(lane, frames.len(), (own, all), self.context.gate.load(Ordering::Relaxed));
+        let waits = |own, all| WaitingLane::of(lane, frames.len(), (own, all), self.context.limits.gate());
         let handed = self.current.hand_over((lane.meter.owner(), frames), changes, waits, |instance| {
             if instance.outgoing.is_over() { Err(None) } else { instance.generation.push(lane, frames).map_err(Some) }
         });
@@ -272,7 +271,7 @@ impl Slot {
 
     /// Hands over what ends something: it is never too much.
     pub(crate) fn submit_anyway(&self, lane: &Lane, frames: &[u8], changes: &mut Vec<AttachmentChange>) {
-        let waits = |_, _| WaitingLane::of(lane, frames.len(), (0, 0), usize::MAX);
+        let waits = |_, _| WaitingLane::of(lane, frames.len(), (0, 0), GateLimits::NONE);
         let handed = self.current.hand_over((lane.meter.owner(), frames), changes, waits, |instance| {
             // One that has ended by itself reads no more: what it is sent would only pile up.
             if !instance.outgoing.is_over() {

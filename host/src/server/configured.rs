@@ -83,8 +83,7 @@ impl Configured {
 
     /// What clients may cost, where a refusal takes so long.
     pub(super) fn limits(&self, refusal: Duration) -> Result<Limits, StartError> {
-        limits::of_host(refusal, &self.settings.limits)
-            .map_err(|error: LimitError| StartError::Section(error.to_string()))
+        limits::of_host(refusal, &self.settings).map_err(|error: LimitError| StartError::Section(error.to_string()))
     }
 
     /// How long a step of a service's life may take.

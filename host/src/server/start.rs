@@ -63,7 +63,7 @@ async fn put_together(
 ) -> Result<(Rc<Host>, tokio::net::UnixListener), StartError> {
     let (crashed, quarantined) = mpsc::unbounded_channel();
     let mut context = context(&accounts, &configured, crashed)?;
-    let gate = gate(&accounts, &context, &configured.settings).await?;
+    let gate = gate(&accounts, &context, &configured).await?;
     let sessions = sessions(&accounts);
     let limits = configured.limits(refusal(accounts.cost()).await)?;
     context.memory.set_limit(limits.memory);
@@ -140,8 +140,6 @@ fn context(
 ) -> Result<HostContext, StartError> {
     let settings = &configured.settings;
     Ok(HostContext {
-        orphans: configured.limits(Duration::ZERO)?.orphans,
-        quota: settings.state.largest,
         grace: Duration::from_secs(settings.plugins.grace),
         // Vetting was patient already; the host has more to do besides.
         patience: 3 * configured.patience(),
@@ -150,7 +148,12 @@ fn context(
     })
 }
 
-async fn gate(accounts: &Accounts, context: &HostContext, settings: &Settings) -> Result<Arc<LoginGate>, StartError> {
+async fn gate(
+    accounts: &Accounts,
+    context: &HostContext,
+    configured: &Configured,
+) -> Result<Arc<LoginGate>, StartError> {
+    let settings = &configured.settings;
     let rules = LoginRules { stock: settings.pb.stock_login, loopback_is_private: settings.pb.loopback_is_private };
     let gate = LoginGate::new(
         Arc::clone(&context.store),
@@ -159,6 +162,7 @@ async fn gate(accounts: &Accounts, context: &HostContext, settings: &Settings) -
         settings.password.budget.saturating_mul(1024),
         rules,
     );
+    gate.set_known_sources(configured.limits(Duration::ZERO)?.known_sources);
     gate.restore().await?;
     Ok(gate)
 }

@@ -51,7 +51,7 @@ impl Host {
             let listeners = config::listeners(&settings)?;
             let strange = known::sections_of_none(&settings, &known::services(&self.home, Some(&self.libraries())));
             let retention = Retention::of(&self.home, &settings.audit)?;
-            let limits = limits::of_host(before.refusal, &settings.limits).map_err(|error| error.to_string())?;
+            let limits = limits::of_host(before.refusal, &settings).map_err(|error| error.to_string())?;
             let rules = self.sections.iter().map(|section| match rules_of(&settings, section.as_deref()) {
                 Some(rules) => rules.map_err(|error| error.to_string()),
                 // The listener itself is open until the host ends.
@@ -74,6 +74,9 @@ impl Host {
         self.endpoints.iter().chain([&self.within]).for_each(|endpoint| endpoint.set_proxies(proxies.clone()));
         self.doors.set_limits(limits);
         self.limits.set(limits);
+        if limits.reserve != before.reserve {
+            self.accounts.store().keep_room(limits.reserve);
+        }
         let changed = limits::SETTINGS.iter().filter(|setting| (setting.get)(&before) != (setting.get)(&limits));
         taken.changed = changed
             .map(|setting| {

@@ -82,7 +82,8 @@ impl Owners {
             return self.call_service(attachment, no.on(self.context.number), call);
         }
         if let Target::Luid(luid) = call.target {
-            self.references.offers.changed(luid, call);
+            let most = self.limits.slots.services.changes;
+            self.references.offers.changed(luid, call, most);
         }
         self.give_back_all(call);
         if !call.answer {
@@ -196,7 +197,7 @@ impl Owners {
         }
         let attached = self.attachments.get(attachment).ok_or_else(revoked)?;
         let all = || call.arguments.references().iter().chain(call.keywords.references());
-        self.references.check_copies(all())?;
+        self.references.check_copies(all(), self.limits.copied)?;
         let states = coming(all());
         for reference in all() {
             self.check_inbound(attached.slot, reference, &states)?;
@@ -261,7 +262,7 @@ impl Owners {
         let checked = defect.map_or(Ok(()), |defect| Err(defective(defect)));
         let all = value.references();
         let states = coming(all.iter());
-        let checked = checked.and_then(|()| self.references.check_copies(all.iter()));
+        let checked = checked.and_then(|()| self.references.check_copies(all.iter(), self.limits.copied));
         let checked = checked.and_then(|()| all.iter().try_for_each(|of| self.check_inbound(slot, of, &states)));
         match checked {
             Err(failure) => {

@@ -127,7 +127,7 @@ impl Owners {
         let Mind::Value(value) = mind else { return Ok(()) };
         let (tables, places) = (&self.output.tables, self.attachments.places());
         let found = self.values.mind(&value.jelly)?;
-        self.references.check_copies(found.iter())?;
+        self.references.check_copies(found.iter(), self.limits.copied)?;
         let states = coming(found.iter());
         found.iter().try_for_each(|reference| {
             self.references.check_offer(reference)?;

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::multiservice::SlotLimits;
+
 /// What a peer may send, hold and have in flight.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PeerLimits {
@@ -40,16 +42,32 @@ pub struct Limits {
     pub message: (Duration, usize),
     /// How long calls in flight may take to end when the door closes.
     pub grace: Duration,
-    /// How long calls may go on whose clients have gone.
-    pub orphans: Duration,
     /// What clients may make the host keep, in bytes.
     pub memory: usize,
-    /// What may wait for one service, in bytes: a quarter of it of one identity.
-    pub gate: usize,
+    /// What services and their generations are held to.
+    pub slots: SlotLimits,
     /// Password checks that wait, in all.
     pub checks: usize,
     /// Password checks that wait, of one source.
     pub checks_per_source: usize,
+    /// Password checks that wait, of one connection.
+    pub checks_per_connection: usize,
+    /// Questions of a connection's logins that wait for their answer, beyond which it is not read.
+    pub questions: usize,
+    /// Refusals of a connection that wait for their time, beyond which it is not read.
+    pub refusals: usize,
+    /// Sources of earlier logins that are remembered.
+    pub known_sources: usize,
+    /// Answers that a client has not read, in bytes, before it is disconnected.
+    pub backlog: usize,
+    /// The states of a client's cached objects that services may keep, in bytes.
+    pub copied: usize,
+    /// Connections of a service's listener that wait for the service, and how long each may.
+    pub arriving: (usize, Duration),
+    /// Connections to other services that a login of a service's door may have.
+    pub elsewhere: usize,
+    /// Disk space that is reserved for revocations, in bytes.
+    pub reserve: u64,
     /// Connections in all.
     pub connections: usize,
     /// Connections from one address.
@@ -89,11 +107,19 @@ impl Default for Limits {
             silence: Duration::from_secs(120),
             message: (Duration::from_secs(20), 500),
             grace: Duration::from_secs(5),
-            orphans: Duration::from_secs(300),
             memory: 1 << 30,
-            gate: 256 << 20,
+            slots: SlotLimits::default(),
             checks: 256,
             checks_per_source: 8,
+            checks_per_connection: 4,
+            questions: 4,
+            refusals: 64,
+            known_sources: 100_000,
+            backlog: 64 << 20,
+            copied: 16 << 20,
+            arriving: (256, Duration::from_secs(15)),
+            elsewhere: 8,
+            reserve: 16 << 20,
             connections: 10_000,
             per_source: 256,
             identity_attachments: 16_384,

@@ -7,9 +7,6 @@ use std::collections::BTreeMap;
 
 use pb::Call;
 
-/// The most bytes of changes that wait for an attachment, of all objects of a connection.
-const MOST_CHANGES: usize = 64 << 10;
-
 /// A change that the client has told of.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Change {
@@ -108,8 +105,8 @@ impl Offers {
     }
 
     /// The client tells of a change that nobody follows: it waits. If it cannot, the state that came is the old one, and worth
-    /// nothing.
-    pub(crate) fn changed(&mut self, luid: u64, call: &Call<'_>) {
+    /// nothing. `most`: how many bytes of changes may wait.
+    pub(crate) fn changed(&mut self, luid: u64, call: &Call<'_>, most: usize) {
         let Some(changes) = self.all.get_mut(&luid).and_then(|offer| offer.changes.as_mut()) else { return };
         let change = Change {
             method: call.method.to_owned(),
@@ -117,7 +114,7 @@ impl Offers {
             keywords: call.keywords.bytes().to_vec(),
         };
         let refers = call.arguments.references().iter().chain(call.keywords.references()).next().is_some();
-        if refers || call.defect.is_some() || self.bytes + change.size() > MOST_CHANGES {
+        if refers || call.defect.is_some() || self.bytes + change.size() > most {
             self.given(luid);
             return;
         }

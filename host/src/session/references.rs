@@ -21,8 +21,6 @@ use crate::multiservice::SlotNo;
 /// A value that names what is not its sender's to name.
 const FOREIGN: &str = "a reference to something that is not this service's";
 
-/// The most bytes of state that the cached objects of one client have.
-const MOST_COPIED: usize = 16 << 20;
 /// A cached object that came without its state.
 const ELSEWHERE: &str = "a cached object of the client's whose state another service has, or nobody";
 
@@ -183,13 +181,16 @@ impl References {
     ///
     /// # Errors
     /// When they are too many bytes: a service keeps each until the client has ended it.
-    pub(crate) fn check_copies<'r>(&self, coming: impl Iterator<Item = &'r Reference>) -> Result<(), Failure> {
+    pub(crate) fn check_copies<'r>(
+        &self,
+        coming: impl Iterator<Item = &'r Reference>,
+        most: usize,
+    ) -> Result<(), Failure> {
         let states = coming.filter(|of| of.kind == RefKind::Cache).map(|of| of.close - of.open);
-        match self.copied.saturating_add(states.sum()) <= MOST_COPIED {
+        match self.copied.saturating_add(states.sum()) <= most {
             true => Ok(()),
             false => {
-                let message =
-                    format!("the cached objects of this connection have more than {MOST_COPIED} bytes of state");
+                let message = format!("the cached objects of this connection have more than {most} bytes of state");
                 Err(Failure::new("MemoryError", message))
             }
         }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use super::{Done, ENTRIES_BYTES, Entries, Kept, Range, Saved, Store, StoreError, Write, audit};
+use super::{Done, Entries, Kept, Range, Saved, Store, StoreError, Write, audit};
 use crate::cred::throttle::Counter;
 use crate::cred::{Identity, MasterKey, StoreSecret, TokenDigest};
 
@@ -152,7 +152,7 @@ impl All {
         let mut bytes = 0;
         for (key, value) in found {
             bytes += key.len() + value.len();
-            if entries.entries.len() == range.limit || (bytes > ENTRIES_BYTES && !entries.entries.is_empty()) {
+            if entries.entries.len() == range.limit || (bytes > range.bytes && !entries.entries.is_empty()) {
                 entries.more = true;
                 break;
             }

@@ -127,6 +127,8 @@ pub struct Range {
     pub limit: usize,
     /// Whether the last come first.
     pub reverse: bool,
+    /// How many bytes at most, keys and values together; but one entry, if there is one.
+    pub bytes: usize,
 }
 
 /// Why a store could not do its work.
@@ -150,9 +152,6 @@ pub enum StoreError {
 /// What to do with what a store answers; may be called on any thread, before the store's method returns or later.
 pub type Done<T> = Box<dyn FnOnce(Result<T, StoreError>) + Send>;
 
-/// This many bytes of entries are answered at most, whatever the limit.
-pub const ENTRIES_BYTES: usize = 4 << 20;
-
 /// Keeps things. Commits of one caller happen in the order they were asked for.
 pub trait Store: Send + Sync + 'static {
     /// Commits all of these, or none.
@@ -165,7 +164,7 @@ pub trait Store: Send + Sync + 'static {
 
     /// Keeps room back from now on, so that what takes away (an identity is changed or removed) can be committed though all
     /// else fails for want of it. A store that has no such room does nothing.
-    fn keep_room(&self) {}
+    fn keep_room(&self, _bytes: u64) {}
 
     /// The last committed state, if there is one.
     fn state(&self, service: &str, perspective: &str, done: Done<Option<Saved>>);

@@ -22,7 +22,7 @@ use rusqlite::{Connection, OpenFlags, OptionalExtension, Transaction, Transactio
 pub use self::open::OpenError;
 use self::open::{FAILURES, SECRET, belongs, check, make_shrinkable, migrate, prepare, secret};
 use self::reserve::Reserve;
-use super::{Done, ENTRIES_BYTES, Entries, Kept, Range, Record, Saved, Store, StoreError, Write, audit};
+use super::{Done, Entries, Kept, Range, Record, Saved, Store, StoreError, Write, audit};
 use crate::cred::throttle::Counter;
 use crate::cred::{MasterKey, StoreSecret, TokenDigest};
 use crate::store::audit::Edge;
@@ -46,8 +46,8 @@ pub struct SqliteStore {
 struct Job {
     writes: Vec<Write>,
     done: Done<()>,
-    /// Room is to be kept back on the disk from now on.
-    makes_reserve: bool,
+    /// So much room is to be kept back on the disk from now on.
+    reserves: Option<u64>,
 }
 
 /// What is said of a full disk.
@@ -184,16 +184,16 @@ fn kept(row: &rusqlite::Row<'_>) -> rusqlite::Result<Kept> {
 }
 
 impl Store for SqliteStore {
-    fn keep_room(&self) {
+    fn keep_room(&self, bytes: u64) {
         if let Some(jobs) = &self.jobs {
             // A writer that has ended keeps nothing.
-            let _ = jobs.send(Job { writes: Vec::new(), done: Box::new(drop), makes_reserve: true });
+            let _ = jobs.send(Job { writes: Vec::new(), done: Box::new(drop), reserves: Some(bytes) });
         }
     }
 
     fn settle(&self, done: Done<()>) {
         let Some(jobs) = &self.jobs else { return };
-        if let Err(unsent) = jobs.send(Job { writes: Vec::new(), done, makes_reserve: false }) {
+        if let Err(unsent) = jobs.send(Job { writes: Vec::new(), done, reserves: None }) {
             (unsent.0.done)(Err(StoreError::Failed("it has ended".to_owned())));
         }
     }
@@ -203,7 +203,7 @@ impl Store for SqliteStore {
             return done(Ok(()));
         }
         let Some(jobs) = &self.jobs else { return };
-        if let Err(unsent) = jobs.send(Job { writes, done, makes_reserve: false }) {
+        if let Err(unsent) = jobs.send(Job { writes, done, reserves: None }) {
             (unsent.0.done)(Err(StoreError::Failed("it has ended".to_owned())));
         }
     }
@@ -248,7 +248,7 @@ impl Store for SqliteStore {
             while let Some(row) = rows.next()? {
                 let (key, value): (Vec<u8>, Vec<u8>) = (row.get(0)?, row.get(1)?);
                 bytes += key.len() + value.len();
-                if entries.entries.len() == range.limit || (bytes > ENTRIES_BYTES && !entries.entries.is_empty()) {
+                if entries.entries.len() == range.limit || (bytes > range.bytes && !entries.entries.is_empty()) {
                     entries.more = true;
                     break;
                 }

@@ -126,7 +126,7 @@ frames! {
             vetting: flag,
             /// How many bytes a saved state may have.
             quota: number,
-            /// How long calls may go on whose clients have gone, in milliseconds.
+            /// How long calls may go on whose clients have gone, in milliseconds. For libraries that do not know `Limits`.
             orphans: number,
         }
         /// Start it, from the state it saved last. Answered by `Started` or `Refused`.
@@ -425,6 +425,11 @@ frames! {
         35 Regain {
             /// The perspective's name.
             perspective: text,
+        }
+        /// What the library enforces itself: sent before `Init`, and again when the operator changes it. Not answered.
+        36 Limits {
+            /// See [`ServiceLimits`](super::limits::ServiceLimits).
+            limits: bytes,
         }
     }
 }

@@ -13,6 +13,7 @@ pub mod export;
 pub mod frame;
 #[cfg(feature = "host")]
 pub mod import;
+pub mod limits;
 pub mod types;
 
 pub use crate::fault::Detail;

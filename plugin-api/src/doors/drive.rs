@@ -89,7 +89,7 @@ pub(crate) fn serve<D: Door>(core: &Rc<Core>, context: Context<D::Service>, list
 fn begin<D: Door>(core: &Rc<Core>, context: &Context<D::Service>, taken: Taken) {
     let Taken { socket, cell, state } = taken;
     let (number, carried, coming) = (cell.number, state.is_some(), cell.rates.coming());
-    let transport = Transport::new(core, socket, cell, D::UNREAD);
+    let transport = Transport::new(core, socket, cell, D::UNREAD.min(core.limits.get().output));
     let mut input = Input::default();
     let made = contained(|| match state {
         None => D::opened(context, &transport),
@@ -324,8 +324,9 @@ impl<D: Door> Line<D> {
         *self.input.borrow_mut() = input;
         self.transport.set_input(left);
         served?;
-        if left >= D::LONGEST {
-            return Err(Fault::value(format!("a message of more than {} bytes", D::LONGEST)));
+        let longest = self.core.upgrade().map_or(D::LONGEST, |core| D::LONGEST.min(core.limits.get().input));
+        if left >= longest {
+            return Err(Fault::value(format!("a message of more than {longest} bytes")));
         }
         let (mut coming, now) = (self.coming.borrow_mut(), tokio::time::Instant::now());
         if left < before || left == 0 {

@@ -14,9 +14,8 @@ use super::stream::{Peer, Socket, StreamCell};
 use crate::fault::{Fault, Result};
 use crate::runtime::core::Core;
 
-/// While more than this waits for all clients of a service's doors, each may have [`LITTLE`] alone.
-const MUCH: usize = 64 << 20;
-/// What each client may have waiting when there is [`MUCH`] for all.
+/// The output that may wait for each client, in bytes, when more waits for all than
+/// [`ServiceLimits::unread`](crate::abi::limits::ServiceLimits::unread).
 const LITTLE: usize = 16 << 10;
 
 /// How far a connection's end has come.
@@ -117,7 +116,9 @@ impl Transport {
             return;
         }
         let (Some(core), before) = (self.0.core.upgrade(), self.0.output.borrow().len()) else { return };
-        let most = if core.doors.unread() > MUCH { LITTLE.min(self.0.most) } else { self.0.most };
+        let limits = core.limits.get();
+        let most = if core.doors.unread() > limits.unread { LITTLE } else { limits.output };
+        let most = most.min(self.0.most);
         if before.saturating_add(bytes.len()) > most {
             tracing::debug!(peer = self.0.peer.borrow().address(), "a client does not read what it is sent: let go");
             return self.end();

@@ -21,11 +21,6 @@ use crate::fault::{Fault, Result};
 use crate::followed::AnyFollowed;
 use crate::remote::Remote;
 
-/// The most bytes of changes that are kept of one connection's copies that nobody has asked for yet.
-const MOST_CHANGES: usize = 64 << 10;
-/// The most bytes of copies that are handed over. If there are more, each connection has its share.
-const MOST_CARRIED: usize = 64 << 20;
-
 /// All copies, by the service's numbers of the clients' objects.
 #[derive(Default)]
 pub(crate) struct Copies {
@@ -192,7 +187,7 @@ impl Copies {
     }
 
     /// The client tells of a change: to the copy, if somebody has it here; otherwise it is kept until somebody does.
-    pub(crate) fn observed(&self, handle: u64, method: &str, arguments: &[u8]) -> Result<Told> {
+    pub(crate) fn observed(&self, handle: u64, method: &str, arguments: &[u8], most: usize) -> Result<Told> {
         let mut all = self.all.borrow_mut();
         let waiting = match all.get_mut(&handle).map(|copy| &mut copy.kept) {
             None | Some(Kept::Lost) => return Err(super::dead()),
@@ -201,7 +196,7 @@ impl Copies {
         };
         let before = waiting.changes.len();
         let kept = self.changes.borrow().get(&connection(handle)).copied().unwrap_or_default();
-        if kept + method.len() + arguments.len() <= MOST_CHANGES && numbers(arguments, |_| true).next().is_none() {
+        if kept + method.len() + arguments.len() <= most && numbers(arguments, |_| true).next().is_none() {
             frame::put_entry(&mut waiting.changes, method.as_bytes(), Some(arguments));
             self.count(handle, before, waiting.changes.len());
             return Ok(Told::Kept);
@@ -354,7 +349,7 @@ impl Copies {
             frame::put_copy(&mut bytes, &copy);
             of_connections.entry(connection(handle)).or_default().push(bytes);
         }
-        shared_out(of_connections)
+        shared_out(of_connections, core.limits.get().copies)
     }
 
     /// A copy's state, and the client's objects in it.
@@ -420,11 +415,11 @@ fn of_connection(number: u64) -> std::ops::RangeInclusive<u64> {
 }
 
 /// As many copies as may be handed over; if that is not all, each connection's share.
-fn shared_out(of_connections: BTreeMap<u32, Vec<Vec<u8>>>) -> Vec<u8> {
+fn shared_out(of_connections: BTreeMap<u32, Vec<Vec<u8>>>, most: usize) -> Vec<u8> {
     let size = |copies: &Vec<Vec<u8>>| copies.iter().map(Vec::len).sum::<usize>();
-    let mut share = MOST_CARRIED;
-    if of_connections.values().map(size).sum::<usize>() > MOST_CARRIED {
-        share = MOST_CARRIED / of_connections.len().max(1);
+    let mut share = most;
+    if of_connections.values().map(size).sum::<usize>() > most {
+        share = most / of_connections.len().max(1);
         tracing::warn!("not all copies of clients' objects are handed over: there are too many bytes of them");
     }
     let mut list = Vec::new();

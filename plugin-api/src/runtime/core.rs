@@ -20,6 +20,7 @@ use super::Wall;
 use super::copies::Copies;
 use super::incoming::{Incoming, Invoked};
 use crate::abi::frame::{self, ToHost};
+use crate::abi::limits::ServiceLimits;
 use crate::doors::{self, Login};
 use crate::fault::{Fault, Result};
 use crate::handle::Handle;
@@ -141,8 +142,8 @@ pub(crate) struct Core {
     scratch: RefCell<Vec<u8>>,
     /// What the method that runs just now has looked at.
     looked: RefCell<Looked>,
-    /// How many bytes a saved state may have.
-    pub(crate) quota: Cell<u64>,
+    /// What is enforced in here.
+    pub(crate) limits: Cell<ServiceLimits>,
     /// The perspectives that another version of the service has, and the error for whoever changes one.
     elsewhere: RefCell<HashMap<String, String>>,
     /// One transaction at a time has the service's data.
@@ -176,7 +177,7 @@ impl Core {
             attached: RefCell::default(),
             scratch: RefCell::default(),
             looked: RefCell::default(),
-            quota: Cell::new(u64::MAX),
+            limits: Cell::default(),
             elsewhere: RefCell::default(),
             data_turn: Arc::default(),
             doors: doors::Table::default(),

@@ -145,7 +145,7 @@ impl<'a> Incoming<'a> {
     pub(crate) fn observe(self, handle: u64) -> Invoked {
         let Self { method, arguments, core, answer, objects, .. } = self;
         let told = || {
-            if let Told::Tell(copy) = core.copies.observed(handle, method, arguments)? {
+            if let Told::Tell(copy) = core.copies.observed(handle, method, arguments, core.limits.get().changes)? {
                 let arguments: Value = jelly::from_slice_with(arguments, core.classes.get())?;
                 copy.observe(method, arguments)?;
             }

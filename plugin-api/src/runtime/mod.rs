@@ -22,7 +22,6 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Poll;
-use std::time::Duration;
 
 use jelly::Classes;
 use tokio::sync::oneshot;
@@ -32,6 +31,7 @@ use self::cache::PerspectiveCache;
 use self::core::{Core, Reply};
 use self::orphans::Orphans;
 use crate::abi::frame::{ToHost, ToLibrary};
+use crate::abi::limits::ServiceLimits;
 use crate::call::{Attachment, Call, Mind, Reason};
 use crate::context::{Config, Context};
 use crate::doors;
@@ -134,7 +134,6 @@ pub(crate) struct Runtime<S: Service> {
     suspended: RefCell<HashMap<u64, Suspended>>,
     /// Those of them whose clients have gone, and how long they may go on.
     orphans: RefCell<Orphans>,
-    orphans_live: Cell<Duration>,
     /// The service's own tasks, which end with its serving.
     tasks: RefCell<Tasks>,
     freezing: Cell<Option<u64>>,
@@ -214,7 +213,6 @@ impl<S: Service> Runtime<S> {
             suspended: RefCell::default(),
             revoked: RefCell::default(),
             orphans: RefCell::default(),
-            orphans_live: Cell::new(Duration::MAX),
             tasks: RefCell::default(),
             freezing: Cell::new(None),
             stopping: Cell::new(false),
@@ -404,10 +402,11 @@ impl<S: Service> Runtime<S> {
             }
             ToLibrary::Yield { perspective, why } => self.yields(perspective, why),
             ToLibrary::Regain { perspective } => self.regains(perspective),
-            ToLibrary::Init { config, vetting, quota, orphans } => {
+            ToLibrary::Limits { limits } => core.limits.set(ServiceLimits::from_bytes(limits)),
+            ToLibrary::Init { config, vetting, quota, .. } => {
                 self.vetting.set(vetting);
-                self.orphans_live.set(Duration::from_millis(orphans));
-                core.quota.set(quota);
+                let state = usize::try_from(quota).unwrap_or(usize::MAX);
+                core.limits.set(ServiceLimits { state, ..core.limits.get() });
                 self.init(config);
             }
             ToLibrary::Start { saved, version } => self.start(saved, version),

@@ -10,8 +10,6 @@ use tokio::time::Instant;
 use super::Runtime;
 use crate::service::Service;
 
-/// So many go on for one identity, however many connections it has had; beyond, the oldest end.
-const MOST: usize = 1024;
 /// How often it is looked for those whose time is over.
 const SWEEP: Duration = Duration::from_secs(1);
 
@@ -23,11 +21,14 @@ pub(super) struct Orphans {
 }
 
 impl Orphans {
-    /// One more, which ends at `until`; the one that has to make room for it.
-    fn add(&mut self, identity: &Arc<str>, call: u64, until: Instant) -> Option<u64> {
+    /// Adds a call, which ends at `until`. An identity has at most `most`, however many connections it has had: the oldest make room,
+    /// and are returned.
+    fn add(&mut self, identity: &Arc<str>, call: u64, until: Instant, most: usize) -> Vec<u64> {
         let calls = self.by_identity.entry(Arc::clone(identity)).or_default();
         calls.push_back((until, call));
-        if calls.len() > MOST { calls.pop_front().map(|(_, call)| call) } else { None }
+        // More than one, if the operator has lowered the limit.
+        let over = calls.len().saturating_sub(most);
+        calls.drain(..over).map(|(_, call)| call).collect()
     }
 
     /// Those whose time is over.
@@ -55,10 +56,14 @@ impl<S: Service> Runtime<S> {
         let Some(identity) = self.suspended.borrow().get(&call).map(|waiting| Arc::clone(&waiting.identity)) else {
             return;
         };
-        let until = Instant::now() + self.orphans_live.get();
+        let limits = self.core.limits.get();
+        let now = Instant::now();
+        // So long that nobody will see it, if it is longer than a clock can say.
+        let until = now.checked_add(limits.orphans).unwrap_or(now + Duration::from_secs(365 * 86_400));
         let (oldest, sweeps) = {
             let mut orphans = self.orphans.borrow_mut();
-            (orphans.add(&identity, call, until), !std::mem::replace(&mut orphans.is_swept, true))
+            let oldest = orphans.add(&identity, call, until, limits.orphan_calls);
+            (oldest, !std::mem::replace(&mut orphans.is_swept, true))
         };
         oldest.into_iter().for_each(|call| self.end_call(call));
         if sweeps {
@@ -103,11 +108,12 @@ mod tests {
         let (alice, bob): (Arc<str>, Arc<str>) = ("alice".into(), "bob".into());
         let now = Instant::now();
         let at = |call: u64| now + Duration::from_millis(call);
-        let ended: Vec<u64> = (0..2000).filter_map(|call| orphans.add(&alice, call, at(call))).collect();
-        assert_eq!(ended, (0..2000 - MOST as u64).collect::<Vec<_>>(), "the oldest make room");
-        assert_eq!(orphans.add(&bob, 5000, at(5000)), None, "whoever else has none of it");
+        let ended: Vec<u64> = (0..2000).flat_map(|call| orphans.add(&alice, call, at(call), 1024)).collect();
+        assert_eq!(ended, (0..2000 - 1024).collect::<Vec<_>>(), "the oldest make room");
+        assert_eq!(orphans.add(&alice, 2000, at(2000), 1000), (976..1001).collect::<Vec<_>>(), "the limit is lower");
+        assert_eq!(orphans.add(&bob, 5000, at(5000), 1000), [0_u64; 0], "another identity has its own");
         assert_eq!(orphans.over(at(1500)).last(), Some(&1500));
-        assert_eq!(orphans.over(at(10_000)).len(), 500);
+        assert_eq!(orphans.over(at(10_000)).len(), 501);
         assert!(orphans.by_identity.is_empty());
     }
 }

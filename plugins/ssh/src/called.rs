@@ -7,12 +7,8 @@ use plugin_api::client::{Call, Referenceable, Value};
 use plugin_api::shell::json;
 use tokio::sync::mpsc;
 
+use crate::limits::Limits;
 use crate::show;
-
-/// How many lines wait to be shown; and how many bytes of them. More of them are counted.
-const LINES: usize = 256;
-/// See [`LINES`].
-const BYTES: usize = 1 << 20;
 
 /// Lines that wait to be shown.
 pub(crate) struct Called {
@@ -25,13 +21,15 @@ struct Shared {
     json: AtomicBool,
     waiting: AtomicUsize,
     lost: AtomicUsize,
+    most_bytes: usize,
 }
 
 impl Called {
-    pub(crate) fn new() -> Self {
-        let (sender, lines) = mpsc::channel(LINES);
+    /// `shown`, `shown_bytes`: how much of them waits. More of them are counted.
+    pub(crate) fn new(Limits { shown, shown_bytes: most_bytes, .. }: Limits) -> Self {
+        let (sender, lines) = mpsc::channel(shown);
         let (json, waiting, lost) = (AtomicBool::new(false), AtomicUsize::new(0), AtomicUsize::new(0));
-        Self { lines, shared: Arc::new(Shared { lines: sender, json, waiting, lost }) }
+        Self { lines, shared: Arc::new(Shared { lines: sender, json, waiting, lost, most_bytes }) }
     }
 
     /// Whether lines are JSON from now on.
@@ -78,7 +76,9 @@ impl Shared {
             false => shown(service, method, arguments, keywords),
         };
         let size = line.len();
-        if self.waiting.fetch_add(size, Ordering::Relaxed) + size > BYTES || self.lines.try_send(line).is_err() {
+        if self.waiting.fetch_add(size, Ordering::Relaxed) + size > self.most_bytes
+            || self.lines.try_send(line).is_err()
+        {
             self.waiting.fetch_sub(size, Ordering::Relaxed);
             self.lost.fetch_add(1, Ordering::Relaxed);
         }
@@ -100,12 +100,12 @@ mod tests {
 
     #[tokio::test]
     async fn who_does_not_read_is_told_how_much_was_lost() {
-        let mut called = Called::new();
+        let mut called = Called::new(Limits::default());
         let arguments = Value::tuple([Value::from("x".repeat(100_000).as_str())]);
         for _ in 0..50 {
             called.shared.called("chat", "heard", &arguments, &Value::dictionary([]));
         }
-        assert!(called.shared.waiting.load(Ordering::Relaxed) <= BYTES);
+        assert!(called.shared.waiting.load(Ordering::Relaxed) <= Limits::default().shown_bytes);
         let first = called.next().await;
         assert!(first.starts_with("(40 calls were not read in time)\nchat: heard(\"xxx"), "{}", &first[..60]);
         called.set_json(true);

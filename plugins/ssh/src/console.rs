@@ -13,7 +13,8 @@ use russh::server::Msg;
 
 use crate::called::Called;
 use crate::command::{Call, Line, Reach, Request};
-use crate::line::{self, Done, Editor};
+use crate::limits::Limits;
+use crate::line::{Done, Editor};
 use crate::show;
 use crate::wire::{Use, Waiting, Wire};
 
@@ -30,8 +31,9 @@ const LOOK: Duration = Duration::from_secs(5);
 
 /// Serves a channel to its end.
 pub(crate) async fn serve(channel: Channel<Msg>, login: Login, waiting: Arc<Waiting>) {
+    let limits = waiting.limits;
     let Some((wire, by, command)) = Wire::begin(channel, waiting).await else { return };
-    let mut console = Console::new(wire, login);
+    let mut console = Console::new(wire, login, limits);
     let status = match by {
         Use::Command => console.command(&command).await,
         Use::Pipe => console.pipe().await,
@@ -47,6 +49,7 @@ type Place = (String, Option<String>);
 struct Console {
     wire: Wire,
     login: Login,
+    limits: Limits,
     attached: HashMap<Place, Remote>,
     reach: Reach,
     /// When that was found out.
@@ -85,9 +88,9 @@ impl From<Wrong> for Outcome {
 }
 
 impl Console {
-    fn new(wire: Wire, login: Login) -> Self {
-        let (attached, reach, looked, called) = (HashMap::new(), Reach::default(), None, Called::new());
-        Self { wire, login, attached, reach, looked, called, json: false, follows: false }
+    fn new(wire: Wire, login: Login, limits: Limits) -> Self {
+        let (attached, reach, looked, called) = (HashMap::new(), Reach::default(), None, Called::new(limits));
+        Self { wire, login, limits, attached, reach, looked, called, json: false, follows: false }
     }
 
     /// Runs one command.
@@ -190,7 +193,7 @@ impl Console {
 
     /// A terminal to type on.
     async fn sit_down(&mut self, wide: usize) -> u32 {
-        let mut editor = Editor::new(&format!("{}> ", show::escaped(self.login.identity())), wide);
+        let mut editor = Editor::new(&format!("{}> ", show::escaped(self.login.identity())), wide, self.limits.line);
         let mut out = String::new();
         self.look().await;
         loop {
@@ -239,7 +242,7 @@ impl Console {
             Done::End => return false,
             Done::Interrupt => {}
             Done::TooLong => {
-                let what = format!("a line has {} letters at most: nothing of it was run", line::LONGEST);
+                let what = format!("a line has {} letters at most: nothing of it was run", self.limits.line);
                 self.show(&Wrong { what, hint: String::new() }.into()).await;
             }
             Done::Complete(before) => return self.complete(editor, &before, out).await,

@@ -11,10 +11,9 @@ use russh::server::{Auth, ChannelOpenHandle, Config, Handler, Msg, Session, Veri
 use russh::{Channel, ChannelId, MethodKind, MethodSet, Preferred, Pty, SshId, compression};
 
 use crate::console;
+use crate::limits::Limits;
 use crate::wire::Waiting;
 
-/// The most channels of a connection at once (OpenSSH's `MaxSessions`).
-const CHANNELS: usize = 10;
 /// After so many refusals a client has to come again: OpenSSH's six (`MaxAuthTries`), and its client's first question, which proves
 /// nothing.
 const TRIES: usize = 7;
@@ -41,10 +40,10 @@ pub(crate) fn config(key: PrivateKey) -> Config {
 }
 
 /// Serves one connection to its end.
-pub(crate) async fn serve(config: Arc<Config>, authorizer: Authorizer, stream: Stream) {
+pub(crate) async fn serve(config: Arc<Config>, authorizer: Authorizer, stream: Stream, limits: Limits) {
     let peer = stream.peer().address().to_owned();
     let (client, begun) = (stream.client(), HashSet::new());
-    let door = Door { authorizer, channels: Arc::new(Waiting::new(client.clone())), client, begun };
+    let door = Door { authorizer, channels: Arc::new(Waiting::new(client.clone(), limits)), client, begun };
     let ended = match russh::server::run_stream(config, stream, door).await {
         Ok(running) => running.await,
         Err(error) => Err(error),
@@ -104,7 +103,7 @@ impl Handler for Door {
     ) -> Result<(), Self::Error> {
         // Without an answer it is refused.
         let Some(login) = self.client.login() else { return Ok(()) };
-        if Arc::strong_count(&self.channels) > CHANNELS {
+        if Arc::strong_count(&self.channels) > self.channels.limits.channels {
             return Ok(());
         }
         reply.accept().await;

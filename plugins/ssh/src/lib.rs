@@ -5,12 +5,14 @@
 //! `command`, `line` and `show`, which do no IO.
 //!
 //! The operator lets it: `[service.ssh] may = ["attach", "vouch"]`, and gives it an address:
-//! `[service.ssh.listen] ssh = { address = "0.0.0.0:22", encrypted = true, grace = "8 hours" }`.
+//! `[service.ssh.listen] ssh = { address = "0.0.0.0:22", encrypted = true, grace = "8 hours" }`. What one connection may have is in
+//! [`limits`]: `[service.ssh] channels = 20`.
 
 mod called;
 mod command;
 mod console;
 mod door;
+mod limits;
 mod line;
 mod show;
 mod wire;
@@ -23,6 +25,8 @@ use russh::keys::ssh_key::LineEnding;
 use russh::keys::ssh_key::private::Ed25519Keypair;
 use russh::keys::{HashAlg, PrivateKey};
 
+use self::limits::Limits;
+
 plugin_api::export!(Ssh);
 
 /// Where the host's key is, in the service's data.
@@ -31,6 +35,7 @@ const HOST_KEY: &str = "host-key";
 struct Ssh {
     /// The host's key, as OpenSSH writes public ones; empty before it has started.
     host_key: String,
+    limits: Limits,
 }
 
 /// Every service by SSH.
@@ -38,8 +43,9 @@ struct Ssh {
 impl Service for Ssh {
     type Perspective = Visitor;
 
-    fn init(_: &Context<Self>, _: &Config) -> Result<Self> {
-        Ok(Self { host_key: String::new() })
+    fn init(_: &Context<Self>, config: &Config) -> Result<Self> {
+        let limits = config.read::<Limits>()?.checked()?;
+        Ok(Self { host_key: String::new(), limits })
     }
 
     async fn start(me: Handle<Self>, context: Context<Self>) -> Result<()> {
@@ -60,9 +66,10 @@ async fn serve(me: &Handle<Ssh>, context: &Context<Ssh>, mut streams: Listener) 
     let line = key.public_key().to_openssh().map_err(|error| Fault::value(error.to_string()))?;
     tracing::info!("the host's key is {} (Ed25519)", key.public_key().fingerprint(HashAlg::Sha256));
     me.write(|ssh| ssh.host_key = line)?;
+    let limits = me.read(|ssh| ssh.limits)?;
     let config = Arc::new(door::config(key));
     while let Some(stream) = streams.accept().await {
-        context.spawn_for(door::serve(Arc::clone(&config), context.authorizer(), stream));
+        context.spawn_for(door::serve(Arc::clone(&config), context.authorizer(), stream, limits));
     }
     Ok(())
 }

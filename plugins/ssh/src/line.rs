@@ -4,8 +4,6 @@
 use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
 use vte::{Params, Parser, Perform};
 
-/// The longest line, in letters.
-pub(crate) const LONGEST: usize = 4 << 10;
 /// How many lines are remembered.
 const HISTORY: usize = 200;
 /// As wide as a terminal is that has not said so.
@@ -121,6 +119,8 @@ pub(crate) struct Editor {
     /// What was being typed before one went back.
     typed: Vec<char>,
     wide: usize,
+    /// How many letters a line has.
+    most: usize,
     parser: Parser,
     /// The last key that ended a line was a carriage return: a line feed behind it ends no other.
     returned: bool,
@@ -131,7 +131,7 @@ pub(crate) struct Editor {
 }
 
 impl Editor {
-    pub(crate) fn new(prompt: &str, wide: usize) -> Self {
+    pub(crate) fn new(prompt: &str, wide: usize, most: usize) -> Self {
         let mut editor = Self {
             prompt: prompt.to_owned(),
             text: Vec::new(),
@@ -140,6 +140,7 @@ impl Editor {
             at: 0,
             typed: Vec::new(),
             wide: WIDE,
+            most,
             parser: Parser::new(),
             returned: false,
             stale: true,
@@ -243,7 +244,7 @@ impl Editor {
     }
 
     fn insert(&mut self, letter: char) {
-        if self.text.len() >= LONGEST {
+        if self.text.len() >= self.most {
             self.over = true;
             return;
         }
@@ -354,13 +355,16 @@ mod tests {
 
     use super::*;
 
+    /// The longest line, in letters.
+    const LONGEST: usize = 4 << 10;
+
     fn typed(editor: &mut Editor, bytes: &[u8]) -> Vec<Done> {
         let mut out = String::new();
         bytes.iter().filter_map(|byte| editor.typed(*byte, &mut out)).collect()
     }
 
     fn line(bytes: &[u8]) -> Vec<Done> {
-        typed(&mut Editor::new("> ", 80), bytes)
+        typed(&mut Editor::new("> ", 80, LONGEST), bytes)
     }
 
     #[test]
@@ -394,7 +398,7 @@ mod tests {
 
     #[test]
     fn lines_of_before_come_back() {
-        let mut editor = Editor::new("> ", 80);
+        let mut editor = Editor::new("> ", 80, LONGEST);
         typed(&mut editor, b"one\rtwo\r");
         let lines = |done: Vec<Done>| format!("{done:?}");
         assert_eq!(lines(typed(&mut editor, b"\x1b[A\r")), "[Line(\"two\")]");
@@ -412,7 +416,7 @@ mod tests {
 
     #[test]
     fn a_word_is_completed_in_its_place() {
-        let mut editor = Editor::new("> ", 80);
+        let mut editor = Editor::new("> ", 80, LONGEST);
         typed(&mut editor, b"todo ad milk\x1b[D\x1b[D\x1b[D\x1b[D\x1b[D");
         editor.complete(5, "add");
         assert_eq!(typed(&mut editor, b"\r"), [Done::Line("todo add milk".to_owned())]);
@@ -420,7 +424,7 @@ mod tests {
 
     #[test]
     fn nothing_is_run_of_a_line_that_is_longer_than_one_may_be() {
-        let mut editor = Editor::new("> ", 80);
+        let mut editor = Editor::new("> ", 80, LONGEST);
         let letters = "x".repeat(LONGEST);
         assert_eq!(typed(&mut editor, format!("{letters}\r").as_bytes()), [Done::Line(letters.clone())]);
         assert_eq!(
@@ -432,7 +436,7 @@ mod tests {
 
     #[test]
     fn a_long_line_is_seen_where_the_cursor_is() {
-        let (mut editor, mut out) = (Editor::new("> ", 20), String::new());
+        let (mut editor, mut out) = (Editor::new("> ", 20, LONGEST), String::new());
         typed(&mut editor, b"0123456789abcdefghijklmnopqrstuvwxyz");
         editor.draw(&mut out);
         assert_eq!(out, "\r> klmnopqrstuvwxyz\u{1b}[K");
@@ -445,7 +449,7 @@ mod tests {
     proptest! {
         #[test]
         fn whatever_is_typed_is_drawn_within_the_terminal(bytes in proptest::collection::vec(any::<u8>(), 0..300), wide in 0usize..200) {
-            let (mut editor, mut out) = (Editor::new("alice> ", wide), String::new());
+            let (mut editor, mut out) = (Editor::new("alice> ", wide, LONGEST), String::new());
             for byte in bytes {
                 out.clear();
                 editor.typed(byte, &mut out);

@@ -10,11 +10,8 @@ use plugin_api::Client;
 use russh::server::Msg;
 use russh::{Channel, ChannelMsg, ChannelReadHalf, ChannelWriteHalf, Sig};
 
-/// How many bytes that were typed ahead wait; more are not taken.
-const TYPED: usize = 64 << 10;
-/// How many bytes of commands by pipes wait, of all channels of a connection; more of them end the session. SSH's window cannot
-/// hold a client back here: russh gives it out again as it reads, and has to read, for channels have one way between them.
-const PIPED: usize = 8 << 20;
+use crate::limits::Limits;
+
 /// Ctrl-C.
 const INTERRUPT: u8 = 3;
 
@@ -22,13 +19,14 @@ const INTERRUPT: u8 = 3;
 #[derive(Debug, Default)]
 pub(crate) struct Waiting {
     bytes: AtomicUsize,
+    pub(crate) limits: Limits,
     /// Not there in tests.
     client: Option<Client>,
 }
 
 impl Waiting {
-    pub(crate) fn new(client: Client) -> Self {
-        Self { bytes: AtomicUsize::new(0), client: Some(client) }
+    pub(crate) fn new(client: Client, limits: Limits) -> Self {
+        Self { bytes: AtomicUsize::new(0), limits, client: Some(client) }
     }
 
     /// This many bytes more. Answers with how many there are.
@@ -106,9 +104,10 @@ impl Heard {
         if self.over || self.by == Use::Command && !self.terminal {
             return;
         }
-        let own = if self.terminal { TYPED } else { PIPED };
+        let Limits { typed, piped, .. } = self.waiting.limits;
+        let own = if self.terminal { typed } else { piped };
         let all = self.waiting.add(data.len());
-        if self.ahead.len() + data.len() > own || all > PIPED {
+        if self.ahead.len() + data.len() > own || all > piped {
             self.waiting.sub(data.len());
             self.over = true;
             // Nothing of a command that is not whole is run.
@@ -281,10 +280,12 @@ mod tests {
     #[test]
     fn what_waits_is_bounded_and_no_part_of_a_command_is_left() {
         let line = b"todo add something\n";
-        for (by, room) in [(Use::Command, 0), (Use::Terminal(80), TYPED), (Use::Pipe, PIPED)] {
+        for (by, room) in
+            [(Use::Command, 0), (Use::Terminal(80), Limits::default().typed), (Use::Pipe, Limits::default().piped)]
+        {
             let (mut heard, waiting) = heard(by);
             // In pieces that end anywhere.
-            let all = line.repeat(PIPED / line.len() + 100_000);
+            let all = line.repeat(Limits::default().piped / line.len() + 100_000);
             for piece in all.chunks(1000) {
                 heard.hear(Some(ChannelMsg::Data { data: piece.to_vec().into() }));
             }
@@ -304,7 +305,7 @@ mod tests {
     fn channels_of_a_connection_share_what_may_wait() {
         let (mut one, waiting) = heard(Use::Pipe);
         let mut other = Heard::new(Use::Pipe, false, Arc::clone(&waiting));
-        one.take(&vec![b'\n'; PIPED - 10]);
+        one.take(&vec![b'\n'; Limits::default().piped - 10]);
         other.take(&[b'\n'; 11]);
         assert!(other.was_over() && !one.was_over());
         drop(one);

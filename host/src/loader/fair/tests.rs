@@ -72,20 +72,21 @@ fn what_takes_calls_away_comes_before_them_and_before_barriers() {
 
 #[test]
 fn one_owner_may_fill_a_quarter_and_a_full_gate_admits_a_little() {
-    const LIMIT: usize = 8 * LITTLE;
+    const LITTLE: usize = 256 << 10;
+    const LIMITS: GateLimits = GateLimits { all: 8 * LITTLE, each: LITTLE };
     let mut queue = FairQueue::default();
     let mut push = |connection: u32, owner: usize, size: usize| {
         let frame = bytes(CALL, connection, 0, size - 13);
-        let admitted = queue.admits(owner, frame.len(), LIMIT);
+        let admitted = queue.admits(owner, frame.len(), LIMITS);
         if admitted {
             queue.push(&Lane { connection, owner, meter: () }, &frame, |kind| kind == CALL);
         }
         admitted
     };
     // By whatever number of connections.
-    assert!(push(1, 1, LIMIT / 4 - 100) && push(2, 1, 100) && !push(3, 1, 100));
+    assert!(push(1, 1, LIMITS.all / 4 - 100) && push(2, 1, 100) && !push(3, 1, 100));
     for owner in 2..=4 {
-        assert!(push(owner as u32 * 10, owner, LIMIT / 4));
+        assert!(push(owner as u32 * 10, owner, LIMITS.all / 4));
     }
     assert!(!push(90, 9, LITTLE + 1) && push(90, 9, LITTLE) && !push(91, 9, 100), "all is taken");
     assert!(push(92, 10, LITTLE));
@@ -96,7 +97,7 @@ fn one_owner_may_fill_a_quarter_and_a_full_gate_admits_a_little() {
         !out.is_empty()
     } {}
     assert!(queue.owners.is_empty() && queue.len() == 0);
-    assert!(queue.admits(1, LIMIT / 4, LIMIT));
+    assert!(queue.admits(1, LIMITS.all / 4, LIMITS));
 }
 
 #[test]

@@ -222,6 +222,12 @@ impl Inbound {
         Self { decoder, limit, descriptors: VecDeque::new(), most, buffer, memory_alone: false, truncated: false }
     }
 
+    /// Bodies may have this many bytes from now on.
+    pub(super) fn set_limit(&mut self, limit: u64) {
+        self.limit = limit;
+        self.decoder.set_limit(limit.min(u64::from(u32::MAX)));
+    }
+
     /// The other side is a stranger: no other descriptors are taken from it than those of memory files.
     pub(super) fn memory_alone(self) -> Self {
         Self { memory_alone: true, ..self }

@@ -135,6 +135,9 @@ pub struct Confinement {
     pub memory: Option<u64>,
     /// How many descriptors it may have; nothing: as many as the host.
     pub files: Option<u64>,
+    /// How large a file may become that it writes, in bytes, in a sandbox; nothing: [`FILE`].
+    #[serde(default)]
+    pub file: Option<u64>,
 }
 
 /// How what is said begins where the kernel lacks something.
@@ -142,6 +145,8 @@ pub(crate) const LACKS: &str = "the kernel lacks a feature that the sandbox need
 
 /// How much memory a service in a process of its own may have, in bytes, if nothing else is said.
 pub const MEMORY: u64 = 2 << 30;
+/// How large a file may become that a service in a sandbox writes, in bytes, if nothing else is said.
+pub const FILE: u64 = 1 << 30;
 
 #[cfg(test)]
 mod tests {

@@ -47,8 +47,6 @@ impl Drop for Link {
     }
 }
 
-/// A worker's end of the socket has a limit of its own; this is of what it may say at once, beyond the largest state, in bytes.
-pub(super) const SAID_BESIDE: u64 = 64 << 20;
 /// As many memory files as may come ahead of their messages.
 const FILES: usize = 4;
 /// The lane of streams that a worker had not taken when it died: of no connection's number.
@@ -161,11 +159,13 @@ impl Link {
     }
 
     /// Moves everything until the worker's end of the socket is closed. `crash` is given what it says of its crash.
-    pub(super) fn serve(&self, gate: &Gate, outlet: &dyn Outlet, limit: u64, crash: &mut Vec<u8>) -> Ending {
+    pub(super) fn serve(&self, gate: &Gate, outlet: &dyn Outlet, crash: &mut Vec<u8>) -> Ending {
         let mut gone = false;
-        let mut inbound = Inbound::new(limit, FILES).memory_alone();
+        let longest = || outlet.worker_limits().message as u64;
+        let mut inbound = Inbound::new(longest(), FILES).memory_alone();
         let Ok(socket) = self.socket() else { return Ending::Closed };
         loop {
+            inbound.set_limit(longest());
             match inbound.read(socket) {
                 Err(malformed) => return Ending::Malformed(malformed),
                 Ok(Come::End) => return Ending::Closed,
@@ -201,7 +201,7 @@ impl Link {
     ) -> Result<(), Malformed> {
         match kind {
             Kind::Frames => {
-                let unnamed = self.state.lock().owed.said(body)?;
+                let unnamed = self.state.lock().owed.said(body, outlet.worker_limits().questions)?;
                 if unnamed.is_empty() {
                     gate.said(body);
                 } else {

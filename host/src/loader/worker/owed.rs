@@ -7,9 +7,6 @@ use plugin_api::abi::frame::{ToHost, ToLibrary, handed_on, numbers};
 
 use super::wire::Malformed;
 
-/// The most questions that a worker may have open. What it asks for is kept until it has taken the answer.
-const QUESTIONS: usize = 1 << 18;
-
 /// The class of the error that callers are told.
 const CRASHED: &str = "credhost.Crashed";
 
@@ -146,7 +143,7 @@ impl Owed {
     ///
     /// # Errors
     /// When these are no frames, or ones that no library says.
-    pub fn said(&mut self, mut frames: &[u8]) -> Result<HashMap<u64, u64>, Malformed> {
+    pub fn said(&mut self, mut frames: &[u8], most: usize) -> Result<HashMap<u64, u64>, Malformed> {
         let mut unnamed = HashMap::new();
         while !frames.is_empty() {
             let frame = ToHost::read(&mut frames).ok_or(Malformed::Frames)?;
@@ -159,7 +156,7 @@ impl Owed {
                 ToHost::Call { answer, objects, .. } => {
                     self.hands_out(objects);
                     if answer {
-                        self.asks()?;
+                        self.asks(most)?;
                     }
                 }
                 ToHost::Update { objects, .. } => self.hands_out(objects),
@@ -203,7 +200,7 @@ impl Owed {
                 | ToHost::SignOut { .. }
                 | ToHost::Account { .. }
                 | ToHost::EndOwn { .. }
-                | ToHost::ChangeOwn { .. } => self.asks()?,
+                | ToHost::ChangeOwn { .. } => self.asks(most)?,
                 ToHost::Reverted {} => self.reverts = self.reverts.saturating_sub(1),
                 ToHost::Stopped {} => self.stopped = true,
                 // The host's own.
@@ -247,9 +244,9 @@ impl Owed {
         Ok(())
     }
 
-    fn asks(&mut self) -> Result<(), Malformed> {
+    fn asks(&mut self, most: usize) -> Result<(), Malformed> {
         self.questions += 1;
-        if self.questions > QUESTIONS { Err(Malformed::Questions(self.questions)) } else { Ok(()) }
+        if self.questions > most { Err(Malformed::Questions(self.questions)) } else { Ok(()) }
     }
 
     /// Whether it has said its last word.
@@ -340,10 +337,12 @@ mod tests {
         handles: &[9, 0, 0, 0, 0, 0, 0, 0, 9, 0, 0, 0, 0, 0, 0, 0],
     };
 
+    const QUESTIONS: usize = 1000;
+
     fn said(owed: &mut Owed, frames: &[ToHost<'_>]) -> Result<HashMap<u64, u64>, Malformed> {
         let mut bytes = Vec::new();
         frames.iter().for_each(|frame| frame.write(&mut bytes));
-        owed.said(&bytes)
+        owed.said(&bytes, QUESTIONS)
     }
 
     fn read(bytes: &[u8]) -> Vec<String> {
@@ -451,7 +450,7 @@ mod tests {
         for (what, frames) in cases {
             assert!(said(&mut Owed::default(), frames).is_err(), "{what}");
         }
-        assert_eq!(Owed::default().said(&[1, 2, 3]), Err(Malformed::Frames));
+        assert_eq!(Owed::default().said(&[1, 2, 3], QUESTIONS), Err(Malformed::Frames));
         // More questions than may be open.
         let mut owed = Owed::default();
         let asks = ToHost::Load { request: 1, perspective: "a" };

@@ -14,7 +14,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, Signal};
 
 use super::confinement::Confinement;
-use super::link::{Ending, Link, SAID_BESIDE};
+use super::link::{Ending, Link};
 use super::owed::{Told, refused};
 use super::pid::Process;
 use super::{Setup, WORD};
@@ -41,8 +41,6 @@ pub struct Worker {
     pub file: PathBuf,
     /// How it is kept apart.
     pub confinement: Confinement,
-    /// The largest state that it may save, in bytes.
-    pub quota: usize,
 }
 
 impl Worker {
@@ -57,8 +55,8 @@ impl Worker {
             Ok(child) => child,
             Err(error) => return outlet.frames(&refused(&format!("no process can be started for it: {error}"))),
         };
-        let (limit, mut crash) = (self.quota as u64 + SAID_BESIDE, Vec::new());
-        let ending = link.serve(gate, outlet, limit, &mut crash);
+        let mut crash = Vec::new();
+        let ending = link.serve(gate, outlet, &mut crash);
         if link.has_stopped() && matches!(ending, Ending::Closed) {
             link.over(gate);
             let _ = reap(&mut child, process, GONE);

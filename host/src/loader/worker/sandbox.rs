@@ -12,11 +12,9 @@ use landlock::{
 };
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-use super::confinement::{Confinement, Isolation, LACKS, MEMORY, Permission};
+use super::confinement::{Confinement, FILE, Isolation, LACKS, MEMORY, Permission};
 use super::syscalls;
 
-/// The longest file that a worker in a sandbox may write, in bytes.
-const LONGEST: u64 = 1 << 30;
 /// How much a process maps beside memory of its own, in bytes: code, stacks that are hardly used.
 const BESIDE: u64 = 1 << 30;
 
@@ -86,7 +84,7 @@ fn limits(confinement: &Confinement) -> Result<(), String> {
     if confinement.isolation == Isolation::Sandbox {
         // What is shared counts here alone, and with it the code of the host's and the library's own.
         limit(Resource::As, memory.saturating_add(BESIDE), "memory (most.memory)")?;
-        limit(Resource::Fsize, LONGEST, "files")?;
+        limit(Resource::Fsize, confinement.file.unwrap_or(FILE), "files (most.file)")?;
     }
     Ok(())
 }

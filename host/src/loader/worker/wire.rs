@@ -117,6 +117,11 @@ impl Decoder {
         Self { buffer: Vec::new(), at: 0, limit }
     }
 
+    /// Bodies may have this many bytes from now on.
+    pub fn set_limit(&mut self, limit: u64) {
+        self.limit = limit;
+    }
+
     /// Bytes have come.
     pub fn feed(&mut self, bytes: &[u8]) {
         self.compact();

@@ -4,6 +4,7 @@ use std::sync::Weak;
 use std::sync::atomic::Ordering;
 
 use plugin_api::abi::frame::{self, ToHost, ToLibrary, next_to_host};
+use plugin_api::abi::limits::ServiceLimits;
 
 use super::commits::Effect;
 use super::{Lifecycle, Outgoing, STORE_RETRY};
@@ -68,6 +69,9 @@ impl Outgoing {
     }
 
     pub(super) fn write(&self, request: u64, base: u64, entries: &[u8]) {
+        if let Err(message) = within(&self.limits.now().services, entries) {
+            return self.send(&ToLibrary::NotLoaded { request, message: &message });
+        }
         let entries = frame::entries(entries).map(|(key, value)| (key.to_vec(), value.map(<[u8]>::to_vec))).collect();
         let me = Weak::clone(&self.me);
         let done = Box::new(move |written: Result<(), StoreError>| {
@@ -132,7 +136,8 @@ impl Outgoing {
                 me.committed(result);
             }
         };
-        if let Some(large) = changes.iter().find(|change| change.state.len() > self.quota) {
+        let most = self.limits.now().services.state;
+        if let Some(large) = changes.iter().find(|change| change.state.len() > most) {
             let why = format!("the state of {} has {} bytes", large.perspective, large.state.len());
             return done(Err(StoreError::Failed(why)));
         }
@@ -211,5 +216,46 @@ impl Outgoing {
 fn each(mut frames: &[u8], mut do_it: impl FnMut(&ToHost<'_>, &[u8])) {
     while let Some((frame, raw)) = next_to_host(&mut frames) {
         do_it(&frame, raw);
+    }
+}
+
+/// Whether a change of a service's data is within its limits. Its library checks that, too: code that is not to be trusted may not.
+fn within(limits: &ServiceLimits, entries: &[u8]) -> Result<(), String> {
+    let mut all = 0_usize;
+    for (key, value) in frame::entries(entries) {
+        let size = value.map_or(0, <[u8]>::len);
+        all = all.saturating_add(key.len()).saturating_add(size);
+        let over = [("key", key.len(), limits.key), ("value", size, limits.value), ("change", all, limits.change)];
+        if let Some((what, size, most)) = over.into_iter().find(|(_, size, most)| size > most) {
+            return Err(format!("a {what} of a service's data has {most} bytes at most; this one has {size} or more"));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_change_of_data_is_held_to_its_limits() {
+        let limits = ServiceLimits { key: 10, value: 100, change: 250, ..ServiceLimits::default() };
+        let change = |entries: &[(usize, Option<usize>)]| {
+            let mut bytes = Vec::new();
+            for (key, value) in entries {
+                frame::put_entry(&mut bytes, &vec![b'k'; *key], value.map(|size| vec![0; size]).as_deref());
+            }
+            within(&limits, &bytes).map_err(|why| why.split(' ').nth(1).unwrap_or_default().to_owned())
+        };
+        for (entries, verdict) in [
+            (&[(10, Some(100)), (10, Some(100))][..], Ok(())),
+            (&[(11, None)], Err("key")),
+            (&[(1, Some(101))], Err("value")),
+            (&[(10, Some(100)), (10, Some(100)), (10, Some(20))], Ok(())),
+            (&[(10, Some(100)), (10, Some(100)), (10, Some(21))], Err("change")),
+            (&[], Ok(())),
+        ] {
+            assert_eq!(change(entries), verdict.map_err(str::to_owned), "{entries:?}");
+        }
     }
 }

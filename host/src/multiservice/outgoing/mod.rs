@@ -21,8 +21,9 @@ use self::report::Report;
 use super::context::{HostContext, SlotNo};
 use super::doorkeeper::{Doorkeeper, Speaker};
 use super::elsewhere::Elsewhere;
+use super::in_force::LimitsInForce;
 use super::router::{Delivered, Delivery, Router, Weight};
-use crate::loader::gate::{Lane, Outlet};
+use crate::loader::gate::{GateLimits, Lane, Outlet, WorkerLimits};
 use crate::loader::generation::Generation;
 use crate::store::{Range, Saved, Store, StoreError, ask};
 
@@ -61,9 +62,6 @@ struct Crashing {
 /// After how long a store that could not be read is asked again.
 const STORE_RETRY: std::time::Duration = std::time::Duration::from_secs(1);
 
-/// While this many bytes of changes, and of what waits for them, have yet to be written, a process of its own is not heard.
-const UNWRITTEN: usize = 256 << 20;
-
 /// What a generation says, on its way out: see the module's page.
 pub(super) struct Outgoing {
     slot: SlotNo,
@@ -88,10 +86,8 @@ pub(super) struct Outgoing {
     elsewhere: Arc<Elsewhere>,
     /// Why the last commit has failed, for whoever is told of it.
     failed: Mutex<String>,
-    /// The most bytes that a saved state may have.
-    quota: usize,
-    /// The most that may wait for the service, in bytes.
-    gate: Arc<AtomicUsize>,
+    /// What the operator has set.
+    limits: Arc<LimitsInForce>,
     me: Weak<Self>,
 }
 
@@ -131,8 +127,7 @@ impl Outgoing {
             doors: Arc::clone(&context.doors),
             elsewhere: Arc::clone(elsewhere),
             failed: Mutex::default(),
-            quota: context.quota,
-            gate: Arc::clone(&context.gate),
+            limits: Arc::clone(&context.limits),
             me: Weak::clone(me),
         });
         (outgoing, receiver)
@@ -347,7 +342,10 @@ impl Outgoing {
             ToHost::Data { request, from, to, limit, reverse } => {
                 let limit = usize::try_from(*limit).unwrap_or(usize::MAX);
                 let (from, to) = (from.to_vec(), to.map(<[u8]>::to_vec));
-                self.data(*request, &Range { from, to, limit, reverse: *reverse });
+                self.data(
+                    *request,
+                    &Range { from, to, limit, reverse: *reverse, bytes: self.limits.now().data_answer },
+                );
             }
             ToHost::Write { request, base, entries } => self.write(*request, *base, entries),
             ToHost::End { attachment } => {
@@ -443,12 +441,16 @@ impl Outlet for Outgoing {
         self.commit(commit);
     }
 
-    fn most_waiting(&self) -> usize {
-        self.gate.load(Ordering::Relaxed)
+    fn most_waiting(&self) -> GateLimits {
+        self.limits.gate()
+    }
+
+    fn worker_limits(&self) -> WorkerLimits {
+        self.limits.worker()
     }
 
     fn is_full(&self) -> bool {
-        self.unwritten.load(Ordering::Relaxed) > UNWRITTEN && !self.is_over()
+        self.unwritten.load(Ordering::Relaxed) > self.limits.uncommitted() && !self.is_over()
     }
 
     fn crashed(&self, how: &str, at: &[u64]) {

@@ -1,8 +1,11 @@
 use std::path::{Path, PathBuf};
 
+use plugin_api::abi::limits::ServiceLimits;
+
 use super::*;
 use crate::cred::throttle::Counter;
 use crate::cred::{MasterKey, StoreSecret, TokenDigest};
+use crate::multiservice::SlotLimits;
 use crate::multiservice::context::HostContext;
 use crate::store::{Change, Done, Entries, Kept, MemoryStore, Write, audit};
 
@@ -103,7 +106,7 @@ fn say(outgoing: &Outgoing, frames: &[ToHost<'_>]) {
 fn outgoing() -> (Arc<Outgoing>, Arc<Slow>, Arc<crate::multiservice::router::Mailbox>, impl Fn(u64) -> u64) {
     let store = Arc::new(Slow::default());
     let context = HostContext::new(Arc::clone(&store) as Arc<dyn Store>);
-    let (number, mailbox) = context.router.connect(Arc::default());
+    let (number, mailbox) = context.router.connect(Arc::default(), 64 << 20);
     let (outgoing, _stages) = Outgoing::new((SlotNo(1), 1), true, (&context, &Arc::default()), &Arc::default());
     (outgoing, store, mailbox, move |n: u64| u64::from(number) << 32 | n)
 }
@@ -167,8 +170,10 @@ fn a_second_writer_is_found_out_and_not_overwritten() {
 #[test]
 fn a_state_over_the_quota_is_not_saved() {
     let store = Arc::new(MemoryStore::new());
-    let context = HostContext { quota: 4, ..HostContext::new(store) };
-    let (number, mailbox) = context.router.connect(Arc::default());
+    let context = HostContext::new(store);
+    let services = ServiceLimits { state: 4, ..ServiceLimits::default() };
+    context.limits.set(SlotLimits { services, ..SlotLimits::default() });
+    let (number, mailbox) = context.router.connect(Arc::default(), 64 << 20);
     let (outgoing, _stages) = Outgoing::new((SlotNo(1), 1), true, (&context, &Arc::default()), &Arc::default());
     let call = u64::from(number) << 32 | 1;
     let large = ToHost::Save { perspective: "a", state: &[0; 5], base: 0, version: 1 };

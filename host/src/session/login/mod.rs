@@ -46,14 +46,6 @@ use crate::cred::CurrentRules;
 use crate::cred::login::{Challenge, KeyChallenge, Wanted};
 use crate::cred::{Identity, Password, PublicKey, Refusal, Token};
 
-/// How many passwords of one connection are checked at once.
-const CHECKS: usize = 4;
-/// How many refusals of one connection wait for their time before no more of its messages are read.
-const REFUSALS: usize = 64;
-/// How many questions of one connection wait for an answer before no more of its messages are read. Password checks, which
-/// have a limit of their own, do not count.
-const QUESTIONS: usize = 4;
-
 /// An object of log-in that the client holds.
 enum LoginObject {
     /// Waits for a proof. It may be answered more than once.
@@ -385,7 +377,8 @@ impl Login {
         let wanted = Wanted::parse(&arguments.text(0, "username")?);
         let password = Zeroizing::new(arguments.text(1, "password")?);
         let mind = arguments.mind(2, "mind")?;
-        if self.pending.iter().filter(|(_, pending)| pending.checks).count() >= CHECKS {
+        if self.pending.iter().filter(|(_, pending)| pending.checks).count() >= self.policy.limits.checks_per_connection
+        {
             let asked = Asked::new(call, Era::New, wanted, Mind::Nothing, now);
             return Ok(self.delay(&asked, Some(not_checked(Refusal::Busy))));
         }
@@ -544,8 +537,9 @@ impl Login {
     /// Whether so many questions wait that no more messages are to be read.
     #[must_use]
     pub(crate) fn is_full(&self) -> bool {
+        // Password checks have a limit of their own.
         let questions = self.pending.iter().filter(|(_, of)| !of.checks).count();
-        questions >= QUESTIONS || self.delayed.len() >= REFUSALS
+        questions >= self.policy.limits.questions || self.delayed.len() >= self.policy.limits.refusals
     }
 
     /// Whether no question waits for an answer.

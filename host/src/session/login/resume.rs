@@ -88,7 +88,7 @@ impl Login {
     /// The proof was wrong, or was not looked at: whoever it was is told when all are, whatever the reason.
     pub(super) fn delay(&mut self, asked: &Asked, failure: Option<Failure>) -> Step {
         if asked.answer {
-            self.delayed.push(Delayed { at: asked.came + self.policy.refusal, request: asked.request, failure });
+            self.delayed.push(Delayed { at: asked.came + self.policy.limits.refusal, request: asked.request, failure });
         }
         Step::Wait
     }

@@ -1,7 +1,7 @@
 //! What log-in asks, is answered, and answers with.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use pb::Failure;
 
@@ -9,6 +9,7 @@ use super::super::attachments::Era;
 use super::super::mind::{GivenMind, Mind};
 use crate::cred::login::{Challenge, KeyChallenge};
 use crate::cred::{Identity, Key, Password, PublicKey, Refusal, Token};
+use crate::session::Limits;
 
 /// The time, twice: to measure by, and in seconds since 1970.
 #[derive(Debug, Clone, Copy)]
@@ -26,8 +27,8 @@ pub(crate) struct Policy {
     pub(crate) stock: bool,
     /// Whether nobody can listen on the way, so that passwords and tokens are taken: TLS, or one machine.
     pub(crate) private: bool,
-    /// How long after it came a refusal leaves, whatever its reason.
-    pub(crate) refusal: Duration,
+    /// How long after it came a refusal leaves, whatever its reason; and how much may wait.
+    pub(crate) limits: Arc<Limits>,
     /// Who has logged in by a service's own door, and is the only one that can be logged in here.
     /// Boxed: few have it.
     pub(crate) within: Option<Box<ProvenBefore>>,

@@ -283,7 +283,7 @@ impl Pair {
         let meter = Arc::default();
         let rules = CurrentRules::new(rules);
         let context = SessionContext { number: CONNECTION, backends, entry, meter, rules: Arc::clone(&rules) };
-        let policy = Policy { stock: true, private: true, refusal: limits.refusal, within: None };
+        let policy = Policy { stock: true, private: true, limits: Arc::new(limits), within: None };
         let mut identities = BTreeMap::new();
         for name in ["alice", "bob"] {
             let mut identity = Identity::new(name).unwrap();

@@ -4,16 +4,13 @@
 //! only what takes away is committed: services, logins and the trail of others would fill the room in no time.
 
 use std::fs;
-use std::io::Write as _;
+use std::io::{Read as _, Seek as _, SeekFrom};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use rustix::fs::{FallocateFlags, fallocate, statvfs};
 use rustix::io::Errno;
-
-/// How much is kept back, in bytes.
-pub(super) const RESERVE: u64 = 16 << 20;
 
 /// How often it is looked whether there is room again.
 const AGAIN: Duration = Duration::from_secs(1);
@@ -34,6 +31,8 @@ enum State {
 #[derive(Debug)]
 pub(super) struct Reserve {
     path: PathBuf,
+    /// How much is kept back, in bytes.
+    size: u64,
     state: State,
     looked: Option<Instant>,
     /// How much room there is beside a file, in bytes.
@@ -44,20 +43,30 @@ impl Reserve {
     /// What there is beside this store; none is made.
     pub(super) fn beside(store: &Path) -> Self {
         let path = path(store);
-        let state = match fs::metadata(&path) {
-            Ok(file) if file.len() >= RESERVE => State::Held,
-            Ok(_) => State::Spent,
-            Err(_) => State::None,
+        let (size, state) = match fs::metadata(&path) {
+            Ok(file) if file.len() > 0 => (file.len(), State::Held),
+            Ok(_) => (0, State::Spent),
+            Err(_) => (0, State::None),
         };
-        Self { path, state, looked: None, room }
+        Self { path, size, state, looked: None, room }
     }
 
-    /// Makes it, if it is not there.
-    pub(super) fn make(&mut self) {
-        if self.state == State::Held {
-            return;
+    /// Keeps back this much from now on, in bytes. If there is no room for more, what is kept back stays.
+    pub(super) fn set_size(&mut self, size: u64) {
+        let before = std::mem::replace(&mut self.size, size);
+        if self.state != State::Held {
+            return self.make();
         }
-        match allocate(&self.path) {
+        if before != size
+            && let Err(error) = resize(&self.path, before, size)
+        {
+            self.size = before;
+            tracing::warn!(%error, "cannot reserve {size} bytes of disk space: {before} stay reserved");
+        }
+    }
+
+    fn make(&mut self) {
+        match allocate(&self.path, self.size) {
             Ok(()) => self.state = State::Held,
             Err(error) => {
                 self.empty();
@@ -89,10 +98,10 @@ impl Reserve {
     pub(super) fn is_spent(&mut self, make_room: impl FnOnce()) -> bool {
         if self.state == State::Spent && self.looked.is_none_or(|at| at.elapsed() >= AGAIN) {
             self.looked = Some(Instant::now());
-            if (self.room)(&self.path) < 2 * RESERVE {
+            if (self.room)(&self.path) < 2 * self.size {
                 make_room();
             }
-            if (self.room)(&self.path) >= 2 * RESERVE {
+            if (self.room)(&self.path) >= 2 * self.size {
                 self.make();
             }
             if self.state == State::Held {
@@ -115,14 +124,30 @@ fn room(path: &Path) -> u64 {
     statvfs(folder).map_or(0, |about| about.f_bavail.saturating_mul(about.f_frsize))
 }
 
-fn allocate(path: &Path) -> std::io::Result<()> {
-    let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
-    match fallocate(&file, FallocateFlags::empty(), 0, RESERVE) {
+fn allocate(path: &Path, size: u64) -> std::io::Result<()> {
+    let file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
+    fill(&file, 0, size)
+}
+
+/// Makes the file longer or shorter. If it cannot, the file stays as it is.
+fn resize(path: &Path, before: u64, size: u64) -> std::io::Result<()> {
+    let file = fs::OpenOptions::new().write(true).open(path)?;
+    if size < before {
+        return file.set_len(size);
+    }
+    fill(&file, before, size).inspect_err(|_| {
+        // Shorter is always possible; if not, more is reserved than was asked for.
+        let _ = file.set_len(before);
+    })
+}
+
+/// Has blocks from here to there.
+fn fill(mut file: &fs::File, from: u64, to: u64) -> std::io::Result<()> {
+    match fallocate(file, FallocateFlags::empty(), from, to - from) {
         // A file system that cannot: written instead.
         Err(Errno::OPNOTSUPP) => {
-            for _ in 0..RESERVE >> 20 {
-                file.write_all(&[0; 1 << 20])?;
-            }
+            file.seek(SeekFrom::Start(from))?;
+            std::io::copy(&mut std::io::repeat(0).take(to - from), &mut file)?;
             file.sync_all()
         }
         done => Ok(done?),
@@ -133,7 +158,7 @@ fn allocate(path: &Path) -> std::io::Result<()> {
 impl Reserve {
     /// One that is in use, on a disk without room.
     pub(super) fn spent(store: &Path) -> Self {
-        Self { path: path(store), state: State::Spent, looked: None, room: |_| 0 }
+        Self { path: path(store), size: 16 << 20, state: State::Spent, looked: None, room: |_| 0 }
     }
 
     /// There is room again.

@@ -96,7 +96,7 @@ fn data_are_ordered_and_have_a_version() {
     write(1, &[("in/c", Some("4")), ("in/a", None)]).unwrap();
     let read = |from: &str, to: Option<&str>, limit, reverse| {
         let to = to.map(|to| to.as_bytes().to_vec());
-        let range = Range { from: from.as_bytes().to_vec(), to, limit, reverse };
+        let range = Range { from: from.as_bytes().to_vec(), to, limit, reverse, bytes: usize::MAX };
         let found = wait(|done| store.data("mail", &range, done)).unwrap();
         let keys: Vec<String> = found.entries.iter().map(|(key, _)| String::from_utf8(key.clone()).unwrap()).collect();
         (keys.join(" "), found.more, found.version)
@@ -105,6 +105,12 @@ fn data_are_ordered_and_have_a_version() {
     assert_eq!(read("in/", None, 10, true), ("out/a in/c in/b".to_owned(), false, 2));
     assert_eq!(read("", None, 1, false), ("in/b".to_owned(), true, 2));
     assert_eq!(read("", None, 0, false), (String::new(), true, 2));
+    // Each entry has five bytes or six; one comes whatever it has.
+    for (bytes, found) in [(0, 1), (5, 1), (9, 1), (10, 2), (15, 2), (16, 3)] {
+        let range = Range { from: Vec::new(), to: None, limit: 10, reverse: false, bytes };
+        let answer = wait(|done| store.data("mail", &range, done)).unwrap();
+        assert_eq!((answer.entries.len(), answer.more), (found, found < 3), "{bytes} bytes");
+    }
 }
 
 #[test]
@@ -289,7 +295,7 @@ fn while_the_reserve_is_in_use_only_revocations_commit() {
     let results = Arc::new(Mutex::new(Vec::new()));
     let job = |writes: Vec<Write>| {
         let results = Arc::clone(&results);
-        Job { writes, done: Box::new(move |result| results.lock().push(result.is_ok())), makes_reserve: false }
+        Job { writes, done: Box::new(move |result| results.lock().push(result.is_ok())), reserves: None }
     };
     let group = || {
         vec![
@@ -310,7 +316,7 @@ fn while_the_reserve_is_in_use_only_revocations_commit() {
     writer.commit(vec![job(vec![state("alice", 0, b"a state")])]);
     assert_eq!(*results.lock(), [true]);
     let kept = fs::metadata(reserve::path(&path)).unwrap();
-    assert_eq!(kept.len(), reserve::RESERVE);
+    assert_eq!(kept.len(), 16 << 20);
     assert!(saved(&store, "alice").is_some());
 }
 
@@ -319,12 +325,23 @@ fn a_host_reserves_disk_space_and_finds_it_at_the_next_start() {
     let (folder, store) = store();
     let path = reserve::path(&folder.path().join("store.db"));
     assert!(!path.exists(), "a command keeps none");
-    store.keep_room();
-    commit(&store, vec![state("alice", 0, b"a state")]).unwrap();
-    let file = fs::metadata(&path).unwrap();
-    use std::os::unix::fs::{MetadataExt, PermissionsExt};
-    assert!(file.blocks() * 512 >= reserve::RESERVE, "blocks are taken, not only a length");
-    assert_eq!(file.permissions().mode() & 0o777, 0o600);
+    let reserved = |store: &SqliteStore, bytes: u64| {
+        store.keep_room(bytes);
+        commit(store, vec![Write::Audit(Event::new("x"))]).unwrap();
+        let file = fs::metadata(&path).unwrap();
+        use std::os::unix::fs::{MetadataExt, PermissionsExt};
+        assert!(file.blocks() * 512 >= file.len(), "blocks are taken, not only a length");
+        assert_eq!(file.permissions().mode() & 0o777, 0o600);
+        file.len()
+    };
+    // The operator may want more, or less: there is what was there before, if there is no room for more.
+    for bytes in [4 << 20, 2 << 20, 2 << 20, 5 << 20] {
+        assert_eq!(reserved(&store, bytes), bytes);
+    }
+    assert_eq!(reserved(&store, 1 << 60), 5 << 20, "no disk has so much");
+    drop(store);
+    let store = open(&folder.path().join("store.db"));
+    assert_eq!(reserved(&store, 3 << 20), 3 << 20, "what is there at the next start is known");
 }
 
 /// Lines of the trail that were dropped leave no room behind that only the store can use: also in a store of before.

@@ -125,8 +125,8 @@ impl Writer {
 
     /// Commits a group: each job whole or not at all, whatever becomes of the others, unless the disk refuses all.
     pub(super) fn commit(&mut self, group: Vec<Job>) {
-        if group.iter().any(|job| job.makes_reserve) {
-            self.reserve.make();
+        if let Some(bytes) = group.iter().rev().find_map(|job| job.reserves) {
+            self.reserve.set_size(bytes);
         }
         // What a commit that failed has left in the log is given back.
         let connection = &self.connection;

@@ -78,10 +78,11 @@ fn one_that_nobody_has_is_known_to_the_next_code_and_not_had() {
 fn each_connection_has_its_share_of_what_is_handed_over() {
     let copies = |count: usize, size: usize| vec![vec![0u8; size]; count];
     let all = BTreeMap::from([(1, copies(70, 1 << 20)), (2, copies(3, 1 << 20)), (3, copies(1, 40 << 20))]);
-    let share = (MOST_CARRIED / 3) >> 20;
-    assert_eq!(shared_out(all).len() >> 20, share + 3, "one has too much, one is too large");
+    let most = 64 << 20;
+    let share = (most / 3) >> 20;
+    assert_eq!(shared_out(all, most).len() >> 20, share + 3, "one has too much, one is too large");
     let all = BTreeMap::from([(1, copies(60, 1 << 20)), (2, copies(3, 1 << 20))]);
-    assert_eq!(shared_out(all).len() >> 20, 63, "it is all that there is");
+    assert_eq!(shared_out(all, most).len() >> 20, 63, "it is all that there is");
 }
 
 #[test]
@@ -94,7 +95,7 @@ fn changes_are_bounded_for_each_connection_and_room_comes_back() {
         core.copies.all.borrow_mut().insert(*boat, Copy { kept: Kept::Waits(waits), ..Copy::lost() });
     }
     let arguments = jelly::to_vec(&("x".repeat(10_000),)).unwrap();
-    let told = |boat: u64| core.copies.observed(boat, "name", &arguments).is_ok();
+    let told = |boat: u64| core.copies.observed(boat, "name", &arguments, 64 << 10).is_ok();
     let kept = boats[..10].iter().filter(|boat| told(**boat)).count();
     assert_eq!(kept, 6, "what one connection may keep");
     assert!(told(boats[10]), "another has its own");
@@ -112,7 +113,7 @@ fn changes_are_bounded_for_each_connection_and_room_comes_back() {
     jelly::token::list(&mut refers, 2);
     jelly::token::bytes(&mut refers, b"remote");
     jelly::token::uint(&mut refers, BOAT);
-    assert!(core.copies.observed(boats[10], "captain", &refers).is_err());
+    assert!(core.copies.observed(boats[10], "captain", &refers, 64 << 10).is_err());
     core.copies.clear();
     assert!(core.copies.changes.borrow().is_empty());
 }
