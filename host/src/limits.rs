@@ -71,10 +71,10 @@ settings! {
     "connections" Count 1..=1_000_000, [connections], "connections in all";
     "per_source" Count 1..=1_000_000, [per_source], "connections from one address";
     "gate" Bytes 1_048_576..=16 * GIB, [slots.gate.all], "calls that wait for one service; of one identity a quarter of that";
-    "gate.each" Bytes 1_024..=GIB, [slots.gate.each], "the same, of one identity when all of that is taken";
+    "gate_each" Bytes 1_024..=GIB, [slots.gate.each], "calls of one identity that wait for one service, also when the gate is full";
     "checks" Count 8..=100_000, [checks], "password checks that wait, a quarter of them for sources of earlier logins";
-    "checks.per_source" Count 1..=10_000, [checks_per_source], "password checks that wait, of one source";
-    "checks.per_connection" Count 1..=1_000, [checks_per_connection], "password checks that wait, of one connection";
+    "checks_per_source" Count 1..=10_000, [checks_per_source], "password checks that wait, of one source";
+    "checks_per_connection" Count 1..=1_000, [checks_per_connection], "password checks that wait, of one connection";
     "questions" Count 1..=1_000, [questions], "steps of a connection's logins that wait, beyond which it is not read";
     "refusals" Count 1..=10_000, [refusals], "refusals of a connection that wait for their time, beyond which it is not read";
     "known_sources" Count 100..=100_000_000, [known_sources], "sources of earlier logins that are remembered";
@@ -86,7 +86,7 @@ settings! {
     "rate" Count 1..=1_000_000, [message.1], "bytes a second at which a message has to come, and answers have to be read";
     "grace" Time 0..=3_600_000, [grace], "time for calls under way when the host stops";
     "orphans" Time 0..=86_400_000, [slots.services.orphans], "time for calls whose clients have gone";
-    "orphans.calls" Count 1..=1_000_000, [slots.services.orphan_calls], "such calls of one identity, for each service";
+    "orphan_calls" Count 1..=1_000_000, [slots.services.orphan_calls], "calls of one identity whose clients have gone, for each service";
     "calls" Count 1..=1_000_000, [after.calls], "calls of a connection under way";
     "parked" Bytes 1_024..=GIB, [after.parked], "calls of a connection that wait for others";
     "attachments" Count 1..=1_000_000, [after.attachments], "attachments of a connection";
@@ -98,22 +98,22 @@ settings! {
     "unread" Bytes 1_024..=GIB, [after.unread], "unread answers, beyond which calls of a connection wait";
     "backlog" Bytes 65_536..=GIB, [backlog], "unread answers, beyond which a client is disconnected";
     "copied" Bytes 1_024..=GIB, [copied], "states of a client's cached objects that services keep";
-    "copied.changes" Bytes 0..=GIB, [slots.services.changes], "changes to a client's cached objects that no service has asked for yet";
-    "copied.handed_over" Bytes 0..=GIB, [slots.services.copies], "copies of clients' cached objects that a reload hands over";
+    "copied_changes" Bytes 0..=GIB, [slots.services.changes], "changes to a client's cached objects that no service has asked for yet";
+    "copied_handed_over" Bytes 0..=GIB, [slots.services.copies], "copies of clients' cached objects that a reload hands over";
     "item" Bytes 1_024..=1_073_741_823, [after.jelly.item], "one string, or elements of one list; Twisted takes 655,360";
     "expression" Bytes 4_096..=GIB, [after.jelly.expression], "one message";
     "depth" Count 16..=256, [after.jelly.depth], "nesting of one message";
     "values" Count 64..=100_000_000, [after.jelly.values], "values in one message, shared ones counted each time";
-    "before_login.item" Bytes 256..=655_360, [before.jelly.item], "the same, before login";
-    "before_login.expression" Bytes 1_024..=8_388_608, [before.jelly.expression], "the same, before login";
-    "before_login.depth" Count 8..=128, [before.jelly.depth], "the same, before login";
-    "before_login.values" Count 32..=1_000_000, [before.jelly.values], "the same, before login";
-    "before_login.calls" Count 1..=1_000, [before.calls], "the same, before login";
-    "before_login.parked" Bytes 1_024..=1_048_576, [before.parked], "the same, before login";
-    "before_login.attachments" Count 1..=1_000, [before.attachments], "the same, before login";
-    "before_login.unanswered" Count 1..=1_000, [before.unanswered], "the same, before login";
+    "before_login.item" Bytes 256..=655_360, [before.jelly.item], "one string, or elements of one list, before login";
+    "before_login.expression" Bytes 1_024..=8_388_608, [before.jelly.expression], "one message, before login";
+    "before_login.depth" Count 8..=128, [before.jelly.depth], "nesting of one message, before login";
+    "before_login.values" Count 32..=1_000_000, [before.jelly.values], "values in one message, before login";
+    "before_login.calls" Count 1..=1_000, [before.calls], "calls of a connection under way, before login";
+    "before_login.parked" Bytes 1_024..=1_048_576, [before.parked], "calls of a connection that wait for others, before login";
+    "before_login.attachments" Count 1..=1_000, [before.attachments], "attachments of a connection, before login";
+    "before_login.unanswered" Count 1..=1_000, [before.unanswered], "calls by services that a client has not answered, before login";
     "before_login.objects" Count 2..=1_024, [before.references], "challenges that a connection has";
-    "before_login.unread" Bytes 1_024..=1_048_576, [before.unread], "the same, before login";
+    "before_login.unread" Bytes 1_024..=1_048_576, [before.unread], "unread answers, beyond which calls of a connection wait, before login";
     "doors.arriving" Count 1..=1_000_000, [arriving.0], "connections of a service's listener that wait for the service";
     "doors.arriving_time" Time 1_000..=3_600_000, [arriving.1], "how long each of them waits";
     "doors.unread" Bytes 65_536..=16 * GIB, [slots.services.unread], "unread output of all clients of a service's doors, beyond which each has 16 KiB";
@@ -253,21 +253,23 @@ pub fn of_host(refusal: Duration, settings: &Settings) -> Result<Limits, LimitEr
 }
 
 /// Limits that are the whole host's, and no listener's.
-const OF_HOST: [&str; 11] = [
+const OF_HOST: [&str; 13] = [
     "memory",
     "state",
     "gate",
-    "gate.each",
+    "gate_each",
     "checks",
-    "checks.per_source",
+    "checks_per_source",
     "known_sources",
     "reserve",
     "grace",
-    "copied.changes",
-    "copied.handed_over",
+    "orphans",
+    "orphan_calls",
+    "copied_changes",
+    "copied_handed_over",
 ];
 /// The same, by what their names begin with.
-const GROUPS_OF_HOST: [&str; 4] = ["orphans", "doors.", "data.", "worker."];
+const GROUPS_OF_HOST: [&str; 3] = ["doors.", "data.", "worker."];
 
 fn is_of_host(name: &str) -> bool {
     OF_HOST.contains(&name) || GROUPS_OF_HOST.iter().any(|group| name.starts_with(group))
@@ -401,6 +403,22 @@ mod tests {
         ] {
             assert_eq!(changed(name, value).unwrap_err().to_string(), said);
         }
+    }
+
+    /// In TOML a name is written as it is shown, and all of them can stand in one section.
+    #[test]
+    fn names_are_written_in_toml_as_they_are_shown() {
+        let default = Limits::default();
+        let shown = |setting: &Setting| {
+            let value = setting.unit.shown((setting.get)(&default));
+            if setting.unit == Unit::Count { value } else { format!("{value:?}") }
+        };
+        let lines: Vec<String> = SETTINGS.iter().map(|one| format!("{} = {}", one.name, shown(one))).collect();
+        let text = format!("[limits]\n{}\n[limits.more.of]\nthem = 5\n", lines.join("\n"));
+        let mut settings: Settings = toml_edit::de::from_str(&text).unwrap();
+        assert!(settings.limits.remove("more.of.them").is_some(), "a section of its own is another way to write it");
+        assert_eq!(settings.limits.len(), SETTINGS.len());
+        assert_eq!(with(default, &settings.limits), Ok(default));
     }
 
     /// ARCHITECTURE.md lists every limit, and says of each how it is set.

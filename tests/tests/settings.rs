@@ -148,8 +148,8 @@ fn running_services_take_up_their_limits() {
         let over = |limit: &str| limit.to_owned();
         for (section, add, send) in [
             ("", None, None),
-            ("state = 1500\n\"data.value\" = 1024", Some(over("1500")), Some(over("1024"))),
-            ("state = \"1 MiB\"\n\"data.value\" = \"256 MiB\"", None, None),
+            ("state = 1500\ndata.value = 1024", Some(over("1500")), Some(over("1024"))),
+            ("state = \"1 MiB\"\ndata.value = \"256 MiB\"", None, None),
         ] {
             limits(&host.home, section);
             host.home.run(&["reload"], "");

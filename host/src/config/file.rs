@@ -6,7 +6,7 @@ use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 use toml_edit::{DocumentMut, Item};
 
 use super::marks::TlsListen;
@@ -109,6 +109,7 @@ pub struct Settings {
     /// `[state]`
     pub state: StateSection,
     /// `[limits]`: by name; `limits` reads them.
+    #[serde(deserialize_with = "flat")]
     pub limits: BTreeMap<String, LimitValue>,
     /// `[audit]`
     pub audit: AuditSection,
@@ -153,6 +154,7 @@ pub struct PbSection {
     /// Whether errors tell clients where in a service's code they were made.
     pub tracebacks: bool,
     /// Limits of these listeners alone, in place of those of `[limits]`.
+    #[serde(deserialize_with = "flat")]
     pub limits: BTreeMap<String, LimitValue>,
 }
 
@@ -194,6 +196,7 @@ pub struct MultiServiceSection {
     /// As in `[pb]`.
     pub tracebacks: bool,
     /// As in `[pb]`.
+    #[serde(deserialize_with = "flat")]
     pub limits: BTreeMap<String, LimitValue>,
 }
 
@@ -286,6 +289,34 @@ pub enum LimitValue {
     Number(u64),
     /// One with a unit.
     Text(String),
+}
+
+/// What stands under one key of `[limits]`.
+#[derive(Deserialize)]
+#[serde(
+    untagged,
+    expecting = "a limit is a whole number from 0 on, or one with its unit as a text: \"512 MiB\", \"30 s\""
+)]
+enum LimitEntry {
+    Value(LimitValue),
+    /// Several, whose names begin with that key and a dot: `data.value = 5`, or `[limits.data]`.
+    Section(BTreeMap<String, LimitEntry>),
+}
+
+/// Limits by their whole names.
+fn flat<'de, D: Deserializer<'de>>(deserializer: D) -> Result<BTreeMap<String, LimitValue>, D::Error> {
+    fn put(before: &str, section: BTreeMap<String, LimitEntry>, all: &mut BTreeMap<String, LimitValue>) {
+        for (key, entry) in section {
+            let name = format!("{before}{key}");
+            match entry {
+                LimitEntry::Value(value) => drop(all.insert(name, value)),
+                LimitEntry::Section(section) => put(&format!("{name}."), section, all),
+            }
+        }
+    }
+    let mut all = BTreeMap::new();
+    put("", BTreeMap::deserialize(deserializer)?, &mut all);
+    Ok(all)
 }
 
 /// `[tls]`
