@@ -50,6 +50,7 @@ impl Service for Diary {
             .route("/away", get(away))
             .route("/stream", get(stream))
             .route("/large", get(large))
+            .route("/long", get(long))
             .with_state(site);
         let streams = context.listen_public("http")?;
         context.spawn(web::serve(context.clone(), streams, web::guard(pages)));
@@ -68,6 +69,11 @@ impl Writer {
             tokio::task::yield_now().await;
         }
         Ok(())
+    }
+
+    /// How many have begun.
+    fn made(&self, context: &Context<Diary>) -> Result<u64> {
+        context.service()?.read(|diary| diary.waiting)
     }
 
     /// Lets them go on.
@@ -128,6 +134,13 @@ async fn stream(State(site): State<Site>, visitor: Visitor, headers: HeaderMap) 
 async fn large(State(site): State<Site>, visitor: Visitor, headers: HeaderMap) -> Vec<u8> {
     name(&site, &visitor, &headers).await;
     vec![b'x'; LARGE]
+}
+
+/// Longer than most.
+async fn long(State(site): State<Site>, visitor: Visitor, headers: HeaderMap) -> Result<String, web::Failed> {
+    let name = name(&site, &visitor, &headers).await;
+    site.here.write(|diary| diary.waiting += 1)?;
+    Ok(format!("the diary of {name}\n{}", "x".repeat(16 << 10)))
 }
 
 struct Browser<'h> {
@@ -243,4 +256,62 @@ fn what_is_taken_away_while_a_page_leaves_ends_it_there() {
     host.revoke("alice");
     let rest = page.rest().expect("it ends");
     assert!(rest.len() < LARGE, "{} bytes", rest.len());
+}
+
+/// What was asked for behind other pages is made while these leave, and leaves behind them.
+#[test]
+fn a_pipelined_page_that_lost_its_login_does_not_leave() {
+    for taken_away in [false, true] {
+        let host = host();
+        let cookie = signed_in(&host).cookie;
+        let bob = host.attach("bob").expect("he is let in");
+        let mut browser = host.connect("http").expect("a connection");
+        // More than the socket, and what is behind it, keep.
+        let head = format!("GET /long HTTP/1.1\r\nHost: h\r\nCookie: {cookie}\r\n");
+        let all = format!("{}{head}Connection: close\r\n\r\n", format!("{head}\r\n").repeat(63));
+        browser.send(all).expect("it is sent");
+        // As many are made as find room; nothing is read.
+        let (mut before, mut begun) = (0, 1);
+        while begun > before || begun == 0 {
+            host.settle().expect("it does what it can");
+            (before, begun) = (begun, bob.call::<u64>("made", ()).expect("a number"));
+        }
+        assert!(begun < 64, "all found room");
+        if taken_away {
+            host.revoke("alice");
+        }
+        let shown = browser.rest().expect("an answer").matches("the diary of alice").count() as u64;
+        match taken_away {
+            false => assert_eq!(shown, 64),
+            true => assert!((1..begun).contains(&shown), "{shown} of {begun} have left"),
+        }
+    }
+}
+
+/// The times of a message are the client's: what a page takes to be made is not counted.
+#[test]
+fn a_page_may_work_longer_than_a_message_may_come() {
+    // Longer than any message may come, shorter than a request may take; and longer than both.
+    for (head, body, seconds, status) in [
+        ("GET", "", 40, "200 OK"),
+        ("POST", "a body that the page does not read", 40, "200 OK"),
+        ("GET", "", 61, "408 Request Timeout"),
+    ] {
+        let host = TestHost::<Diary>::start_paused().expect("it starts");
+        let mut browser = host.connect("http").expect("a connection");
+        let length = body.len();
+        browser
+            .send(format!(
+                "{head} /slow HTTP/1.1\r\nHost: h\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n{body}"
+            ))
+            .expect("it is sent");
+        let bob = host.attach("bob").expect("he is let in");
+        bob.call::<()>("begun", (1,)).expect("it begins");
+        for _ in 0..seconds {
+            host.advance(Duration::from_secs(1)).expect("time goes by");
+        }
+        bob.call::<()>("open", ()).expect("it goes on");
+        let answer = browser.rest().expect("an answer");
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status}\r\n")), "{head} {seconds} s: {answer}");
+    }
 }

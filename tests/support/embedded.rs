@@ -162,6 +162,11 @@ impl Trier {
         values.len()
     }
 
+    /// This many numbers.
+    fn row(&self, count: u64) -> Vec<u64> {
+        (0..count).collect()
+    }
+
     /// This many bytes.
     fn blob(&self, size: usize) -> plugin_api::Bytes {
         plugin_api::Bytes(vec![b'x'; size])
@@ -338,6 +343,16 @@ impl Embedded {
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.listener.address()
+    }
+
+    /// Opens a listener more, which has one thread for all who are inside.
+    ///
+    /// # Panics
+    /// When there is no port, or no thread.
+    #[must_use]
+    pub fn listen_with_one_thread(&self) -> Listener {
+        let socket = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+        self.root.listen_on(socket, 1, None).expect("a thread")
     }
 
     /// Stops the service, behind all that it was given.

@@ -3,7 +3,7 @@
 
 use std::io::Write;
 use std::net::TcpStream;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use credhost::session::Limits;
 use jelly::token;
@@ -151,6 +151,37 @@ fn after_login_too_deep_is_an_error_and_too_long_closes() {
     client.answer(request);
     client.send(Ok(client.perspective), "echo", &tuple(&string(655_361)));
     assert!(client.message().is_none(), "it closes");
+}
+
+/// A large answer is scanned in parts, and whoever else is served by the same thread has their turn between two of them. As a
+/// control, the same bytes are scanned in one go.
+#[test]
+fn others_have_their_turn_while_an_answer_is_scanned() {
+    const NUMBERS: u64 = 650_000;
+    let host = Embedded::start(Limits::default());
+    let listener = host.listen_with_one_thread();
+    let mut alice = RawClient::login(listener.address(), "alice");
+    let mut bob = RawClient::login_as(listener.address(), "bob", "bob");
+    let bytes = jelly::to_vec(&(0..NUMBERS).collect::<Vec<u64>>()).expect("it can be written");
+    let began = Instant::now();
+    let mut scanner = jelly::Scanner::new(jelly::Shape::Value, jelly::Limits::default());
+    assert!(scanner.scan(&bytes).expect("it is Banana").is_some());
+    let whole = began.elapsed();
+    let request = alice.begin("row", &(NUMBERS,));
+    let longest = std::thread::scope(|scope| {
+        let reading = scope.spawn(move || alice.answer(request).root().items().count());
+        let mut longest = Duration::ZERO;
+        while !reading.is_finished() {
+            // The host itself answers this, on the thread that scans.
+            let began = Instant::now();
+            let request = bob.send(Err("root"), "nosuch", &EMPTY);
+            bob.error(request);
+            longest = longest.max(began.elapsed());
+        }
+        assert_eq!(reading.join().expect("it is read"), NUMBERS as usize);
+        longest
+    });
+    assert!(longest < whole / 3, "bob waited for {longest:?}; the scan in one go takes {whole:?}");
 }
 
 #[test]

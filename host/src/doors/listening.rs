@@ -402,6 +402,30 @@ mod tests {
     }
 
     #[test]
+    fn each_client_has_a_little_though_the_listener_is_full() {
+        let folder = tempfile::tempdir().unwrap();
+        let address = format!("unix:{}", folder.path().join("socket").display());
+        let listening =
+            Listening::open(ListenerSettings::at("chat", "irc", &address).unwrap(), &Inherited::default()).unwrap();
+        assert!(listening.buffers(usize::MAX >> 1, false), "nothing is said of how much there may be");
+        listening.has_less(usize::MAX >> 1);
+        listening.set_most(100);
+        assert!(listening.buffers(100, false) && !listening.buffers(1, false));
+        assert!(listening.buffers(32 << 10, true), "a little is always there");
+        assert!(!listening.buffers(1, false), "and it counts");
+        listening.has_less(32 << 10);
+        assert!(!listening.buffers(1, false));
+        listening.has_less(1);
+        assert!(listening.buffers(1, false));
+        // Those who wait for the service have a limit of their own, until it takes them.
+        let source = IpAddr::from([127, 0, 0, 1]);
+        (1..=2).for_each(|number| drop(listening.hold(number)));
+        assert!(listening.admit(source, true, false, 2).is_none() && listening.admit(source, true, false, 3).is_some());
+        listening.take(SlotNo(1), 1, false, false);
+        assert!(listening.admit(source, true, false, 2).is_some());
+    }
+
+    #[test]
     fn what_a_host_has_left_is_put_out_of_the_way_and_nothing_else() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("socket");
